@@ -1,0 +1,1 @@
+"""What the documents state, measured: `make bench`. Run it on a quiet machine."""

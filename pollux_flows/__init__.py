@@ -1,0 +1,71 @@
+"""Prompts and sources to LLM providers, as Prefect flows.
+
+Every name loads what it needs when it is first used: importing this package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pollux_flows.caching.create import create_cache
+    from pollux_flows.config import Config, RetryPolicy
+    from pollux_flows.errors import (
+        APIError,
+        CacheError,
+        ConfigurationError,
+        DeferredNotReadyError,
+        InternalError,
+        PlanningError,
+        PolluxError,
+        RateLimitError,
+        SourceError,
+    )
+    from pollux_flows.handles import CacheHandle
+    from pollux_flows.options import Options
+    from pollux_flows.pipeline.run import run, run_many
+    from pollux_flows.result import ResultEnvelope
+    from pollux_flows.source import Source
+
+__all__ = [
+    "APIError",
+    "CacheError",
+    "CacheHandle",
+    "Config",
+    "ConfigurationError",
+    "DeferredNotReadyError",
+    "InternalError",
+    "Options",
+    "PlanningError",
+    "PolluxError",
+    "RateLimitError",
+    "ResultEnvelope",
+    "RetryPolicy",
+    "Source",
+    "SourceError",
+    "create_cache",
+    "run",
+    "run_many",
+]
+
+_HOMES = {
+    "config": ("Config", "RetryPolicy"),
+    "source": ("Source",),
+    "options": ("Options",),
+    "result": ("ResultEnvelope",),
+    "handles": ("CacheHandle",),
+    "pipeline.run": ("run", "run_many"),
+    "caching.create": ("create_cache",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "errors")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,166 @@
+"""What a run leaves for a person to look at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
+
+from pollux_flows.config import Target
+from pollux_flows.result import ResultEnvelope
+from pollux_flows.source import Source
+
+_PROGRESS_EVERY_S: Final = 2.0
+# A page that a browser still opens; the whole envelope is the run's result.
+_SHOWN: Final = 50
+_LONGEST_SHOWN: Final = 4000
+_LONGEST_CELL: Final = 300
+
+
+async def leave_answers(kind: str, prompts: Sequence[str | None], target: Target, envelope: ResultEnvelope) -> None:
+    """One page: what was asked, what was answered, what it took."""
+    await acreate_markdown_artifact(
+        markdown=answers_page(prompts, target, envelope),
+        key=f"pollux-{kind}",
+        description=_headline(len(prompts), target, [envelope]),
+    )
+
+
+async def leave_grid(
+    prompts: Sequence[str | None],
+    sources: Sequence[Source],
+    target: Target,
+    envelopes: Sequence[ResultEnvelope],
+) -> None:
+    """One page: a row a source, a column a prompt."""
+    await acreate_markdown_artifact(
+        markdown=grid_page(prompts, sources, target, envelopes),
+        key="pollux-broadcast",
+        description=_headline(len(prompts) * len(sources), target, envelopes),
+    )
+
+
+@asynccontextmanager
+async def progress(total: int, description: str) -> AsyncIterator[Callable[[], None]]:
+    """A progress bar in the UI for what takes longer than a moment. Call what it yields once per finished step."""
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+
+    async def show() -> None:
+        await asyncio.sleep(_PROGRESS_EVERY_S)
+        bar = await acreate_progress_artifact(progress=_percent(done, total), description=f"{description}, of {total}")
+        try:
+            while True:
+                await asyncio.sleep(_PROGRESS_EVERY_S)
+                await aupdate_progress_artifact(bar, progress=_percent(done, total))
+        finally:
+            await asyncio.shield(aupdate_progress_artifact(bar, progress=_percent(done, total)))
+
+    shown = asyncio.create_task(show())
+    try:
+        yield count
+    finally:
+        shown.cancel()
+        with suppress(asyncio.CancelledError):
+            await shown
+
+
+def answers_page(prompts: Sequence[str | None], target: Target, envelope: ResultEnvelope) -> str:
+    """The Markdown of `leave_answers`."""
+    lines = [*_summary(target, [envelope])]
+    finish_reasons = envelope.metrics.get("finish_reasons", [])
+    for index, prompt in list(enumerate(prompts))[:_SHOWN]:
+        failure = envelope.errors[index] if envelope.errors else None
+        lines += [f"## {index + 1}. {_cell(prompt or '(sources only)', 80)}", ""]
+        if prompt and len(prompt) > 80:  # noqa: PLR2004 (what the heading shows of it)
+            lines += [_quoted(prompt), ""]
+        if failure is not None:
+            lines += [f"**{failure.kind}:** {_cell(failure.message)} {_cell(failure.hint or '')}", ""]
+        if envelope.answers[index]:
+            lines += [_quoted(envelope.answers[index]), ""]
+        if finish_reasons[index] not in {"stop", None}:
+            lines += [f"*finish reason: {finish_reasons[index]}*", ""]
+    if len(prompts) > _SHOWN:
+        lines += [f"… and {len(prompts) - _SHOWN} more, in the result of this run.", ""]
+    lines += _warned([envelope])
+    return "\n".join(lines)
+
+
+def grid_page(
+    prompts: Sequence[str | None],
+    sources: Sequence[Source],
+    target: Target,
+    envelopes: Sequence[ResultEnvelope],
+) -> str:
+    """The Markdown of `leave_grid`."""
+    header = ["Source", *(_cell(prompt or "(no prompt)", 80) for prompt in prompts)]
+    lines = [*_summary(target, envelopes), "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for source, envelope in list(zip(sources, envelopes, strict=True))[:_SHOWN]:
+        cells = [
+            _cell(answer) if envelope.errors is None or (failure := envelope.errors[index]) is None
+            else f"**{failure.kind}:** {_cell(failure.message)}"
+            for index, answer in enumerate(envelope.answers)
+        ]  # fmt: skip
+        lines.append("| " + " | ".join([_cell(source.identifier, 60), *cells]) + " |")
+    if len(sources) > _SHOWN:
+        lines += ["", f"… and {len(sources) - _SHOWN} more sources, in the result of this run."]
+    lines += ["", *_warned(envelopes)]
+    return "\n".join(lines)
+
+
+def _headline(calls: int, target: Target, envelopes: Sequence[ResultEnvelope]) -> str:
+    return f"{target.model}: {calls} call{'' if calls == 1 else 's'}, {_status(envelopes)}"
+
+
+def _status(envelopes: Sequence[ResultEnvelope]) -> str:
+    found = {envelope.status for envelope in envelopes}
+    return "ok" if found <= {"ok"} else "error" if found == {"error"} else "partial"
+
+
+def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
+    usage = {
+        name: sum(envelope.usage.get(name, 0) for envelope in envelopes)
+        for name in dict.fromkeys(name for envelope in envelopes for name in envelope.usage)
+    }
+    rows = {
+        "Model": f"{target.provider} · {target.model}" + (" · simulated" if target.use_mock else ""),
+        "Calls": f"{sum(len(envelope.answers) for envelope in envelopes):,}",
+        "Time": f"{max((envelope.metrics.get('duration_s', 0.0) for envelope in envelopes), default=0.0):.2f} s",
+        "Tokens": ", ".join(f"{count:,} {name.removesuffix('_tokens')}" for name, count in usage.items())
+        or "not reported",
+    }
+    return [
+        f"| Status | {_status(envelopes)} |",
+        "| --- | --- |",
+        *(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
+        "",
+    ]
+
+
+def _warned(envelopes: Sequence[ResultEnvelope]) -> list[str]:
+    warnings = [warning for envelope in envelopes for warning in envelope.diagnostics.get("warnings", [])]
+    shown = [f"- {_cell(warning)}" for warning in warnings[:_SHOWN]]
+    return ["### Warnings", "", *shown, ""] if shown else []
+
+
+def _quoted(text: str) -> str:
+    """As a quotation: whatever Markdown is inside, it stays inside."""
+    if len(text) > _LONGEST_SHOWN:
+        text = text[:_LONGEST_SHOWN] + "\n\n… (cut here; the whole answer is in the result of this run)"
+    return "\n".join(f"> {line}" for line in text.splitlines())
+
+
+def _cell(text: str, longest: int = _LONGEST_CELL) -> str:
+    """On one line, and without what would end a table's cell."""
+    line = " ".join(text.split()).replace("|", "\\|")
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def _percent(done: int, total: int) -> float:
+    return 100.0 * done / total if total else 100.0

@@ -1,0 +1,114 @@
+"""PolluxProvider: who answers, as a block with the key as a secret."""
+
+from __future__ import annotations
+
+from typing import Any, Self, cast
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl, ModelWrapValidatorHandler, SecretStr, model_validator
+
+from pollux_flows.config import KEY_VARIABLES, Config, ProviderName, RetryPolicy, checked_address
+from pollux_flows.errors import ConfigurationError
+
+
+class PolluxProvider(Block):
+    """Which provider and model answer, with which key, and how hard they may be pressed.
+
+    Example:
+        Load a saved provider and ask it something:
+
+        ```python
+        from pollux_flows.blocks import PolluxProvider
+        from pollux_flows.flows import realtime
+
+        provider = PolluxProvider.load("BLOCK_NAME")
+        print(realtime("Why is the sky blue?", provider).text)
+        ```
+    """
+
+    _block_type_name = "Pollux Provider"
+    _block_type_slug = "pollux-provider"
+    _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
+    _description = "A provider and model that answer prompts, with the key as a secret."
+
+    # Field order is part of the block schema's checksum: append new fields, and give them defaults.
+    provider: ProviderName = Field(description="gemini, openai, anthropic, openrouter or local.")
+    model: str = Field(min_length=1, description="The model's name, as the provider spells it.")
+    api_key: SecretStr | None = Field(
+        default=None, description="The key; leave it empty to use the worker's environment."
+    )
+    base_url: str | None = Field(default=None, description="Another address to send to; a local server needs one.")
+    request_concurrency: int = Field(default=6, ge=1, description="How many calls may be under way at once.")
+    retry: RetryPolicy = Field(default_factory=RetryPolicy, description="What to do when a call fails.")
+    timeout_s: float = Field(
+        default=600.0, gt=0, description="The most a call may take, in seconds, waits and retries included."
+    )
+    use_mock: bool = Field(default=False, description="Answer from the simulator instead, for free and without a key.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_the_saved_block(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """A block read back from a run's parameters knows the name it was saved under; pydantic would drop it."""
+        block = handler(data)
+        if isinstance(data, dict) and (name := data.get("_block_document_name")):
+            block._block_document_name = name  # noqa: SLF001
+        return block
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.base_url:
+            checked_address(self.base_url)
+        return self
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Pickled, as for a task that runs elsewhere, the block goes without its key and finds it again by name."""
+        state = super().__getstate__()
+        key = SecretStr("********") if self.api_key else None
+        return {**state, "__dict__": {**state["__dict__"], "api_key": key}}
+
+    @property
+    def name(self) -> str | None:
+        """The name it is saved under."""
+        return self._block_document_name
+
+    async def config(self) -> Config:
+        """The Config for calls made now, with the key from this block, the saved one, or the environment."""
+        key = self.api_key.get_secret_value() if self.api_key else ""
+        if key and not key.strip("*"):
+            key = await self._saved_key()
+        return Config(
+            provider=self.provider,
+            model=self.model,
+            api_key=SecretStr(key) if key else None,
+            base_url=self.base_url or None,
+            use_mock=self.use_mock,
+            request_concurrency=self.request_concurrency,
+            retry=self.retry,
+            timeout_s=float(self.timeout_s),
+        )
+
+    @classmethod
+    async def named(cls, name: str) -> PolluxProvider:
+        """The one saved under that name."""
+        try:
+            return cast(PolluxProvider, await cls.aload(name))
+        except ValueError as error:
+            raise ConfigurationError(
+                f"There is no PolluxProvider called {name!r} on this server: {error}",
+                hint="Save it in the UI under Blocks, or with PolluxProvider(…).save(name).",
+            ) from None
+
+    async def _saved_key(self) -> str:
+        """Prefect shows a secret in a run's parameters as asterisks: the key itself is where it was saved."""
+        if self.name is not None:
+            saved = (await PolluxProvider.named(self.name)).api_key
+            if saved is not None and (key := saved.get_secret_value()).strip("*"):
+                return key
+        try:
+            return Config(provider=self.provider, model=self.model, base_url=self.base_url or None).key() or ""
+        except ConfigurationError:
+            raise ConfigurationError(
+                "This run knows its API key only as asterisks: the PolluxProvider it was given was never saved.",
+                hint=f"Save it once with PolluxProvider(…).save('a-name') and pass PolluxProvider.load('a-name'), "
+                f"or set {KEY_VARIABLES.get(self.provider, 'the key')} where the flow runs.",
+            ) from None

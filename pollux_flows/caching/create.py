@@ -1,0 +1,58 @@
+"""create_cache: have a provider keep content that many prompts will ask about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pollux_flows import capabilities
+from pollux_flows.config import Config
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.handles import CacheHandle
+from pollux_flows.options import Options
+from pollux_flows.pipeline.request import checked_sources
+from pollux_flows.pipeline.retry import Attempts, attempt
+from pollux_flows.providers.session import open_session
+from pollux_flows.source import Source
+
+
+async def create_cache(
+    sources: Sequence[Source],
+    *,
+    config: Config,
+    system_instruction: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
+    ttl_seconds: int = 3600,
+) -> CacheHandle:
+    """Keep sources, system instruction and tools with the provider; pass the handle on in `Options(cache=…)`."""
+    if not isinstance(ttl_seconds, int) or isinstance(ttl_seconds, bool) or ttl_seconds < 1:
+        raise ConfigurationError(f"ttl_seconds is {ttl_seconds!r}.", hint="Write a whole number of seconds, 1 or more.")
+    capabilities.require(config.provider, "persistent_cache")
+    options = Options(system_instruction=system_instruction, tools=tools)
+    kept = checked_sources(sources)
+    capabilities.check(config.target, options, kept)
+    if not kept and not system_instruction and not tools:
+        raise ConfigurationError("There is nothing to keep.", hint="Pass sources, a system_instruction or tools.")
+    async with open_session(config) as session:
+        caches = session.module("caches")
+        # A create that broke off may have been done: asking again could pay for the same content twice.
+        attempts: Attempts[CacheHandle] = await attempt(
+            lambda: session.ask(
+                "cache",
+                caches.create(
+                    session.client,
+                    config.model,
+                    kept,
+                    system_instruction=system_instruction,
+                    declared_tools=tools,
+                    ttl_seconds=ttl_seconds,
+                ),
+            ),
+            policy=config.retry,
+            timeout_s=config.timeout_s,
+            slot=session.slot,
+            repeatable=False,
+        )
+    if attempts.error is not None:
+        attempts.error.provider, attempts.error.phase = config.provider, "cache"
+    return attempts.unwrap()

@@ -1,0 +1,347 @@
+"""What each provider can do, as one table, and the one gate that reads it.
+
+The table is the seeds' capability matrix. Below it stand the few stable facts about model families that a
+provider answers with a 400: refusing them here costs nothing, finding out there costs a run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pollux_flows.config import ProviderName, Target
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.options import Options
+from pollux_flows.source import Source
+
+Support = Literal["yes", "no", "model"]  # "model": the model, the route or the server decides
+
+PROVIDER_ORDER: Final[tuple[ProviderName, ...]] = ("gemini", "openai", "anthropic", "openrouter", "local")
+
+
+@dataclass(frozen=True)
+class Capability:
+    """A row of the matrix: who has it, and what to do where nobody has."""
+
+    title: str
+    support: tuple[Support, Support, Support, Support, Support]  # in PROVIDER_ORDER
+    instead: str = ""
+
+    def of(self, provider: ProviderName) -> Support:
+        return self.support[PROVIDER_ORDER.index(provider)]
+
+
+MATRIX: Final[dict[str, Capability]] = {
+    "text": Capability("Text generation", ("yes", "yes", "yes", "yes", "yes")),
+    "many_prompts": Capability("Many prompts over shared sources", ("yes", "yes", "yes", "yes", "yes")),
+    "local_files": Capability(
+        "Local files",
+        ("yes", "yes", "yes", "yes", "no"),
+        "Read the file and pass its text with Source.from_text.",
+    ),
+    "pdf_urls": Capability(
+        "PDF URLs",
+        ("yes", "yes", "yes", "model", "no"),
+        "Extract the text and pass it with Source.from_text.",
+    ),
+    "image_urls": Capability(
+        "Image URLs", ("yes", "yes", "yes", "model", "no"), "Use a provider that sees images, such as gemini."
+    ),
+    "youtube": Capability(
+        "YouTube URLs", ("yes", "model", "model", "no", "no"), "Use gemini, which watches YouTube itself."
+    ),
+    "persistent_cache": Capability(
+        "Cache handles (`create_cache`)",
+        ("yes", "no", "no", "no", "no"),
+        "Use a provider with persistent_cache (gemini); the others discount repeated prefixes on their own.",
+    ),
+    "implicit_caching": Capability(
+        "Implicit caching (`implicit_caching`)",
+        ("no", "no", "yes", "no", "no"),
+        "Leave implicit_caching out; only anthropic has that switch.",
+    ),
+    "automatic_caching": Capability("Automatic prompt caching by the provider", ("yes", "yes", "no", "model", "model")),
+    "structured_output": Capability("Structured output", ("yes", "yes", "yes", "model", "yes")),
+    "reasoning_output": Capability("Reasoning text", ("yes", "yes", "yes", "model", "model")),
+    "reasoning_effort": Capability(
+        "`reasoning_effort`",
+        ("yes", "yes", "yes", "model", "no"),
+        "Leave reasoning_effort out; the server decides.",
+    ),
+    "reasoning_budget": Capability(
+        "`reasoning_budget_tokens`",
+        ("yes", "no", "yes", "no", "no"),
+        "Use reasoning_effort where the provider has it, or gemini or anthropic.",
+    ),
+    "sampling": Capability(
+        "`temperature`, `top_p`",
+        ("yes", "model", "no", "yes", "yes"),
+        "Leave temperature and top_p out: anthropic's API takes neither since its version 2026-10-21.",
+    ),
+    "deferred": Capability(
+        "Deferred delivery",
+        ("yes", "yes", "yes", "no", "no"),
+        "Use run_many, or gemini, openai or anthropic.",
+    ),
+    "tools": Capability(
+        "Tool calling", ("yes", "yes", "yes", "model", "no"), "Leave tools out, or use another provider."
+    ),
+    "conversation": Capability("Conversations", ("yes", "yes", "yes", "yes", "yes")),
+}
+
+
+def support(provider: ProviderName, capability: str) -> Support:
+    """Whether the provider has it, has it not, or leaves it to the model."""
+    return MATRIX[capability].of(provider)
+
+
+def require(provider: ProviderName, capability: str) -> None:
+    """Refuse what the provider has not."""
+    row = MATRIX[capability]
+    if row.of(provider) == "no":
+        raise ConfigurationError(
+            f"Provider {provider!r} does not support {row.title} ({capability}).", hint=row.instead
+        )
+
+
+def implicit_caching(provider: ProviderName, options: Options, calls: int) -> bool:
+    """Whether the calls ask for prompt caching where the caller did not say.
+
+    A cache write costs a quarter more than plain input. A lone call writes once and what follows reads cheaply;
+    calls side by side would each pay for the write before anyone can read.
+    """
+    if options.implicit_caching is not None:
+        return options.implicit_caching
+    return support(provider, "implicit_caching") == "yes" and calls == 1
+
+
+def check(target: Target, options: Options, sources: Sequence[Source]) -> None:
+    """The gate: refuse, before anything is sent, what cannot be answered. Reads no network."""
+    for capability in _asked_for(options):
+        require(target.provider, capability)
+    for index, source in enumerate(sources):
+        _check_source(target.provider, index, source)
+    for rule in _MODEL_RULES:
+        if rule.provider == target.provider and re.match(rule.models, _bare(target.model)) and rule.asked(options):
+            raise ConfigurationError(f"{target.model} {rule.refuses}", hint=rule.instead)
+    _check_efforts(target, options)
+    _check_cache(target, options, sources)
+    _check_not_built(options)
+
+
+def _asked_for(options: Options) -> Iterator[str]:
+    if options.temperature is not None or options.top_p is not None:
+        yield "sampling"
+    if options.response_schema is not None:
+        yield "structured_output"
+    if options.reasoning_effort is not None:
+        yield "reasoning_effort"
+    if options.reasoning_budget_tokens is not None:
+        yield "reasoning_budget"
+    if options.implicit_caching:
+        yield "implicit_caching"
+    if options.cache is not None:
+        yield "persistent_cache"
+    if options.tools:
+        yield "tools"
+    if options.history is not None or options.continue_from is not None:
+        yield "conversation"
+
+
+_SOURCE_CAPABILITIES: Final = {"file": "local_files", "arxiv": "pdf_urls", "youtube": "youtube"}
+
+
+def _check_source(provider: ProviderName, index: int, source: Source) -> None:
+    if source.source_type in {"text", "json"}:
+        return
+    if source.source_type == "uri":
+        capability = "image_urls" if source.mime_type.startswith("image/") else "pdf_urls"
+    else:
+        capability = _SOURCE_CAPABILITIES[source.source_type]
+    require(provider, capability)
+    raise ConfigurationError(
+        f"sources[{index}] is of type {source.source_type}, which this version cannot send yet.",
+        hint="Pass its text with Source.from_text, or its data with Source.from_json.",
+    )
+
+
+@dataclass(frozen=True)
+class _ModelRule:
+    provider: ProviderName
+    models: str  # a regular expression, matched at the start of the model's name
+    asked: Callable[[Options], object]
+    refuses: str
+    instead: str
+
+
+def _sampling(options: Options) -> bool:
+    return options.temperature is not None or options.top_p is not None
+
+
+def _reasoning(options: Options) -> bool:
+    return options.reasoning_effort is not None or options.reasoning_budget_tokens is not None
+
+
+_OPENAI_LEAST_TOKENS: Final = 16
+_ANTHROPIC_LEAST_BUDGET: Final = 1024
+_CLAUDE_3: Final = r"claude-3-(?!7)"
+_CLAUDE_WITH_EFFORT: Final = r"claude-(opus-(4-[5-9]|[5-9])|sonnet-(4-[6-9]|[5-9])|haiku-[5-9]|fable|mythos)"
+_CLAUDE_ADAPTIVE: Final = r"claude-(opus-(4-[6-9]|[5-9])|sonnet-(4-[6-9]|[5-9])|haiku-[5-9]|fable|mythos)"
+# From Opus 4.7 on, thinking is adaptive: an explicit budget is a 400.
+_CLAUDE_ADAPTIVE_ONLY: Final = r"claude-(opus-(4-[7-9]|[5-9])|sonnet-[5-9]|haiku-[5-9]|fable|mythos)"
+
+_MODEL_RULES: Final = (
+    _ModelRule(
+        "openai",
+        r"(gpt-5(?!.*chat)|o\d)",
+        _sampling,
+        "takes neither temperature nor top_p.",
+        "Leave them out, or use a model such as gpt-4.1-mini.",
+    ),
+    _ModelRule(
+        "openai",
+        r"(gpt-4|gpt-3|chatgpt-4)",
+        lambda options: options.reasoning_effort is not None,
+        "does not reason, so it takes no reasoning_effort.",
+        "Leave reasoning_effort out, or use a model such as gpt-5-mini.",
+    ),
+    _ModelRule(
+        "openai",
+        r"",
+        lambda options: options.max_tokens is not None and options.max_tokens < _OPENAI_LEAST_TOKENS,
+        "refuses max_tokens below 16.",
+        "Write max_tokens=16 or more.",
+    ),
+    _ModelRule(
+        "anthropic",
+        _CLAUDE_3,
+        _reasoning,
+        "does not reason.",
+        "Leave reasoning_effort and reasoning_budget_tokens out, or use a newer Claude.",
+    ),
+    _ModelRule(
+        "anthropic",
+        r"claude-3",
+        lambda options: options.response_schema is not None,
+        "has no structured output.",
+        "Use a newer Claude, or ask for JSON in the prompt.",
+    ),
+    _ModelRule(
+        "anthropic",
+        rf"(?!{_CLAUDE_WITH_EFFORT})",
+        lambda options: options.reasoning_effort is not None,
+        "takes no reasoning_effort.",
+        "Use reasoning_budget_tokens with this model.",
+    ),
+    _ModelRule(
+        "anthropic",
+        rf"(?!{_CLAUDE_ADAPTIVE})",
+        lambda options: options.reasoning_effort == "max",
+        "takes no reasoning_effort 'max'.",
+        "Write high with this model.",
+    ),
+    _ModelRule(
+        "anthropic",
+        rf"(?!{_CLAUDE_ADAPTIVE_ONLY})",
+        lambda options: options.reasoning_effort == "xhigh",
+        "takes no reasoning_effort 'xhigh'.",
+        "Write high with this model.",
+    ),
+    _ModelRule(
+        "anthropic",
+        _CLAUDE_ADAPTIVE_ONLY,
+        lambda options: options.reasoning_budget_tokens,
+        "decides by itself how long to think and takes no reasoning_budget_tokens.",
+        "Use reasoning_effort with this model.",
+    ),
+    _ModelRule(
+        "anthropic",
+        r"",
+        lambda options: (
+            (options.reasoning_effort or options.reasoning_budget_tokens)
+            and options.tool_choice not in (None, "auto", "none")
+        ),
+        "cannot think and be forced to call a tool at once.",
+        "Leave tool_choice at auto, or leave reasoning out.",
+    ),
+    _ModelRule(
+        "gemini",
+        r"(gemini-1|gemini-2\.0|gemma-)",
+        lambda options: options.reasoning_effort or options.reasoning_budget_tokens,
+        "does not think.",
+        "Leave reasoning_effort and reasoning_budget_tokens out, or use gemini-2.5-flash or newer.",
+    ),
+    _ModelRule(
+        "gemini",
+        r"gemini-2",
+        lambda options: options.tools and options.response_schema is not None,
+        "cannot call tools and answer in a schema at once.",
+        "Leave one of them out, or use a Gemini 3 model.",
+    ),
+)
+
+_EFFORTS: Final[dict[ProviderName, tuple[str, ...]]] = {
+    "gemini": ("minimal", "low", "medium", "high", "xhigh"),
+    "openai": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "anthropic": ("low", "medium", "high", "xhigh", "max"),
+    "openrouter": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+}
+
+
+def _check_efforts(target: Target, options: Options) -> None:
+    effort = options.reasoning_effort
+    if effort is not None and effort not in _EFFORTS[target.provider]:
+        raise ConfigurationError(
+            f"reasoning_effort {effort!r} is unknown to {target.provider}.",
+            hint=f"Write one of {', '.join(_EFFORTS[target.provider])}.",
+        )
+    budget = options.reasoning_budget_tokens
+    if target.provider == "anthropic" and budget:
+        if budget < _ANTHROPIC_LEAST_BUDGET:
+            raise ConfigurationError(
+                f"Anthropic refuses a reasoning budget of {budget} tokens.",
+                hint="Write 1024 or more, or 0 for none.",
+            )
+        if options.max_tokens is not None and budget >= options.max_tokens:
+            raise ConfigurationError(
+                f"A reasoning budget of {budget} tokens leaves no room within max_tokens={options.max_tokens}.",
+                hint="Raise max_tokens above the budget: the answer counts against it too.",
+            )
+
+
+def _check_cache(target: Target, options: Options, sources: Sequence[Source]) -> None:
+    """A handle stands for its model, its sources and its instructions: nothing may be said twice."""
+    handle = options.cache
+    if handle is None:
+        return
+    if handle.provider != target.provider or handle.model != target.model:
+        raise ConfigurationError(
+            f"The cache handle {handle.name} belongs to {handle.provider} {handle.model}, "
+            f"not to {target.provider} {target.model}.",
+            hint="Use the provider and model it was made with, or make another with create_cache.",
+        )
+    for name, given in (
+        ("system_instruction", options.system_instruction is not None),
+        ("tools", options.tools is not None),
+        ("sources", bool(sources)),
+    ):
+        if given:
+            raise ConfigurationError(
+                f"{name} cannot go along with a cache handle.",
+                hint=f"Give them to create_cache({name}=…) instead.",
+            )
+
+
+def _check_not_built(options: Options) -> None:
+    for name in ("history", "continue_from"):
+        if getattr(options, name) is not None:
+            raise ConfigurationError(
+                f"This version cannot send {name} yet.", hint="Put what was said before into the prompt."
+            )
+
+
+def _bare(model: str) -> str:
+    """The model's own name: Gemini's may be spelt models/…"""
+    return model.removeprefix("models/")

@@ -1,0 +1,36 @@
+"""pollux-flows: the command. Each command loads what it needs when it is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from pollux_flows import __version__
+
+app = App(
+    name="pollux-flows",
+    help="Prompts and sources to LLM providers, as Prefect flows.",
+    version=__version__,
+    help_format="plaintext",
+)
+
+
+@app.command
+def demo() -> None:
+    """Run the main job offline, on a Prefect server of its own, and show the result."""
+    from pollux_flows.demo import run_demo
+
+    run_demo()
+
+
+@app.command
+def simulator(
+    *,
+    port: Annotated[int, Parameter(help="Where to listen on 127.0.0.1; 0 takes any free port.")] = 4210,
+    latency: Annotated[float, Parameter(help="Seconds to wait before each answer.")] = 0.0,
+) -> None:
+    """Serve the offline provider, which speaks all five wire protocols, until Ctrl-C."""
+    from pollux_flows.simulator import Simulator, run
+
+    run(Simulator(latency_s=latency), port)

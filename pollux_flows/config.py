@@ -1,0 +1,236 @@
+"""Config and RetryPolicy: who answers, and within which limits."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
+from urllib.parse import urlsplit
+
+from pydantic import (
+    Field,
+    SecretStr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from pollux_flows.document import Document
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.plain import Text
+
+ProviderName = Literal["gemini", "openai", "anthropic", "openrouter", "local"]
+PROVIDERS: Final[tuple[ProviderName, ...]] = get_args(ProviderName)
+
+KEY_VARIABLES: Final[dict[ProviderName, str]] = {
+    "gemini": "GEMINI_API_KEY",
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "openrouter": "OPENROUTER_API_KEY",
+}
+URL_VARIABLES: Final[dict[ProviderName, str]] = {
+    "gemini": "GOOGLE_GEMINI_BASE_URL",
+    "openai": "OPENAI_BASE_URL",
+    "anthropic": "ANTHROPIC_BASE_URL",
+    "openrouter": "OPENROUTER_BASE_URL",
+    "local": "POLLUX_LOCAL_BASE_URL",
+}
+
+_LIKE_A_NAME: Final = re.compile("[A-Za-z _-]{1,20}")
+
+
+class RetryPolicy(Document):
+    """How often, and for how long, a failed call is tried again.
+
+    `max_elapsed_s` bounds the time one call may spend waiting between its attempts; the time the provider
+    takes to answer counts against `Config.timeout_s` alone. A provider that asks for more patience than
+    either allows is not asked again.
+    """
+
+    max_attempts: StrictInt = Field(default=3, ge=1, le=1000, description="Attempts in all, the first included.")
+    initial_delay_s: StrictFloat = Field(default=0.5, ge=0, description="The first wait, in seconds.")
+    backoff_multiplier: StrictFloat = Field(default=2.0, gt=0, description="How much longer each wait is.")
+    max_delay_s: StrictFloat = Field(default=5.0, ge=0, description="The longest wait we choose ourselves.")
+    jitter: StrictBool = Field(default=True, description="Wait a random part of the delay, so that calls spread.")
+    max_elapsed_s: StrictFloat | None = Field(
+        default=15.0, ge=0, description="The most one call may wait in all; empty for no bound."
+    )
+
+
+class Target(Document):
+    """Who answers: the part of a Config that the answer depends on. It holds no key and needs none."""
+
+    provider: ProviderName
+    model: Text
+    base_url: Text | None = None
+    use_mock: StrictBool = False
+
+
+class Config(Document):
+    """Which provider and model answer, with which key, and how hard they may be pressed.
+
+    The key comes from `api_key`, or else from the provider's own variable, or else from a `.env` file. It is
+    kept in memory only: it is no part of the JSON, the pickle, the repr or the equality of a Config.
+    """
+
+    provider: ProviderName = Field(description="gemini, openai, anthropic, openrouter or local.")
+    model: Text = Field(min_length=1, description="The model's name, as the provider spells it.")
+    api_key: SecretStr | None = Field(
+        default=None, strict=True, exclude=True, repr=False, description="The key, if not in the environment."
+    )
+    base_url: Text | None = Field(default=None, description="Another address to send to.")
+    use_mock: StrictBool = Field(default=False, description="Answer from the simulator, in process and for free.")
+    request_concurrency: StrictInt = Field(
+        default=6, ge=1, le=10_000, description="How many calls may be under way at once."
+    )
+    retry: RetryPolicy = Field(default_factory=RetryPolicy, description="What to do when a call fails.")
+    timeout_s: StrictFloat = Field(
+        default=600.0, gt=0, description="The most a call may take, waits and retries included."
+    )
+
+    if TYPE_CHECKING:  # a key may be given as the string it is
+
+        def __init__(
+            self,
+            *,
+            provider: ProviderName,
+            model: str,
+            api_key: SecretStr | str | None = None,
+            base_url: str | None = None,
+            use_mock: bool = False,
+            request_concurrency: int = 6,
+            retry: RetryPolicy = ...,
+            timeout_s: float = 600.0,
+        ) -> None: ...
+
+    @field_validator("provider", mode="before")
+    @classmethod
+    def _known_provider(cls, value: Any) -> Any:
+        if value not in PROVIDERS:
+            # Only what looks like a provider's name is quoted: what else lands here by mistake may be a key.
+            shown = f" {value!r}" if isinstance(value, str) and _LIKE_A_NAME.fullmatch(value) else ""
+            raise ConfigurationError(f"Unknown provider{shown}.", hint=f"Write one of {', '.join(PROVIDERS)}.")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _model_says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ConfigurationError("model is blank.", hint="Write the model's name as the provider spells it.")
+        return value.strip()
+
+    @field_validator("base_url")
+    @classmethod
+    def _usable_address(cls, value: str | None) -> str | None:
+        return None if value is None or not value.strip() else checked_address(value.strip())
+
+    @model_validator(mode="after")
+    def _complete(self, info: ValidationInfo) -> Self:
+        if self.use_mock:
+            return self
+        if self.base_url is None and (address := from_environment(URL_VARIABLES[self.provider])):
+            _fill(self, "base_url", checked_address(address))
+        if self.provider == "local":
+            if self.base_url is None:
+                raise ConfigurationError(
+                    "The local provider needs to know where your server listens.",
+                    hint="Pass Config(base_url='http://127.0.0.1:8000/v1') or set POLLUX_LOCAL_BASE_URL.",
+                )
+        elif self.api_key is None and (key := from_environment(KEY_VARIABLES[self.provider])):
+            _fill(self, "api_key", SecretStr(key))
+        # A Config that was read back from JSON describes who answers; whoever makes the call must hold the key,
+        # whoever only looks at the document need not.
+        if info.mode != "json":
+            self.key()
+        if self.api_key is not None:
+            _check_key(self.api_key.get_secret_value(), self.provider)
+        return self
+
+    @property
+    def target(self) -> Target:
+        """Who answers, without the key and the limits."""
+        return Target(provider=self.provider, model=self.model, base_url=self.base_url, use_mock=self.use_mock)
+
+    def key(self) -> str | None:
+        """The key for a call made now: None for a server that asks for none."""
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        if self.use_mock or self.provider == "local":
+            return None
+        variable = KEY_VARIABLES[self.provider]
+        raise ConfigurationError(
+            f"There is no API key for {self.provider}.",
+            hint=f"Set {variable}, put it into a .env file, or pass Config(api_key=…). "
+            "To try things without a key, pass use_mock=True.",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled as its JSON, it leaves the key behind and looks for one in the environment where it arrives.
+        return type(self).model_validate_json, (self.model_dump_json(),)
+
+    def __repr_args__(self) -> Any:
+        yield from super().__repr_args__()
+        yield "api_key", "[REDACTED]" if self.api_key is not None else None
+
+
+def from_environment(name: str) -> str | None:
+    """The variable's value, from the environment or else from a `.env` file; None when blank or absent."""
+    if value := os.environ.get(name, "").strip():
+        return value
+    # Read, not loaded: other people's variables in that file stay out of this process's environment.
+    from dotenv import dotenv_values, find_dotenv  # costs 10 ms, needed only when a variable is missing
+
+    file = find_dotenv(usecwd=True)
+    try:
+        return (dotenv_values(file).get(name) or "").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{file} cannot be read ({type(error).__name__}).", hint=f"Make it readable UTF-8 text, or set {name}."
+        ) from None
+
+
+def checked_address(value: str) -> str:
+    """`value` as a base URL without a trailing slash, or a ConfigurationError that says what is wrong."""
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, urlsplit("")
+    # urlsplit() overlooks line breaks; whoever sends to the address would not.
+    if parts.scheme not in {"http", "https"} or not host or not value.isprintable() or " " in value:
+        raise ConfigurationError(
+            "base_url is not an http address.", hint="Write it whole, such as 'http://127.0.0.1:8000/v1'."
+        )
+    if parts.username is not None or parts.password is not None or "?" in value or "#" in value:
+        # A base URL travels in plain JSON and logs; a key has no business in it.
+        raise ConfigurationError(
+            "base_url holds a user name, a password, a query or a fragment.",
+            hint="Write only scheme, host, port and path; pass the key as api_key.",
+        )
+    return value.rstrip("/")
+
+
+def _check_key(key: str, provider: ProviderName) -> None:
+    if key.strip("*") == "":
+        variable = KEY_VARIABLES.get(provider)
+        raise ConfigurationError(
+            "The API key is a row of asterisks, which is how Prefect shows a key, not the key itself."
+            if key
+            else "The API key is empty.",
+            hint=f"Set {variable}, or save the key in a PolluxProvider block and load that block."
+            if variable
+            else "Leave api_key out if your server asks for none.",
+        )
+    if not key.isascii() or not key.isprintable() or key != key.strip():
+        raise ConfigurationError(
+            "The API key has characters that no HTTP header can carry (a line break or a space, perhaps).",
+            hint="Copy it again, without quotes or spaces around it.",
+        )
+
+
+def _fill(config: Config, field: str, value: Any) -> None:
+    """Complete a frozen Config while it is being made."""
+    config.__dict__[field] = value

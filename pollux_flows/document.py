@@ -1,0 +1,95 @@
+"""Document: plain data that goes through JSON and comes back equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.plain import mended
+
+
+class Document(BaseModel):
+    """A frozen model whose mistakes are told in words when it is made.
+
+    Two documents are equal when their JSON is: what a document holds beside its JSON (a key, a live
+    class) is never part of what it says.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    refusal: ClassVar[type[PolluxError]] = ConfigurationError
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            problem = _describe(cls, error)
+        # Raised out here, so that Pydantic's error, which quotes the input and maybe a key, is not even its context.
+        raise cls.refusal(problem)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **settings: Any) -> Self:
+        """The document that this JSON describes."""
+        try:
+            return super().model_validate_json(json_data, **settings)
+        except ValidationError as error:  # it is no JSON at all: validators have not seen it
+            problem = _describe(cls, error)
+        raise cls.refusal(problem)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; with changes, it is looked at like any other document."""
+        copied = super().model_copy(deep=deep)
+        return type(self).model_validate({**dict(copied), **update}) if update else copied
+
+    if not TYPE_CHECKING:  # type checkers know of `frozen`, and better without these
+
+        def __setattr__(self, name: str, value: object) -> None:
+            raise self._unchangeable()
+
+        def __delattr__(self, name: str) -> None:
+            raise self._unchangeable()
+
+    def _unchangeable(self) -> PolluxError:
+        kind = type(self).__name__
+        return self.refusal(f"{kind} cannot be changed.", hint="Make another, or a copy with model_copy(update={…}).")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Document) or type(self) is not type(other):
+            return NotImplemented
+        return self.model_dump_json() == other.model_dump_json()
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+class Record(Document):
+    """A document that is kept: another version may read it, and much of its text was written by a provider."""
+
+    # A newer version may have added fields.
+    model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, data: Any) -> Any:
+        return mended(data)
+
+
+def _describe(cls: type[BaseModel], error: ValidationError) -> str:
+    problems = []
+    for item in error.errors(include_input=False, include_url=False, include_context=False):
+        where = ".".join(str(step) for step in item["loc"])
+        if item["type"] == "extra_forbidden":
+            allowed = ", ".join(cls.model_fields)
+            problems.append(f"{where} is not a field of {cls.__name__}; its fields are {allowed}")
+        elif item["type"] == "missing":
+            problems.append(f"{where} is missing")
+        else:
+            said = item["msg"].removeprefix("Value error, ")
+            said = said[:1].lower() + said[1:]
+            problems.append(f"{where}: {said}" if where else said)
+    return f"{cls.__name__} is not usable: {'; '.join(problems)}."

@@ -1,0 +1,94 @@
+"""Everything that can go wrong, as one tree.
+
+    PolluxError
+    ├── ConfigurationError      a Config, Options or feature that cannot work; nothing was sent
+    ├── SourceError             a source that is missing, unreadable or malformed
+    ├── PlanningError           a request that could not be turned into calls
+    ├── InternalError           a bug in this package
+    ├── DeferredNotReadyError   the provider is still working on the job
+    └── APIError                a provider said no, or said nothing
+        ├── RateLimitError      too many requests, for now
+        └── CacheError          a cache handle could not be made or used
+
+Each error says what was wrong and, in `hint`, what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ErrorCategory = Literal["rate_limit", "auth", "capacity", "context_overflow", "network"]
+
+
+class PolluxError(Exception):
+    """The root: catch this to catch all."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        # Only the message goes into `args`: the rest lives in `__dict__`, so that the default pickling,
+        # which calls the class with `args` and then restores `__dict__`, brings every subclass back whole.
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class ConfigurationError(PolluxError):
+    """A Config, Options or combination that cannot work. Raised before anything is sent."""
+
+
+class SourceError(PolluxError):
+    """A source that is missing, unreadable or malformed."""
+
+
+class PlanningError(PolluxError):
+    """A request that could not be turned into calls."""
+
+
+class InternalError(PolluxError):
+    """A bug in this package: please report it."""
+
+
+class DeferredNotReadyError(PolluxError):
+    """The provider is still working on the job."""
+
+
+class APIError(PolluxError):
+    """A provider refused a call, failed at it, or could not be reached.
+
+    `retryable` says whether the same request may succeed later. `outcome_unknown` is true when the request
+    had left this machine and no readable answer came back: the provider may have done, and billed, the work.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        retryable: bool | None = None,
+        status_code: int | None = None,
+        retry_after_s: float | None = None,
+        provider: str | None = None,
+        phase: str | None = None,
+        call_idx: int | None = None,
+        error_category: ErrorCategory | None = None,
+        outcome_unknown: bool = False,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retryable = retryable
+        self.status_code = status_code
+        self.retry_after_s = retry_after_s
+        self.provider = provider
+        self.phase = phase
+        self.call_idx = call_idx
+        self.error_category = error_category
+        self.outcome_unknown = outcome_unknown
+
+
+class RateLimitError(APIError):
+    """The provider wants fewer requests, for now."""
+
+
+class CacheError(APIError):
+    """A cache handle could not be made or used."""

@@ -1,0 +1,89 @@
+"""The two forms of a flow: one to call, one to await. Both run async code.
+
+Prefect's own sync flows end by waiting up to a second for their heartbeat thread, and every run connects to the
+server three or four times. These do neither: the sync form runs an async flow to its end, and both share one
+connection among all that a run does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
+
+from prefect import Flow, runtime
+from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.serializers import Serializer
+from prefect.utilities.asyncutils import run_coro_as_sync
+
+from pollux_flows.serializer import DOCUMENTS
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _FlowSettings(TypedDict):
+    persist_result: bool
+    result_serializer: Serializer[Any]
+
+
+_STORED: Final[_FlowSettings] = {"persist_result": True, "result_serializer": DOCUMENTS}
+
+
+class _Form(Flow[P, R], Generic[P, R]):
+    def with_options(self, *args: Any, **kwargs: Any) -> Any:
+        changed = super().with_options(*args, **kwargs)
+        changed.__class__ = type(self)  # Prefect makes a plain Flow of it, which would be called the other way
+        return changed
+
+
+class AsyncForm(_Form[P, Coroutine[Any, Any, R]]):
+    """A flow to await."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _on_one_connection(super().__call__(*args, **kwargs))
+
+
+class SyncForm(_Form[P, R]):
+    """A flow to call, although its function is async."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run = cast(Coroutine[Any, Any, Any], super().__call__(*args, **kwargs))
+        return run_coro_as_sync(_on_one_connection(run))
+
+
+def async_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]:
+    """Make an async function a flow to await; `kind` is its name."""
+    return lambda function: AsyncForm(function, name=kind, flow_run_name=_named(kind), **_STORED)
+
+
+def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, R]]:
+    """Make an async function a flow to call; `kind` is its name."""
+    # To Prefect the function is async, to the caller the flow is not: no type says both.
+    return lambda function: SyncForm(cast(Any, function), name=kind, flow_run_name=_named(kind), **_STORED)
+
+
+async def _on_one_connection(run: Coroutine[Any, Any, R]) -> R:
+    with SyncClientContext.get_or_create():
+        async with AsyncClientContext.get_or_create():
+            return await run
+
+
+def _named(kind: str) -> Callable[[], str]:
+    """A run's name in the UI, such as `fan-out · gemini-2.5-flash-lite · 12 prompts`."""
+
+    def name() -> str:
+        parameters = runtime.flow_run.parameters
+        about = [_counted(parameters, "sources", least=2), _counted(parameters, "prompts", least=0)]
+        return " · ".join([kind, _model(parameters.get("provider")), *filter(None, about)])
+
+    return name
+
+
+def _model(provider: Any) -> str:
+    model = provider.get("model") if isinstance(provider, dict) else getattr(provider, "model", None)
+    return str(model or "?")
+
+
+def _counted(parameters: dict[str, Any], name: str, *, least: int) -> str:
+    count = len(parameters[name]) if name in parameters else -1
+    return "" if count < least else f"{count} {name if count != 1 else name.removesuffix('s')}"

@@ -1,0 +1,229 @@
+"""Options: how to answer."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+
+from pollux_flows.config import PROVIDERS
+from pollux_flows.document import Document
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.handles import CacheHandle
+from pollux_flows.plain import JsonObject, Text, plain
+
+_IMPORT_STRING: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_TOOL_FIELDS: Final = {"name": str, "description": str, "parameters": dict, "strict": bool}
+_TOKENS: Final = 2**31 - 1  # what the providers' own counters hold
+
+
+class _SchemaInForms:
+    """Shows `response_schema` in JSON Schemas (and so in forms) as what can be typed there."""
+
+    def __get_pydantic_json_schema__(self, _core: Any, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]}
+
+
+def _schema_as_json(value: type[BaseModel] | dict[str, Any] | str | None) -> dict[str, Any] | str | None:
+    """A class travels by its import string; one that no other process can import, as the JSON Schema it stands for."""
+    if not isinstance(value, type):
+        return value
+    name = f"{value.__module__}:{value.__qualname__}"
+    try:
+        importable = value.__module__ != "__main__" and _find_model(name) is value
+    except ConfigurationError:
+        importable = False
+    return name if importable else value.model_json_schema()
+
+
+class Options(Document):
+    """How to answer. What is left empty is left to the provider."""
+
+    system_instruction: Text | None = Field(default=None, description="What the model is told before the prompt.")
+    response_schema: Annotated[Any, PlainSerializer(_schema_as_json), _SchemaInForms()] = Field(
+        default=None,
+        description="The answer's shape: a Pydantic model, its import string (my_pkg.models:Invoice), a JSON Schema.",
+    )
+    tools: list[JsonObject] | None = Field(
+        default=None, description="Functions the model may ask for: name, description, parameters, strict."
+    )
+    tool_choice: Literal["auto", "required", "none"] | dict[str, str] | None = Field(
+        default=None, description="auto, required, none, or {'name': …} for one of the tools."
+    )
+    temperature: StrictFloat | None = Field(default=None, ge=0, le=2, description="From 0 (steady) to 2 (wild).")
+    top_p: StrictFloat | None = Field(default=None, gt=0, le=1, description="The share of likely words to choose from.")
+    reasoning_effort: Text | None = Field(default=None, description="How hard to think: low, medium, high, …")
+    reasoning_budget_tokens: StrictInt | None = Field(
+        default=None, ge=0, le=_TOKENS, description="How many tokens thinking may take."
+    )
+    history: list[JsonObject] | None = Field(default=None, description="The conversation so far.")
+    continue_from: JsonObject | None = Field(default=None, description="An earlier envelope to go on from.")
+    max_tokens: StrictInt | None = Field(default=None, gt=0, le=_TOKENS, description="The longest answer, in tokens.")
+    cache: CacheHandle | None = Field(default=None, description="A cache handle to answer from.")
+    implicit_caching: StrictBool | None = Field(default=None, description="Anthropic's prompt caching, on or off.")
+    provider_options: dict[str, JsonObject] | None = Field(
+        default=None,
+        description="Fields for one provider's request, by provider, as that provider spells them.",
+    )
+
+    @field_validator("response_schema")
+    @classmethod
+    def _usable_schema(cls, value: Any) -> Any:
+        if isinstance(value, str) and _IMPORT_STRING.fullmatch(value):
+            _check_model(_find_model(value))
+        elif isinstance(value, type) and issubclass(value, BaseModel):
+            _check_model(value)
+        elif isinstance(value, dict):
+            return plain(value)
+        elif value is not None:
+            raise ConfigurationError(
+                f"response_schema cannot be {value!r}."
+                if isinstance(value, str)
+                else f"response_schema cannot be of type {type(value).__name__}.",
+                hint="Pass a Pydantic model class, a JSON Schema dict, or an import string like "
+                "'my_pkg.models:Invoice'.",
+            )
+        return value
+
+    @field_validator("reasoning_effort")
+    @classmethod
+    def _effort_in_lower_case(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ConfigurationError("reasoning_effort is blank.", hint="Write low, medium or high, or leave it out.")
+        return value.strip().lower() if value else value
+
+    @field_validator("tools")
+    @classmethod
+    def _usable_tools(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        names = [_check_tool(index, tool) for index, tool in enumerate(value or [])]
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise ConfigurationError(
+                f"Two tools are called {doubled.pop()!r}.", hint="Give each tool a name of its own."
+            )
+        return value
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _usable_choice(cls, value: Any) -> Any:
+        one = isinstance(value, dict) and value.keys() == {"name"} and isinstance(value["name"], str)
+        if value is None or one or (isinstance(value, str) and value in {"auto", "required", "none"}):
+            return value
+        raise ConfigurationError(
+            "tool_choice is neither auto, required, none nor a tool's name.",
+            hint="Write 'auto', 'required', 'none' or {'name': 'the_tool'}.",
+        )
+
+    @field_validator("history")
+    @classmethod
+    def _turns_have_roles(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        for index, turn in enumerate(value or []):
+            if not isinstance(turn.get("role"), str):
+                raise ConfigurationError(
+                    f"history[{index}] says not whose turn it was.",
+                    hint="Write {'role': 'user', 'content': …}; roles are user, assistant and tool.",
+                )
+        return value
+
+    @field_validator("provider_options")
+    @classmethod
+    def _known_providers(cls, value: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, Any]] | None:
+        if unknown := set(value or {}) - set(PROVIDERS):
+            raise ConfigurationError(
+                f"provider_options has no provider {min(unknown)!r}.",
+                hint=f"Its keys are {', '.join(PROVIDERS)}.",
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.reasoning_effort is not None and self.reasoning_budget_tokens is not None:
+            raise ConfigurationError(
+                "reasoning_effort and reasoning_budget_tokens exclude each other.", hint="Keep one of them."
+            )
+        if self.history is not None and self.continue_from is not None:
+            raise ConfigurationError("history and continue_from exclude each other.", hint="Keep one of them.")
+        names = {tool["name"] for tool in self.tools or []}
+        if self.tool_choice is not None and not names:
+            raise ConfigurationError(
+                "tool_choice is set, but there are no tools.", hint="Pass tools, or leave tool_choice out."
+            )
+        if isinstance(self.tool_choice, dict) and self.tool_choice["name"] not in names:
+            raise ConfigurationError(
+                f"tool_choice names {self.tool_choice['name']!r}, which is not among the tools.",
+                hint=f"The tools are {', '.join(sorted(names))}.",
+            )
+        return self
+
+    def response_model(self) -> type[BaseModel] | None:
+        """The Pydantic model the answer becomes, if it is one."""
+        if isinstance(self.response_schema, str):
+            return _find_model(self.response_schema)
+        return self.response_schema if isinstance(self.response_schema, type) else None
+
+    def response_json_schema(self) -> dict[str, Any] | None:
+        """The shape of the answer as JSON Schema."""
+        if model := self.response_model():
+            return model.model_json_schema()
+        schema: dict[str, Any] | None = self.response_schema
+        return schema
+
+
+def _find_model(name: str) -> type[BaseModel]:
+    hint = "Write package.module:Model, and install the package where the flow runs."
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for step in path.split("."):
+            found = getattr(found, step)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a module may do anything when it is imported)
+        raise ConfigurationError(
+            f"response_schema {name!r} cannot be imported here: {type(error).__name__}: {error}.", hint=hint
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        raise ConfigurationError(f"response_schema {name!r} is no Pydantic model.", hint=hint)
+    return found
+
+
+def _check_model(model: type[BaseModel]) -> None:
+    try:
+        plain(model.model_json_schema())
+    except Exception as error:  # noqa: BLE001 (a model may write its schema itself)
+        raise ConfigurationError(
+            f"{model.__name__} has no JSON Schema to send as response_schema: {error}",
+            hint="Keep to fields that JSON has: text, numbers, booleans, lists, dicts and models of them.",
+        ) from None
+
+
+def _check_tool(index: int, tool: dict[str, Any]) -> str:
+    name = tool.get("name")
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"tools[{index}] has no usable name: {name!r}.",
+            hint="Write {'name': …, 'description': …, 'parameters': {JSON Schema}}; names have letters, digits, _, -.",
+        )
+    if unknown := tool.keys() - _TOOL_FIELDS:
+        raise ConfigurationError(
+            f"tools[{index}] ({name}) has an unknown field {min(unknown)!r}.",
+            hint=f"A tool's fields are {', '.join(sorted(_TOOL_FIELDS))}.",
+        )
+    for field, value in tool.items():
+        if not isinstance(value, _TOOL_FIELDS[field]):
+            raise ConfigurationError(
+                f"The {field} of tool {name!r} is of type {type(value).__name__}.",
+                hint=f"Write a {_TOOL_FIELDS[field].__name__}, or leave it out.",
+            )
+    return name

@@ -1,0 +1,1 @@
+"""The four phases, Request → Plan → Execute → Extract, as plain async Python."""

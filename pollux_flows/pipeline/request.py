@@ -1,0 +1,97 @@
+"""Request: what the caller wants, validated and in one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pollux_flows import capabilities
+from pollux_flows.config import Target
+from pollux_flows.document import Document
+from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.options import Options
+from pollux_flows.plain import Text
+from pollux_flows.providers import validation
+from pollux_flows.source import Source
+
+T = TypeVar("T")
+
+
+class Request(Document):
+    """Prompts and sources, known to be answerable by the provider as far as can be told without asking it.
+
+    Every prompt is asked about all sources together, or, with `each_source`, about each of them by itself.
+    """
+
+    prompts: list[Text | None]
+    sources: list[Source]
+    each_source: bool = False
+    target: Target
+    options: Options
+
+
+def make_request(
+    prompts: str | Sequence[str | None] | None,
+    *,
+    target: Target,
+    sources: Sequence[Source] = (),
+    options: Options | None = None,
+    each_source: bool = False,
+) -> Request:
+    """Validate and normalise. No prompts at all is a legal request for nothing; `None` is one call without a prompt."""
+    request = Request(
+        prompts=_prompts(prompts),
+        sources=checked_sources(sources),
+        each_source=each_source,
+        target=target,
+        options=Options() if options is None else _typed("options", options, Options),
+    )
+    if None in request.prompts and not (request.sources or request.options.cache):
+        raise ConfigurationError("There is nothing to send: no prompt and no source.", hint="Write a prompt.")
+    _check_schema(request.options)
+    capabilities.check(request.target, request.options, request.sources)
+    return request
+
+
+def _prompts(prompts: Any) -> list[str | None]:
+    if prompts is None or isinstance(prompts, str):
+        prompts = [prompts]
+    if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Sequence):
+        raise ConfigurationError(
+            f"prompts cannot be a {type(prompts).__name__}.", hint="Pass a string or a list of strings."
+        )
+    for index, prompt in enumerate(prompts):
+        where = "The prompt" if len(prompts) == 1 else f"prompts[{index}]"
+        if prompt is not None and not isinstance(prompt, str):
+            raise ConfigurationError(f"{where} is a {type(prompt).__name__}.", hint="Pass a string.")
+        if prompt is not None and not prompt.strip():
+            raise ConfigurationError(f"{where} is blank.", hint="Write what the model should do, or leave it out.")
+    return list(prompts)
+
+
+def checked_sources(sources: Any) -> list[Source]:
+    """The sources as a list, or an error that says which one is none."""
+    if isinstance(sources, Source | str) or not isinstance(sources, Sequence):
+        raise SourceError(f"sources is a {type(sources).__name__}.", hint="Pass a list of Source objects.")
+    for index, source in enumerate(sources):
+        if not isinstance(source, Source):
+            raise SourceError(
+                f"sources[{index}] is a {type(source).__name__}.",
+                hint="Wrap it: Source.from_text(…) for text, Source.from_file(…) for a file.",
+            )
+    return list(sources)
+
+
+def _typed(name: str, value: Any, wanted: type[T]) -> T:
+    if not isinstance(value, wanted):
+        raise ConfigurationError(f"{name} is a {type(value).__name__}.", hint=f"Pass {wanted.__name__}(…).")
+    return value
+
+
+def _check_schema(options: Options) -> None:
+    # A class made its own schema; what a person wrote by hand is looked at before it is paid for.
+    if isinstance(options.response_schema, dict) and (problem := validation.check(options.response_schema)):
+        raise ConfigurationError(f"response_schema is no usable JSON Schema: {problem}", hint="Correct it there.")
+    for tool in options.tools or []:
+        if problem := validation.check(tool.get("parameters", {})):
+            raise ConfigurationError(f"The parameters of tool {tool['name']!r} are no usable JSON Schema: {problem}")

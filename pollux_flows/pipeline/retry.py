@@ -1,0 +1,116 @@
+"""Retry: the one place where a failed request is made again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar, cast
+
+from pollux_flows.config import RetryPolicy
+from pollux_flows.errors import APIError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Attempts(Generic[T]):
+    """How an operation went: its result or its last error, and what that took."""
+
+    result: T | None = None
+    error: APIError | None = None
+    number: int = 0
+    unknown: int = 0
+    waited_s: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def unwrap(self) -> T:
+        """The result; the error is raised."""
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.result)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+
+async def attempt(
+    operation: Callable[[], Awaitable[T]],
+    *,
+    policy: RetryPolicy,
+    timeout_s: float,
+    slot: AbstractAsyncContextManager[object],
+    repeatable: bool = True,
+) -> Attempts[T]:
+    """Try until it works, until trying is pointless, or until time is up.
+
+    The slot is held while a request is under way and given back while waiting, so that a call that was told
+    to come back later keeps nobody else from going ahead. The clock starts when the slot is first held: waiting
+    for a turn is not the provider's time. What is not `repeatable` is tried again only if it was surely not done.
+    """
+    attempts: Attempts[T] = Attempts()
+    while True:
+        async with slot:
+            if attempts.number == 0:
+                attempts.started = time.monotonic()
+            elif attempts.elapsed_s >= timeout_s:
+                return attempts  # time ran out while it stood in line: what failed before is what there is to say
+            attempts.number += 1
+            try:
+                async with asyncio.timeout(max(0.0, timeout_s - attempts.elapsed_s)):
+                    attempts.result = await operation()
+                attempts.error = None
+            except APIError as error:
+                attempts.error = error
+            except TimeoutError:
+                attempts.error = _no_answer_in_time(timeout_s)
+        if attempts.error is None:
+            return attempts
+        attempts.unknown += attempts.error.outcome_unknown
+        if attempts.error.outcome_unknown and not repeatable:
+            return attempts
+        if not attempts.error.retryable or attempts.number >= policy.max_attempts:
+            return attempts
+        delay = _delay(policy, attempts)
+        if not _worth_waiting(delay, policy, timeout_s, attempts):
+            return attempts
+        await asyncio.sleep(delay)
+        attempts.waited_s += delay
+
+
+def _delay(policy: RetryPolicy, attempts: Attempts[T]) -> float:
+    """Our own back-off, or what the provider asked for where that is longer. Never less than it asked for."""
+    ours = min(policy.max_delay_s, policy.initial_delay_s * policy.backoff_multiplier ** (attempts.number - 1))
+    if policy.jitter:
+        ours = random.uniform(0, ours)  # noqa: S311 (spreads calls, guards nothing)
+    asked = attempts.error.retry_after_s if attempts.error else None
+    return max(ours, asked or 0.0)
+
+
+def _worth_waiting(delay: float, policy: RetryPolicy, timeout_s: float, attempts: Attempts[T]) -> bool:
+    patience = timeout_s - attempts.elapsed_s
+    if policy.max_elapsed_s is not None:
+        patience = min(patience, policy.max_elapsed_s - attempts.waited_s)
+    if delay <= patience:
+        return True
+    error = attempts.error
+    if error is not None and error.retry_after_s:
+        error.hint = (
+            f"The provider asks to try again in {error.retry_after_s:g} seconds, and this call would wait "
+            f"{max(0.0, patience):.1f} at the most: try again then, or raise RetryPolicy.max_elapsed_s."
+        )
+    return False
+
+
+def _no_answer_in_time(timeout_s: float) -> APIError:
+    return APIError(
+        f"No answer came within {timeout_s:g} seconds.",
+        hint="Raise Config.timeout_s, or ask for less at once.",
+        retryable=False,
+        error_category="network",
+        outcome_unknown=True,
+    )

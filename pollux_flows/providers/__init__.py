@@ -1,0 +1,1 @@
+"""A folder a provider. What a provider cannot do has no file in its folder."""

@@ -1,0 +1,1 @@
+"""Anthropic, over its Messages API."""

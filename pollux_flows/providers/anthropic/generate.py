@@ -1,0 +1,189 @@
+"""One call to Anthropic's Messages API."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.options import Options
+from pollux_flows.providers import schema
+from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, inline_text, merged, reader
+from pollux_flows.result import Answer, FinishReason, ToolCall
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+
+_FINISH_REASONS: Final[dict[str, FinishReason]] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "tool_use": "tool_calls",
+    "max_tokens": "max_tokens",
+    "model_context_window_exceeded": "max_tokens",
+    "refusal": "blocked",
+}
+_STATUSES: Final = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+    "overloaded_error": 529,
+}
+# Thinking that the model paces itself; older models are given a number of tokens instead.
+_ADAPTIVE: Final = re.compile(r"claude-(opus-(4-[6-9]|[5-9])|sonnet-(4-[6-9]|[5-9])|haiku-[5-9]|fable|mythos)")
+_BUDGETS: Final = {"low": 2048, "medium": 5120, "high": 10240, "xhigh": 12288, "max": 12288}
+_ANSWER_TOOL: Final = "give_structured_answer"
+_ROOM_FOR_THE_ANSWER: Final = 4096
+
+
+async def generate(client: AsyncAnthropic, call: Call) -> Answer:
+    # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
+    return read_answer(await client.post("/v1/messages", body=request(call), cast_to=object))
+
+
+def request(call: Call) -> dict[str, Any]:
+    """The request's body."""
+    options = call.options
+    answer_tool = _answer_tool(options)
+    texts = [*map(inline_text, call.sources), *([call.prompt] if call.prompt is not None else [])]
+    body: dict[str, Any] = {
+        "model": call.model,
+        "max_tokens": _max_tokens(call.model, options),
+        "messages": [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}],
+        "system": options.system_instruction or None,
+        "thinking": _thinking(call.model, options),
+        "output_config": _output_config(options),
+        "tools": [answer_tool] if answer_tool else [_tool(tool) for tool in options.tools or []] or None,
+        "tool_choice": _tool_choice({"name": _ANSWER_TOOL} if answer_tool else options.tool_choice),
+        "cache_control": {"type": "ephemeral"} if call.implicit_caching else None,
+    }
+    given = {name: value for name, value in body.items() if value is not None}
+    return merged(given, (options.provider_options or {}).get("anthropic", {}))
+
+
+@reader
+def read_answer(message: Any) -> Answer:
+    """The answer in a message's JSON."""
+    if isinstance(message, dict) and message.get("type") == "error":
+        error = as_object(message.get("error"))
+        raise UpstreamError(_STATUSES.get(str(error.get("type")), 500), message)
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        raise UpstreamError.found_in(message)
+    blocks = message["content"]
+    reason = as_text(message.get("stop_reason"))
+    texts = [block["text"] for block in blocks if block.get("type") == "text"]
+    calls = [
+        ToolCall(id=block["id"], name=block["name"], arguments=json.dumps(block.get("input") or {}, ensure_ascii=False))
+        for block in blocks
+        if block.get("type") == "tool_use"
+    ]
+    finish_reason = None if reason is None else _FINISH_REASONS.get(reason, "other")
+    if calls and calls[0].name == _ANSWER_TOOL:
+        texts, calls, finish_reason = [calls[0].arguments], [], "stop" if reason == "tool_use" else finish_reason
+    details = as_object(message.get("stop_details"))
+    known = {"text", "thinking", "redacted_thinking", "tool_use"}
+    unknown = [block for block in blocks if block.get("type") not in known]
+    thoughts = [block["thinking"] for block in blocks if block.get("type") == "thinking" and block["thinking"]]
+    return Answer(
+        text="\n\n".join(texts),
+        finish_reason=finish_reason,
+        raw_finish_reason=reason,
+        usage=_usage(message.get("usage")),
+        reasoning="\n\n".join(thoughts) or None,
+        tool_calls=calls,
+        response_id=as_text(message.get("id")),
+        model=as_text(message.get("model")),
+        note=as_text(details.get("explanation")) or as_text(details.get("category")),
+        artifacts={"content_blocks": unknown} if unknown else {},
+    )
+
+
+def _usage(usage: Any) -> dict[str, int]:
+    """Anthropic counts cached tokens and cache writes beside its input; ours includes both, as the others' does."""
+    usage = as_object(usage)
+    found = counts(
+        plain=usage.get("input_tokens"),
+        output_tokens=usage.get("output_tokens"),
+        reasoning_tokens=as_object(usage.get("output_tokens_details")).get("thinking_tokens"),
+        cached_tokens=usage.get("cache_read_input_tokens"),
+        cache_write_tokens=usage.get("cache_creation_input_tokens"),
+    )
+    if (plain := found.pop("plain", None)) is not None:
+        found["input_tokens"] = plain + found.get("cached_tokens", 0) + found.get("cache_write_tokens", 0)
+        if "output_tokens" in found:
+            found["total_tokens"] = found["input_tokens"] + found["output_tokens"]
+    return found
+
+
+def _max_tokens(model: str, options: Options) -> int:
+    """Anthropic wants a limit on every request: what the model can give, or 16,384, and room beside the thinking."""
+    budget: int = (_thinking(model, options) or {}).get("budget_tokens", 0)
+    if options.max_tokens is None:
+        usual = 8192 if model.startswith("claude-3-5") else 4096 if model.startswith("claude-3-") else 16384
+        return max(usual, budget + _ROOM_FOR_THE_ANSWER)
+    if options.max_tokens <= budget:
+        raise ConfigurationError(
+            f"{model} thinks with {budget} tokens, which leaves no room within max_tokens={options.max_tokens}.",
+            hint=f"Raise max_tokens above {budget}: the answer counts against it too; or ask for less effort.",
+        )
+    return options.max_tokens
+
+
+def _thinking(model: str, options: Options) -> dict[str, Any] | None:
+    # Without `display`, newer models think, bill for it, and show nothing.
+    if options.reasoning_effort is not None:
+        if _ADAPTIVE.match(model):
+            return {"type": "adaptive", "display": "summarized"}
+        return {
+            "type": "enabled",
+            "budget_tokens": _BUDGETS[options.reasoning_effort],
+            "display": "summarized",
+        }
+    if options.reasoning_budget_tokens is None:
+        return None
+    if options.reasoning_budget_tokens == 0:
+        return {"type": "disabled"}
+    return {"type": "enabled", "budget_tokens": options.reasoning_budget_tokens}
+
+
+def _answer_tool(options: Options) -> dict[str, Any] | None:
+    """A way to answer in a shape that `output_config` refuses (maps, recursion): as the arguments of a forced call."""
+    answer_schema = options.response_json_schema()
+    if answer_schema is None or schema.for_anthropic(answer_schema).strict:
+        return None
+    answer_schema = schema.opened(answer_schema)
+    thinks = options.reasoning_effort or options.reasoning_budget_tokens
+    if options.tools or thinks or answer_schema.get("type") != "object":
+        raise ConfigurationError(
+            "Anthropic cannot hold its answer to this response_schema (a free-form map, recursion or the like).",
+            hint="Give it named fields only; or let its root be an object, and leave tools and reasoning out.",
+        )
+    return {"name": _ANSWER_TOOL, "description": "Give the answer.", "input_schema": answer_schema}
+
+
+def _output_config(options: Options) -> dict[str, Any] | None:
+    config: dict[str, Any] = {}
+    if options.reasoning_effort is not None:
+        config["effort"] = options.reasoning_effort
+    if (answer_schema := options.response_json_schema()) is not None:
+        wire = schema.for_anthropic(answer_schema)
+        if wire.strict:  # else `_answer_tool` sees to it
+            config["format"] = {"type": "json_schema", "schema": wire.schema}
+    return config or None
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    described = {"description": tool["description"]} if tool.get("description") else {}
+    return {
+        "name": tool["name"],
+        **described,
+        "input_schema": tool.get("parameters") or {"type": "object", "properties": {}},
+    }
+
+
+def _tool_choice(choice: str | dict[str, str] | None) -> dict[str, str] | None:
+    if isinstance(choice, dict):
+        return {"type": "tool", "name": choice["name"]}
+    return None if choice is None else {"type": {"required": "any"}.get(choice, choice)}

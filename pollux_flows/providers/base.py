@@ -1,0 +1,135 @@
+"""What every provider is: a folder of modules with these functions, and nothing to inherit from.
+
+`client.py` opens a connection, `generate.py` makes one call. What a provider cannot do has no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Final, Protocol
+
+from pollux_flows.config import Config
+from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
+from pollux_flows.options import Options
+from pollux_flows.result import Answer
+from pollux_flows.source import Source
+
+
+@dataclass(frozen=True)
+class Call:
+    """All that one request to a provider is made from."""
+
+    model: str
+    sources: tuple[Source, ...]
+    prompt: str | None
+    options: Options
+    implicit_caching: bool = False
+
+
+class ClientModule(Protocol):
+    """`client.py`: a connection that is opened once a run, shared by its calls, and closed with it."""
+
+    def connect(self, config: Config, /) -> AbstractAsyncContextManager[Any]: ...
+
+
+class GenerateModule(Protocol):
+    """`generate.py`: `request` says what would be sent, `generate` sends it and reads the answer."""
+
+    def request(self, call: Call, /) -> dict[str, Any]: ...
+
+    async def generate(self, client: Any, call: Call, /) -> Answer: ...
+
+
+# What would make the provider answer in a form that `read_answer` does not read: paid for, and lost.
+_OTHER_FORMS: Final = ("stream", "background")
+
+
+def merged(request: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with the caller's raw provider options; saying a thing twice is refused."""
+    for name in _OTHER_FORMS:
+        if raw.get(name):
+            raise ConfigurationError(
+                f"provider_options asks for {name!r}, and this package reads whole answers only.",
+                hint=f"Leave {name!r} out.",
+            )
+    if doubled := sorted(set(request) & set(raw)):
+        raise ConfigurationError(
+            f"provider_options sets {doubled[0]!r}, which is set already.",
+            hint="Use the field of Options for it, or leave that field out.",
+        )
+    return {**request, **raw}
+
+
+def inline_text(source: Source) -> str:
+    """The content of a source that travels inside the request."""
+    if source.text is None:
+        raise InternalError(f"A {source.source_type} source came past the gate.")
+    return source.text
+
+
+def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
+    """Makes what `read` stumbles over the response's own fault: it has not the shape that its protocol promises."""
+
+    @wraps(read)
+    def guarded(response: Any) -> Answer:
+        try:
+            return read(_whole_characters(response))
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError, PolluxError):
+            raise UpstreamError.found_in(response) from None
+
+    return guarded
+
+
+def as_text(value: Any) -> str | None:
+    """A text that is not one is unknown, and no reason to lose the answer beside it."""
+    return value if isinstance(value, str) else None
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """The same for an object: one that is not there says nothing."""
+    return value if isinstance(value, dict) else {}
+
+
+def counts(**found: Any) -> dict[str, int]:
+    """Token counts. What is no count is unknown, and left out."""
+    return {name: count for name, count in found.items() if type(count) is int and count >= 0}
+
+
+def _whole_characters(value: Any) -> Any:
+    """The response without halves of characters: a cut answer may end in one, and no file could hold it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole_characters(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole_characters(name): _whole_characters(item) for name, item in value.items()}
+    return value
+
+
+class UpstreamError(Exception):
+    """What came back is no answer.
+
+    `status` is the one it came under or, for an error sent under HTTP 200, should have come under; None when
+    nobody can tell what it is.
+    """
+
+    def __init__(self, status: int | None, body: Any, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(str(body)[:200])
+        self.status = status
+        self.body = body
+        self.headers = headers or {}
+
+    @classmethod
+    def found_in(cls, response: Any) -> UpstreamError:
+        """What is wrong with a response that has not the shape of an answer."""
+        if isinstance(response, dict) and (error := response.get("error")):
+            code = error.get("code") if isinstance(error, dict) else None
+            known = isinstance(code, int) and 400 <= code <= 599  # noqa: PLR2004 (HTTP's own range)
+            return cls(code if known else 500, response)
+        return cls(None, response)

@@ -1,0 +1,127 @@
+"""OpenAI-compatible chat completions, as OpenRouter and local servers speak them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, inline_text, reader
+from pollux_flows.providers.schema import WireSchema
+from pollux_flows.result import Answer, FinishReason, ToolCall
+
+if TYPE_CHECKING:
+    import httpx
+
+_FINISH_REASONS: Final[dict[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "max_tokens",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "blocked",
+}
+
+
+async def complete(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+    response = await client.post("chat/completions", json=body)
+    if not response.is_success:
+        raise UpstreamError(response.status_code, json_or_text(response), headers=response.headers)
+    try:
+        return read_answer(response.json())
+    except UpstreamError as error:
+        error.headers = response.headers  # an error under HTTP 200 may say, too, when to come back
+        raise
+
+
+def texts(call: Call) -> list[str]:
+    """What the user turn says, sources first."""
+    return [*map(inline_text, call.sources), *([call.prompt] if call.prompt is not None else [])]
+
+
+def body(call: Call, content: str | list[dict[str, Any]]) -> dict[str, Any]:
+    """The fields that every server of this protocol knows; None where the caller said nothing."""
+    options = call.options
+    system = options.system_instruction
+    return {
+        "model": call.model,
+        "messages": [
+            *([{"role": "system", "content": system}] if system else []),
+            {"role": "user", "content": content},
+        ],
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_tokens": options.max_tokens,
+    }
+
+
+def response_format(wire: WireSchema) -> dict[str, Any]:
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": wire.schema, "strict": wire.strict},
+    }
+
+
+@reader
+def read_answer(response: Any) -> Answer:
+    """The answer in a completion's JSON."""
+    choices = response.get("choices") if isinstance(response, dict) else None
+    if not isinstance(choices, list) or not choices or response.get("error"):
+        raise UpstreamError.found_in(response)
+    choice = choices[0]
+    if choice.get("error") or choice.get("finish_reason") == "error":
+        raise UpstreamError.found_in({"error": choice.get("error") or {"message": "the upstream provider failed"}})
+    message = choice["message"]
+    reason = as_text(choice.get("finish_reason"))
+    refusal = as_text(message.get("refusal")) or None
+    return Answer(
+        text=_text(message.get("content")),
+        finish_reason="blocked" if refusal else None if reason is None else _FINISH_REASONS.get(reason, "other"),
+        raw_finish_reason=as_text(choice.get("native_finish_reason")) or reason,
+        usage=_usage(response.get("usage")),
+        # OpenRouter and newer servers say `reasoning`, llama.cpp, LM Studio and older ones `reasoning_content`.
+        reasoning=as_text(message.get("reasoning")) or as_text(message.get("reasoning_content")) or None,
+        tool_calls=[_tool_call(index, call) for index, call in enumerate(message.get("tool_calls") or [])],
+        response_id=as_text(response.get("id")),
+        model=as_text(response.get("model")),
+        note=refusal,
+        artifacts={name: message[name] for name in ("annotations", "reasoning_details") if message.get(name)},
+    )
+
+
+def _tool_call(index: int, call: dict[str, Any]) -> ToolCall:
+    arguments = call["function"].get("arguments") or "{}"
+    return ToolCall(
+        id=call.get("id") or f"call_{index}",
+        name=call["function"]["name"],
+        # Some servers give the object itself instead of its text.
+        arguments=arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False),
+    )
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(item.get("text") or "" for item in content if item.get("type") == "text")
+    text: str = "" if content is None else content
+    return text
+
+
+def _usage(usage: Any) -> dict[str, int]:
+    """Prompt tokens include cached ones, completion tokens include reasoning: as ours do."""
+    usage = as_object(usage)
+    read = as_object(usage.get("prompt_tokens_details"))
+    written = as_object(usage.get("completion_tokens_details"))
+    return counts(
+        input_tokens=usage.get("prompt_tokens"),
+        output_tokens=usage.get("completion_tokens"),
+        total_tokens=usage.get("total_tokens"),
+        reasoning_tokens=written.get("reasoning_tokens", usage.get("reasoning_tokens")),
+        cached_tokens=read.get("cached_tokens"),
+        cache_write_tokens=read.get("cache_write_tokens"),
+    )
+
+
+def json_or_text(response: httpx.Response) -> Any:
+    """What an error answer says, in whatever form."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return response.text

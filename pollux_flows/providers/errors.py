@@ -1,0 +1,261 @@
+"""From whatever an SDK or a server throws to one APIError that says what to do."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import httpx
+import httpx2
+from pydantic import ValidationError
+
+from pollux_flows.config import KEY_VARIABLES, Config
+from pollux_flows.errors import APIError, CacheError, ErrorCategory, RateLimitError
+
+_PASSING: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
+_CAPACITY: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
+# 429s that no waiting cures: somebody has to pay a bill first.
+_OUT_OF_FUNDS: Final = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_OVERFLOW: Final = re.compile(
+    r"context[ _]length|context window|prompt is too long|maximum number of tokens|too many (input )?tokens"
+    r"|exceeds? the (available )?context|string_above_max_length",
+    re.IGNORECASE,
+)
+_NOT_A_NETWORK_ERROR: Final = (
+    httpx.UnsupportedProtocol,
+    httpx2.UnsupportedProtocol,
+    httpx.TooManyRedirects,
+    httpx2.TooManyRedirects,
+)
+# What costs nothing is not left unknown: it is asked again.
+_FREE: Final = {"metadata"}
+_NEVER_SENT: Final = (httpx.ConnectError, httpx2.ConnectError, httpx.ConnectTimeout, httpx2.ConnectTimeout)
+# What reading an answer raises, in the SDKs or in us: no JSON, no text, nested without end, another shape.
+_UNREADABLE: Final = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError)
+_LONGEST_QUOTE: Final = 500
+_LOST_CACHE_HINT: Final = "The cache handle is no longer there, or belongs to another key: make one with create_cache."
+
+
+def as_api_error(error: Exception, config: Config, phase: str) -> APIError:
+    """The error of one call as the one exception that the rest of the package knows."""
+    if isinstance(error, APIError):
+        error.provider = error.provider or config.provider
+        error.phase = error.phase or phase
+        return error
+    status = _status(error)
+    if status is None:
+        return _without_answer(error, config, phase)
+    body = _body(error)
+    return refusal(config, phase, status=status, body=body, headers=_headers(error), fallback=str(error))
+
+
+def refusal(
+    config: Config,
+    phase: str,
+    *,
+    status: int,
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    fallback: str = "",
+) -> APIError:
+    """The error that a provider's own error object stands for, whatever status it came under."""
+    said, codes = _said(body)
+    said = redact(said or fallback or "no reason given", config)
+    retry_after = _retry_after(headers or {}, body)
+    # Gemini says 403 for a cache that is gone, since it might be another's.
+    lost_cache = status in {403, 404} and "CachedContent" in said
+    category = None if lost_cache else _category(status, said, codes)
+    retryable = (status in _PASSING or retry_after is not None) and category not in {
+        "auth",
+        "context_overflow",
+    }
+    if status in {400, 401, 403, 404, 413, 422} or codes & _OUT_OF_FUNDS:
+        retryable = False
+    kind = RateLimitError if category == "rate_limit" else _kind(phase)
+    return kind(
+        f"{config.provider} answered {status}: {said}",
+        hint=_LOST_CACHE_HINT if lost_cache else _hint(config, status, category, codes),
+        retryable=retryable,
+        status_code=status,
+        retry_after_s=retry_after,
+        provider=config.provider,
+        phase=phase,
+        error_category=category,
+    )
+
+
+def unreadable(config: Config, phase: str, what: str) -> APIError:
+    """An answer came, and was probably billed, but nobody can read it."""
+    return _kind(phase)(
+        f"{config.provider} sent an answer that cannot be read: {redact(what, config)}",
+        hint="If it happens again, the address may not belong to this provider's API: check base_url.",
+        retryable=True,
+        provider=config.provider,
+        phase=phase,
+        outcome_unknown=phase not in _FREE,
+    )
+
+
+def redact(text: str, config: Config) -> str:
+    """The text without the key, in case somebody echoed it, and no longer than a person reads."""
+    secret = config.api_key.get_secret_value() if config.api_key else ""
+    if secret:
+        text = text.replace(secret, "[REDACTED]")
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
+
+
+def _without_answer(error: Exception, config: Config, phase: str) -> APIError:
+    """No HTTP answer: the network failed, or what came was no answer."""
+    chain = list(_chain(error))
+    if any(isinstance(link, _UNREADABLE) for link in chain):
+        return unreadable(config, phase, redact(str(error), config))
+    network = next((link for link in chain if isinstance(link, httpx.RequestError | httpx2.RequestError)), None)
+    if network is None or isinstance(network, _NOT_A_NETWORK_ERROR):
+        return _kind(phase)(
+            f"{config.provider} could not be called: {type(error).__name__}: {redact(str(error), config)}",
+            hint="This looks like a bug in pollux_flows or in the SDK; please report it.",
+            retryable=False,
+            provider=config.provider,
+            phase=phase,
+        )
+    sent = not isinstance(network, _NEVER_SENT)
+    return _kind(phase)(
+        f"{config.provider} could not be reached: {type(network).__name__}: {redact(str(network), config)}".rstrip(
+            ": "
+        ),
+        hint="The connection broke before the answer was whole."
+        if sent
+        else f"Check the network{f' and that something listens at {config.base_url}' if config.base_url else ''}.",
+        retryable=True,
+        provider=config.provider,
+        phase=phase,
+        error_category="network",
+        outcome_unknown=sent and phase not in _FREE,
+    )
+
+
+def _kind(phase: str) -> type[APIError]:
+    return CacheError if phase == "cache" else APIError
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: Exception) -> int | None:
+    """OpenAI and Anthropic call it `status_code`, google-genai `code`, httpx keeps it on the response."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "code"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and 100 <= value <= 599:  # noqa: PLR2004 (HTTP's own range)
+                return value
+    return None
+
+
+def _headers(error: Exception) -> Mapping[str, str]:
+    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    return headers
+
+
+def _body(error: Exception) -> Any:
+    """OpenAI: the inner error; Anthropic: the whole JSON, as `body`; google-genai: the whole JSON, as `details`."""
+    for name in ("body", "details"):
+        if (body := getattr(error, name, None)) is not None:
+            return body
+    return None
+
+
+def _said(body: Any) -> tuple[str, set[str]]:
+    """The message of a provider's error object, and every code or type it is filed under."""
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(inner, dict):
+        return str(inner or ""), set()
+    codes = {str(inner[name]) for name in ("code", "type", "status") if inner.get(name)}
+    details = inner.get("details")
+    if isinstance(details, list):  # Google: the reason behind a plain INVALID_ARGUMENT
+        codes |= {str(item["reason"]) for item in details if isinstance(item, dict) and item.get("reason")}
+    message = str(inner.get("message") or "")
+    metadata = inner.get("metadata")
+    if isinstance(metadata, dict):  # OpenRouter: what the provider behind it said is what helps
+        codes |= {str(metadata["error_type"])} if metadata.get("error_type") else set()
+        upstream = metadata.get("raw")
+        message = f"{metadata.get('provider_name', 'upstream')}: {upstream}" if isinstance(upstream, str) else message
+    return message, codes
+
+
+def _category(status: int, said: str, codes: set[str]) -> ErrorCategory | None:
+    if status in {401, 403} or codes & {"authentication_error", "API_KEY_INVALID"}:
+        return "auth"
+    if "context_length_exceeded" in codes or (status in {400, 413, 422} and _OVERFLOW.search(said)):
+        return "context_overflow"
+    if status == 429:  # noqa: PLR2004
+        return "rate_limit"
+    return "capacity" if status in _CAPACITY else None
+
+
+def _hint(config: Config, status: int, category: ErrorCategory | None, codes: set[str]) -> str:
+    if codes & _OUT_OF_FUNDS or status == 402:  # noqa: PLR2004
+        return "The account is out of funds or over its quota; waiting does not help, paying does."
+    if category == "auth":
+        variable = KEY_VARIABLES.get(config.provider)
+        if variable is None:
+            return "The server wants a key, or another one: pass it as Config(api_key=…)."
+        return f"Check the key in {variable} or in the provider block, and what it may do."
+    if category == "context_overflow":
+        return "Send less at once: fewer or shorter sources, or a model with a larger context."
+    if status == 413:  # noqa: PLR2004
+        return "Send less at once: fewer or shorter sources."
+    if status == 404:  # noqa: PLR2004
+        return f"Check the model's name ({config.model})" + (
+            f" and base_url ({config.base_url})." if config.base_url else "."
+        )
+    if category == "rate_limit":
+        return "Lower request_concurrency, or try again later."
+    if status in _PASSING:
+        return "The provider has trouble; try again later."
+    if status < 400:  # noqa: PLR2004
+        return "This is no answer of a provider's API, and redirects are not followed: check base_url."
+    return "The provider does not take this request as it stands; what it says above is what to change."
+
+
+def _retry_after(headers: Mapping[str, str], body: Any) -> float | None:
+    """Seconds to wait, from wherever the provider wrote it down."""
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    if value := headers.get("retry-after"):
+        return _seconds_until(value) if (seconds := _number(value)) is None else seconds
+    inner = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(inner, dict):
+        return None
+    if isinstance(availability := inner.get("availability"), dict):  # OpenRouter
+        return _number(availability.get("retry_after"))
+    details = inner.get("details")
+    delays = [item.get("retryDelay") for item in details if isinstance(item, dict)] if isinstance(details, list) else []
+    return next((_number(delay.removesuffix("s")) for delay in delays if isinstance(delay, str)), None)  # Google
+
+
+def _seconds_until(date: str) -> float | None:
+    try:
+        when = parsedate_to_datetime(date)
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _number(value: Any) -> float | None:
+    """A length of time; None for what is none: words, infinity, less than nothing."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None

@@ -1,0 +1,43 @@
+"""Cache handles at Gemini."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pollux_flows.handles import CacheHandle
+from pollux_flows.providers.base import UpstreamError
+from pollux_flows.providers.gemini.generate import source_parts, tools
+from pollux_flows.source import Source
+
+if TYPE_CHECKING:
+    from google.genai import Client
+
+
+async def create(
+    client: Client,
+    model: str,
+    sources: Sequence[Source],
+    *,
+    system_instruction: str | None,
+    declared_tools: list[dict[str, Any]] | None,
+    ttl_seconds: int,
+) -> CacheHandle:
+    """Have the content kept for `ttl_seconds`; the handle expires when Gemini says so."""
+    from google.genai import types
+
+    asked_at = time.time()
+    cache = await client.aio.caches.create(
+        model=model,
+        config=types.CreateCachedContentConfig(
+            contents=[types.Content(role="user", parts=source_parts(sources))] if sources else None,
+            system_instruction=system_instruction,
+            tools=tools(declared_tools),
+            ttl=f"{ttl_seconds}s",
+        ),
+    )
+    if not cache.name:
+        raise UpstreamError(None, "a cache without a name")
+    expires_at = cache.expire_time.timestamp() if cache.expire_time else asked_at + ttl_seconds
+    return CacheHandle(name=cache.name, model=model, provider="gemini", expires_at=expires_at)

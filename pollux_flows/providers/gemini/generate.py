@@ -1,0 +1,208 @@
+"""One call to Gemini."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.options import Options
+from pollux_flows.providers import schema
+from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, inline_text, merged, reader
+from pollux_flows.result import Answer, FinishReason, ToolCall
+from pollux_flows.source import Source
+
+if TYPE_CHECKING:
+    from google.genai import Client, types
+
+_BLOCKED: Final = {
+    "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR",
+    "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION",
+}  # fmt: skip
+# Gemini 2 thinks by a number of tokens where Gemini 3 thinks by a level; these are Google's own equivalents.
+_BUDGETS: Final = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
+_MODES: Final = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
+
+
+async def generate(client: Client, call: Call) -> Answer:
+    response = await client.aio.models.generate_content(**request(call))
+    return read_answer(json.loads((response.sdk_http_response and response.sdk_http_response.body) or "null"))
+
+
+def request(call: Call) -> dict[str, Any]:
+    """The arguments of `generate_content`."""
+    from google.genai import types
+
+    options = call.options
+    parts = [
+        *source_parts(call.sources),
+        *([types.Part(text=call.prompt)] if call.prompt is not None else []),
+    ]
+    fields: dict[str, Any] = {
+        "system_instruction": options.system_instruction or None,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_output_tokens": options.max_tokens,
+        "thinking_config": _thinking(call.model, options),
+        "tools": tools(options.tools),
+        "tool_config": _tool_config(options.tool_choice),
+        "cached_content": options.cache and options.cache.name,
+        **_answer_schema(options.response_json_schema()),
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    given = merged(given, _in_snake_case((options.provider_options or {}).get("gemini", {})))
+    try:
+        config = types.GenerateContentConfig(
+            **given,
+            # One call is one request: no silent continuation, no functions called behind our back.
+            automatic_continuation=False,
+            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+            # The JSON as it came: the SDK's own reading drops what it does not know, an error under HTTP 200 too.
+            should_return_http_response=True,
+        )
+    except (ValidationError, TypeError) as error:
+        raise ConfigurationError(
+            f"provider_options['gemini'] does not fit Gemini's GenerateContentConfig: {_first_problem(error)}",
+            hint="Write its fields, such as top_k or safety_settings.",
+        ) from None
+    return {"model": call.model, "contents": [types.Content(role="user", parts=parts)], "config": config}
+
+
+def _in_snake_case(raw: dict[str, Any]) -> dict[str, Any]:
+    """Raw options under the names of the SDK's fields, which also answer to the API's spelling."""
+    from google.genai import types
+
+    names = {field.alias: name for name, field in types.GenerateContentConfig.model_fields.items()}
+    return {names.get(name, name): value for name, value in raw.items()}
+
+
+def source_parts(sources: Sequence[Source]) -> list[types.Part]:
+    """Sources as the parts of one turn."""
+    from google.genai import types
+
+    return [types.Part(text=inline_text(source)) for source in sources]
+
+
+def tools(declared: list[dict[str, Any]] | None) -> list[types.Tool] | None:
+    """Our tools as Gemini's: one Tool with all the functions."""
+    from google.genai import types
+
+    if not declared:
+        return None
+    functions = [
+        types.FunctionDeclaration(
+            name=tool["name"],
+            description=tool.get("description"),
+            parameters_json_schema=schema.gemini_tool_parameters(tool["parameters"])
+            if tool.get("parameters")
+            else None,
+        )
+        for tool in declared
+    ]
+    return [types.Tool(function_declarations=functions)]
+
+
+@reader
+def read_answer(response: Any) -> Answer:
+    """The answer in a response's JSON."""
+    candidates = response.get("candidates") or []
+    feedback = as_object(response.get("promptFeedback"))
+    blocked = as_text(feedback.get("blockReason"))
+    if response.get("error") or not (candidates or blocked):
+        raise UpstreamError.found_in(response)
+    candidate = candidates[0] if candidates else {}
+    parts = (candidate.get("content") or {}).get("parts") or []
+    texts = [(part["text"], part.get("thought")) for part in parts if part.get("text")]
+    calls = [
+        ToolCall(
+            id=part["functionCall"].get("id") or f"call_{index}",
+            name=part["functionCall"]["name"],
+            arguments=json.dumps(part["functionCall"].get("args") or {}, ensure_ascii=False),
+        )
+        for index, part in enumerate(parts)
+        if part.get("functionCall")
+    ]
+    reason = blocked or as_text(candidate.get("finishReason"))
+    return Answer(
+        text="".join(text for text, thought in texts if not thought),
+        finish_reason="blocked" if blocked else _finish_reason(reason, calls),
+        raw_finish_reason=reason,
+        usage=_usage(response.get("usageMetadata")),
+        reasoning="\n\n".join(text for text, thought in texts if thought) or None,
+        tool_calls=calls,
+        response_id=as_text(response.get("responseId")),
+        model=as_text(response.get("modelVersion")),
+        note=as_text(candidate.get("finishMessage")) or as_text(feedback.get("blockReasonMessage")),
+    )
+
+
+def _finish_reason(raw: str | None, calls: list[ToolCall]) -> FinishReason | None:
+    if raw is None or raw == "FINISH_REASON_UNSPECIFIED":
+        return None
+    if raw == "STOP":
+        return "tool_calls" if calls else "stop"
+    return "max_tokens" if raw == "MAX_TOKENS" else "blocked" if raw in _BLOCKED else "other"
+
+
+def _usage(usage: Any) -> dict[str, int]:
+    """Gemini's prompt includes cached tokens, as our input does; its output leaves thoughts out, ours includes them."""
+    usage = as_object(usage)
+    found = counts(
+        prompt=usage.get("promptTokenCount"),
+        tool_use=usage.get("toolUsePromptTokenCount"),
+        candidates=usage.get("candidatesTokenCount"),
+        total_tokens=usage.get("totalTokenCount"),
+        reasoning_tokens=usage.get("thoughtsTokenCount"),
+        cached_tokens=usage.get("cachedContentTokenCount"),
+    )
+    prompt, tool_use, said = found.pop("prompt", None), found.pop("tool_use", 0), found.pop("candidates", 0)
+    if prompt is not None:
+        # What a tool (a search, an opened page) put before the model is input as well.
+        found["input_tokens"] = prompt + tool_use
+        # A blocked prompt, or a cut thought, has no candidates to count: then nothing was said.
+        found["output_tokens"] = said + found.get("reasoning_tokens", 0)
+    return found
+
+
+def _thinking(model: str, options: Options) -> types.ThinkingConfig | None:
+    from google.genai import types
+
+    effort, budget = options.reasoning_effort, options.reasoning_budget_tokens
+    if effort is not None and not model.removeprefix("models/").startswith("gemini-2"):
+        return types.ThinkingConfig(include_thoughts=True, thinking_level=types.ThinkingLevel(effort.upper()))
+    if effort is not None:
+        budget = _BUDGETS[effort]
+    return None if budget is None else types.ThinkingConfig(include_thoughts=budget > 0, thinking_budget=budget)
+
+
+def _answer_schema(answer_schema: dict[str, Any] | None) -> dict[str, Any]:
+    if answer_schema is None:
+        return {}
+    return {
+        "response_mime_type": "application/json",
+        "response_json_schema": schema.for_gemini(answer_schema).schema,
+    }
+
+
+def _tool_config(choice: str | dict[str, str] | None) -> types.ToolConfig | None:
+    from google.genai import types
+
+    if choice is None:
+        return None
+    named = [choice["name"]] if isinstance(choice, dict) else None
+    mode = "ANY" if isinstance(choice, dict) else _MODES[choice]
+    return types.ToolConfig(
+        function_calling_config=types.FunctionCallingConfig(
+            mode=types.FunctionCallingConfigMode(mode), allowed_function_names=named
+        )
+    )
+
+
+def _first_problem(error: ValidationError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return str(error)
+    problem = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

@@ -1,0 +1,1 @@
+"""Any server on your own machines that speaks OpenAI's chat completions."""

@@ -1,0 +1,25 @@
+"""One call to a local server: text in, text or JSON out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pollux_flows.providers import chat, schema
+from pollux_flows.providers.base import Call, merged
+from pollux_flows.result import Answer
+
+if TYPE_CHECKING:
+    import httpx
+
+
+async def generate(client: httpx.AsyncClient, call: Call) -> Answer:
+    return await chat.complete(client, request(call))
+
+
+def request(call: Call) -> dict[str, Any]:
+    """The request's body. Many local servers take only a plain string, so sources and prompt become one."""
+    body = chat.body(call, "\n\n".join(chat.texts(call)))
+    if (answer_schema := call.options.response_json_schema()) is not None:
+        body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
+    given = {name: value for name, value in body.items() if value is not None}
+    return merged(given, (call.options.provider_options or {}).get("local", {}))

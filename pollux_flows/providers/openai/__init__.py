@@ -1,0 +1,1 @@
+"""OpenAI, over its Responses API."""

@@ -1,0 +1,133 @@
+"""One call to OpenAI's Responses API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.providers import schema
+from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, inline_text, merged, reader
+from pollux_flows.result import Answer, FinishReason, ToolCall
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+_CUT: Final[dict[str, FinishReason]] = {"max_output_tokens": "max_tokens", "content_filter": "blocked"}
+# A failed response carries a code instead of an HTTP status; these are the statuses it stands for.
+_FAILED: Final = {"rate_limit_exceeded": 429, "server_error": 500, "vector_store_timeout": 504}
+
+
+async def generate(client: AsyncOpenAI, call: Call) -> Answer:
+    # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
+    return read_answer(await client.post("/responses", body=request(call), cast_to=object))
+
+
+def request(call: Call) -> dict[str, Any]:
+    """The request's body."""
+    options = call.options
+    texts = [*map(inline_text, call.sources), *([call.prompt] if call.prompt is not None else [])]
+    body: dict[str, Any] = {
+        "model": call.model,
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": text} for text in texts]}],
+        "instructions": options.system_instruction or None,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_output_tokens": options.max_tokens,
+        "reasoning": options.reasoning_effort and {"effort": options.reasoning_effort, "summary": "auto"},
+        "text": _text_format(options.response_json_schema()),
+        "tools": [_tool(tool) for tool in options.tools or []] or None,
+        "tool_choice": _tool_choice(options.tool_choice),
+    }
+    given = {name: value for name, value in body.items() if value is not None}
+    return merged(given, (options.provider_options or {}).get("openai", {}))
+
+
+@reader
+def read_answer(response: Any) -> Answer:
+    """The answer in a response's JSON."""
+    if not isinstance(response, dict) or not isinstance(response.get("output"), list):
+        raise UpstreamError.found_in(response)
+    if response.get("status") in {"failed", "cancelled", "queued", "in_progress"} or response.get("error"):
+        error = response.get("error") or {"message": f"the response is {response.get('status')}"}
+        raise UpstreamError(_FAILED.get(str(error.get("code")), 400), error)
+    said: list[str] = []
+    refusals: list[str] = []
+    thoughts: list[str] = []
+    calls: list[ToolCall] = []
+    for item in response["output"]:
+        match item.get("type"):
+            case "message":
+                for part in item.get("content") or []:
+                    (refusals if part.get("type") == "refusal" else said).append(
+                        part.get("text") or part.get("refusal") or ""
+                    )
+            case "reasoning":
+                thoughts += [part["text"] for part in item.get("summary") or [] if part.get("text")]
+            case "function_call":
+                calls.append(ToolCall(id=item["call_id"], name=item["name"], arguments=item.get("arguments") or "{}"))
+    status = as_text(response.get("status"))
+    cut = as_text(as_object(response.get("incomplete_details")).get("reason"))
+    return Answer(
+        text="".join(said),
+        finish_reason="blocked" if refusals else _finish_reason(status, cut, calls),
+        raw_finish_reason=cut or status,
+        usage=_usage(response.get("usage")),
+        reasoning="\n\n".join(thoughts) or None,
+        tool_calls=calls,
+        response_id=as_text(response.get("id")),
+        model=as_text(response.get("model")),
+        note=" ".join(refusals) or None,
+    )
+
+
+def _finish_reason(status: str | None, cut: str | None, calls: list[ToolCall]) -> FinishReason | None:
+    if status == "incomplete":
+        return _CUT.get(str(cut), "other")
+    if status != "completed":
+        return None if status is None else "other"
+    return "tool_calls" if calls else "stop"
+
+
+def _usage(usage: Any) -> dict[str, int]:
+    """OpenAI's input includes cached tokens and cache writes, its output includes reasoning: as ours do."""
+    usage = as_object(usage)
+    read = as_object(usage.get("input_tokens_details"))
+    written = as_object(usage.get("output_tokens_details"))
+    return counts(
+        input_tokens=usage.get("input_tokens"),
+        output_tokens=usage.get("output_tokens"),
+        total_tokens=usage.get("total_tokens"),
+        reasoning_tokens=written.get("reasoning_tokens"),
+        cached_tokens=read.get("cached_tokens"),
+        cache_write_tokens=read.get("cache_write_tokens"),
+    )
+
+
+def _text_format(answer_schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    if answer_schema is None:
+        return None
+    wire = schema.for_openai(answer_schema)
+    if wire.schema.get("type") != "object":
+        raise ConfigurationError(
+            "OpenAI answers only in a schema whose root is an object.",
+            hint="Put the value into a field of an object.",
+        )
+    return {"format": {"type": "json_schema", "name": "answer", "schema": wire.schema, "strict": wire.strict}}
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    parameters = tool.get("parameters") or {"type": "object", "properties": {}}
+    # A tool that the caller marks as not strict goes as it is; any other as strictly as its schema allows.
+    wire = schema.WireSchema(parameters, strict=False) if tool.get("strict") is False else schema.for_openai(parameters)
+    described = {"description": tool["description"]} if tool.get("description") else {}
+    return {
+        "type": "function",
+        "name": tool["name"],
+        **described,
+        "parameters": wire.schema,
+        "strict": wire.strict,
+    }
+
+
+def _tool_choice(choice: str | dict[str, str] | None) -> str | dict[str, str] | None:
+    return {"type": "function", "name": choice["name"]} if isinstance(choice, dict) else choice

@@ -1,0 +1,1 @@
+"""OpenRouter, over its chat completions API."""

@@ -1,0 +1,18 @@
+"""One connection to OpenRouter a run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+from pollux_flows.config import Config
+from pollux_flows.providers import http
+
+if TYPE_CHECKING:
+    import httpx
+
+URL = "https://openrouter.ai/api/v1"
+
+
+def connect(config: Config) -> AbstractAsyncContextManager[httpx.AsyncClient]:
+    return http.own_client(config, URL)

@@ -1,0 +1,43 @@
+"""One call to OpenRouter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pollux_flows.providers import chat, schema
+from pollux_flows.providers.base import Call, merged
+from pollux_flows.result import Answer
+
+if TYPE_CHECKING:
+    import httpx
+
+
+async def generate(client: httpx.AsyncClient, call: Call) -> Answer:
+    return await chat.complete(client, request(call))
+
+
+def request(call: Call) -> dict[str, Any]:
+    """The request's body."""
+    options = call.options
+    body = chat.body(call, [{"type": "text", "text": text} for text in chat.texts(call)])
+    if (answer_schema := options.response_json_schema()) is not None:
+        body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
+    if options.reasoning_effort is not None:
+        body["reasoning"] = {"effort": options.reasoning_effort}
+    if options.tools:
+        body["tools"] = [_tool(tool) for tool in options.tools]
+        body["tool_choice"] = _tool_choice(options.tool_choice)
+    given = {name: value for name, value in body.items() if value is not None}
+    return merged(given, (options.provider_options or {}).get("openrouter", {}))
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    parameters = tool.get("parameters") or {"type": "object", "properties": {}}
+    wire = schema.WireSchema(parameters, strict=False) if tool.get("strict") is False else schema.for_chat(parameters)
+    described = {"description": tool["description"]} if tool.get("description") else {}
+    function = {"name": tool["name"], **described, "parameters": wire.schema, "strict": wire.strict}
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: str | dict[str, str] | None) -> str | dict[str, Any] | None:
+    return {"type": "function", "function": {"name": choice["name"]}} if isinstance(choice, dict) else choice

@@ -1,0 +1,139 @@
+"""What OpenRouter's catalogue says about a model: the one gate that has to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.options import Options
+from pollux_flows.providers.base import Call, UpstreamError, as_object
+from pollux_flows.providers.chat import json_or_text
+
+if TYPE_CHECKING:
+    import httpx
+
+_FRESH_S: Final = 300
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the catalogue says about a model; None where it says nothing, and then nothing is refused."""
+
+    says: list[str] | None  # in which modalities it answers
+    takes: list[str] | None  # which parameters it knows
+
+
+_Catalogue = dict[str, _Model]
+
+# By address: what was read, and when. Plain data, so that every run of the process may share it.
+_catalogues: dict[str, tuple[float, _Catalogue]] = {}
+# By address: who is reading it now, in whatever thread and event loop; all others wait for that.
+_lookups: dict[str, Future[_Catalogue | None]] = {}
+_guard: Final = threading.Lock()
+
+
+async def check(client: httpx.AsyncClient, call: Call) -> None:
+    """Refuse a model that is unknown, or that cannot do what is asked. OpenRouter itself would ignore it in silence."""
+    catalogue = await _catalogue(client)
+    # A variant (model:free, model:nitro) is the same model on another route.
+    model = catalogue.get(call.model) or catalogue.get(call.model.partition(":")[0])
+    if model is None:
+        close = difflib.get_close_matches(call.model, catalogue, n=3)
+        raise ConfigurationError(
+            f"OpenRouter has no model {call.model!r}.",
+            hint=f"Did you mean {' or '.join(close)}?"
+            if close
+            else "Write it as vendor/model, as on openrouter.ai/models.",
+        )
+    if model.says is not None and "text" not in model.says:
+        raise ConfigurationError(f"{call.model} does not answer in text.", hint="Choose a model that does.")
+    for name, enough in _needed(call.options):
+        if model.takes is not None and not enough.intersection(model.takes):
+            raise ConfigurationError(
+                f"{call.model} does not support {name} on OpenRouter.",
+                hint=f"Leave {name} out, or choose a model that lists {' or '.join(sorted(enough))}.",
+            )
+
+
+def _needed(options: Options) -> Iterator[tuple[str, set[str]]]:
+    """Each option that was set, and the catalogue's parameters of which one must be there."""
+    if options.response_schema is not None:
+        yield "response_schema", {"structured_outputs", "response_format"}
+    if options.reasoning_effort is not None:
+        yield "reasoning_effort", {"reasoning", "reasoning_effort"}
+    if options.tools:
+        yield "tools", {"tools"}
+    if options.tool_choice is not None:
+        yield "tool_choice", {"tool_choice"}
+    if options.max_tokens is not None:
+        yield "max_tokens", {"max_tokens", "max_completion_tokens"}
+    for name in ("temperature", "top_p"):
+        if getattr(options, name) is not None:
+            yield name, {name}
+
+
+async def _catalogue(client: httpx.AsyncClient) -> _Catalogue:
+    address = str(client.base_url)
+    while True:
+        with _guard:
+            read_at, models = _catalogues.get(address, (-_FRESH_S, {}))
+            if time.monotonic() - read_at < _FRESH_S:
+                return models
+            theirs = _lookups.get(address)
+            if theirs is None:
+                ours = _lookups[address] = Future()
+        if theirs is None:
+            return await _look_up(client, address, ours)
+        # Shielded: who stops waiting stops nobody else.
+        found = await asyncio.shield(asyncio.wrap_future(theirs))
+        if found is not None:
+            return found
+
+
+async def _look_up(client: httpx.AsyncClient, address: str, lookup: Future[_Catalogue | None]) -> _Catalogue:
+    """Read the catalogue, and tell those who wait. They share a failure; after a cancellation they look themselves."""
+    found, problem = None, None
+    try:
+        found = await _fetch(client)
+    except Exception as error:
+        problem = error
+        raise
+    else:
+        return found
+    finally:
+        with _guard:
+            del _lookups[address]
+            if found is not None:
+                _catalogues[address] = (time.monotonic(), found)
+        if problem is not None:
+            lookup.set_exception(problem)
+        else:
+            lookup.set_result(found)
+
+
+async def _fetch(client: httpx.AsyncClient) -> _Catalogue:
+    response = await client.get("models")
+    if not response.is_success:
+        raise UpstreamError(response.status_code, json_or_text(response), headers=response.headers)
+    listed = response.json()
+    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+        raise UpstreamError.found_in(listed)
+    return {model["id"]: _read(model) for model in map(as_object, listed["data"]) if isinstance(model.get("id"), str)}
+
+
+def _read(model: dict[str, Any]) -> _Model:
+    return _Model(
+        says=_list_or_none(as_object(model.get("architecture")).get("output_modalities")),
+        takes=_list_or_none(model.get("supported_parameters")),
+    )
+
+
+def _list_or_none(value: Any) -> list[str] | None:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else None

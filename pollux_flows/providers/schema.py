@@ -1,0 +1,333 @@
+"""Answer schemas in the form that each provider takes.
+
+Every provider constrains answers by its own part of JSON Schema. The functions below rewrite a schema into
+that part if it can say the same thing there. If it cannot, they answer `strict=False` with the schema as it
+was: an answer that has to be checked afterwards is better than a provider that was asked for something else.
+They never change their argument, and expect one that `validation.check` has passed.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pollux_flows.providers.validation import DEFINITIONS, References, Schema, make_validator, map_subschemas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class WireSchema:
+    schema: Schema  # what goes on the wire
+    strict: bool  # whether the provider may be asked to hold the answer to it
+
+
+def for_openai(schema: Schema) -> WireSchema:
+    """For OpenAI, OpenRouter `openai/*`, and their tool parameters; `without_invented_nulls` undoes it.
+
+    Strict mode closes every object and requires every property, so an optional property becomes nullable.
+    Bounds that it does not know move into the description. Not strict: a root that is no object, and what
+    strict mode cannot say (maps, tuples, `Any`, conditions, an `allOf` whose parts overlap).
+    """
+    schema = deepcopy(schema)
+    try:
+        wire = _Writer(schema, _OPENAI).write_root(schema)
+    except _Inexpressible:
+        return WireSchema(schema, strict=False)
+    has_object_root = wire.get("type") == "object"
+    return WireSchema(wire if has_object_root else schema, strict=has_object_root)
+
+
+def for_anthropic(schema: Schema) -> WireSchema:
+    """For `output_config.format`, which has no strict flag: `strict=False` says that the API would refuse it.
+
+    Bounds and lengths move into the description in words; optional properties stay optional. What the API
+    cannot take is above all maps and recursion. (Anthropic's SDK closes a map into an object, whose only
+    answer is then `{}`. Here the schema is left alone, for the caller to refuse it before the call, or to put
+    it into the prompt and check the answer.)
+    """
+    schema = deepcopy(schema)
+    try:
+        return WireSchema(_Writer(schema, _ANTHROPIC).write_root(schema), strict=True)
+    except _Inexpressible:
+        return WireSchema(schema, strict=False)
+
+
+def for_gemini(schema: Schema) -> WireSchema:
+    """For `response_json_schema`: plain JSON Schema, maps too, but only `$...` keywords beside a `$ref`."""
+    schema = deepcopy(schema)
+    references = References(schema)
+    recursive = references.recursive()
+
+    def part_references(sub: Any) -> Any:
+        if not isinstance(sub, dict):
+            return sub
+        while "$ref" in sub and not all(keyword.startswith("$") for keyword in sub):
+            sub = _inline(sub, references, recursive)
+        return map_subschemas(sub, part_references)
+
+    try:
+        return WireSchema(part_references(schema), strict=True)
+    except _Inexpressible:
+        return WireSchema(schema, strict=False)
+
+
+def for_chat(schema: Schema) -> WireSchema:
+    """For local servers and OpenRouter's other models: OpenAI's dialect, enforced as far as they can.
+
+    They get the OpenAI form if there is one, else the schema as it is: closing a map would gain nothing.
+    """
+    return for_openai(schema)
+
+
+def opened(schema: Schema) -> Schema:
+    """The same with an object at its root: Pydantic puts a recursive model behind a `$ref`."""
+    references = References(schema)
+    try:
+        while "$ref" in schema:
+            schema = _merge(_without(schema, "$ref"), references.target(schema["$ref"]))
+    except _Inexpressible:
+        pass  # what stands beside the `$ref` says something else
+    return schema
+
+
+def gemini_tool_parameters(schema: Schema) -> Schema:
+    """For `parameters_json_schema`, where the API refuses the keyword `additionalProperties`."""
+
+    def strip(sub: Any) -> Any:
+        return map_subschemas(_without(sub, "additionalProperties"), strip) if isinstance(sub, dict) else sub
+
+    stripped: Schema = strip(deepcopy(schema))
+    return stripped
+
+
+class _Inexpressible(Exception):  # noqa: N818 (caught right here; nobody ever sees it raised)
+    """The provider's part of JSON Schema cannot say this."""
+
+
+@dataclass(frozen=True)
+class _Grammar:
+    takes: dict[str, Callable[[Any], bool]]  # constraint -> with which values; the others go into words
+    has_optional: bool  # properties may be left out
+    has_recursion: bool
+
+
+def _is_plain_pattern(pattern: str) -> bool:
+    # Neither service runs a backtracking engine. Pydantic writes a lookahead for every Decimal.
+    return re.search(r"\(\?[=!<]|\\[1-9]", pattern) is None
+
+
+def _always(_: Any) -> bool:
+    return True
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems")
+_OPENAI = _Grammar(
+    takes={
+        **dict.fromkeys(_BOUNDS, _always),
+        "pattern": _is_plain_pattern,
+        "format": _FORMATS.__contains__,
+    },
+    has_optional=False,
+    has_recursion=True,
+)
+_ANTHROPIC = _Grammar(
+    takes={"minItems": (0, 1).__contains__, "format": (_FORMATS | {"uri"}).__contains__},
+    has_optional=True,
+    has_recursion=False,
+)
+
+# Constraints that can be said in words, after "Must be".
+_PHRASES = {
+    "minimum": "at least {}",
+    "maximum": "at most {}",
+    "exclusiveMinimum": "more than {}",
+    "exclusiveMaximum": "less than {}",
+    "multipleOf": "a multiple of {}",
+    "minLength": "at least {} characters long",
+    "maxLength": "at most {} characters long",
+    "pattern": "a match for the regular expression {}",
+    "format": "in the format {}",
+    "minItems": "a list of at least {} items",
+    "maxItems": "a list of at most {} items",
+    "uniqueItems": "a list without repeated items",
+    "minProperties": "an object of at least {} properties",
+    "maxProperties": "an object of at most {} properties",
+}
+# Keywords that hold schemas or conditions: losing one in words would be asking for something else.
+# fmt: off
+_BEYOND = {
+    "patternProperties", "propertyNames", "unevaluatedProperties",
+    "dependentRequired", "dependentSchemas", "dependencies",
+    "prefixItems", "additionalItems", "unevaluatedItems", "contains", "minContains", "maxContains",
+    "not", "if", "then", "else", "$dynamicRef", "$recursiveRef",
+}
+_LABELS = {"title", "description"}
+_PLAIN = {
+    "type", "enum", "const", "properties", "required", "additionalProperties", "items",
+    "anyOf", "oneOf", "allOf", "$ref",
+}
+# fmt: on
+# All other keywords (default, examples, discriminator, $comment ...) bind no answer, and are dropped.
+_BINDING = _PLAIN | _LABELS | DEFINITIONS | _BEYOND | _PHRASES.keys()
+
+# A pointer into a property would see that property made nullable. Root and definitions keep their meaning.
+_STABLE_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/]+)?")
+_NULL = {"type": "null"}
+_JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+
+
+class _Writer:
+    """Writes one schema in one provider's grammar."""
+
+    def __init__(self, root: Schema, grammar: _Grammar) -> None:
+        self._grammar = grammar
+        self._references = References(root)
+        self._recursive = self._references.recursive()
+        self._original = make_validator(root)
+
+    def write_root(self, root: Schema) -> Schema:
+        # Pydantic puts a recursive model behind a $ref, but the root must be an object: open that one.
+        while "$ref" in root:
+            root = _merge(_without(root, "$ref"), self._references.target(root["$ref"]))
+        return self.write(root)
+
+    def write(self, schema: Any) -> Schema:
+        schema = _name_type(self._flatten(schema))
+        self._refuse_what_it_cannot_say(schema)
+        schema = self._put_into_words(schema)
+        return self._write_object(schema) if _is_object(schema) else map_subschemas(schema, self.write)
+
+    def _flatten(self, schema: Any) -> Schema:
+        """The same without annotations, `oneOf`, `allOf`, and `$ref` beside other keywords."""
+        if not isinstance(schema, dict):  # true takes anything, false nothing
+            raise _Inexpressible
+        flat = {keyword: value for keyword, value in schema.items() if keyword in _BINDING}
+        if "oneOf" in flat:
+            flat = _merge(_without(flat, "oneOf"), {"anyOf": flat["oneOf"]})
+        for part in flat.pop("allOf", ()):
+            flat = _merge(flat, self._flatten(part))
+        if "$ref" in flat and len(flat) > 1:
+            return self._flatten(_inline(flat, self._references, self._recursive))
+        return flat
+
+    def _refuse_what_it_cannot_say(self, schema: Schema) -> None:
+        is_beyond = (
+            bool(schema.keys() & _BEYOND)
+            or ("$ref" in schema and not _STABLE_REFERENCE.fullmatch(schema["$ref"]))
+            or (schema.get("$ref") in self._recursive and not self._grammar.has_recursion)
+            or ("array" in _types_of(schema) and "items" not in schema)
+            or (_is_object(schema) and not _is_closable(schema))
+        )
+        if is_beyond:
+            raise _Inexpressible
+
+    def _put_into_words(self, schema: Schema) -> Schema:
+        refused = {
+            keyword: value
+            for keyword, value in schema.items()
+            if keyword in _PHRASES and not self._grammar.takes.get(keyword, _never)(value)
+        }
+        schema = _without(schema, *refused)
+        phrases = [_PHRASES[key].format(value) for key, value in refused.items() if value is not False]
+        if phrases:
+            sentence = f"Must be {', '.join(phrases)}."
+            schema["description"] = "\n\n".join(filter(None, (schema.get("description"), sentence)))
+        return schema
+
+    def _write_object(self, schema: Schema) -> Schema:
+        schema = {"properties": {}, **_without(schema, "additionalProperties")}
+        written = map_subschemas(schema, self.write)
+        if not self._grammar.has_optional:
+            for name in written["properties"].keys() - set(schema.get("required", ())):
+                if not self._original.evolve(schema=schema["properties"][name]).is_valid(None):
+                    written["properties"][name] = _make_nullable(written["properties"][name])
+            written["required"] = list(written["properties"])
+        return {**written, "additionalProperties": False}
+
+
+def _name_type(schema: Schema) -> Schema:
+    """OpenAI wants a type everywhere; Pydantic names none for a Literal of several types."""
+    literals = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    if any(isinstance(value, dict | list) for value in literals):
+        raise _Inexpressible
+    if schema.keys() & {"type", "anyOf", "$ref"}:
+        return schema
+    if literals:
+        types = list(dict.fromkeys(_JSON_TYPES[type(value)] for value in literals))
+        return {"type": types[0] if len(types) == 1 else types, **schema}
+    if "properties" in schema:
+        return {"type": "object", **schema}
+    raise _Inexpressible  # it takes anything
+
+
+def _is_object(schema: Schema) -> bool:
+    return "object" in _types_of(schema) or "properties" in schema
+
+
+def _is_closable(schema: Schema) -> bool:
+    # With neither keyword it may hold anything: closed, a map could only be empty.
+    is_map = schema.get("additionalProperties", "properties" not in schema) is not False
+    # Described here and in a branch too, closing either description shuts out the properties of the other.
+    is_spread = "anyOf" in schema
+    names_others = not set(schema.get("required", ())) <= schema.get("properties", {}).keys()
+    return not (is_map or is_spread or names_others)
+
+
+def _make_nullable(schema: Schema) -> Schema:
+    if "const" in schema:
+        # It costs the model nothing to say a constant, and without its tag a union's branches look the same.
+        return schema
+    if "anyOf" in schema and schema.keys() <= _LABELS | {"anyOf"}:
+        return {**schema, "anyOf": [*schema["anyOf"], _NULL]}
+    types = _types_of(schema)
+    if schema.keys() & {"anyOf", "$ref"} or {"object", "array"} & set(types):
+        return {"anyOf": [schema, _NULL]}
+    nullable = {**schema, "type": list(dict.fromkeys([*types, "null"]))}
+    if "enum" in schema:
+        nullable["enum"] = [*(value for value in schema["enum"] if value is not None), None]
+    return nullable
+
+
+def _types_of(schema: Schema) -> list[str]:
+    types = schema.get("type", [])
+    return [types] if isinstance(types, str) else types
+
+
+def _inline(schema: Schema, references: References, recursive: set[str]) -> Schema:
+    """The schema with its `$ref` no longer beside other keywords."""
+    reference = schema["$ref"]
+    rest = _without(schema, "$ref")
+    if reference not in recursive:
+        try:
+            return _merge(rest, references.target(reference))
+        except _Inexpressible:
+            pass  # both say something that one schema cannot hold
+    # Inlining a recursive target would never end; a union of one means the same.
+    return _merge(rest, {"anyOf": [{"$ref": reference}]})
+
+
+def _merge(outer: Schema, inner: Any) -> Schema:
+    """One schema for what two say of the same value; the outer one, nearer to its use, names it."""
+    if not isinstance(inner, dict):
+        raise _Inexpressible
+    inner = _without(inner, *DEFINITIONS)
+    shared = outer.keys() & inner.keys() - _LABELS
+    is_clash = any(outer[keyword] != inner[keyword] for keyword in shared)
+    # What is additional depends on the properties beside it, so both cannot describe an object.
+    shape = {"properties", "additionalProperties"}
+    if is_clash or (outer.keys() & shape and inner.keys() & shape):
+        raise _Inexpressible
+    return {**inner, **outer}
+
+
+def _without(schema: Schema, *keywords: str) -> Schema:
+    return {keyword: value for keyword, value in schema.items() if keyword not in keywords}

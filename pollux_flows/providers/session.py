@@ -1,0 +1,66 @@
+"""A session: the connection one run makes its calls through, and the one way to a provider's modules."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module, util
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+from pollux_flows.config import Config
+from pollux_flows.errors import PolluxError
+from pollux_flows.providers.base import Call, ClientModule, GenerateModule, UpstreamError
+from pollux_flows.result import Answer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One provider, connected, with room for so many calls at once. Belongs to the event loop that opened it."""
+
+    config: Config
+    client: Any
+    slot: asyncio.Semaphore
+
+    async def check(self, call: Call) -> None:
+        """Refuse, before anything is paid for, what only the finished request or the provider's catalogue shows."""
+        cast(GenerateModule, self.module("generate")).request(call)
+        if util.find_spec(f"pollux_flows.providers.{self.config.provider}.models"):
+            await self.ask("metadata", self.module("models").check(self.client, call))
+
+    async def generate(self, call: Call) -> Answer:
+        return await self.ask("generate", cast(GenerateModule, self.module("generate")).generate(self.client, call))
+
+    async def ask(self, phase: str, answer: Awaitable[T]) -> T:
+        """The answer, or what went wrong as an error of ours."""
+        from pollux_flows.providers import errors  # imports both HTTP libraries
+
+        try:
+            return await answer
+        except PolluxError:
+            raise
+        except UpstreamError as error:
+            if error.status is None:
+                raise errors.unreadable(self.config, phase, str(error.body)) from None
+            raise errors.refusal(
+                self.config, phase, status=error.status, body=error.body, headers=error.headers
+            ) from None
+        except Exception as error:  # noqa: BLE001 (an SDK may throw anything; it must not cost the other calls)
+            # `from None`: a provider's own error may quote the key, and a logged cause would show it.
+            raise errors.as_api_error(error, self.config, phase) from None
+
+    def module(self, name: str) -> ModuleType:
+        """A module that the gate has made sure of."""
+        return import_module(f"pollux_flows.providers.{self.config.provider}.{name}")
+
+
+@asynccontextmanager
+async def open_session(config: Config) -> AsyncIterator[Session]:
+    """Connect, and close whatever happens."""
+    client = cast(ClientModule, import_module(f"pollux_flows.providers.{config.provider}.client"))
+    async with client.connect(config) as connection:
+        yield Session(config, connection, asyncio.Semaphore(config.request_concurrency))

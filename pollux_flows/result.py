@@ -1,0 +1,113 @@
+"""ResultEnvelope: what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny
+
+from pollux_flows.document import Record
+from pollux_flows.errors import ErrorCategory
+
+Status = Literal["ok", "partial", "error"]
+FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
+FailureKind = Literal["api_error", "rate_limit", "blocked", "empty"]
+
+
+class CallFailure(Record):
+    """Why one prompt has no answer."""
+
+    index: int = Field(description="Which prompt.")
+    kind: FailureKind = Field(description="What happened.")
+    message: str
+    hint: str | None = None
+    retryable: bool = Field(default=False, description="Whether asking again may help.")
+    outcome_unknown: bool = Field(
+        default=False, description="Whether the provider may have answered, and billed, all the same."
+    )
+    status_code: int | None = None
+    retry_after_s: float | None = None
+    error_category: ErrorCategory | None = None
+
+
+class ResultEnvelope(Record):
+    """The answers to one run, in prompt order, with all that is known about them.
+
+    `status` is ok when every prompt has a whole answer, partial when some have none or a cut one, and error
+    when none has. It reads as an object (`envelope.answers`) and as the mapping it is in JSON
+    (`envelope["answers"]`, `envelope.get("reasoning")`); a key that does not apply is absent.
+    """
+
+    status: Status
+    answers: list[str]
+    confidence: float = Field(description="0.9 when all is well, 0.5 otherwise.")
+    extraction_method: str = "text"
+    usage: dict[str, int] = Field(
+        default_factory=dict,
+        description="Tokens, summed over the calls: input (cached ones and cache writes included), output "
+        "(reasoning included), total, reasoning, cached, cache_write. One that nobody reported is absent.",
+    )
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    diagnostics: dict[str, Any] = Field(default_factory=dict)
+    structured: list[SerializeAsAny[Any]] | None = None
+    reasoning: list[str | None] | None = None
+    tool_calls: list[list[dict[str, str]]] | None = None
+    errors: list[CallFailure | None] | None = Field(default=None, description="Per prompt, why it has no answer.")
+
+    @property
+    def text(self) -> str:
+        """The answer; of several, all of them with a blank line between."""
+        return "\n\n".join(self.answers)
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in type(self).model_fields and getattr(self, str(key)) is not None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value under `key`, or `default` where it does not apply."""
+        return getattr(self, key) if key in self else default
+
+    def keys(self) -> Iterator[str]:
+        """The keys that apply."""
+        return (key for key in type(self).model_fields if key in self)
+
+
+class ToolCall(Record):
+    """A function the model wants called."""
+
+    id: str
+    name: str
+    arguments: str = Field(description="A JSON object, as text.")
+
+
+class Answer(Record):
+    """What one call brought back, in words that mean the same for every provider."""
+
+    text: str
+    finish_reason: FinishReason | None = Field(description="Why it ended; None where the provider did not say.")
+    raw_finish_reason: str | None = Field(default=None, description="The same in the provider's own words.")
+    usage: dict[str, int] = Field(default_factory=dict, description="As in ResultEnvelope.usage.")
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    response_id: str | None = None
+    model: str | None = Field(default=None, description="The model that answered, where the provider says.")
+    note: str | None = Field(default=None, description="What the provider said about a blocked or cut answer.")
+    artifacts: dict[str, Any] = Field(default_factory=dict, description="What fits nowhere else, for the curious.")
+
+
+class Outcome(Record):
+    """What became of one planned call: an answer, or the reason why there is none."""
+
+    index: int
+    identity: str
+    answer: Answer | None = None
+    failure: CallFailure | None = None
+    attempts: int = Field(description="Requests made for it.")
+    unknown_attempts: int = Field(default=0, description="Requests that may have been answered, and billed, unseen.")
+    waited_s: float = Field(default=0.0, description="Seconds spent waiting between attempts.")
+    duration_s: float = Field(default=0.0, description="Seconds from first request to outcome.")

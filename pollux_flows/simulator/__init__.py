@@ -1,0 +1,20 @@
+"""An offline world that speaks the wire protocols of all providers.
+
+It stands apart: it imports nothing from the rest of the package, as the real providers would not.
+
+    sim = Simulator()
+    with serve(sim) as origin:
+        client = openai.AsyncOpenAI(base_url=sim.base_url("openai", origin), api_key="any")
+
+Its answers follow from the request alone, its token counts from a rule that is checked by hand, and it
+refuses what the providers refuse. `Simulator.fail` makes things go wrong.
+"""
+
+from __future__ import annotations
+
+from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.log import Logged
+from pollux_flows.simulator.server import run, serve
+from pollux_flows.simulator.world import Simulator, in_process
+
+__all__ = ["Fault", "Logged", "Simulator", "in_process", "run", "serve"]

@@ -1,0 +1,130 @@
+"""What the simulated model says: a function of the request, and of the fault if there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pollux_flows.simulator import tokens
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.directives import without_directives
+from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.schema_instance import instance
+from pollux_flows.simulator.schema_merge import merged
+
+Finish = Literal["stop", "stop_sequence", "length", "tool_calls", "blocked", "content_filter"]
+
+PROMPT_CHARS = 200
+NOT_JSON = "Simulated answer that is not the JSON that was asked for"
+REFUSAL = "Simulated refusal: I cannot help with that."
+
+
+@dataclass(slots=True)
+class ToolCall:
+    name: str
+    arguments: Any
+
+
+@dataclass(slots=True)
+class Answer:
+    """What was said, and why it ended."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    finish: Finish = "stop"
+    stop_sequence: str | None = None
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return tokens.of_text(self.reasoning)
+
+    @property
+    def visible_tokens(self) -> int:
+        """All that was generated except the reasoning."""
+        return tokens.of_text(self.text) + sum(_call_tokens(call) for call in self.calls)
+
+
+def compose(ask: Ask, fault: Fault | None = None) -> Answer:
+    """The answer to `ask`; deterministic, and never longer than `ask.max_tokens`."""
+    kind = fault.kind if fault else None
+    prompt = " ".join(without_directives(ask.prompt).split())[:PROMPT_CHARS]
+    answer = Answer()
+    if kind == "blocked":
+        # Nothing else is said by a model that refuses.
+        return Answer(text=fault.message if fault and fault.message else REFUSAL, finish="blocked")
+    if ask.reasoning or kind == "reasoning":
+        answer.reasoning = f"Simulated reasoning about: {prompt}"
+    if kind == "empty":
+        answer.reasoning = ""
+    elif names := _tools_to_call(ask, fault):
+        answer.calls = [ToolCall(name, _arguments(ask.tools[name], prompt)) for name in names]
+        answer.finish = "tool_calls"
+        answer.text = f"Simulated call of: {', '.join(names)}" if ask.speaks_before_calls else ""
+    else:
+        answer.text = NOT_JSON if kind == "invalid_json" else _text(ask, prompt)
+        _stop_early(answer, ask, kind)
+    if ask.max_tokens is not None:
+        _cut(answer, ask.max_tokens)
+    return answer
+
+
+def _text(ask: Ask, prompt: str) -> str:
+    if ask.schema is True:
+        return tokens.compact({"answer": f"Simulated answer to: {prompt}"})
+    if ask.schema is not None:
+        return tokens.compact(instance(ask.schema, prompt))
+    if ask.tool_results:
+        return f"Simulated answer from the results of: {', '.join(ask.tool_results)}"
+    return f"Simulated answer to: {prompt}"
+
+
+def _tools_to_call(ask: Ask, fault: Fault | None) -> list[str]:
+    """Which tools the model calls. It never answers a tool result with a call, so that loops end."""
+    if not ask.tools or ask.tool_choice == "none" or ask.tool_results:
+        return []
+    allowed = list(ask.tools)
+    if isinstance(ask.tool_choice, tuple):
+        allowed = [name for name in allowed if name in ask.tool_choice]
+    if fault is not None and fault.kind == "tool_call":
+        return [allowed[place % len(allowed)] for place in range(fault.count)]
+    return allowed[:1] if ask.tool_choice != "auto" else []
+
+
+def _arguments(parameters: Any, prompt: str) -> dict[str, Any]:
+    """Arguments are an object, also of a tool that says nothing about them."""
+    made = instance(merged({"type": "object"}, parameters or {}), prompt)
+    return made if isinstance(made, dict) else {}
+
+
+def _stop_early(answer: Answer, ask: Ask, kind: str | None) -> None:
+    text = answer.text
+    ends = [(place, stop) for stop in ask.stop if stop and (place := text.find(stop)) >= 0]
+    if ends:
+        place, answer.stop_sequence = min(ends)
+        answer.text, answer.finish = text[:place], "stop_sequence"
+    if kind in ("truncated", "content_filter"):
+        answer.text = text[: len(text) // 2]
+        answer.finish = "length" if kind == "truncated" else "content_filter"
+
+
+def _cut(answer: Answer, limit: int) -> None:
+    """Spend the limit in the order in which a model generates: reasoning, text, calls."""
+    if answer.reasoning_tokens + answer.visible_tokens <= limit:
+        return
+    answer.finish = "length"
+    answer.reasoning = answer.reasoning[: limit * tokens.CHARS_PER_TOKEN]
+    limit -= answer.reasoning_tokens
+    answer.text = answer.text[: limit * tokens.CHARS_PER_TOKEN]
+    limit -= tokens.of_text(answer.text)
+    whole: list[ToolCall] = []
+    for call in answer.calls:
+        limit -= _call_tokens(call)
+        if limit < 0:
+            break
+        whole.append(call)
+    answer.calls = whole
+
+
+def _call_tokens(call: ToolCall) -> int:
+    return tokens.of_text(call.name) + tokens.of_json(call.arguments)

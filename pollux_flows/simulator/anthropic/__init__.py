@@ -1,0 +1,79 @@
+"""Anthropic: the Messages API below `/anthropic/v1`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from pollux_flows.simulator.anthropic import generate
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
+
+# By status, what an error says when nobody says more: type, message.
+_ERRORS: Mapping[int, tuple[str, str]] = {
+    400: ("invalid_request_error", "Invalid request."),
+    401: ("authentication_error", "invalid x-api-key"),
+    402: ("billing_error", "Your credit balance is too low to access the Anthropic API."),
+    403: ("permission_error", "Your API key does not have permission to use the specified resource."),
+    404: ("not_found_error", "Not found"),
+    413: ("request_too_large", "Request exceeds the maximum size"),
+    429: ("rate_limit_error", "This request would exceed your organization's rate limit."),
+    500: ("api_error", "Internal server error"),
+    503: ("api_error", "Service unavailable"),
+    504: ("timeout_error", "Request timed out"),
+    529: ("overloaded_error", "Overloaded"),
+}
+
+
+class Anthropic(Provider):
+    name = "anthropic"
+    prefix = "/anthropic"
+
+    @override
+    def operations(self) -> Sequence[Operation]:
+        return generate.OPERATIONS
+
+    @override
+    def authenticate(self, headers: Mapping[str, str]) -> None:
+        if not (bearer(headers) or headers.get("x-api-key")):
+            raise Refused(401, "x-api-key header is required")
+
+    @override
+    def request_id(self, number: int) -> str:
+        return f"req_{number:024d}"
+
+    @override
+    def headers(self, request_id: str) -> dict[str, str]:
+        return {
+            "request-id": request_id,
+            "anthropic-organization-id": "00000000-0000-4000-8000-000000000000",
+            "anthropic-ratelimit-requests-limit": "4000",
+            "anthropic-ratelimit-requests-remaining": "3999",
+            "anthropic-ratelimit-requests-reset": "2026-11-20T00:00:00Z",
+            "anthropic-ratelimit-tokens-limit": "480000",
+            "anthropic-ratelimit-tokens-remaining": "479000",
+            "anthropic-ratelimit-tokens-reset": "2026-11-20T00:00:00Z",
+        }
+
+    @override
+    def error(self, refused: Refused, request_id: str) -> Any:
+        kind, message = row(_ERRORS, refused.status)
+        return {
+            "type": "error",
+            "error": {"type": refused.kind or kind, "message": refused.message or message},
+            "request_id": request_id,
+        }
+
+    @override
+    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
+        refused = Refused(fault.status or 500, fault.message, kind=fault.error_type)
+        return self.error(refused, request_id)
+
+    @override
+    def overflow(self, ask: Ask | None) -> Refused:
+        window = ask.context_window if ask else 0
+        length = max(ask.input_tokens if ask else 0, window + 1)
+        return Refused(400, f"prompt is too long: {length} tokens > {window} maximum")

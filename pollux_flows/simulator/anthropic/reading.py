@@ -1,0 +1,128 @@
+"""What a Messages request asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pollux_flows.simulator import tokens
+from pollux_flows.simulator.anthropic.rules import check
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.prefixes import Block
+from pollux_flows.simulator.wire import Call
+
+_CACHE_S = {"5m": 300.0, "1h": 3600.0}
+_CHOICES: dict[str, Any] = {"auto": "auto", "none": "none", "any": "required"}
+
+
+def read(call: Call) -> Ask:
+    asked = check(call)
+    body = call.body
+    prompt, results = _last_turn(body["messages"])
+    thinking = (body.get("thinking") or {"type": "disabled"})["type"]
+    reasoning = thinking in ("enabled", "adaptive") or (thinking == "between_tools" and bool(results))
+    return Ask(
+        prompt=prompt,
+        input_tokens=sum(block.tokens for block in prompt_blocks(body)),
+        context_window=asked.context_window,
+        max_tokens=body["max_tokens"],
+        schema=_schema(body),
+        tools={tool["name"]: tool["input_schema"] for tool in body.get("tools") or [] if "input_schema" in tool},
+        tool_choice=_tool_choice(body.get("tool_choice")),
+        tool_results=results,
+        reasoning=reasoning,
+        # Claude says what it is about to do; a turn of thought, text and call is what a client must replay.
+        speaks_before_calls=reasoning,
+        stop=tuple(body.get("stop_sequences") or ()),
+    )
+
+
+def prompt_blocks(body: dict[str, Any]) -> list[Block]:
+    """The prompt in the order in which prefixes are cached: schema, tools, system, messages.
+
+    The service does not cache fewer than about a thousand tokens; here any prefix counts, so that a
+    test needs no long prompt to see a cache work.
+    """
+    blocks = []
+    if (schema := _schema(body)) is not None:
+        blocks.append(Block(schema, tokens.of_json(schema)))
+    blocks += [_block("tool", tool, tokens.of_json(_unmarked(tool))) for tool in body.get("tools") or []]
+    system = body.get("system") or []
+    for part in [{"type": "text", "text": system}] if isinstance(system, str) else system:
+        blocks.append(_block("system", part, tokens.of_text(part["text"])))
+    for message in body["messages"]:
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            blocks.append(_block(message["role"], part, _part_tokens(part)))
+    if control := body.get("cache_control"):
+        # At the top level it means: as far as this request goes.
+        last = blocks[-1]
+        blocks[-1] = Block(last.content, last.tokens, _CACHE_S[control.get("ttl", "5m")])
+    return blocks
+
+
+def _block(role: str, part: dict[str, Any], count: int) -> Block:
+    control = part.get("cache_control")
+    return Block([role, _unmarked(part)], count, _CACHE_S[control.get("ttl", "5m")] if control else None)
+
+
+def _unmarked(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name != "cache_control"}
+
+
+def _schema(body: dict[str, Any]) -> Any:
+    wanted = (body.get("output_config") or {}).get("format")
+    return wanted["schema"] if wanted else None
+
+
+def _tool_choice(choice: dict[str, Any] | None) -> Any:
+    if choice is None:
+        return "auto"
+    return (choice["name"],) if choice["type"] == "tool" else _CHOICES[choice["type"]]
+
+
+def _last_turn(messages: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
+    """The prompt, and the names of the tools whose results it brings."""
+    users = [message for message in messages if message["role"] == "user"]
+    content = users[-1]["content"]
+    if isinstance(content, str):
+        return content, ()
+    names = {
+        block["id"]: block["name"]
+        for message in messages
+        if isinstance(message["content"], list)
+        for block in message["content"]
+        if block["type"] == "tool_use"
+    }
+    results = tuple(names[block["tool_use_id"]] for block in content if block["type"] == "tool_result")
+    texts = [block["text"] for block in content if block["type"] == "text"]
+    return (texts[-1] if texts else ""), results
+
+
+def _part_tokens(part: dict[str, Any]) -> int:
+    match part["type"]:
+        case "text":
+            return tokens.of_text(part["text"])
+        case "thinking":
+            return tokens.of_text(part["thinking"])
+        case "tool_use":
+            return tokens.of_text(part["name"]) + tokens.of_json(part["input"])
+        case "tool_result":
+            content = part.get("content") or ""
+            return tokens.of_text(content) if isinstance(content, str) else sum(map(_part_tokens, content))
+        case "image" | "document":
+            return _source_tokens(part["source"])
+        case _:
+            return tokens.of_json(part)
+
+
+def _source_tokens(source: dict[str, Any]) -> int:
+    match source["type"]:
+        case "text":
+            return tokens.of_text(source["data"])
+        case "base64":
+            return tokens.of_base64(source["data"])
+        case "content":
+            content = source["content"]
+            return tokens.of_text(content) if isinstance(content, str) else sum(map(_part_tokens, content))
+        case _:
+            return tokens.of_attachment()

@@ -1,0 +1,256 @@
+"""What `POST /v1/messages` refuses, and in which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pollux_flows.simulator.anthropic import schemas, shapes
+from pollux_flows.simulator.anthropic.models import Model, is_known, model
+from pollux_flows.simulator.anthropic.signature import is_ours
+from pollux_flows.simulator.shape import Misfit
+from pollux_flows.simulator.wire import Call, Refused
+
+CURRENT_VERSION = "2026-10-21"
+_VERSIONS = ("2023-01-01", "2023-06-01", CURRENT_VERSION)
+_MAX_BREAKPOINTS = 4
+_THINKING_BLOCKS = ("thinking", "redacted_thinking")
+
+
+def check(call: Call) -> Model:
+    """Refuse what the API refuses; gives the model that is asked."""
+    body = call.body
+    version = _version(call)
+    _check_shape(body, version)
+    asked = model(body["model"])
+    if not is_known(body["model"]):
+        raise Refused(404, f"model: {body['model']}")
+    if body.get("stream"):
+        raise Refused(400, "The simulator does not stream.")
+    if body["max_tokens"] > asked.max_output:
+        raise Refused(
+            400,
+            f"max_tokens: {body['max_tokens']} > {asked.max_output}, which is the maximum allowed number of output "
+            f"tokens for {body['model']}",
+        )
+    _check_thinking(body, asked)
+    _check_output(body, asked)
+    _check_tools(body)
+    _check_breakpoints(body)
+    _check_turns(body, asked)
+    return asked
+
+
+def _version(call: Call) -> str:
+    version = call.headers.get("anthropic-version")
+    if version is None:
+        raise Refused(400, "anthropic-version: header is required")
+    if version not in _VERSIONS:
+        raise Refused(400, f'anthropic-version: "{version}" is not a valid version for this endpoint')
+    return version
+
+
+def _check_shape(body: Any, version: str) -> None:
+    current = version == CURRENT_VERSION
+    if current and isinstance(body, dict) and (gone := sorted(body.keys() & shapes.SAMPLING)):
+        raise Refused(400, f"{gone[0]}: `{gone[0]}` is not supported from API version {CURRENT_VERSION} on")
+    try:
+        (shapes.REQUEST if current else shapes.OLDER_REQUEST)(body, ())
+    except Misfit as misfit:
+        raise Refused(400, _in_words(misfit)) from None
+
+
+def _in_words(misfit: Misfit) -> str:
+    where = ".".join(map(str, misfit.path))
+    match misfit.problem:
+        case "unknown":
+            return f"{where}: Extra inputs are not permitted"
+        case "missing":
+            return f"{where}: Field required"
+        case "type":
+            return f"{where}: Input should be {misfit.expected.replace('a ', 'a valid ').replace('an ', 'a valid ')}"
+        case "value" if misfit.path[-1] == "type":
+            above = where.rpartition(".")[0]
+            return (
+                f"{above}: Input tag '{misfit.value}' found using 'type' does not match any of the expected tags: "
+                f"{misfit.expected}"
+            )
+        case "value":
+            return f"{where}: Input should be {misfit.expected}"
+        case "minimum":
+            return f"{where}: Input should be greater than or equal to {misfit.expected}"
+        case "maximum":
+            return f"{where}: Input should be less than or equal to {misfit.expected}"
+
+
+def _check_thinking(body: dict[str, Any], asked: Model) -> None:
+    thinking = body.get("thinking") or {"type": "disabled"}
+    kind = thinking["type"]
+    if kind == "enabled":
+        if not asked.thinks:
+            raise Refused(400, f"'{body['model']}' does not support thinking.")
+        if not asked.takes_thinking_budget:
+            raise Refused(
+                400,
+                '"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and '
+                '"output_config.effort" to control thinking behavior.',
+            )
+        if thinking["budget_tokens"] >= body["max_tokens"]:
+            raise Refused(
+                400,
+                "`max_tokens` must be greater than `thinking.budget_tokens`. Please consult our documentation at "
+                "https://docs.claude.com/en/docs/build-with-claude/extended-thinking"
+                "#max-tokens-and-context-window-size",
+            )
+    if kind in ("adaptive", "between_tools") and not asked.thinks_adaptively:
+        raise Refused(400, "adaptive thinking is not supported on this model")
+    if kind != "disabled" and (body.get("tool_choice") or {}).get("type") in ("any", "tool"):
+        raise Refused(400, "Thinking may not be enabled when tool_choice forces tool use.")
+
+
+def _check_output(body: dict[str, Any], asked: Model) -> None:
+    wanted = body.get("output_config") or {}
+    effort = wanted.get("effort")
+    if effort and not asked.efforts:
+        raise Refused(400, "This model does not support the effort parameter.")
+    if effort and effort not in asked.efforts:
+        raise Refused(
+            400,
+            f"This model does not support effort level '{effort}'. Supported levels: {', '.join(asked.efforts)}.",
+        )
+    if wanted.get("format"):
+        if not asked.has_structured_output:
+            raise Refused(400, f"'{body['model']}' does not support output format.")
+        if problem := schemas.complaint(wanted["format"]["schema"]):
+            raise Refused(400, f"output_config.format.schema: {problem}")
+
+
+def _check_tools(body: dict[str, Any]) -> None:
+    tools = body.get("tools") or []
+    names = [tool.get("name") for tool in tools]
+    if len(set(names)) < len(names):
+        raise Refused(400, "tools: Tool names must be unique.")
+    for place, tool in enumerate(tools):
+        if tool.get("strict") and (problem := schemas.complaint(tool["input_schema"])):
+            raise Refused(400, f"tools.{place}.custom.input_schema: {problem}")
+    choice = body.get("tool_choice")
+    if choice and not tools:
+        raise Refused(400, "tool_choice: may only be specified while providing tools")
+    if choice and choice["type"] == "tool" and choice["name"] not in names:
+        raise Refused(400, f"Tool '{choice['name']}' not found in provided tools")
+
+
+def _check_breakpoints(body: dict[str, Any]) -> None:
+    blocks = list(body.get("tools") or [])
+    if isinstance(body.get("system"), list):
+        blocks += body["system"]
+    for message in body["messages"]:
+        if isinstance(message["content"], list):
+            blocks += message["content"]
+    marked = [block for block in blocks if block.get("cache_control")]
+    count = len(marked) + bool(body.get("cache_control"))
+    if count > _MAX_BREAKPOINTS:
+        raise Refused(400, f"A maximum of 4 blocks with cache_control may be provided. Found {count}.")
+    if any(block.get("type") == "text" and not block["text"] for block in marked):
+        raise Refused(400, "cache_control cannot be set for empty text blocks")
+
+
+def _check_turns(body: dict[str, Any], asked: Model) -> None:
+    turns = [(place, turn["role"], _blocks(turn)) for place, turn in enumerate(body["messages"])]
+    if turns[0][1] != "user":
+        raise Refused(400, 'messages: first message must use the "user" role')
+    thinks = (body.get("thinking") or {}).get("type", "disabled")
+    waiting: list[str] = []
+    for place, role, blocks in turns:
+        _check_content(place, role, blocks, is_last=place == len(turns) - 1)
+        if role != "assistant":
+            _check_results(place, blocks, waiting)
+            waiting = []
+            continue
+        if waiting:
+            _without_results(place - 1, waiting)
+        _check_thinking_turn(place, blocks, thinks)
+        waiting = [block["id"] for block in blocks if block["type"] == "tool_use"]
+    if waiting:
+        _without_results(len(turns) - 1, waiting)
+    if turns[-1][1] == "assistant":
+        if not asked.takes_prefill:
+            raise Refused(
+                400,
+                "This model does not support assistant message prefill. The conversation must end with a user message.",
+            )
+        if thinks != "disabled":
+            raise Refused(400, "messages: the final message cannot be from the assistant when thinking is enabled")
+
+
+def _blocks(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    content = turn["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _check_content(place: int, role: str, blocks: list[dict[str, Any]], *, is_last: bool) -> None:
+    if not blocks and not (role == "assistant" and is_last):
+        raise Refused(
+            400,
+            f"messages.{place}: all messages must have non-empty content except for the optional final assistant "
+            "message",
+        )
+    for index, block in enumerate(blocks):
+        kind = block["type"]
+        if kind == "text" and not block["text"].strip():
+            raise Refused(400, f"messages.{place}: text content blocks must be non-empty")
+        if kind in (*_THINKING_BLOCKS, "tool_use") and role != "assistant":
+            raise Refused(400, f"messages.{place}.content.{index}: `{kind}` blocks may only be in assistant messages")
+        if kind in ("tool_result", "image", "document") and role != "user":
+            raise Refused(400, f"messages.{place}.content.{index}: `{kind}` blocks may only be in user messages")
+        if (block.get("source") or {}).get("type") == "file":
+            # There is no Files API here yet, so there is no file.
+            raise Refused(404, f"File not found: {block['source']['file_id']}")
+
+
+def _check_results(place: int, blocks: list[dict[str, Any]], waiting: list[str]) -> None:
+    answered = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
+    for index, identity in enumerate(answered):
+        if identity not in waiting or identity in answered[:index]:
+            raise Refused(
+                400,
+                f"messages.{place}.content.{index}: unexpected `tool_use_id` found in `tool_result` blocks: "
+                f"{identity}. Each `tool_result` block must have a corresponding `tool_use` block in the previous "
+                "message.",
+            )
+    if missing := [identity for identity in waiting if identity not in answered]:
+        _without_results(place - 1, missing)
+    if answered and blocks[0]["type"] != "tool_result":
+        raise Refused(
+            400,
+            f"messages.{place - 1}: `tool_use` ids were found without `tool_result` blocks immediately after: "
+            f"{answered[0]}. In a user message that answers tools, the results come first.",
+        )
+
+
+def _without_results(place: int, missing: list[str]) -> None:
+    raise Refused(
+        400,
+        f"messages.{place}: `tool_use` ids were found without `tool_result` blocks immediately after: "
+        f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in the next "
+        "message.",
+    )
+
+
+def _check_thinking_turn(place: int, blocks: list[dict[str, Any]], thinks: str) -> None:
+    """A turn that thought begins with its thoughts, as they were."""
+    if thinks == "disabled":
+        return
+    kinds = [block["type"] for block in blocks]
+    thought = any(kind in _THINKING_BLOCKS for kind in kinds)
+    # Adaptive thinking alone may go without thoughts on a turn that calls tools.
+    must = thought or (thinks == "enabled" and "tool_use" in kinds)
+    if must and kinds[0] not in _THINKING_BLOCKS:
+        raise Refused(
+            400,
+            f"messages.{place}.content.0.type: Expected `thinking` or `redacted_thinking`, but found `{kinds[0]}`. "
+            "When `thinking` is enabled, a final `assistant` message must start with a thinking block (preceeding the "
+            "lastmost set of `tool_use` and `tool_result` blocks).",
+        )
+    for index, block in enumerate(blocks):
+        if block["type"] == "thinking" and not is_ours(block["signature"], block["thinking"]):
+            raise Refused(400, f"messages.{place}.content.{index}: Invalid `signature` in `thinking` block")

@@ -1,0 +1,55 @@
+"""Which path leads to which provider."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.routing import BaseRoute, Route, Router
+
+from pollux_flows.simulator.control import control_routes
+from pollux_flows.simulator.exchange import Exchange
+from pollux_flows.simulator.providers import PROVIDERS
+from pollux_flows.simulator.wire import Call, Operation, Provider, Refused
+
+if TYPE_CHECKING:
+    from pollux_flows.simulator.world import Simulator
+
+
+class _ApiVersion(Convertor[str]):
+    """Gemini's versions, which its SDK switches between."""
+
+    regex = "v1(?:beta)?"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("apiversion", _ApiVersion())
+
+
+def build_app(world: Simulator) -> Router:
+    # A bare router: the middleware of a full application would turn a dropped connection into a 500.
+    routes: list[BaseRoute] = list(control_routes(world))
+    for provider in PROVIDERS.values():
+        routes.extend(
+            Route(
+                provider.prefix + operation.path,
+                Exchange(world, provider, operation),
+                methods=[operation.method],
+            )
+            for operation in provider.operations()
+        )
+        # Last: what no operation answers to is refused in the provider's own words.
+        routes.append(Route(provider.prefix + "/{path:path}", Exchange(world, provider, _nothing_there(provider))))
+    return Router(routes, redirect_slashes=False)
+
+
+def _nothing_there(provider: Provider) -> Operation:
+    def refuse(call: Call) -> NoReturn:
+        raise Refused(404, f"Unknown path: {provider.prefix}/{call.params['path']}")
+
+    return Operation("unknown", "*", "/{path:path}", refuse)

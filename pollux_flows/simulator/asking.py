@@ -1,0 +1,31 @@
+"""What a generate request asks for, once the words of its protocol are taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(slots=True)
+class Ask:
+    """The same question, whichever provider it was put to."""
+
+    #: The last text of the last user turn, as it came; empty when tool results end the request.
+    prompt: str
+    input_tokens: int
+    #: A longer prompt is refused.
+    context_window: int
+    max_tokens: int | None = None
+    #: A JSON schema for the answer; True for any JSON.
+    schema: Mapping[str, Any] | Literal[True] | None = None
+    #: Declared tools: name to parameter schema.
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    #: Must it call a tool? A tuple of names: one of these.
+    tool_choice: Literal["auto", "none", "required"] | tuple[str, ...] = "auto"
+    #: Names of the tools whose results end the request.
+    tool_results: tuple[str, ...] = ()
+    reasoning: bool = False
+    #: Does it say something before it calls a tool?
+    speaks_before_calls: bool = False
+    stop: tuple[str, ...] = ()

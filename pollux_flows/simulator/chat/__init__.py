@@ -1,0 +1,1 @@
+"""Chat completions, as OpenRouter and local servers speak them."""

@@ -1,0 +1,203 @@
+"""OpenRouter: chat completions with many models behind them, below `/openrouter/api/v1`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from typing_extensions import override
+
+from pollux_flows.simulator import strict_schema
+from pollux_flows.simulator.answers import Answer, compose
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.chat import catalogue, reading, rules
+from pollux_flows.simulator.chat.completion import completion
+from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply, bearer, row
+
+# By status, what an error says when nobody says more: error_type, message.
+_ERRORS: Mapping[int, tuple[str, str]] = {
+    400: ("invalid_request", "Bad request"),
+    401: ("unauthorized", "No auth credentials found"),
+    402: ("payment_required", "Insufficient credits"),
+    403: ("forbidden", "Forbidden"),
+    404: ("not_found", "Not found"),
+    413: ("payload_too_large", "Request too large"),
+    429: ("rate_limit_exceeded", "Rate limit exceeded"),
+    500: ("server_error", "Internal Server Error"),
+    503: ("provider_unavailable", "No instances available"),
+    529: ("provider_overloaded", "Provider overloaded"),
+}
+_INPUT_OF_PART = {"image_url": "image", "input_audio": "audio", "video_url": "video"}
+
+
+class OpenRouter(Provider):
+    name = "openrouter"
+    prefix = "/openrouter/api/v1"
+
+    @override
+    def operations(self) -> Sequence[Operation]:
+        return (
+            Operation("generate", "POST", "/chat/completions", _respond, _read),
+            Operation("models", "GET", "/models", catalogue.list_models),
+            Operation("model", "GET", "/model/{author}/{slug}", catalogue.get_model),
+        )
+
+    @override
+    def authenticate(self, headers: Mapping[str, str]) -> None:
+        if not bearer(headers):
+            raise Refused(401)
+
+    @override
+    def request_id(self, number: int) -> str:
+        return f"or-{number:08d}"
+
+    @override
+    def headers(self, request_id: str) -> dict[str, str]:
+        return {"x-request-id": request_id}
+
+    @override
+    def error(self, refused: Refused, request_id: str) -> Any:
+        kind, message = row(_ERRORS, refused.status)
+        return {
+            "error": {
+                "code": refused.status,
+                "message": refused.message or message,
+                "metadata": {"error_type": refused.kind or kind},
+            },
+            "user_id": "user_simulated",
+        }
+
+    @override
+    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
+        return {
+            "error": {
+                "code": fault.status or 502,
+                "message": fault.message or "Provider returned error",
+                "metadata": {
+                    "provider_name": "Simulated",
+                    "error_type": fault.error_type or "provider_unavailable",
+                },
+            },
+            "user_id": "user_simulated",
+        }
+
+    @override
+    def overflow(self, ask: Ask | None) -> Refused:
+        window = ask.context_window if ask else 0
+        return Refused(
+            400,
+            f"This endpoint's maximum context length is {window} tokens. However, you requested more. Please "
+            'reduce the length of either one, or use the "middle-out" transform to compress your prompt '
+            "automatically.",
+            kind="context_length_exceeded",
+        )
+
+
+def _read(call: Call) -> Ask:
+    rules.check(call.body)
+    model = catalogue.find(call.body["model"])
+    if model is None:
+        raise Refused(400, f"{call.body['model']} is not a valid model ID", kind="invalid_model")
+    supported = model["supported_parameters"]
+    _check_inputs(call.body, model)
+    if call.body.get("tools") and "tools" not in supported:
+        raise Refused(404, "No endpoints found that support tool use.")
+    if (call.body.get("provider") or {}).get("require_parameters"):
+        _check_parameters(call.body, supported)
+    if call.body["model"].startswith("openai/"):
+        _check_strict_schemas(call.body)
+    return reading.read(
+        call.body, context_window=model["context_length"], reasoning="reasoning" in supported and _reasons(call.body)
+    )
+
+
+def _check_inputs(body: dict[str, Any], model: Mapping[str, Any]) -> None:
+    # Files always pass: where a model does not read them, OpenRouter parses them first.
+    for part in reading.parts(body):
+        needed = _INPUT_OF_PART.get(part["type"])
+        if needed and needed not in model["architecture"]["input_modalities"]:
+            raise Refused(404, f"No endpoints found that support {needed} input")
+
+
+def _check_parameters(body: dict[str, Any], supported: Sequence[str]) -> None:
+    for name in ("temperature", "top_p", "max_tokens", "seed", "stop", "tools", "tool_choice", "reasoning"):
+        if body.get(name) is not None and name not in supported:
+            raise Refused(404, "No endpoints found that can handle the requested parameters.")
+    kind = (body.get("response_format") or {}).get("type")
+    needed = {"json_object": "response_format", "json_schema": "structured_outputs"}.get(kind or "")
+    if needed and needed not in supported:
+        raise Refused(404, "No endpoints found that can handle the requested parameters.")
+
+
+def _check_strict_schemas(body: dict[str, Any]) -> None:
+    wanted = (body.get("response_format") or {}).get("json_schema") or {}
+    if wanted.get("strict") and (problem := strict_schema.complaint(wanted["schema"])):
+        raise Refused(400, f"Invalid schema for response_format '{wanted['name']}': {problem}")
+    for tool in body.get("tools") or []:
+        function = tool["function"]
+        if function.get("strict") and (problem := strict_schema.complaint(function.get("parameters"))):
+            raise Refused(400, f"Invalid schema for function '{function['name']}': {problem}")
+
+
+def _reasons(body: dict[str, Any]) -> bool:
+    asked = body.get("reasoning") or {}
+    return bool(asked.get("effort") not in (None, "none") or asked.get("max_tokens") or asked.get("enabled"))
+
+
+def _respond(call: Call) -> Reply:
+    answer = compose(call.ask, call.fault)
+    seen = call.world.prefixes.meet(
+        f"openrouter {call.body['model']}", reading.prompt_blocks(call.body), call.world.clock()
+    )
+    body = completion(
+        answer,
+        name=f"gen-{call.world.number():08d}",
+        created=call.world.clock(),
+        model=call.body["model"],
+        input_tokens=call.ask.input_tokens,
+    )
+    body["provider"] = "Simulated"
+    body["system_fingerprint"] = None
+    choice = body["choices"][0]
+    choice["native_finish_reason"] = choice["finish_reason"]
+    choice["message"] |= {"refusal": None, "reasoning": None}
+    if answer.reasoning and not (call.body.get("reasoning") or {}).get("exclude"):
+        choice["message"] |= _reasoning(answer)
+    usage = body["usage"]
+    usage |= {
+        "cost": _cost(catalogue.prices(call.body["model"]), usage, seen.read),
+        "is_byok": False,
+        "cost_details": {"upstream_inference_cost": None},
+        "prompt_tokens_details": {
+            "cached_tokens": seen.read,
+            "cache_write_tokens": seen.written,
+            "audio_tokens": 0,
+        },
+        "completion_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
+    }
+    return Reply(body)
+
+
+def _reasoning(answer: Answer) -> dict[str, Any]:
+    detail = {
+        "type": "reasoning.text",
+        "text": answer.reasoning,
+        "signature": base64.b64encode(answer.reasoning.encode()).decode(),
+        "format": "simulated-v1",
+        "index": 0,
+    }
+    return {"reasoning": answer.reasoning, "reasoning_details": [detail]}
+
+
+def _cost(prices: Mapping[str, str], usage: Mapping[str, int], cached: int) -> float:
+    price = {name: Decimal(text) for name, text in prices.items()}
+    fresh = usage["prompt_tokens"] - cached
+    cost = (
+        fresh * price["prompt"]
+        + cached * price.get("input_cache_read", price["prompt"])
+        + usage["completion_tokens"] * price["completion"]
+    )
+    return float(cost)

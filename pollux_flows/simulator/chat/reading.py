@@ -1,0 +1,102 @@
+"""What a chat completions request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pollux_flows.simulator import tokens
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.prefixes import Block
+
+_CACHE_S = {"5m": 300.0, "1h": 3600.0}
+
+
+def read(body: dict[str, Any], *, context_window: int, reasoning: bool) -> Ask:
+    prompt, results = _last_turn(body["messages"])
+    stop = body.get("stop") or ()
+    return Ask(
+        prompt=prompt,
+        input_tokens=sum(block.tokens for block in prompt_blocks(body)),
+        context_window=context_window,
+        max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
+        schema=schema(body),
+        tools={tool["function"]["name"]: tool["function"].get("parameters") for tool in body.get("tools") or []},
+        tool_choice=_tool_choice(body.get("tool_choice")),
+        tool_results=results,
+        reasoning=reasoning,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+    )
+
+
+def schema(body: dict[str, Any]) -> Any:
+    wanted = body.get("response_format") or {}
+    if wanted.get("type") == "json_schema":
+        return wanted["json_schema"]["schema"]
+    return True if wanted.get("type") == "json_object" else None
+
+
+def parts(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All content parts of all messages that have parts."""
+    for message in body["messages"]:
+        if isinstance(message.get("content"), list):
+            yield from message["content"]
+
+
+def prompt_blocks(body: dict[str, Any]) -> list[Block]:
+    """The prompt in pieces; `cache_control` marks how far a cache should reach."""
+    blocks = [Block(tool, tokens.of_json(tool)) for tool in body.get("tools") or []]
+    if isinstance(asked := schema(body), dict):
+        blocks.append(Block(asked, tokens.of_json(asked)))
+    for message in body["messages"]:
+        for part in _parts(message.get("content")):
+            control = part.get("cache_control")
+            keep = _CACHE_S.get(control.get("ttl", "5m")) if control else None
+            said = {name: value for name, value in part.items() if name != "cache_control"}
+            blocks.append(Block([message["role"], said], _part_tokens(part), keep))
+        for call in message.get("tool_calls") or []:
+            function = call["function"]
+            count = tokens.of_text(function["name"]) + tokens.of_text(function["arguments"])
+            blocks.append(Block(call, count))
+    return blocks
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+
+
+def _last_turn(messages: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
+    if messages[-1]["role"] == "tool":
+        names = {
+            call["id"]: call["function"]["name"] for message in messages for call in message.get("tool_calls") or []
+        }
+        last_calls = max(place for place, message in enumerate(messages) if message.get("tool_calls"))
+        return "", tuple(names[message["tool_call_id"]] for message in messages[last_calls + 1 :])
+    for message in reversed(messages):
+        if message["role"] == "user":
+            content = message["content"]
+            if isinstance(content, str):
+                return content, ()
+            texts = [part["text"] for part in content if part["type"] == "text"]
+            return (texts[-1] if texts else ""), ()
+    return "", ()
+
+
+def _tool_choice(choice: Any) -> Any:
+    if isinstance(choice, dict):
+        return (choice["function"]["name"],)
+    return choice or "auto"
+
+
+def _part_tokens(part: dict[str, Any]) -> int:
+    match part["type"]:
+        case "text":
+            return tokens.of_text(part["text"])
+        case "image_url" | "video_url":
+            return tokens.of_url(part[part["type"]]["url"])
+        case "file":
+            return tokens.of_url(part["file"].get("file_data", ""))
+        case "input_audio":
+            return tokens.of_base64(part["input_audio"]["data"])
+        case _:
+            return 0

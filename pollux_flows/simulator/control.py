@@ -1,0 +1,49 @@
+"""The simulator's own endpoints, for whoever drives it from another process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pollux_flows.simulator.faults import Fault
+
+if TYPE_CHECKING:
+    from pollux_flows.simulator.world import Simulator
+
+_RULE_FIELDS = frozenset({"times", "provider", "operation", "contains"})
+
+
+def control_routes(world: Simulator) -> Sequence[Route]:
+    async def add_fault(request: Request) -> Response:
+        """The arguments of `Fault` and of `Simulator.fail`, in one flat JSON object."""
+        try:
+            asked = orjson.loads(await request.body())
+            rule = {name: asked.pop(name) for name in _RULE_FIELDS & asked.keys()}
+            fault = Fault(**asked)
+            world.fail(fault, **rule)
+        except (ValueError, TypeError, AttributeError) as problem:
+            return _json({"error": str(problem)}, 400)
+        return _json({"queued": asdict(fault)}, 201)
+
+    async def requests(_: Request) -> Response:
+        return _json({"requests": [asdict(entry) for entry in world.requests]})
+
+    async def reset(_: Request) -> Response:
+        world.reset()
+        return _json({})
+
+    return [
+        Route("/_simulator/faults", add_fault, methods=["POST"]),
+        Route("/_simulator/requests", requests, methods=["GET"]),
+        Route("/_simulator/reset", reset, methods=["POST"]),
+    ]
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")

@@ -1,0 +1,107 @@
+"""Faults that a prompt asks for itself: `[[simulate: status=429 retry_after=2 times=2]]`.
+
+The third door to the same mechanism, for a person who has nothing but a prompt field in a form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pollux_flows.simulator.faults import KINDS, Fault
+
+_DIRECTIVE = re.compile(r"\[\[\s*simulate\s*:(.*?)\]\]", re.DOTALL)
+_TOOL_CALLS = re.compile(r"\btool_calls=(\d+)")
+_NUMBERS: Mapping[str, Callable[[str], Any]] = {
+    "status": int,
+    "count": int,
+    "times": int,
+    "delay_s": float,
+    "retry_after": float,
+}
+
+
+class BadDirectiveError(ValueError):
+    """A `[[simulate: …]]` that says nothing the simulator knows."""
+
+
+@dataclass(frozen=True)
+class Directive:
+    """A fault, and for how many requests with this very prompt (None: all of them)."""
+
+    fault: Fault
+    times: int | None
+
+    def __post_init__(self) -> None:
+        if self.times is not None and self.times < 1:
+            raise ValueError("times is at least 1")
+
+
+def directives(prompt: str) -> list[Directive]:
+    """What the prompt asks for, in order."""
+    return [_parse(match[1]) for match in _DIRECTIVE.finditer(prompt)]
+
+
+def without_directives(prompt: str) -> str:
+    return _DIRECTIVE.sub("", prompt) if "[[" in prompt else prompt
+
+
+def _parse(text: str) -> Directive:
+    try:
+        words = dict(_word(word) for word in shlex.split(_TOOL_CALLS.sub(r"tool_call count=\1", text)))
+        if words.keys() == {"delay_s"}:
+            words["kind"] = "slow"
+        times = words.pop("times", None)
+        return Directive(Fault(**words), times)
+    except (ValueError, TypeError) as problem:
+        raise BadDirectiveError(
+            f"[[simulate:{text}]] makes no sense to the simulator: {problem}. "
+            f"Write a kind ({', '.join(KINDS)}) or status=…, then words such as times=2"
+        ) from problem
+
+
+def _word(word: str) -> tuple[str, Any]:
+    """`status=429` is a field of the fault; a word alone is its kind."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        return "kind", name
+    if name == "retry_after" and not re.fullmatch(r"\d+(\.\d+)?", value):
+        # An HTTP date.
+        return name, value
+    return name, _NUMBERS.get(name, str)(value)
+
+
+class DirectiveCounts:
+    """How often each prompt's directives were met."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._met: dict[bytes, list[int]] = {}
+
+    def take(self, prompt: str) -> Fault | None:
+        """The fault that this request's prompt asks for, used up by one."""
+        if "[[" not in prompt:
+            return None
+        asked = directives(prompt)
+        if not asked:
+            return None
+        # A digest, so that a world that lives long does not keep every prompt it saw.
+        key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+        with self._lock:
+            met = self._met.setdefault(key, [0] * len(asked))
+            for place, directive in enumerate(asked):
+                if directive.times is None:
+                    return directive.fault
+                if met[place] < directive.times:
+                    met[place] += 1
+                    return directive.fault
+        return None
+
+    def clear(self) -> None:
+        with self._lock:
+            self._met.clear()

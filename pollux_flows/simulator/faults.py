@@ -1,0 +1,140 @@
+"""What can go wrong (or merely differently) with the next answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Every kind of fault, with what a client sees of it.
+KINDS: Mapping[str, str] = {
+    "status": "an error status with the provider's own error body",
+    "context_overflow": "400 in the provider's wording for a prompt that is too long",
+    "drop": "the socket closes before any byte of an answer; nothing was done",
+    "drop_after": "the provider did the work, then the socket closes without a reply",
+    "hang": "no answer until the client goes away",
+    "slow": "a good answer, after `delay_s`",
+    "malformed": "200 application/json, cut in the middle",
+    "error_200": "200 whose body is an error",
+    "empty": "200 without any text",
+    "blocked": "a refusal for safety, as the protocol tells it",
+    "content_filter": "an answer that a filter stopped half-way",
+    "truncated": "an answer that stopped at the token limit",
+    "invalid_json": "text that is not the JSON that was asked for",
+    "tool_call": "`count` tool calls, where the request declares tools",
+    "reasoning": "reasoning, even where nobody asked (local servers do that)",
+}
+
+#: These change what the model says; all others change how (or whether) it is delivered.
+ANSWER_KINDS = frozenset({"empty", "blocked", "content_filter", "truncated", "invalid_json", "tool_call", "reasoning"})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way for a request to go wrong.
+
+    `Fault(status=429, retry_after=2)` is an error answer; `Fault(kind="drop")` needs no status.
+    `delay_s` goes with every kind: first the wait, then the fault.
+    """
+
+    status: int | None = None
+    retry_after: float | str | None = None
+    kind: str = "status"
+    delay_s: float = 0.0
+    count: int = 1
+    message: str | None = None
+    error_type: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind of fault {self.kind!r}; one of: {', '.join(KINDS)}")
+        if self.kind == "status" and self.status is None:
+            raise ValueError("a fault of kind 'status' needs a status, e.g. Fault(status=429)")
+        if self.status is not None and self.status // 100 not in (4, 5):
+            raise ValueError(f"a fault's status is between 400 and 599, not {self.status}")
+        if not isinstance(self.headers, Mapping) or not all(isinstance(value, str) for value in self.headers.values()):
+            raise TypeError("headers is a mapping of names to texts")
+        if not isinstance(self.retry_after, int | float | str | None):
+            raise TypeError("retry_after is a number of seconds or an HTTP date")
+        if self.delay_s < 0:
+            raise ValueError("delay_s cannot be negative")
+        if self.count < 1:
+            raise ValueError("count is at least 1")
+
+    @property
+    def error_headers(self) -> dict[str, str]:
+        """The headers that this fault adds to its answer."""
+        added = dict(self.headers)
+        if self.retry_after is not None:
+            seconds = self.retry_after
+            added["retry-after"] = seconds if isinstance(seconds, str) else f"{seconds:g}"
+        return added
+
+
+@dataclass
+class _Rule:
+    fault: Fault
+    left: int | None
+    provider: str | None
+    operation: str | None
+    contains: str | None
+
+    def matches(self, provider: str, operation: str, body: Any) -> bool:
+        return (
+            self.left != 0
+            and self.provider in (None, provider)
+            and self.operation in (None, operation)
+            and (self.contains is None or any(self.contains in text for text in strings(body)))
+        )
+
+
+class FaultQueue:
+    """Faults that wait for a matching request, oldest first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rules: list[_Rule] = []
+
+    def add(
+        self,
+        fault: Fault,
+        *,
+        times: int | None = 1,
+        provider: str | None = None,
+        operation: str | None = "generate",
+        contains: str | None = None,
+    ) -> None:
+        if times is not None and times < 1:
+            raise ValueError("times is at least 1, or None for ever")
+        with self._lock:
+            self._rules.append(_Rule(fault, times, provider, operation, contains))
+
+    def take(self, provider: str, operation: str, body: Any) -> Fault | None:
+        """The fault that this request meets, used up by one."""
+        with self._lock:
+            for rule in self._rules:
+                if rule.matches(provider, operation, body):
+                    if rule.left is not None:
+                        rule.left -= 1
+                        if rule.left == 0:
+                            self._rules.remove(rule)
+                    return rule.fault
+        return None
+
+    def clear(self) -> None:
+        with self._lock:
+            self._rules.clear()
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string inside a JSON document: what `contains` looks at."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)

@@ -1,0 +1,81 @@
+"""Gemini's Developer API, below `/gemini/v1` and `/gemini/v1beta`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.gemini import cache_routes, generate
+from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, row
+
+# By status, what an error says when nobody says more: canonical status, message.
+_ERRORS: Mapping[int, tuple[str, str]] = {
+    400: ("INVALID_ARGUMENT", "Request contains an invalid argument."),
+    401: ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
+    403: ("PERMISSION_DENIED", "The caller does not have permission"),
+    404: ("NOT_FOUND", "Requested entity was not found."),
+    413: ("INVALID_ARGUMENT", "Request payload size exceeds the limit: 20971520 bytes."),
+    429: ("RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details."),
+    500: ("INTERNAL", "An internal error has occurred. Please retry."),
+    503: ("UNAVAILABLE", "The model is overloaded. Please try again later."),
+    504: ("DEADLINE_EXCEEDED", "The service was unable to finish processing within the deadline."),
+    529: ("UNAVAILABLE", "The model is overloaded. Please try again later."),
+}
+_RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
+
+
+class Gemini(Provider):
+    name = "gemini"
+    prefix = "/gemini"
+
+    @override
+    def operations(self) -> Sequence[Operation]:
+        return (*generate.OPERATIONS, *cache_routes.OPERATIONS)
+
+    @override
+    def authenticate(self, headers: Mapping[str, str]) -> None:
+        if not headers.get("x-goog-api-key"):
+            raise Refused(
+                403,
+                "Method doesn't allow unregistered callers (callers without established identity). Please use API Key "
+                "or other form of API consumer identity to call this API.",
+            )
+
+    @override
+    def request_id(self, number: int) -> str:
+        return f"gemini-{number:08d}"
+
+    @override
+    def headers(self, request_id: str) -> dict[str, str]:
+        # The API itself sends no request id; this one is only for whoever reads a recording.
+        return {"x-request-id": request_id, "server-timing": "gfet4t7; dur=12"}
+
+    @override
+    def error(self, refused: Refused, request_id: str) -> Any:
+        status, message = row(_ERRORS, refused.status)
+        error: dict[str, Any] = {
+            "code": refused.status,
+            "message": refused.message or message,
+            "status": refused.kind or status,
+        }
+        wait = refused.headers.get("retry-after", "")
+        if wait.replace(".", "", 1).isdigit():
+            error["details"] = [{"@type": _RETRY_INFO, "retryDelay": f"{wait}s"}]
+        return {"error": error}
+
+    @override
+    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
+        return self.error(Refused(fault.status or 500, fault.message, kind=fault.error_type), request_id)
+
+    @override
+    def overflow(self, ask: Ask | None) -> Refused:
+        window = ask.context_window if ask else 0
+        tokens = max(ask.input_tokens if ask else 0, window + 1)
+        return Refused(
+            400,
+            f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({window}).",
+        )

@@ -1,0 +1,90 @@
+"""The operations on `cachedContents`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pollux_flows.simulator.gemini import fields, rules
+from pollux_flows.simulator.gemini.caches import Cache, expiry
+from pollux_flows.simulator.gemini.reading import message_tokens
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+_PATH = "/{version:apiversion}/cachedContents"
+
+
+def _create(call: Call) -> Reply:
+    message = rules.checked(call.body, fields.CACHE)
+    model = message["model"].removeprefix("models/")
+    rules.check_model(model)
+    rules.check_contents(message.get("contents") or [])
+    if not message.keys() & {"contents", "systemInstruction", "tools"}:
+        raise Refused(400, "* CreateCachedContentRequest.cached_content: no content to cache\n")
+    now = call.world.clock()
+    cache = Cache(
+        name=f"cachedContents/simulated{call.world.number():08d}",
+        model=f"models/{model}",
+        display_name=message.get("displayName"),
+        tokens=message_tokens(message),
+        created=now,
+        updated=now,
+        expires=_expires(message, now),
+        message=message,
+    )
+    call.world.gemini_caches.add(cache)
+    return Reply(cache.as_json())
+
+
+def _list(call: Call) -> Reply:
+    caches = call.world.gemini_caches.alive(call.world.clock())
+    try:
+        size = int(call.query.get("pageSize", 1000))
+        start = int(call.query.get("pageToken", 0))
+    except ValueError:
+        raise Refused(400, "Invalid page token or page size.") from None
+    body: dict[str, Any] = {}
+    if page := caches[start : start + size]:
+        body["cachedContents"] = [cache.as_json() for cache in page]
+    if start + size < len(caches):
+        body["nextPageToken"] = str(start + size)
+    return Reply(body)
+
+
+def _get(call: Call) -> Reply:
+    return Reply(_find(call).as_json())
+
+
+def _update(call: Call) -> Reply:
+    message = rules.checked(call.body, fields.CACHE_UPDATE)
+    cache = _find(call)
+    now = call.world.clock()
+    return Reply(call.world.gemini_caches.extend(cache, _expires(message, now), now).as_json())
+
+
+def _delete(call: Call) -> Reply:
+    call.world.gemini_caches.remove(_find(call).name)
+    return Reply({})
+
+
+def _find(call: Call) -> Cache:
+    cache = call.world.gemini_caches.get(f"cachedContents/{call.params['id']}", call.world.clock())
+    if cache is None:
+        raise Refused(403, "CachedContent not found (or permission denied)")
+    return cache
+
+
+def _expires(message: dict[str, Any], now: float) -> float:
+    expires = expiry(message, now)
+    if expires is None:
+        raise Refused(400, "Invalid value at 'cached_content.ttl' (type.googleapis.com/google.protobuf.Duration)")
+    if expires <= now:
+        raise Refused(400, "CachedContent's expire_time must be in the future.")
+    return expires
+
+
+OPERATIONS = (
+    Operation("cache.create", "POST", _PATH, _create),
+    Operation("cache.list", "GET", _PATH, _list),
+    Operation("cache.get", "GET", _PATH + "/{id}", _get),
+    Operation("cache.update", "PATCH", _PATH + "/{id}", _update),
+    Operation("cache.delete", "DELETE", _PATH + "/{id}", _delete),
+)

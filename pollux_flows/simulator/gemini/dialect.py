@@ -1,0 +1,25 @@
+"""Gemini's own schema dialect, as the JSON schema that it means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+
+
+def as_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    meant = {name: value for name, value in schema.items() if name not in ("nullable", "example", "propertyOrdering")}
+    if "type" in schema:
+        kind = schema["type"].lower()
+        meant["type"] = [kind, "null"] if schema.get("nullable") else kind
+    for name in _COUNTS:
+        if name in schema:
+            # An int64 may travel as a string.
+            meant[name] = int(schema[name])
+    if "properties" in schema:
+        meant["properties"] = {name: as_json_schema(part) for name, part in schema["properties"].items()}
+    if "items" in schema:
+        meant["items"] = as_json_schema(schema["items"])
+    if "anyOf" in schema:
+        meant["anyOf"] = [as_json_schema(part) for part in schema["anyOf"]]
+    return meant

@@ -1,0 +1,117 @@
+"""What a generateContent request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pollux_flows.simulator import tokens
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.gemini import fields, rules
+from pollux_flows.simulator.gemini.caches import Cache
+from pollux_flows.simulator.gemini.dialect import as_json_schema
+from pollux_flows.simulator.wire import Call, Refused
+
+CONTEXT_WINDOW = 1_048_576
+
+
+def read(call: Call) -> Ask:
+    model = call.params["model"]
+    rules.check_model(model)
+    call.body = message = rules.checked(call.body, fields.GENERATE)
+    rules.check_generate(model, message)
+    cache = cache_of(call)
+    config = message.get("generationConfig") or {}
+    contents = message["contents"]
+    prompt, results = _last_turn(contents)
+    tools = [*(cache.message.get("tools") or [] if cache else []), *(message.get("tools") or [])]
+    return Ask(
+        prompt=prompt,
+        input_tokens=message_tokens(message) + (cache.tokens if cache else 0),
+        context_window=CONTEXT_WINDOW,
+        max_tokens=config.get("maxOutputTokens"),
+        schema=_schema(config),
+        tools=dict(_declared(tools)),
+        tool_choice=_tool_choice((cache.message if cache else message).get("toolConfig") or {}),
+        tool_results=results,
+        reasoning=_reasons(config.get("thinkingConfig") or {}),
+        stop=tuple(config.get("stopSequences") or ()),
+    )
+
+
+def cache_of(call: Call) -> Cache | None:
+    """The live cache that the request names."""
+    name = call.body.get("cachedContent")
+    if not name:
+        return None
+    cache = call.world.gemini_caches.get(name, call.world.clock())
+    if cache is None:
+        raise Refused(403, "CachedContent not found (or permission denied)")
+    if cache.model != f"models/{call.params['model']}":
+        raise Refused(
+            400,
+            f"Model used by GenerateContent request (models/{call.params['model']}) and CachedContent ({cache.model}) "
+            "has to be the same.",
+        )
+    return cache
+
+
+def message_tokens(message: dict[str, Any]) -> int:
+    """The tokens of a generateContent request, or of a cache to be."""
+    contents = list(message.get("contents") or [])
+    if "systemInstruction" in message:
+        contents.append(message["systemInstruction"])
+    total = sum(_part_tokens(part) for content in contents for part in content.get("parts") or [])
+    total += sum(tokens.of_json(tool) for tool in message.get("tools") or [])
+    schema = _schema(message.get("generationConfig") or {})
+    return total + (tokens.of_json(schema) if isinstance(schema, dict) else 0)
+
+
+def _reasons(thinking: dict[str, Any]) -> bool:
+    return bool(thinking.get("includeThoughts") or thinking.get("thinkingLevel") or thinking.get("thinkingBudget"))
+
+
+def _schema(config: dict[str, Any]) -> Any:
+    if "responseJsonSchema" in config:
+        return config["responseJsonSchema"]
+    if "responseSchema" in config:
+        return as_json_schema(config["responseSchema"])
+    return True if config.get("responseMimeType") == "application/json" else None
+
+
+def _declared(tools: Iterable[dict[str, Any]]) -> Iterable[tuple[str, Any]]:
+    for tool in tools:
+        for declaration in tool.get("functionDeclarations") or []:
+            own = as_json_schema(declaration.get("parameters") or {})
+            yield declaration["name"], declaration.get("parametersJsonSchema") or own
+
+
+def _tool_choice(config: dict[str, Any]) -> Any:
+    calling = config.get("functionCallingConfig") or {}
+    if calling.get("mode") == "ANY":
+        return tuple(calling.get("allowedFunctionNames") or ()) or "required"
+    return "none" if calling.get("mode") == "NONE" else "auto"
+
+
+def _last_turn(contents: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
+    """The prompt, and the names of the functions whose responses it brings."""
+    asking = [content for content in contents if content.get("role", "user") != "model"]
+    if not asking:
+        return "", ()
+    parts = asking[-1]["parts"]
+    results = tuple(part["functionResponse"]["name"] for part in parts if "functionResponse" in part)
+    texts = [part["text"] for part in parts if "text" in part]
+    return (texts[-1] if texts else ""), results
+
+
+def _part_tokens(part: dict[str, Any]) -> int:
+    if "text" in part:
+        return tokens.of_text(part["text"])
+    if "inlineData" in part:
+        return tokens.of_base64(part["inlineData"]["data"])
+    if "fileData" in part:
+        return tokens.of_attachment()
+    for kind, content in (("functionCall", "args"), ("functionResponse", "response")):
+        if kind in part:
+            return tokens.of_text(part[kind]["name"]) + tokens.of_json(part[kind].get(content) or {})
+    return 0

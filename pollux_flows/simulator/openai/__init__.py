@@ -1,0 +1,87 @@
+"""OpenAI: the Responses API below `/openai/v1`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.openai import generate
+from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
+
+# By status, what an error says when nobody says more: type, code, message.
+_ERRORS: Mapping[int, tuple[str, str | None, str]] = {
+    400: ("invalid_request_error", None, "Invalid request."),
+    401: ("invalid_request_error", "invalid_api_key", "Incorrect API key provided."),
+    403: ("invalid_request_error", "permission_denied", "You are not allowed to do this."),
+    404: ("invalid_request_error", None, "Not found."),
+    413: ("invalid_request_error", "request_too_large", "Maximum content size limit exceeded."),
+    429: ("requests", "rate_limit_exceeded", "Rate limit reached for requests. Please try again later."),
+    500: ("server_error", None, "The server had an error while processing your request. Sorry about that!"),
+    503: ("server_error", "engine_overloaded", "The engine is currently overloaded, please try again later."),
+    529: ("server_error", "engine_overloaded", "The engine is currently overloaded, please try again later."),
+}
+
+
+class OpenAI(Provider):
+    name = "openai"
+    prefix = "/openai/v1"
+
+    @override
+    def operations(self) -> Sequence[Operation]:
+        return generate.OPERATIONS
+
+    @override
+    def authenticate(self, headers: Mapping[str, str]) -> None:
+        if not bearer(headers):
+            raise Refused(
+                401,
+                "You didn't provide an API key. You need to provide your API key in an Authorization header "
+                "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
+            )
+
+    @override
+    def request_id(self, number: int) -> str:
+        return f"req_{number:032x}"
+
+    @override
+    def headers(self, request_id: str) -> dict[str, str]:
+        return {
+            "x-request-id": request_id,
+            "openai-version": "2020-10-01",
+            "openai-processing-ms": "12",
+            "x-ratelimit-limit-requests": "10000",
+            "x-ratelimit-remaining-requests": "9999",
+            "x-ratelimit-reset-requests": "6ms",
+            "x-ratelimit-limit-tokens": "2000000",
+            "x-ratelimit-remaining-tokens": "1999000",
+            "x-ratelimit-reset-tokens": "30ms",
+        }
+
+    @override
+    def error(self, refused: Refused, request_id: str) -> Any:
+        kind, code, message = row(_ERRORS, refused.status)
+        if refused.message is not None:
+            # A particular refusal has its own code or none; only a general one has the status' code.
+            code = refused.code
+        if refused.kind is not None:
+            kind = code = refused.kind
+        return {
+            "error": {
+                "message": refused.message or message,
+                "type": kind,
+                "param": refused.param,
+                "code": code,
+            }
+        }
+
+    @override
+    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
+        return generate.failed(call, fault)
+
+    @override
+    def overflow(self, ask: Ask | None) -> Refused:
+        return generate.overflow()

@@ -1,0 +1,135 @@
+"""`POST /responses`: a checked request in, a response object out."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pollux_flows.simulator import tokens
+from pollux_flows.simulator.answers import Answer, compose
+from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.openai.memory import Remembered
+from pollux_flows.simulator.openai.reading import prompt_blocks, read, writes_are_billed
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
+
+def overflow() -> Refused:
+    return Refused(
+        400,
+        "Your input exceeds the context window of this model. Please adjust your input and try again.",
+        code="context_length_exceeded",
+        param="input",
+    )
+
+
+def respond(call: Call) -> Reply:
+    number = call.world.number()
+    answer = compose(call.ask, call.fault)
+    body = _envelope(call, number)
+    body["output"] = _output(call, answer, number)
+    body["usage"] = _usage(call, answer)
+    incomplete = _INCOMPLETE.get(answer.finish)
+    if incomplete:
+        body["status"] = "incomplete"
+        body["incomplete_details"] = {"reason": incomplete}
+    if call.body.get("store", True) is not False:
+        open_calls = {item["call_id"]: item["name"] for item in body["output"] if item["type"] == "function_call"}
+        call.world.openai_responses.store(body["id"], Remembered(body["usage"]["total_tokens"], open_calls))
+    return Reply(body)
+
+
+def failed(call: Call, fault: Fault) -> Any:
+    body = _envelope(call, call.world.number())
+    body["status"] = "failed"
+    body["error"] = {
+        "code": fault.error_type or "server_error",
+        "message": fault.message or "The model failed to generate a response.",
+    }
+    return body
+
+
+def _envelope(call: Call, number: int) -> dict[str, Any]:
+    asked = call.body
+    return {
+        "id": f"resp_{number:08d}",
+        "object": "response",
+        "created_at": int(call.world.clock()),
+        "status": "completed",
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked.get("instructions"),
+        "max_output_tokens": asked.get("max_output_tokens"),
+        "metadata": asked.get("metadata") or {},
+        "model": asked["model"],
+        "output": [],
+        "parallel_tool_calls": asked.get("parallel_tool_calls", True),
+        "previous_response_id": asked.get("previous_response_id"),
+        "reasoning": {"effort": None, "summary": None, **(asked.get("reasoning") or {})},
+        "store": asked.get("store", True),
+        "temperature": asked.get("temperature"),
+        "text": asked.get("text") or {"format": {"type": "text"}},
+        "tool_choice": asked.get("tool_choice") or "auto",
+        "tools": [{"strict": True, **tool} for tool in asked.get("tools") or []],
+        "top_p": asked.get("top_p"),
+        "truncation": asked.get("truncation") or "disabled",
+        "usage": None,
+    }
+
+
+def _output(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = []
+    if answer.reasoning:
+        item: dict[str, Any] = {"type": "reasoning", "id": f"rs_{number:08d}", "summary": []}
+        if (call.body.get("reasoning") or {}).get("summary"):
+            item["summary"] = [{"type": "summary_text", "text": answer.reasoning}]
+        if "reasoning.encrypted_content" in (call.body.get("include") or []):
+            item["encrypted_content"] = hashlib.sha256(answer.reasoning.encode()).hexdigest()
+        items.append(item)
+    if answer.finish == "blocked":
+        items.append(_message({"type": "refusal", "refusal": answer.text}, number, "completed"))
+        return items
+    if answer.text or not (answer.calls or answer.finish == "length"):
+        status = "incomplete" if answer.finish in _INCOMPLETE else "completed"
+        items.append(_message({"type": "output_text", "text": answer.text, "annotations": []}, number, status))
+    items.extend(
+        {
+            "type": "function_call",
+            "id": f"fc_{number:08d}_{place}",
+            "call_id": f"call_{number:08d}_{place}",
+            "name": made.name,
+            "arguments": tokens.compact(made.arguments),
+            "status": "completed",
+        }
+        for place, made in enumerate(answer.calls)
+    )
+    return items
+
+
+def _message(content: dict[str, Any], number: int, status: str) -> dict[str, Any]:
+    return {
+        "type": "message",
+        "id": f"msg_{number:08d}",
+        "role": "assistant",
+        "status": status,
+        "content": [content],
+    }
+
+
+def _usage(call: Call, answer: Answer) -> dict[str, Any]:
+    seen = call.world.prefixes.meet(f"openai {call.body['model']}", prompt_blocks(call.body), call.world.clock())
+    output = answer.reasoning_tokens + answer.visible_tokens
+    return {
+        "input_tokens": call.ask.input_tokens,
+        "input_tokens_details": {
+            "cached_tokens": seen.read,
+            "cache_write_tokens": seen.written if writes_are_billed(call.body["model"]) else 0,
+        },
+        "output_tokens": output,
+        "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
+        "total_tokens": call.ask.input_tokens + output,
+    }
+
+
+OPERATIONS = (Operation("generate", "POST", "/responses", respond, read),)

@@ -1,0 +1,134 @@
+"""What a Responses request asks for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pollux_flows.simulator import tokens
+from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.openai.rules import check
+from pollux_flows.simulator.prefixes import Block
+from pollux_flows.simulator.wire import Call
+
+#: Shorter prompts are not cached.
+CACHED_FROM_TOKENS = 1024
+REMEMBERED_S = 600.0
+
+
+def read(call: Call) -> Ask:
+    previous = check(call)
+    body = call.body
+    blocks = prompt_blocks(body)
+    names = dict(previous.open_calls) if previous else {}
+    prompt = ""
+    results: list[str] = []
+    for item in input_items(body):
+        kind = item.get("type", "message")
+        if kind == "message" and item["role"] == "user":
+            prompt, results = _last_text(item["content"]), []
+        elif kind == "function_call":
+            names[item["call_id"]] = item["name"]
+        elif kind == "function_call_output":
+            results.append(names.get(item["call_id"], item["call_id"]))
+        elif kind == "message" and item["role"] == "assistant":
+            results = []
+    return Ask(
+        prompt="" if results else prompt,
+        input_tokens=sum(block.tokens for block in blocks) + (previous.context_tokens if previous else 0),
+        context_window=1_047_576 if body["model"].startswith("gpt-4.1") else 400_000,
+        max_tokens=body.get("max_output_tokens"),
+        schema=_schema(body),
+        tools={
+            tool["name"]: tool.get("parameters") or {} for tool in body.get("tools") or [] if tool["type"] == "function"
+        },
+        tool_choice=_tool_choice(body.get("tool_choice")),
+        tool_results=tuple(results),
+        reasoning=_reasons(body),
+    )
+
+
+def input_items(body: dict[str, Any]) -> list[dict[str, Any]]:
+    given = body.get("input")
+    if isinstance(given, str):
+        return [{"type": "message", "role": "user", "content": given}]
+    return given or []
+
+
+def prompt_blocks(body: dict[str, Any]) -> list[Block]:
+    """The prompt in the order in which the model reads it: tools, schema, instructions, input."""
+    pieces: list[tuple[Any, int]] = [(tool, tokens.of_json(tool)) for tool in body.get("tools") or []]
+    if isinstance(schema := _schema(body), dict):
+        pieces.append((schema, tokens.of_json(schema)))
+    if body.get("instructions"):
+        pieces.append((body["instructions"], tokens.of_text(body["instructions"])))
+    for item in input_items(body):
+        content = item.get("content")
+        if isinstance(content, list) and item.get("type", "message") == "message":
+            pieces.extend(([item["role"], part], _part_tokens(part)) for part in content)
+        else:
+            pieces.append((item, _item_tokens(item)))
+    blocks, total = [], 0
+    for content, count in pieces:
+        total += count
+        blocks.append(Block(content, count, REMEMBERED_S if total >= CACHED_FROM_TOKENS else None))
+    return blocks
+
+
+def writes_are_billed(model: str) -> bool:
+    """From GPT-5.6 on, what goes into the prompt cache is counted."""
+    return re.match(r"gpt-(5\.[6-9]|5\.\d\d|[6-9])", model) is not None
+
+
+def _reasons(body: dict[str, Any]) -> bool:
+    asked = body.get("reasoning") or {}
+    return asked.get("effort") not in (None, "none") or asked.get("summary") is not None
+
+
+def _schema(body: dict[str, Any]) -> Any:
+    wanted = (body.get("text") or {}).get("format") or {}
+    if wanted.get("type") == "json_schema":
+        return wanted["schema"]
+    return True if wanted.get("type") == "json_object" else None
+
+
+def _tool_choice(choice: Any) -> Any:
+    if isinstance(choice, dict):
+        return (choice["name"],) if choice["type"] == "function" else "auto"
+    return choice or "auto"
+
+
+def _last_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    texts = [part["text"] for part in content if part["type"] == "input_text"]
+    return texts[-1] if texts else ""
+
+
+def _item_tokens(item: dict[str, Any]) -> int:
+    match item.get("type", "message"):
+        case "message":
+            return tokens.of_text(item["content"])
+        case "function_call":
+            return tokens.of_text(item["name"]) + tokens.of_text(item["arguments"])
+        case "function_call_output":
+            output = item["output"]
+            return tokens.of_text(output) if isinstance(output, str) else sum(map(_part_tokens, output))
+        case "reasoning":
+            return sum(tokens.of_text(part.get("text", "")) for part in item["summary"])
+        case _:
+            return 0
+
+
+def _part_tokens(part: dict[str, Any]) -> int:
+    match part["type"]:
+        case "input_text" | "output_text":
+            return tokens.of_text(part["text"])
+        case "refusal":
+            return tokens.of_text(part["refusal"])
+        case "input_file" if "file_data" in part:
+            return tokens.of_url(part["file_data"])
+        case "input_image" if "image_url" in part:
+            return tokens.of_url(part["image_url"])
+        case _:
+            return tokens.of_attachment()

@@ -1,0 +1,283 @@
+"""What `POST /responses` refuses, and in which words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pollux_flows.simulator import strict_schema
+from pollux_flows.simulator.openai.memory import Remembered
+from pollux_flows.simulator.openai.shapes import REQUEST
+from pollux_flows.simulator.shape import Misfit, Path
+from pollux_flows.simulator.wire import Call, Refused
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]+")
+_KNOWN_MODELS = re.compile(r"(gpt-|o\d|chatgpt-|codex-|computer-use|ft:)")
+_WITHOUT_SAMPLING = re.compile(r"(gpt-[5-9](?!.*chat)|o\d)")
+_WITHOUT_REASONING = re.compile(r"(gpt-[34]|chatgpt-)")
+_IMAGES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
+_NOT_DOCUMENTS = re.compile(r"(audio|video|image)/|application/(octet-stream|zip|x-)")
+
+_MISNAMED = {
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+_TYPE_NAMES = {
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    dict: "an object",
+    list: "an array",
+    type(None): "null",
+}
+
+
+def check(call: Call) -> Remembered | None:
+    """Refuse what the API refuses; gives the stored response that this request continues."""
+    body = call.body
+    try:
+        REQUEST(body, ())
+    except Misfit as misfit:
+        raise in_words(misfit) from None
+    _check_model(body)
+    _check_schemas(body)
+    _check_tool_choice(body)
+    _check_attachments(body.get("input"))
+    return _check_turns(call)
+
+
+def in_words(misfit: Misfit) -> Refused:
+    """A misfit as OpenAI would say it."""
+    param = _param(misfit.path)
+    got = _TYPE_NAMES.get(type(misfit.value), "something else")
+    match misfit.problem:
+        case "unknown" if (last := str(misfit.path[-1])) in _MISNAMED and len(misfit.path) == 1:
+            message = f"Unsupported parameter: '{last}'. In the Responses API, use '{_MISNAMED[last]}' instead."
+            code = "unsupported_parameter"
+        case "unknown":
+            message, code = f"Unknown parameter: '{param}'.", "unknown_parameter"
+        case "missing":
+            message, code = f"Missing required parameter: '{param}'.", "missing_required_parameter"
+        case "type":
+            message = f"Invalid type for '{param}': expected {misfit.expected}, but got {got} instead."
+            code = "invalid_type"
+        case "value":
+            message = f"Invalid value: '{misfit.value}'. Supported values are: {misfit.expected}."
+            code = "invalid_value"
+        case side:
+            word, sign = ("below", ">=") if side == "minimum" else ("above", "<=")
+            message = (
+                f"Invalid '{param}': integer {word} {side} value. "
+                f"Expected a value {sign} {misfit.expected}, but got {misfit.value} instead."
+            )
+            code = f"integer_{word}_{'min' if side == 'minimum' else 'max'}_value"
+    return Refused(400, message, code=code, param=param or None)
+
+
+def _param(path: Path) -> str:
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _check_model(body: dict[str, Any]) -> None:
+    model = body["model"]
+    if not _KNOWN_MODELS.match(model):
+        raise Refused(
+            404,
+            f"The model `{model}` does not exist or you do not have access to it.",
+            code="model_not_found",
+        )
+    if _WITHOUT_SAMPLING.match(model):
+        for name in ("temperature", "top_p"):
+            if body.get(name) is not None:
+                raise _unsupported(name)
+    if _WITHOUT_REASONING.match(model) and body.get("reasoning"):
+        raise _unsupported("reasoning.effort" if "effort" in body["reasoning"] else "reasoning.summary")
+    if body.get("stream") or body.get("background"):
+        raise Refused(400, "The simulator neither streams nor works in the background.")
+    if not (body.get("input") or body.get("prompt") or body.get("previous_response_id") or body.get("conversation")):
+        raise Refused(
+            400,
+            "One of \"input\" or \"previous_response_id\" or 'prompt' or 'conversation_id' must be provided.",
+            code="missing_required_parameter",
+        )
+
+
+def _unsupported(param: str) -> Refused:
+    return Refused(
+        400,
+        f"Unsupported parameter: '{param}' is not supported with this model.",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+def _check_schemas(body: dict[str, Any]) -> None:
+    wanted = (body.get("text") or {}).get("format") or {}
+    if wanted.get("type") == "json_schema":
+        _check_name(wanted["name"], "text.format.name")
+        if wanted.get("strict") and (problem := strict_schema.complaint(wanted["schema"])):
+            raise Refused(
+                400,
+                f"Invalid schema for response_format '{wanted['name']}': {problem}",
+                param="text.format.schema",
+                code="invalid_json_schema",
+            )
+    if wanted.get("type") == "json_object" and "json" not in str(body.get("input")).lower():
+        raise Refused(
+            400,
+            "Response input messages must contain the word 'json' in some form to use 'text.format' of type "
+            "'json_object'.",
+            param="input",
+        )
+    for place, tool in enumerate(body.get("tools") or []):
+        if tool["type"] != "function":
+            continue
+        _check_name(tool["name"], f"tools[{place}].name")
+        if tool.get("strict") and (problem := strict_schema.complaint(tool.get("parameters"))):
+            raise Refused(
+                400,
+                f"Invalid schema for function '{tool['name']}': {problem}",
+                param=f"tools[{place}].parameters",
+                code="invalid_function_parameters",
+            )
+
+
+def _check_name(name: str, param: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise Refused(
+            400,
+            f"Invalid '{param}': string does not match pattern. Expected a string that matches the pattern "
+            "'^[a-zA-Z0-9_-]+$'.",
+            param=param,
+            code="invalid_value",
+        )
+
+
+def _check_tool_choice(body: dict[str, Any]) -> None:
+    choice = body.get("tool_choice")
+    tools = body.get("tools") or []
+    if choice is None:
+        return
+    if isinstance(choice, str):
+        one = choice in ("none", "auto", "required")
+        if not one:
+            raise Refused(
+                400,
+                f"Invalid value: '{choice}'. Supported values are: 'none', 'auto', and 'required'.",
+                param="tool_choice",
+                code="invalid_value",
+            )
+        if choice == "required" and not tools:
+            raise Refused(400, "Tool choice 'required' must be specified with 'tools' parameter.", param="tool_choice")
+    elif choice["type"] == "function":
+        if "name" not in choice:
+            raise Refused(
+                400,
+                "Missing required parameter: 'tool_choice.name'.",
+                param="tool_choice.name",
+                code="missing_required_parameter",
+            )
+        if choice["name"] not in [tool.get("name") for tool in tools]:
+            raise Refused(400, f"Tool choice '{choice['name']}' not found in 'tools' parameter.", param="tool_choice")
+
+
+def _check_attachments(given: Any) -> None:
+    """Data URLs of a kind that the model can read; references only to files that exist."""
+    for place, item in enumerate(given if isinstance(given, list) else []):
+        content = item.get("content")
+        for index, part in enumerate(content if isinstance(content, list) else []):
+            at = f"input[{place}].content[{index}]"
+            if part.get("file_id"):
+                # There is no Files API here yet, so there is no file.
+                raise Refused(404, f"No such File object: {part['file_id']}", param=at)
+            if part["type"] == "input_file":
+                _check_file(part, at)
+            elif part["type"] == "input_image":
+                _check_image(part, at)
+
+
+def _check_file(part: dict[str, Any], at: str) -> None:
+    if "file_data" in part:
+        kind = _data_url_type(part["file_data"])
+        if kind is None or _NOT_DOCUMENTS.match(kind):
+            raise Refused(
+                400,
+                f"Invalid '{at}.file_data'. Expected a base64-encoded data URL with an application/pdf MIME type "
+                f"(e.g. 'data:application/pdf;base64,aGVsbG8='), but got unsupported MIME type '{kind}'.",
+                param=f"{at}.file_data",
+                code="invalid_value",
+            )
+        if "filename" not in part:
+            raise Refused(
+                400,
+                f"Missing required parameter: '{at}.filename'.",
+                param=f"{at}.filename",
+                code="missing_required_parameter",
+            )
+    elif "file_url" not in part:
+        raise Refused(400, f"Missing required parameter: '{at}.file_id'.", param=at, code="missing_required_parameter")
+
+
+def _check_image(part: dict[str, Any], at: str) -> None:
+    url = part.get("image_url")
+    if not url:
+        raise Refused(
+            400, f"Missing required parameter: '{at}.image_url'.", param=at, code="missing_required_parameter"
+        )
+    if url.startswith("data:") and _data_url_type(url) not in _IMAGES:
+        raise Refused(
+            400,
+            "You uploaded an unsupported image. Please make sure your image has of one the following formats: "
+            "['png', 'jpeg', 'gif', 'webp'].",
+            param=f"{at}.image_url",
+            code="invalid_image_format",
+        )
+    if not url.startswith(("data:", "http://", "https://")):
+        raise Refused(
+            400,
+            f"Invalid '{at}.image_url'. Expected a valid URL, but got a value with an invalid format.",
+            param=f"{at}.image_url",
+            code="invalid_value",
+        )
+
+
+def _data_url_type(url: str) -> str | None:
+    match = re.match(r"data:([\w.+-]+/[\w.+-]+)[^,]*;base64,", url)
+    return match.group(1) if match else None
+
+
+def _check_turns(call: Call) -> Remembered | None:
+    """Every output answers a call, and every call has its output."""
+    body = call.body
+    previous: Remembered | None = None
+    if body.get("previous_response_id"):
+        previous = call.world.openai_responses.get(body["previous_response_id"])
+        if previous is None:
+            raise Refused(
+                400,
+                f"Previous response with id '{body['previous_response_id']}' not found.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+    given: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
+    open_calls = dict(previous.open_calls) if previous else {}
+    for item in given:
+        if item.get("type") == "function_call":
+            open_calls[item["call_id"]] = item["name"]
+        elif item.get("type") == "function_call_output" and open_calls.pop(item["call_id"], None) is None:
+            raise Refused(
+                400,
+                f"No tool call found for function call output with call_id {item['call_id']}.",
+                param="input",
+            )
+    if open_calls:
+        raise Refused(400, f"No tool output found for function call {next(iter(open_calls))}.", param="input")
+    return previous

@@ -1,0 +1,26 @@
+"""Is it a JSON schema at all?"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+
+def malformed(schema: Any) -> str | None:
+    """What makes it no JSON schema; None when it is one."""
+    problem = _malformed(orjson.dumps(schema))
+    return f"Invalid JSON schema: {problem}" if problem else None
+
+
+@lru_cache(maxsize=256)
+def _malformed(schema: bytes) -> str | None:
+    # Imported here because it takes a while to load and most requests bring no schema.
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(orjson.loads(schema))
+    except SchemaError as error:
+        return f"{error.json_path}: {error.message}"
+    return None

@@ -1,0 +1,344 @@
+"""A value that fits a JSON schema: always the same for the same schema and hint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+from pollux_flows.simulator.pattern_instance import matching
+from pollux_flows.simulator.schema_merge import Schema, merged
+
+#: Schemas that refer to each other multiply. Beyond so many nodes only what is required is made,
+MANY_NODES = 2_000
+#: and beyond so many no reference is followed any more.
+TOO_MANY_NODES = 50_000
+TEXT_CHARS = 80
+MAX_WHOLE = 2**53
+FEW = 2
+#: Keywords that a value can break although each of its parts is fine: what is made is then tried.
+_TO_BE_TRIED = ("oneOf", "not", "if", "dependentRequired", "dependentSchemas", "patternProperties")
+_TRIES = 6
+_KEYWORDS_OF: Mapping[str, tuple[str, ...]] = {
+    "object": ("properties", "required", "additionalProperties", "propertyNames", "minProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems", "contains"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}
+_FORMATS = {
+    "date": "{year}-01-01",
+    "date-time": "{year}-01-01T00:00:00Z",
+    "time": "00:00:00Z",
+    "duration": "P{number}D",
+    "email": "simulated{number}@example.com",
+    "hostname": "host{number}.example.com",
+    "ipv4": "192.0.2.{number}",
+    "ipv6": "2001:db8::{number}",
+    "uri": "https://example.com/{number}",
+    "uri-reference": "https://example.com/{number}",
+    "url": "https://example.com/{number}",
+    "uuid": "00000000-0000-4000-8000-{number:012}",
+    "uuid4": "00000000-0000-4000-8000-{number:012}",
+    "json-pointer": "/{number}",
+}
+
+
+def instance(schema: Any, hint: str = "") -> Any:
+    """`hint` goes into free texts, so that answers to different prompts can be told apart."""
+    maker = _Maker(schema, hint)
+    try:
+        return maker.make(schema, "", 0)
+    except _Endless:
+        # No finite value fits; the least wrong answer is an empty one.
+        return {}
+
+
+class _Endless(Exception):  # noqa: N818 (never leaves this module: it sends the maker another way)
+    """A way that leads back into itself."""
+
+
+class _Maker:
+    def __init__(self, root: Any, hint: str) -> None:
+        self.root = root
+        self.hint = hint
+        self.nodes = 0
+        self.open_references: list[str] = []
+
+    def make(self, schema: Any, name: str, salt: int) -> Any:
+        """Give a value for the property `name`; another one for another `salt`, where there is another."""
+        self.nodes += 1
+        if not isinstance(schema, dict) or not schema:
+            return self._text({}, name, salt)
+        if "$ref" in schema:
+            return self._referred(schema, name, salt)
+        if "allOf" in schema:
+            rest: Schema = {key: value for key, value in schema.items() if key != "allOf"}
+            with self._inside([part["$ref"] for part in schema["allOf"] if isinstance(part, dict) and "$ref" in part]):
+                for part in schema["allOf"]:
+                    rest = merged(rest, self._resolved(part))
+                return self.make(rest, name, salt)
+        if any(keyword in schema for keyword in _TO_BE_TRIED):
+            return self._tried(schema, name, salt)
+        return self._made(schema, name, salt)
+
+    def _made(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+        for union in ("anyOf", "oneOf"):
+            if union in schema:
+                return next(self._branches(schema, union, name, salt))
+        if "const" in schema:
+            return schema["const"]
+        if schema.get("enum"):
+            values = [value for value in schema["enum"] if value is not None] or schema["enum"]
+            return values[salt % len(values)]
+        return self._of_type(schema, name, salt)
+
+    def _tried(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+        """The first candidate that the schema itself accepts, else the first candidate."""
+        candidates: list[Any] = []
+        for number in range(salt, salt + _TRIES):
+            if "oneOf" in schema:
+                candidates += list(self._branches(schema, "oneOf", name, number))
+            else:
+                candidates.append(self._made(schema, name, number))
+            for candidate in candidates:
+                if self._accepts(schema, candidate):
+                    return candidate
+        return candidates[0]
+
+    def _branches(self, schema: Mapping[str, Any], union: str, name: str, salt: int) -> Iterator[Any]:
+        """A value for each branch of a union that leads anywhere; those that say something come first."""
+        rest = {key: value for key, value in schema.items() if key != union}
+        branches = sorted(schema[union], key=_says_nothing)
+        start = salt % len(branches)
+        found = False
+        for branch in branches[start:] + branches[:start]:
+            both = merged(rest, branch)
+            if both is False:
+                continue
+            try:
+                made = self.make(both, name, salt)
+            except _Endless:
+                continue
+            found = True
+            yield made
+        if not found:
+            raise _Endless
+
+    def _referred(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+        with self._inside([schema["$ref"]]):
+            rest = {key: value for key, value in schema.items() if key != "$ref"}
+            return self.make(merged(self._target(schema["$ref"]), rest), name, salt)
+
+    @contextmanager
+    def _inside(self, references: list[str]) -> Iterator[None]:
+        """Follow references, but none within itself and none without end."""
+        if self.nodes > TOO_MANY_NODES or any(reference in self.open_references for reference in references):
+            raise _Endless
+        before = len(self.open_references)
+        self.open_references += references
+        try:
+            yield
+        finally:
+            del self.open_references[before:]
+
+    def _resolved(self, schema: Any) -> Any:
+        """A reference's target, where schemas are to be merged."""
+        seen = set()
+        while isinstance(schema, dict) and "$ref" in schema:
+            reference = schema["$ref"]
+            if reference in seen:
+                raise _Endless
+            seen.add(reference)
+            rest = {key: value for key, value in schema.items() if key != "$ref"}
+            schema = merged(self._target(reference), rest)
+        return schema
+
+    def _target(self, reference: str) -> Any:
+        node = self.root
+        for step in reference.removeprefix("#").split("/")[1:]:
+            key = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+                node = node[int(key)]
+            else:
+                # A reference that leads nowhere allows anything.
+                node = node.get(key, {}) if isinstance(node, dict) else {}
+        return node
+
+    def _of_type(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+        match _type(schema):
+            case "object":
+                return self._object(schema, salt)
+            case "array":
+                return self._array(schema, name, salt)
+            case "integer":
+                return _number(schema, salt, whole=True)
+            case "number":
+                return _number(schema, salt, whole=False)
+            case "boolean":
+                return salt % 2 == 0
+            case "null":
+                return None
+            case _:
+                return self._text(schema, name, salt)
+
+    def _object(self, schema: Mapping[str, Any], salt: int) -> dict[str, Any]:
+        properties = schema.get("properties") or {}
+        required = schema.get("required") or []
+        most = schema.get("maxProperties", math.inf)
+        extra = schema.get("additionalProperties", True)
+        made: dict[str, Any] = {}
+        for name in required:
+            made[name] = self.make(properties.get(name, extra), name, salt)
+        for name, part in properties.items():
+            if name in made or part is False or len(made) >= most or self.nodes > MANY_NODES:
+                continue
+            try:
+                made[name] = self.make(part, name, salt)
+            except _Endless:
+                continue
+        least = schema.get("minProperties", 0)
+        if isinstance(extra, dict) and not properties and not made and most:
+            # A map: one entry shows what its values look like.
+            least = max(least, 1)
+        number = 0
+        while len(made) < least and extra is not False:
+            key = self.make(schema.get("propertyNames", {"const": f"key{number}"}), "key", number)
+            try:
+                made.setdefault(str(key), self.make(extra, str(key), salt))
+            except _Endless:
+                break
+            number += 1
+            if number > least + _TRIES:
+                break
+        return {name: made[name] for name in (*properties, *made) if name in made}
+
+    def _array(self, schema: Mapping[str, Any], name: str, salt: int) -> list[Any]:
+        items = schema.get("items", True)
+        least = schema.get("minItems", 0)
+        most = schema.get("maxItems", math.inf)
+        first = list(schema.get("prefixItems") or [])
+        if "contains" in schema:
+            first.append({"allOf": [items, schema["contains"]]})
+        if isinstance(items, list):
+            first, items = items, schema.get("additionalItems", True)
+        wanted = max(least, len(first) or (0 if items in (False, True, {}) else 1))
+        made: list[Any] = []
+        seen: set[str] = set()
+        number = salt
+        while len(made) < min(wanted, most):
+            part = first[len(made)] if len(made) < len(first) else items
+            if part is False:
+                break
+            try:
+                item = self.make(part, name, number)
+            except _Endless:
+                if len(made) < least:
+                    raise
+                break
+            number += 1
+            said = json.dumps(item, sort_keys=True)
+            if not schema.get("uniqueItems") or said not in seen:
+                made.append(item)
+                seen.add(said)
+            elif number > salt + wanted + 10 * _TRIES:
+                break
+        return made
+
+    def _text(self, schema: Mapping[str, Any], name: str, salt: int) -> str:
+        least = schema.get("minLength", 0)
+        most = schema.get("maxLength")
+        if "pattern" in schema and (match := matching(schema["pattern"], least, most)) is not None:
+            return match
+        shape = _FORMATS.get(schema.get("format", ""))
+        if shape is not None:
+            return shape.format(number=salt + 1, year=2000 + salt)
+        text = f"Simulated {name}: {self.hint}" if name else f"Simulated: {self.hint}"
+        if salt:
+            # In front, where a short maxLength does not cut it off.
+            text = f"{salt} {text}"
+        text = text[:TEXT_CHARS].ljust(least, ".")
+        return text if most is None else text[:most]
+
+    def _accepts(self, schema: Mapping[str, Any], value: Any) -> bool:
+        return bool(self._validator.evolve(schema=schema).is_valid(value))
+
+    @cached_property
+    def _validator(self) -> Any:
+        # Imported here because few schemas need to be tried and it takes a while to load.
+        from jsonschema import Draft202012Validator
+
+        return Draft202012Validator(self.root)
+
+
+def _says_nothing(branch: Any) -> bool:
+    return isinstance(branch, dict) and branch.get("type") == "null"
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    said = schema.get("type")
+    if isinstance(said, list):
+        return next((kind for kind in said if kind != "null"), "null")
+    if said is not None:
+        return str(said)
+    for kind, keywords in _KEYWORDS_OF.items():
+        if any(keyword in schema for keyword in keywords):
+            return kind
+    return "string"
+
+
+def _number(schema: Mapping[str, Any], salt: int, *, whole: bool) -> int | float:
+    """The value nearest to zero on the grid of multiples, moved on by `salt`."""
+    low, low_open = _bound(schema, "minimum", "exclusiveMinimum", max)
+    high, high_open = _bound(schema, "maximum", "exclusiveMaximum", min)
+    step, origin = _grid(schema, low, high, whole=whole)
+    first = None if low is None else math.ceil((low - origin) / step)
+    if first is not None and low_open and origin + first * step == low:
+        first += 1
+    last = None if high is None else math.floor((high - origin) / step)
+    if last is not None and high_open and origin + last * step == high:
+        last -= 1
+    return _plain(origin + _place(first, last, salt, 0 if origin else 1) * step)
+
+
+def _grid(
+    schema: Mapping[str, Any], low: Fraction | None, high: Fraction | None, *, whole: bool
+) -> tuple[Fraction, Fraction]:
+    """The distance between values to choose from, and the one from which they are counted."""
+    if "multipleOf" in schema:
+        step = Fraction(str(schema["multipleOf"]))
+        return (Fraction(step.numerator) if whole else step), Fraction(0)
+    if whole or low is None or high is None or high - low > FEW:
+        return Fraction(1), Fraction(0)
+    # Between bounds that are close together, a grid that has points between them.
+    return (high - low) / 4 or Fraction(1), low
+
+
+def _place(first: int | None, last: int | None, salt: int, start: int) -> int:
+    """The `salt`-th place on the grid: from `start` up to the last one, then down from `start`."""
+    if first is not None:
+        start = max(start, first)
+    if last is not None:
+        start = min(start, last)
+    if last is None or start + salt <= last:
+        return start + salt
+    below = start - (salt - (last - start))
+    return below if first is None else max(first, below)
+
+
+def _bound(schema: Mapping[str, Any], closed: str, opened: str, tighter: Any) -> tuple[Fraction | None, bool]:
+    bounds = [
+        (Fraction(str(schema[name])), is_open) for name, is_open in ((closed, False), (opened, True)) if name in schema
+    ]
+    if not bounds:
+        return None, False
+    value = tighter(bound for bound, _ in bounds)
+    return value, any(is_open for bound, is_open in bounds if bound == value)
+
+
+def _plain(value: Fraction) -> int | float:
+    # A whole number that JSON libraries cannot hold exactly travels as a float.
+    return int(value) if value.denominator == 1 and abs(value) <= MAX_WHOLE else float(value)

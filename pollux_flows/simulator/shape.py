@@ -1,0 +1,151 @@
+"""Is a JSON document of the shape that a protocol wants? Small checks that combine into large ones.
+
+A check takes a value and its path, and raises `Misfit` with the first thing that is wrong. Each
+provider turns a `Misfit` into its own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+Path = tuple[str | int, ...]
+Check = Callable[[Any, Path], None]
+Problem = Literal["unknown", "missing", "type", "value", "minimum", "maximum"]
+
+
+class Misfit(Exception):  # noqa: N818 (it is caught and put into words; nobody ever sees it raised)
+    def __init__(self, path: Path, problem: Problem, expected: str = "", value: Any = None) -> None:
+        super().__init__(path, problem, expected, value)
+        self.path = path
+        self.problem: Problem = problem
+        self.expected = expected
+        self.value = value
+
+
+def anything(value: Any, path: Path) -> None:
+    """Accept."""
+
+
+def text(value: Any, path: Path) -> None:
+    if not isinstance(value, str):
+        raise Misfit(path, "type", "a string", value)
+
+
+def boolean(value: Any, path: Path) -> None:
+    if not isinstance(value, bool):
+        raise Misfit(path, "type", "a boolean", value)
+
+
+def mapping(value: Any, path: Path) -> None:
+    if not isinstance(value, dict):
+        raise Misfit(path, "type", "an object", value)
+
+
+def integer(minimum: int | None = None, maximum: int | None = None) -> Check:
+    def check(value: Any, path: Path) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Misfit(path, "type", "an integer", value)
+        _within(value, path, minimum, maximum)
+
+    return check
+
+
+def number(minimum: float | None = None, maximum: float | None = None) -> Check:
+    def check(value: Any, path: Path) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Misfit(path, "type", "a number", value)
+        _within(value, path, minimum, maximum)
+
+    return check
+
+
+def _within(value: float, path: Path, minimum: float | None, maximum: float | None) -> None:
+    if minimum is not None and value < minimum:
+        raise Misfit(path, "minimum", f"{minimum:g}", value)
+    if maximum is not None and value > maximum:
+        raise Misfit(path, "maximum", f"{maximum:g}", value)
+
+
+def one_of(*values: str) -> Check:
+    def check(value: Any, path: Path) -> None:
+        text(value, path)
+        if value not in values:
+            raise Misfit(path, "value", ", ".join(f"'{known}'" for known in values), value)
+
+    return check
+
+
+def nullable(inner: Check) -> Check:
+    def check(value: Any, path: Path) -> None:
+        if value is not None:
+            inner(value, path)
+
+    return check
+
+
+def items(inner: Check, at_least: int = 0) -> Check:
+    def check(value: Any, path: Path) -> None:
+        if not isinstance(value, list):
+            raise Misfit(path, "type", "an array", value)
+        if len(value) < at_least:
+            raise Misfit(path, "minimum", f"{at_least} items", value)
+        for place, item in enumerate(value):
+            inner(item, (*path, place))
+
+    return check
+
+
+def values(inner: Check) -> Check:
+    def check(value: Any, path: Path) -> None:
+        mapping(value, path)
+        for name, item in value.items():
+            inner(item, (*path, name))
+
+    return check
+
+
+def string_or(inner: Check) -> Check:
+    def check(value: Any, path: Path) -> None:
+        if not isinstance(value, str):
+            inner(value, path)
+
+    return check
+
+
+def record(
+    required: Mapping[str, Check], optional: Mapping[str, Check] | None = None, *, is_open: bool = False
+) -> Check:
+    """An object with these fields, and no others unless it is open."""
+    known = {**(optional or {}), **required}
+
+    def check(value: Any, path: Path) -> None:
+        mapping(value, path)
+        for name in required:
+            if name not in value:
+                raise Misfit((*path, name), "missing")
+        for name, item in value.items():
+            inner = known.get(name)
+            if inner is not None:
+                inner(item, (*path, name))
+            elif not is_open:
+                raise Misfit((*path, name), "unknown")
+
+    return check
+
+
+def tagged(tag: str, variants: Mapping[str, Check], default: str | None = None) -> Check:
+    """An object whose field `tag` says which of the variants it is."""
+
+    def check(value: Any, path: Path) -> None:
+        mapping(value, path)
+        kind = value.get(tag, default)
+        if kind is None:
+            raise Misfit((*path, tag), "missing")
+        text(kind, (*path, tag))
+        variant = variants.get(kind)
+        if variant is None:
+            raise Misfit((*path, tag), "value", ", ".join(f"'{known}'" for known in variants), kind)
+        variant(value, path)
+
+    return check

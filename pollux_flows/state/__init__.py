@@ -1,0 +1,1 @@
+"""What outlives a process, and the names it is found by."""

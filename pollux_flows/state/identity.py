@@ -1,0 +1,85 @@
+"""Identity: the SHA-256 of labelled, canonical JSON of all that can change an answer.
+
+Each field of Config (as Target), Options and Source is either in the key or left out with a reason; a test breaks
+when a new field is neither. A field at its default is not mentioned, so that one which a later version adds leaves
+the names of all earlier answers as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Final
+
+from pollux_flows.config import ProviderName, Target
+from pollux_flows.document import Document
+from pollux_flows.options import Options
+from pollux_flows.source import Source
+
+TARGET_IN_KEY: Final = {"provider", "model", "base_url", "use_mock"}
+CONFIG_LEFT_OUT: Final = {
+    "api_key": "who pays does not change what is said",
+    "request_concurrency": "changes when calls are made, not what they say",
+    "retry": "the same",
+    "timeout_s": "the same",
+}
+OPTIONS_IN_KEY: Final = {
+    "system_instruction",
+    "response_schema",
+    "tools",
+    "tool_choice",
+    "temperature",
+    "top_p",
+    "reasoning_effort",
+    "reasoning_budget_tokens",
+    "history",
+    "continue_from",
+    "max_tokens",
+    "cache",
+    "provider_options",
+}
+OPTIONS_LEFT_OUT: Final = {"implicit_caching": "changes what the answer costs, not what it says"}
+SOURCE_IN_KEY: Final = {"source_type", "mime_type", "text", "uri", "gemini_video", "gemini_url_context"}
+SOURCE_LEFT_OUT: Final = {
+    "identifier": "a name for people, never sent",
+    "size_bytes": "follows from the content",
+}
+
+
+def digest(label: str, value: Any) -> str:
+    """The name of `value` among all things called `label`."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(f"{label}\n{canonical}".encode()).hexdigest()
+
+
+def source_identity(source: Source, provider: ProviderName) -> str:
+    """Equal for sources that the provider cannot tell apart."""
+    told = {name for name in SOURCE_IN_KEY if provider == "gemini" or not name.startswith("gemini_")}
+    return digest("source", _said(source, told))
+
+
+def request_identity(target: Target, options: Options, sources: list[Source]) -> str:
+    """What all calls of one request have in common."""
+    said = _said(options, OPTIONS_IN_KEY - {"response_schema", "provider_options"})
+    # The shape counts, not the name it was imported by; and only the active provider's own fields are sent.
+    if (schema := options.response_json_schema()) is not None:
+        said["response_schema"] = schema
+    if (own := (options.provider_options or {}).get(target.provider)) is not None:
+        said["provider_options"] = own
+    return digest(
+        "request",
+        {
+            "target": _said(target, TARGET_IN_KEY),
+            "options": said,
+            "sources": [source_identity(source, target.provider) for source in sources],
+        },
+    )
+
+
+def call_identity(request: str, prompt: str | None, occurrence: int) -> str:
+    """One call of a request. Asking the same thing twice is two calls: `occurrence` tells them apart."""
+    return digest("call", {"request": request, "prompt": prompt, "occurrence": occurrence})
+
+
+def _said(document: Document, fields: set[str]) -> dict[str, Any]:
+    return document.model_dump(mode="json", include=fields, exclude_defaults=True)

@@ -1,0 +1,57 @@
+"""What every test starts from: no keys, no proxies, no `.env`, nobody's home, nobody's Prefect server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Prefect reads its settings when it is imported, so its home moves before anything can import it.
+_HOME = Path(tempfile.mkdtemp(prefix="pollux-flows-tests-"))
+for _name in [name for name in os.environ if name.startswith(("PREFECT_", "POLLUX_"))]:
+    del os.environ[_name]
+os.environ["PREFECT_HOME"] = str(_HOME / "prefect")
+os.environ["POLLUX_HOME"] = str(_HOME / "pollux")
+os.environ |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}  # nobody is told that tests run
+
+from pollux_flows.config import KEY_VARIABLES, URL_VARIABLES  # noqa: E402 (after the homes have moved)
+
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_SDK_VARIABLES = ("GOOGLE_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+
+settings.register_profile(
+    "default",
+    max_examples=50,
+    deadline=None,  # a busy machine is no failure
+    derandomize="CI" in os.environ,
+    database=None,
+    # A cleared environment is as good for the hundredth example as for the first.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("default")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to work in. The empty `.env` is where the search for one ends."""
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / ".env").touch()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _nobody(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a machine that nobody has set up."""
+    for name in (*KEY_VARIABLES.values(), *URL_VARIABLES.values(), *_SDK_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    for name in (*_PROXIES, *map(str.lower, _PROXIES)):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(empty_folder)

@@ -1,0 +1,42 @@
+"""A real Prefect server for all tests here, and a simulated world on loopback for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.simulator import Simulator, serve
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[tuple[Simulator, str]]:
+    simulator = Simulator()
+    with serve(simulator) as origin:
+        yield simulator, origin
+
+
+@pytest.fixture
+def simulator(world: tuple[Simulator, str]) -> Iterator[Simulator]:
+    world[0].reset()
+    yield world[0]
+    world[0].reset()
+
+
+@pytest.fixture
+def provider(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider:
+    """A provider that was made on the spot and never saved."""
+    return PolluxProvider(
+        provider="openai",
+        model="gpt-4.1-mini",
+        api_key="sk-never-saved",
+        base_url=simulator.base_url("openai", origin=world[1]),
+    )

@@ -1,0 +1,60 @@
+"""A key used throughout a run of every flow is found nowhere afterwards."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pollux_flows.simulator import Fault, Simulator, serve
+
+KEY = "sk-sentinel-7c1e55a0b2"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(180)
+def test_no_key_anywhere(tmp_path: Path) -> None:
+    """Not in Prefect's database (but encrypted), results, artifacts, logs, POLLUX_HOME, errors, repr or output."""
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_PROFILES_PATH": str(tmp_path / "prefect" / "profiles.toml"),
+        "POLLUX_HOME": str(tmp_path / "pollux"),
+        "PREFECT_LOGGING_LEVEL": "DEBUG",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONPATH": str(ROOT),
+    }
+    environment.pop("PREFECT_API_URL", None)
+    environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
+    simulator = Simulator()
+    # A provider that tells everybody the key it was called with.
+    simulator.fail(Fault(status=400, message=f"bad key {KEY}"), times=None, contains="Echo it.")
+    with serve(simulator) as origin:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.prefect.sentinel_run", KEY, origin],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=170,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "every flow ran" in done.stdout
+    assert "[REDACTED]" in done.stdout  # the echo did come, and was cut out
+    (tmp_path / "output").write_text(done.stdout + done.stderr)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("prefect.db") for path in files)
+    assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_the_search_would_find_it(tmp_path: Path) -> None:
+    """The test above can fail: a key in a database row is found by the same search."""
+    with sqlite3.connect(tmp_path / "prefect.db") as database:
+        database.execute("create table logs (message text)")
+        database.execute("insert into logs values (?)", (f"sent with {KEY}",))
+    assert KEY.encode() in (tmp_path / "prefect.db").read_bytes()

@@ -1,0 +1,109 @@
+"""PolluxProvider: saved once, picked by name, and never a key in anything that is stored."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import cloudpickle  # type: ignore[import-untyped]
+import pytest
+from prefect import flow
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
+from pydantic import SecretStr, ValidationError
+
+from pollux_flows import ConfigurationError, RetryPolicy
+from pollux_flows.blocks import PolluxProvider
+
+SENTINEL = "sk-sentinel-1d9c7f"
+
+
+class TestPolluxProviderStandards(BlockStandardTestSuite):
+    """What Prefect asks of every block: descriptions, a documentation link, an example that loads it."""
+
+    @pytest.fixture
+    def block(self) -> type[Block]:
+        return PolluxProvider
+
+    @pytest.mark.skip(reason="there is no logo: an address nobody controls would be worse than Prefect's own icon")
+    def test_has_a_valid_image(self, block: type[Block]) -> None: ...
+
+
+async def test_a_saved_provider_comes_back_with_its_key_and_limits() -> None:
+    """What was saved is what is loaded."""
+    policy = RetryPolicy(max_attempts=5)
+    block = PolluxProvider(
+        provider="anthropic",
+        model="claude-sonnet-4-6",
+        api_key=SecretStr(SENTINEL),
+        request_concurrency=3,
+        retry=policy,
+    )
+    await block.asave("saved-provider", overwrite=True)
+    config = await (await PolluxProvider.named("saved-provider")).config()
+    assert (config.key(), config.request_concurrency, config.retry) == (SENTINEL, 3, policy)
+
+
+async def test_a_provider_without_a_key_uses_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block need not hold the key."""
+    monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
+    assert (await PolluxProvider(provider="openai", model="m").config()).key() == SENTINEL
+
+
+async def test_a_provider_without_any_key_says_where_to_put_one() -> None:
+    """The error names the variable."""
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
+        await PolluxProvider(provider="openai", model="m").config()
+
+
+async def test_a_block_that_nobody_saved_is_missed_by_name() -> None:
+    """A name that the server does not know is told, with what to do."""
+    with pytest.raises(ConfigurationError, match=r"'nobody-saved-me'.*\.save"):
+        await PolluxProvider.named("nobody-saved-me")
+
+
+def test_wrong_fields_are_refused_when_the_block_is_made() -> None:
+    """In the words of Prefect's form, which shows them at the field."""
+    with pytest.raises(ValidationError, match="provider"):
+        PolluxProvider(provider="opnai", model="m")
+    with pytest.raises(ConfigurationError, match="base_url"):
+        PolluxProvider(provider="openai", model="m", base_url="127.0.0.1")
+
+
+@pytest.mark.parametrize("library", [pickle, cloudpickle])
+def test_a_pickled_provider_has_no_key(library: object) -> None:
+    """A task that Prefect ships elsewhere carries a block without its key."""
+    block = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL))
+    shipped = library.dumps(block)  # type: ignore[attr-defined]
+    assert SENTINEL.encode() not in shipped
+    assert library.loads(shipped).api_key.get_secret_value().strip("*") == ""  # type: ignore[attr-defined]
+
+
+async def test_asterisks_in_a_runs_parameters_are_resolved_from_the_saved_block() -> None:
+    """A run that is picked up elsewhere knows its block by name; the asterisks are never used as a key."""
+    block = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL))
+    await block.asave("seen-as-asterisks", overwrite=True)
+
+    @flow
+    async def taking(provider: PolluxProvider) -> str | None:
+        return (await provider.config()).key()
+
+    stored = taking.serialize_parameters({"provider": await PolluxProvider.named("seen-as-asterisks")})
+    assert SENTINEL not in json.dumps(stored)
+    restored = taking.validate_parameters(stored)["provider"]
+    assert (await restored.config()).key() == SENTINEL
+
+
+async def test_asterisks_of_a_block_that_was_never_saved_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent with asterisks for a key; the error says to save the block. The environment still helps."""
+
+    @flow
+    async def taking(provider: PolluxProvider) -> str | None:
+        return (await provider.config()).key()
+
+    unsaved = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL))
+    restored = taking.validate_parameters(taking.serialize_parameters({"provider": unsaved}))["provider"]
+    with pytest.raises(ConfigurationError, match=r"asterisks.*never saved.*save"):
+        await restored.config()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
+    assert (await restored.config()).key() == "sk-from-the-environment"

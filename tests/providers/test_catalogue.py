@@ -1,0 +1,207 @@
+"""OpenRouter's catalogue: asked once, and asked before anything is paid for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from pollux_flows import APIError, ConfigurationError, Options, run, run_many
+from pollux_flows.providers.openrouter import models
+from pollux_flows.simulator import Fault, Simulator
+from tests.loopback import KEY, MODELS, MakeConfig, asked, good, http, scripted, until
+
+
+def looked_up(sim: Simulator) -> int:
+    return sum(entry.operation == "models" for entry in sim.requests)
+
+
+async def test_one_look_serves_many_runs(config: MakeConfig, sim: Simulator) -> None:
+    """For five minutes nobody looks again, however many runs there are."""
+    for _ in range(3):
+        await run_many(["a", "b"], config=config("openrouter"))
+    assert looked_up(sim) == 1
+    assert len(asked(sim)) == 6
+
+
+async def test_runs_side_by_side_look_once(config: MakeConfig, sim: Simulator) -> None:
+    """Who comes while somebody is looking waits for what they find."""
+    sim.fail(Fault(kind="slow", delay_s=0.05), operation="models")
+    made = await asyncio.gather(*[run("p", config=config("openrouter")) for _ in range(10)])
+    assert {envelope.status for envelope in made} == {"ok"}
+    assert looked_up(sim) == 1
+
+
+def test_threads_side_by_side_look_once(config: MakeConfig, sim: Simulator) -> None:
+    """Also from other threads, each with its own event loop."""
+    sim.fail(Fault(kind="slow", delay_s=0.1), operation="models")
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: asyncio.run(run("p", config=config("openrouter"))), range(4)))
+    assert {envelope.status for envelope in made} == {"ok"}
+    assert looked_up(sim) == 1
+
+
+async def test_a_failed_look_fails_all_who_wait_for_it(config: MakeConfig, sim: Simulator) -> None:
+    """Nobody asks the same again by themselves, and each has the error."""
+    sim.fail(Fault(status=400, delay_s=0.05), operation="models")
+    made = await asyncio.gather(*[run("p", config=config("openrouter")) for _ in range(3)], return_exceptions=True)
+    assert [type(outcome) for outcome in made] == [APIError] * 3
+    assert looked_up(sim) == 1
+
+
+async def test_who_looked_and_was_cancelled_leaves_nobody_waiting(config: MakeConfig, sim: Simulator) -> None:
+    """The next in line looks."""
+    sim.fail(Fault(kind="hang"), operation="models")
+    first = asyncio.create_task(run("p", config=config("openrouter")))
+    await until(lambda: looked_up(sim) == 1)
+    others = [asyncio.create_task(run("p", config=config("openrouter"))) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    first.cancel()
+    assert {envelope.status for envelope in await asyncio.gather(*others)} == {"ok"}
+    assert looked_up(sim) == 2
+
+
+async def test_who_waited_and_was_cancelled_stops_nobody(config: MakeConfig, sim: Simulator) -> None:
+    """The one who looks goes on."""
+    sim.fail(Fault(kind="slow", delay_s=0.2), operation="models")
+    first = asyncio.create_task(run("p", config=config("openrouter")))
+    await until(lambda: looked_up(sim) == 1)
+    waiting = asyncio.create_task(run("p", config=config("openrouter")))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    assert (await first).status == "ok"
+    assert looked_up(sim) == 1
+
+
+async def test_after_five_minutes_it_is_looked_up_again(
+    config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model may have come or gone."""
+    await run("p", config=config("openrouter"))
+    (address,) = models._catalogues
+    read_at, known = models._catalogues[address]
+    monkeypatch.setitem(models._catalogues, address, (read_at - 301, known))
+    await run("p", config=config("openrouter"))
+    assert looked_up(sim) == 2
+
+
+async def test_an_unknown_model_suggests_close_ones(config: MakeConfig, sim: Simulator) -> None:
+    """A typing error is told before anything is asked, with what was probably meant."""
+    with pytest.raises(ConfigurationError, match="no model 'openai/gpt-5-nana'") as caught:
+        await run("p", config=config("openrouter", model="openai/gpt-5-nana"))
+    assert "openai/gpt-5-nano" in str(caught.value.hint)
+    assert asked(sim) == []
+
+
+async def test_a_model_like_no_other_says_how_to_write_it(config: MakeConfig) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await run("p", config=config("openrouter", model="zzz"))
+    assert "vendor/model" in str(caught.value.hint)
+
+
+async def test_a_variant_is_its_model(config: MakeConfig) -> None:
+    """`:free` and `:nitro` are routes to the same model."""
+    assert (await run("p", config=config("openrouter", model="openai/gpt-4.1-mini:nitro"))).status == "ok"
+
+
+CANNOT: list[tuple[str, dict[str, Any], str]] = [
+    ("meta-llama/llama-3.3-70b-instruct", {"response_schema": {"type": "object"}}, "response_schema"),
+    ("meta-llama/llama-3.3-70b-instruct", {"tools": [{"name": "f"}]}, "tools"),
+    ("openai/gpt-4.1-mini", {"reasoning_effort": "low"}, "reasoning_effort"),
+    ("openai/gpt-5-nano", {"temperature": 0.5}, "temperature"),
+    ("openai/gpt-5-nano", {"top_p": 0.5}, "top_p"),
+]
+
+
+@pytest.mark.parametrize(("model", "given", "name"), CANNOT)
+async def test_what_a_model_does_not_list_is_refused(
+    model: str, given: dict[str, Any], name: str, config: MakeConfig, sim: Simulator
+) -> None:
+    """OpenRouter itself would drop it in silence."""
+    with pytest.raises(ConfigurationError, match=f"does not support {name}") as caught:
+        await run("p", config=config("openrouter", model=model), options=Options(**given))
+    assert caught.value.hint
+    assert asked(sim) == []
+
+
+@pytest.mark.parametrize("fault", [Fault(status=500), Fault(kind="drop"), Fault(kind="malformed")], ids=str)
+async def test_a_stumble_of_the_catalogue_fails_nobody(fault: Fault, config: MakeConfig, sim: Simulator) -> None:
+    """Looking is free and repeatable, so it is retried like any call."""
+    sim.fail(fault, operation="models")
+    envelope = await run_many(["a", "b"], config=config("openrouter"))
+    assert envelope.status == "ok"
+    assert looked_up(sim) == 2
+
+
+async def test_a_catalogue_that_stays_away_is_an_api_error(config: MakeConfig, sim: Simulator) -> None:
+    """After the usual number of attempts; nothing was asked, so nothing is unknown."""
+    sim.fail(Fault(kind="drop"), operation="models", times=None)
+    with pytest.raises(APIError) as caught:
+        await run("p", config=config("openrouter"))
+    assert (caught.value.phase, caught.value.retryable, caught.value.outcome_unknown) == ("metadata", True, False)
+    assert looked_up(sim) == 3
+    assert asked(sim) == []
+
+
+LIES = [
+    http(b"<html>"),
+    http(b"", content_type="text/plain"),
+    http([]),
+    http({}),
+    http({"data": 5}),
+    http({"error": "boom"}),
+    http({"error": KEY}, 500),
+    http(KEY.encode(), 403),
+]
+
+
+@pytest.mark.parametrize("listing", LIES, ids=range(len(LIES)))
+async def test_a_catalogue_that_lies_is_an_api_error(listing: bytes) -> None:
+    """In a short text, without the key."""
+    async with scripted(http(good("openrouter"))) as server:
+        server.listing = listing
+        with pytest.raises(APIError) as caught:
+            await run("p", config=server.config("openrouter"))
+        assert server.requests == []
+    assert caught.value.phase == "metadata"
+    assert KEY not in f"{caught.value!r}{caught.value}"
+
+
+ODD_ENTRIES: list[dict[str, Any]] = [
+    {},
+    {"supported_parameters": None, "architecture": None},
+    {"supported_parameters": 5, "architecture": 5},
+    {"supported_parameters": [5, "temperature"], "architecture": {"output_modalities": 5}},
+]
+
+
+@pytest.mark.parametrize("entry", ODD_ENTRIES, ids=str)
+async def test_what_the_catalogue_does_not_say_is_not_refused(entry: dict[str, Any]) -> None:
+    """Unknown is not no; and entries that are none are passed over."""
+    async with scripted(http(good("openrouter"))) as server:
+        server.listing = http({"data": [None, 5, {"id": 5}, {"id": MODELS["openrouter"], **entry}]})
+        envelope = await run("p", config=server.config("openrouter"), options=Options(temperature=0.5))
+    assert envelope.answers == ["fine"]
+
+
+async def test_a_model_that_does_not_write_is_refused() -> None:
+    """One that only draws cannot answer in text."""
+    entry = {"id": MODELS["openrouter"], "architecture": {"output_modalities": ["image"]}}
+    async with scripted(http(good("openrouter"))) as server:
+        server.listing = http({"data": [entry]})
+        with pytest.raises(ConfigurationError, match="does not answer in text"):
+            await run("p", config=server.config("openrouter"))
+        assert server.requests == []
+
+
+async def test_a_failed_look_is_not_remembered(config: MakeConfig, sim: Simulator) -> None:
+    """The next run looks again."""
+    sim.fail(Fault(status=400), operation="models")
+    with pytest.raises(APIError):
+        await run("p", config=config("openrouter"))
+    started = time.monotonic()
+    assert (await run("p", config=config("openrouter"))).status == "ok"
+    assert time.monotonic() - started < 5

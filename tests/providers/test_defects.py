@@ -1,0 +1,120 @@
+"""What the library behind the seeds sends wrongly, row by row of our list: sent rightly here, or refused unsent.
+
+Rows 7, 11, 16, 17 need conversations, 19 and 21 deferred delivery; until these are built, they are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux_flows import ConfigurationError, Options, Source, run
+from pollux_flows.config import ProviderName
+from pollux_flows.simulator import Simulator
+from tests.loopback import MakeConfig, asked, sent
+from tests.providers.shapes import Bounded, Map, Optionals, Painted
+
+OPTIONAL_ARGUMENT: dict[str, Any] = {
+    "name": "f",
+    "parameters": {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "integer"}},
+        "required": ["a"],
+    },
+}
+Case = tuple[int, ProviderName, str, dict[str, Any]]  # row, provider, model, options
+BEHIND_OPENROUTER = "openai/gpt-4.1-mini"
+SENT: list[Case] = [
+    (1, "openai", "gpt-4.1-mini", {"response_schema": Optionals}),
+    (1, "openrouter", BEHIND_OPENROUTER, {"response_schema": Optionals}),
+    (1, "openai", "gpt-4.1-mini", {"tools": [OPTIONAL_ARGUMENT]}),
+    (1, "openrouter", BEHIND_OPENROUTER, {"tools": [OPTIONAL_ARGUMENT]}),
+    (2, "openai", "gpt-4.1-mini", {"response_schema": Painted}),
+    (2, "openrouter", BEHIND_OPENROUTER, {"response_schema": Painted}),
+    (3, "openai", "gpt-4.1-mini", {"response_schema": Map}),
+    (3, "openrouter", BEHIND_OPENROUTER, {"response_schema": Map}),
+    (3, "local", "local-model", {"response_schema": Map}),
+    (4, "openai", "gpt-4.1-mini", {"max_tokens": 16}),
+    (6, "openai", "gpt-4.1-mini", {"temperature": 0.5}),
+    (6, "openai", "gpt-5-mini", {"reasoning_effort": "low"}),
+    (9, "anthropic", "claude-opus-4-5", {"reasoning_effort": "high"}),
+    (9, "anthropic", "claude-3-7-sonnet", {"reasoning_budget_tokens": 10240}),
+    (10, "anthropic", "claude-sonnet-4-6", {"response_schema": Bounded}),
+    (12, "anthropic", "claude-opus-4-7", {"reasoning_effort": "high"}),
+    (13, "anthropic", "claude-opus-4-8", {"reasoning_effort": "low"}),
+    (18, "gemini", "gemini-3-pro-preview", {"response_schema": Optionals, "tools": [OPTIONAL_ARGUMENT]}),
+    (20, "gemini", "gemini-2.5-flash-lite", {"max_tokens": 5}),
+]
+
+
+@pytest.mark.parametrize("case", SENT, ids=str)
+async def test_it_is_sent_as_the_provider_takes_it(case: Case, config: MakeConfig, sim: Simulator) -> None:
+    """The simulator refuses what the provider refuses: the one request was accepted."""
+    _, provider, model, given = case
+    await run("What do you see?", config=config(provider, model=model), options=Options(**given))
+    assert [entry.status for entry in asked(sim)] == [200]
+
+
+REFUSED: list[Case] = [
+    (4, "openai", "gpt-4.1-mini", {"max_tokens": 15}),
+    (6, "openai", "gpt-5-mini", {"temperature": 0.5}),
+    (6, "openai", "gpt-5-mini", {"top_p": 0.5}),
+    (6, "openai", "gpt-4.1-mini", {"reasoning_effort": "low"}),
+    (7, "openai", "gpt-4.1-mini", {"history": [{"role": "user", "content": "a"}]}),
+    (8, "anthropic", "claude-haiku-4-5", {"reasoning_effort": "low"}),
+    (8, "anthropic", "claude-3-7-sonnet", {"reasoning_effort": "low"}),
+    (9, "anthropic", "claude-opus-4-5", {"reasoning_effort": "high", "max_tokens": 4096}),
+    (9, "anthropic", "claude-3-7-sonnet", {"reasoning_budget_tokens": 4096, "max_tokens": 4096}),
+    (12, "anthropic", "claude-opus-4-7", {"reasoning_budget_tokens": 2048}),
+    (12, "anthropic", "claude-opus-4-8", {"reasoning_budget_tokens": 2048}),
+    (14, "anthropic", "claude-sonnet-4-6", {"temperature": 1.0}),
+    (14, "anthropic", "claude-sonnet-4-6", {"top_p": 1.0}),
+    (15, "anthropic", "claude-3-5-haiku", {"response_schema": Optionals}),
+    (15, "anthropic", "claude-3-7-sonnet", {"response_schema": Optionals}),
+    (17, "gemini", "gemini-3-pro-preview", {"continue_from": {}}),
+    (18, "gemini", "gemini-2.5-flash", {"response_schema": Optionals, "tools": [OPTIONAL_ARGUMENT]}),
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+async def test_it_is_refused_unsent(case: Case, config: MakeConfig, sim: Simulator) -> None:
+    """With a hint, and without any request."""
+    _, provider, model, given = case
+    with pytest.raises(ConfigurationError) as caught:
+        await run("p", config=config(provider, model=model), options=Options(**given))
+    assert caught.value.hint
+    assert sim.requests == []
+
+
+async def test_row_5_a_sound_is_no_document(config: MakeConfig, sim: Simulator, tmp_path: Path) -> None:
+    """OpenAI reads no audio as a file: nothing is uploaded to find that out."""
+    sound = tmp_path / "a.mp3"
+    sound.write_bytes(b"ID3")
+    with pytest.raises(ConfigurationError) as caught:
+        await run("p", source=Source.from_file(sound), config=config("openai"))
+    assert caught.value.hint
+    assert sim.requests == []
+
+
+async def test_row_13_thinking_that_was_paid_for_is_shown(config: MakeConfig) -> None:
+    """Newer Claudes think, bill for it, and show nothing unless they are asked to."""
+    options = Options(reasoning_effort="low")
+    envelope = await run("Why?", config=config("anthropic", model="claude-opus-4-8"), options=options)
+    assert envelope.reasoning == ["Simulated reasoning about: Why?"]
+
+
+async def test_row_20_gemini_is_cut(config: MakeConfig, sim: Simulator) -> None:
+    """max_tokens reaches Gemini, and holds."""
+    envelope = await run("Tell me about the sea.", config=config("gemini"), options=Options(max_tokens=5))
+    assert sent(sim)["generationConfig"]["maxOutputTokens"] == 5
+    assert len(envelope.text) <= 20
+
+
+@pytest.mark.parametrize("budget", [1024, 20_000])
+async def test_row_9_thinking_always_leaves_room(budget: int, config: MakeConfig, sim: Simulator) -> None:
+    """Anthropic counts thinking against max_tokens; the default leaves the answer its share."""
+    options = Options(reasoning_budget_tokens=budget)
+    await run("p", config=config("anthropic", model="claude-sonnet-4-5"), options=options)
+    assert sent(sim)["max_tokens"] - budget >= 4096

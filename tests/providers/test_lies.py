@@ -1,0 +1,219 @@
+"""A provider that lies: HTTP 200, and something else than an answer.
+
+Whatever it is, it is an APIError of that one call; whatever an answer merely says wrongly beside its text costs
+nothing but that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pollux_flows import APIError, Options, run
+from pollux_flows.config import PROVIDERS, ProviderName
+from pollux_flows.pipeline.execute import first_error
+from tests.loopback import KEY, MODELS, every_provider, good, http, outcomes, scripted
+
+ANYWHERE: dict[str, bytes] = {
+    "html": http(b"<html>Welcome to the hotel</html>", content_type="text/html"),
+    "html that says JSON": http(b"<html>"),
+    "nothing": http(b""),
+    "nothing that says text": http(b"", content_type="text/plain"),
+    "null": http(None),
+    "list": http([]),
+    "object": http({}),
+    "number": http(5),
+    "string": http("hello"),
+    "half": http(b'{"a": {"b": '),
+    "not utf-8": http(b'{"a": "\xff\xfe\xfa"}'),
+    "no end": http(b"[" * 200_000),
+    "error text": http({"error": "boom"}),
+    "error list": http({"error": ["boom"]}),
+    "error number": http({"error": 5}),
+    "error code": http({"error": {"code": "boom", "message": ["x"]}}),
+    "giant": http({"message": "x" * 2_000_000}),
+    "key": http({"message": f"your key is {KEY}"}),
+    "no content": http(b"", status=204),
+    "redirect": http(b"", status=307, location="http://127.0.0.1:9/elsewhere"),
+}
+
+INSIDE: dict[ProviderName, list[Any]] = {
+    "gemini": [
+        {"candidates": [None]},
+        {"candidates": 5},
+        {"candidates": {"a": 1}},
+        {"candidates": [{"content": 5}]},
+        {"candidates": [{"content": {"parts": 5}}]},
+        {"candidates": [{"content": {"parts": [5]}}]},
+        {"candidates": [{"content": {"parts": [{"text": 5}]}}]},
+        {"candidates": [{"content": {"parts": [{"functionCall": 5}]}}]},
+        {"candidates": [{"content": {"parts": [{"functionCall": {"args": {}}}]}}]},
+        {"candidates": [], "promptFeedback": 5},
+        {"promptFeedback": {"blockReason": 5}},
+    ],
+    "openai": [
+        {"output": 5},
+        {"output": [None]},
+        {"output": [5]},
+        {"output": [{"type": "message", "content": 5}]},
+        {"output": [{"type": "message", "content": [None]}]},
+        {"output": [{"type": "message", "content": [{"type": "output_text", "text": 5}]}]},
+        {"output": [{"type": "reasoning", "summary": [5]}]},
+        {"output": [{"type": "function_call"}]},
+        {"output": [{"type": "function_call", "call_id": "a", "name": 5, "arguments": "{}"}]},
+        {"output": [], "status": "failed", "error": "boom"},
+        {"output": [], "status": "failed", "error": None},
+        {"output": [], "status": "queued"},
+    ],
+    "anthropic": [
+        {"content": 5},
+        {"content": [None]},
+        {"content": [{"type": "text"}]},
+        {"content": [{"type": "text", "text": 5}]},
+        {"content": [{"type": "thinking"}]},
+        {"content": [{"type": "tool_use"}]},
+        {"content": [{"type": "tool_use", "id": 5, "name": "f", "input": {}}]},
+        {"type": "error", "error": None},
+        {"type": "error", "error": "boom"},
+    ],
+    "openrouter": [
+        {"choices": 5},
+        {"choices": []},
+        {"choices": [None]},
+        {"choices": [{}]},
+        {"choices": [{"message": None}]},
+        {"choices": [{"message": {"content": 5}}]},
+        {"choices": [{"message": {"content": [5]}}]},
+        {"choices": [{"message": {"content": None, "tool_calls": 5}}]},
+        {"choices": [{"message": {"content": None, "tool_calls": [{}]}}]},
+        {"choices": [{"message": {"content": None, "tool_calls": [{"function": {"name": 5}}]}}]},
+        {"choices": [{"error": "boom"}]},
+        {"choices": [{"finish_reason": "error", "message": {"content": "half"}}]},
+    ],
+    "local": [
+        {"choices": [None]},
+        {"choices": [{"message": 5}]},
+        {"choices": [{"message": {"content": {"a": 1}}}]},
+    ],
+}
+LIES = [(provider, name, reply) for provider in PROVIDERS for name, reply in ANYWHERE.items()]
+LIES += [(provider, str(lie), http(lie)) for provider in PROVIDERS for lie in INSIDE[provider]]
+
+
+@pytest.mark.parametrize(("provider", "_name", "reply"), LIES, ids=[f"{p}-{n[:60]}" for p, n, _ in LIES])
+async def test_a_lie_is_an_error_of_its_call(provider: ProviderName, _name: str, reply: bytes) -> None:
+    """The calls beside it keep their answers, what is raised is an APIError, and the key is nowhere."""
+    async with scripted(lambda body: reply if b"liar" in body else http(good(provider)), by_body=True) as server:
+        first, lie, last = await outcomes(["first", "liar", "last"], server.config(provider))
+    assert first.answer is not None
+    assert last.answer is not None
+    assert lie.answer is None
+    assert lie.failure is not None
+    assert lie.failure.kind == "api_error"
+    assert lie.failure.hint
+    raised = first_error([first, lie, last], provider)
+    assert isinstance(raised, APIError)
+    told = f"{lie.failure!r} {raised!r} {raised} {vars(raised)}"
+    assert KEY not in told
+    assert len(told) < 6_000
+
+
+@every_provider
+async def test_an_unreadable_answer_may_have_been_billed(provider: ProviderName) -> None:
+    """Nobody knows what was done: the error says so."""
+    async with scripted(http(b'{"half')) as server:
+        (made,) = await outcomes(["p"], server.config(provider))
+    assert made.failure is not None
+    assert made.failure.outcome_unknown is True
+    assert made.failure.retryable is True
+    assert made.unknown_attempts == 1
+
+
+MERELY_ODD: dict[ProviderName, list[dict[str, Any]]] = {
+    "gemini": [
+        {"usageMetadata": {"promptTokenCount": "many", "candidatesTokenCount": -5}},
+        {"usageMetadata": 5},
+        {"responseId": 5, "modelVersion": {"a": 1}, "unheardOf": True},
+        {"candidates": [{"content": {"parts": [{"text": "fine"}]}, "finishReason": 5, "finishMessage": 5}]},
+        {"candidates": [{"content": {"parts": [{"text": "fine"}, {"unheardOf": 1}]}}, None]},
+    ],
+    "openai": [
+        {"usage": {"input_tokens": "many", "output_tokens_details": 5}},
+        {"usage": 5},
+        {"id": 5, "model": 5, "incomplete_details": 5},
+        {"output": [*good("openai")["output"], {"type": "unheard_of"}]},
+    ],
+    "anthropic": [
+        {"usage": {"input_tokens": "many", "output_tokens": 1.5}},
+        {"usage": {"input_tokens": 5, "cache_read_input_tokens": "all"}},
+        {"usage": 5},
+        {"id": 5, "model": 5, "stop_details": 5, "stop_reason": 5},
+        {"content": [*good("anthropic")["content"], {"type": "unheard_of"}]},
+    ],
+    "openrouter": [
+        {"usage": {"prompt_tokens": "many", "prompt_tokens_details": 5}},
+        {"usage": 5},
+        {"id": 5, "model": 5},
+        {"choices": [{"message": {"content": "fine", "reasoning": 5, "refusal": 5}, "finish_reason": 5}]},
+    ],
+    "local": [
+        {"usage": None},
+        {"id": 5, "created": "yesterday"},
+        {"choices": [{"message": {"content": [{"type": "text", "text": "fine"}]}}]},
+    ],
+}
+ODDITIES = [(provider, odd) for provider in PROVIDERS for odd in MERELY_ODD[provider]]
+
+
+@pytest.mark.parametrize(("provider", "odd"), ODDITIES, ids=[f"{p}-{str(o)[:60]}" for p, o in ODDITIES])
+async def test_an_odd_detail_loses_no_answer(provider: ProviderName, odd: dict[str, Any]) -> None:
+    """The text was paid for: a count that is none is left out, a name that is none is None."""
+    async with scripted(http(good(provider, **odd))) as server:
+        envelope = await run("p", config=server.config(provider))
+    assert envelope.answers == ["fine"]
+    assert all(type(count) is int and count >= 0 for count in envelope.usage.values())
+    assert type(envelope).model_validate_json(envelope.model_dump_json()) == envelope
+
+
+@every_provider
+async def test_half_a_character_goes_through_every_file(provider: ProviderName) -> None:
+    """An answer that was cut within an emoji is an answer; the half becomes a replacement character."""
+    async with scripted(http(good(provider, "cut \ud83d"))) as server:
+        envelope = await run("p", config=server.config(provider))
+    assert envelope.answers == ["cut \ufffd"]
+    assert type(envelope).model_validate_json(envelope.model_dump_json()) == envelope
+
+
+CALLS_WITHOUT_ARGUMENTS: dict[ProviderName, dict[str, Any]] = {
+    "gemini": {"candidates": [{"content": {"parts": [{"functionCall": {"name": "f"}}]}, "finishReason": "STOP"}]},
+    "openai": {"output": [{"type": "function_call", "call_id": "a", "name": "f"}]},
+    "anthropic": {"content": [{"type": "tool_use", "id": "a", "name": "f"}], "stop_reason": "tool_use"},
+    "openrouter": {
+        "choices": [{"message": {"content": None, "tool_calls": [{"function": {"name": "f"}}]}}],
+    },
+}
+
+
+@pytest.mark.parametrize("provider", CALLS_WITHOUT_ARGUMENTS)
+async def test_a_call_without_arguments_has_none(provider: ProviderName) -> None:
+    """A tool that takes nothing is called with nothing."""
+    async with scripted(http(good(provider, **CALLS_WITHOUT_ARGUMENTS[provider]))) as server:
+        server.listing = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["tools"]}]})
+        options = Options(tools=[{"name": "f"}])
+        envelope = await run("p", config=server.config(provider), options=options)
+    assert envelope.tool_calls is not None
+    ((call,),) = envelope.tool_calls
+    assert (call["name"], call["arguments"]) == ("f", "{}")
+    assert envelope.status == "ok"
+
+
+async def test_arguments_may_come_as_an_object() -> None:
+    """Some servers do not write them as text; ours are always text."""
+    call = {"function": {"name": "f", "arguments": {"a": 1}}}
+    listing = {"data": [{"id": MODELS["openrouter"]}]}
+    reply = {"choices": [{"message": {"content": None, "tool_calls": [call]}}]}
+    async with scripted(http(reply)) as server:
+        server.listing = http(listing)
+        envelope = await run("p", config=server.config("openrouter"), options=Options(tools=[{"name": "f"}]))
+    assert envelope.tool_calls == [[{"id": "call_0", "name": "f", "arguments": '{"a": 1}'}]]

@@ -1,0 +1,149 @@
+"""Tools out, tool calls back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pollux_flows import ConfigurationError, Options, run
+from pollux_flows.config import ProviderName
+from pollux_flows.simulator import Fault, Simulator
+from tests.loopback import MakeConfig, asked, sent, with_tools
+
+WEATHER: dict[str, Any] = {
+    "name": "get_weather",
+    "description": "The weather at a place.",
+    "parameters": {
+        "type": "object",
+        "properties": {"place": {"type": "string"}, "unit": {"type": "string", "description": "C or F"}},
+        "required": ["place"],
+        "additionalProperties": False,
+    },
+}
+CLOCK: dict[str, Any] = {"name": "get_time"}
+
+
+def declared(provider: ProviderName, body: dict[str, Any]) -> list[Any]:
+    tools: list[Any] = body["tools"]
+    if provider == "gemini":
+        functions: list[Any] = tools[0]["functionDeclarations"]
+        return functions
+    return [tool["function"] for tool in tools] if provider == "openrouter" else tools
+
+
+@with_tools
+async def test_tools_are_declared(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
+    """Name and description reach the model; a tool without parameters is one that takes none."""
+    await run("p", config=config(provider), options=Options(tools=[WEATHER, CLOCK]))
+    first, second = declared(provider, sent(sim))
+    assert (first["name"], first["description"], second["name"]) == (
+        "get_weather",
+        "The weather at a place.",
+        "get_time",
+    )
+
+
+@with_tools
+async def test_a_call_comes_back(provider: ProviderName, config: MakeConfig) -> None:
+    """Id, name, and arguments as JSON text. Without any text the answer is whole all the same."""
+    options = Options(tools=[WEATHER], tool_choice="required")
+    envelope = await run("Weather?", config=config(provider), options=options)
+    assert envelope.tool_calls is not None
+    ((call,),) = envelope.tool_calls
+    assert call["name"] == "get_weather"
+    assert call["id"]
+    assert "place" in json.loads(call["arguments"])
+    assert envelope.answers == [""]
+    assert envelope.status == "ok"
+    assert envelope.errors is None
+    assert envelope.metrics["finish_reasons"] == ["tool_calls"]
+
+
+@with_tools
+async def test_several_calls_in_one_turn(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
+    """All of them come back, each with its own id."""
+    sim.fail(Fault(kind="tool_call", count=3))
+    envelope = await run("p", config=config(provider), options=Options(tools=[WEATHER, CLOCK]))
+    assert envelope.tool_calls is not None
+    (calls,) = envelope.tool_calls
+    assert [call["name"] for call in calls] == ["get_weather", "get_time", "get_weather"]
+    assert len({call["id"] for call in calls}) == 3
+
+
+@with_tools
+@pytest.mark.parametrize("choice", ["auto", "required", "none", {"name": "get_time"}], ids=str)
+async def test_tool_choice_decides(provider: ProviderName, choice: Any, config: MakeConfig) -> None:
+    """auto leaves it to the model, required wants any, a name wants that one, none wants none."""
+    options = Options(tools=[WEATHER, CLOCK], tool_choice=choice)
+    envelope = await run("p", config=config(provider), options=options)
+    names = [call["name"] for call in (envelope.tool_calls or [[]])[0]]
+    called = {"auto": [], "required": ["get_weather"], "none": []}
+    assert names == (["get_time"] if isinstance(choice, dict) else called[choice])
+
+
+async def test_openai_holds_a_call_to_its_schema(config: MakeConfig, sim: Simulator) -> None:
+    """Strict as far as the schema allows: an optional argument becomes one that may be null."""
+    await run("p", config=config("openai"), options=Options(tools=[WEATHER]))
+    (tool,) = sent(sim)["tools"]
+    assert tool["strict"] is True
+    assert tool["parameters"]["required"] == ["place", "unit"]
+    assert tool["parameters"]["properties"]["unit"]["type"] == ["string", "null"]
+
+
+@pytest.mark.parametrize(("provider", "model"), [("openai", "gpt-4.1-mini"), ("openrouter", "openai/gpt-4.1-mini")])
+async def test_a_tool_may_be_loose(provider: ProviderName, model: str, config: MakeConfig, sim: Simulator) -> None:
+    """`strict: False` sends the parameters as they are."""
+    await run("p", config=config(provider, model=model), options=Options(tools=[{**WEATHER, "strict": False}]))
+    (tool,) = declared(provider, sent(sim))
+    assert tool["strict"] is False
+    assert tool["parameters"] == WEATHER["parameters"]
+
+
+async def test_a_tool_with_a_map_is_loose_by_itself(config: MakeConfig, sim: Simulator) -> None:
+    """Strict mode has no maps: the tool is sent as it is rather than closed into nothing."""
+    parameters = {"type": "object", "properties": {"m": {"type": "object", "additionalProperties": {"type": "string"}}}}
+    await run("p", config=config("openai"), options=Options(tools=[{"name": "f", "parameters": parameters}]))
+    (tool,) = sent(sim)["tools"]
+    assert (tool["strict"], tool["parameters"]) == (False, parameters)
+
+
+async def test_gemini_gets_no_additional_properties(config: MakeConfig, sim: Simulator) -> None:
+    """Its API refuses the keyword; a property that has that name is a property."""
+    parameters = {
+        "type": "object",
+        "properties": {"additionalProperties": {"type": "string"}},
+        "additionalProperties": False,
+    }
+    await run("p", config=config("gemini"), options=Options(tools=[{"name": "f", "parameters": parameters}]))
+    (function,) = declared("gemini", sent(sim))
+    assert function["parameters_json_schema"] == {k: v for k, v in parameters.items() if k != "additionalProperties"}
+
+
+async def test_local_servers_get_no_tools(config: MakeConfig, sim: Simulator) -> None:
+    """Refused with a hint, before any request."""
+    with pytest.raises(ConfigurationError, match="tools"):
+        await run("p", config=config("local"), options=Options(tools=[CLOCK]))
+    assert sim.requests == []
+
+
+async def test_gemini_2_has_tools_or_a_schema(config: MakeConfig, sim: Simulator) -> None:
+    """Both at once only Gemini 3 can do."""
+    options = Options(tools=[CLOCK], response_schema={"type": "object", "properties": {"a": {"type": "string"}}})
+    with pytest.raises(ConfigurationError, match="at once"):
+        await run("p", config=config("gemini"), options=options)
+    assert sim.requests == []
+    await run("p", config=config("gemini", model="gemini-3-flash-preview"), options=options)
+    assert len(asked(sim)) == 1
+
+
+@with_tools
+async def test_a_tool_schema_that_is_none_is_refused(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """With the tool's name, before any request."""
+    options = Options(tools=[{"name": "f", "parameters": {"type": "objekt"}}])
+    with pytest.raises(ConfigurationError, match="'f'"):
+        await run("p", config=config(provider), options=options)
+    assert asked(sim) == []

@@ -1,0 +1,326 @@
+"""Every provider behind one small face, so that one test can ask them all.
+
+Behind the face stand the real SDKs in their strict mode, so each answer is also a proof that the
+simulator's JSON is complete.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import anthropic
+import httpx
+import httpx2
+import openai
+from google import genai
+from google.genai import types
+
+KEY = "key-that-opens-nothing"
+KEY_HEADERS = {"authorization": f"Bearer {KEY}", "x-goog-api-key": KEY, "anthropic-version": "2026-10-21"}
+
+#: What a closed socket looks like through each client.
+DROPPED = (
+    openai.APIConnectionError,
+    anthropic.APIConnectionError,
+    httpx2.RemoteProtocolError,
+    httpx.RemoteProtocolError,
+)
+TIMED_OUT = (openai.APITimeoutError, anthropic.APITimeoutError, httpx2.ReadTimeout, httpx.ReadTimeout)
+
+
+class Failed(Exception):  # noqa: N818 (it is what the tests wait for)
+    """An error answer, as far as all providers have it."""
+
+    def __init__(self, status: int, body: Any, headers: Any) -> None:
+        super().__init__(status, body)
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+
+@dataclass
+class Said:
+    """What came back."""
+
+    text: str | None
+    stop: str | None
+    raw: Any
+    reasoning: str | None = None
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all providers can be asked for."""
+
+    prompt: str
+    before: tuple[str, ...] = ()
+    schema: dict[str, Any] | None = None
+    tools: dict[str, dict[str, Any]] | None = None
+    tool_choice: str = "auto"
+    reasoning: bool = False
+    max_tokens: int | None = None
+    patience: float = 10
+
+
+class Client(ABC):
+    model: ClassVar[str]
+    #: A model that reasons, where the usual one does not.
+    reasoner: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self: ...
+
+    async def ask(self, prompt: str, **how: Any) -> Said:
+        """Send a prompt; `how` as the fields of `Question` say."""
+        return await self.send(Question(prompt, **how))
+
+    @abstractmethod
+    async def send(self, asked: Question) -> Said: ...
+
+
+class OpenAI(Client):
+    model = "gpt-4.1-mini"
+    reasoner = "gpt-5-nano"
+
+    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
+        self.sdk = sdk
+
+    @classmethod
+    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
+        return cls(
+            openai.AsyncOpenAI(
+                api_key=KEY, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
+            )
+        )
+
+    async def send(self, asked: Question) -> Said:
+        request: dict[str, Any] = {
+            "model": self.reasoner if asked.reasoning else self.model,
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": t} for t in (*asked.before, asked.prompt)]}
+            ],
+        }
+        if asked.schema:
+            request["text"] = {
+                "format": {"type": "json_schema", "name": "answer", "schema": asked.schema, "strict": True}
+            }
+        if asked.tools:
+            request["tools"] = [
+                {"type": "function", "name": name, "parameters": parameters, "strict": True}
+                for name, parameters in asked.tools.items()
+            ]
+            named = asked.tool_choice not in ("auto", "required", "none")
+            request["tool_choice"] = {"type": "function", "name": asked.tool_choice} if named else asked.tool_choice
+        if asked.reasoning:
+            request["reasoning"] = {"effort": "low", "summary": "auto"}
+        if asked.max_tokens:
+            request["max_output_tokens"] = asked.max_tokens
+        try:
+            response = await self.sdk.responses.create(**request, timeout=asked.patience)
+        except openai.APIStatusError as error:
+            raise Failed(error.status_code, {"error": error.body}, error.response.headers) from error
+        usage = response.usage
+        summaries = [part.text for item in response.output if item.type == "reasoning" for part in item.summary]
+        return Said(
+            text=response.output_text,
+            stop=response.status,
+            raw=response,
+            reasoning="".join(summaries) or None,
+            calls=[(i.name, json.loads(i.arguments)) for i in response.output if i.type == "function_call"],
+            input_tokens=usage.input_tokens if usage else 0,
+            output_tokens=usage.output_tokens if usage else 0,
+        )
+
+
+class Anthropic(Client):
+    model = "claude-haiku-4-5"
+    reasoner = "claude-sonnet-4-6"
+
+    def __init__(self, sdk: anthropic.AsyncAnthropic) -> None:
+        self.sdk = sdk
+
+    @classmethod
+    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
+        return cls(
+            anthropic.AsyncAnthropic(
+                api_key=KEY, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
+            )
+        )
+
+    async def send(self, asked: Question) -> Said:
+        request: dict[str, Any] = {
+            "model": self.reasoner if asked.reasoning else self.model,
+            "max_tokens": asked.max_tokens or 1000,
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": t} for t in (*asked.before, asked.prompt)]}
+            ],
+        }
+        if asked.schema:
+            request["output_config"] = {"format": {"type": "json_schema", "schema": asked.schema}}
+        if asked.tools:
+            request["tools"] = [{"name": name, "input_schema": parameters} for name, parameters in asked.tools.items()]
+            kinds = {"auto": "auto", "none": "none", "required": "any"}
+            request["tool_choice"] = {"type": kinds.get(asked.tool_choice, "tool")}
+            if asked.tool_choice not in kinds:
+                request["tool_choice"]["name"] = asked.tool_choice
+        if asked.reasoning:
+            request["thinking"] = {"type": "adaptive"}
+        try:
+            message = await self.sdk.messages.create(**request, timeout=asked.patience)
+        except anthropic.APIStatusError as error:
+            raise Failed(error.status_code, error.body, error.response.headers) from error
+        return Said(
+            text="".join(block.text for block in message.content if block.type == "text"),
+            stop=message.stop_reason,
+            raw=message,
+            reasoning="".join(block.thinking for block in message.content if block.type == "thinking") or None,
+            calls=[(block.name, block.input) for block in message.content if block.type == "tool_use"],
+            input_tokens=message.usage.input_tokens,
+            output_tokens=message.usage.output_tokens,
+        )
+
+
+class Gemini(Client):
+    model = "gemini-2.5-flash-lite"
+    reasoner = "gemini-3-flash-preview"
+
+    def __init__(self, sdk: genai.Client) -> None:
+        self.sdk = sdk
+
+    @classmethod
+    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
+        sync_transport = stack.enter_context(httpx2.Client(verify=False))
+        options = types.HttpOptions(
+            base_url=base_url, api_version="v1", httpx_async_client=transport, httpx_client=sync_transport
+        )
+        return cls(genai.Client(api_key=KEY, vertexai=False, http_options=options))
+
+    async def send(self, asked: Question) -> Said:
+        config: dict[str, Any] = {
+            "automatic_continuation": False,
+            "http_options": {"timeout": int(asked.patience * 1000)},
+        }
+        if asked.schema:
+            config |= {"response_mime_type": "application/json", "response_json_schema": asked.schema}
+        if asked.tools:
+            declared = [
+                {"name": name, "parameters_json_schema": parameters} for name, parameters in asked.tools.items()
+            ]
+            calling: dict[str, Any] = {"mode": {"auto": "AUTO", "none": "NONE"}.get(asked.tool_choice, "ANY")}
+            if asked.tool_choice not in ("auto", "none", "required"):
+                calling["allowed_function_names"] = [asked.tool_choice]
+            config |= {
+                "tools": [{"function_declarations": declared}],
+                "tool_config": {"function_calling_config": calling},
+            }
+        if asked.reasoning:
+            config["thinking_config"] = {"include_thoughts": True, "thinking_level": "LOW"}
+        if asked.max_tokens:
+            config["max_output_tokens"] = asked.max_tokens
+        try:
+            response = await self.sdk.aio.models.generate_content(
+                model=self.reasoner if asked.reasoning else self.model,
+                contents=types.Content(role="user", parts=[types.Part(text=t) for t in (*asked.before, asked.prompt)]),
+                config=types.GenerateContentConfig(**config),
+            )
+        except genai.errors.APIError as error:
+            raise Failed(error.code, error.details, getattr(error.response, "headers", {})) from error
+        candidate = response.candidates[0] if response.candidates else None
+        parts = (candidate.content and candidate.content.parts) or [] if candidate else []
+        usage = response.usage_metadata
+        texts = [part.text for part in parts if part.text is not None and not part.thought]
+        return Said(
+            text="".join(texts) if texts else None,
+            stop=candidate.finish_reason.value if candidate and candidate.finish_reason else None,
+            raw=response,
+            reasoning="".join(part.text or "" for part in parts if part.thought) or None,
+            calls=[(str(part.function_call.name), part.function_call.args) for part in parts if part.function_call],
+            input_tokens=(usage and usage.prompt_token_count) or 0,
+            output_tokens=((usage and usage.candidates_token_count) or 0)
+            + ((usage and usage.thoughts_token_count) or 0),
+        )
+
+
+class Chat(Client):
+    """Chat completions over plain httpx, as the project's own adapters speak them."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+
+    @classmethod
+    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+        headers = {"authorization": f"Bearer {KEY}"}
+        http = httpx.AsyncClient(base_url=base_url, headers=headers, verify=False)  # noqa: S501 (loopback)
+        return cls(await stack.enter_async_context(http))
+
+    async def send(self, asked: Question) -> Said:
+        request: dict[str, Any] = {
+            "model": self.reasoner if asked.reasoning else self.model,
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": t} for t in (*asked.before, asked.prompt)]}
+            ],
+        }
+        if asked.schema:
+            wanted = {"name": "answer", "schema": asked.schema, "strict": True}
+            request["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        if asked.tools:
+            request["tools"] = [
+                {"type": "function", "function": {"name": name, "parameters": parameters}}
+                for name, parameters in asked.tools.items()
+            ]
+            named = asked.tool_choice not in ("auto", "required", "none")
+            request["tool_choice"] = (
+                {"type": "function", "function": {"name": asked.tool_choice}} if named else asked.tool_choice
+            )
+        if asked.reasoning:
+            request["reasoning"] = {"effort": "low"}
+        if asked.max_tokens:
+            request["max_tokens"] = asked.max_tokens
+        answer = await self.http.post("chat/completions", json=request, timeout=asked.patience)
+        body = answer.json()
+        if answer.status_code != 200:
+            raise Failed(answer.status_code, body, answer.headers)
+        if "error" in body:
+            return Said(text=None, stop=None, raw=body)
+        choice = body["choices"][0]
+        message = choice["message"]
+        return Said(
+            text=message["content"],
+            stop=choice["finish_reason"],
+            raw=body,
+            reasoning=message.get("reasoning") or message.get("reasoning_content"),
+            calls=[
+                (call["function"]["name"], json.loads(call["function"]["arguments"]))
+                for call in message.get("tool_calls", [])
+            ],
+            input_tokens=body["usage"]["prompt_tokens"],
+            output_tokens=body["usage"]["completion_tokens"],
+        )
+
+
+class OpenRouter(Chat):
+    model = "google/gemini-2.5-flash-lite"
+    reasoner = "anthropic/claude-sonnet-4.6"
+
+
+class Local(Chat):
+    model = "local-model"
+    reasoner = "local-model"
+
+
+CLIENTS: dict[str, type[Client]] = {
+    "openai": OpenAI,
+    "anthropic": Anthropic,
+    "gemini": Gemini,
+    "openrouter": OpenRouter,
+    "local": Local,
+}

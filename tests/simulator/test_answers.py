@@ -1,0 +1,160 @@
+"""What the simulator says follows from the request alone."""
+
+import json
+
+import httpx
+import jsonschema
+import pytest
+
+from pollux_flows.simulator import Simulator
+
+from .clients import CLIENTS, Client
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string"},
+        "score": {"type": "number"},
+        "tags": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}},
+        "inner": {"anyOf": [{"$ref": "#/$defs/Inner"}, {"type": "null"}]},
+    },
+    "required": ["title", "score", "tags", "inner"],
+    "additionalProperties": False,
+    "$defs": {
+        "Inner": {
+            "type": "object",
+            "properties": {"day": {"type": "string", "format": "date"}},
+            "required": ["day"],
+            "additionalProperties": False,
+        }
+    },
+}
+REASONERS = [name for name in CLIENTS if name != "local"]
+
+
+async def test_a_plain_answer_repeats_the_prompt(client: Client) -> None:
+    """The answer shows which prompt it answers, so that mixed-up answers are seen."""
+    assert (await client.ask("What is this?")).text == "Simulated answer to: What is this?"
+
+
+async def test_sources_before_the_prompt_are_not_the_prompt(client: Client) -> None:
+    """The prompt is the last text of the last user turn, whatever comes before it."""
+    said = await client.ask("Sum it up.", before=("A long source.", "Another one."))
+    assert said.text == "Simulated answer to: Sum it up."
+
+
+async def test_a_long_prompt_is_repeated_in_short(client: Client) -> None:
+    """White space counts once, and after 200 characters it is enough."""
+    said = await client.ask("word \n\t " * 100)
+    assert said.text == "Simulated answer to: " + ("word " * 40)[:200]
+
+
+async def test_the_same_request_gets_the_same_answer(client: Client) -> None:
+    """Nothing but the ids tells two answers to one request apart."""
+    first, second = await client.ask("Again?"), await client.ask("Again?")
+    assert (first.text, first.stop, first.input_tokens, first.output_tokens) == (
+        second.text,
+        second.stop,
+        second.input_tokens,
+        second.output_tokens,
+    )
+
+
+async def test_ids_are_unique_and_start_again_after_a_reset(sim: Simulator, http: httpx.AsyncClient) -> None:
+    """A counter makes the ids, so a run can be repeated exactly."""
+    ask = {"model": "gpt-4.1", "input": "Who?"}
+    first = (await http.post("/openai/v1/responses", json=ask)).json()["id"]
+    second = (await http.post("/openai/v1/responses", json=ask)).json()["id"]
+    sim.reset()
+    again = (await http.post("/openai/v1/responses", json=ask)).json()["id"]
+    assert first == again != second
+
+
+async def test_a_structured_answer_fits_its_schema(client: Client) -> None:
+    """Where a schema is asked for, the text is JSON that validates against it."""
+    said = await client.ask("Describe it.", schema=SCHEMA)
+    assert said.text is not None
+    made = json.loads(said.text)
+    jsonschema.validate(made, SCHEMA)
+    assert "Describe it." in made["title"]
+
+
+@pytest.mark.parametrize("provider", REASONERS, indirect=True)
+async def test_reasoning_that_is_asked_for_is_shown_and_counted(client: Client) -> None:
+    """Reasoning costs output tokens everywhere."""
+    plain, reasoned = await client.ask("Why?"), await client.ask("Why?", reasoning=True)
+    assert plain.reasoning is None
+    assert reasoned.reasoning == "Simulated reasoning about: Why?"
+    assert reasoned.output_tokens == plain.output_tokens + 8  # its 31 characters
+
+
+@pytest.mark.parametrize(
+    ("provider", "stop"),
+    [
+        ("openai", "incomplete"),
+        ("anthropic", "max_tokens"),
+        ("gemini", "MAX_TOKENS"),
+        ("openrouter", "length"),
+        ("local", "length"),
+    ],
+    indirect=["provider"],
+)
+async def test_max_tokens_cuts_the_answer(client: Client, stop: str) -> None:
+    """A limit is kept to the token, and the answer says that it was cut."""
+    said = await client.ask("Tell me everything. " * 10, max_tokens=16)
+    assert (said.output_tokens, said.stop) == (16, stop)
+    assert said.text == ("Simulated answer to: " + "Tell me everything. " * 10)[:64]
+
+
+async def test_reasoning_spends_the_limit_first(http: httpx.AsyncClient) -> None:
+    """A limit that reasoning uses up leaves no text: a paid answer without a word."""
+    body = {
+        "model": "gpt-5-nano",
+        "input": "Think about this for a very long time, and then some more.",
+        "reasoning": {"effort": "high", "summary": "auto"},
+        "max_output_tokens": 16,
+    }
+    response = (await http.post("/openai/v1/responses", json=body)).json()
+    assert [item["type"] for item in response["output"]] == ["reasoning"]
+    assert response["usage"]["output_tokens"] == response["usage"]["output_tokens_details"]["reasoning_tokens"] == 16
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+async def test_newer_claudes_leave_their_thinking_out_unless_asked(http: httpx.AsyncClient) -> None:
+    """From Opus 4.7 on, thinking without `display: summarized` is paid for and not shown."""
+    ask = {
+        "model": "claude-opus-4-7",
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "Why?"}],
+        "thinking": {"type": "adaptive"},
+    }
+    silent = (await http.post("/anthropic/v1/messages", json=ask)).json()
+    ask["thinking"] = {"type": "adaptive", "display": "summarized"}
+    shown = (await http.post("/anthropic/v1/messages", json=ask)).json()
+    assert silent["content"][0]["thinking"] == ""
+    assert shown["content"][0]["thinking"] == "Simulated reasoning about: Why?"
+    assert silent["usage"] == shown["usage"]
+
+
+async def test_a_stop_sequence_ends_the_answer(http: httpx.AsyncClient) -> None:
+    """The text ends before the stop sequence, and Anthropic says which one it was."""
+    ask = {
+        "model": "claude-haiku-4-5",
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "one STOP two"}],
+        "stop_sequences": ["STOP"],
+    }
+    message = (await http.post("/anthropic/v1/messages", json=ask)).json()
+    assert message["content"] == [{"type": "text", "text": "Simulated answer to: one "}]
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "STOP")
+
+
+async def test_json_mode_without_a_schema_gives_some_json(http: httpx.AsyncClient) -> None:
+    """`json_object` promises JSON, and nothing about it."""
+    ask = {
+        "model": "local-model",
+        "messages": [{"role": "user", "content": "as json"}],
+        "response_format": {"type": "json_object"},
+    }
+    answer = (await http.post("/local/v1/chat/completions", json=ask)).json()
+    assert json.loads(answer["choices"][0]["message"]["content"]) == {"answer": "Simulated answer to: as json"}

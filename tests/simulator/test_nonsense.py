@@ -1,0 +1,114 @@
+"""Whatever is sent, an answer comes: no request may break the simulator."""
+
+import asyncio
+import json
+from copy import deepcopy
+from typing import Any
+
+import httpx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pollux_flows.simulator import Simulator
+
+from .clients import KEY_HEADERS
+from .test_anthropic_refusals import TAKEN as ANTHROPIC
+from .test_chat_refusals import CALLS, RESULT, TOOL, USER
+from .test_gemini_refusals import TAKEN as GEMINI
+from .test_gemini_refusals import path as gemini_path
+from .test_openai_refusals import TAKEN as OPENAI
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}
+CHAT: dict[str, Any] = {
+    "model": "openai/gpt-4.1-mini",
+    "messages": [
+        {"role": "system", "content": "s"},
+        USER,
+        CALLS,
+        RESULT,
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+    ],
+    "tools": [TOOL],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "o", "schema": SCHEMA}},
+    "reasoning": {"effort": "low"},
+    "stop": ["x"],
+    "provider": {"require_parameters": False},
+}
+CLAUDE = {"model": "claude-haiku-4-5", "max_tokens": 2000, "messages": [USER]}
+GOOD: list[tuple[str, Any]] = [
+    *(("/openai/v1/responses", {"model": "gpt-4.1", "input": "hi", **taken}) for taken in OPENAI.values()),
+    *(("/anthropic/v1/messages", {**CLAUDE, **taken}) for taken in ANTHROPIC.values()),
+    *((gemini_path(model), {"contents": [{"parts": [{"text": "x"}]}], **taken}) for model, taken in GEMINI.values()),
+    ("/openrouter/api/v1/chat/completions", CHAT),
+    ("/local/v1/chat/completions", CHAT),
+    (
+        "/gemini/v1/cachedContents",
+        {"model": "models/gemini-2.5-flash", "ttl": "9s", "contents": [{"parts": [{"text": "x"}]}]},
+    ),
+]
+NONSENSE: st.SearchStrategy[Any] = st.sampled_from(
+    [
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        10**15,
+        "",
+        "x",
+        "auto",
+        "[[simulate: tool_call]]",
+        [],
+        [None],
+        ["x"],
+        [[]],
+        {},
+        {"type": "x"},
+        {"x": None},
+    ]
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value inside."""
+    found = [path] if path else []
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        found += places(item, (*path, key))
+    return found
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, Any]:
+    """A good request with up to three of its values replaced by nonsense, or taken away."""
+    url, body = deepcopy(draw(st.sampled_from(GOOD)))
+    for _ in range(draw(st.integers(1, 3))):
+        if not (known := places(body)):
+            break
+        *above, last = draw(st.sampled_from(known))
+        parent = body
+        for step in above:
+            parent = parent[step]
+        if draw(st.booleans()):
+            parent[last] = deepcopy(draw(NONSENSE))
+        elif isinstance(parent, dict):
+            del parent[last]
+    return url, body
+
+
+@settings(max_examples=400, deadline=None)
+@given(requests())
+def test_no_request_breaks_the_simulator(request: tuple[str, Any]) -> None:
+    """It is answered, or refused as the provider's mistake-finder would."""
+    url, body = request
+    world = Simulator()
+
+    async def post() -> httpx.Response:
+        transport = httpx.ASGITransport(app=world.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://s", headers=KEY_HEADERS) as http:
+            return await http.post(url, json=body)
+
+    answer = asyncio.run(post())
+    assert answer.status_code in (200, 400, 403, 404, 500), answer.text
+    assert isinstance(json.loads(answer.content), dict)

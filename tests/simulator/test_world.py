@@ -1,0 +1,264 @@
+"""The simulator as a whole: its doors, its log, its servers."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import httpx
+import httpx2
+import openai
+import pytest
+
+from pollux_flows.simulator import Fault, Simulator, in_process, serve
+
+from .clients import KEY, KEY_HEADERS, Client
+
+ASK = {"model": "local-model", "messages": [{"role": "user", "content": "Hello?"}]}
+URL = "/local/v1/chat/completions"
+
+
+async def test_the_log_tells_what_was_asked(client: Client, sim: Simulator, provider: str) -> None:
+    """In order of arrival, with the body that was sent and the times on both ends."""
+    await client.ask("first")
+    await client.ask("second")
+    first, second = sim.requests
+    assert (first.provider, first.operation, first.method, first.status) == (provider, "generate", "POST", 200)
+    assert "first" in str(first.body)
+    assert "second" in str(second.body)
+    assert first.answered_at is not None
+    assert first.received_at < first.answered_at < second.received_at
+
+
+async def test_no_key_is_kept(client: Client, sim: Simulator) -> None:
+    """Headers are logged without those that open doors."""
+    await client.ask("Hello?")
+    (entry,) = sim.requests
+    assert "user-agent" in entry.headers
+    assert KEY not in repr(entry)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/openai/v1/responses", 401, "invalid_request_error"),
+        ("/anthropic/v1/messages", 401, "authentication_error"),
+        ("/gemini/v1/models/gemini-2.5-flash:generateContent", 403, "PERMISSION_DENIED"),
+        ("/openrouter/api/v1/chat/completions", 401, "No auth credentials"),
+    ],
+)
+async def test_without_a_key_nobody_is_answered(path: str, status: int, code: str, http: httpx.AsyncClient) -> None:
+    """Each provider looks for its own header."""
+    for name in KEY_HEADERS:
+        del http.headers[name]
+    answer = await http.post(path, json={})
+    assert (answer.status_code, code in answer.text) == (status, True)
+
+
+async def test_a_local_server_asks_for_no_key(http: httpx.AsyncClient) -> None:
+    """Anybody who gets there may ask."""
+    del http.headers["authorization"]
+    assert (await http.post(URL, json=ASK)).status_code == 200
+
+
+@pytest.mark.parametrize("prefix", ["/openai/v1", "/anthropic/v1", "/gemini/v1", "/openrouter/api/v1", "/local/v1"])
+async def test_an_unknown_path_is_refused_in_the_providers_words(prefix: str, http: httpx.AsyncClient) -> None:
+    """404 with an error body, also for a good path with another method."""
+    for answer in (await http.get(f"{prefix}/nowhere"), await http.delete(f"{prefix}/responses")):
+        assert answer.status_code == 404
+        assert "error" in answer.json()
+
+
+async def test_a_body_that_is_no_json_is_refused(http: httpx.AsyncClient) -> None:
+    """400, whatever it is."""
+    for body in (b"{", b"", b"[]", b'"text"', b"null"):
+        for path in ("/openai/v1/responses", "/anthropic/v1/messages", URL):
+            answer = await http.post(path, content=body)
+            assert answer.status_code == 400, (path, body, answer.text)
+            assert "error" in answer.json()
+
+
+@pytest.mark.parametrize("header", ["x-request-id", "x-ratelimit-remaining-requests", "x-ratelimit-reset-tokens"])
+async def test_openai_sends_its_headers(header: str, http: httpx.AsyncClient) -> None:
+    """Request id and rate limits come with every answer, good or bad."""
+    for ask in ({"model": "gpt-4.1", "input": "x"}, {}):
+        assert (await http.post("/openai/v1/responses", json=ask)).headers[header]
+
+
+@pytest.mark.parametrize("header", ["request-id", "anthropic-ratelimit-requests-remaining"])
+async def test_anthropic_sends_its_headers(header: str, http: httpx.AsyncClient) -> None:
+    """Request id and rate limits come with every answer, good or bad."""
+    ask = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    for body in (ask, {}):
+        assert (await http.post("/anthropic/v1/messages", json=body)).headers[header]
+
+
+async def test_another_process_can_queue_faults(http: httpx.AsyncClient) -> None:
+    """The arguments of `Fault` and of `fail` in one JSON object."""
+    queued = {"status": 429, "retry_after": 2, "times": 1, "provider": "local", "contains": "Hello"}
+    assert (await http.post("/_simulator/faults", json=queued)).status_code == 201
+    assert [(await http.post(URL, json=ASK)).status_code for _ in range(2)] == [429, 200]
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"status": 200},
+        {"kind": "x"},
+        {"colour": "red"},
+        {"status": 500, "times": 0},
+        {"status": "x"},
+        {"status": 500, "headers": {"a": 1}},
+        [],
+        3,
+    ],
+)
+async def test_a_fault_that_makes_no_sense_is_refused(nonsense: Any, http: httpx.AsyncClient) -> None:
+    """With a word about what is wrong."""
+    answer = await http.post("/_simulator/faults", json=nonsense)
+    assert (answer.status_code, bool(answer.json()["error"])) == (400, True)
+
+
+async def test_another_process_can_read_the_log_and_reset(http: httpx.AsyncClient) -> None:
+    """The same log as `sim.requests`."""
+    await http.post(URL, json=ASK)
+    (entry,) = (await http.get("/_simulator/requests")).json()["requests"]
+    assert (entry["operation"], entry["status"], entry["body"]) == ("generate", 200, ASK)
+    await http.post("/_simulator/reset")
+    assert (await http.get("/_simulator/requests")).json() == {"requests": []}
+
+
+async def test_in_process_no_socket_is_needed() -> None:
+    """The same app behind an ASGITransport, for either HTTP library."""
+    world = Simulator()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=world.app)) as transport:
+        sdk = openai.AsyncOpenAI(
+            api_key="k", base_url=world.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
+        )
+        response = await sdk.responses.create(model="gpt-4.1", input="Hello?")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+        answer = await http.post(URL, json=ASK)
+    assert response.output_text == answer.json()["choices"][0]["message"]["content"] == "Simulated answer to: Hello?"
+
+
+@pytest.mark.parametrize("kind", ["drop", "drop_after"])
+async def test_a_drop_in_process_is_a_network_error_to_everybody(kind: str) -> None:
+    """Without a socket the client gets its own library's error for a closed one."""
+    world = Simulator()
+    world.fail(Fault(kind=kind), times=None)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=world.app)) as transport:
+        sdk = openai.AsyncOpenAI(
+            api_key="k", base_url=world.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
+        )
+        with pytest.raises(openai.APIConnectionError):
+            await sdk.responses.create(model="gpt-4.1", input="Hello?")
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await transport.post(f"http://simulator{URL}", json=ASK)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.post(URL, json=ASK)
+    assert {entry.status for entry in world.requests} == {None if kind == "drop" else 200}
+
+
+async def test_a_hang_in_process_ends_with_the_callers_deadline() -> None:
+    """An ASGITransport knows no timeout, so the deadline must be the caller's own."""
+    world = Simulator()
+    world.fail(Fault(kind="hang"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await http.post(URL, json=ASK)
+
+
+def test_there_is_one_simulator_in_a_process() -> None:
+    """Whichever thread asks for it first."""
+    found: list[Simulator] = []
+    threads = [threading.Thread(target=lambda: found.append(in_process())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(world) for world in found}) == 1
+
+
+def test_one_simulator_answers_many_event_loops() -> None:
+    """Nothing in it belongs to a loop."""
+    world = Simulator()
+
+    async def ask() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
+            return (await http.post(URL, json=ASK)).status_code
+
+    assert [asyncio.run(ask()) for _ in range(3)] == [200, 200, 200]
+
+
+def test_the_log_of_a_long_life_has_an_end() -> None:
+    """`keep_requests` bounds it; the simulator of a worker's process uses that."""
+    world = Simulator(keep_requests=2)
+
+    async def ask_three_times() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
+            for _ in range(3):
+                await http.post(URL, json=ASK)
+
+    asyncio.run(ask_three_times())
+    assert len(world.requests) == 2
+
+
+def test_a_server_stops_although_a_request_hangs() -> None:
+    """Leaving `serve` closes what is still open, at once."""
+    world = Simulator()
+    world.fail(Fault(kind="hang"))
+    failed = threading.Event()
+
+    def ask(origin: str) -> None:
+        try:
+            httpx.post(origin + URL, json=ASK, timeout=30)
+        except httpx.RemoteProtocolError:
+            failed.set()
+
+    with serve(world) as origin:
+        thread = threading.Thread(target=ask, args=(origin,))
+        thread.start()
+        while not (world.requests and world.requests[0].fault == "hang"):
+            threading.Event().wait(0.005)
+    thread.join(5)
+    assert failed.is_set()
+    with pytest.raises(httpx.ConnectError):
+        httpx.post(origin + URL, json=ASK)
+
+
+def test_a_taken_port_is_an_error() -> None:
+    """And not a server that nobody reaches."""
+    with serve(Simulator()) as origin:
+        port = int(origin.rpartition(":")[2])
+        with pytest.raises(OSError, match="in use"), serve(Simulator(), port=port):
+            pass
+
+
+def test_latency_holds_for_every_request() -> None:
+    """Good or bad: the network is far away from everybody."""
+    world = Simulator(latency_s=0.05)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
+            await http.post(URL, json=ASK)
+
+    asyncio.run(ask())
+    (entry,) = world.requests
+    assert entry.answered_at is not None
+    assert entry.answered_at - entry.received_at >= 0.05
+
+
+def test_an_unknown_provider_has_no_address() -> None:
+    """A name with a typo is found at once."""
+    with pytest.raises(KeyError):
+        Simulator.base_url("openia", "http://x")
+
+
+def test_importing_the_simulator_is_cheap() -> None:
+    """Neither Prefect nor a provider's SDK, nor the server: each loads at first use."""
+    heavy = ("prefect", "openai", "anthropic", "google.genai", "uvicorn", "jsonschema", "pydantic")
+    code = f"import sys, pollux_flows.simulator; sys.exit(any(m in sys.modules for m in {heavy!r}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,190 @@
+"""Identity: the name by which an answer that was paid for is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pollux_flows import Config, Options, Source
+from pollux_flows.config import Target
+from pollux_flows.document import Document
+from pollux_flows.state import identity
+from pollux_flows.state.identity import call_identity, digest, request_identity, source_identity
+from tests.documents import configs, json_objects, json_values, options, sources
+
+# --- Every field is in the key, or left out for a reason ----------------------------------------------------
+
+
+def unaccounted(document: type[Document], in_key: set[str], left_out: dict[str, str]) -> set[str]:
+    """Fields that are in neither, in both, or no longer there; and reasons that are none."""
+    fields = set(document.model_fields)
+    blank = {name for name, reason in left_out.items() if not reason.strip()}
+    return (fields ^ (in_key | set(left_out))) | (in_key & set(left_out)) | blank
+
+
+@pytest.mark.parametrize(
+    ("document", "in_key", "left_out"),
+    [
+        (Target, identity.TARGET_IN_KEY, {}),
+        (Config, identity.TARGET_IN_KEY, identity.CONFIG_LEFT_OUT),
+        (Options, identity.OPTIONS_IN_KEY, identity.OPTIONS_LEFT_OUT),
+        (Source, identity.SOURCE_IN_KEY, identity.SOURCE_LEFT_OUT),
+    ],
+)
+def test_every_field_is_in_the_key_or_left_out_for_a_reason(
+    document: type[Document], in_key: set[str], left_out: dict[str, str]
+) -> None:
+    """A new field that changes answers and is not in the key would hand out another question's answer."""
+    assert unaccounted(document, in_key, left_out) == set()
+
+
+def test_that_test_can_fail() -> None:
+    """A new field, a stale name, a field on both sides, a missing reason: each is noticed."""
+
+    class Newer(Options):
+        seed: int | None = None
+
+    in_key, left_out = identity.OPTIONS_IN_KEY, identity.OPTIONS_LEFT_OUT
+    assert unaccounted(Newer, in_key, left_out) == {"seed"}
+    assert unaccounted(Newer, in_key | {"seed"}, left_out) == set()
+    assert unaccounted(Newer, in_key, {**left_out, "seed": "a reason"}) == set()
+    assert unaccounted(Options, in_key | {"gone"}, left_out) == {"gone"}
+    assert unaccounted(Options, in_key | {"implicit_caching"}, left_out) == {"implicit_caching"}
+    assert unaccounted(Options, in_key, {**left_out, "implicit_caching": " "}) == {"implicit_caching"}
+
+
+@pytest.mark.parametrize("field", sorted(identity.SOURCE_IN_KEY))
+def test_every_field_of_a_source_in_the_key_is_really_in_it(field: str) -> None:
+    """Not only on the list: changing it alone changes the name."""
+    page = Source.from_uri("https://h", mime_type="video/mp4")
+    changed: dict[str, Source] = {
+        "source_type": Source.from_youtube("https://h"),
+        "mime_type": page.model_copy(update={"mime_type": "video/webm"}),
+        "text": Source.from_text("b"),
+        "uri": page.model_copy(update={"uri": "https://other"}),
+        "gemini_video": page.with_gemini_video_settings(fps=1),
+        "gemini_url_context": page.with_gemini_url_context(),
+    }
+    before = Source.from_text("a") if field == "text" else page
+    assert source_identity(before, "gemini") != source_identity(changed[field], "gemini")
+
+
+@pytest.mark.parametrize("field", sorted(identity.SOURCE_LEFT_OUT))
+def test_what_is_left_out_of_a_source_is_really_left_out(field: str) -> None:
+    """Names are for people."""
+    page = Source.from_uri("https://h")
+    other = page.model_copy(update={field: 7 if field == "size_bytes" else "another"})
+    assert other != page
+    assert source_identity(page, "gemini") == source_identity(other, "gemini")
+
+
+@given(configs, configs)
+def test_limits_and_keys_are_left_out(one: Config, other: Config) -> None:
+    """Who pays, how often it is tried and how long it may take do not change what is said."""
+    same = one.target == other.target
+    assert (request_identity(one.target, Options(), []) == request_identity(other.target, Options(), [])) == same
+
+
+# --- Digests ------------------------------------------------------------------------------------------------
+
+
+def shuffled(value: Any) -> Any:
+    """The same JSON with every dict the other way round."""
+    if isinstance(value, dict):
+        return {key: shuffled(value[key]) for key in reversed(value)}
+    return [shuffled(item) for item in value] if isinstance(value, list) else value
+
+
+@given(json_values)
+def test_the_order_of_keys_does_not_matter(value: Any) -> None:
+    """JSON has none."""
+    assert digest("x", value) == digest("x", shuffled(value))
+
+
+@given(json_values, json_values)
+def test_different_values_have_different_names(one: Any, other: Any) -> None:
+    """True is not 1, 1 is not "1", and [] is not {}."""
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (digest("x", one) == digest("x", other)) == same
+
+
+@given(st.text(string.ascii_letters), st.text(string.ascii_letters), json_values)
+def test_a_name_belongs_to_its_kind(one: str, other: str, value: Any) -> None:
+    """The same value as a source and as a prompt are two things."""
+    assume(one != other)
+    assert digest(one, value) != digest(other, value)
+
+
+def test_a_name_is_a_sha_256() -> None:
+    """Of the label and canonical JSON; anybody can compute it again."""
+    assert (
+        digest("call", {"b": [1, "ü"], "a": None})
+        == hashlib.sha256('call\n{"a":null,"b":[1,"ü"]}'.encode()).hexdigest()
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_json_has_no_name(value: float) -> None:
+    """Nothing is named by accident."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        digest("x", value)
+
+
+# --- Requests and calls -------------------------------------------------------------------------------------
+
+TARGET = Target(provider="gemini", model="m")
+
+
+@given(options(), options())
+def test_options_that_say_different_things_have_different_names(one: Options, other: Options) -> None:
+    """And those that say the same have the same."""
+
+    def said(options: Options) -> Any:
+        told = options.model_dump(mode="json", exclude={"implicit_caching"})
+        told["response_schema"] = options.response_json_schema()
+        told["provider_options"] = (options.provider_options or {}).get("gemini")
+        return json.dumps(told, sort_keys=True)
+
+    names = (request_identity(TARGET, one, []), request_identity(TARGET, other, []))
+    assert (names[0] == names[1]) == (said(one) == said(other))
+
+
+@given(options())
+def test_a_name_survives_storage(options: Options) -> None:
+    """A worker that reads the options from JSON finds the same answers."""
+    back = Options.model_validate_json(options.model_dump_json())
+    assert request_identity(TARGET, back, []) == request_identity(TARGET, options, [])
+
+
+@given(json_objects)
+def test_the_order_of_fields_in_options_does_not_matter(fields: dict[str, Any]) -> None:
+    """As in all JSON."""
+    one, other = (Options(provider_options={"gemini": each}) for each in (fields, shuffled(fields)))
+    assert request_identity(TARGET, one, []) == request_identity(TARGET, other, [])
+
+
+@given(sources, sources)
+def test_sources_that_differ_have_different_names(one: Source, other: Source) -> None:
+    """Whatever made them."""
+
+    def content(source: Source) -> Source:
+        return source.model_copy(update={"identifier": "same"})
+
+    names = (source_identity(one, "gemini"), source_identity(other, "gemini"))
+    assert (names[0] == names[1]) == (content(one) == content(other))
+
+
+@given(st.none() | st.text(), st.none() | st.text(), st.integers(0, 3), st.integers(0, 3))
+def test_a_call_is_its_prompt_and_which_time_it_is_asked(
+    one: str | None, other: str | None, first: int, second: int
+) -> None:
+    """No prompt is not an empty prompt."""
+    names = (call_identity("r", one, first), call_identity("r", other, second))
+    assert (names[0] == names[1]) == ((one, first) == (other, second))
+    assert call_identity("r", one, first) != call_identity("s", one, first)

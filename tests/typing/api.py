@@ -1,0 +1,136 @@
+"""The public API as type checkers see it. Nothing here runs: `make check` reads it."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from pydantic import BaseModel, SecretStr
+
+from pollux_flows import (
+    APIError,
+    CacheHandle,
+    Config,
+    ConfigurationError,
+    Options,
+    PolluxError,
+    RateLimitError,
+    ResultEnvelope,
+    RetryPolicy,
+    Source,
+    create_cache,
+    run,
+    run_many,
+)
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.flows import (
+    abroadcast,
+    afan_in,
+    afan_out,
+    arealtime,
+    broadcast,
+    fan_in,
+    fan_out,
+    realtime,
+)
+
+
+class Invoice(BaseModel):
+    total: int
+
+
+def documents() -> None:
+    """As a person writes them."""
+    Config(provider="gemini", model="gemini-2.5-flash-lite")
+    config = Config(
+        provider="openai",
+        model="gpt-5-nano",
+        api_key="sk-…",
+        base_url="http://127.0.0.1:8000/v1",
+        use_mock=True,
+        request_concurrency=12,
+        retry=RetryPolicy(max_attempts=5, initial_delay_s=1, max_elapsed_s=None),
+        timeout_s=60,
+    )
+    Config(provider="openai", model="gpt-5-nano", api_key=SecretStr("sk-…"))
+    Config(provider="azure", model="m")  # type: ignore[arg-type]
+    Config("openai", "gpt-5-nano")  # type: ignore[call-arg]
+    assert_type(config.model, str)
+    assert_type(config.retry, RetryPolicy)
+    assert_type(config.key(), str | None)
+    assert_type(config.model_copy(update={"timeout_s": 5.0}), Config)
+    assert_type(Config.model_validate_json("{}"), Config)
+    config.model = "another"  # type: ignore[misc]
+
+    assert_type(Source.from_text("text", identifier="notes"), Source)
+    assert_type(Source.from_json({"a": [1, 2]}), Source)
+    assert_type(Source.from_json(Invoice(total=1)), Source)
+    assert_type(Source.from_file("report.pdf", mime_type="application/pdf"), Source)
+    assert_type(Source.from_uri("https://example.com/a.pdf"), Source)
+    assert_type(Source.from_arxiv("2301.07041"), Source)
+    video = Source.from_youtube("https://youtu.be/x")
+    assert_type(video.with_gemini_video_settings(start_offset="10s", fps=1), Source)
+    assert_type(Source.from_uri("https://example.com").with_gemini_url_context(), Source)
+
+    Options()
+    Options(response_schema=Invoice, temperature=0, tools=[{"name": "f", "parameters": {}}], tool_choice={"name": "f"})
+    Options(response_schema="my_pkg.models:Invoice", reasoning_effort="low", max_tokens=100)
+    Options(response_schema={"type": "object"}, provider_options={"openai": {"seed": 1}}, implicit_caching=False)
+    Options(temprature=1)  # type: ignore[call-arg]
+
+
+def answers(envelope: ResultEnvelope) -> None:
+    """As an object and as the mapping of the seeds."""
+    assert_type(envelope.answers, list[str])
+    assert_type(envelope.text, str)
+    assert_type(envelope.usage, dict[str, int])
+    assert_type(envelope.reasoning, list[str | None] | None)
+    assert_type(envelope["status"], Any)
+    assert_type(envelope.get("metrics", {}), Any)
+    assert_type("reasoning" in envelope, bool)
+
+
+def errors(error: RateLimitError) -> None:
+    """What they know."""
+    assert_type(error.hint, str | None)
+    assert_type(error.status_code, int | None)
+    assert_type(error.retry_after_s, float | None)
+    api: APIError = error
+    root: PolluxError = api
+    assert_type(root.message, str)
+    local: type[PolluxError] = ConfigurationError
+    raise local("It cannot work.", hint="Write it differently.")
+
+
+async def calls(config: Config, source: Source) -> None:
+    """The plain async entry points."""
+    assert_type(await run("Why?", config=config), ResultEnvelope)
+    assert_type(await run("Why?", source=source, config=config, options=Options()), ResultEnvelope)
+    assert_type(await run(source=source, config=config), ResultEnvelope)
+    assert_type(await run_many(["Why?", "How?"], sources=[source], config=config), ResultEnvelope)
+    assert_type(await run_many(prompts=("Why?", None), sources=(source,), config=config), ResultEnvelope)
+    assert_type(await run_many("Why?", config=config, options=None), ResultEnvelope)
+    await run("Why?")  # type: ignore[call-arg]
+    await run("Why?", sources=[source], config=config)  # type: ignore[call-arg]
+
+    handle = await create_cache([source], config=config, system_instruction="Be brief.", tools=[], ttl_seconds=600)
+    assert_type(handle, CacheHandle)
+    assert_type(handle.expires_at, float)
+    Options(cache=handle)
+
+
+async def flows(provider: PolluxProvider, source: Source) -> None:
+    """Each in both forms, with the same parameters."""
+    options = Options(temperature=0.5)
+    assert_type(realtime("Why?", provider), ResultEnvelope)
+    assert_type(realtime("Why?", provider, sources=[source], options=options), ResultEnvelope)
+    assert_type(fan_out(["Why?", "How?"], provider, sources=[source], options=options), ResultEnvelope)
+    assert_type(fan_in("Why?", [source], provider, options=options), ResultEnvelope)
+    assert_type(broadcast(["Why?"], [source], provider, options=options), list[ResultEnvelope])
+
+    assert_type(await arealtime("Why?", provider, sources=[source], options=options), ResultEnvelope)
+    assert_type(await afan_out(["Why?", "How?"], provider, sources=[source], options=options), ResultEnvelope)
+    assert_type(await afan_in("Why?", [source], provider, options=options), ResultEnvelope)
+    assert_type(await abroadcast(["Why?"], [source], provider, options=options), list[ResultEnvelope])
+
+    assert_type(await provider.config(), Config)
+    assert_type(await PolluxProvider.named("gemini"), PolluxProvider)
