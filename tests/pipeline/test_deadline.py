@@ -47,7 +47,7 @@ async def test_a_server_that_drips_is_left(provider: ProviderName) -> None:
     assert made.failure.outcome_unknown is True
 
 
-@every_provider
+@pytest.mark.parametrize("provider", ["gemini", "local"])  # an SDK's, and our own
 async def test_the_deadline_covers_all_attempts(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
     """Each attempt is quick enough; together they are not."""
     sim.fail(Fault(status=503, delay_s=0.1), times=None)
@@ -81,7 +81,7 @@ async def test_who_ran_out_of_time_in_line_says_what_went_wrong_before(config: M
     assert (unlucky.attempts, unlucky.unknown_attempts) == (1, 0)
 
 
-@every_provider
+@pytest.mark.parametrize("provider", ["gemini", "local"])  # an SDK's, and our own
 async def test_a_slow_call_hurts_no_other(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
     """Its siblings keep their answers."""
     sim.fail(Fault(kind="hang"), contains="hangs")
