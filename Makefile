@@ -15,7 +15,7 @@ demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
 
 test: $(READY)  ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff format --check .

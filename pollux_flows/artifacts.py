@@ -7,10 +7,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    acreate_table_artifact,
+    aupdate_progress_artifact,
+)
 
 from pollux_flows.config import Target
-from pollux_flows.result import ResultEnvelope
+from pollux_flows.result import ResultEnvelope, SweepReport
 from pollux_flows.source import Source
 
 _PROGRESS_EVERY_S: Final = 2.0
@@ -40,6 +45,18 @@ async def leave_grid(
         markdown=grid_page(prompts, sources, target, envelopes),
         key="pollux-broadcast",
         description=_headline(len(prompts) * len(sources), target, envelopes),
+    )
+
+
+async def leave_sweep(report: SweepReport) -> None:
+    """A row for each file that was removed, or should have been."""
+    rows = [{"provider": file.provider, "file": file.file_id, "now": "removed"} for file in report.removed]
+    rows += [
+        {"provider": file.provider, "file": file.file_id, "now": f"still there: {file.why}"} for file in report.left
+    ]
+    rows += [{"provider": "", "file": "", "now": problem} for problem in report.unusable]
+    await acreate_table_artifact(
+        table=rows, key="pollux-sweep", description=f"{len(report.removed)} removed, {len(report.left)} still there"
     )
 
 

@@ -121,8 +121,8 @@ def check(target: Target, options: Options, sources: Sequence[Source]) -> None:
     """The gate: refuse, before anything is sent, what cannot be answered. Reads no network."""
     for capability in _asked_for(options):
         require(target.provider, capability)
-    for index, source in enumerate(sources):
-        _check_source(target.provider, index, source)
+    for source in sources:
+        _check_source(target.provider, source)
     for rule in _MODEL_RULES:
         if rule.provider == target.provider and re.match(rule.models, _bare(target.model)) and rule.asked(options):
             raise ConfigurationError(f"{target.model} {rule.refuses}", hint=rule.instead)
@@ -153,7 +153,7 @@ def _asked_for(options: Options) -> Iterator[str]:
 _SOURCE_CAPABILITIES: Final = {"file": "local_files", "arxiv": "pdf_urls", "youtube": "youtube"}
 
 
-def _check_source(provider: ProviderName, index: int, source: Source) -> None:
+def _check_source(provider: ProviderName, source: Source) -> None:
     if source.source_type in {"text", "json"}:
         return
     if source.source_type == "uri":
@@ -161,10 +161,6 @@ def _check_source(provider: ProviderName, index: int, source: Source) -> None:
     else:
         capability = _SOURCE_CAPABILITIES[source.source_type]
     require(provider, capability)
-    raise ConfigurationError(
-        f"sources[{index}] is of type {source.source_type}, which this version cannot send yet.",
-        hint="Pass its text with Source.from_text, or its data with Source.from_json.",
-    )
 
 
 @dataclass(frozen=True)

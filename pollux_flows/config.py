@@ -91,6 +91,13 @@ class Config(Document):
         default=600.0, gt=0, description="The most a call may take, waits and retries included."
     )
 
+    keep_files_s: StrictFloat | None = Field(
+        default=3600.0,
+        ge=0,
+        description="How long an uploaded file stays after the last run that used it, for a later run to use; "
+        "0 deletes it at once, empty keeps it for as long as the provider does.",
+    )
+
     if TYPE_CHECKING:  # a key may be given as the string it is
 
         def __init__(
@@ -104,6 +111,7 @@ class Config(Document):
             request_concurrency: int = 6,
             retry: RetryPolicy = ...,
             timeout_s: float = 600.0,
+            keep_files_s: float | None = 3600.0,
         ) -> None: ...
 
     @field_validator("provider", mode="before")

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
+from pollux_flows.config import ProviderName
 from pollux_flows.document import Record
 from pollux_flows.errors import ErrorCategory
 
 Status = Literal["ok", "partial", "error"]
 FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
-FailureKind = Literal["api_error", "rate_limit", "blocked", "empty"]
+FailureKind = Literal["api_error", "rate_limit", "source", "blocked", "empty"]
 
 
 class CallFailure(Record):
@@ -111,3 +112,19 @@ class Outcome(Record):
     unknown_attempts: int = Field(default=0, description="Requests that may have been answered, and billed, unseen.")
     waited_s: float = Field(default=0.0, description="Seconds spent waiting between attempts.")
     duration_s: float = Field(default=0.0, description="Seconds from first request to outcome.")
+
+
+class SweptFile(Record):
+    """A file at a provider."""
+
+    provider: ProviderName
+    file_id: str
+    why: str | None = Field(default=None, description="Why it is still there.")
+
+
+class SweepReport(Record):
+    """What a sweep removed, and what it could not."""
+
+    removed: list[SweptFile] = Field(default_factory=list)
+    left: list[SweptFile] = Field(default_factory=list, description="Due, but still there: tried again next time.")
+    unusable: list[str] = Field(default_factory=list, description="Providers that could not be asked, and why.")

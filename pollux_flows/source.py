@@ -63,6 +63,9 @@ class Source(Document):
     source_type: SourceType = Field(description="text, json, file, uri, youtube or arxiv.")
     identifier: Text = Field(default="", description="A name for people; never sent to the model.")
     mime_type: Text = Field(default="", description="What kind of content it is.")
+    trust_mime_type: StrictBool = Field(
+        default=False, description="For a file: take mime_type as it is, whatever the content looks like."
+    )
     size_bytes: StrictInt = Field(default=0, ge=0, le=2**53, description="Its size, where it is known.")
     text: Text | None = Field(default=None, description="The content itself, for text and json.")
     uri: Text | None = Field(default=None, description="Where the content is, for everything else.")
@@ -88,7 +91,9 @@ class Source(Document):
             filled["uri"] = _arxiv_pdf(uri) if kind == "arxiv" else str(uri).strip()
         if filled.get("identifier") in (None, ""):
             filled["identifier"] = str(text)[:50] if inline else filled["uri"]
-        if filled.get("mime_type") in (None, ""):
+        if filled.get("mime_type") not in (None, ""):
+            filled.setdefault("trust_mime_type", kind == "file")
+        else:
             guessed = _USUAL_MIME_TYPES.get(kind) or mimetypes.guess_type(str(uri))[0]
             filled["mime_type"] = guessed or "application/octet-stream"
         return filled
@@ -104,6 +109,8 @@ class Source(Document):
             _check_json(str(self.text))
         if self.source_type in {"uri", "youtube"}:
             _check_address(str(self.uri), web=self.source_type == "youtube")
+        if self.source_type not in _INLINE:
+            _check_no_credentials(str(self.uri))
         if self.gemini_video and self.source_type != "youtube" and not self.mime_type.startswith("video/"):
             raise SourceError(
                 f"{self.identifier!r} is {self.mime_type}, not a video.",
@@ -135,26 +142,15 @@ class Source(Document):
 
     @classmethod
     def from_file(cls, path: str | Path, *, mime_type: str | None = None) -> Source:
-        """A file, read where the call is made."""
+        """A file, read where the flow runs: a path, or any address that fsspec opens (s3://…, gs://…, memory://…)."""
         if not isinstance(path, str | Path):
             raise SourceError(f"from_file takes a path, not {type(path).__name__}.")
-        file = Path(path)
-        try:
-            size = file.stat().st_size
-        except (OSError, ValueError) as error:
-            said = error.strerror if isinstance(error, OSError) else str(error)
-            raise SourceError(
-                f"There is no file {str(path)!r} to read: {said}.",
-                hint="Check the path; relative paths start where the program does.",
-            ) from None
-        if not file.is_file():
-            raise SourceError(f"{str(path)!r} is not a file.", hint="Pass its files one by one.")
+        name = str(path)
         return cls(
             source_type="file",
-            uri=str(path),
-            identifier=str(path),
+            uri=name,
             mime_type=mime_type or "",
-            size_bytes=size,
+            size_bytes=0 if "://" in name else _local_size(name),
         )
 
     @classmethod
@@ -184,6 +180,22 @@ class Source(Document):
         return self.model_copy(update={"gemini_url_context": True})
 
 
+def _local_size(path: str) -> int:
+    """The size of a file that is here, or an error: a path that is wrong here is most likely wrong everywhere."""
+    file = Path(path)
+    try:
+        size = file.stat().st_size
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise SourceError(
+            f"There is no file {path!r} to read: {said}.",
+            hint="Check the path; relative paths start where the program does.",
+        ) from None
+    if not file.is_file():
+        raise SourceError(f"{path!r} is not a file.", hint="Pass its files one by one.")
+    return size
+
+
 def _check_json(text: str) -> None:
     try:
         from_json(text, allow_inf_nan=False)
@@ -211,6 +223,16 @@ def _check_address(address: str, *, web: bool) -> None:
     if not whole or not address.isprintable():
         raise SourceError(
             f"{address!r} is no whole address.", hint="Write it with its scheme, such as 'https://example.com/a.pdf'."
+        )
+
+
+def _check_no_credentials(address: str) -> None:
+    parts = _parts(address) if "://" in address else None
+    if parts is not None and (parts.username is not None or parts.password is not None):
+        raise SourceError(  # without the address: it would be logged
+            f"The address at {parts.hostname} holds a user name or a password.",
+            hint="An address is stored and logged. Sign in with the environment's own credentials, or download the "
+            "file first.",
         )
 
 

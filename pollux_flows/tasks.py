@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from pollux_flows.artifacts import progress
@@ -24,6 +24,7 @@ from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
+from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import Outcome, ResultEnvelope
@@ -53,8 +54,8 @@ async def request(
 
 @task(name="plan", task_run_name="plan", **_UNSTORED)
 async def plan(request: Request) -> Plan:
-    """Work out the calls it comes to."""
-    return make_plan(request)
+    """Read what is to be sent, and work out the calls it comes to."""
+    return make_plan(request, await read_sources(request))
 
 
 @task(name="execute", task_run_name="execute · {plan.target.model} · {plan.size}", **_UNSTORED)
@@ -64,7 +65,8 @@ async def execute(plan: Plan, provider: str | None = None) -> list[Outcome]:
         _session(plan.target, provider) as session,
         progress(len(plan.calls), "Calls answered") as count,
     ):
-        return await execute_plan(plan, session, on_outcome=lambda _: count())
+        owner = runtime.flow_run.id or runtime.task_run.id
+        return await execute_plan(plan, session, owner=owner, on_outcome=lambda _: count())
 
 
 @task(name="extract", task_run_name="extract", **_UNSTORED)

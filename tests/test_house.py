@@ -209,7 +209,7 @@ NAMES = {
     "PolluxError", "ConfigurationError", "SourceError", "PlanningError", "InternalError", "APIError", "RateLimitError",
     "CacheError", "DeferredNotReadyError",
 }  # fmt: skip
-FLOWS = {"realtime", "fan_out", "fan_in", "broadcast"}
+FLOWS = {"realtime", "sweep", "fan_out", "fan_in", "broadcast"}
 
 
 def test_the_package_exports_its_names() -> None:

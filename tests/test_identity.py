@@ -79,9 +79,19 @@ def test_every_field_of_a_source_in_the_key_is_really_in_it(field: str) -> None:
 def test_what_is_left_out_of_a_source_is_really_left_out(field: str) -> None:
     """Names are for people."""
     page = Source.from_uri("https://h")
-    other = page.model_copy(update={field: 7 if field == "size_bytes" else "another"})
+    others = {"size_bytes": 7, "trust_mime_type": True}
+    other = page.model_copy(update={field: others.get(field, "another")})
     assert other != page
     assert source_identity(page, "gemini") == source_identity(other, "gemini")
+
+
+def test_a_file_is_what_is_in_it() -> None:
+    """Under another name, in another place, the same; with other content, or as another type, another."""
+    one, other = (Source(source_type="file", uri=name) for name in ("a.pdf", "s3://bucket/b.pdf"))
+    content = ("ab12", "application/pdf")
+    assert source_identity(one, "openai", content) == source_identity(other, "openai", content)
+    assert source_identity(one, "openai", content) != source_identity(one, "openai", ("cd34", "application/pdf"))
+    assert source_identity(one, "openai", content) != source_identity(one, "openai", ("ab12", "text/plain"))
 
 
 @given(configs, configs)

@@ -332,7 +332,8 @@ def test_geminis_hints_count_for_gemini_only(provider: ProviderName) -> None:
         differs = source_identity(plain, provider) != source_identity(hinted, provider)
         assert differs == (provider == "gemini")
         target = Target(provider=provider, model="m")
-        differs = request_identity(target, Options(), [plain]) != request_identity(target, Options(), [hinted])
+        named = [[source_identity(source, provider)] for source in (plain, hinted)]
+        differs = request_identity(target, Options(), named[0]) != request_identity(target, Options(), named[1])
         assert differs == (provider == "gemini")
 
 
@@ -358,4 +359,4 @@ def test_a_living_handle_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_says_no_more_than_its_json() -> None:
     """It is what tasks are given: plain data, keys nowhere."""
     made = plan(["Why?"], sources=[Source.from_text("x")])
-    assert set(json.loads(made.model_dump_json())) == {"target", "options", "sources", "calls"}
+    assert set(json.loads(made.model_dump_json())) == {"target", "options", "sources", "contents", "calls"}

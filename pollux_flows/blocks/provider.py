@@ -44,6 +44,12 @@ class PolluxProvider(Block):
         default=600.0, gt=0, description="The most a call may take, in seconds, waits and retries included."
     )
     use_mock: bool = Field(default=False, description="Answer from the simulator instead, for free and without a key.")
+    keep_files_s: float | None = Field(
+        default=3600.0,
+        ge=0,
+        description="How long an uploaded file stays after the last run that used it, in seconds; "
+        "0 deletes it at once, empty keeps it for as long as the provider does.",
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -85,6 +91,7 @@ class PolluxProvider(Block):
             request_concurrency=self.request_concurrency,
             retry=self.retry,
             timeout_s=float(self.timeout_s),
+            keep_files_s=None if self.keep_files_s is None else float(self.keep_files_s),
         )
 
     @classmethod

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 from pollux_flows import capabilities
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
-from pollux_flows.pipeline.request import checked_sources
+from pollux_flows.pipeline.attach import attached
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.retry import Attempts, attempt
 from pollux_flows.providers.session import open_session
 from pollux_flows.source import Source
@@ -29,25 +33,20 @@ async def create_cache(
         raise ConfigurationError(f"ttl_seconds is {ttl_seconds!r}.", hint="Write a whole number of seconds, 1 or more.")
     capabilities.require(config.provider, "persistent_cache")
     options = Options(system_instruction=system_instruction, tools=tools)
-    kept = checked_sources(sources)
-    capabilities.check(config.target, options, kept)
-    if not kept and not system_instruction and not tools:
+    request = make_request([], target=config.target, sources=sources, options=options)
+    if any(source.gemini_url_context for source in request.sources):
+        raise ConfigurationError(
+            "An address that Gemini opens while it answers cannot be kept.", hint="Leave out with_gemini_url_context."
+        )
+    if not request.sources and not system_instruction and not tools:
         raise ConfigurationError("There is nothing to keep.", hint="Pass sources, a system_instruction or tools.")
-    async with open_session(config) as session:
-        caches = session.module("caches")
+    plan = make_plan(request, await read_sources(request))
+    async with open_session(config) as session, attached(plan, session, uuid4().hex) as attachments:
+        create = session.module("caches").create
+        materials = await attachments.materials(range(len(plan.sources)))
         # A create that broke off may have been done: asking again could pay for the same content twice.
         attempts: Attempts[CacheHandle] = await attempt(
-            lambda: session.ask(
-                "cache",
-                caches.create(
-                    session.client,
-                    config.model,
-                    kept,
-                    system_instruction=system_instruction,
-                    declared_tools=tools,
-                    ttl_seconds=ttl_seconds,
-                ),
-            ),
+            lambda: session.ask("cache", create(session.client, config.model, materials, options, ttl_seconds)),
             policy=config.retry,
             timeout_s=config.timeout_s,
             slot=session.slot,

@@ -7,16 +7,20 @@ connection among all that a run does.
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 from prefect import Flow, runtime
 from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.serializers import Serializer
+from prefect.settings import PREFECT_API_URL
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from pollux_flows.serializer import DOCUMENTS
 
+Context = TypeVar("Context", SyncClientContext, AsyncClientContext)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -63,9 +67,22 @@ def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow
 
 
 async def _on_one_connection(run: Coroutine[Any, Any, R]) -> R:
-    with SyncClientContext.get_or_create():
-        async with AsyncClientContext.get_or_create():
+    with SyncClientContext.get() or _connection(SyncClientContext):
+        existing = AsyncClientContext.get()
+        if existing is not None and existing.client.loop is asyncio.get_running_loop():
             return await run
+        async with _connection(AsyncClientContext):
+            return await run
+
+
+def _connection(kind: type[Context]) -> Context:
+    """One of Prefect's client contexts, which the rest of the run finds and uses."""
+    if not (PREFECT_API_URL.value() or "").startswith("http://"):
+        return kind()
+    # Prefect reads all certificates for each client, which takes 20 ms; on plain http nobody looks at them.
+    context = kind(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)})
+    context._httpx_settings = None  # noqa: SLF001 (else only those who ask for the same settings would be given it)
+    return context
 
 
 def _named(kind: str) -> Callable[[], str]:
@@ -74,14 +91,14 @@ def _named(kind: str) -> Callable[[], str]:
     def name() -> str:
         parameters = runtime.flow_run.parameters
         about = [_counted(parameters, "sources", least=2), _counted(parameters, "prompts", least=0)]
-        return " · ".join([kind, _model(parameters.get("provider")), *filter(None, about)])
+        return " · ".join(filter(None, [kind, _model(parameters.get("provider")), *about]))
 
     return name
 
 
 def _model(provider: Any) -> str:
     model = provider.get("model") if isinstance(provider, dict) else getattr(provider, "model", None)
-    return str(model or "?")
+    return str(model or "")
 
 
 def _counted(parameters: dict[str, Any], name: str, *, least: int) -> str:

@@ -11,6 +11,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import execute_plan, first_error
 from pollux_flows.pipeline.extract import extract_envelope, typed
 from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import open_session
 from pollux_flows.result import ResultEnvelope
@@ -42,7 +43,7 @@ async def run_many(
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")
     request = make_request(prompts, target=config.target, sources=sources, options=options)
-    plan = make_plan(request)
+    plan = make_plan(request, await read_sources(request))
     started = time.monotonic()
     async with open_session(config) as session:
         outcomes = await execute_plan(plan, session)

@@ -12,10 +12,11 @@ from functools import wraps
 from typing import Any, Final, Protocol
 
 from pollux_flows.config import Config
-from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
+from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
+from pollux_flows.plain import mended
+from pollux_flows.providers.material import Material
 from pollux_flows.result import Answer
-from pollux_flows.source import Source
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Call:
     """All that one request to a provider is made from."""
 
     model: str
-    sources: tuple[Source, ...]
+    materials: tuple[Material, ...]
     prompt: str | None
     options: Options
     implicit_caching: bool = False
@@ -63,20 +64,13 @@ def merged(request: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**request, **raw}
 
 
-def inline_text(source: Source) -> str:
-    """The content of a source that travels inside the request."""
-    if source.text is None:
-        raise InternalError(f"A {source.source_type} source came past the gate.")
-    return source.text
-
-
 def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
     """Makes what `read` stumbles over the response's own fault: it has not the shape that its protocol promises."""
 
     @wraps(read)
     def guarded(response: Any) -> Answer:
         try:
-            return read(_whole_characters(response))
+            return read(mended(response))
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError, PolluxError):
             raise UpstreamError.found_in(response) from None
 
@@ -96,20 +90,6 @@ def as_object(value: Any) -> dict[str, Any]:
 def counts(**found: Any) -> dict[str, int]:
     """Token counts. What is no count is unknown, and left out."""
     return {name: count for name, count in found.items() if type(count) is int and count >= 0}
-
-
-def _whole_characters(value: Any) -> Any:
-    """The response without halves of characters: a cut answer may end in one, and no file could hold it."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_whole_characters(item) for item in value]
-    if isinstance(value, dict):
-        return {_whole_characters(name): _whole_characters(item) for name, item in value.items()}
-    return value
 
 
 class UpstreamError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, inline_text, reader
+from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, reader
 from pollux_flows.providers.schema import WireSchema
 from pollux_flows.result import Answer, FinishReason, ToolCall
 
@@ -30,11 +30,6 @@ async def complete(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
     except UpstreamError as error:
         error.headers = response.headers  # an error under HTTP 200 may say, too, when to come back
         raise
-
-
-def texts(call: Call) -> list[str]:
-    """What the user turn says, sources first."""
-    return [*map(inline_text, call.sources), *([call.prompt] if call.prompt is not None else [])]
 
 
 def body(call: Call, content: str | list[dict[str, Any]]) -> dict[str, Any]:

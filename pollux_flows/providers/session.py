@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module, util
@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError
 from pollux_flows.providers.base import Call, ClientModule, GenerateModule, UpstreamError
+from pollux_flows.providers.uploads import FilesModule, UploadThread
 from pollux_flows.result import Answer
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ class Session:
     config: Config
     client: Any
     slot: asyncio.Semaphore
+    uploads: UploadThread
 
     async def check(self, call: Call) -> None:
         """Refuse, before anything is paid for, what only the finished request or the provider's catalogue shows."""
@@ -34,6 +36,25 @@ class Session:
 
     async def generate(self, call: Call) -> Answer:
         return await self.ask("generate", cast(GenerateModule, self.module("generate")).generate(self.client, call))
+
+    async def upload(self, operation: Callable[[Any], Awaitable[T]]) -> T:
+        """What an operation with a client brings, on the thread for uploads."""
+        return await self.ask("upload", self.uploads.run(operation))
+
+    async def file_exists(self, file_id: str) -> bool:
+        return await self.ask("upload", self.files.exists(self.client, file_id))
+
+    async def delete_file(self, file_id: str) -> None:
+        """Gone already is as good as deleted."""
+        await self.ask("upload", self.files.delete(self.client, file_id))
+
+    async def find_files(self, marker: str) -> list[str]:
+        """The provider's files whose name holds `marker`."""
+        return await self.ask("upload", self.files.find(self.client, marker))
+
+    @property
+    def files(self) -> FilesModule:
+        return cast(FilesModule, self.module("files"))
 
     async def ask(self, phase: str, answer: Awaitable[T]) -> T:
         """The answer, or what went wrong as an error of ours."""
@@ -62,5 +83,9 @@ class Session:
 async def open_session(config: Config) -> AsyncIterator[Session]:
     """Connect, and close whatever happens."""
     client = cast(ClientModule, import_module(f"pollux_flows.providers.{config.provider}.client"))
+    uploads = UploadThread(config)
     async with client.connect(config) as connection:
-        yield Session(config, connection, asyncio.Semaphore(config.request_concurrency))
+        try:
+            yield Session(config, connection, asyncio.Semaphore(config.request_concurrency), uploads)
+        finally:
+            await uploads.close()

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.log import Logged
 from pollux_flows.simulator.server import run, serve
+from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.world import Simulator, in_process
 
-__all__ = ["Fault", "Logged", "Simulator", "in_process", "run", "serve"]
+__all__ = ["Fault", "Logged", "Simulator", "StoredFile", "in_process", "run", "serve"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import parse_qs
 
 from starlette.convertors import Convertor, register_url_convertor
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import BaseRoute, Match, Route, Router
+from starlette.types import Scope
+from typing_extensions import override
 
 from pollux_flows.simulator.control import control_routes
 from pollux_flows.simulator.exchange import Exchange
@@ -31,21 +34,32 @@ class _ApiVersion(Convertor[str]):
 register_url_convertor("apiversion", _ApiVersion())
 
 
+class _Route(Route):
+    """A route that may also look at the query."""
+
+    parameter: str | None = None
+
+    @override
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if self.parameter and self.parameter not in parse_qs(scope.get("query_string", b"").decode("latin-1")):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
 def build_app(world: Simulator) -> Router:
     # A bare router: the middleware of a full application would turn a dropped connection into a 500.
     routes: list[BaseRoute] = list(control_routes(world))
     for provider in PROVIDERS.values():
-        routes.extend(
-            Route(
-                provider.prefix + operation.path,
-                Exchange(world, provider, operation),
-                methods=[operation.method],
-            )
-            for operation in provider.operations()
-        )
+        routes.extend(_route(world, provider, operation) for operation in provider.operations())
         # Last: what no operation answers to is refused in the provider's own words.
         routes.append(Route(provider.prefix + "/{path:path}", Exchange(world, provider, _nothing_there(provider))))
     return Router(routes, redirect_slashes=False)
+
+
+def _route(world: Simulator, provider: Provider, operation: Operation) -> Route:
+    route = _Route(provider.prefix + operation.path, Exchange(world, provider, operation), methods=[operation.method])
+    route.parameter = operation.parameter
+    return route
 
 
 def _nothing_there(provider: Provider) -> Operation:

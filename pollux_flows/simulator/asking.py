@@ -29,3 +29,5 @@ class Ask:
     #: Does it say something before it calls a tool?
     speaks_before_calls: bool = False
     stop: tuple[str, ...] = ()
+    #: Addresses in the prompt that the provider's own tool looks up.
+    urls: tuple[str, ...] = ()

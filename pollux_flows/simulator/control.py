@@ -34,6 +34,9 @@ def control_routes(world: Simulator) -> Sequence[Route]:
     async def requests(_: Request) -> Response:
         return _json({"requests": [asdict(entry) for entry in world.requests]})
 
+    async def files(_: Request) -> Response:
+        return _json({"files": [file.as_json() for file in world.files]})
+
     async def reset(_: Request) -> Response:
         world.reset()
         return _json({})
@@ -41,6 +44,7 @@ def control_routes(world: Simulator) -> Sequence[Route]:
     return [
         Route("/_simulator/faults", add_fault, methods=["POST"]),
         Route("/_simulator/requests", requests, methods=["GET"]),
+        Route("/_simulator/files", files, methods=["GET"]),
         Route("/_simulator/reset", reset, methods=["POST"]),
     ]
 

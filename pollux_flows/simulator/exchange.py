@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 import orjson
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pollux_flows.simulator.directives import BadDirectiveError
 from pollux_flows.simulator.faults import ANSWER_KINDS, Fault
+from pollux_flows.simulator.incoming import ClientGone, Incoming
 from pollux_flows.simulator.schema_check import malformed
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply
 
@@ -23,10 +25,6 @@ if TYPE_CHECKING:
 
 #: Under this name the server puts a connection's abort function into the ASGI state (see server.py).
 ABORT = "abort_connection"
-
-
-class _ClientGone(Exception):  # noqa: N818 (it ends an exchange; nothing went wrong)
-    """Nobody is there any more to be answered."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,16 @@ class Exchange:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         entry = self.world.log.add(provider.name, self.operation.name, scope["method"], scope["path"], headers)
         request_id = provider.request_id(self.world.number())
+        incoming = Incoming(receive)
+        call = self._call(scope, headers)
         try:
-            raw = await _read_body(receive)
-        except _ClientGone:
-            return
-        if self.world.latency_s:
-            await asyncio.sleep(self.world.latency_s)
-        try:
-            call = self._understand(scope, headers, raw, entry)
+            try:
+                await self._take_in(call, incoming, entry)
+            finally:
+                await incoming.drain()
+                if self.world.latency_s:
+                    await asyncio.sleep(self.world.latency_s)
+            self._understand(call)
             fault = self._fault_for(call)
             if fault is not None:
                 entry.fault = fault.kind
@@ -58,9 +58,15 @@ class Exchange:
                 await _never_answer(fault.kind, scope, receive)
                 return
             reply = self._reply(call, fault, request_id)
+        except ClientGone:
+            return
         except Refused as refused:
             reply = Reply(provider.error(refused, request_id), refused.status, refused.headers)
-        content = orjson.dumps(reply.body)
+        finally:
+            if call.upload is not None and call.stored is None:
+                call.upload.spool.close()
+        entry.stored = call.stored
+        content = reply.body if isinstance(reply.body, bytes) else orjson.dumps(reply.body)
         # Logged before the bytes leave: whoever holds an answer must find its request in the log.
         entry.answered(reply.status)
         if _fault_of(entry) == "drop_after":
@@ -68,31 +74,44 @@ class Exchange:
             return
         if _fault_of(entry) == "malformed":
             content = content[: len(content) // 2]
+        reply.headers = {**self.operation.headers, **reply.headers}
         await _send(send, reply, provider.headers(request_id), content)
 
-    def _understand(self, scope: Scope, headers: dict[str, str], raw: bytes, entry: Logged) -> Call:
-        """Key, JSON, and the provider's own checks."""
-        self.provider.authenticate(headers)
-        if raw:
-            try:
-                entry.body = orjson.loads(raw)
-            except orjson.JSONDecodeError:
-                raise Refused(400, "We could not parse the JSON body of your request.") from None
-        call = Call(
+    def _call(self, scope: Scope, headers: dict[str, str]) -> Call:
+        pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
+        return Call(
             world=self.world,
             headers=headers,
             params=scope.get("path_params", {}),
-            query=dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"))),
-            body=entry.body,
+            query=dict(pairs),
+            query_pairs=pairs,
+            body=None,
+            origin=f"{scope.get('scheme', 'http')}://{headers.get('host', '')}",
         )
-        if self.operation.read is not None:
-            call.asked = ask = self.operation.read(call)
-            if ask.input_tokens > ask.context_window:
-                raise self.provider.overflow(ask)
-            for schema in (ask.schema, *ask.tools.values()):
-                if isinstance(schema, dict) and (problem := malformed(schema)):
-                    raise Refused(400, problem)
-        return call
+
+    async def _take_in(self, call: Call, incoming: Incoming, entry: Logged) -> None:
+        """Key and body: JSON is read whole, anything longer by its operation."""
+        if self.operation.needs_key:
+            key = self.provider.authenticate(call.headers)
+            call.account = hashlib.sha256(key.encode()).hexdigest()[:16]
+        if self.operation.receive is not None:
+            entry.body = call.body = await self.operation.receive(call, incoming)
+        elif raw := await incoming.whole():
+            try:
+                entry.body = call.body = orjson.loads(raw)
+            except orjson.JSONDecodeError:
+                raise Refused(400, "We could not parse the JSON body of your request.") from None
+
+    def _understand(self, call: Call) -> None:
+        """The provider's own checks of a generate request."""
+        if self.operation.read is None:
+            return
+        call.asked = ask = self.operation.read(call)
+        if ask.input_tokens > ask.context_window:
+            raise self.provider.overflow(ask)
+        for schema in (ask.schema, *ask.tools.values()):
+            if isinstance(schema, dict) and (problem := malformed(schema)):
+                raise Refused(400, problem)
 
     def _fault_for(self, call: Call) -> Fault | None:
         """The fault that waits for this request; one that was refused has not met its fault yet."""
@@ -123,18 +142,6 @@ class Exchange:
 def _fault_of(entry: Logged) -> str | None:
     """The fault of a request that its provider answered well."""
     return entry.fault if entry.status == HTTPStatus.OK else None
-
-
-async def _read_body(receive: Receive) -> bytes:
-    chunks: list[bytes] = []
-    more = True
-    while more:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        chunks.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(chunks)
 
 
 async def _never_answer(kind: str, scope: Scope, receive: Receive) -> None:

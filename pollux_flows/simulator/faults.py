@@ -23,11 +23,23 @@ KINDS: Mapping[str, str] = {
     "truncated": "an answer that stopped at the token limit",
     "invalid_json": "text that is not the JSON that was asked for",
     "tool_call": "`count` tool calls, where the request declares tools",
+    "processing_failed": "an uploaded file that is stored, and then cannot be processed (Gemini)",
     "reasoning": "reasoning, even where nobody asked (local servers do that)",
 }
 
 #: These change what the model says; all others change how (or whether) it is delivered.
-ANSWER_KINDS = frozenset({"empty", "blocked", "content_filter", "truncated", "invalid_json", "tool_call", "reasoning"})
+ANSWER_KINDS = frozenset(
+    {
+        "empty",
+        "blocked",
+        "content_filter",
+        "truncated",
+        "invalid_json",
+        "tool_call",
+        "reasoning",
+        "processing_failed",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Logged:
     method: str
     path: str
     headers: dict[str, str]
+    #: Its JSON; of an upload the form without the bytes: name, type, size and hash stand for them.
     body: Any = None
     #: The status of the answer; None while unanswered, and for ever when it was dropped or hangs.
     status: int | None = None
@@ -29,6 +30,8 @@ class Logged:
     answered_at: float | None = None
     #: The kind of fault that it met, if any.
     fault: str | None = None
+    #: The id of the file that it stored, as in `Simulator.files`.
+    stored: str | None = None
 
     def answered(self, status: int) -> None:
         self.status = status

@@ -2,8 +2,10 @@
 
 - A text: a quarter of its characters, rounded up.
 - JSON (a schema, a tool, its arguments): the text of its compact form.
-- Anything else (image, document, sound): 258 tokens for each started 32 KiB of its bytes, and
-  258 where only a reference to it was sent.
+- A text file (`text/*`), stored or sent along: a quarter of its bytes, rounded up.
+- Any other file (image, document, sound, film): 258 tokens for each started 32 KiB of its bytes, up to
+  256 times: a model looks at what is large more coarsely.
+- An address on the web, whatever is there: 258.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import orjson
 CHARS_PER_TOKEN = 4
 ATTACHMENT_TOKENS = 258
 ATTACHMENT_BYTES = 32 * 1024
+ATTACHMENT_BLOCKS = 256
 
 
 def of_text(text: str) -> int:
@@ -26,16 +29,23 @@ def of_json(value: Any) -> int:
 
 
 def of_attachment(size: int = 0) -> int:
-    return ATTACHMENT_TOKENS * max(1, -(-size // ATTACHMENT_BYTES))
+    return ATTACHMENT_TOKENS * min(max(1, -(-size // ATTACHMENT_BYTES)), ATTACHMENT_BLOCKS)
 
 
-def of_base64(data: str) -> int:
-    return of_attachment(len(data) * 3 // 4)
+def of_file(mime_type: str, size: int) -> int:
+    return -(-size // CHARS_PER_TOKEN) if mime_type.startswith("text/") else of_attachment(size)
+
+
+def of_base64(data: str, mime_type: str = "") -> int:
+    return of_file(mime_type, len(data) * 3 // 4 - data[-2:].count("="))
 
 
 def of_url(url: str) -> int:
     """A data URL carries its bytes; any other is a reference."""
-    return of_base64(url.partition(",")[2]) if url.startswith("data:") else of_attachment()
+    if not url.startswith("data:"):
+        return of_attachment()
+    head, _, data = url.partition(",")
+    return of_base64(data, head.removeprefix("data:"))
 
 
 def compact(value: Any) -> str:

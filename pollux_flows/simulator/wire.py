@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from pollux_flows.simulator.asking import Ask
     from pollux_flows.simulator.faults import Fault
+    from pollux_flows.simulator.forms import Form
+    from pollux_flows.simulator.spool import Mark
+    from pollux_flows.simulator.stored_files import StoredFile
     from pollux_flows.simulator.world import Simulator
 
 
@@ -41,6 +44,7 @@ Row = TypeVar("Row")
 
 @dataclass(slots=True)
 class Reply:
+    #: JSON; bytes are sent as they are.
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -55,6 +59,20 @@ class Call:
     params: Mapping[str, str]
     query: Mapping[str, str]
     body: Any
+    #: Whose key it is, as a hash of it: what an account uploads, no other can see.
+    account: str = ""
+    #: Where the request arrived, e.g. `http://127.0.0.1:4210`.
+    origin: str = ""
+    #: The query with all its repetitions.
+    query_pairs: Sequence[tuple[str, str]] = ()
+    #: The form that an upload brought.
+    upload: Form | None = None
+    #: How far a chunk filled its upload.
+    received: Mark | None = None
+    #: The id of the file that this request stored.
+    stored: str | None = None
+    #: The stored files that a generate request refers to, by the id or URI it used.
+    files: dict[str, StoredFile] = field(default_factory=dict)
     #: What a generate request asks for, once its provider has checked it.
     asked: Ask | None = None
     #: The fault that shapes the answer, if there is one.
@@ -77,6 +95,14 @@ class Operation:
     answer: Callable[[Call], Reply]
     #: Checks a generate request as strictly as the provider does, and says what it asks for.
     read: Callable[[Call], Ask] | None = None
+    #: Takes in a body that is too long to be held; what it gives stands for the body in the log.
+    receive: Callable[[Call, AsyncIterator[bytes]], Awaitable[Any]] | None = None
+    #: The query parameter that tells this operation from another one at the same path.
+    parameter: str | None = None
+    #: An address that was given away as a secret needs no key.
+    needs_key: bool = True
+    #: On every answer, unless it says otherwise.
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Provider(ABC):
@@ -90,8 +116,8 @@ class Provider(ABC):
     def operations(self) -> Sequence[Operation]: ...
 
     @abstractmethod
-    def authenticate(self, headers: Mapping[str, str]) -> None:
-        """Raise `Refused` when there is no key in `headers`."""
+    def authenticate(self, headers: Mapping[str, str]) -> str:
+        """The key in `headers`; raises `Refused` when there is none."""
 
     @abstractmethod
     def request_id(self, number: int) -> str: ...

@@ -14,10 +14,12 @@ from pollux_flows.simulator.app import build_app
 from pollux_flows.simulator.directives import DirectiveCounts
 from pollux_flows.simulator.faults import Fault, FaultQueue
 from pollux_flows.simulator.gemini.caches import CacheStore
+from pollux_flows.simulator.gemini.sessions import UploadSessions
 from pollux_flows.simulator.log import Logged, RequestLog
 from pollux_flows.simulator.openai.memory import ResponseMemory
 from pollux_flows.simulator.prefixes import PrefixCache
 from pollux_flows.simulator.providers import PROVIDERS
+from pollux_flows.simulator.stored_files import FileStore, StoredFile
 
 
 class Simulator:
@@ -25,7 +27,8 @@ class Simulator:
 
     It holds state behind plain locks and nothing that belongs to an event loop, so one simulator may
     answer several loops and threads at once. `clock` gives the time of that world in epoch seconds;
-    a test may replace it to let caches expire.
+    a test may replace it to let caches and files expire. `processing_s` is how long, by that clock,
+    Gemini works on an uploaded file before it can be used.
     """
 
     def __init__(
@@ -33,15 +36,20 @@ class Simulator:
         latency_s: float = 0.0,
         *,
         clock: Callable[[], float] = time.time,
+        processing_s: float = 0.0,
         keep_requests: int | None = None,
     ) -> None:
         self.latency_s = latency_s
         self.clock = clock
+        self.processing_s = processing_s
         self.faults = FaultQueue()
         self.directive_counts = DirectiveCounts()
         self.log = RequestLog(keep_requests)
         self.prefixes = PrefixCache()
+        # The clock may be replaced at any time.
+        self.file_store = FileStore(lambda: self.clock())  # noqa: PLW0108
         self.gemini_caches = CacheStore()
+        self.gemini_uploads = UploadSessions()
         self.openai_responses = ResponseMemory()
         self._numbers = itertools.count(1)
 
@@ -54,6 +62,11 @@ class Simulator:
     def requests(self) -> list[Logged]:
         """What was asked, in order of arrival."""
         return self.log.entries()
+
+    @property
+    def files(self) -> list[StoredFile]:
+        """Every file that was uploaded, in order of arrival, also those that were deleted or have expired."""
+        return self.file_store.all()
 
     @staticmethod
     def base_url(provider: str, origin: str) -> str:
@@ -78,12 +91,14 @@ class Simulator:
         self.faults.add(fault, times=times, provider=provider, operation=operation, contains=contains)
 
     def reset(self) -> None:
-        """Forget everything: faults, log, caches, ids. The clock and the latency stay."""
+        """Forget everything: faults, log, files, caches, ids. The clock, the latency and `processing_s` stay."""
         self.faults.clear()
         self.directive_counts.clear()
         self.log.clear()
         self.prefixes.clear()
+        self.file_store.clear()
         self.gemini_caches.clear()
+        self.gemini_uploads.clear()
         self.openai_responses.clear()
         self._numbers = itertools.count(1)
 

@@ -22,6 +22,7 @@ CONFIG_LEFT_OUT: Final = {
     "request_concurrency": "changes when calls are made, not what they say",
     "retry": "the same",
     "timeout_s": "the same",
+    "keep_files_s": "the same",
 }
 OPTIONS_IN_KEY: Final = {
     "system_instruction",
@@ -41,6 +42,7 @@ OPTIONS_IN_KEY: Final = {
 OPTIONS_LEFT_OUT: Final = {"implicit_caching": "changes what the answer costs, not what it says"}
 SOURCE_IN_KEY: Final = {"source_type", "mime_type", "text", "uri", "gemini_video", "gemini_url_context"}
 SOURCE_LEFT_OUT: Final = {
+    "trust_mime_type": "decides what mime_type is, and that is in the key",
     "identifier": "a name for people, never sent",
     "size_bytes": "follows from the content",
 }
@@ -52,14 +54,17 @@ def digest(label: str, value: Any) -> str:
     return hashlib.sha256(f"{label}\n{canonical}".encode()).hexdigest()
 
 
-def source_identity(source: Source, provider: ProviderName) -> str:
-    """Equal for sources that the provider cannot tell apart."""
+def source_identity(source: Source, provider: ProviderName, content: tuple[str, str] | None = None) -> str:
+    """Equal for sources that the provider cannot tell apart. Of a file, `content` is its hash and MIME type."""
     told = {name for name in SOURCE_IN_KEY if provider == "gemini" or not name.startswith("gemini_")}
-    return digest("source", _said(source, told))
+    if content is None:
+        return digest("source", _said(source, told))
+    # Where a file lies and what it is called is never sent.
+    return digest("source", {**_said(source, told - {"uri", "mime_type"}), "content": content})
 
 
-def request_identity(target: Target, options: Options, sources: list[Source]) -> str:
-    """What all calls of one request have in common."""
+def request_identity(target: Target, options: Options, sources: list[str]) -> str:
+    """What all calls of one request have in common; `sources` are their identities, in order."""
     said = _said(options, OPTIONS_IN_KEY - {"response_schema", "provider_options"})
     # The shape counts, not the name it was imported by; and only the active provider's own fields are sent.
     if (schema := options.response_json_schema()) is not None:
@@ -71,7 +76,7 @@ def request_identity(target: Target, options: Options, sources: list[Source]) ->
         {
             "target": _said(target, TARGET_IN_KEY),
             "options": said,
-            "sources": [source_identity(source, target.provider) for source in sources],
+            "sources": sources,
         },
     )
 

@@ -91,7 +91,7 @@ async def test_it_is_refused_unsent(case: Case, config: MakeConfig, sim: Simulat
 async def test_row_5_a_sound_is_no_document(config: MakeConfig, sim: Simulator, tmp_path: Path) -> None:
     """OpenAI reads no audio as a file: nothing is uploaded to find that out."""
     sound = tmp_path / "a.mp3"
-    sound.write_bytes(b"ID3")
+    sound.write_bytes(b"ID3\4\0\0\0\0\0\0")
     with pytest.raises(ConfigurationError) as caught:
         await run("p", source=Source.from_file(sound), config=config("openai"))
     assert caught.value.hint

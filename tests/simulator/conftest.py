@@ -9,6 +9,7 @@ import pytest
 from pollux_flows.simulator import Simulator, serve
 
 from .clients import CLIENTS, KEY_HEADERS, Client
+from .uploaders import UPLOADERS, Uploader
 
 PROVIDERS = tuple(CLIENTS)
 
@@ -52,3 +53,27 @@ async def http(sim: Simulator, origin: str) -> AsyncIterator[httpx.AsyncClient]:
     assert not sim.requests
     async with httpx.AsyncClient(base_url=origin, headers=KEY_HEADERS, verify=False) as opened:  # noqa: S501 (loopback)
         yield opened
+
+
+@pytest.fixture(params=tuple(UPLOADERS))
+async def uploader(request: pytest.FixtureRequest, sim: Simulator, origin: str) -> AsyncIterator[Uploader]:
+    """A client of each Files API in turn."""
+    async with AsyncExitStack() as stack:
+        yield await UPLOADERS[request.param].open(sim.base_url(request.param, origin), stack)
+
+
+class Time:
+    """The time of a simulated world, which stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(sim: Simulator) -> Iterator[Time]:
+    real, sim.clock = sim.clock, Time()
+    yield sim.clock
+    sim.clock, sim.processing_s = real, 0.0

@@ -110,6 +110,6 @@ async def test_openrouter_takes(name: str, http: httpx.AsyncClient) -> None:
 
 
 async def test_the_local_model_reads_text_only(http: httpx.AsyncClient) -> None:
-    """A small server says so with a 500 and a plain string."""
+    """A small server says so with a plain string."""
     answer = await http.post(LOCAL, json={"model": "m", "messages": [IMAGE]})
-    assert (answer.status_code, answer.json()) == (500, {"error": "image_url input is not supported by this model"})
+    assert (answer.status_code, answer.json()) == (400, {"error": "image_url input is not supported by this model"})

@@ -165,9 +165,9 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         turns(
             [
                 {"inline_data": {"mime_type": "image/png", "data": "AP8="}},
-                {"fileData": {"file_uri": "https://www.youtube.com/watch?v=x", "mime_type": "video/mp4"}},
+                {"fileData": {"fileUri": "https://e.x/a.pdf", "mimeType": "application/pdf"}},
                 {
-                    "fileData": {"fileUri": "https://e.x/a.pdf", "mimeType": "application/pdf"},
+                    "fileData": {"file_uri": "https://www.youtube.com/watch?v=x", "mime_type": "video/mp4"},
                     "videoMetadata": {"start_offset": "10s", "fps": 2.0},
                 },
                 HI,

@@ -35,11 +35,77 @@ CHAT: dict[str, Any] = {
     "stop": ["x"],
     "provider": {"require_parameters": False},
 }
+PDF = "data:application/pdf;base64,AAAA"
+FILM = {
+    "fileData": {"fileUri": "https://youtu.be/x", "mimeType": "video/mp4"},
+    "videoMetadata": {"startOffset": "1s", "endOffset": "2s", "fps": 1},
+}
+#: Requests that carry more than text.
+CARRYING: list[tuple[str, Any]] = [
+    (
+        "/openai/v1/responses",
+        {
+            "model": "gpt-4.1",
+            "input": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_file", "filename": "a.pdf", "file_data": PDF},
+                        {"type": "input_file", "file_url": "https://e.x/a.pdf"},
+                        {"type": "input_image", "image_url": "https://e.x/a.png"},
+                    ],
+                }
+            ],
+        },
+    ),
+    (
+        "/anthropic/v1/messages",
+        {
+            "model": "claude-haiku-4-5",
+            "max_tokens": 2000,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "document", "source": {"type": "url", "url": "https://e.x/a.pdf"}},
+                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+                        {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "x"}]}},
+                    ],
+                }
+            ],
+        },
+    ),
+    (
+        gemini_path("gemini-2.5-flash"),
+        {
+            "contents": [{"parts": [FILM, {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}, {"text": "x"}]}],
+            "tools": [{"urlContext": {}}],
+        },
+    ),
+    (
+        "/openrouter/api/v1/chat/completions",
+        {
+            "model": "google/gemini-2.5-flash-lite",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}},
+                        {"type": "image_url", "image_url": {"url": "https://e.x/a.png"}},
+                        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}},
+                    ],
+                }
+            ],
+            "plugins": [{"id": "file-parser", "pdf": {"engine": "native"}}],
+        },
+    ),
+]
 CLAUDE = {"model": "claude-haiku-4-5", "max_tokens": 2000, "messages": [USER]}
 GOOD: list[tuple[str, Any]] = [
     *(("/openai/v1/responses", {"model": "gpt-4.1", "input": "hi", **taken}) for taken in OPENAI.values()),
     *(("/anthropic/v1/messages", {**CLAUDE, **taken}) for taken in ANTHROPIC.values()),
     *((gemini_path(model), {"contents": [{"parts": [{"text": "x"}]}], **taken}) for model, taken in GEMINI.values()),
+    *CARRYING,
     ("/openrouter/api/v1/chat/completions", CHAT),
     ("/local/v1/chat/completions", CHAT),
     (

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
-from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, inline_text, merged, reader
+from pollux_flows.providers.anthropic.sources import part
+from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, merged, reader
 from pollux_flows.result import Answer, FinishReason, ToolCall
 
 if TYPE_CHECKING:
@@ -47,11 +48,11 @@ def request(call: Call) -> dict[str, Any]:
     """The request's body."""
     options = call.options
     answer_tool = _answer_tool(options)
-    texts = [*map(inline_text, call.sources), *([call.prompt] if call.prompt is not None else [])]
+    prompt = [] if call.prompt is None else [{"type": "text", "text": call.prompt}]
     body: dict[str, Any] = {
         "model": call.model,
         "max_tokens": _max_tokens(call.model, options),
-        "messages": [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}],
+        "messages": [{"role": "user", "content": [*map(part, call.materials), *prompt]}],
         "system": options.system_instruction or None,
         "thinking": _thinking(call.model, options),
         "output_config": _output_config(options),

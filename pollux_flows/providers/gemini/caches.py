@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pollux_flows.handles import CacheHandle
+from pollux_flows.options import Options
 from pollux_flows.providers.base import UpstreamError
-from pollux_flows.providers.gemini.generate import source_parts, tools
-from pollux_flows.source import Source
+from pollux_flows.providers.gemini.generate import tools
+from pollux_flows.providers.gemini.sources import parts
+from pollux_flows.providers.material import Material
 
 if TYPE_CHECKING:
     from google.genai import Client
 
 
 async def create(
-    client: Client,
-    model: str,
-    sources: Sequence[Source],
-    *,
-    system_instruction: str | None,
-    declared_tools: list[dict[str, Any]] | None,
-    ttl_seconds: int,
+    client: Client, model: str, materials: Sequence[Material], options: Options, ttl_seconds: int
 ) -> CacheHandle:
     """Have the content kept for `ttl_seconds`; the handle expires when Gemini says so."""
     from google.genai import types
@@ -31,9 +27,9 @@ async def create(
     cache = await client.aio.caches.create(
         model=model,
         config=types.CreateCachedContentConfig(
-            contents=[types.Content(role="user", parts=source_parts(sources))] if sources else None,
-            system_instruction=system_instruction,
-            tools=tools(declared_tools),
+            contents=[types.Content(role="user", parts=parts(materials))] if materials else None,
+            system_instruction=options.system_instruction,
+            tools=tools(options.tools),
             ttl=f"{ttl_seconds}s",
         ),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
@@ -11,9 +10,9 @@ from pydantic import ValidationError
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
-from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, inline_text, merged, reader
+from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, merged, reader
+from pollux_flows.providers.gemini.sources import parts
 from pollux_flows.result import Answer, FinishReason, ToolCall
-from pollux_flows.source import Source
 
 if TYPE_CHECKING:
     from google.genai import Client, types
@@ -37,8 +36,8 @@ def request(call: Call) -> dict[str, Any]:
     from google.genai import types
 
     options = call.options
-    parts = [
-        *source_parts(call.sources),
+    turn = [
+        *parts(call.materials),
         *([types.Part(text=call.prompt)] if call.prompt is not None else []),
     ]
     fields: dict[str, Any] = {
@@ -47,7 +46,7 @@ def request(call: Call) -> dict[str, Any]:
         "top_p": options.top_p,
         "max_output_tokens": options.max_tokens,
         "thinking_config": _thinking(call.model, options),
-        "tools": tools(options.tools),
+        "tools": _all_tools(call),
         "tool_config": _tool_config(options.tool_choice),
         "cached_content": options.cache and options.cache.name,
         **_answer_schema(options.response_json_schema()),
@@ -68,7 +67,7 @@ def request(call: Call) -> dict[str, Any]:
             f"provider_options['gemini'] does not fit Gemini's GenerateContentConfig: {_first_problem(error)}",
             hint="Write its fields, such as top_k or safety_settings.",
         ) from None
-    return {"model": call.model, "contents": [types.Content(role="user", parts=parts)], "config": config}
+    return {"model": call.model, "contents": [types.Content(role="user", parts=turn)], "config": config}
 
 
 def _in_snake_case(raw: dict[str, Any]) -> dict[str, Any]:
@@ -79,11 +78,15 @@ def _in_snake_case(raw: dict[str, Any]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in raw.items()}
 
 
-def source_parts(sources: Sequence[Source]) -> list[types.Part]:
-    """Sources as the parts of one turn."""
+def _all_tools(call: Call) -> list[types.Tool] | None:
+    """The caller's tools, and the one that opens addresses where a source asks for it."""
     from google.genai import types
 
-    return [types.Part(text=inline_text(source)) for source in sources]
+    opens = any(material.source.gemini_url_context for material in call.materials)
+    return [
+        *(tools(call.options.tools) or []),
+        *([types.Tool(url_context=types.UrlContext())] if opens else []),
+    ] or None
 
 
 def tools(declared: list[dict[str, Any]] | None) -> list[types.Tool] | None:

@@ -18,7 +18,8 @@ async def generate(client: httpx.AsyncClient, call: Call) -> Answer:
 
 def request(call: Call) -> dict[str, Any]:
     """The request's body. Many local servers take only a plain string, so sources and prompt become one."""
-    body = chat.body(call, "\n\n".join(chat.texts(call)))
+    texts = [material.text or "" for material in call.materials]
+    body = chat.body(call, "\n\n".join([*texts, *([call.prompt] if call.prompt is not None else [])]))
     if (answer_schema := call.options.response_json_schema()) is not None:
         body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
     given = {name: value for name, value in body.items() if value is not None}

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers import schema
-from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, inline_text, merged, reader
+from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, merged, reader
+from pollux_flows.providers.openai.sources import part
 from pollux_flows.result import Answer, FinishReason, ToolCall
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ async def generate(client: AsyncOpenAI, call: Call) -> Answer:
 def request(call: Call) -> dict[str, Any]:
     """The request's body."""
     options = call.options
-    texts = [*map(inline_text, call.sources), *([call.prompt] if call.prompt is not None else [])]
+    prompt = [] if call.prompt is None else [{"type": "input_text", "text": call.prompt}]
     body: dict[str, Any] = {
         "model": call.model,
-        "input": [{"role": "user", "content": [{"type": "input_text", "text": text} for text in texts]}],
+        "input": [{"role": "user", "content": [*map(part, call.materials), *prompt]}],
         "instructions": options.system_instruction or None,
         "temperature": options.temperature,
         "top_p": options.top_p,
@@ -57,12 +58,12 @@ def read_answer(response: Any) -> Answer:
     for item in response["output"]:
         match item.get("type"):
             case "message":
-                for part in item.get("content") or []:
-                    (refusals if part.get("type") == "refusal" else said).append(
-                        part.get("text") or part.get("refusal") or ""
+                for piece in item.get("content") or []:
+                    (refusals if piece.get("type") == "refusal" else said).append(
+                        piece.get("text") or piece.get("refusal") or ""
                     )
             case "reasoning":
-                thoughts += [part["text"] for part in item.get("summary") or [] if part.get("text")]
+                thoughts += [piece["text"] for piece in item.get("summary") or [] if piece.get("text")]
             case "function_call":
                 calls.append(ToolCall(id=item["call_id"], name=item["name"], arguments=item.get("arguments") or "{}"))
     status = as_text(response.get("status"))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pollux_flows.providers import chat, schema
 from pollux_flows.providers.base import Call, merged
+from pollux_flows.providers.openrouter.sources import part
 from pollux_flows.result import Answer
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ async def generate(client: httpx.AsyncClient, call: Call) -> Answer:
 def request(call: Call) -> dict[str, Any]:
     """The request's body."""
     options = call.options
-    body = chat.body(call, [{"type": "text", "text": text} for text in chat.texts(call)])
+    prompt = [] if call.prompt is None else [{"type": "text", "text": call.prompt}]
+    body = chat.body(call, [*map(part, call.materials), *prompt])
+    raw = (options.provider_options or {}).get("openrouter", {})
+    if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.materials):
+        # Without an engine by name, OpenRouter may choose one that is billed by the page.
+        body["plugins"] = [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
     if (answer_schema := options.response_json_schema()) is not None:
         body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
     if options.reasoning_effort is not None:
@@ -28,7 +34,7 @@ def request(call: Call) -> dict[str, Any]:
         body["tools"] = [_tool(tool) for tool in options.tools]
         body["tool_choice"] = _tool_choice(options.tool_choice)
     given = {name: value for name, value in body.items() if value is not None}
-    return merged(given, (options.provider_options or {}).get("openrouter", {}))
+    return merged(given, raw)
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

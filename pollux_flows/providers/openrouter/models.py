@@ -27,6 +27,7 @@ class _Model:
     """What the catalogue says about a model; None where it says nothing, and then nothing is refused."""
 
     says: list[str] | None  # in which modalities it answers
+    sees: list[str] | None  # in which modalities it is asked
     takes: list[str] | None  # which parameters it knows
 
 
@@ -54,6 +55,9 @@ async def check(client: httpx.AsyncClient, call: Call) -> None:
         )
     if model.says is not None and "text" not in model.says:
         raise ConfigurationError(f"{call.model} does not answer in text.", hint="Choose a model that does.")
+    shown = any(material.mime_type.startswith("image/") for material in call.materials)
+    if shown and model.sees is not None and "image" not in model.sees:
+        raise ConfigurationError(f"{call.model} sees no images.", hint="Choose a model that does, or leave them out.")
     for name, enough in _needed(call.options):
         if model.takes is not None and not enough.intersection(model.takes):
             raise ConfigurationError(
@@ -130,6 +134,7 @@ async def _fetch(client: httpx.AsyncClient) -> _Catalogue:
 
 def _read(model: dict[str, Any]) -> _Model:
     return _Model(
+        sees=_list_or_none(as_object(model.get("architecture")).get("input_modalities")),
         says=_list_or_none(as_object(model.get("architecture")).get("output_modalities")),
         takes=_list_or_none(model.get("supported_parameters")),
     )

@@ -1,4 +1,4 @@
-"""Anthropic: the Messages API below `/anthropic/v1`."""
+"""Anthropic: the Messages and Files APIs below `/anthropic/v1`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from pollux_flows.simulator.anthropic import generate
+from pollux_flows.simulator.anthropic import files, generate
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
@@ -34,12 +34,14 @@ class Anthropic(Provider):
 
     @override
     def operations(self) -> Sequence[Operation]:
-        return generate.OPERATIONS
+        return (*generate.OPERATIONS, *files.OPERATIONS)
 
     @override
-    def authenticate(self, headers: Mapping[str, str]) -> None:
-        if not (bearer(headers) or headers.get("x-api-key")):
+    def authenticate(self, headers: Mapping[str, str]) -> str:
+        key = bearer(headers) or headers.get("x-api-key", "")
+        if not key:
             raise Refused(401, "x-api-key header is required")
+        return key
 
     @override
     def request_id(self, number: int) -> str:
@@ -61,11 +63,10 @@ class Anthropic(Provider):
     @override
     def error(self, refused: Refused, request_id: str) -> Any:
         kind, message = row(_ERRORS, refused.status)
-        return {
-            "type": "error",
-            "error": {"type": refused.kind or kind, "message": refused.message or message},
-            "request_id": request_id,
-        }
+        error: dict[str, Any] = {"type": refused.kind or kind, "message": refused.message or message}
+        if refused.code is not None:
+            error["details"] = {"error_code": refused.code}
+        return {"type": "error", "error": error, "request_id": request_id}
 
     @override
     def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:

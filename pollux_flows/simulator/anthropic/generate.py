@@ -64,7 +64,7 @@ def _shows_thinking(call: Call) -> bool:
 
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
-    blocks = prompt_blocks(call.body)
+    blocks = prompt_blocks(call)
     seen = call.world.prefixes.meet(f"anthropic {call.body['model']}", blocks, call.world.clock())
     hour = seen.written_for_s == _HOUR_S
     return {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pollux_flows.simulator import tokens
+from pollux_flows.simulator.anthropic import attachments
 from pollux_flows.simulator.anthropic.rules import check
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.prefixes import Block
+from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.wire import Call
 
 _CACHE_S = {"5m": 300.0, "1h": 3600.0}
@@ -16,13 +19,14 @@ _CHOICES: dict[str, Any] = {"auto": "auto", "none": "none", "any": "required"}
 
 def read(call: Call) -> Ask:
     asked = check(call)
+    attachments.check(call)
     body = call.body
     prompt, results = _last_turn(body["messages"])
     thinking = (body.get("thinking") or {"type": "disabled"})["type"]
     reasoning = thinking in ("enabled", "adaptive") or (thinking == "between_tools" and bool(results))
     return Ask(
         prompt=prompt,
-        input_tokens=sum(block.tokens for block in prompt_blocks(body)),
+        input_tokens=sum(block.tokens for block in prompt_blocks(call)),
         context_window=asked.context_window,
         max_tokens=body["max_tokens"],
         schema=_schema(body),
@@ -36,12 +40,13 @@ def read(call: Call) -> Ask:
     )
 
 
-def prompt_blocks(body: dict[str, Any]) -> list[Block]:
+def prompt_blocks(call: Call) -> list[Block]:
     """The prompt in the order in which prefixes are cached: schema, tools, system, messages.
 
     The service does not cache fewer than about a thousand tokens; here any prefix counts, so that a
     test needs no long prompt to see a cache work.
     """
+    body = call.body
     blocks = []
     if (schema := _schema(body)) is not None:
         blocks.append(Block(schema, tokens.of_json(schema)))
@@ -52,7 +57,7 @@ def prompt_blocks(body: dict[str, Any]) -> list[Block]:
     for message in body["messages"]:
         content = message["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            blocks.append(_block(message["role"], part, _part_tokens(part)))
+            blocks.append(_block(message["role"], part, _part_tokens(part, call.files)))
     if control := body.get("cache_control"):
         # At the top level it means: as far as this request goes.
         last = blocks[-1]
@@ -98,7 +103,7 @@ def _last_turn(messages: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
     return (texts[-1] if texts else ""), results
 
 
-def _part_tokens(part: dict[str, Any]) -> int:
+def _part_tokens(part: dict[str, Any], files: Mapping[str, StoredFile]) -> int:
     match part["type"]:
         case "text":
             return tokens.of_text(part["text"])
@@ -107,22 +112,29 @@ def _part_tokens(part: dict[str, Any]) -> int:
         case "tool_use":
             return tokens.of_text(part["name"]) + tokens.of_json(part["input"])
         case "tool_result":
-            content = part.get("content") or ""
-            return tokens.of_text(content) if isinstance(content, str) else sum(map(_part_tokens, content))
+            return _content_tokens(part.get("content") or "", files)
         case "image" | "document":
-            return _source_tokens(part["source"])
+            return _source_tokens(part["source"], files)
         case _:
             return tokens.of_json(part)
 
 
-def _source_tokens(source: dict[str, Any]) -> int:
+def _content_tokens(content: Any, files: Mapping[str, StoredFile]) -> int:
+    if isinstance(content, str):
+        return tokens.of_text(content)
+    return sum(_part_tokens(part, files) for part in content)
+
+
+def _source_tokens(source: dict[str, Any], files: Mapping[str, StoredFile]) -> int:
     match source["type"]:
         case "text":
             return tokens.of_text(source["data"])
         case "base64":
             return tokens.of_base64(source["data"])
         case "content":
-            content = source["content"]
-            return tokens.of_text(content) if isinstance(content, str) else sum(map(_part_tokens, content))
+            return _content_tokens(source["content"], files)
+        case "file":
+            file = files[source["file_id"]]
+            return tokens.of_file(file.mime_type, file.size)
         case _:
             return tokens.of_attachment()

@@ -19,7 +19,7 @@ _THINKING_BLOCKS = ("thinking", "redacted_thinking")
 def check(call: Call) -> Model:
     """Refuse what the API refuses; gives the model that is asked."""
     body = call.body
-    version = _version(call)
+    version = check_version(call)
     _check_shape(body, version)
     asked = model(body["model"])
     if not is_known(body["model"]):
@@ -40,7 +40,7 @@ def check(call: Call) -> Model:
     return asked
 
 
-def _version(call: Call) -> str:
+def check_version(call: Call) -> str:
     version = call.headers.get("anthropic-version")
     if version is None:
         raise Refused(400, "anthropic-version: header is required")
@@ -202,9 +202,6 @@ def _check_content(place: int, role: str, blocks: list[dict[str, Any]], *, is_la
             raise Refused(400, f"messages.{place}.content.{index}: `{kind}` blocks may only be in assistant messages")
         if kind in ("tool_result", "image", "document") and role != "user":
             raise Refused(400, f"messages.{place}.content.{index}: `{kind}` blocks may only be in user messages")
-        if (block.get("source") or {}).get("type") == "file":
-            # There is no Files API here yet, so there is no file.
-            raise Refused(404, f"File not found: {block['source']['file_id']}")
 
 
 def _check_results(place: int, blocks: list[dict[str, Any]], waiting: list[str]) -> None:

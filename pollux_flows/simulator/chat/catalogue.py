@@ -77,6 +77,10 @@ MODELS: Mapping[str, dict[str, Any]] = {
             prompt="0.0000001", completion="0.0000004", input_cache_read="0.00000001",
         ),
         _model(
+            "meta-llama/llama-4-maverick", 1_048_576, ("text", "image"), (*_PLAIN, *_SCHEMAS, *_TOOLS),
+            prompt="0.00000015", completion="0.0000006",
+        ),
+        _model(
             "meta-llama/llama-3.3-70b-instruct", 131_072, ("text",), _PLAIN, prompt="0.0000001", completion="0.00000032"
         ),
     )

@@ -12,7 +12,7 @@ from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.chat import reading, rules
 from pollux_flows.simulator.chat.completion import completion
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply
+from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply, bearer
 
 MODEL = "local-model"
 CONTEXT_WINDOW = 131_072
@@ -30,8 +30,9 @@ class Local(Provider):
         )
 
     @override
-    def authenticate(self, headers: Mapping[str, str]) -> None:
+    def authenticate(self, headers: Mapping[str, str]) -> str:
         """Anybody who gets here may ask."""
+        return bearer(headers)
 
     @override
     def request_id(self, number: int) -> str:
@@ -58,7 +59,7 @@ def _read(call: Call) -> Ask:
     rules.check(call.body)
     for part in reading.parts(call.body):
         if part["type"] != "text":
-            raise Refused(500, f"{part['type']} input is not supported by this model")
+            raise Refused(400, f"{part['type']} input is not supported by this model")
     return reading.read(call.body, context_window=CONTEXT_WINDOW, reasoning=False)
 
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 from pollux_flows.simulator import strict_schema
 from pollux_flows.simulator.answers import Answer, compose
 from pollux_flows.simulator.asking import Ask
-from pollux_flows.simulator.chat import catalogue, reading, rules
+from pollux_flows.simulator.chat import attachments, catalogue, reading, rules
 from pollux_flows.simulator.chat.completion import completion
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply, bearer, row
@@ -30,7 +30,6 @@ _ERRORS: Mapping[int, tuple[str, str]] = {
     503: ("provider_unavailable", "No instances available"),
     529: ("provider_overloaded", "Provider overloaded"),
 }
-_INPUT_OF_PART = {"image_url": "image", "input_audio": "audio", "video_url": "video"}
 
 
 class OpenRouter(Provider):
@@ -46,9 +45,11 @@ class OpenRouter(Provider):
         )
 
     @override
-    def authenticate(self, headers: Mapping[str, str]) -> None:
-        if not bearer(headers):
+    def authenticate(self, headers: Mapping[str, str]) -> str:
+        key = bearer(headers)
+        if not key:
             raise Refused(401)
+        return key
 
     @override
     def request_id(self, number: int) -> str:
@@ -102,7 +103,7 @@ def _read(call: Call) -> Ask:
     if model is None:
         raise Refused(400, f"{call.body['model']} is not a valid model ID", kind="invalid_model")
     supported = model["supported_parameters"]
-    _check_inputs(call.body, model)
+    attachments.check(call.body, model)
     if call.body.get("tools") and "tools" not in supported:
         raise Refused(404, "No endpoints found that support tool use.")
     if (call.body.get("provider") or {}).get("require_parameters"):
@@ -112,14 +113,6 @@ def _read(call: Call) -> Ask:
     return reading.read(
         call.body, context_window=model["context_length"], reasoning="reasoning" in supported and _reasons(call.body)
     )
-
-
-def _check_inputs(body: dict[str, Any], model: Mapping[str, Any]) -> None:
-    # Files always pass: where a model does not read them, OpenRouter parses them first.
-    for part in reading.parts(body):
-        needed = _INPUT_OF_PART.get(part["type"])
-        if needed and needed not in model["architecture"]["input_modalities"]:
-            raise Refused(404, f"No endpoints found that support {needed} input")
 
 
 def _check_parameters(body: dict[str, Any], supported: Sequence[str]) -> None:
@@ -166,6 +159,8 @@ def _respond(call: Call) -> Reply:
     choice["message"] |= {"refusal": None, "reasoning": None}
     if answer.reasoning and not (call.body.get("reasoning") or {}).get("exclude"):
         choice["message"] |= _reasoning(answer)
+    if parsed := attachments.parsed_files(call.body, catalogue.find(call.body["model"]) or {}):
+        choice["message"]["annotations"] = parsed
     usage = body["usage"]
     usage |= {
         "cost": _cost(catalogue.prices(call.body["model"]), usage, seen.read),

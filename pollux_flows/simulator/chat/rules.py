@@ -90,6 +90,18 @@ _REQUEST = _open(
                 },
             )
         ),
+        "plugins": nullable(
+            items(
+                _open(
+                    {"id": text},
+                    {
+                        "pdf": nullable(
+                            _open({}, {"engine": one_of("cloudflare-ai", "mistral-ocr", "native", "pdf-text")})
+                        )
+                    },
+                )
+            )
+        ),
         "provider": nullable(_open({}, {"require_parameters": nullable(boolean)})),
         "reasoning": nullable(
             _open(

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.gemini import cache_routes, generate
+from pollux_flows.simulator.gemini import cache_routes, files, generate, uploads
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, row
 
 # By status, what an error says when nobody says more: canonical status, message.
@@ -18,6 +18,7 @@ _ERRORS: Mapping[int, tuple[str, str]] = {
     401: ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
     403: ("PERMISSION_DENIED", "The caller does not have permission"),
     404: ("NOT_FOUND", "Requested entity was not found."),
+    409: ("ALREADY_EXISTS", "Requested entity already exists"),
     413: ("INVALID_ARGUMENT", "Request payload size exceeds the limit: 20971520 bytes."),
     429: ("RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details."),
     500: ("INTERNAL", "An internal error has occurred. Please retry."),
@@ -34,16 +35,18 @@ class Gemini(Provider):
 
     @override
     def operations(self) -> Sequence[Operation]:
-        return (*generate.OPERATIONS, *cache_routes.OPERATIONS)
+        return (*generate.OPERATIONS, *cache_routes.OPERATIONS, *uploads.OPERATIONS, *files.OPERATIONS)
 
     @override
-    def authenticate(self, headers: Mapping[str, str]) -> None:
-        if not headers.get("x-goog-api-key"):
+    def authenticate(self, headers: Mapping[str, str]) -> str:
+        key = headers.get("x-goog-api-key", "")
+        if not key:
             raise Refused(
                 403,
                 "Method doesn't allow unregistered callers (callers without established identity). Please use API Key "
                 "or other form of API consumer identity to call this API.",
             )
+        return key
 
     @override
     def request_id(self, number: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pollux_flows.simulator.gemini import fields, rules
+from pollux_flows.simulator.gemini import attachments, fields, rules
 from pollux_flows.simulator.gemini.caches import Cache, expiry
 from pollux_flows.simulator.gemini.reading import message_tokens
 from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
@@ -17,6 +17,7 @@ def _create(call: Call) -> Reply:
     model = message["model"].removeprefix("models/")
     rules.check_model(model)
     rules.check_contents(message.get("contents") or [])
+    attachments.check(call, message.get("contents") or [])
     if not message.keys() & {"contents", "systemInstruction", "tools"}:
         raise Refused(400, "* CreateCachedContentRequest.cached_content: no content to cache\n")
     now = call.world.clock()
@@ -24,7 +25,7 @@ def _create(call: Call) -> Reply:
         name=f"cachedContents/simulated{call.world.number():08d}",
         model=f"models/{model}",
         display_name=message.get("displayName"),
-        tokens=message_tokens(message),
+        tokens=message_tokens(message, call.files),
         created=now,
         updated=now,
         expires=_expires(message, now),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
+
+from pollux_flows.simulator.timestamps import timestamp
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)s")
 DEFAULT_TTL_S = 3600.0
@@ -70,10 +72,6 @@ class CacheStore:
     def clear(self) -> None:
         with self._lock:
             self._caches.clear()
-
-
-def timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def expiry(message: dict[str, Any], now: float) -> float | None:

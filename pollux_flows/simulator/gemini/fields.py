@@ -227,6 +227,9 @@ GENERATE = record(
     },
 )
 CACHE = record({"model": text}, {**_SHARED, "ttl": text, "expireTime": text, "displayName": text, "name": text})
+CREATE_FILE = record(
+    {}, {"file": record({}, {"name": text, "displayName": text, "mimeType": text, "sizeBytes": _whole})}
+)
 CACHE_UPDATE = record({}, {"ttl": text, "expireTime": text, "name": text})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pollux_flows.simulator import tokens
 from pollux_flows.simulator.answers import Answer, compose
 from pollux_flows.simulator.gemini.reading import cache_of, read
 from pollux_flows.simulator.gemini.signature import sign
@@ -40,6 +41,12 @@ def _candidate(call: Call, answer: Answer, number: int) -> dict[str, Any]:
     if answer.finish == "content_filter":
         # What the filter stopped is not shown.
         del candidate["content"]
+    if call.ask.urls:
+        candidate["urlContextMetadata"] = {
+            "urlMetadata": [
+                {"retrievedUrl": url, "urlRetrievalStatus": "URL_RETRIEVAL_STATUS_SUCCESS"} for url in call.ask.urls
+            ]
+        }
     return candidate
 
 
@@ -62,10 +69,14 @@ def _parts(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
     candidates = 0 if answer.finish == "blocked" else answer.visible_tokens
+    # What a tool read is counted apart from the prompt.
+    looked_up = len(call.ask.urls) * tokens.of_attachment()
     usage = {
         "promptTokenCount": call.ask.input_tokens,
-        "totalTokenCount": call.ask.input_tokens + candidates + answer.reasoning_tokens,
+        "totalTokenCount": call.ask.input_tokens + looked_up + candidates + answer.reasoning_tokens,
     }
+    if looked_up:
+        usage["toolUsePromptTokenCount"] = looked_up
     if candidates:
         usage["candidatesTokenCount"] = candidates
     if answer.reasoning:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pollux_flows.simulator import tokens
 from pollux_flows.simulator.asking import Ask
-from pollux_flows.simulator.gemini import fields, rules
+from pollux_flows.simulator.gemini import attachments, fields, rules
 from pollux_flows.simulator.gemini.caches import Cache
 from pollux_flows.simulator.gemini.dialect import as_json_schema
+from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.wire import Call, Refused
 
 CONTEXT_WINDOW = 1_048_576
+#: So many addresses does the URL context tool look up for one request.
+URLS_LIMIT = 20
+_URL = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;:!?]")
 
 
 def read(call: Call) -> Ask:
@@ -20,6 +25,7 @@ def read(call: Call) -> Ask:
     rules.check_model(model)
     call.body = message = rules.checked(call.body, fields.GENERATE)
     rules.check_generate(model, message)
+    attachments.check(call, message["contents"])
     cache = cache_of(call)
     config = message.get("generationConfig") or {}
     contents = message["contents"]
@@ -27,7 +33,7 @@ def read(call: Call) -> Ask:
     tools = [*(cache.message.get("tools") or [] if cache else []), *(message.get("tools") or [])]
     return Ask(
         prompt=prompt,
-        input_tokens=message_tokens(message) + (cache.tokens if cache else 0),
+        input_tokens=message_tokens(message, call.files) + (cache.tokens if cache else 0),
         context_window=CONTEXT_WINDOW,
         max_tokens=config.get("maxOutputTokens"),
         schema=_schema(config),
@@ -36,6 +42,7 @@ def read(call: Call) -> Ask:
         tool_results=results,
         reasoning=_reasons(config.get("thinkingConfig") or {}),
         stop=tuple(config.get("stopSequences") or ()),
+        urls=_urls(contents) if any("urlContext" in tool for tool in tools) else (),
     )
 
 
@@ -56,12 +63,12 @@ def cache_of(call: Call) -> Cache | None:
     return cache
 
 
-def message_tokens(message: dict[str, Any]) -> int:
+def message_tokens(message: dict[str, Any], files: Mapping[str, StoredFile]) -> int:
     """The tokens of a generateContent request, or of a cache to be."""
     contents = list(message.get("contents") or [])
     if "systemInstruction" in message:
         contents.append(message["systemInstruction"])
-    total = sum(_part_tokens(part) for content in contents for part in content.get("parts") or [])
+    total = sum(_part_tokens(part, files) for content in contents for part in content.get("parts") or [])
     total += sum(tokens.of_json(tool) for tool in message.get("tools") or [])
     schema = _schema(message.get("generationConfig") or {})
     return total + (tokens.of_json(schema) if isinstance(schema, dict) else 0)
@@ -104,13 +111,24 @@ def _last_turn(contents: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
     return (texts[-1] if texts else ""), results
 
 
-def _part_tokens(part: dict[str, Any]) -> int:
+def _urls(contents: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The addresses in the texts of the last turn: what the URL context tool would fetch."""
+    asking = [content for content in contents if content.get("role", "user") != "model"]
+    texts = [part["text"] for content in asking[-1:] for part in content["parts"] if "text" in part]
+    found = dict.fromkeys(match for text in texts for match in _URL.findall(text))
+    if len(found) > URLS_LIMIT:
+        raise Refused(400, f"Number of urls to lookup exceeds the limit ({len(found)} > {URLS_LIMIT}).")
+    return tuple(found)
+
+
+def _part_tokens(part: dict[str, Any], files: Mapping[str, StoredFile]) -> int:
     if "text" in part:
         return tokens.of_text(part["text"])
     if "inlineData" in part:
-        return tokens.of_base64(part["inlineData"]["data"])
+        return tokens.of_base64(part["inlineData"]["data"], part["inlineData"]["mimeType"])
     if "fileData" in part:
-        return tokens.of_attachment()
+        file = files.get(part["fileData"]["fileUri"])
+        return tokens.of_attachment() if file is None else tokens.of_file(file.mime_type, file.size)
     for kind, content in (("functionCall", "args"), ("functionResponse", "response")):
         if kind in part:
             return tokens.of_text(part[kind]["name"]) + tokens.of_json(part[kind].get(content) or {})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from typing import Any
 
@@ -87,27 +85,6 @@ def _check_part(part: dict[str, Any], where: str) -> None:
             400,
             f"* GenerateContentRequest.{where}.data: required oneof field 'data' must have one initialized field\n",
         )
-    if "inlineData" in part:
-        try:
-            base64.b64decode(part["inlineData"]["data"].replace("-", "+").replace("_", "/"), validate=True)
-        except (binascii.Error, ValueError):
-            raise Refused(
-                400, f"Invalid value at '{where}.inline_data.data' (TYPE_BYTES), Base64 decoding failed"
-            ) from None
-    if "fileData" in part:
-        _check_file(part["fileData"]["fileUri"])
-
-
-def _check_file(uri: str) -> None:
-    stored = re.search(r"(?:^|/v1(?:beta)?/)files/([\w-]+)$", uri)
-    if stored:
-        # There is no Files API here yet, so there is no file.
-        raise Refused(
-            403,
-            f"You do not have permission to access the File {stored.group(1)} or it may not exist.",
-        )
-    if not uri.startswith(("https://", "http://", "gs://")):
-        raise Refused(400, f"Invalid or unsupported file uri: {uri}")
 
 
 def _check_thinking(model: str, thinking: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI: the Responses API below `/openai/v1`."""
+"""OpenAI: the Responses and Files APIs below `/openai/v1`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.openai import generate
+from pollux_flows.simulator.openai import files, generate
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
 
 # By status, what an error says when nobody says more: type, code, message.
@@ -32,16 +32,18 @@ class OpenAI(Provider):
 
     @override
     def operations(self) -> Sequence[Operation]:
-        return generate.OPERATIONS
+        return (*generate.OPERATIONS, *files.OPERATIONS)
 
     @override
-    def authenticate(self, headers: Mapping[str, str]) -> None:
-        if not bearer(headers):
+    def authenticate(self, headers: Mapping[str, str]) -> str:
+        key = bearer(headers)
+        if not key:
             raise Refused(
                 401,
                 "You didn't provide an API key. You need to provide your API key in an Authorization header "
                 "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
             )
+        return key
 
     @override
     def request_id(self, number: int) -> str:

@@ -118,7 +118,7 @@ def _message(content: dict[str, Any], number: int, status: str) -> dict[str, Any
 
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
-    seen = call.world.prefixes.meet(f"openai {call.body['model']}", prompt_blocks(call.body), call.world.clock())
+    seen = call.world.prefixes.meet(f"openai {call.body['model']}", prompt_blocks(call), call.world.clock())
     output = answer.reasoning_tokens + answer.visible_tokens
     return {
         "input_tokens": call.ask.input_tokens,

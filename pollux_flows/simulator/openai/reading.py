@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pollux_flows.simulator import tokens
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.openai.rules import check
 from pollux_flows.simulator.prefixes import Block
+from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.wire import Call
 
 #: Shorter prompts are not cached.
@@ -19,7 +21,7 @@ REMEMBERED_S = 600.0
 def read(call: Call) -> Ask:
     previous = check(call)
     body = call.body
-    blocks = prompt_blocks(body)
+    blocks = prompt_blocks(call)
     names = dict(previous.open_calls) if previous else {}
     prompt = ""
     results: list[str] = []
@@ -55,8 +57,9 @@ def input_items(body: dict[str, Any]) -> list[dict[str, Any]]:
     return given or []
 
 
-def prompt_blocks(body: dict[str, Any]) -> list[Block]:
+def prompt_blocks(call: Call) -> list[Block]:
     """The prompt in the order in which the model reads it: tools, schema, instructions, input."""
+    body, files = call.body, call.files
     pieces: list[tuple[Any, int]] = [(tool, tokens.of_json(tool)) for tool in body.get("tools") or []]
     if isinstance(schema := _schema(body), dict):
         pieces.append((schema, tokens.of_json(schema)))
@@ -65,9 +68,9 @@ def prompt_blocks(body: dict[str, Any]) -> list[Block]:
     for item in input_items(body):
         content = item.get("content")
         if isinstance(content, list) and item.get("type", "message") == "message":
-            pieces.extend(([item["role"], part], _part_tokens(part)) for part in content)
+            pieces.extend(([item["role"], part], _part_tokens(part, files)) for part in content)
         else:
-            pieces.append((item, _item_tokens(item)))
+            pieces.append((item, _item_tokens(item, files)))
     blocks, total = [], 0
     for content, count in pieces:
         total += count
@@ -105,7 +108,7 @@ def _last_text(content: Any) -> str:
     return texts[-1] if texts else ""
 
 
-def _item_tokens(item: dict[str, Any]) -> int:
+def _item_tokens(item: dict[str, Any], files: Mapping[str, StoredFile]) -> int:
     match item.get("type", "message"):
         case "message":
             return tokens.of_text(item["content"])
@@ -113,22 +116,27 @@ def _item_tokens(item: dict[str, Any]) -> int:
             return tokens.of_text(item["name"]) + tokens.of_text(item["arguments"])
         case "function_call_output":
             output = item["output"]
-            return tokens.of_text(output) if isinstance(output, str) else sum(map(_part_tokens, output))
+            if isinstance(output, str):
+                return tokens.of_text(output)
+            return sum(_part_tokens(part, files) for part in output)
         case "reasoning":
             return sum(tokens.of_text(part.get("text", "")) for part in item["summary"])
         case _:
             return 0
 
 
-def _part_tokens(part: dict[str, Any]) -> int:
+def _part_tokens(part: dict[str, Any], files: Mapping[str, StoredFile]) -> int:
     match part["type"]:
         case "input_text" | "output_text":
             return tokens.of_text(part["text"])
         case "refusal":
             return tokens.of_text(part["refusal"])
-        case "input_file" if "file_data" in part:
+        case "input_file" | "input_image" if part.get("file_id"):
+            file = files[part["file_id"]]
+            return tokens.of_file(file.mime_type, file.size)
+        case "input_file" if part.get("file_data"):
             return tokens.of_url(part["file_data"])
-        case "input_image" if "image_url" in part:
+        case "input_image" if part.get("image_url"):
             return tokens.of_url(part["image_url"])
         case _:
             return tokens.of_attachment()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pollux_flows.simulator import strict_schema
+from pollux_flows.simulator.openai import attachments
 from pollux_flows.simulator.openai.memory import Remembered
 from pollux_flows.simulator.openai.shapes import REQUEST
 from pollux_flows.simulator.shape import Misfit, Path
@@ -16,8 +17,6 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 _KNOWN_MODELS = re.compile(r"(gpt-|o\d|chatgpt-|codex-|computer-use|ft:)")
 _WITHOUT_SAMPLING = re.compile(r"(gpt-[5-9](?!.*chat)|o\d)")
 _WITHOUT_REASONING = re.compile(r"(gpt-[34]|chatgpt-)")
-_IMAGES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
-_NOT_DOCUMENTS = re.compile(r"(audio|video|image)/|application/(octet-stream|zip|x-)")
 
 _MISNAMED = {
     "max_tokens": "max_output_tokens",
@@ -47,7 +46,7 @@ def check(call: Call) -> Remembered | None:
     _check_model(body)
     _check_schemas(body)
     _check_tool_choice(body)
-    _check_attachments(body.get("input"))
+    attachments.check(call)
     return _check_turns(call)
 
 
@@ -187,71 +186,6 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
             )
         if choice["name"] not in [tool.get("name") for tool in tools]:
             raise Refused(400, f"Tool choice '{choice['name']}' not found in 'tools' parameter.", param="tool_choice")
-
-
-def _check_attachments(given: Any) -> None:
-    """Data URLs of a kind that the model can read; references only to files that exist."""
-    for place, item in enumerate(given if isinstance(given, list) else []):
-        content = item.get("content")
-        for index, part in enumerate(content if isinstance(content, list) else []):
-            at = f"input[{place}].content[{index}]"
-            if part.get("file_id"):
-                # There is no Files API here yet, so there is no file.
-                raise Refused(404, f"No such File object: {part['file_id']}", param=at)
-            if part["type"] == "input_file":
-                _check_file(part, at)
-            elif part["type"] == "input_image":
-                _check_image(part, at)
-
-
-def _check_file(part: dict[str, Any], at: str) -> None:
-    if "file_data" in part:
-        kind = _data_url_type(part["file_data"])
-        if kind is None or _NOT_DOCUMENTS.match(kind):
-            raise Refused(
-                400,
-                f"Invalid '{at}.file_data'. Expected a base64-encoded data URL with an application/pdf MIME type "
-                f"(e.g. 'data:application/pdf;base64,aGVsbG8='), but got unsupported MIME type '{kind}'.",
-                param=f"{at}.file_data",
-                code="invalid_value",
-            )
-        if "filename" not in part:
-            raise Refused(
-                400,
-                f"Missing required parameter: '{at}.filename'.",
-                param=f"{at}.filename",
-                code="missing_required_parameter",
-            )
-    elif "file_url" not in part:
-        raise Refused(400, f"Missing required parameter: '{at}.file_id'.", param=at, code="missing_required_parameter")
-
-
-def _check_image(part: dict[str, Any], at: str) -> None:
-    url = part.get("image_url")
-    if not url:
-        raise Refused(
-            400, f"Missing required parameter: '{at}.image_url'.", param=at, code="missing_required_parameter"
-        )
-    if url.startswith("data:") and _data_url_type(url) not in _IMAGES:
-        raise Refused(
-            400,
-            "You uploaded an unsupported image. Please make sure your image has of one the following formats: "
-            "['png', 'jpeg', 'gif', 'webp'].",
-            param=f"{at}.image_url",
-            code="invalid_image_format",
-        )
-    if not url.startswith(("data:", "http://", "https://")):
-        raise Refused(
-            400,
-            f"Invalid '{at}.image_url'. Expected a valid URL, but got a value with an invalid format.",
-            param=f"{at}.image_url",
-            code="invalid_value",
-        )
-
-
-def _data_url_type(url: str) -> str | None:
-    match = re.match(r"data:([\w.+-]+/[\w.+-]+)[^,]*;base64,", url)
-    return match.group(1) if match else None
 
 
 def _check_turns(call: Call) -> Remembered | None:

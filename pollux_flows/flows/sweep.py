@@ -1,0 +1,74 @@
+"""sweep: delete at the providers what no run has a use for any more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from prefect.client.orchestration import get_client
+
+from pollux_flows import artifacts
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.config import KEY_VARIABLES, Config, from_environment
+from pollux_flows.errors import PolluxError
+from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.pipeline.attach import account_of, delete_due
+from pollux_flows.providers.session import open_session
+from pollux_flows.result import SweepReport, SweptFile
+from pollux_flows.state.ledger import Ledger
+from pollux_flows.state.store import open_store
+
+
+@sync_form("sweep")
+async def sweep() -> SweepReport:
+    """Delete idle files, look for those that a killed run left behind, and try failed deletions again."""
+    return await _sweep()
+
+
+@async_form("sweep")
+async def asweep() -> SweepReport:
+    """The same, to be awaited."""
+    return await _sweep()
+
+
+async def _sweep() -> SweepReport:
+    """With every key that this worker can find: those of saved providers, and those of its environment."""
+    ledger = Ledger(open_store())
+    removed: list[SweptFile] = []
+    unusable: list[str] = []
+    seen: set[tuple[str, str | None, str]] = set()
+    async for name, config in _configs(unusable):
+        account = await account_of(config, ledger)
+        if (config.provider, config.base_url, account) in seen:
+            continue
+        seen.add((config.provider, config.base_url, account))
+        try:
+            async with open_session(config) as session:
+                deleted = await delete_due(session, ledger, account)
+        except PolluxError as error:
+            unusable.append(f"{name}: {error}")
+            continue
+        removed += [SweptFile(provider=config.provider, file_id=file_id) for file_id in deleted]
+    left = [
+        SweptFile(
+            provider=due.key.provider,
+            file_id=due.uploaded.file_id if due.uploaded else f"named {due.marker}",
+            why=due.why or "no key of its account was found here",
+        )
+        for due in await ledger.due()
+    ]
+    report = SweepReport(removed=removed, left=left, unusable=unusable)
+    await artifacts.leave_sweep(report)
+    return report
+
+
+async def _configs(unusable: list[str]) -> AsyncIterator[tuple[str, Config]]:
+    async with get_client() as client:
+        documents = await client.read_block_documents_by_type(PolluxProvider.get_block_type_slug())
+    for name in sorted(document.name for document in documents if document.name):
+        try:
+            yield name, await (await PolluxProvider.named(name)).config()
+        except PolluxError as error:
+            unusable.append(f"{name}: {error}")
+    for provider, variable in KEY_VARIABLES.items():
+        if from_environment(variable):
+            yield variable, Config(provider=provider, model="any")

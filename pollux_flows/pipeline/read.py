@@ -1,0 +1,33 @@
+"""Read: look at each file of a request once, and make sure that the provider takes it, before anything is sent."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from pollux_flows.pipeline.request import Request
+from pollux_flows.providers.content import Content, examine
+from pollux_flows.providers.material import SourcesModule
+from pollux_flows.state.store import open_store
+
+
+async def read_sources(request: Request) -> list[Content | None]:
+    """What is known of each source that is a file; None for the others. The first that cannot be sent is an error."""
+    files = [index for index, source in enumerate(request.sources) if source.source_type == "file"]
+    contents: list[Content | None] = [None] * len(request.sources)
+    if files:
+        examined = await examine([request.sources[index] for index in files], open_store())
+        for index, content in zip(files, examined, strict=True):
+            contents[index] = content
+    delivery = sources_module(request.target.provider).delivery
+    for source, known in zip(request.sources, contents, strict=True):
+        if known is None:
+            delivery(source, source.mime_type, None)
+        else:
+            delivery(source, known.mime_type, known.size_bytes)
+    return contents
+
+
+def sources_module(provider: str) -> SourcesModule:
+    """How this provider takes sources."""
+    return cast(SourcesModule, import_module(f"pollux_flows.providers.{provider}.sources"))

@@ -1,0 +1,45 @@
+"""Files at Anthropic."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from pollux_flows.providers.uploads import FileToSend
+from pollux_flows.state.upload import Uploaded
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+
+# If nobody deletes it, the provider does. Longer than the batch window, so that the last row of a job still finds it.
+KEPT_S: Final = 48 * 3600
+
+
+async def upload(client: AsyncAnthropic, file: FileToSend) -> Uploaded:
+    asked_at = time.time()
+    kept = await client.files.upload(file=(file.name, cast(Any, file.body), file.mime_type), expires_in_seconds=KEPT_S)
+    return Uploaded(file_id=kept.id, expires_at=asked_at + KEPT_S)
+
+
+async def exists(client: AsyncAnthropic, file_id: str) -> bool:
+    from anthropic import NotFoundError
+
+    try:
+        await client.files.retrieve_metadata(file_id)
+    except NotFoundError:
+        return False
+    return True
+
+
+async def delete(client: AsyncAnthropic, file_id: str) -> None:
+    from anthropic import NotFoundError
+
+    try:
+        await client.files.delete(file_id)
+    except NotFoundError:
+        return  # gone is gone, whoever did it
+
+
+async def find(client: AsyncAnthropic, marker: str) -> list[str]:
+    """The files whose name holds `marker`."""
+    return [file.id async for file in client.files.list(limit=1000) if marker in file.filename]

@@ -1,0 +1,72 @@
+"""Files at Gemini."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from pollux_flows.providers.base import UpstreamError
+from pollux_flows.providers.uploads import FileToSend
+from pollux_flows.state.upload import Uploaded
+
+if TYPE_CHECKING:
+    from google.genai import Client, types
+
+# What Google keeps a file for; it cannot be chosen.
+KEPT_S: Final = 48 * 3600
+_POLL_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+# Forbidden is how Gemini says that there is no such file, or that it is somebody else's.
+_GONE: Final = {403, 404}
+
+
+async def upload(client: Client, file: FileToSend) -> Uploaded:
+    """Upload, and wait until Gemini has looked through it: a video takes a while."""
+    from google.genai import types
+
+    asked_at = time.time()
+    config = types.UploadFileConfig(mime_type=file.mime_type, display_name=file.name)
+    kept = await client.aio.files.upload(file=file.body, config=config)
+    kept = await _active(client, kept)
+    expires_at = kept.expiration_time.timestamp() if kept.expiration_time else asked_at + KEPT_S
+    return Uploaded(file_id=kept.name or "", uri=kept.uri, expires_at=expires_at)
+
+
+async def exists(client: Client, file_id: str) -> bool:
+    from google.genai import errors
+
+    try:
+        await client.aio.files.get(name=file_id)
+    except errors.ClientError as error:
+        if error.code in _GONE:
+            return False
+        raise
+    return True
+
+
+async def delete(client: Client, file_id: str) -> None:
+    from google.genai import errors
+
+    try:
+        await client.aio.files.delete(name=file_id)
+    except errors.ClientError as error:
+        if error.code not in _GONE:
+            raise
+
+
+async def find(client: Client, marker: str) -> list[str]:
+    """The files whose name holds `marker`."""
+    listed = await client.aio.files.list(config={"page_size": 100})
+    return [file.name or "" async for file in listed if marker in (file.display_name or "")]
+
+
+async def _active(client: Client, file: types.File) -> types.File:
+    polls = 0
+    while file.state is not None and file.state.value == "PROCESSING":
+        await asyncio.sleep(_POLL_S[min(polls, len(_POLL_S) - 1)])
+        polls += 1
+        file = await client.aio.files.get(name=file.name or "")
+    if file.state is not None and file.state.value == "FAILED":
+        said = (file.error and file.error.message) or "no reason given"
+        raise UpstreamError(400, {"error": {"message": f"the file could not be processed: {said}"}})
+    return file

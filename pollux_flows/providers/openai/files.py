@@ -1,0 +1,47 @@
+"""Files at OpenAI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from pollux_flows.providers.uploads import FileToSend
+from pollux_flows.state.upload import Uploaded
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+# If nobody deletes it, the provider does. Longer than the batch window, so that the last row of a job still finds it.
+KEPT_S: Final = 48 * 3600
+
+
+async def upload(client: AsyncOpenAI, file: FileToSend) -> Uploaded:
+    kept = await client.files.create(
+        file=(file.name, cast(Any, file.body), file.mime_type),
+        purpose="user_data",
+        expires_after={"anchor": "created_at", "seconds": KEPT_S},
+    )
+    return Uploaded(file_id=kept.id, expires_at=(kept.expires_at or kept.created_at + KEPT_S))
+
+
+async def exists(client: AsyncOpenAI, file_id: str) -> bool:
+    from openai import NotFoundError
+
+    try:
+        await client.files.retrieve(file_id)
+    except NotFoundError:
+        return False
+    return True
+
+
+async def delete(client: AsyncOpenAI, file_id: str) -> None:
+    from openai import NotFoundError
+
+    try:
+        await client.files.delete(file_id)
+    except NotFoundError:
+        return  # gone is gone, whoever did it
+
+
+async def find(client: AsyncOpenAI, marker: str) -> list[str]:
+    """The files whose name holds `marker`."""
+    return [file.id async for file in client.files.list(purpose="user_data") if marker in file.filename]

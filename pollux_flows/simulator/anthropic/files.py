@@ -1,0 +1,170 @@
+"""Anthropic's files: `POST /v1/files` and what can be done with one afterwards."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pollux_flows.simulator.anthropic.rules import check_version
+from pollux_flows.simulator.forms import Form, read_form
+from pollux_flows.simulator.media import guessed_type
+from pollux_flows.simulator.stored_files import StoredFile
+from pollux_flows.simulator.timestamps import timestamp
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+LIMIT_BYTES = 500 * 1024 * 1024
+LIST_LIMIT = 1000
+_IDS_LIMIT = 100
+_LASTS_S = (3600, 7_776_000)
+_FILENAME = re.compile(r'[^<>:"|?*\\/\x00-\x1f]{1,255}')
+
+
+async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
+    # Nothing that was uploaded can be downloaded, so nothing large need be kept.
+    form = await read_form(call, incoming, lambda _: False)
+    return form.described()
+
+
+def _create(call: Call) -> Reply:
+    check_version(call)
+    form = call.upload or Form()
+    if not form.has_file:
+        raise Refused(400, "file: Field required")
+    if unknown := sorted(form.fields.keys() - {"expires_in_seconds"}):
+        raise Refused(400, f"{unknown[0]}: Extra inputs are not permitted")
+    now = call.world.clock()
+    expires_at = _expiry(form.fields.get("expires_in_seconds"), now)
+    if form.spool.size == 0:
+        raise Refused(400, "file: File must not be empty")
+    if form.spool.size > LIMIT_BYTES:
+        raise Refused(413, f"File too large: {form.spool.size} bytes, and the maximum is {LIMIT_BYTES}")
+    mime_type = form.content_type or guessed_type(form.filename or "")
+    file = StoredFile(
+        provider="anthropic",
+        id=f"file_{call.world.number():08d}{form.spool.sha256[:8]}",
+        account=call.account,
+        filename=_filename(form.filename or "", mime_type),
+        mime_type=mime_type,
+        size=form.spool.size,
+        sha256=form.spool.sha256,
+        created_at=now,
+        expires_at=expires_at,
+        spool=form.spool,
+    )
+    call.world.file_store.add(file)
+    call.stored = file.id
+    return Reply(as_json(file))
+
+
+def _filename(given: str, mime_type: str) -> str:
+    """The last component of what the client sent."""
+    name = re.split(r"[/\\]", given)[-1]
+    if not name:
+        return f"unnamed{mimetypes.guess_extension(mime_type) or ''}"
+    if not _FILENAME.fullmatch(name):
+        raise Refused(
+            400, "Invalid filename: must be between 1 and 255 characters without forbidden characters or control codes"
+        )
+    return name
+
+
+def _expiry(asked: str | None, now: float) -> float | None:
+    if asked is None:
+        return None
+    if not re.fullmatch(r"\d{1,12}", asked, re.ASCII):
+        raise Refused(400, "expires_in_seconds: Input should be a valid integer")
+    least, most = _LASTS_S
+    if int(asked) < least:
+        raise Refused(400, f"expires_in_seconds: Input should be greater than or equal to {least}")
+    if int(asked) > most:
+        raise Refused(400, f"expires_in_seconds: Input should be less than or equal to {most}")
+    return now + int(asked)
+
+
+def as_json(file: StoredFile) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "type": "file",
+        "filename": file.filename,
+        "mime_type": file.mime_type,
+        "size_bytes": file.size,
+        "created_at": timestamp(file.created_at),
+        "expires_at": None if file.expires_at is None else timestamp(file.expires_at),
+        "downloadable": False,
+    }
+
+
+def _list(call: Call) -> Reply:
+    """The newest first, page by page; or those that are asked for by id."""
+    check_version(call)
+    files = call.world.file_store.owned("anthropic", call.account)[::-1]
+    ids = {value for name, value in call.query_pairs if name in ("ids", "ids[]")}
+    if ids:
+        if call.query.keys() & {"page", "limit"}:
+            raise Refused(400, "ids: Cannot be combined with `page` or `limit`")
+        if len(ids) > _IDS_LIMIT:
+            raise Refused(400, f"ids: List should have at most {_IDS_LIMIT} items after validation, not {len(ids)}")
+        return Reply({"data": [as_json(file) for file in files if file.id in ids], "next_page": None})
+    limit = _limit(call.query.get("limit", "20"))
+    start = _after(files, call.query.get("page"))
+    page = files[start : start + limit]
+    more = start + limit < len(files)
+    return Reply(
+        {"data": [as_json(file) for file in page], "next_page": f"page_{page[-1].id}" if more and page else None}
+    )
+
+
+def _limit(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise Refused(400, "limit: Input should be a valid integer, unable to parse string as an integer")
+    if not 1 <= int(text) <= LIST_LIMIT:
+        raise Refused(400, f"limit: Input should be between 1 and {LIST_LIMIT}")
+    return int(text)
+
+
+def _after(files: list[StoredFile], cursor: str | None) -> int:
+    """Where the page behind the cursor begins."""
+    if not cursor:
+        return 0
+    for place, file in enumerate(files):
+        if cursor == f"page_{file.id}":
+            return place + 1
+    raise Refused(400, "page: Invalid page cursor")
+
+
+def _get(call: Call) -> Reply:
+    check_version(call)
+    return Reply(as_json(find(call, call.params["id"])))
+
+
+def _delete(call: Call) -> Reply:
+    check_version(call)
+    file = find(call, call.params["id"])
+    call.world.file_store.delete(file)
+    return Reply({"id": file.id, "type": "file_deleted"})
+
+
+def _content(call: Call) -> Reply:
+    check_version(call)
+    file = find(call, call.params["id"])
+    raise Refused(400, f"File is not downloadable: {file.id}", code="file_not_downloadable")
+
+
+def find(call: Call, file_id: str) -> StoredFile:
+    file = call.world.file_store.remembered("anthropic", file_id, call.account)
+    if file is not None and file.state == "expired":
+        raise Refused(404, f"File has expired: {file_id}", code="file_expired")
+    if file is None or not file.is_there:
+        raise Refused(404, f"File not found: {file_id}")
+    return file
+
+
+OPERATIONS = (
+    Operation("file.create", "POST", "/v1/files", _create, receive=_receive),
+    Operation("file.list", "GET", "/v1/files", _list),
+    Operation("file.get", "GET", "/v1/files/{id}", _get),
+    Operation("file.delete", "DELETE", "/v1/files/{id}", _delete),
+    Operation("file.content", "GET", "/v1/files/{id}/content", _content),
+)

@@ -1,0 +1,80 @@
+"""What a chat completions request to OpenRouter may carry besides text. There are no stored files there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pollux_flows.simulator.chat import reading
+from pollux_flows.simulator.media import IMAGES, data_url_type, is_base64, is_web_url
+from pollux_flows.simulator.wire import Refused
+
+_INPUT_OF_PART = {"image_url": "image", "input_audio": "audio", "video_url": "video"}
+
+
+def check(body: dict[str, Any], model: Mapping[str, Any]) -> None:
+    """Refuse what the model cannot read, and bytes that are none."""
+    for part in reading.parts(body):
+        needed = _INPUT_OF_PART.get(part["type"])
+        if needed and needed not in _inputs(model):
+            raise Refused(404, f"No endpoints found that support {needed} input")
+        match part["type"]:
+            case "image_url":
+                _check_url(part["image_url"]["url"], "image_url.url", IMAGES)
+            case "video_url":
+                _check_url(part["video_url"]["url"], "video_url.url")
+            case "input_audio" if not is_base64(part["input_audio"]["data"]):
+                raise Refused(400, "input_audio.data: Invalid base64 data")
+            case "file":
+                # Files pass at any model: where it does not read them, OpenRouter parses them first.
+                _check_file(body, part["file"], model)
+
+
+def parsed_files(body: dict[str, Any], model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was parsed for the model, to be sent again instead of being parsed again."""
+    if _engine(body, model) == "native":
+        return []
+    return [
+        {
+            "type": "file",
+            "file": {
+                "hash": f"simulated-{place:08d}",
+                "name": part["file"].get("filename", ""),
+                "content": [{"type": "text", "text": f"Simulated text of {part['file'].get('filename', 'a file')}"}],
+            },
+        }
+        for place, part in enumerate(reading.parts(body))
+        if part["type"] == "file"
+    ]
+
+
+def _check_url(url: str, at: str, types: frozenset[str] = frozenset()) -> None:
+    if url.startswith("data:"):
+        kind = data_url_type(url)
+        if kind is None or not is_base64(url.partition(",")[2]):
+            raise Refused(400, f"{at}: Invalid data URL")
+        if types and kind not in types:
+            raise Refused(400, f"{at}: Unsupported type: {kind}. Supported types are: {', '.join(sorted(types))}")
+    elif not is_web_url(url):
+        raise Refused(400, f"{at}: Invalid URL")
+
+
+def _check_file(body: dict[str, Any], file: dict[str, Any], model: Mapping[str, Any]) -> None:
+    data = file.get("file_data")
+    if not data:
+        raise Refused(400, "file.file_data: Required: a data URL or the address of a PDF")
+    _check_url(data, "file.file_data", frozenset({"application/pdf"}))
+    if _engine(body, model) == "native" and "file" not in _inputs(model):
+        raise Refused(404, "No endpoints found that support file input")
+
+
+def _engine(body: dict[str, Any], model: Mapping[str, Any]) -> str:
+    """Who reads a PDF: the engine that a plugin names, else the model, else the default engine (which costs)."""
+    for plugin in body.get("plugins") or []:
+        if plugin["id"] == "file-parser" and (plugin.get("pdf") or {}).get("engine"):
+            return str(plugin["pdf"]["engine"])
+    return "native" if "file" in _inputs(model) else "mistral-ocr"
+
+
+def _inputs(model: Mapping[str, Any]) -> list[str]:
+    return list(model.get("architecture", {}).get("input_modalities", []))

@@ -1,0 +1,65 @@
+"""An uploaded form: its fields, and the one file that it brings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pollux_flows.simulator.multipart import BadMultipart, boundary_of, read_parts
+from pollux_flows.simulator.spool import Spool
+from pollux_flows.simulator.wire import Call, Refused
+
+_FIELD_LIMIT = 64 * 1024
+
+
+@dataclass
+class Form:
+    fields: dict[str, str] = field(default_factory=dict)
+    #: The file's name as the client sent it; None when the form brings no file.
+    filename: str | None = None
+    content_type: str | None = None
+    spool: Spool = field(default_factory=Spool)
+
+    @property
+    def has_file(self) -> bool:
+        return self.filename is not None
+
+    def extend(self, name: str, piece: bytes) -> None:
+        text = self.fields.get(name, "") + piece.decode("utf-8", "replace")
+        if len(text) > _FIELD_LIMIT:
+            raise BadMultipart(f"the field {name!r} is too long")
+        self.fields[name] = text
+
+    def described(self) -> dict[str, Any]:
+        """The form for the log: everything but the bytes."""
+        if not self.has_file:
+            return dict(self.fields)
+        file = {
+            "filename": self.filename,
+            "mime_type": self.content_type,
+            "size": self.spool.size,
+            "sha256": self.spool.sha256,
+        }
+        return {**self.fields, "file": file}
+
+
+async def read_form(call: Call, incoming: AsyncIterator[bytes], keeps_whole: Callable[[dict[str, str]], bool]) -> Form:
+    """Read a form with a file in its field `file`.
+
+    `keeps_whole` says, from the fields that came before the file, whether all its bytes will be needed again.
+    """
+    form = call.upload = Form()
+    try:
+        async for part, piece in read_parts(incoming, boundary_of(call.headers.get("content-type", ""))):
+            if part.name != "file" or part.filename is None:
+                form.extend(part.name, piece)
+                continue
+            if not form.has_file:
+                form.filename, form.content_type = part.filename, part.content_type
+                if not keeps_whole(form.fields):
+                    form.spool.keep_little()
+            form.spool.write(piece)
+    except BadMultipart as problem:
+        raise Refused(400, f"Could not parse multipart form: {problem}") from None
+    return form

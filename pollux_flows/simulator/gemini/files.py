@@ -1,0 +1,99 @@
+"""Gemini's files: found, listed and deleted. How they get there is in `uploads.py`."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+from pollux_flows.simulator.stored_files import StoredFile
+from pollux_flows.simulator.timestamps import timestamp
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+#: Where the files live, whichever address their API was reached at.
+ORIGIN = "https://generativelanguage.googleapis.com"
+LIST_LIMIT = 100
+_PATH = "/{version:apiversion}/files"
+_STATES = {"processing": "PROCESSING", "active": "ACTIVE", "failed": "FAILED"}
+#: What a job made may be downloaded; what was uploaded may not.
+_GENERATED = "batch_output"
+
+
+def as_json(file: StoredFile, version: str) -> dict[str, Any]:
+    state = file.state
+    body: dict[str, Any] = {
+        "name": file.id,
+        "mimeType": file.mime_type,
+        "sizeBytes": str(file.size),
+        "createTime": timestamp(file.created_at),
+        "updateTime": timestamp(file.created_at),
+        "sha256Hash": base64.b64encode(bytes.fromhex(file.sha256)).decode(),
+        "uri": f"{ORIGIN}/{version}/{file.id}",
+        "state": _STATES.get(state, "STATE_UNSPECIFIED"),
+        "source": "GENERATED" if file.purpose == _GENERATED else "UPLOADED",
+    }
+    if file.filename:
+        body["displayName"] = file.filename
+    if file.expires_at is not None:
+        body["expirationTime"] = timestamp(file.expires_at)
+    if file.purpose == _GENERATED:
+        body["downloadUri"] = f"{body['uri']}:download?alt=media"
+    if state == "failed":
+        body["error"] = {"code": 13, "message": "The file could not be processed."}
+    return body
+
+
+def find(call: Call, file_id: str) -> StoredFile:
+    """A file of that account. Of any other Gemini does not say whether it exists."""
+    file = call.world.file_store.find("gemini", file_id, call.account)
+    if file is None:
+        raise Refused(
+            403,
+            f"You do not have permission to access the File {file_id.removeprefix('files/')} or it may not exist.",
+        )
+    return file
+
+
+def name_taken(name: str) -> Refused:
+    return Refused(409, f"File {name} already exists.")
+
+
+def _list(call: Call) -> Reply:
+    files = call.world.file_store.owned("gemini", call.account)[::-1]
+    size, start = call.query.get("pageSize", "10"), call.query.get("pageToken", "0")
+    if not (re.fullmatch(r"\d{1,9}", size, re.ASCII) and re.fullmatch(r"\d{1,9}", start, re.ASCII)):
+        raise Refused(400, "Invalid page token or page size.")
+    if int(size) > LIST_LIMIT:
+        raise Refused(400, f"* ListFilesRequest.page_size: page_size must be at most {LIST_LIMIT}\n")
+    # None asked for means as many as the service likes.
+    end = int(start) + (int(size) or 10)
+    body: dict[str, Any] = {}
+    if page := files[int(start) : end]:
+        body["files"] = [as_json(file, call.params["version"]) for file in page]
+    if end < len(files):
+        body["nextPageToken"] = str(end)
+    return Reply(body)
+
+
+def _get(call: Call) -> Reply:
+    return Reply(as_json(find(call, f"files/{call.params['id']}"), call.params["version"]))
+
+
+def _delete(call: Call) -> Reply:
+    call.world.file_store.delete(find(call, f"files/{call.params['id']}"))
+    return Reply({})
+
+
+def _content(call: Call) -> Reply:
+    file = find(call, f"files/{call.params['id']}")
+    if file.purpose != _GENERATED:
+        raise Refused(400, "Only generated files can be downloaded.", kind="FAILED_PRECONDITION")
+    return Reply(file.content(), headers={"content-type": "application/octet-stream"})
+
+
+OPERATIONS = (
+    Operation("file.content", "GET", _PATH + "/{id}:download", _content),
+    Operation("file.list", "GET", _PATH, _list),
+    Operation("file.get", "GET", _PATH + "/{id}", _get),
+    Operation("file.delete", "DELETE", _PATH + "/{id}", _delete),
+)

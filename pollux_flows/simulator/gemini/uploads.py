@@ -1,0 +1,217 @@
+"""Gemini's resumable uploads: an address is asked for, and chunks are sent there until the last."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from pollux_flows.simulator.gemini import fields, rules
+from pollux_flows.simulator.gemini.files import as_json, name_taken
+from pollux_flows.simulator.gemini.sessions import Session
+from pollux_flows.simulator.stored_files import NameTaken, StoredFile
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+LIMIT_BYTES = 2 * 1024 * 1024 * 1024
+#: All chunks but the last are multiples of this.
+GRANULARITY = 8 * 1024 * 1024
+LASTS_S = 48 * 3600
+_NAME = re.compile(r"files/[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+_MIME_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:\s*;.*)?")
+_DISPLAY_NAME_CHARS = 512
+_PATH = "/upload/{version:apiversion}/files"
+
+
+def _start(call: Call) -> Reply:
+    headers = call.headers
+    if headers.get("x-goog-upload-protocol") != "resumable" or headers.get("x-goog-upload-command") != "start":
+        raise Refused(400, "The simulator takes resumable uploads only: X-Goog-Upload-Protocol: resumable and "
+                           "X-Goog-Upload-Command: start")  # fmt: skip
+    file = rules.checked({} if call.body is None else call.body, fields.CREATE_FILE).get("file") or {}
+    size = _size(headers, file)
+    name = file.get("name") or None
+    if name is not None:
+        _check_name(call, name)
+    if len(file.get("displayName", "")) > _DISPLAY_NAME_CHARS:
+        raise Refused(400, "* CreateFileRequest.file.display_name: display_name must be at most 512 characters\n")
+    session = Session(
+        id=f"simulated-upload-{call.world.number():08d}",
+        account=call.account,
+        version=call.params["version"],
+        name=name,
+        display_name=file.get("displayName", ""),
+        mime_type=_mime_type(headers, file),
+        size=size,
+        fails=_fails(call),
+    )
+    if not _is_job_input(session.mime_type):
+        session.spool.keep_little()
+    call.world.gemini_uploads.begin(session)
+    url = f"{call.origin}/gemini/upload/{session.version}/files?upload_id={session.id}&upload_protocol=resumable"
+    return Reply(
+        {},
+        headers={
+            "x-goog-upload-url": url,
+            "x-goog-upload-control-url": url,
+            "x-goog-upload-status": "active",
+            "x-goog-upload-chunk-granularity": str(GRANULARITY),
+        },
+    )
+
+
+def _size(headers: Mapping[str, str], file: Mapping[str, Any]) -> int:
+    announced = headers.get("x-goog-upload-header-content-length", "")
+    if not re.fullmatch(r"\d{1,15}", announced, re.ASCII):
+        raise Refused(400, "Invalid or missing X-Goog-Upload-Header-Content-Length")
+    size = int(announced)
+    if str(file.get("sizeBytes", announced)) != str(size):
+        raise Refused(400, "file.size_bytes and X-Goog-Upload-Header-Content-Length differ")
+    if size == 0:
+        raise Refused(400, "Upload size must be greater than zero")
+    if size > LIMIT_BYTES:
+        raise Refused(400, f"Media larger than {LIMIT_BYTES} bytes is not supported: {size} bytes")
+    return size
+
+
+def _mime_type(headers: Mapping[str, str], file: Mapping[str, Any]) -> str:
+    announced = headers.get("x-goog-upload-header-content-type", "")
+    mime_type = str(file.get("mimeType") or announced)
+    if announced and mime_type != announced:
+        raise Refused(400, "file.mime_type and X-Goog-Upload-Header-Content-Type differ")
+    # Batch input is sent as plain `jsonl`, which is no MIME type, and taken.
+    if mime_type != "jsonl" and not _MIME_TYPE.fullmatch(mime_type):
+        raise Refused(400, f"* CreateFileRequest.file.mime_type: Invalid MIME type: '{mime_type}'\n")
+    return mime_type
+
+
+def _is_job_input(mime_type: str) -> bool:
+    """Does a batch read it line by line, so that all of it must be kept?"""
+    return re.search(r"jsonl|ndjson|json-?lines", mime_type) is not None
+
+
+def _check_name(call: Call, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise Refused(
+            400,
+            "* CreateFileRequest.file.name: Name may only contain lowercase alphanumeric characters or dashes (-), "
+            "cannot begin or end with a dash, and has up to 40 characters after 'files/'.\n",
+        )
+    # Names are in one address space, whoever owns the files.
+    if any(file.id == name and file.provider == "gemini" and file.is_there for file in call.world.files):
+        raise name_taken(name)
+
+
+async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
+    session = _session(call)
+    command = call.headers.get("x-goog-upload-command", "")
+    if "upload" in command:
+        session.spool.rewind(session.arrived)
+        async for piece in incoming:
+            if session.spool.size <= session.size:
+                session.spool.write(piece)
+    # Whether this chunk counts is seen later; by then a client that lost patience may have sent it again.
+    call.received = session.spool.mark()
+    return {
+        "upload_id": session.id,
+        "command": command,
+        "offset": call.headers.get("x-goog-upload-offset", ""),
+        "name": session.name,
+        "filename": session.display_name,
+        "mime_type": session.mime_type,
+        "size": call.received.size - session.arrived.size,
+    }
+
+
+def _session(call: Call) -> Session:
+    session = call.world.gemini_uploads.get(call.query["upload_id"])
+    if session is None:
+        raise Refused(404, "Upload has already been terminated, or was never begun.")
+    return session
+
+
+def _chunk(call: Call) -> Reply:
+    session = _session(call)
+    commands = {word.strip() for word in call.headers.get("x-goog-upload-command", "").split(",")}
+    match sorted(commands):
+        case ["query"]:
+            received = {"x-goog-upload-status": "active", "x-goog-upload-size-received": str(session.arrived.size)}
+            return Reply(b"", headers=received)
+        case ["cancel"]:
+            call.world.gemini_uploads.end(session)
+            session.spool.close()
+            return Reply(b"", headers={"x-goog-upload-status": "cancelled"})
+        case ["finalize"] | ["upload"] | ["finalize", "upload"]:
+            pass
+        case _:
+            raise Refused(400, "Invalid X-Goog-Upload-Command: expected upload, finalize, query or cancel")
+    arrived = session.arrived
+    if "upload" in commands and call.received is not None:
+        arrived = call.received
+        _check_chunk(call, session, arrived.size, is_last="finalize" in commands)
+    if "finalize" in commands and arrived.size != session.size:
+        raise Refused(400, f"Upload was finalized after {arrived.size} bytes, but {session.size} were announced.")
+    session.arrived = arrived
+    session.fails |= _fails(call)
+    if "finalize" not in commands:
+        return Reply(b"", headers={"x-goog-upload-status": "active"})
+    file = _store(call, session)
+    return Reply({"file": as_json(file, session.version)}, headers={"x-goog-upload-status": "final"})
+
+
+def _check_chunk(call: Call, session: Session, end: int, *, is_last: bool) -> None:
+    offset, length = call.headers.get("x-goog-upload-offset", ""), end - session.arrived.size
+    if offset != str(session.arrived.size):
+        raise Refused(
+            400, f"X-Goog-Upload-Offset is '{offset}', but {session.arrived.size} bytes have been received so far."
+        )
+    if end > session.size:
+        raise Refused(400, f"More bytes were sent than the {session.size} that were announced.")
+    if not is_last and length % GRANULARITY:
+        raise Refused(400, f"A chunk of {length} bytes that is not the last must be a multiple of {GRANULARITY} bytes.")
+
+
+def _store(call: Call, session: Session) -> StoredFile:
+    world = call.world
+    now = world.clock()
+    file = StoredFile(
+        provider="gemini",
+        id=session.name or f"files/simulated{world.number():08d}{session.arrived.sha256[:8]}",
+        account=session.account,
+        filename=session.display_name,
+        mime_type=session.mime_type,
+        size=session.arrived.size,
+        sha256=session.arrived.sha256,
+        created_at=now,
+        expires_at=now + LASTS_S,
+        ready_at=now + world.processing_s,
+        fails=session.fails,
+        spool=session.spool,
+    )
+    world.gemini_uploads.end(session)
+    try:
+        world.file_store.add(file)
+    except NameTaken:
+        session.spool.close()
+        raise name_taken(file.id) from None
+    call.stored = file.id
+    return file
+
+
+def _fails(call: Call) -> bool:
+    return call.fault is not None and call.fault.kind == "processing_failed"
+
+
+OPERATIONS = (
+    Operation(
+        "file.upload_chunk",
+        "POST",
+        _PATH,
+        _chunk,
+        receive=_receive,
+        parameter="upload_id",
+        needs_key=False,
+        # An answer without it makes the SDK sleep and send the chunk again, whatever the status.
+        headers={"x-goog-upload-status": "final"},
+    ),
+    Operation("file.create", "POST", _PATH, _start),
+)

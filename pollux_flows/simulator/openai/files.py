@@ -1,0 +1,174 @@
+"""OpenAI's files: `POST /files` and what can be done with one afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pollux_flows.simulator.forms import Form, read_form
+from pollux_flows.simulator.media import extension, guessed_type
+from pollux_flows.simulator.openai.rules import in_words
+from pollux_flows.simulator.shape import Misfit, Path, anything, integer, one_of, record
+from pollux_flows.simulator.stored_files import StoredFile
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+LIMIT_BYTES = 512 * 1024 * 1024
+BATCH_LIMIT_BYTES = 200 * 1024 * 1024
+LIST_LIMIT = 10_000
+_BATCH_LASTS_S = 30 * 86_400
+#: What its owner may download again: what is meant for, or comes from, a job. The rest can only be used.
+_DOWNLOADABLE = frozenset({"batch", "batch_output", "fine-tune", "fine-tune-results", "evals"})
+
+
+def _seconds(value: Any, path: Path) -> None:
+    integer(3600, 2_592_000)(int(value) if value.isascii() and value.isdigit() else value, path)
+
+
+_FORM = record(
+    {"file": anything, "purpose": one_of("assistants", "batch", "fine-tune", "vision", "user_data", "evals")},
+    {"expires_after": record({"anchor": one_of("created_at"), "seconds": _seconds})},
+)
+
+
+async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
+    form = await read_form(call, incoming, lambda fields: fields.get("purpose", "batch") in _DOWNLOADABLE)
+    return form.described()
+
+
+def _create(call: Call) -> Reply:
+    form = call.upload or Form()
+    _check(form)
+    purpose = form.fields["purpose"]
+    if purpose not in _DOWNLOADABLE:
+        form.spool.keep_little()
+    now = call.world.clock()
+    lasts = form.fields.get("expires_after[seconds]", _BATCH_LASTS_S if purpose == "batch" else None)
+    filename = form.filename or ""
+    file = StoredFile(
+        provider="openai",
+        id=f"file-{call.world.number():08d}{form.spool.sha256[:8]}",
+        account=call.account,
+        filename=filename,
+        mime_type=form.content_type or guessed_type(filename),
+        size=form.spool.size,
+        sha256=form.spool.sha256,
+        created_at=now,
+        purpose=purpose,
+        expires_at=None if lasts is None else now + int(lasts),
+        spool=form.spool,
+    )
+    call.world.file_store.add(file)
+    call.stored = file.id
+    return Reply(as_json(file))
+
+
+def _check(form: Form) -> None:
+    fields: dict[str, Any] = {}
+    for name, value in form.fields.items():
+        outer, bracket, inner = name.partition("[")
+        if not bracket:
+            fields[name] = value
+            continue
+        if not isinstance(fields.get(outer), dict):
+            fields[outer] = {}
+        fields[outer][inner.removesuffix("]")] = value
+    # A field of that name is no file.
+    fields.pop("file", None)
+    if form.has_file:
+        fields["file"] = form.filename
+    try:
+        _FORM(fields, ())
+    except Misfit as misfit:
+        raise in_words(misfit) from None
+    purpose, size = fields["purpose"], form.spool.size
+    limit = BATCH_LIMIT_BYTES if purpose == "batch" else LIMIT_BYTES
+    if size > limit:
+        raise Refused(413, f"Maximum content size limit ({limit}) exceeded ({size} bytes read)", param="file")
+    if size == 0:
+        raise Refused(400, "File is empty. Please try again with a different file.", param="file")
+    if purpose == "batch" and extension(form.filename or "") != ".jsonl":
+        raise Refused(400, "Invalid file format for Batch API. Must be .jsonl", param="file")
+
+
+def as_json(file: StoredFile) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": int(file.created_at),
+        "expires_at": None if file.expires_at is None else int(file.expires_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def _list(call: Call) -> Reply:
+    """The newest first, unless `order` says otherwise; `after` is the last id of the page before."""
+    files = call.world.file_store.owned("openai", call.account)
+    order = call.query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise in_words(Misfit(("order",), "value", "'asc' and 'desc'", order))
+    if order == "desc":
+        files.reverse()
+    if "purpose" in call.query:
+        files = [file for file in files if file.purpose == call.query["purpose"]]
+    if after := call.query.get("after"):
+        ids = [file.id for file in files]
+        if after not in ids:
+            raise Refused(404, f"No such File object: {after}", param="after")
+        files = files[ids.index(after) + 1 :]
+    limit = _limit(call.query.get("limit", str(LIST_LIMIT)))
+    page = files[:limit]
+    return Reply(
+        {
+            "object": "list",
+            "data": [as_json(file) for file in page],
+            "has_more": len(files) > limit,
+            "first_id": page[0].id if page else None,
+            "last_id": page[-1].id if page else None,
+        }
+    )
+
+
+def _limit(text: str) -> int:
+    limit: Any = int(text) if text.isascii() and text.isdigit() else text
+    try:
+        integer(1, LIST_LIMIT)(limit, ("limit",))
+    except Misfit as misfit:
+        raise in_words(misfit) from None
+    return int(limit)
+
+
+def _get(call: Call) -> Reply:
+    return Reply(as_json(_find(call)))
+
+
+def _delete(call: Call) -> Reply:
+    file = _find(call)
+    call.world.file_store.delete(file)
+    return Reply({"id": file.id, "object": "file", "deleted": True})
+
+
+def _content(call: Call) -> Reply:
+    file = _find(call)
+    if file.purpose not in _DOWNLOADABLE:
+        raise Refused(400, f"Not allowed to download files of purpose: {file.purpose}")
+    return Reply(file.content(), headers={"content-type": "application/octet-stream"})
+
+
+def _find(call: Call) -> StoredFile:
+    file = call.world.file_store.find("openai", call.params["id"], call.account)
+    if file is None:
+        raise Refused(404, f"No such File object: {call.params['id']}", param="id")
+    return file
+
+
+OPERATIONS = (
+    Operation("file.create", "POST", "/files", _create, receive=_receive),
+    Operation("file.list", "GET", "/files", _list),
+    Operation("file.get", "GET", "/files/{id}", _get),
+    Operation("file.delete", "DELETE", "/files/{id}", _delete),
+    Operation("file.content", "GET", "/files/{id}/content", _content),
+)

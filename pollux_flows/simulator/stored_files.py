@@ -1,0 +1,161 @@
+"""The files that were uploaded to the providers of one world."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pollux_flows.simulator.spool import Spool
+
+State = Literal["processing", "active", "failed", "expired", "deleted"]
+
+#: A world in a worker lives as long as the worker: of files that are gone only the last ones are remembered.
+KEEP_GONE = 10_000
+
+
+class NameTaken(Exception):  # noqa: N818 (a provider puts it into its own words)
+    """A file of that id is there already."""
+
+
+@dataclass(eq=False)
+class StoredFile:
+    """One upload that arrived: also after it has expired or was deleted."""
+
+    provider: str
+    #: What the provider's SDK calls it by: `file-…`, `file_…`, `files/…`. Part of it comes from the content, so
+    #: that an id from before a reset is never that of another file.
+    id: str
+    #: Whose it is: a hash of the API key that it came with.
+    account: str = field(repr=False)
+    #: As the client named it; for Gemini the display name.
+    filename: str
+    mime_type: str
+    size: int
+    #: Of the bytes that arrived, in hex.
+    sha256: str
+    created_at: float
+    purpose: str | None = None
+    expires_at: float | None = None
+    deleted_at: float | None = None
+    #: When it has been processed.
+    ready_at: float = 0.0
+    #: Does its processing end in failure?
+    fails: bool = False
+    spool: Spool | None = field(default=None, repr=False)
+    clock: Callable[[], float] = field(default=lambda: 0.0, repr=False)
+
+    @property
+    def state(self) -> State:
+        """What it is now, by the clock of its world."""
+        now = self.clock()
+        if self.deleted_at is not None:
+            return "deleted"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        if now < self.ready_at:
+            return "processing"
+        return "failed" if self.fails else "active"
+
+    @property
+    def is_there(self) -> bool:
+        """Can its provider still find it?"""
+        return self.state not in ("deleted", "expired")
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, as far as they were kept: all of a small file, and of one that is meant to be read again."""
+        if self.spool is None:
+            raise LookupError("this file is gone, and its content with it")
+        return self.spool.chunks()
+
+    def content(self) -> bytes:
+        return b"".join(self.chunks())
+
+    def release(self) -> None:
+        if self.spool is not None:
+            self.spool.close()
+            self.spool = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What can be told about it in another process."""
+        names = (
+            "provider", "id", "filename", "mime_type", "size", "sha256", "purpose",
+            "created_at", "expires_at", "deleted_at", "state",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+class FileStore:
+    """All files of one world, whichever provider has them."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        #: By provider and id. A name whose file is gone may be given again.
+        self._current: dict[tuple[str, str], StoredFile] = {}
+        self._gone: deque[StoredFile] = deque(maxlen=KEEP_GONE)
+        self._arrivals = 0
+        self._order: dict[StoredFile, int] = {}
+        self._sweep_at = KEEP_GONE
+
+    def add(self, file: StoredFile) -> None:
+        file.clock = self._clock
+        key = (file.provider, file.id)
+        with self._lock:
+            before = self._current.get(key)
+            if before is not None:
+                if before.is_there:
+                    raise NameTaken(file.id)
+                self._bury(before)
+            self._current[key] = file
+            self._arrivals += 1
+            self._order[file] = self._arrivals
+            if len(self._current) > self._sweep_at:
+                self._sweep()
+
+    def find(self, provider: str, file_id: str, account: str) -> StoredFile | None:
+        """The file of that account, as long as it is there."""
+        file = self.remembered(provider, file_id, account)
+        return file if file is not None and file.is_there else None
+
+    def remembered(self, provider: str, file_id: str, account: str) -> StoredFile | None:
+        """The file of that account, also when it has expired or was deleted."""
+        with self._lock:
+            file = self._current.get((provider, file_id))
+        return file if file is not None and file.account == account else None
+
+    def owned(self, provider: str, account: str) -> list[StoredFile]:
+        """What that account has there, oldest first."""
+        return [file for file in self.all() if (file.provider, file.account) == (provider, account) and file.is_there]
+
+    def delete(self, file: StoredFile) -> None:
+        with self._lock:
+            file.deleted_at = self._clock()
+            file.release()
+
+    def all(self) -> list[StoredFile]:
+        """In order of arrival; those that are gone too."""
+        with self._lock:
+            return sorted([*self._gone, *self._current.values()], key=self._order.__getitem__)
+
+    def clear(self) -> None:
+        with self._lock:
+            for file in self._current.values():
+                file.release()
+            self._current.clear()
+            self._gone.clear()
+            self._order.clear()
+
+    def _bury(self, file: StoredFile) -> None:
+        file.release()
+        del self._current[file.provider, file.id]
+        if len(self._gone) == KEEP_GONE:
+            del self._order[self._gone[0]]
+        self._gone.append(file)
+
+    def _sweep(self) -> None:
+        for file in [file for file in self._current.values() if not file.is_there]:
+            self._bury(file)
+        self._sweep_at = KEEP_GONE + 2 * len(self._current)

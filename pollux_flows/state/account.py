@@ -1,0 +1,40 @@
+"""Account: whose files they are, as a name that cannot be turned back into a key."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import threading
+from functools import lru_cache
+from typing import Final
+
+from pollux_flows.state.store import Store
+
+_SALT: Final = "salt/account"
+_hashing: Final = threading.Lock()
+
+
+async def account(store: Store, key: str | None) -> str:
+    """The same for the same key in all processes that share the store.
+
+    A plain hash would do for a key that nobody can guess. But keys of local servers are words, provider keys have
+    leaked in lists, and whoever sees a ledger could try them all, or see that two stores use one key. So the hash is
+    slow (scrypt), and salted with what is made once for each store and never leaves it.
+    """
+    if key is None:
+        return "nobody"
+    if (kept := await store.get(_SALT)) is None:
+        await store.add(_SALT, {"salt": secrets.token_hex(32)})
+        kept = await store.get(_SALT) or {}
+    return await asyncio.to_thread(_account, key, kept["salt"])
+
+
+def _account(key: str, salt: str) -> str:
+    with _hashing:  # of many who ask at once, one pays the 16 MiB and the 50 ms
+        return _hashed(key, salt)
+
+
+@lru_cache(maxsize=64)
+def _hashed(key: str, salt: str) -> str:
+    return hashlib.scrypt(key.encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1, dklen=16).hex()

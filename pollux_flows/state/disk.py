@@ -1,0 +1,291 @@
+"""Disk: the store on this machine, one SQLite file that diskcache keeps, shared by all processes.
+
+A thread per store does the work, so that no event loop waits for a disk. What has gathered while it was busy goes into
+its next transaction: the more there is to write, the fewer commits it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from diskcache import Cache, Disk, Timeout
+
+from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.state.home import full, prepared, refused
+from pollux_flows.state.store import Json, read, written
+
+T = TypeVar("T")
+
+SETTINGS: Final[dict[str, Any]] = {
+    "eviction_policy": "none",  # a paid answer never makes room for another
+    "size_limit": 2**62,
+    "disk_min_file_size": 2**62,  # no files beside the database: those would neither commit nor roll back with it
+    "sqlite_journal_mode": "wal",
+    "sqlite_synchronous": 1,  # while it is set up, which takes some 50 commits; see _DURABLE
+    "sqlite_mmap_size": 0,  # a damaged file is to be an error, not a SIGBUS
+    "sqlite_cache_size": 2**11,  # pages: 8 MiB at most
+}
+# From then on each commit survives a power cut, too. One sync serves all that has gathered.
+_DURABLE: Final = 2
+# Left to itself, SQLite waits for a lock in steps of up to 100 ms; ours are shorter, and random.
+_BUSY_S: Final = 0.01
+_PATIENCE_S: Final = 60.0
+_TOGETHER: Final = 250  # operations in a transaction, so that other processes get their turn
+# Another process is at it, or is just setting the file up.
+_LATER: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+_ABSENT: Final = object()
+_RAW: Final = 1  # what diskcache calls a value that stands in its row as it is
+
+
+class PlainDisk(Disk):  # type: ignore[misc]  # diskcache has no types
+    """Text for keys, bytes for values, and pickle nowhere: a row of another kind is not looked into."""
+
+    def put(self, key: str) -> tuple[str, bool]:
+        return key, True
+
+    def get(self, key: object, raw: object) -> object:
+        return key if raw else None
+
+    def store(self, value: bytes, _read: bool, **_: object) -> tuple[int, int, None, bytes]:
+        return 0, _RAW, None, value
+
+    def fetch(self, mode: int, filename: str | None, value: object, _read: bool) -> object:
+        return value if mode == _RAW and filename is None else None
+
+
+@dataclass
+class _Work:
+    """An operation that waits for the store's thread."""
+
+    do: Callable[[Any], Any]
+    writes: bool
+    done: Future[Any] = field(default_factory=Future)
+
+
+class DiskStore:
+    """The Store of a folder, which is touched at the first operation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._start()
+
+    async def get(self, key: str) -> Json | None:
+        return await self._ask(lambda cache: self._read(cache, key))
+
+    async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
+        wanted = list(keys)
+        found = await self._ask(lambda cache: [(key, self._read(cache, key)) for key in wanted])
+        return {key: record for key, record in found if record is not None}
+
+    async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
+        data = written(key, record)
+        await self._ask(lambda cache: cache.set(key, data, expire=ttl_s), writes=True)
+
+    async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
+        rows = [(key, written(key, record)) for key, record in records.items()]
+        for start in range(0, len(rows), _TOGETHER):
+            await self._ask(partial(_set_all, rows[start : start + _TOGETHER], ttl_s), writes=True)
+
+    async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
+        data = written(key, record)
+        return await self._ask(lambda cache: bool(cache.add(key, data, expire=ttl_s)), writes=True)
+
+    async def swap(self, key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
+        expected = None if old is None else written(key, old)
+        data = None if new is None else written(key, new)
+
+        def swap(cache: Any) -> bool:
+            # Only what was read can be compared: a damaged record is an error here, too.
+            now = None if (found := self._read(cache, key)) is None else written(key, found)
+            if now != expected:
+                return False
+            if data is not None:
+                cache.set(key, data, expire=ttl_s)
+            else:
+                cache.delete(key)
+            return True
+
+        return await self._ask(swap, writes=True)
+
+    async def delete(self, *keys: str) -> None:
+        await self._ask(lambda cache: [cache.delete(key) for key in keys], writes=True)
+
+    async def scan(self, prefix: str) -> AsyncIterator[tuple[str, Json]]:
+        # diskcache lists all its keys or none; the index that it keeps can do better.
+        query = (
+            "SELECT key FROM Cache WHERE key > ? AND key >= ? AND key < ? AND (expire_time IS NULL OR expire_time > ?)"
+            " ORDER BY key LIMIT ?"
+        )
+        last, end = "", prefix + "\U0010ffff"
+
+        def page(cache: Any) -> list[str]:
+            return [key for (key,) in cache._sql(query, (last, prefix, end, time.time(), _TOGETHER)).fetchall()]  # noqa: SLF001
+
+        while keys := await self._ask(page):
+            last = keys[-1]
+            found = await self.get_many(keys)
+            for key in keys:
+                if key in found:
+                    yield key, found[key]
+
+    def close(self) -> None:
+        """Let go of the file, once nobody waits for anything. The next operation opens it again."""
+        self._executor.submit(self._let_go)
+        self._executor.shutdown(wait=True)
+        self._start()
+
+    # --- The thread -----------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pollux-state")
+        self._waiting: deque[_Work] = deque()
+        self._busy = False
+        self._cache: Any = None
+        self._inode = 0
+
+    async def _ask(self, do: Callable[[Any], T], *, writes: bool = False) -> T:
+        work = _Work(do, writes)
+        work.done.set_running_or_notify_cancel()  # from here on it will be done, whoever is still waiting
+        with self._lock:
+            if self._process != os.getpid():  # the thread did not come along when this process was forked
+                self._start()
+            self._waiting.append(work)
+            if not self._busy:
+                self._executor.submit(self._work)
+                self._busy = True
+        answer: T = await asyncio.wrap_future(work.done)
+        return answer
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _TOGETHER))]
+                if not batch:
+                    self._busy = False
+                    return
+            self._settle(batch)
+
+    def _settle(self, batch: list[_Work]) -> None:
+        try:
+            outcomes = self._together(batch)
+        except Exception as error:  # noqa: BLE001 (whoever waits is told; the thread goes on)
+            if len(batch) > 1:  # one of them may be too large, or damaged: each gets its own answer
+                for work in batch:
+                    self._settle([work])
+                return
+            outcomes = [error]
+        for work, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                work.done.set_exception(outcome)
+            else:
+                work.done.set_result(outcome)
+
+    def _together(self, batch: list[_Work]) -> list[Any]:
+        """Do all of them, in one transaction if any of them writes."""
+        give_up = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                cache = self._opened()
+                with cache.transact() if any(work.writes for work in batch) else nullcontext():
+                    return [self._outcome(work, cache) for work in batch]
+            except OSError as error:
+                self._let_go()
+                raise refused(self.folder, error) from error
+            except (sqlite3.Error, Timeout) as error:
+                cause = _cause(error)
+                code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+                # Reading goes on when the disk is full or locked. Opening writes, so what is open and well stays open.
+                if code not in _LATER | {sqlite3.SQLITE_FULL} or not self._is_well():
+                    self._let_go()
+                if code not in _LATER or time.monotonic() > give_up:
+                    raise self._in_words(code, cause) from error
+            time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 (to part those who collide, not to keep a secret)
+
+    def _outcome(self, work: _Work, cache: Any) -> Any:
+        try:
+            return work.do(cache)
+        except PolluxError as error:  # that record cannot be read; the others can
+            return error
+
+    def _read(self, cache: Any, key: str) -> Json | None:
+        data = cache.get(key, default=_ABSENT)
+        return None if data is _ABSENT else read(key, data, str(self.folder))
+
+    def _opened(self) -> Any:
+        file = self.folder / "cache.db"
+        # Somebody may have moved or removed the folder: what is written to the old file would be lost.
+        if self._cache is not None and _inode(file) != self._inode:
+            self._let_go()
+        if self._cache is None:
+            prepared(self.folder)
+            self._cache = Cache(str(self.folder), timeout=_BUSY_S, disk=PlainDisk, **SETTINGS)
+            self._cache.reset("sqlite_synchronous", _DURABLE, update=False)
+            self._inode = _inode(file)
+        return self._cache
+
+    def _is_well(self) -> bool:
+        """Whether the connection is in no transaction. One whose commit failed may still be."""
+        return self._cache is not None and not self._cache._con.in_transaction  # noqa: SLF001
+
+    def _let_go(self) -> None:
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            with suppress(sqlite3.Error):
+                cache.close()
+
+    def _in_words(self, code: int, cause: BaseException) -> ConfigurationError:
+        match code:
+            case sqlite3.SQLITE_FULL:
+                return full(self.folder)
+            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+                return refused(self.folder, PermissionError(errno.EACCES, str(cause)))
+            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR:
+                return ConfigurationError(
+                    f"The state in {self.folder} is damaged ({cause}).",
+                    hint="Restore that folder from a copy, or move it away to begin afresh without what it knew.",
+                )
+            case _ if code in _LATER:
+                return ConfigurationError(
+                    f"Another process has kept the state in {self.folder} locked for {_PATIENCE_S:.0f} seconds.",
+                    hint="See whether one that uses it is stopped or stuck, and end it.",
+                )
+            case _:
+                return ConfigurationError(
+                    f"The disk failed under the state in {self.folder} ({cause}): this was not recorded.",
+                    hint="See whether that disk is full, over a quota or broken.",
+                )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What SQLite said first: diskcache turns it into a Timeout, or fails to roll back what SQLite has rolled back."""
+    while error.__context__ is not None and isinstance(error.__context__, sqlite3.Error):
+        error = error.__context__
+    return error
+
+
+def _set_all(rows: list[tuple[str, bytes]], ttl_s: float | None, cache: Any) -> None:
+    for key, data in rows:
+        cache.set(key, data, expire=ttl_s)
+
+
+def _inode(file: Path) -> int:
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return 0

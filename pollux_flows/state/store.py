@@ -1,0 +1,94 @@
+"""Store: named JSON records that outlive a process. A small protocol, and the one of this process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from pollux_flows.errors import ConfigurationError, InternalError
+from pollux_flows.state.home import home
+
+Json = dict[str, Any]
+
+
+class Store(Protocol):
+    """JSON records by name, for many processes, threads and event loops at once.
+
+    Each operation on one record is atomic, and has happened for everybody when it returns. Once asked for, it is
+    carried out: whoever is cancelled while waiting for it has not undone it. A record that cannot be read is a
+    ConfigurationError, never absent. A record with `ttl_s` goes by itself; every write sets or clears that.
+    """
+
+    async def get(self, key: str) -> Json | None:
+        """The record, or None if there is none."""
+        ...
+
+    async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
+        """Those of the records that are there."""
+        ...
+
+    async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
+        """Write the record, whatever was there."""
+        ...
+
+    async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
+        """The same for many at once. Each is written whole; a crash may come between two."""
+        ...
+
+    async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
+        """Write the record if there is none. Of all who try, exactly one is told True."""
+        ...
+
+    async def swap(self, key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
+        """Write `new` if the record is still `old`, and tell whether it was. None stands for no record."""
+        ...
+
+    async def delete(self, *keys: str) -> None:
+        """Remove the records, those that cannot be read included."""
+        ...
+
+    def scan(self, prefix: str) -> AsyncIterator[tuple[str, Json]]:
+        """All records whose names begin so, by name. What is written meanwhile may be among them, or not."""
+        ...
+
+
+_stores: Final[dict[Path, Store]] = {}
+_opening: Final = threading.Lock()
+
+
+def open_store() -> Store:
+    """The store of this process for `home()`. Nothing is touched until the first operation."""
+    from pollux_flows.state.disk import DiskStore  # brings diskcache and SQLite
+
+    folder = home() / "state"
+    with _opening:
+        if folder not in _stores:
+            _stores[folder] = DiskStore(folder)
+        return _stores[folder]
+
+
+def written(key: str, record: Json) -> bytes:
+    """The record as it is stored. Equal records are equal bytes: `swap` compares these."""
+    try:
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        # What it holds is not shown: it may be anything.
+        raise InternalError(f"The record {key} is not JSON ({type(error).__name__}), so it was not kept.") from None
+
+
+def read(key: str, data: object, where: str) -> Json:
+    """The record that was stored as `data`, or a ConfigurationError: what cannot be read is not absent."""
+    try:
+        record = json.loads(data) if isinstance(data, bytes) else None
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ConfigurationError(
+            f"The record {key} in {where} is damaged.",
+            hint="Restore the state from a copy, or move it away to begin afresh.",
+        )
+    return record

@@ -1,0 +1,111 @@
+"""Killed in the middle: the next run works, and what was left behind is found and removed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pollux_flows import Source, run
+from pollux_flows.config import ProviderName
+from pollux_flows.pipeline.attach import account_of, delete_due
+from pollux_flows.providers.session import open_session
+from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state.claims import LEASE_S
+from pollux_flows.state.ledger import Ledger
+from pollux_flows.state.store import open_store
+from tests.loopback import KEY, MODELS, SDKS, MakeConfig
+
+ROOT = Path(__file__).parents[2]
+PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
+PROGRAM = textwrap.dedent("""
+    import asyncio, functools, sys
+    from pollux_flows import Config, Source, run
+    from pollux_flows.pipeline import attach
+    attach.Ledger = functools.partial(attach.Ledger, lease_s=1.0)  # whoever comes next need not wait long
+    provider, model, key, address, path = sys.argv[1:]
+    config = Config(provider=provider, model=model, api_key=key, base_url=address, timeout_s=60)
+    print(asyncio.run(run("What is it?", source=Source.from_file(path), config=config)).status)
+""")
+
+
+def started(provider: ProviderName, address: str, path: Path, home: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "POLLUX_HOME": str(home)}
+    command = [sys.executable, "-c", PROGRAM, provider, MODELS[provider], KEY, address, str(path)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def wait_until(happened: Callable[[], object], within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("provider", SDKS)
+def test_killed_in_the_middle_of_an_upload(
+    provider: ProviderName,
+    world: tuple[Simulator, str],
+    sim: Simulator,
+    config: MakeConfig,
+    tmp_path: Path,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The provider has the file, the process that sent it never learns: kill -9. In the end nothing is left."""
+    home = tmp_path / "pollux"
+    monkeypatch.setenv("POLLUX_HOME", str(home))
+    (tmp_path / "report.pdf").write_bytes(PDF)
+    operation = "file.upload_chunk" if provider == "gemini" else "file.create"
+    sim.fail(Fault(kind="drop_after"), operation=operation, times=1)  # stored, no reply
+    sim.fail(Fault(kind="hang"), operation=operation, times=None)  # and then nothing answers any more
+    killed = started(provider, sim.base_url(provider, world[1]), tmp_path / "report.pdf", home)
+    wait_until(lambda: len(sim.files) == 1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    sim.faults.clear()
+
+    envelope = asyncio.run(
+        run("What is it?", source=Source.from_file(tmp_path / "report.pdf"), config=config(provider, timeout_s=60.0))
+    )
+    assert envelope.status == "ok"
+
+    async def sweep_later() -> None:
+        later = time.time() + 2 * LEASE_S + 90_000
+        ledger = Ledger(open_store(), clock=lambda: later)
+        settings = config(provider)
+        async with open_session(settings) as session:
+            await delete_due(session, ledger, await account_of(settings, ledger))
+
+    asyncio.run(sweep_later())
+    assert [file for file in sim.files if file.state == "active"] == []
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("provider", SDKS)
+def test_a_large_file_costs_little_memory(
+    provider: ProviderName, world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
+) -> None:
+    """It is streamed: 192 MiB cost under 64 MiB more than nothing. (`make bench` does it with 1 GiB.)"""
+    peaks = []
+    for size in (1024, 192 * 1024 * 1024):
+        path = tmp_path / f"{size}.pdf"
+        with path.open("wb") as file:
+            file.write(PDF)
+            file.truncate(max(size, len(PDF)))
+        process = started(provider, sim.base_url(provider, world[1]), path, tmp_path / "pollux")
+        assert process.stdout is not None
+        assert process.stdout.read().strip() == "ok"
+        _, _, used = os.wait4(process.pid, 0)
+        peaks.append(used.ru_maxrss)
+    assert [file.size for file in sim.files] == [len(PDF), 192 * 1024 * 1024]
+    assert peaks[1] - peaks[0] < 64 * 1024, peaks

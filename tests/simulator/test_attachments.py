@@ -1,0 +1,446 @@
+"""Requests with more than text: what each provider reads, and what it refuses."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from pollux_flows.simulator import Simulator
+from pollux_flows.simulator.tokens import of_attachment, of_base64, of_file, of_url
+
+from .clients import KEY_HEADERS
+from .conftest import Time
+
+PNG = "data:image/png;base64,AAAA"
+PDF = "data:application/pdf;base64,AAAA"
+
+
+def test_a_file_costs_the_same_however_it_is_sent() -> None:
+    """A text by its length, anything else by the 32 KiB, and not without end."""
+    assert of_file("text/plain", 4001) == 1001
+    assert of_file("application/pdf", 40_000) == 516
+    assert of_base64("A" * 4000, "text/csv") == of_url("data:text/csv;base64," + "A" * 4000) == 750
+    assert of_base64("QUE=", "text/plain") == 1
+    assert of_url("https://e.x/a.txt") == 258
+    assert of_attachment(10**12) == 256 * 258
+
+
+class Asker:
+    """Puts one part into a request, over plain HTTP, so that also nonsense can be sent."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+
+    async def openai(self, part: Any) -> httpx.Response:
+        said = [{"role": "user", "content": [part, {"type": "input_text", "text": "four"}]}]
+        return await self.http.post("/openai/v1/responses", json={"model": "gpt-4.1", "input": said})
+
+    async def anthropic(self, block: Any) -> httpx.Response:
+        said = [{"role": "user", "content": [block, {"type": "text", "text": "four"}]}]
+        ask = {"model": "claude-haiku-4-5", "max_tokens": 99, "messages": said}
+        return await self.http.post("/anthropic/v1/messages", json=ask)
+
+    async def gemini(self, part: Any, **more: Any) -> httpx.Response:
+        ask = {"contents": [{"role": "user", "parts": [part, {"text": "four"}]}], **more}
+        return await self.http.post("/gemini/v1/models/gemini-2.5-flash:generateContent", json=ask)
+
+    async def openrouter(self, part: Any, model: str = "openai/gpt-4.1-mini", **more: Any) -> httpx.Response:
+        said = [{"role": "user", "content": [part, {"type": "text", "text": "four"}]}]
+        ask = {"model": model, "messages": said, **more}
+        return await self.http.post("/openrouter/api/v1/chat/completions", json=ask)
+
+    async def local(self, content: Any) -> httpx.Response:
+        ask = {"model": "m", "messages": [{"role": "user", "content": content}]}
+        return await self.http.post("/local/v1/chat/completions", json=ask)
+
+    async def upload(self, provider: str, name: str, mime_type: str, content: bytes = b"content") -> str:
+        """Gives the id; for Gemini the URI."""
+        if provider == "gemini":
+            headers = {
+                "x-goog-upload-protocol": "resumable",
+                "x-goog-upload-command": "start",
+                "x-goog-upload-header-content-length": str(len(content)),
+                "x-goog-upload-header-content-type": mime_type,
+            }
+            begun = await self.http.post("/gemini/upload/v1/files", json={}, headers=headers)
+            headers = {"x-goog-upload-command": "upload, finalize", "x-goog-upload-offset": "0"}
+            ended = await self.http.post(begun.headers["x-goog-upload-url"], content=content, headers=headers)
+            return str(ended.json()["file"]["uri"])
+        fields = {"purpose": "user_data"} if provider == "openai" else {}
+        answer = await self.http.post(f"/{provider}/v1/files", data=fields, files={"file": (name, content, mime_type)})
+        return str(answer.json()["id"])
+
+
+@pytest.fixture
+def asker(http: httpx.AsyncClient) -> Asker:
+    return Asker(http)
+
+
+# --- OpenAI
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_file", "file_url": "https://e.x/a.pdf"},
+        {"type": "input_file", "file_url": "https://e.x/paper?id=1"},
+        {"type": "input_file", "filename": "a.pdf", "file_data": PDF},
+        {"type": "input_file", "filename": "a.docx", "file_data": "data:application/vnd.openxmlformats-officedocument"
+         ".wordprocessingml.document;base64,AAAA"},
+        {"type": "input_file", "filename": "a.md", "file_data": "data:text/markdown;base64,AAAA"},
+        {"type": "input_image", "image_url": PNG},
+        {"type": "input_image", "image_url": "https://e.x/a"},
+    ],
+)  # fmt: skip
+async def test_openai_reads(part: Any, asker: Asker) -> None:
+    """Documents and images, by address or with their bytes."""
+    answer = await asker.openai(part)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "input_file", "file_url": "https://e.x/a.mp3"}, "context stuffing file type"),
+        ({"type": "input_file", "file_url": "https://e.x/a.mp4?x=1.pdf"}, "but got .mp4"),
+        ({"type": "input_file", "file_url": "gs://bucket/a.pdf"}, "Expected a valid URL"),
+        ({"type": "input_file", "file_url": "https://"}, "Expected a valid URL"),
+        ({"type": "input_file", "filename": "a.mp3", "file_data": "data:audio/mpeg;base64,AAAA"}, "audio/mpeg"),
+        ({"type": "input_file", "filename": "a.mp4", "file_data": "data:video/mp4;base64,AAAA"}, "video/mp4"),
+        ({"type": "input_file", "filename": "a", "file_data": "data:application/octet-stream;base64,AAAA"}, "octet"),
+        ({"type": "input_file", "filename": "a.pdf", "file_data": "AAAA"}, "base64-encoded data URL"),
+        ({"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,A?A"}, "decoded"),
+        ({"type": "input_file", "file_data": PDF}, "filename"),
+        ({"type": "input_file"}, "file_id"),
+        ({"type": "input_file", "file_id": "file-1", "file_url": "https://e.x/a.pdf"}, "Mutually exclusive"),
+        ({"type": "input_image", "file_id": "file-1", "image_url": PNG}, "Mutually exclusive"),
+        ({"type": "input_image", "image_url": "data:image/png;base64,?"}, "decoded"),
+        ({"type": "input_image", "image_url": PDF}, "unsupported image"),
+    ],
+)
+async def test_openai_does_not_read(part: Any, words: str, asker: Asker) -> None:
+    """Sound and film, and what is no address and no data."""
+    answer = await asker.openai(part)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("input_file", "a.mp3", "but got .mp3"),
+        ("input_file", "a.MP4", "but got .mp4"),
+        ("input_file", "a.png", "but got .png"),
+        ("input_file", "a", "but got none"),
+        ("input_file", "a.pdf", None),
+        ("input_file", "a.PDF", None),
+        ("input_file", "a.xlsx", None),
+        ("input_image", "a.pdf", "Expected image type to be a supported format: .jpeg"),
+        ("input_image", "a.svg", "but got .svg"),
+        ("input_image", "a.JPG", None),
+    ],
+)
+async def test_openai_judges_a_file_by_its_name(kind: str, name: str, words: str | None, asker: Asker) -> None:
+    """By its extension, whatever type it was uploaded with."""
+    answer = await asker.openai({"type": kind, "file_id": await asker.upload("openai", name, "application/pdf")})
+    if words is None:
+        assert answer.status_code == 200, answer.text
+    else:
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+        assert words in answer.json()["error"]["message"]
+
+
+async def test_openai_reads_what_a_tool_gives_back(asker: Asker, http: httpx.AsyncClient) -> None:
+    """Its output may carry files too, and they are checked."""
+    file_id = await asker.upload("openai", "a.pdf", "application/pdf", bytes(100))
+    for used, status in ((file_id, 200), ("file-nobodys", 404)):
+        said: list[Any] = [
+            {"role": "user", "content": "four"},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file", "file_id": used}]},
+        ]
+        answer = await http.post("/openai/v1/responses", json={"model": "gpt-4.1", "input": said})
+        assert answer.status_code == status, answer.text
+
+
+# --- Anthropic
+
+
+def document(**source: str) -> dict[str, Any]:
+    return {"type": "document", "source": source}
+
+
+def image(**source: str) -> dict[str, Any]:
+    return {"type": "image", "source": source}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        document(type="url", url="https://e.x/a.pdf"),
+        document(type="base64", media_type="application/pdf", data="AAAA"),
+        document(type="text", media_type="text/plain", data="four"),
+        image(type="url", url="https://e.x/a.png"),
+        image(type="base64", media_type="image/webp", data="AAAA"),
+    ],
+)
+async def test_claude_reads(block: Any, asker: Asker) -> None:
+    """PDF, plain text and images, by address or with their bytes."""
+    answer = await asker.anthropic(block)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (document(type="url", url="http://e.x/a.pdf"), "Only HTTPS URLs"),
+        (image(type="url", url="gs://bucket/a.png"), "Only HTTPS URLs"),
+        (document(type="base64", media_type="application/pdf", data="?"), "Invalid base64"),
+        (document(type="base64", media_type="text/plain", data="AAAA"), "application/pdf"),
+        (document(type="text", media_type="text/markdown", data="x"), "text/plain"),
+        (image(type="base64", media_type="image/tiff", data="AAAA"), "image/jpeg"),
+    ],
+)
+async def test_claude_does_not_read(block: Any, words: str, asker: Asker) -> None:
+    """Anything else, in the words of its validation."""
+    answer = await asker.anthropic(block)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mime_type", "words"),
+    [
+        ("document", "application/pdf", None),
+        ("document", "text/plain", None),
+        ("document", "text/plain; charset=utf-8", None),
+        ("document", "text/markdown", "Only PDF and plaintext documents are supported"),
+        ("document", "application/octet-stream", "Unsupported document file format: application/octet-stream"),
+        ("document", "image/png", "Only PDF and plaintext documents are supported"),
+        ("image", "image/gif", None),
+        ("image", "image/svg+xml", "JPEG, PNG, GIF, and WebP"),
+        ("image", "application/pdf", "JPEG, PNG, GIF, and WebP"),
+        ("image", "video/mp4", "JPEG, PNG, GIF, and WebP"),
+    ],
+)
+async def test_claude_judges_a_file_by_its_type(kind: str, mime_type: str, words: str | None, asker: Asker) -> None:
+    """By the one that it was uploaded with, whatever its name."""
+    file_id = await asker.upload("anthropic", "a.pdf", mime_type)
+    answer = await asker.anthropic({"type": kind, "source": {"type": "file", "file_id": file_id}})
+    assert answer.status_code == (200 if words is None else 400), answer.text
+    assert words is None or words in answer.json()["error"]["message"]
+
+
+async def test_claude_reads_what_a_tool_gives_back(asker: Asker, http: httpx.AsyncClient) -> None:
+    """Its result may carry files too, and they are checked."""
+    file_id = await asker.upload("anthropic", "a.pdf", "application/pdf")
+    for used, status in ((file_id, 200), ("file_nobodys", 404)):
+        result = [{"type": "document", "source": {"type": "file", "file_id": used}}]
+        said: list[Any] = [
+            {"role": "user", "content": "four"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": result}]},
+        ]
+        ask = {"model": "claude-haiku-4-5", "max_tokens": 99, "messages": said}
+        answer = await http.post("/anthropic/v1/messages", json=ask)
+        assert answer.status_code == status, answer.text
+
+
+# --- Gemini
+
+
+def at(uri: str, mime_type: str = "application/pdf", **settings: Any) -> dict[str, Any]:
+    part: dict[str, Any] = {"fileData": {"fileUri": uri, "mimeType": mime_type}}
+    return part | ({"videoMetadata": settings} if settings else {})
+
+
+YOUTUBE = "https://www.youtube.com/watch?v=x"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        at("https://e.x/a.pdf"),
+        at("gs://bucket/a.pdf"),
+        at(YOUTUBE, "video/mp4", startOffset="1.5s", endOffset="20s", fps=24),
+        {"fileData": {"fileUri": "https://youtu.be/x"}, "videoMetadata": {"fps": 0.1}},
+        {"inlineData": {"mimeType": "video/mp4", "data": "AAAA"}, "video_metadata": {"start_offset": "0s"}},
+        {"inlineData": {"mimeType": "audio/mpeg", "data": "AP8="}},
+        {"inlineData": {"mimeType": "text/plain", "data": "_-AA"}},
+    ],
+)
+async def test_gemini_reads(part: Any, asker: Asker) -> None:
+    """Nearly everything."""
+    answer = await asker.gemini(part)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (at("files/abc"), "Invalid or unsupported file uri"),
+        (at("s3://bucket/a.pdf"), "Invalid or unsupported file uri"),
+        (at("https://e.x/a.bin", "application/octet-stream"), "Unsupported MIME type: application/octet-stream"),
+        (at("https://e.x/a.zip", "application/zip"), "Unsupported MIME type"),
+        ({"inlineData": {"mimeType": "application/msword", "data": "AAAA"}}, "Unsupported MIME type"),
+        ({"inlineData": {"mimeType": "", "data": "AAAA"}}, "mime_type"),
+        ({"inlineData": {"mimeType": "image/png", "data": "?"}}, "Base64 decoding failed"),
+        (at("https://e.x/a.pdf", startOffset="1s"), "may only be set on a video"),
+        ({"text": "x", "videoMetadata": {"fps": 1}}, "may only be set on a video"),
+        (at(YOUTUBE, "video/mp4", fps=0), "(0.0, 24.0]"),
+        (at(YOUTUBE, "video/mp4", fps=24.1), "(0.0, 24.0]"),
+        (at(YOUTUBE, "video/mp4", startOffset="10"), "start_offset"),
+        (at(YOUTUBE, "video/mp4", endOffset="-1s"), "end_offset"),
+        (at(YOUTUBE, "video/mp4", startOffset="10s", endOffset="10s"), "before end_offset"),
+    ],
+)
+async def test_gemini_does_not_read(part: Any, words: str, asker: Asker) -> None:
+    """What no model knows, and settings that are none."""
+    answer = await asker.gemini(part)
+    assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+    assert words in answer.json()["error"]["message"]
+
+
+async def test_gemini_judges_a_file_by_its_type(asker: Asker) -> None:
+    """Anything can be uploaded, not everything can be read; video settings go with videos."""
+    video = await asker.upload("gemini", "a", "video/mp4")
+    office = await asker.upload(
+        "gemini", "a", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+    )
+    assert (await asker.gemini(at(video, "video/mp4", fps=2))).status_code == 200
+    assert (await asker.gemini({"fileData": {"fileUri": video}})).status_code == 200
+    answer = await asker.gemini(at(office))
+    assert (answer.status_code, "Unsupported MIME type" in answer.text) == (400, True)
+
+
+async def test_gemini_finds_a_file_by_the_address_of_its_world(asker: Asker, origin: str) -> None:
+    """As well as by the one that it always has, and in either version."""
+    uri = await asker.upload("gemini", "a.pdf", "application/pdf")
+    own = uri.replace("https://generativelanguage.googleapis.com/v1/", f"{origin}/gemini/v1beta/")
+    for known in (uri, own):
+        assert (await asker.gemini(at(known))).status_code == 200
+    assert (await asker.gemini(at(uri + "x"))).status_code == 403
+
+
+async def test_a_cache_can_hold_a_file(asker: Asker, http: httpx.AsyncClient, clock: Time) -> None:
+    """It counts by its size, and it must be there when the cache is made."""
+    uri = await asker.upload("gemini", "a.pdf", "application/pdf", bytes(40_000))
+    ask = {"model": "models/gemini-2.5-flash", "contents": [{"parts": [at(uri)]}]}
+    made = await http.post("/gemini/v1/cachedContents", json=ask)
+    assert made.json()["usageMetadata"]["totalTokenCount"] == 2 * 258
+    clock.now += 48 * 3600
+    assert (await http.post("/gemini/v1/cachedContents", json=ask)).status_code == 403
+
+
+async def test_gemini_looks_up_what_stands_in_the_prompt(asker: Asker) -> None:
+    """With the URL context tool; what it reads is counted apart."""
+    text = {"text": "Compare https://e.x/a (old) with https://e.x/b, and https://e.x/a again"}
+    plain = (await asker.gemini(text)).json()
+    assert "urlContextMetadata" not in plain["candidates"][0]
+    looked = (await asker.gemini(text, tools=[{"urlContext": {}}])).json()
+    urls = [entry["retrievedUrl"] for entry in looked["candidates"][0]["urlContextMetadata"]["urlMetadata"]]
+    assert urls == ["https://e.x/a", "https://e.x/b"]
+    usage = looked["usageMetadata"]
+    assert usage["toolUsePromptTokenCount"] == 2 * 258
+    assert usage["totalTokenCount"] == usage["promptTokenCount"] + 516 + usage["candidatesTokenCount"]
+    many = {"text": " ".join(f"https://e.x/{number}" for number in range(21))}
+    assert (await asker.gemini(many, tools=[{"url_context": {}}])).status_code == 400
+
+
+# --- OpenRouter and local
+
+MAVERICK = "meta-llama/llama-4-maverick"
+LLAMA = "meta-llama/llama-3.3-70b-instruct"
+
+
+def picture(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def paper(data: str | None, **more: Any) -> dict[str, Any]:
+    return {"type": "file", "file": {"filename": "a.pdf", **({"file_data": data} if data else {}), **more}}
+
+
+def parser(engine: str) -> dict[str, Any]:
+    return {"plugins": [{"id": "file-parser", "pdf": {"engine": engine}}]}
+
+
+@pytest.mark.parametrize(
+    ("part", "model", "status", "words"),
+    [
+        (picture(PNG), MAVERICK, 200, ""),
+        (picture("https://e.x/a.png"), MAVERICK, 200, ""),
+        (picture(PNG), LLAMA, 404, "No endpoints found that support image input"),
+        (picture("data:image/tiff;base64,AAAA"), MAVERICK, 400, "Unsupported type"),
+        (picture("data:image/png;base64,?"), MAVERICK, 400, "Invalid data URL"),
+        (picture("gs://bucket/a.png"), MAVERICK, 400, "Invalid URL"),
+        (paper(PDF), LLAMA, 200, ""),
+        (paper("https://e.x/a.pdf"), LLAMA, 200, ""),
+        (paper(None), LLAMA, 400, "file_data"),
+        (paper(None, file_id="file-1"), LLAMA, 400, "file_data"),
+        (paper("data:text/plain;base64,AAAA"), LLAMA, 400, "Unsupported type"),
+        ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}, MAVERICK, 404, "audio input"),
+        (
+            {"type": "input_audio", "input_audio": {"data": "?", "format": "mp3"}},
+            "google/gemini-2.5-flash-lite",
+            400,
+            "base64",
+        ),
+        ({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}, MAVERICK, 404, "video input"),
+    ],
+)
+async def test_openrouter_checks_what_it_is_given(part: Any, model: str, status: int, words: str, asker: Asker) -> None:
+    """Against the catalogue, and for bytes that are none. It stores nothing, so it knows no ids."""
+    answer = await asker.openrouter(part, model)
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "is_parsed"),
+    [
+        ("openai/gpt-4.1-mini", {}, False),
+        ("openai/gpt-4.1-mini", parser("native"), False),
+        ("openai/gpt-4.1-mini", parser("cloudflare-ai"), True),
+        (LLAMA, {}, True),
+    ],
+)
+async def test_openrouter_gives_back_what_it_parsed(
+    model: str, more: dict[str, Any], is_parsed: bool, asker: Asker
+) -> None:
+    """To be sent again instead of the PDF; a model that reads files itself needs no parser."""
+    message = (await asker.openrouter(paper(PDF), model, **more)).json()["choices"][0]["message"]
+    assert [note["file"]["name"] for note in message.get("annotations", [])] == ["a.pdf"] * is_parsed
+
+
+async def test_openrouter_knows_its_engines(asker: Asker) -> None:
+    """A blind model has no native one."""
+    assert (await asker.openrouter(paper(PDF), LLAMA, **parser("native"))).status_code == 404
+    assert (await asker.openrouter(paper(PDF), LLAMA, **parser("magic"))).status_code == 400
+
+
+@pytest.mark.parametrize("part", [picture(PNG), paper(PDF)])
+async def test_a_local_model_reads_text_only(part: Any, asker: Asker) -> None:
+    """A string, or parts that are texts."""
+    assert (await asker.local("four")).status_code == 200
+    assert (await asker.local([{"type": "text", "text": "four"}])).status_code == 200
+    answer = await asker.local([part])
+    assert (answer.status_code, "not supported" in answer.json()["error"]) == (400, True)
+
+
+async def test_what_a_request_carries_belongs_to_its_account(asker: Asker, sim: Simulator, origin: str) -> None:
+    """A stranger who knows an id cannot use it."""
+    uploaded = {
+        name: await asker.upload(name, "a.pdf", "application/pdf") for name in ("openai", "anthropic", "gemini")
+    }
+    headers = KEY_HEADERS | {"authorization": "Bearer another", "x-goog-api-key": "another"}
+    async with httpx.AsyncClient(base_url=origin, headers=headers) as http:
+        stranger = Asker(http)
+        answers = [
+            await stranger.openai({"type": "input_file", "file_id": uploaded["openai"]}),
+            await stranger.anthropic(document(type="file", file_id=uploaded["anthropic"])),
+            await stranger.gemini(at(uploaded["gemini"])),
+        ]
+    assert [answer.status_code for answer in answers] == [404, 404, 403]
+    assert answers[1].json()["error"]["type"] == "not_found_error"
+    assert answers[2].json()["error"]["status"] == "PERMISSION_DENIED"
+    assert all(file.is_there for file in sim.files)

@@ -1,0 +1,196 @@
+"""Where the stores of the tests are, in words that another process understands, and what those processes do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from pollux_flows.errors import PolluxError
+from pollux_flows.state.claims import claim
+from pollux_flows.state.disk import DiskStore
+from pollux_flows.state.ledger import Due, Ledger, Uploaded, UploadKey
+from pollux_flows.state.store import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+DAY = 86_400.0
+KEY = UploadKey(provider="openai", account="acme", sha256="5eed", mime_type="text/plain")
+
+
+def opened(address: str) -> Store:
+    """A store of its own on what is at this address."""
+    kind, _, place = address.partition(":")
+    assert kind == "disk"
+    return DiskStore(Path(place))
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    now: float = 1_900_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Provider:
+    """Counts what is uploaded, and does with it what a test wants."""
+
+    clock: Clock
+    lives_s: float | None = 2 * DAY
+    fails: list[Exception] = field(default_factory=list)
+    markers: list[str] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+
+    async def upload(self, marker: str) -> Uploaded:
+        self.markers.append(marker)
+        await asyncio.sleep(0)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fails:
+            raise self.fails.pop(0)
+        expires_at = None if self.lives_s is None else self.clock() + self.lives_s
+        return Uploaded(file_id=f"file-{len(self.markers)}", uri="https://files/1", expires_at=expires_at)
+
+    async def asked(self, count: int = 1) -> None:
+        while len(self.markers) < count:  # noqa: ASYNC110 (seen from outside)
+            await asyncio.sleep(0.001)
+
+
+async def names(store: Store) -> list[str]:
+    return [key async for key, _ in store.scan("")]
+
+
+async def removed(ledger: Ledger, dues: list[Due]) -> list[str]:
+    """What a sweep does with what is due; the files that it deleted."""
+    gone = []
+    for due in dues:
+        if await ledger.deleting(due):
+            gone.append(due.uploaded.file_id if due.uploaded else due.marker)
+            await ledger.deleted(due)
+    return gone
+
+
+def at_once(count: int, work: Callable[[int, float], T]) -> list[T]:
+    """What `count` processes return that begin at the same moment, told to them as a time."""
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        list(pool.map(started, [count] * count))  # all have started and imported what they need
+        return list(pool.map(work, range(count), [time.time() + 0.05] * count))
+
+
+def started(_: int) -> int:
+    time.sleep(0.05)  # so that no process takes two of these
+    return os.getpid()
+
+
+def till(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.time()))
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+# --- What other processes do ------------------------------------------------------------------------------------
+
+
+def add_all(address: str, keys: int, me: int, moment: float) -> int:
+    """Add the same records as everybody else; how many were won."""
+    store = opened(address)
+
+    async def work() -> int:
+        return sum([await store.add(f"race/{index}", {"by": me}) for index in range(keys)])
+
+    till(moment)
+    return run(work())
+
+
+def count_up(address: str, times: int, _me: int, moment: float) -> None:
+    """Raise the same counter as everybody else."""
+    store = opened(address)
+
+    async def work() -> None:
+        for _ in range(times):
+            while True:
+                old = await store.get("counter")
+                if await store.swap("counter", old, {"count": (old or {"count": 0})["count"] + 1}):
+                    break
+
+    till(moment)
+    run(work())
+
+
+def claim_one(address: str, me: int, moment: float) -> bool:
+    """Try to win what everybody else tries to win."""
+    store = opened(address)
+    till(moment)
+    return run(claim(store, "prize", f"process {me}", lease_s=60.0)) is not None
+
+
+def hold_many(address: str, folder: str, me: int, moment: float) -> list[str]:
+    """Hold the same file in twenty coroutines; an upload leaves a trace in the folder."""
+    ledger = Ledger(opened(address))
+
+    async def upload(marker: str) -> Uploaded:
+        Path(folder, marker).touch()  # noqa: ASYNC240 (a trace, not work)
+        await asyncio.sleep(0.2)
+        return Uploaded(file_id=f"file-{marker}")
+
+    async def work() -> list[str]:
+        held = await asyncio.gather(*(ledger.hold(KEY, f"run {me}", upload) for _ in range(20)))
+        return [each.file_id for each in held]
+
+    till(moment)
+    return run(work())
+
+
+def write_until_killed(address: str) -> None:
+    """Write one record after the other, and say so when it has been written."""
+    store = opened(address)
+
+    async def work() -> None:
+        index = 0
+        while True:
+            await asyncio.gather(*(store.put(f"paid/{index + more}", {"answer": "x" * 500}) for more in range(5)))
+            index += 5
+            print(index, flush=True)  # noqa: T201 (to whoever kills it)
+
+    run(work())
+
+
+def upload_until_killed(address: str, lease_s: float) -> None:
+    """Begin an upload that never ends."""
+
+    async def upload(marker: str) -> Uploaded:
+        print(marker, flush=True)  # noqa: T201 (the same)
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    run(Ledger(opened(address), lease_s=lease_s).hold(KEY, "the killed", upload))
+
+
+def fill_under_limit(address: str, limit: int) -> str:
+    """Write more than the system allows to this process; what it is told."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    store = opened(address)
+
+    async def work() -> str:
+        try:
+            for index in range(1000):
+                await store.put(f"much/{index}", {"answer": "x" * 10_000})
+        except PolluxError as error:
+            return f"{type(error).__name__}: {error}"
+        return "no limit"
+
+    return run(work())

@@ -1,0 +1,225 @@
+"""The store on this machine: damage, locks, and what becomes of it when a process is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.state import disk
+from pollux_flows.state.disk import DiskStore
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DiskStore:
+    return DiskStore(tmp_path / "state")
+
+
+def database(store: DiskStore) -> sqlite3.Connection:
+    """Behind the store's back."""
+    return sqlite3.connect(store.folder / "cache.db", isolation_level=None)
+
+
+# --- Damage -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_damaged_file_is_told(store: DiskStore) -> None:
+    """It is neither empty nor made anew."""
+    await store.put("a", {"answer": 1})
+    store.close()
+    file = store.folder / "cache.db"
+    file.write_bytes(b"This is no database." * 1000)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"state.*is damaged.*copy"):
+            await store.get("a")
+    assert file.read_bytes().startswith(b"This is no database.")
+
+
+async def test_a_file_that_is_damaged_meanwhile_is_told(store: DiskStore) -> None:
+    """While this process has it open: pages in the middle are gone."""
+    await store.put_many({f"a/{index:04}": {"answer": "x" * 1000} for index in range(500)})
+    with database(store) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (store.folder / "cache.db").open("r+b") as file:
+        file.seek(8192)
+        file.write(os.urandom(200_000))
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        await store.get_many([f"a/{index:04}" for index in range(500)])
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"null", "{}", 7, b"[" * 100_000])
+async def test_a_damaged_record_is_told(store: DiskStore, data: object) -> None:
+    """By name, to all who read it. The others are fine, and it can be replaced."""
+    await store.put("a", {"answer": 1})
+    await store.put("b", {"answer": 2})
+    database(store).execute("UPDATE Cache SET value = ? WHERE key = 'a'", (data,))
+    told, others = await asyncio.gather(store.get("a"), store.get("b"), return_exceptions=True)
+    assert isinstance(told, ConfigurationError)
+    assert "The record a in" in str(told)
+    assert others == {"answer": 2}
+    with pytest.raises(ConfigurationError, match="record a"):
+        await store.get_many(["b", "a"])
+    with pytest.raises(ConfigurationError, match="record a"):
+        await store.swap("a", {"answer": 1}, {"answer": 3})
+    with pytest.raises(ConfigurationError, match="record a"):
+        assert [key async for key, _ in store.scan("")]
+    assert await store.add("a", {}) is False  # it is not absent
+    await store.delete("a")
+    assert await store.get("a") is None
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("column", ["value", "key"])
+async def test_nothing_is_unpickled(
+    store: DiskStore, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write to the file cannot run code in who reads it."""
+    monkeypatch.chdir(tmp_path)
+    await store.put("a", {})
+    database(store).execute(f"UPDATE Cache SET {column} = ?, mode = 4, raw = 1", (pickle.dumps(Bomb()),))  # noqa: S608
+    if column == "key":
+        database(store).execute("UPDATE Cache SET raw = 0, mode = 1")
+        assert await store.get("a") is None
+        assert [key async for key, _ in store.scan("")] == []
+    else:
+        with pytest.raises(ConfigurationError, match="damaged"):
+            await store.get("a")
+    assert not (tmp_path / "exploded").exists()
+
+
+async def test_another_kind_of_database_is_told(store: DiskStore) -> None:
+    store.folder.mkdir()
+    database(store).execute("CREATE TABLE Cache (something)")
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        await store.get("a")
+
+
+async def test_a_folder_that_goes_is_made_again(store: DiskStore) -> None:
+    """What is written after it was moved away is not lost with it."""
+    await store.put("a", {})
+    store.folder.rename(store.folder.with_name("moved"))
+    await store.put("b", {})
+    assert await DiskStore(store.folder).get_many(["a", "b"]) == {"b": {}}
+    assert await DiskStore(store.folder.with_name("moved")).get_many(["a", "b"]) == {"a": {}}
+
+
+async def test_each_commit_is_synced(store: DiskStore) -> None:
+    """An answer that was paid for survives a power cut, also on the connection that comes after an error."""
+    for _ in range(2):
+        await store.put("a", {})
+        assert await store._ask(lambda cache: cache._sql("PRAGMA synchronous").fetchone()) == (2,)
+        assert await store._ask(lambda cache: cache._sql("PRAGMA journal_mode").fetchone()) == ("wal",)
+        store._let_go()
+
+
+# --- Locks --------------------------------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_others_does_not_stop_the_loop(store: DiskStore) -> None:
+    """Another process writes for a while: what is asked for meanwhile is done after that, and reading goes on."""
+    await store.put("a", {})
+    reader = DiskStore(store.folder)
+    await reader.get("a")
+    other = database(store)
+    other.execute("BEGIN IMMEDIATE")
+    writing = asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(100)))
+    for _ in range(20):  # were this thread the one that waits, it would do so for ever: it has the lock itself
+        await asyncio.sleep(0.002)
+    assert await reader.get("a") == {}
+    assert not writing.done()
+    other.execute("COMMIT")
+    await writing
+
+
+async def test_who_waits_too_long_is_told(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.put("a", {})
+    monkeypatch.setattr(disk, "_PATIENCE_S", 0.05)
+    other = database(store)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(ConfigurationError, match=r"locked.*stopped or stuck"):
+        await store.put("a", {"b": 1})
+    other.execute("COMMIT")
+    await store.put("a", {"b": 2})
+
+
+async def test_many_writes_take_few_commits(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gathers while one transaction is written goes into the next."""
+    await store.put("a", {})
+    sizes: list[int] = []
+    together = store._together
+
+    def counting(batch: list[disk._Work]) -> list[object]:
+        sizes.append(len(batch))
+        return together(batch)
+
+    monkeypatch.setattr(store, "_together", counting)
+    other = database(store)
+    other.execute("BEGIN IMMEDIATE")
+    writing = asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(200)))
+    await asyncio.sleep(0)
+    other.execute("COMMIT")
+    await writing
+    assert sum(sizes) == 200
+    assert len(sizes) < 20
+
+
+async def test_one_that_fails_fails_alone(store: DiskStore) -> None:
+    """The others of its transaction are written in another."""
+    await store.put("a", {})
+    other = database(store)
+    other.execute(
+        "CREATE TRIGGER refuse BEFORE INSERT ON Cache WHEN NEW.key = 'bad' BEGIN SELECT RAISE(ROLLBACK, 'no'); END"
+    )
+    told = await asyncio.gather(*(store.put(key, {}) for key in ("b", "bad", "c")), return_exceptions=True)
+    assert [isinstance(each, ConfigurationError) for each in told] == [False, True, False]
+    assert sorted(await store.get_many(["b", "bad", "c"])) == ["b", "c"]
+
+
+# --- Processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking with threads: that is the point
+def test_a_store_works_in_a_fork(store: DiskStore) -> None:
+    """Although its thread did not come along."""
+    asyncio.run(store.put("a", {"by": "parent"}))
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(asyncio.wait_for(store.put("b", {"by": "child"}), 10))
+        except BaseException:  # noqa: BLE001 (nothing of the parent's tests may go on here)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert asyncio.run(store.get_many(["a", "b"])) == {"a": {"by": "parent"}, "b": {"by": "child"}}
+
+
+def test_what_was_written_survives_a_kill(store: DiskStore) -> None:
+    """All of what the process was told is written, in whatever moment it is killed."""
+    script = f"from tests.state.places import *; write_until_killed('disk:{store.folder}')"
+    for round_ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert process.stdout is not None
+        for _ in range(20 + 7 * round_):
+            told = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+        told = max([told, *map(int, process.stdout.read().split("\n")[:-1])])
+        process.wait()
+        process.stdout.close()
+        found = asyncio.run(store.get_many([f"paid/{index}" for index in range(told)]))
+        assert len(found) == told >= 100
+        asyncio.run(store.delete(*found))

@@ -1,0 +1,154 @@
+"""Uploads: one for all who need the file, whoever of them is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pollux_flows.state.ledger import Ledger, Uploaded, UploadKey
+from pollux_flows.state.store import Store
+from tests.state.places import DAY, KEY, Clock, Provider, opened, removed
+
+# --- One upload for all -------------------------------------------------------------------------------------------
+
+
+async def test_a_file_is_uploaded_once(ledger: Ledger, provider: Provider, address: str, clock: Clock) -> None:
+    """By all coroutines, of all runs, then and later."""
+    first = await asyncio.gather(*(ledger.hold(KEY, f"run {index % 3}", provider.upload) for index in range(60)))
+    later = await Ledger(opened(address), clock).hold(KEY, "later", provider.upload)
+    assert {each.file_id for each in [*first, later]} == {"file-1"}
+    assert later == first[0]
+    assert len(provider.markers) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"provider": "gemini"},
+        {"base_url": "http://elsewhere"},
+        {"account": "b"},
+        {"sha256": "0dd"},
+        {"mime_type": "text/html"},
+    ],
+)
+async def test_another_key_is_another_file(ledger: Ledger, provider: Provider, other: dict[str, str]) -> None:
+    await ledger.hold(KEY, "run", provider.upload)
+    await ledger.hold(KEY.model_copy(update=other), "run", provider.upload)
+    assert len(provider.markers) == 2
+
+
+def test_every_field_is_in_the_key() -> None:
+    """One that is added, too; and at its default it leaves the names of all entries as they are."""
+    assert set(UploadKey.model_fields) == {"provider", "base_url", "account", "sha256", "mime_type"}
+    assert KEY.name == "upload/55560b831fa4e1c238a3eed6108e8e2f1638a70c08a7562d36ab2e4c513e7120"
+
+
+async def test_the_intent_comes_first(ledger: Ledger, store: Store, clock: Clock) -> None:
+    """When the upload begins, its marker is on record already, with since when."""
+    recorded = None
+
+    async def upload(marker: str) -> Uploaded:
+        nonlocal recorded
+        recorded = (await store.get(KEY.name) or {}) | {"asked": marker}
+        return Uploaded(file_id="f")
+
+    await ledger.hold(KEY, "run", upload)
+    assert recorded is not None
+    assert recorded["marker"] == recorded["asked"]
+    assert recorded["since"] == clock()
+    assert "uploaded" not in recorded
+
+
+async def test_a_file_that_soon_expires_is_uploaded_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+    """Soon is what each user says it is."""
+    await ledger.hold(KEY, "run", provider.upload)
+    clock.now += 2 * DAY - 700
+    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-1"
+    clock.now += 200
+    assert (await ledger.hold(KEY, "quick", provider.upload, margin_s=60)).file_id == "file-1"
+    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
+    assert (await ledger.hold(KEY, "batch", provider.upload, margin_s=DAY)).file_id == "file-2"
+
+
+async def test_those_who_waited_take_what_came(ledger: Ledger, provider: Provider) -> None:
+    """Also where files live for less than they had hoped for: another upload would bring no better one."""
+    provider.lives_s = 100
+    held = await asyncio.gather(*(ledger.hold(KEY, "run", provider.upload) for _ in range(10)))
+    assert {each.file_id for each in held} == {"file-1"}
+
+
+async def test_a_file_without_expiry_stays(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+    provider.lives_s = None
+    await ledger.hold(KEY, "job", provider.upload, owner_s=None)
+    clock.now += 1000 * DAY
+    assert (await ledger.hold(KEY, "job", provider.upload, owner_s=None)).file_id == "file-1"
+    assert await ledger.due() == []
+
+
+async def test_what_the_provider_forgot_is_uploaded_again(ledger: Ledger, provider: Provider) -> None:
+    """Once; whoever finds out later finds a new file already."""
+    old = await ledger.hold(KEY, "run", provider.upload)
+    await ledger.forget(KEY, old.file_id)
+    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
+    await ledger.forget(KEY, old.file_id)
+    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
+    assert await ledger.release("run", keep_s=None) == []
+
+
+# --- Cancelled ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_waiter_that_is_cancelled_disturbs_nobody(ledger: Ledger, provider: Provider) -> None:
+    provider.gate = asyncio.Event()
+    first = asyncio.ensure_future(ledger.hold(KEY, "run", provider.upload))
+    await provider.asked()
+    others = [asyncio.ensure_future(ledger.hold(KEY, "run", provider.upload)) for _ in range(10)]
+    await asyncio.sleep(0.02)
+    for each in others[:5]:
+        each.cancel()
+    provider.gate.set()
+    assert {each.file_id for each in await asyncio.gather(first, *others[5:])} == {"file-1"}
+    assert [each.cancelled() for each in others] == [True] * 5 + [False] * 5
+    assert len(provider.markers) == 1
+
+
+async def test_an_uploader_that_is_cancelled_is_replaced_at_once(ledger: Ledger, provider: Provider) -> None:
+    """Not after its lease (whose clock stands still here). What it may have left is looked for."""
+    provider.gate = asyncio.Event()
+    first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
+    await provider.asked()
+    others = [asyncio.ensure_future(ledger.hold(KEY, "other", provider.upload)) for _ in range(5)]
+    await asyncio.sleep(0.02)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await provider.asked(2)
+    provider.gate.set()
+    assert {each.file_id for each in await asyncio.gather(*others)} == {"file-2"}
+    assert len(provider.markers) == 2
+    assert await ledger.due() == []  # it may still be on its way
+    provider.clock.now += ledger.lease_s
+    (orphan,) = await ledger.due()
+    assert (orphan.marker, orphan.uploaded, orphan.reason) == (provider.markers[0], None, "orphan")
+    assert await removed(ledger, [orphan]) == [provider.markers[0]]
+    assert await ledger.due() == []
+
+
+async def test_what_was_uploaded_is_on_record_although_it_was_cancelled(
+    ledger: Ledger, provider: Provider, store: Store
+) -> None:
+    """The moment between the provider's answer and the record is no gap."""
+    holding: list[asyncio.Task[Uploaded]] = []
+
+    async def upload(marker: str) -> Uploaded:
+        uploaded = await provider.upload(marker)
+        holding[0].cancel()  # it learns of that when it next waits, which is for the record
+        return uploaded
+
+    holding.append(asyncio.ensure_future(ledger.hold(KEY, "run", upload)))
+    with pytest.raises(asyncio.CancelledError):
+        await holding[0]
+    assert (await ledger.hold(KEY, "other", provider.upload)).file_id == "file-1"
+    assert len(provider.markers) == 1
+    assert set((await store.get(KEY.name) or {})["owners"]) == {"run", "other"}

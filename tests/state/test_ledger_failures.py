@@ -1,0 +1,171 @@
+"""Uploads that fail, and uploaders that are taken for dead."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pollux_flows.errors import APIError, ConfigurationError, RateLimitError, SourceError
+from pollux_flows.state.ledger import Ledger, Uploaded
+from pollux_flows.state.store import Store
+from tests.state.places import KEY, Clock, Provider, removed
+
+# --- Failed -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        APIError("Too large.", hint="Split it.", retryable=False, status_code=413, provider="openai", phase="upload"),
+        RateLimitError("Slow down.", retryable=True, status_code=429, retry_after_s=7.0),
+        SourceError("It changed while it was read.", hint="Run again."),
+    ],
+)
+async def test_a_failure_is_told_to_all_who_asked(
+    ledger: Ledger, provider: Provider, error: Exception, clock: Clock
+) -> None:
+    """As what it is, and nobody tries that again; a later run does."""
+    provider.fails = [error]
+    provider.gate = asyncio.Event()
+    holding = [asyncio.ensure_future(ledger.hold(KEY, f"run {index}", provider.upload)) for index in range(10)]
+    await provider.asked()
+    clock.now += 1
+    provider.gate.set()
+    told = await asyncio.gather(*holding, return_exceptions=True)
+    assert [type(each) for each in told] == [type(error)] * 10
+    assert {str(each) for each in told} == {str(error)}
+    assert all(vars(each) == vars(error) for each in told if isinstance(each, Exception))
+    assert len(provider.markers) == 1
+    assert (await ledger.hold(KEY, "later", provider.upload)).file_id == "file-2"
+
+
+async def test_a_run_does_not_try_again_what_is_of_no_use(ledger: Ledger, provider: Provider) -> None:
+    """However late its next prompt comes; but once it has been released, it is another run, also by the same name."""
+    provider.fails = [APIError("No.", retryable=False), APIError("No.", retryable=False)]
+    for _ in range(3):
+        with pytest.raises(APIError, match="No"):
+            await ledger.hold(KEY, "run", provider.upload)
+    assert len(provider.markers) == 1
+    with pytest.raises(APIError, match="No"):
+        await ledger.hold(KEY, "other", provider.upload)
+    assert len(provider.markers) == 2
+    await ledger.release("other", keep_s=0)
+    assert (await ledger.hold(KEY, "other", provider.upload)).file_id == "file-3"
+
+
+async def test_a_run_tries_again_what_may_be_of_use(ledger: Ledger, provider: Provider) -> None:
+    provider.fails = [APIError("Busy.", retryable=True)]
+    with pytest.raises(APIError, match="Busy"):
+        await ledger.hold(KEY, "run", provider.upload)
+    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
+
+
+async def test_a_failure_is_forgotten(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+    """Also by a run that was killed before its release."""
+    provider.fails = [APIError("No.", retryable=False)]
+    with pytest.raises(APIError, match="No"):
+        await ledger.hold(KEY, "run", provider.upload)
+    clock.now += 601
+    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
+
+
+async def test_what_a_stranger_says_is_not_repeated(
+    ledger: Ledger, provider: Provider, store: Store, clock: Clock
+) -> None:
+    """It may hold a key: the one it happened to gets the error itself, the others its name."""
+    provider.fails = [ValueError("Bearer sk-secret")]
+    provider.gate = asyncio.Event()
+    holding = [asyncio.ensure_future(ledger.hold(KEY, "run", provider.upload)) for _ in range(3)]
+    await provider.asked()
+    clock.now += 1
+    provider.gate.set()
+    told = await asyncio.gather(*holding, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in told) == ["APIError", "APIError", "ValueError"]
+    assert all("ValueError" in str(each) for each in told if isinstance(each, APIError))
+    assert "secret" not in str([record async for _, record in store.scan("")])
+
+
+@pytest.mark.parametrize(
+    ("error", "looked_for"),
+    [
+        (APIError("No.", retryable=False, status_code=400), False),
+        (APIError("Gone silent.", retryable=True, outcome_unknown=True), True),
+        (OSError("The network is down."), True),
+    ],
+)
+async def test_what_may_have_arrived_is_looked_for(
+    ledger: Ledger, provider: Provider, clock: Clock, error: Exception, looked_for: bool
+) -> None:
+    provider.fails = [error]
+    with pytest.raises(type(error)):
+        await ledger.hold(KEY, "run", provider.upload)
+    clock.now += ledger.lease_s
+    assert [due.marker for due in await ledger.due()] == (provider.markers if looked_for else [])
+
+
+async def test_a_disk_that_fails_after_the_upload_is_told(
+    ledger: Ledger, provider: Provider, store: Store, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """Nobody uses a file that is not on record; its intent is, so it is found."""
+
+    async def refuse(*_: object) -> bool:
+        raise ConfigurationError("There is no room left.")
+
+    async def upload(marker: str) -> Uploaded:
+        uploaded = await provider.upload(marker)
+        monkeypatch.setattr(store, "swap", refuse)
+        return uploaded
+
+    with pytest.raises(ConfigurationError, match="no room"):
+        await ledger.hold(KEY, "run", upload)
+    monkeypatch.undo()
+    assert await ledger.due() == []
+    clock.now += ledger.lease_s
+    assert [due.marker for due in await ledger.due()] == provider.markers
+
+
+# --- Killed (the processes that are, are in test_ledger_processes.py) ---------------------------------------------
+
+
+async def test_whoever_is_late_overwrites_nothing(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+    """It was taken for dead: it uses what its successor uploaded, and its own file is deleted."""
+    slow = Provider(clock, gate=asyncio.Event())
+    late = asyncio.ensure_future(ledger.hold(KEY, "late", slow.upload))
+    await slow.asked()
+    clock.now += ledger.lease_s + 1
+    provider.markers.append("so that its files have other names")
+    assert (await ledger.hold(KEY, "quick", provider.upload)).file_id == "file-2"
+    (orphan,) = await ledger.due()
+    assert orphan.marker == slow.markers[0]
+    assert slow.gate is not None
+    slow.gate.set()
+    assert (await late).file_id == "file-2"
+    (due,) = await ledger.due()
+    assert due.uploaded is not None
+    assert (due.uploaded.file_id, due.marker) == ("file-1", slow.markers[0])
+    assert await removed(ledger, [due]) == ["file-1"]
+    assert (await ledger.hold(KEY, "late", provider.upload)).file_id == "file-2"
+
+
+async def test_whoever_is_late_comes_after_the_sweep(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+    """Its intent was taken for an orphan, looked for, not found, and forgotten; then the file arrives after all."""
+    provider.gate = asyncio.Event()
+    late = asyncio.ensure_future(ledger.hold(KEY, "late", provider.upload))
+    await provider.asked()
+    clock.now += ledger.lease_s + 1
+    assert await removed(ledger, await ledger.due()) == provider.markers
+    provider.gate.set()
+    assert (await late).file_id == "file-2"  # nobody else had one, so it uploaded again
+    assert [due.uploaded and due.uploaded.file_id for due in await ledger.due()] == ["file-1"]
+
+
+async def test_who_waits_gives_up(ledger: Ledger, provider: Provider) -> None:
+    provider.gate = asyncio.Event()
+    first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
+    await provider.asked()
+    with pytest.raises(APIError, match="uploading the same file") as told:
+        await ledger.hold(KEY, "other", provider.upload, patience_s=0.05)
+    assert told.value.retryable is True
+    provider.gate.set()
+    await first

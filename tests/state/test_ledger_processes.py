@@ -1,0 +1,87 @@
+"""The ledger between processes, some of which are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+from pollux_flows.state.ledger import Ledger, Uploaded
+from pollux_flows.state.store import Store
+from tests.state.places import KEY, at_once, hold_many, opened
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_processes_upload_once(address: str, tmp_path: Path) -> None:
+    """Three of them, twenty coroutines each."""
+    (tmp_path / "uploads").mkdir()
+    held = at_once(3, partial(hold_many, address, str(tmp_path / "uploads")))
+    (marker,) = [path.name for path in (tmp_path / "uploads").iterdir()]
+    assert held == [[f"file-{marker}"] * 20] * 3
+
+
+def test_threads_and_loops_upload_once(store: Store) -> None:
+    """Six loops in as many threads, with one ledger."""
+    ledger = Ledger(store)
+    markers: list[str] = []
+    held: list[Uploaded] = []
+
+    async def upload(marker: str) -> Uploaded:
+        markers.append(marker)
+        await asyncio.sleep(0.1)
+        return Uploaded(file_id=marker)
+
+    async def work() -> None:
+        held.extend(await asyncio.gather(*(ledger.hold(KEY, "run", upload) for _ in range(10))))
+
+    threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [each.file_id for each in held] == markers * 60
+    assert len(markers) == 1
+
+
+async def beats(store: Store, count: int) -> None:
+    """Wait until somebody else's lease on the key has been renewed so often."""
+    seen: set[float] = set()
+    while len(seen) <= count:
+        seen.add((await store.get(KEY.name) or {})["lease"]["until"])
+        await asyncio.sleep(0.01)
+
+
+def test_a_killed_uploader_is_replaced(address: str) -> None:
+    """After its lease, by one of those who wait; and what it may have left is looked for."""
+    script = f"from tests.state.places import *; upload_until_killed('{address}', 1.5)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    orphan = process.stdout.readline().strip()
+    store = opened(address)
+    ledger = Ledger(store, lease_s=1.5)
+    markers: list[str] = []
+
+    async def upload(marker: str) -> Uploaded:
+        markers.append(marker)
+        return Uploaded(file_id=marker)
+
+    async def work() -> list[Uploaded]:
+        waiting = [asyncio.ensure_future(ledger.hold(KEY, "run", upload)) for _ in range(5)]
+        await beats(store, 3)
+        assert markers == []
+        assert not any(each.done() for each in waiting)
+        os.kill(process.pid, signal.SIGKILL)
+        return await asyncio.wait_for(asyncio.gather(*waiting), 10)
+
+    held = asyncio.run(work())
+    process.wait()
+    process.stdout.close()
+    assert [each.file_id for each in held] == markers * 5
+    assert len(markers) == 1
+    assert [(due.marker, due.reason) for due in asyncio.run(ledger.due())] == [(orphan, "orphan")]

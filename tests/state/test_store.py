@@ -1,0 +1,192 @@
+"""What every store does, whatever it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from functools import partial
+
+import pytest
+
+from pollux_flows.errors import InternalError
+from pollux_flows.state.store import Json, Store
+from tests.state.places import add_all, at_once, count_up, opened
+
+ODD: Json = {
+    "text": "½ € 漢 \U0001f600 \x00 \" ' \\ \n",
+    "numbers": [0, -1, 2**53 + 1, 10**30, 0.1, 1e-300, 1.0],
+    "none": None,
+    "flags": [True, False],
+    "deep": {"": {"a b": [[], {}]}},
+}
+
+
+# --- One record -------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_put_is_there(store: Store, address: str) -> None:
+    """Equal, for everybody, until it is put again or deleted."""
+    assert await store.get("a") is None
+    await store.put("a", ODD)
+    assert await store.get("a") == ODD
+    assert await opened(address).get("a") == ODD
+    await store.put("a", {})
+    assert await store.get("a") == {}
+    await store.delete("a")
+    assert await store.get("a") is None
+
+
+@pytest.mark.parametrize("key", ["a/b", "%_*?[a]", "漢/½", "x" * 500, "a'b\"c", " ", "a\nb"])
+async def test_any_text_is_a_name(store: Store, key: str) -> None:
+    await store.put(key, {"key": key})
+    await store.put(f"{key}!", {})
+    assert await store.get(key) == {"key": key}
+    assert [found async for found, _ in store.scan(key)] == [key, f"{key}!"]
+
+
+async def test_a_large_record_is_a_record(store: Store) -> None:
+    record = {"answer": "½" * 2_000_000}
+    await store.put("large", record)
+    assert await store.get("large") == record
+
+
+async def test_of_many_who_add_one_is_first(store: Store) -> None:
+    assert await store.add("a", {"by": 0}) is True
+    assert await store.add("a", {"by": 1}) is False
+    assert await store.get("a") == {"by": 0}
+    await store.delete("a")
+    assert sum(await asyncio.gather(*(store.add("a", {"by": index}) for index in range(50)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("there", "old", "new", "swapped"),
+    [
+        ({"a": 1}, {"a": 1}, {"a": 2}, True),
+        ({"a": 1, "b": [{"d": 4, "c": 3}]}, {"b": [{"c": 3, "d": 4}], "a": 1}, {"a": 2}, True),
+        ({"a": 1}, {"a": 2}, {"a": 3}, False),
+        ({"a": 1}, {"a": 1, "b": None}, {"a": 3}, False),
+        ({"a": 1}, {"a": True}, {"a": 3}, False),
+        ({"a": 1}, None, {"a": 3}, False),
+        ({"a": 1}, {"a": 1}, None, True),
+        ({"a": 1}, {"a": 2}, None, False),
+        ({}, None, {"a": 3}, False),
+        (None, None, {"a": 3}, True),
+        (None, {"a": 1}, {"a": 3}, False),
+        (None, {}, {"a": 3}, False),
+        (None, None, None, True),
+    ],
+)
+async def test_a_swap_compares(
+    store: Store, there: Json | None, old: Json | None, new: Json | None, swapped: bool
+) -> None:
+    """The whole record, however it was spelled; None is no record."""
+    if there is not None:
+        await store.put("a", there)
+    assert await store.swap("a", old, new) is swapped
+    assert await store.get("a") == (new if swapped else there)
+
+
+async def test_what_is_no_json_is_not_kept(store: Store) -> None:
+    """Nor shown: it may be anything."""
+    for record in ({"a": b"secret"}, {"a": math.nan}, {"a": "secret \ud800"}, {"a": {"secret"}}):
+        with pytest.raises(InternalError) as told:
+            await store.put("a", record)
+        assert "secret" not in str(told.value)
+    assert await store.get("a") is None
+
+
+# --- Many records -----------------------------------------------------------------------------------------------
+
+
+async def test_many_at_once(store: Store) -> None:
+    records = {f"a/{index:04}": {"index": index} for index in range(1000)}
+    await store.put_many(records)
+    assert await store.get_many([*records, "b"]) == records
+    assert await store.get_many([]) == {}
+    await store.put_many({})
+    await store.delete(*records, "b")
+    await store.delete()
+    assert await store.get_many(records) == {}
+
+
+async def test_a_scan_finds_what_begins_so(store: Store) -> None:
+    """All of it, in order, and nothing else."""
+    records = {f"a/{index:04}": {"index": index} for index in range(600)}
+    await store.put_many({**records, "a": {}, "a.": {}, "a0": {}, "A/1": {}, "b/1": {}, "%": {}})
+    assert [pair async for pair in store.scan("a/")] == sorted(records.items())
+    assert len([key async for key, _ in store.scan("")]) == 606
+    assert [key async for key, _ in store.scan("c")] == []
+
+
+async def test_who_scans_may_write(store: Store) -> None:
+    await store.put_many({f"a/{index:04}": {} for index in range(600)})
+    async for key, _ in store.scan("a/"):
+        await store.delete(key)
+    assert [key async for key, _ in store.scan("a/")] == []
+
+
+# --- Time ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_record_with_a_time_goes(store: Store) -> None:
+    """By itself; and then the name is free."""
+    await store.put("put", {}, ttl_s=0.1)
+    await store.put_many({"many": {}}, ttl_s=0.1)
+    assert await store.add("added", {}, ttl_s=0.1)
+    assert await store.swap("swapped", None, {"a": 1}, ttl_s=0.1)
+    await store.put("stays", {}, ttl_s=0.1)
+    await store.put("stays", {})
+    names = ["put", "many", "added", "swapped"]
+    give_up = time.monotonic() + 10
+    while await store.get_many(names):
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.02)
+    assert [key async for key, _ in store.scan("")] == ["stays"]
+    assert await store.swap("swapped", {"a": 1}, {}) is False
+    assert await store.add("added", {}) is True
+
+
+# --- Everybody at once --------------------------------------------------------------------------------------------
+
+
+def test_of_many_processes_one_adds(address: str) -> None:
+    won = at_once(4, partial(add_all, address, 50))
+    assert sum(won) == 50
+
+
+def test_no_swap_of_many_processes_is_lost(address: str) -> None:
+    at_once(4, partial(count_up, address, 50))
+    assert asyncio.run(opened(address).get("counter")) == {"count": 200}
+
+
+def test_loops_and_threads_share_a_store(store: Store) -> None:
+    """Without a word about which of them made it."""
+    won: list[bool] = []
+
+    async def work() -> None:
+        won.extend(await asyncio.gather(*(store.add(f"a/{index}", {}) for index in range(50))))
+
+    threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), sum(won)) == (400, 50)
+
+
+async def test_what_was_asked_for_is_done(store: Store) -> None:
+    """Whoever is cancelled while waiting has not undone it; what comes after, comes after."""
+    asked = [asyncio.ensure_future(store.put(f"a/{index}", {})) for index in range(20)]
+    await asyncio.sleep(0)
+    for each in asked:
+        each.cancel()
+    await store.delete("a/0")
+    assert len([key async for key, _ in store.scan("a/")]) == 19
+    assert all(each.cancelled() for each in await asyncio.gather(*(_ended(each) for each in asked)))
+
+
+async def _ended(task: asyncio.Future[None]) -> asyncio.Future[None]:
+    await asyncio.wait([task])
+    return task
