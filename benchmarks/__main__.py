@@ -7,8 +7,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 os.environ |= {"PREFECT_LOGGING_LEVEL": "WARNING", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
@@ -20,6 +22,12 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import arealtime, realtime
 from pollux_flows.simulator import Simulator, serve
 
+UPLOAD = """
+import asyncio, sys
+from pollux_flows import Config, Source, run
+config = Config(provider="gemini", model="gemini-2.5-flash-lite", api_key="k", base_url=sys.argv[1])
+asyncio.run(run("What is it?", source=Source.from_file(sys.argv[2]), config=config))
+"""
 RUNS = 11
 # Back to back, a server on SQLite answers 503 while it still writes down the run before.
 PAUSE_S = 3.0
@@ -28,6 +36,7 @@ PAUSE_S = 3.0
 def main() -> None:
     import_cost()
     flow_cost()
+    file_cost()
 
 
 def import_cost() -> None:
@@ -61,6 +70,25 @@ def flow_cost() -> None:
         asyncio.run(measure())
 
 
+def file_cost() -> None:
+    """Memory of a process that uploads 1 GiB to Gemini, over one that uploads next to nothing."""
+    simulator = Simulator()
+    peaks = []
+    with serve(simulator) as origin, tempfile.TemporaryDirectory() as folder:
+        address = simulator.base_url("gemini", origin=origin)
+        for size in (4096, 1 << 30):
+            path = Path(folder) / "large.pdf"
+            with path.open("wb") as file:
+                file.write(b"%PDF-1.7")
+                file.truncate(size)
+            environment = {**os.environ, "POLLUX_HOME": folder}
+            process = subprocess.Popen([sys.executable, "-c", UPLOAD, address, str(path)], env=environment)
+            _, status, used = os.wait4(process.pid, 0)
+            assert status == 0
+            peaks.append(used.ru_maxrss / 1024)
+    _report("an upload of 1 GiB, over one of 4 KiB", peaks[1] - peaks[0], 64, unit="MiB")
+
+
 async def _median(operation: Callable[[], Awaitable[object]]) -> float:
     """Milliseconds, after one run that does not count."""
     taken = []
@@ -82,9 +110,9 @@ def _process(code: str) -> float:
     return statistics.median(taken[1:])
 
 
-def _report(what: str, milliseconds: float, bound: int | None) -> None:
-    verdict = "" if bound is None else f"  (at most {bound}: {'yes' if milliseconds <= bound else 'NO'})"
-    print(f"{what:<55} {milliseconds:7.1f} ms{verdict}", flush=True)
+def _report(what: str, measured: float, bound: int | None, unit: str = "ms") -> None:
+    verdict = "" if bound is None else f"  (at most {bound}: {'yes' if measured <= bound else 'NO'})"
+    print(f"{what:<55} {measured:7.1f} {unit}{verdict}", flush=True)
 
 
 main()

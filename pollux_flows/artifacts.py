@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from prefect import get_run_logger
 from prefect.artifacts import (
     acreate_markdown_artifact,
     acreate_progress_artifact,
@@ -25,13 +26,23 @@ _LONGEST_SHOWN: Final = 4000
 _LONGEST_CELL: Final = 300
 
 
+@asynccontextmanager
+async def _not_worth_an_answer() -> AsyncIterator[None]:
+    """What is shown is worth less than what was paid for: if it cannot be left, the run says so and goes on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (whatever the server or the network did)
+        get_run_logger().warning("An artifact could not be left (%s); the answers are in the result.", error)
+
+
 async def leave_answers(kind: str, prompts: Sequence[str | None], target: Target, envelope: ResultEnvelope) -> None:
     """One page: what was asked, what was answered, what it took."""
-    await acreate_markdown_artifact(
-        markdown=answers_page(prompts, target, envelope),
-        key=f"pollux-{kind}",
-        description=_headline(len(prompts), target, [envelope]),
-    )
+    async with _not_worth_an_answer():
+        await acreate_markdown_artifact(
+            markdown=answers_page(prompts, target, envelope),
+            key=f"pollux-{kind}",
+            description=_headline(len(prompts), target, [envelope]),
+        )
 
 
 async def leave_grid(
@@ -41,11 +52,12 @@ async def leave_grid(
     envelopes: Sequence[ResultEnvelope],
 ) -> None:
     """One page: a row a source, a column a prompt."""
-    await acreate_markdown_artifact(
-        markdown=grid_page(prompts, sources, target, envelopes),
-        key="pollux-broadcast",
-        description=_headline(len(prompts) * len(sources), target, envelopes),
-    )
+    async with _not_worth_an_answer():
+        await acreate_markdown_artifact(
+            markdown=grid_page(prompts, sources, target, envelopes),
+            key="pollux-broadcast",
+            description=_headline(len(prompts) * len(sources), target, envelopes),
+        )
 
 
 async def leave_sweep(report: SweepReport) -> None:
@@ -71,13 +83,16 @@ async def progress(total: int, description: str) -> AsyncIterator[Callable[[], N
 
     async def show() -> None:
         await asyncio.sleep(_PROGRESS_EVERY_S)
-        bar = await acreate_progress_artifact(progress=_percent(done, total), description=f"{description}, of {total}")
-        try:
-            while True:
-                await asyncio.sleep(_PROGRESS_EVERY_S)
-                await aupdate_progress_artifact(bar, progress=_percent(done, total))
-        finally:
-            await asyncio.shield(aupdate_progress_artifact(bar, progress=_percent(done, total)))
+        async with _not_worth_an_answer():
+            bar = await acreate_progress_artifact(
+                progress=_percent(done, total), description=f"{description}, of {total}"
+            )
+            try:
+                while True:
+                    await asyncio.sleep(_PROGRESS_EVERY_S)
+                    await aupdate_progress_artifact(bar, progress=_percent(done, total))
+            finally:
+                await asyncio.shield(aupdate_progress_artifact(bar, progress=_percent(done, total)))
 
     shown = asyncio.create_task(show())
     try:
@@ -167,16 +182,22 @@ def _warned(envelopes: Sequence[ResultEnvelope]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """As a quotation: whatever Markdown is inside, it stays inside."""
+    """As a quotation: whatever is inside, it stays inside."""
     if len(text) > _LONGEST_SHOWN:
         text = text[:_LONGEST_SHOWN] + "\n\n… (cut here; the whole answer is in the result of this run)"
-    return "\n".join(f"> {line}" for line in text.splitlines())
+    return "\n".join(f"> {line}" for line in _inert(text).splitlines())
 
 
 def _cell(text: str, longest: int = _LONGEST_CELL) -> str:
     """On one line, and without what would end a table's cell."""
-    line = " ".join(text.split()).replace("|", "\\|")
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    line = " ".join(text.split())
+    line = line if len(line) <= longest else line[: longest - 1] + "…"
+    return _inert(line.replace("\\", "\\\\")).replace("|", "\\|")
+
+
+def _inert(text: str) -> str:
+    """Without HTML, and without images, which a browser would fetch from wherever an answer says."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!\\[")
 
 
 def _percent(done: int, total: int) -> float:

@@ -33,4 +33,7 @@ def simulator(
     """Serve the offline provider, which speaks all five wire protocols, until Ctrl-C."""
     from pollux_flows.simulator import Simulator, run
 
-    run(Simulator(latency_s=latency), port)
+    try:
+        run(Simulator(latency_s=latency), port)
+    except (OSError, OverflowError) as error:
+        raise SystemExit(f"The simulator cannot listen on port {port}: {error}. Choose another with --port.") from None

@@ -22,14 +22,17 @@ _PROMPTS = ["How many pumps were made?", "What should the board know?", "Give th
 def run_demo() -> None:
     """Run both flows and print what they returned."""
     with tempfile.TemporaryDirectory(prefix="pollux-demo-") as home:
-        # Before Prefect is imported: the demo must not touch the user's server, profiles or results.
+        # Before Prefect is imported: the demo must not touch the user's server, profiles or results, and its own
+        # server is not behind anybody's proxy.
+        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+            del os.environ[name]
         os.environ |= {
+            "NO_PROXY": "127.0.0.1,localhost",
             "PREFECT_HOME": home,
             "PREFECT_PROFILES_PATH": f"{home}/profiles.toml",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "INFO",
         }
-        os.environ.pop("PREFECT_API_URL", None)
         from prefect.testing.utilities import prefect_test_harness
 
         from pollux_flows.blocks import PolluxProvider

@@ -28,7 +28,7 @@ class Document(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            problem = _describe(cls, error)
+            problem = describe(cls, error)
         # Raised out here, so that Pydantic's error, which quotes the input and maybe a key, is not even its context.
         raise cls.refusal(problem)
 
@@ -38,7 +38,7 @@ class Document(BaseModel):
         try:
             return super().model_validate_json(json_data, **settings)
         except ValidationError as error:  # it is no JSON at all: validators have not seen it
-            problem = _describe(cls, error)
+            problem = describe(cls, error)
         raise cls.refusal(problem)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -79,7 +79,8 @@ class Record(Document):
         return mended(data)
 
 
-def _describe(cls: type[BaseModel], error: ValidationError) -> str:
+def describe(cls: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong, without the input, which may hold a key."""
     problems = []
     for item in error.errors(include_input=False, include_url=False, include_context=False):
         where = ".".join(str(step) for step in item["loc"])

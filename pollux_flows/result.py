@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import BaseModel, Field, field_serializer
+from pydantic_core import PydanticSerializationError
 
 from pollux_flows.config import ProviderName
 from pollux_flows.document import Record
-from pollux_flows.errors import ErrorCategory
+from pollux_flows.errors import APIError, ErrorCategory, RateLimitError, SourceError
 
 Status = Literal["ok", "partial", "error"]
 FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
@@ -31,6 +32,41 @@ class CallFailure(Record):
     retry_after_s: float | None = None
     error_category: ErrorCategory | None = None
 
+    @classmethod
+    def of(cls, index: int, error: APIError | SourceError) -> CallFailure:
+        """A call's error, as plain data."""
+        if isinstance(error, SourceError):
+            return cls(index=index, kind="source", message=error.message, hint=error.hint)
+        return cls(
+            index=index,
+            kind="rate_limit" if isinstance(error, RateLimitError) else "api_error",
+            message=error.message,
+            hint=error.hint,
+            retryable=bool(error.retryable),
+            outcome_unknown=error.outcome_unknown,
+            status_code=error.status_code,
+            retry_after_s=error.retry_after_s,
+            error_category=error.error_category,
+        )
+
+    def error(self, provider: str) -> APIError | SourceError:
+        """The same as an error to raise."""
+        if self.kind == "source":
+            return SourceError(self.message, hint=self.hint)
+        kind = RateLimitError if self.kind == "rate_limit" else APIError
+        return kind(
+            self.message,
+            hint=self.hint,
+            retryable=self.retryable,
+            status_code=self.status_code,
+            retry_after_s=self.retry_after_s,
+            provider=provider,
+            phase="generate",
+            call_idx=self.index,
+            error_category=self.error_category,
+            outcome_unknown=self.outcome_unknown,
+        )
+
 
 class ResultEnvelope(Record):
     """The answers to one run, in prompt order, with all that is known about them.
@@ -51,10 +87,15 @@ class ResultEnvelope(Record):
     )
     metrics: dict[str, Any] = Field(default_factory=dict)
     diagnostics: dict[str, Any] = Field(default_factory=dict)
-    structured: list[SerializeAsAny[Any]] | None = None
+    structured: list[Any] | None = None
     reasoning: list[str | None] | None = None
     tool_calls: list[list[dict[str, str]]] | None = None
     errors: list[CallFailure | None] | None = Field(default=None, description="Per prompt, why it has no answer.")
+
+    @field_serializer("structured")
+    def _structured_as_json(self, values: list[Any] | None) -> list[Any] | None:
+        """As the answers came: instances of the caller's model by their aliases."""
+        return values and [_as_json(value) for value in values]
 
     @property
     def text(self) -> str:
@@ -76,6 +117,15 @@ class ResultEnvelope(Record):
     def keys(self) -> Iterator[str]:
         """The keys that apply."""
         return (key for key in type(self).model_fields if key in self)
+
+
+def _as_json(value: Any) -> Any:
+    if not isinstance(value, BaseModel):
+        return value
+    try:
+        return value.model_dump(mode="json", by_alias=True)
+    except PydanticSerializationError:
+        return str(value)  # a validator of the caller's made something of it that JSON does not have
 
 
 class ToolCall(Record):

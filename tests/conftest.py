@@ -16,6 +16,7 @@ for _name in [name for name in os.environ if name.startswith(("PREFECT_", "POLLU
     del os.environ[_name]
 os.environ["PREFECT_HOME"] = str(_HOME / "prefect")
 os.environ["POLLUX_HOME"] = str(_HOME / "pollux")
+os.environ |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}  # Prefect's own server is here
 os.environ |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}  # nobody is told that tests run
 
 from pollux_flows.config import KEY_VARIABLES, URL_VARIABLES  # noqa: E402 (after the homes have moved)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Self, cast
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, ModelWrapValidatorHandler, SecretStr, model_validator
+from pydantic import Field, HttpUrl, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 
 from pollux_flows.config import KEY_VARIABLES, Config, ProviderName, RetryPolicy, checked_address
+from pollux_flows.document import describe
 from pollux_flows.errors import ConfigurationError
 
 
@@ -55,7 +56,13 @@ class PolluxProvider(Block):
     @classmethod
     def _remember_the_saved_block(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """A block read back from a run's parameters knows the name it was saved under; pydantic would drop it."""
-        block = handler(data)
+        problem = ""
+        try:
+            block = handler(data)
+        except ValidationError as error:
+            problem = describe(cls, error)
+        if problem:  # raised out here: Pydantic's own error quotes the input, and so the key
+            raise ConfigurationError(problem)
         if isinstance(data, dict) and (name := data.get("_block_document_name")):
             block._block_document_name = name  # noqa: SLF001
         return block
@@ -108,8 +115,14 @@ class PolluxProvider(Block):
     async def _saved_key(self) -> str:
         """Prefect shows a secret in a run's parameters as asterisks: the key itself is where it was saved."""
         if self.name is not None:
-            saved = (await PolluxProvider.named(self.name)).api_key
-            if saved is not None and (key := saved.get_secret_value()).strip("*"):
+            saved = await PolluxProvider.named(self.name)
+            if (saved.provider, saved.base_url) != (self.provider, self.base_url):
+                # Parameters can be written by anybody who may start a run; a key goes only where it was meant to go.
+                raise ConfigurationError(
+                    f"This run asks for the key of the saved PolluxProvider {self.name!r}, for another address.",
+                    hint="Start it again with the saved provider as it is now.",
+                )
+            if saved.api_key is not None and (key := saved.api_key.get_secret_value()).strip("*"):
                 return key
         try:
             return Config(provider=self.provider, model=self.model, base_url=self.base_url or None).key() or ""

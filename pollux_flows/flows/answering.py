@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pollux_flows import artifacts, tasks
 from pollux_flows.blocks.provider import PolluxProvider
-from pollux_flows.errors import APIError
+from pollux_flows.config import Target
 from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import typed
 from pollux_flows.pipeline.plan import Plan
@@ -26,7 +26,7 @@ async def answer(
     plan, outcomes, duration_s = await _outcomes(prompts, provider, sources, options, each_source=False)
     envelope = await tasks.extract(plan, outcomes, duration_s)
     await artifacts.leave_answers(kind, prompts, plan.target, envelope)
-    _fail_if_none_answered([envelope])
+    _fail_if_none_answered([envelope], plan.target)
     return typed(envelope, plan.options)
 
 
@@ -40,7 +40,7 @@ async def answer_each(
     plan, outcomes, duration_s = await _outcomes(prompts, provider, sources, options, each_source=True)
     envelopes = await tasks.extract_each(plan, outcomes, duration_s)
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
-    _fail_if_none_answered(envelopes)
+    _fail_if_none_answered(envelopes, plan.target)
     return [typed(envelope, plan.options) for envelope in envelopes]
 
 
@@ -61,16 +61,12 @@ async def _outcomes(
         return plan, outcomes, time.monotonic() - started
 
 
-def _fail_if_none_answered(envelopes: Sequence[ResultEnvelope]) -> None:
+def _fail_if_none_answered(envelopes: Sequence[ResultEnvelope], target: Target) -> None:
     """A run that brought nothing back has failed, and says why; one that brought something back has not."""
     failures = [failure for envelope in envelopes for failure in envelope.errors or [] if failure is not None]
-    if failures and all(envelope.status == "error" for envelope in envelopes):
-        first = failures[0]
-        raise APIError(
-            f"None of {len(failures)} prompts was answered. {first.message}" if len(failures) > 1 else first.message,
-            hint=first.hint,
-            retryable=first.retryable,
-            status_code=first.status_code,
-            retry_after_s=first.retry_after_s,
-            error_category=first.error_category,
-        ) from None
+    if not failures or any(envelope.status != "error" for envelope in envelopes):
+        return
+    first = failures[0]
+    if len(failures) > 1:
+        first = first.model_copy(update={"message": f"None of {len(failures)} prompts was answered. {first.message}"})
+    raise first.error(target.provider)

@@ -1,7 +1,5 @@
 """broadcast: the same prompts about each of many sources."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider

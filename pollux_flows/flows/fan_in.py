@@ -1,7 +1,5 @@
 """fan_in: one prompt about many sources together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider

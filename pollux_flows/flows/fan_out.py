@@ -1,7 +1,5 @@
 """fan_out: many prompts about the same sources."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider

@@ -12,12 +12,15 @@ import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 
+import orjson
 from prefect import Flow, runtime
 from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.serializers import Serializer
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, get_current_settings
 from prefect.utilities.asyncutils import run_coro_as_sync
+from prefect.utilities.callables import get_call_parameters
 
+from pollux_flows.errors import ConfigurationError
 from pollux_flows.serializer import DOCUMENTS
 
 Context = TypeVar("Context", SyncClientContext, AsyncClientContext)
@@ -34,6 +37,18 @@ _STORED: Final[_FlowSettings] = {"persist_result": True, "result_serializer": DO
 
 
 class _Form(Flow[P, R], Generic[P, R]):
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse in words what the server would refuse in a wall of text, with all of it quoted."""
+        given = {name: value for name, value in kwargs.items() if name not in {"return_state", "wait_for"}}
+        parameters = self.serialize_parameters(get_call_parameters(self.fn, args, given))
+        size, most = len(orjson.dumps(parameters)), get_current_settings().server.api.max_parameter_size
+        if most and size > most:
+            raise ConfigurationError(
+                f"The prompts and sources of this run are {size:,} bytes; a Prefect server keeps {most:,} at the most.",
+                hint="Pass long texts as files (Source.from_file), split the run, use run_many, or raise "
+                "PREFECT_SERVER_API_MAX_PARAMETER_SIZE here and on the server.",
+            )
+
     def with_options(self, *args: Any, **kwargs: Any) -> Any:
         changed = super().with_options(*args, **kwargs)
         changed.__class__ = type(self)  # Prefect makes a plain Flow of it, which would be called the other way
@@ -44,6 +59,7 @@ class AsyncForm(_Form[P, Coroutine[Any, Any, R]]):
     """A flow to await."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._checked(args, kwargs)
         return _on_one_connection(super().__call__(*args, **kwargs))
 
 
@@ -51,8 +67,17 @@ class SyncForm(_Form[P, R]):
     """A flow to call, although its function is async."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        run = cast(Coroutine[Any, Any, Any], super().__call__(*args, **kwargs))
-        return run_coro_as_sync(_on_one_connection(run))
+        self._checked(args, kwargs)
+        run = _on_one_connection(cast(Coroutine[Any, Any, Any], super().__call__(*args, **kwargs)))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(run)  # which on Ctrl-C lets the run report that it was crashed
+        return run_coro_as_sync(run)
+
+
+# What the flows' modules must not do: postpone their annotations. Prefect loads a served flow from its file, where it
+# could not look up the names.
 
 
 def async_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]:

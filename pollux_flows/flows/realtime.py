@@ -1,7 +1,5 @@
 """realtime: one prompt, answered now."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider

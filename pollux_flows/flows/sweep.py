@@ -1,7 +1,5 @@
 """sweep: delete at the providers what no run has a use for any more."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 
 from prefect.client.orchestration import get_client

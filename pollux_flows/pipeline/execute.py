@@ -9,7 +9,7 @@ from typing import Final
 from uuid import uuid4
 
 from pollux_flows.capabilities import implicit_caching
-from pollux_flows.errors import APIError, PolluxError, RateLimitError, SourceError
+from pollux_flows.errors import APIError, PolluxError, SourceError
 from pollux_flows.pipeline.attach import Attachments, attached
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.retry import Attempts, attempt
@@ -49,7 +49,7 @@ async def execute_plan(
 def first_error(outcomes: Sequence[Outcome], provider: str) -> PolluxError | None:
     """The error of the first call that failed at the provider, as an exception to raise."""
     failures = (outcome.failure for outcome in outcomes if outcome.failure is not None)
-    return next((_as_error(failure, provider) for failure in failures), None)
+    return next((failure.error(provider) for failure in failures), None)
 
 
 async def _check(plan: Plan, session: Session, attachments: Attachments) -> None:
@@ -92,7 +92,7 @@ async def _answer(session: Session, plan: Plan, planned: PlannedCall, attachment
         try:
             materials = await attachments.materials(sources)
         except (APIError, SourceError) as error:
-            failure = _as_failure(planned.index, error)
+            failure = CallFailure.of(planned.index, error)
             return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
         call = _call(plan, planned, materials)
         attempts: Attempts[Answer] = await attempt(
@@ -108,43 +108,9 @@ async def _answer(session: Session, plan: Plan, planned: PlannedCall, attachment
         index=planned.index,
         identity=planned.identity,
         answer=attempts.result,
-        failure=None if attempts.error is None else _as_failure(planned.index, attempts.error),
+        failure=None if attempts.error is None else CallFailure.of(planned.index, attempts.error),
         attempts=attempts.number,
         unknown_attempts=attempts.unknown,
         waited_s=round(attempts.waited_s, 3),
         duration_s=round(attempts.elapsed_s, 3),
-    )
-
-
-def _as_failure(index: int, error: APIError | SourceError) -> CallFailure:
-    if isinstance(error, SourceError):
-        return CallFailure(index=index, kind="source", message=error.message, hint=error.hint)
-    return CallFailure(
-        index=index,
-        kind="rate_limit" if isinstance(error, RateLimitError) else "api_error",
-        message=error.message,
-        hint=error.hint,
-        retryable=bool(error.retryable),
-        outcome_unknown=error.outcome_unknown,
-        status_code=error.status_code,
-        retry_after_s=error.retry_after_s,
-        error_category=error.error_category,
-    )
-
-
-def _as_error(failure: CallFailure, provider: str) -> PolluxError:
-    if failure.kind == "source":
-        return SourceError(failure.message, hint=failure.hint)
-    kind = RateLimitError if failure.kind == "rate_limit" else APIError
-    return kind(
-        failure.message,
-        hint=failure.hint,
-        retryable=failure.retryable,
-        status_code=failure.status_code,
-        retry_after_s=failure.retry_after_s,
-        provider=provider,
-        phase="generate",
-        call_idx=failure.index,
-        error_category=failure.error_category,
-        outcome_unknown=failure.outcome_unknown,
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pydantic import BaseModel, ValidationError
-
 from pollux_flows.capabilities import implicit_caching
 from pollux_flows.options import Options
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.providers.validation import problems, without_invented_nulls
-from pollux_flows.result import Answer, CallFailure, Outcome, ResultEnvelope, Status
+from pollux_flows.pipeline.structured import instance, structured_answers, tool_arguments
+from pollux_flows.result import Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
+
+# How an answer can end and not be whole.
+_CUT: Final[dict[FinishReason | None, str]] = {
+    "max_tokens": "was cut at the token limit; raise max_tokens",
+    "other": "may not be whole: the provider ended it otherwise than usual",
+}
 
 
 def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: float) -> ResultEnvelope:
@@ -23,7 +25,7 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
     outcomes = [outcome.model_copy(update={"index": index}) for index, outcome in enumerate(outcomes)]
     answers = [outcome.answer for outcome in outcomes]
     failures = [_failure(outcome) for outcome in outcomes]
-    structured, warnings = _structured(plan.options, answers)
+    structured, warnings = structured_answers(plan.options, answers)
     warnings += [warning for outcome in outcomes for warning in _warnings(outcome)]
     status = _status(answers, failures)
     usage = _usage(answers)
@@ -45,7 +47,7 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
         },
         structured=structured,
         reasoning=_if_any([answer and answer.reasoning for answer in answers]),
-        tool_calls=_if_any([_tool_calls(answer) for answer in answers]),
+        tool_calls=_if_any([_tool_calls(plan.options, answer) for answer in answers]),
         errors=_if_any(failures),
     )
 
@@ -64,7 +66,7 @@ def typed(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:
     model = options.response_model()
     if model is None or envelope.structured is None:
         return envelope
-    instances = [None if value is None else _instance(model, value) for value in envelope.structured]
+    instances = [None if value is None else instance(model, value) for value in envelope.structured]
     return envelope.model_copy(update={"structured": instances})
 
 
@@ -94,7 +96,7 @@ def _failure(outcome: Outcome) -> CallFailure | None:
 
 def _status(answers: Sequence[Answer | None], failures: Sequence[CallFailure | None]) -> Status:
     whole = [
-        failure is None and answer is not None and answer.finish_reason != "max_tokens"
+        failure is None and answer is not None and answer.finish_reason not in _CUT
         for answer, failure in zip(answers, failures, strict=True)
     ]
     if all(whole):
@@ -104,68 +106,15 @@ def _status(answers: Sequence[Answer | None], failures: Sequence[CallFailure | N
 
 def _warnings(outcome: Outcome) -> list[str]:
     told = []
-    if outcome.answer is not None and outcome.answer.finish_reason == "max_tokens":
-        told.append(f"The answer to prompts[{outcome.index}] was cut at the token limit; raise max_tokens.")
+    if outcome.answer is not None and (why := _CUT.get(outcome.answer.finish_reason)):
+        raw = outcome.answer.raw_finish_reason
+        told.append(f"The answer to prompts[{outcome.index}] {why} (finish reason: {raw}).")
     if outcome.unknown_attempts and outcome.answer is not None:
         told.append(
             f"prompts[{outcome.index}] was asked again after {outcome.unknown_attempts} attempt(s) whose outcome is "
             "unknown: the provider may have billed those too."
         )
     return told
-
-
-def _structured(options: Options, answers: Sequence[Answer | None]) -> tuple[list[Any] | None, list[str]]:
-    """The answers as data of the asked-for shape; None, and a warning that says why, for each that has another."""
-    schema = options.response_json_schema()
-    if schema is None:
-        return None, []
-    model = options.response_model()
-    values: list[Any] = []
-    warnings = []
-    for index, answer in enumerate(answers):
-        value, problem = (
-            (None, None) if answer is None or not answer.text.strip() else _parse(answer.text, schema, model)
-        )
-        values.append(value)
-        if problem:
-            warnings.append(f"The answer to prompts[{index}] does not fit response_schema: {problem}")
-    return values, warnings
-
-
-_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
-
-
-def _parse(text: str, schema: dict[str, Any], model: type[BaseModel] | None) -> tuple[Any, str | None]:
-    try:
-        # Where a provider cannot be held to the schema, models like to put their JSON into a Markdown fence.
-        fenced = _FENCED.fullmatch(text)
-        value = without_invented_nulls(_read_json(fenced.group(1) if fenced else text), schema)
-    except ValueError as error:
-        return None, f"it is no JSON ({error})."
-    except RecursionError:
-        return None, "it is nested without end."
-    if model is None:
-        found = problems(value, schema)
-        return (None, "; ".join(found)) if found else (value, None)
-    try:
-        return _instance(model, value), None
-    except ValidationError as error:
-        said = [f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}" for item in error.errors(include_url=False)]
-        return None, "; ".join(said)
-
-
-def _read_json(text: str) -> Any:
-    value = json.loads(text)
-    # An infinity or half a character can be read, and then be written nowhere.
-    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    return value
-
-
-def _instance(model: type[BaseModel], value: Any) -> BaseModel:
-    if isinstance(value, model):
-        return value
-    # As JSON, so that dates, enums and the like are read as the model reads them from JSON.
-    return model.model_validate_json(json.dumps(value))
 
 
 def _usage(answers: Sequence[Answer | None]) -> dict[str, int]:
@@ -200,8 +149,12 @@ def _course(outcome: Outcome) -> dict[str, Any]:
     return outcome.model_dump(mode="json", exclude={"answer", "failure", "index"})
 
 
-def _tool_calls(answer: Answer | None) -> list[dict[str, str]]:
-    return [] if answer is None else [call.model_dump() for call in answer.tool_calls]
+def _tool_calls(options: Options, answer: Answer | None) -> list[dict[str, str]]:
+    calls = [] if answer is None else answer.tool_calls
+    return [
+        {"id": call.id, "name": call.name, "arguments": tool_arguments(options.tools or [], call.name, call.arguments)}
+        for call in calls
+    ]
 
 
 def _if_any(values: list[Any]) -> list[Any] | None:

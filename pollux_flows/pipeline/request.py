@@ -95,3 +95,8 @@ def _check_schema(options: Options) -> None:
     for tool in options.tools or []:
         if problem := validation.check(tool.get("parameters", {})):
             raise ConfigurationError(f"The parameters of tool {tool['name']!r} are no usable JSON Schema: {problem}")
+        if tool.get("parameters", {}).get("type", "object") != "object":
+            raise ConfigurationError(
+                f"The parameters of tool {tool['name']!r} are no object.",
+                hint="A function's arguments have names: write {'type': 'object', 'properties': {…}}.",
+            )

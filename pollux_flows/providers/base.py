@@ -44,16 +44,17 @@ class GenerateModule(Protocol):
     async def generate(self, client: Any, call: Call, /) -> Answer: ...
 
 
-# What would make the provider answer in a form that `read_answer` does not read: paid for, and lost.
-_OTHER_FORMS: Final = ("stream", "background")
+# What would make the provider answer in a form that `read_answer` does not read, or somebody else answer altogether:
+# paid for, and lost.
+_OTHER_FORMS: Final = ("stream", "background", "n", "candidate_count", "http_options")
 
 
 def merged(request: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     """The request with the caller's raw provider options; saying a thing twice is refused."""
     for name in _OTHER_FORMS:
-        if raw.get(name):
+        if raw.get(name) and (raw[name] is True or raw[name] != 1):
             raise ConfigurationError(
-                f"provider_options asks for {name!r}, and this package reads whole answers only.",
+                f"provider_options sets {name!r}, and one whole answer a call is what this package reads.",
                 hint=f"Leave {name!r} out.",
             )
     if doubled := sorted(set(request) & set(raw)):

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from pollux_flows.config import KEY_VARIABLES, Config
 from pollux_flows.errors import APIError, CacheError, ErrorCategory, RateLimitError
+from pollux_flows.providers.base import UpstreamError
 
 _PASSING: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
 _CAPACITY: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
@@ -54,6 +55,13 @@ def as_api_error(error: Exception, config: Config, phase: str) -> APIError:
     return refusal(config, phase, status=status, body=body, headers=_headers(error), fallback=str(error))
 
 
+def upstream(error: UpstreamError, config: Config, phase: str) -> APIError:
+    """The error for what came back and is no answer."""
+    if error.status is None:
+        return unreadable(config, phase, str(error.body))
+    return refusal(config, phase, status=error.status, body=error.body, headers=error.headers)
+
+
 def refusal(
     config: Config,
     phase: str,
@@ -70,12 +78,7 @@ def refusal(
     # Gemini says 403 for a cache that is gone, since it might be another's.
     lost_cache = status in {403, 404} and "CachedContent" in said
     category = None if lost_cache else _category(status, said, codes)
-    retryable = (status in _PASSING or retry_after is not None) and category not in {
-        "auth",
-        "context_overflow",
-    }
-    if status in {400, 401, 403, 404, 413, 422} or codes & _OUT_OF_FUNDS:
-        retryable = False
+    retryable = status in _PASSING and category not in {"auth", "context_overflow"} and not codes & _OUT_OF_FUNDS
     kind = RateLimitError if category == "rate_limit" else _kind(phase)
     return kind(
         f"{config.provider} answered {status}: {said}",

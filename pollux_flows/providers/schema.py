@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers.validation import DEFINITIONS, References, Schema, make_validator, map_subschemas
 
 if TYPE_CHECKING:
@@ -102,6 +103,20 @@ def gemini_tool_parameters(schema: Schema) -> Schema:
 
     stripped: Schema = strip(deepcopy(schema))
     return stripped
+
+
+def tool_schema(tool: dict[str, Any], write: Callable[[Schema], WireSchema]) -> WireSchema:
+    """A tool's parameters: as they are if its caller marks it as not strict, else as strictly as they allow."""
+    parameters = tool.get("parameters") or {"type": "object", "properties": {}}
+    if tool.get("strict") is False:
+        return WireSchema(parameters, strict=False)
+    wire = write(parameters)
+    if tool.get("strict") and not wire.strict:
+        raise ConfigurationError(
+            f"Tool {tool['name']!r} asks for strict mode, which its parameters do not allow.",
+            hint="Give every object named properties only (no free-form maps), or leave strict out.",
+        )
+    return wire
 
 
 class _Inexpressible(Exception):  # noqa: N818 (caught right here; nobody ever sees it raised)

@@ -65,14 +65,11 @@ class Session:
         except PolluxError:
             raise
         except UpstreamError as error:
-            if error.status is None:
-                raise errors.unreadable(self.config, phase, str(error.body)) from None
-            raise errors.refusal(
-                self.config, phase, status=error.status, body=error.body, headers=error.headers
-            ) from None
+            failure = errors.upstream(error, self.config, phase)
         except Exception as error:  # noqa: BLE001 (an SDK may throw anything; it must not cost the other calls)
-            # `from None`: a provider's own error may quote the key, and a logged cause would show it.
-            raise errors.as_api_error(error, self.config, phase) from None
+            failure = errors.as_api_error(error, self.config, phase)
+        # Raised out here: a provider's own error holds the request, with the key, and must not even be the context.
+        raise failure
 
     def module(self, name: str) -> ModuleType:
         """A module that the gate has made sure of."""

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from pydantic import BaseModel
 
-from pollux_flows import APIError, ConfigurationError, Options, ResultEnvelope, Source
+from pollux_flows import APIError, ConfigurationError, Options, RateLimitError, ResultEnvelope, Source
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import (
     abroadcast,
@@ -265,3 +265,41 @@ async def test_tasks_of_a_users_flow_can_run_a_flow(provider: PolluxProvider) ->
         return ask()
 
     assert mine() == "Simulated answer to: Who was it?"
+
+
+@pytest.mark.parametrize("broken", ["acreate_markdown_artifact", "acreate_progress_artifact"])
+async def test_an_artifact_that_cannot_be_left_costs_no_answer(
+    broken: str, provider: PolluxProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was paid for comes back, whatever becomes of the page that shows it."""
+
+    async def fails(**_: Any) -> None:
+        raise RuntimeError("the server is full")
+
+    monkeypatch.setattr(f"pollux_flows.artifacts.{broken}", fails)
+    monkeypatch.setattr("pollux_flows.artifacts._PROGRESS_EVERY_S", 0.05)
+    simulator.fail(Fault(kind="slow", delay_s=0.3), times=None, contains="When")
+    assert (await afan_out(PROMPTS, provider)).status == "ok"
+
+
+async def test_a_failed_flows_error_is_as_rich_as_the_calls(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Its kind, who said it, and when to come back."""
+    simulator.fail(Fault(status=429, retry_after=60), times=None)
+    with pytest.raises(RateLimitError, match="None of 3") as caught:
+        await afan_out(PROMPTS, provider)
+    assert (caught.value.provider, caught.value.retry_after_s) == ("openai", 60)
+
+
+def test_a_run_that_is_too_large_for_the_server_says_so(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Before the server refuses it with all of it quoted; with the ways out."""
+    with pytest.raises(ConfigurationError, match=r"600,\d+ bytes.*524,288.*run_many"):
+        realtime("Who?", provider, sources=[Source.from_text("x" * 600_000)])
+    assert simulator.requests == []
+
+
+async def test_what_an_answer_says_stays_text(provider: PolluxProvider) -> None:
+    """HTML and images in prompts and answers are shown, not obeyed."""
+    await arealtime("<script>alert(1)</script> ![x](https://example.com/spy.png) | a\\|b", provider)
+    (page,) = await artifacts_of(await newest_run("realtime"))
+    assert "<script>" not in str(page.data)
+    assert "![x]" not in str(page.data)

@@ -10,7 +10,7 @@ import pytest
 from prefect import flow
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
 from pollux_flows import ConfigurationError, RetryPolicy
 from pollux_flows.blocks import PolluxProvider
@@ -63,8 +63,8 @@ async def test_a_block_that_nobody_saved_is_missed_by_name() -> None:
 
 
 def test_wrong_fields_are_refused_when_the_block_is_made() -> None:
-    """In the words of Prefect's form, which shows them at the field."""
-    with pytest.raises(ValidationError, match="provider"):
+    """With the field, and what it may be."""
+    with pytest.raises(ConfigurationError, match="provider"):
         PolluxProvider(provider="opnai", model="m")
     with pytest.raises(ConfigurationError, match="base_url"):
         PolluxProvider(provider="openai", model="m", base_url="127.0.0.1")
@@ -107,3 +107,31 @@ async def test_asterisks_of_a_block_that_was_never_saved_are_refused_in_words(mo
         await restored.config()
     monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
     assert (await restored.config()).key() == "sk-from-the-environment"
+
+
+async def test_a_saved_key_goes_only_where_it_was_meant_to_go() -> None:
+    """Parameters can be written by anybody who may start a run: asterisks and another address get no key."""
+    saved = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL), base_url="https://api.example")
+    await saved.asave("not-for-everybody", overwrite=True)
+
+    @flow
+    async def taking(provider: PolluxProvider) -> None: ...
+
+    forged = {
+        "provider": "openai",
+        "model": "m",
+        "api_key": "********",
+        "base_url": "http://127.0.0.1:9/v1",
+        "_block_document_name": "not-for-everybody",
+    }
+    restored = taking.validate_parameters({"provider": forged})["provider"]
+    with pytest.raises(ConfigurationError, match="another address"):
+        await restored.config()
+
+
+@pytest.mark.parametrize("given", [{"provider": "openai", "api_key": SENTINEL}, {"provider": SENTINEL, "model": "m"}])
+def test_a_wrong_block_is_refused_without_its_key(given: dict[str, str]) -> None:
+    """Pydantic would quote the input."""
+    with pytest.raises(ConfigurationError) as caught:
+        PolluxProvider(**given)
+    assert SENTINEL not in repr(caught.value) + str(caught.value.__context__)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, field_validator
 
 from pollux_flows import ConfigurationError, Options, run, run_many
 from pollux_flows.config import ProviderName
@@ -210,3 +210,45 @@ async def test_anthropic_refuses_what_such_a_call_excludes(
     with pytest.raises(ConfigurationError, match="response_schema"):
         await run("p", config=config("anthropic"), options=Options(response_schema=Map, **more))
     assert sim.requests == []
+
+
+class Peculiar(BaseModel):
+    """Validators of a caller's own, which may raise anything."""
+
+    choice: str
+
+    @field_validator("choice")
+    @classmethod
+    def _look_up(cls, value: str) -> str:
+        return {"known": "fine"}[value]
+
+
+class Aliased(BaseModel):
+    kind: str = Field(alias="class")
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (Peculiar, '{"choice": "unknown"}'),
+        ({"type": "array", "items": {"$ref": "#"}}, "[" * 200 + "]" * 200),
+        ({"type": "object", "properties": {"a": {"type": "number", "multipleOf": 0.01}}}, '{"a": ' + "9" * 400 + "}"),
+        ({"type": "object", "properties": {"a": {"type": "string", "pattern": "^a"}}}, '{"a": "b"}'),
+    ],
+)
+async def test_whatever_goes_wrong_while_an_answer_is_looked_at_its_text_stays(schema: Any, text: str) -> None:
+    """And the siblings' answers, which were paid for as well."""
+    async with scripted(http(good("local", text))) as server:
+        config = server.config("local")
+        envelope = await run_many(["one", "two"], config=config, options=Options(response_schema=schema))
+    assert envelope.answers == [text, text]
+    assert envelope.structured == [None, None]
+    assert len(envelope.diagnostics["warnings"]) == 2
+
+
+async def test_aliases_are_what_the_json_says(config: MakeConfig) -> None:
+    """An envelope's JSON fits the schema that was sent, and the model when it is read back."""
+    envelope = await run("Give one.", config=config("openai"), options=Options(response_schema=Aliased))
+    stored = json.loads(envelope.model_dump_json())["structured"][0]
+    assert set(stored) == {"class"}
+    assert Aliased.model_validate(stored) == envelope["structured"][0]

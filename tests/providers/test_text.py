@@ -229,3 +229,30 @@ async def test_implicit_caching_is_a_switch_of_anthropic_only(
         await run("p", config=config(provider), options=Options(implicit_caching=True))
     assert sim.requests == []
     await run("p", config=config(provider), options=Options(implicit_caching=False))
+
+
+@pytest.mark.parametrize(
+    ("provider", "raw"),
+    [("local", {"n": 2}), ("gemini", {"candidate_count": 2}), ("gemini", {"http_options": {"base_url": "http://x"}})],
+)
+async def test_no_raw_option_asks_for_what_would_be_lost(
+    provider: ProviderName, raw: dict[str, Any], config: MakeConfig, sim: Simulator
+) -> None:
+    """A second answer would be paid for and dropped; another address would be told the key."""
+    with pytest.raises(ConfigurationError, match=next(iter(raw))):
+        await run("Hi.", config=config(provider), options=Options(provider_options={provider: raw}))
+    assert sim.requests == []
+
+
+async def test_a_callers_own_cache_control_wins(config: MakeConfig, sim: Simulator) -> None:
+    """Over the one that we would have set by ourselves."""
+    raw = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    await run("Hi.", config=config("anthropic"), options=Options(provider_options={"anthropic": raw}))
+    assert sim.requests[0].body["cache_control"] == raw["cache_control"]
+
+
+async def test_an_empty_source_is_refused_where_it_cannot_be_sent(config: MakeConfig, sim: Simulator) -> None:
+    """Anthropic answers it with a 400."""
+    with pytest.raises(ConfigurationError, match="empty text"):
+        await run("Hi.", source=Source.from_text("", identifier="nothing"), config=config("anthropic"))
+    assert sim.requests == []

@@ -47,6 +47,7 @@ async def generate(client: AsyncAnthropic, call: Call) -> Answer:
 def request(call: Call) -> dict[str, Any]:
     """The request's body."""
     options = call.options
+    raw = (options.provider_options or {}).get("anthropic", {})
     answer_tool = _answer_tool(options)
     prompt = [] if call.prompt is None else [{"type": "text", "text": call.prompt}]
     body: dict[str, Any] = {
@@ -58,10 +59,10 @@ def request(call: Call) -> dict[str, Any]:
         "output_config": _output_config(options),
         "tools": [answer_tool] if answer_tool else [_tool(tool) for tool in options.tools or []] or None,
         "tool_choice": _tool_choice({"name": _ANSWER_TOOL} if answer_tool else options.tool_choice),
-        "cache_control": {"type": "ephemeral"} if call.implicit_caching else None,
+        "cache_control": {"type": "ephemeral"} if call.implicit_caching and "cache_control" not in raw else None,
     }
     given = {name: value for name, value in body.items() if value is not None}
-    return merged(given, (options.provider_options or {}).get("anthropic", {}))
+    return merged(given, raw)
 
 
 @reader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, is_text_like, refused
 from pollux_flows.source import Source
 
@@ -14,6 +15,8 @@ _LARGEST_TEXT: Final = 10 * 1024 * 1024
 def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
     """Images, PDFs and plain text as uploads, other text inside the request, images and PDFs by address."""
     if source.source_type in {"text", "json"}:
+        if not str(source.text).strip():
+            raise ConfigurationError("Anthropic takes no empty text.", hint=f"Leave {source.identifier!r} out.")
         return "text"
     if source.source_type == "youtube":
         raise refused("Anthropic", source, mime_type, "Use gemini, which watches YouTube itself.")

@@ -161,12 +161,13 @@ def _usage(usage: Any) -> dict[str, int]:
         reasoning_tokens=usage.get("thoughtsTokenCount"),
         cached_tokens=usage.get("cachedContentTokenCount"),
     )
-    prompt, tool_use, said = found.pop("prompt", None), found.pop("tool_use", 0), found.pop("candidates", 0)
+    prompt, tool_use, said = found.pop("prompt", None), found.pop("tool_use", 0), found.pop("candidates", None)
     if prompt is not None:
         # What a tool (a search, an opened page) put before the model is input as well.
         found["input_tokens"] = prompt + tool_use
+    if prompt is not None or said is not None:
         # A blocked prompt, or a cut thought, has no candidates to count: then nothing was said.
-        found["output_tokens"] = said + found.get("reasoning_tokens", 0)
+        found["output_tokens"] = (said or 0) + found.get("reasoning_tokens", 0)
     return found
 
 

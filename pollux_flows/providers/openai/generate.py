@@ -117,9 +117,7 @@ def _text_format(answer_schema: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    parameters = tool.get("parameters") or {"type": "object", "properties": {}}
-    # A tool that the caller marks as not strict goes as it is; any other as strictly as its schema allows.
-    wire = schema.WireSchema(parameters, strict=False) if tool.get("strict") is False else schema.for_openai(parameters)
+    wire = schema.tool_schema(tool, schema.for_openai)
     described = {"description": tool["description"]} if tool.get("description") else {}
     return {
         "type": "function",

@@ -38,8 +38,7 @@ def request(call: Call) -> dict[str, Any]:
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    parameters = tool.get("parameters") or {"type": "object", "properties": {}}
-    wire = schema.WireSchema(parameters, strict=False) if tool.get("strict") is False else schema.for_chat(parameters)
+    wire = schema.tool_schema(tool, schema.for_chat)
     described = {"description": tool["description"]} if tool.get("description") else {}
     function = {"name": tool["name"], **described, "parameters": wire.schema, "strict": wire.strict}
     return {"type": "function", "function": function}
