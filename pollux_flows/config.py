@@ -94,7 +94,7 @@ class Config(Document):
     keep_files_s: StrictFloat | None = Field(
         default=3600.0,
         ge=0,
-        description="How long an uploaded file stays after the last run that used it, for a later run to use; "
+        description="How long an uploaded file stays after the last run that used it, before a sweep deletes it; "
         "0 deletes it at once, empty keeps it for as long as the provider does.",
     )
 

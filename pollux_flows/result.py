@@ -10,7 +10,7 @@ from pydantic_core import PydanticSerializationError
 
 from pollux_flows.config import ProviderName
 from pollux_flows.document import Record
-from pollux_flows.errors import APIError, ErrorCategory, RateLimitError, SourceError
+from pollux_flows.errors import APIError, ErrorCategory, PolluxError, RateLimitError, SourceError
 
 Status = Literal["ok", "partial", "error"]
 FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
@@ -33,9 +33,9 @@ class CallFailure(Record):
     error_category: ErrorCategory | None = None
 
     @classmethod
-    def of(cls, index: int, error: APIError | SourceError) -> CallFailure:
+    def of(cls, index: int, error: PolluxError) -> CallFailure:
         """A call's error, as plain data."""
-        if isinstance(error, SourceError):
+        if not isinstance(error, APIError):  # what was to be sent could not be made ready
             return cls(index=index, kind="source", message=error.message, hint=error.hint)
         return cls(
             index=index,

@@ -107,10 +107,10 @@ class Source(Document):
             raise SourceError(f"{self.mime_type!r} is no MIME type.", hint="Write one such as 'application/pdf'.")
         if self.source_type == "json":
             _check_json(str(self.text))
-        if self.source_type in {"uri", "youtube"}:
-            _check_address(str(self.uri), web=self.source_type == "youtube")
         if self.source_type not in _INLINE:
             _check_no_credentials(str(self.uri))
+        if self.source_type in {"uri", "youtube"}:
+            _check_address(str(self.uri), web=self.source_type == "youtube")
         if self.gemini_video and self.source_type != "youtube" and not self.mime_type.startswith("video/"):
             raise SourceError(
                 f"{self.identifier!r} is {self.mime_type}, not a video.",
@@ -227,13 +227,13 @@ def _check_address(address: str, *, web: bool) -> None:
 
 
 def _check_no_credentials(address: str) -> None:
-    parts = _parts(address) if "://" in address else None
-    if parts is not None and (parts.username is not None or parts.password is not None):
-        raise SourceError(  # without the address: it would be logged
-            f"The address at {parts.hostname} holds a user name or a password.",
-            hint="An address is stored and logged. Sign in with the environment's own credentials, or download the "
-            "file first.",
-        )
+    """An address is stored and logged, so what it says in secret is refused, without being repeated."""
+    for link in address.split("::"):
+        if re.match(r"[A-Za-z][\w+.-]*://[^/?#]*@", link):
+            raise SourceError(
+                "The address holds a user name or a password.",
+                hint="Sign in with the environment's own credentials, or download the file first.",
+            )
 
 
 def _arxiv_pdf(ref: Any) -> str:

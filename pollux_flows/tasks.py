@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
 
-from prefect import runtime, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from pollux_flows.artifacts import progress
@@ -65,8 +65,7 @@ async def execute(plan: Plan, provider: str | None = None) -> list[Outcome]:
         _session(plan.target, provider) as session,
         progress(len(plan.calls), "Calls answered") as count,
     ):
-        owner = runtime.flow_run.id or runtime.task_run.id
-        return await execute_plan(plan, session, owner=owner, on_outcome=lambda _: count())
+        return await execute_plan(plan, session, on_outcome=lambda _: count())
 
 
 @task(name="extract", task_run_name="extract", **_UNSTORED)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from copy import copy
 from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 import orjson
 from prefect import Flow, runtime
-from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.context import AsyncClientContext
+from prefect.results import aget_default_result_storage
 from prefect.serializers import Serializer
 from prefect.settings import PREFECT_API_URL, get_current_settings
 from prefect.utilities.asyncutils import run_coro_as_sync
@@ -23,7 +26,6 @@ from prefect.utilities.callables import get_call_parameters
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.serializer import DOCUMENTS
 
-Context = TypeVar("Context", SyncClientContext, AsyncClientContext)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -49,6 +51,13 @@ class _Form(Flow[P, R], Generic[P, R]):
                 "PREFECT_SERVER_API_MAX_PARAMETER_SIZE here and on the server.",
             )
 
+    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run on one connection, and ask the server only once where results are kept."""
+        async with _connection():
+            flow = copy(self)
+            flow.result_storage = self.result_storage or await aget_default_result_storage()
+            return await cast(Coroutine[Any, Any, Any], Flow.__call__(flow, *args, **kwargs))
+
     def with_options(self, *args: Any, **kwargs: Any) -> Any:
         changed = super().with_options(*args, **kwargs)
         changed.__class__ = type(self)  # Prefect makes a plain Flow of it, which would be called the other way
@@ -60,7 +69,7 @@ class AsyncForm(_Form[P, Coroutine[Any, Any, R]]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._checked(args, kwargs)
-        return _on_one_connection(super().__call__(*args, **kwargs))
+        return self._run(args, kwargs)
 
 
 class SyncForm(_Form[P, R]):
@@ -68,7 +77,7 @@ class SyncForm(_Form[P, R]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._checked(args, kwargs)
-        run = _on_one_connection(cast(Coroutine[Any, Any, Any], super().__call__(*args, **kwargs)))
+        run = self._run(args, kwargs)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -91,23 +100,19 @@ def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow
     return lambda function: SyncForm(cast(Any, function), name=kind, flow_run_name=_named(kind), **_STORED)
 
 
-async def _on_one_connection(run: Coroutine[Any, Any, R]) -> R:
-    with SyncClientContext.get() or _connection(SyncClientContext):
-        existing = AsyncClientContext.get()
-        if existing is not None and existing.client.loop is asyncio.get_running_loop():
-            return await run
-        async with _connection(AsyncClientContext):
-            return await run
-
-
-def _connection(kind: type[Context]) -> Context:
-    """One of Prefect's client contexts, which the rest of the run finds and uses."""
-    if not (PREFECT_API_URL.value() or "").startswith("http://"):
-        return kind()
+@asynccontextmanager
+async def _connection() -> AsyncIterator[None]:
+    """The connection to the Prefect server that all of a run finds and uses: the caller's, or a new one."""
+    existing = AsyncClientContext.get()
+    if existing is not None and existing.client.loop is asyncio.get_running_loop():
+        yield
+        return
+    plain = (PREFECT_API_URL.value() or "").startswith("http://")
     # Prefect reads all certificates for each client, which takes 20 ms; on plain http nobody looks at them.
-    context = kind(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)})
+    context = AsyncClientContext(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)} if plain else None)
     context._httpx_settings = None  # noqa: SLF001 (else only those who ask for the same settings would be given it)
-    return context
+    async with context:
+        yield
 
 
 def _named(kind: str) -> Callable[[], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import mimetypes
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -12,7 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from pollux_flows.config import Config
-from pollux_flows.errors import APIError, InternalError, SourceError
+from pollux_flows.errors import APIError, InternalError, PolluxError, SourceError
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.read import sources_module
 from pollux_flows.pipeline.retry import Attempts, attempt
@@ -23,10 +24,14 @@ from pollux_flows.providers.uploads import FileToSend
 from pollux_flows.source import Source
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import open_store
-from pollux_flows.state.upload import Uploaded, UploadKey
+from pollux_flows.state.upload import Due, Uploaded, UploadKey
 
 # Uploads share the way out with the calls; more at once would only make each slower.
 _UPLOADS_AT_ONCE: Final = 4
+# A run waits so long for its files to be deleted; the rest is left to `sweep`.
+_GIVE_BACK_S: Final = 30.0
+_RENEW_S: Final = 900.0
+_log: Final = logging.getLogger("pollux_flows")
 # The simulator of a process ends with it, and so does what it keeps.
 _SIMULATED: Final = f"simulated-{uuid4().hex}"
 
@@ -34,18 +39,41 @@ _SIMULATED: Final = f"simulated-{uuid4().hex}"
 @asynccontextmanager
 async def attached(plan: Plan, session: Session, owner: str) -> AsyncIterator[Attachments]:
     """The attachments of a plan; afterwards its files are given back."""
-    if all(content is None for content in plan.contents):
+    if "upload" not in (delivery_of(plan, index) for index in range(len(plan.sources))):
         yield Attachments(plan, session)  # nothing to write down, so nothing to open
         return
     ledger = Ledger(open_store())
     account = await account_of(session.config, ledger)
     attachments = Attachments(plan, session, _Holding(ledger, account, owner))
+    renewing = asyncio.create_task(_renew(ledger, owner))
     try:
         yield attachments
     finally:
+        renewing.cancel()
         await attachments.close()
-        await ledger.release(owner, keep_s=session.config.keep_files_s)
-        await delete_due(session, ledger, account)
+        await _give_back(session, ledger, owner)
+
+
+async def _renew(ledger: Ledger, owner: str) -> None:
+    """A run that takes longer than an owner is believed to live says that it does."""
+    while True:
+        await asyncio.sleep(_RENEW_S)
+        try:
+            await ledger.renew(owner)
+        except PolluxError as error:
+            _log.warning("The files of this run could not be renewed: %s", error)
+
+
+async def _give_back(session: Session, ledger: Ledger, owner: str) -> None:
+    """Give this run's files back, and delete those that nobody may use any more; what takes long is left to `sweep`.
+
+    The answers are paid for by now: nothing that goes wrong here may cost one.
+    """
+    try:
+        async with asyncio.timeout(_GIVE_BACK_S):
+            await delete(session, ledger, await ledger.release(owner, keep_s=session.config.keep_files_s))
+    except (PolluxError, TimeoutError) as error:
+        _log.warning("Some files of this run are left for the flow `sweep` to delete: %s", error or "it took too long")
 
 
 async def account_of(config: Config, ledger: Ledger) -> str:
@@ -73,8 +101,8 @@ class Attachments:
         return tuple(
             Material(
                 self._plan.sources[index],
-                self._mime_type(index),
-                text="" if self._delivery(index) == "text" else None,
+                _mime_type(self._plan, index),
+                text="" if delivery_of(self._plan, index) == "text" else None,
                 file=Uploaded(file_id="unsent", uri="unsent", expires_at=0.0),
             )
             for index in sources
@@ -110,8 +138,8 @@ class Attachments:
 
     async def _make(self, index: int) -> Material:
         source, content = self._plan.sources[index], self._plan.contents[index]
-        material = Material(source, self._mime_type(index))
-        match self._delivery(index):
+        material = Material(source, _mime_type(self._plan, index))
+        match delivery_of(self._plan, index):
             case "text":
                 return replace(material, text=await self._text(source, content))
             case "inline" if content is not None:
@@ -161,20 +189,15 @@ class Attachments:
         )
         uploaded = attempts.unwrap()
         if attempts.unknown:
-            for copy in set(await self._session.find_files(marker)) - {uploaded.file_id}:
-                await self._session.delete_file(copy)
+            await self._delete_copies(marker, uploaded)
         return uploaded
 
-    def _delivery(self, index: int) -> Delivery:
-        content = self._plan.contents[index]
-        module = sources_module(self._plan.target.provider)
-        return module.delivery(
-            self._plan.sources[index], self._mime_type(index), content.size_bytes if content else None
-        )
-
-    def _mime_type(self, index: int) -> str:
-        content = self._plan.contents[index]
-        return self._plan.sources[index].mime_type if content is None else content.mime_type
+    async def _delete_copies(self, marker: str, kept: Uploaded) -> None:
+        try:
+            for copy in set(await self._session.find_files(marker)) - {kept.file_id}:
+                await self._session.delete_file(copy)
+        except APIError as error:
+            _log.warning("A copy of an upload may be left, under a name with %s: %s", marker, error)
 
     def _key(self, index: int) -> tuple[UploadKey, _Holding]:
         content, target = self._plan.contents[index], self._plan.target
@@ -190,22 +213,43 @@ class Attachments:
         return key, self._holding
 
 
+def delivery_of(plan: Plan, index: int) -> Delivery:
+    """How a source of the plan travels."""
+    content = plan.contents[index]
+    delivery = sources_module(plan.target.provider).delivery
+    return delivery(plan.sources[index], _mime_type(plan, index), content.size_bytes if content else None)
+
+
+def _mime_type(plan: Plan, index: int) -> str:
+    content = plan.contents[index]
+    return plan.sources[index].mime_type if content is None else content.mime_type
+
+
 async def delete_due(session: Session, ledger: Ledger, account: str) -> list[str]:
-    """Delete what this account has no more use for; what cannot be deleted now is left for the next time."""
-    deleted: list[str] = []
-    for due in await ledger.due(provider=session.config.provider, account=account):
-        if due.key.base_url != session.config.base_url or not await ledger.deleting(due):
-            continue
-        try:
-            found = [due.uploaded.file_id] if due.uploaded else await session.find_files(due.marker)
-            for file_id in found:
-                await session.delete_file(file_id)
-        except APIError as error:
-            await ledger.deletion_failed(due, error.message)
-        else:
+    """Delete all that this account has no more use for."""
+    due = await ledger.due(provider=session.config.provider, account=account)
+    return await delete(session, ledger, [each for each in due if each.key.base_url == session.config.base_url])
+
+
+async def delete(session: Session, ledger: Ledger, dues: Sequence[Due]) -> list[str]:
+    """Delete these; what cannot be deleted now is left for the next time."""
+    turn = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+
+    async def one(due: Due) -> list[str]:
+        async with turn:
+            if not await ledger.deleting(due):
+                return []
+            try:
+                found = [due.uploaded.file_id] if due.uploaded else await session.find_files(due.marker)
+                for file_id in found:
+                    await session.delete_file(file_id)
+            except APIError as error:
+                await ledger.deletion_failed(due, error.message)
+                return []
             await ledger.deleted(due)
-            deleted += found
-    return deleted
+            return found
+
+    return [file_id for found in await asyncio.gather(*map(one, dues)) for file_id in found]
 
 
 def _file_name(source: Source, mime_type: str, marker: str) -> str:

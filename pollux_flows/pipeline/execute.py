@@ -9,7 +9,7 @@ from typing import Final
 from uuid import uuid4
 
 from pollux_flows.capabilities import implicit_caching
-from pollux_flows.errors import APIError, PolluxError, SourceError
+from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.attach import Attachments, attached
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.retry import Attempts, attempt
@@ -80,6 +80,13 @@ def _call(plan: Plan, planned: PlannedCall, materials: tuple[Material, ...]) -> 
     )
 
 
+async def _forgotten(attachments: Attachments, sources: Sequence[int], materials: tuple[Material, ...]) -> bool:
+    try:
+        return await attachments.forgotten(sources, materials)
+    except PolluxError:
+        return False  # nobody can tell, so what the provider said about the call stands
+
+
 def _unless_raised(outcome: Outcome | BaseException) -> Outcome:
     if isinstance(outcome, BaseException):
         raise outcome
@@ -91,7 +98,7 @@ async def _answer(session: Session, plan: Plan, planned: PlannedCall, attachment
     for last_try in (False, True):
         try:
             materials = await attachments.materials(sources)
-        except (APIError, SourceError) as error:
+        except PolluxError as error:
             failure = CallFailure.of(planned.index, error)
             return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
         call = _call(plan, planned, materials)
@@ -102,7 +109,7 @@ async def _answer(session: Session, plan: Plan, planned: PlannedCall, attachment
             slot=session.slot,
         )
         refused = attempts.error is not None and attempts.error.status_code in _MAY_MEAN_FORGOTTEN
-        if last_try or not refused or not await attachments.forgotten(sources, materials):
+        if last_try or not refused or not await _forgotten(attachments, sources, materials):
             break
     return Outcome(
         index=planned.index,

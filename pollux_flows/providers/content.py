@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
@@ -181,6 +181,7 @@ def _open(name: str) -> BinaryIO:
     protocol, _ = _location(name)
     if protocol == "file":
         _status(name)
+        return Path(_local_path(name)).open("rb")
     opened: BinaryIO = _asked(name, lambda files, path: files.open(path, "rb", block_size=_CHUNK))
     return opened
 
@@ -234,8 +235,10 @@ def _asked(name: str, question: Any) -> Any:
         raise SourceError(
             f"{name!r} may not be read: {error}.", hint="Check the credentials on this machine."
         ) from None
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{name!r} cannot be read: {type(error).__name__}: {error}.") from None
+    except Exception as error:  # noqa: BLE001 (file systems bring errors of their own)
+        raise SourceError(
+            f"{name!r} cannot be read: {type(error).__name__}: {error}.", hint="Check the address and its credentials."
+        ) from None
 
 
 def _missing_package(protocol: str) -> str:
@@ -247,11 +250,15 @@ def _missing_package(protocol: str) -> str:
 def _location(name: str) -> tuple[str, str]:
     """The protocol and the rest. A path without one, or with a drive letter, is a local file."""
     protocol, separator, rest = name.partition("://")
-    return (protocol, rest) if separator and len(protocol) > 1 else ("file", name)
+    if not separator or len(protocol) <= 1 or "/" in protocol:
+        return "file", name
+    return ("file" if protocol == "local" else protocol), rest
 
 
 def _local_path(name: str) -> str:
-    return name.removeprefix("file://")
+    if name.startswith("file://"):
+        return unquote(name.removeprefix("file://"))
+    return name.removeprefix("local://")
 
 
 def _mime_type(name: str, head: bytes) -> str:

@@ -8,15 +8,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module, util
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from pollux_flows.config import Config
-from pollux_flows.errors import PolluxError
+from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.providers.base import Call, ClientModule, GenerateModule, UpstreamError
 from pollux_flows.providers.uploads import FilesModule, UploadThread
 from pollux_flows.result import Answer
 
 T = TypeVar("T")
+
+# Looking for a file and deleting it is quick, and nobody's answer may wait for it.
+_HOUSEKEEPING_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,28 @@ class Session:
         return await self.ask("upload", self.uploads.run(operation))
 
     async def file_exists(self, file_id: str) -> bool:
-        return await self.ask("upload", self.files.exists(self.client, file_id))
+        return await self._in_time(self.files.exists(self.client, file_id))
 
     async def delete_file(self, file_id: str) -> None:
         """Gone already is as good as deleted."""
-        await self.ask("upload", self.files.delete(self.client, file_id))
+        await self._in_time(self.files.delete(self.client, file_id))
 
     async def find_files(self, marker: str) -> list[str]:
         """The provider's files whose name holds `marker`."""
-        return await self.ask("upload", self.files.find(self.client, marker))
+        return await self._in_time(self.files.find(self.client, marker))
+
+    async def _in_time(self, answer: Awaitable[T]) -> T:
+        """What takes a provider a moment is not waited for longer than that."""
+        try:
+            async with asyncio.timeout(_HOUSEKEEPING_S):
+                return await self.ask("upload", answer)
+        except TimeoutError:
+            raise APIError(
+                f"{self.config.provider} did not answer within {_HOUSEKEEPING_S:g} seconds.",
+                retryable=True,
+                provider=self.config.provider,
+                phase="upload",
+            ) from None
 
     @property
     def files(self) -> FilesModule:

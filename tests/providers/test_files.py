@@ -16,6 +16,11 @@ import pytest
 
 from pollux_flows import APIError, ConfigurationError, Options, Source, SourceError, create_cache, run, run_many
 from pollux_flows.config import ProviderName
+from pollux_flows.pipeline.execute import execute_plan
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS, MakeConfig, every_provider
 
@@ -369,3 +374,44 @@ def test_what_the_options_say_of_files_is_json(pdf: Source) -> None:
     """A file source is its name: no bytes, no handle."""
     assert json.loads(pdf.model_dump_json())["uri"].endswith("report.pdf")
     assert Source.model_validate_json(pdf.model_dump_json()) == pdf
+
+
+@on_sdks
+async def test_a_provider_that_hangs_at_housekeeping_costs_no_answer(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are paid for by then: deleting waits a moment, and is left to the sweep."""
+    monkeypatch.setattr("pollux_flows.providers.session._HOUSEKEEPING_S", 0.2)
+    sim.fail(Fault(kind="hang"), operation="file.delete", times=None)
+    envelope = await run("What is it?", source=pdf, config=config(provider, keep_files_s=0.0))
+    assert envelope.status == "ok"
+
+
+@on_sdks
+async def test_a_look_for_a_forgotten_file_that_fails_costs_no_sibling(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source
+) -> None:
+    """What the provider said about the one call stands, and the others keep their answers."""
+    sim.fail(Fault(status=400, message="not this one"), contains="first")
+    sim.fail(Fault(status=429), operation="file.get", times=None)
+    settings = config(provider)
+    request = make_request(["first", "second", "third"], target=settings.target, sources=[pdf])
+    plan = make_plan(request, await read_sources(request))
+    async with open_session(settings) as session:
+        outcomes = await execute_plan(plan, session)
+    assert [outcome.answer is not None for outcome in outcomes] == [False, True, True]
+    assert outcomes[0].failure is not None
+    assert "not this one" in outcomes[0].failure.message
+
+
+async def test_a_ledger_that_cannot_be_read_afterwards_costs_no_answer(
+    config: MakeConfig, sim: Simulator, pdf: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Giving files back is housekeeping."""
+
+    async def broken(*_: Any, **__: Any) -> None:
+        raise ConfigurationError("The store is full.")
+
+    monkeypatch.setattr("pollux_flows.state.ledger.Ledger.release", broken)
+    assert (await run("What is it?", source=pdf, config=config("openai"))).status == "ok"
+    assert len(sim.files) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from pollux_flows.providers.material import Delivery, Material, check_size, refused
+from pollux_flows.providers.material import Delivery, Material, check_size, check_web, refused
 from pollux_flows.source import Source
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery
     if source.source_type in {"text", "json"}:
         return "text"
     if source.source_type != "file":
+        check_web("Gemini", source, mime_type, ("http", "https", "gs"))
         return "link"
     if mime_type.startswith(_UNREADABLE):
         raise refused("Gemini", source, mime_type, "Save it as PDF or text, or say what it is with mime_type=….")
