@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 import orjson
 from prefect import Flow, runtime
-from prefect.context import AsyncClientContext
+from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.results import aget_default_result_storage
 from prefect.serializers import Serializer
 from prefect.settings import PREFECT_API_URL, get_current_settings
@@ -26,6 +26,7 @@ from prefect.utilities.callables import get_call_parameters
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.serializer import DOCUMENTS
 
+Context = TypeVar("Context", SyncClientContext, AsyncClientContext)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -102,17 +103,23 @@ def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow
 
 @asynccontextmanager
 async def _connection() -> AsyncIterator[None]:
-    """The connection to the Prefect server that all of a run finds and uses: the caller's, or a new one."""
-    existing = AsyncClientContext.get()
-    if existing is not None and existing.client.loop is asyncio.get_running_loop():
-        yield
-        return
-    plain = (PREFECT_API_URL.value() or "").startswith("http://")
+    """The connections to the Prefect server that all of a run finds and uses: the caller's, or new ones."""
+    with SyncClientContext.get() or _new(SyncClientContext):
+        existing = AsyncClientContext.get()
+        if existing is not None and existing.client.loop is asyncio.get_running_loop():
+            yield
+            return
+        async with _new(AsyncClientContext):
+            yield
+
+
+def _new(kind: type[Context]) -> Context:
+    if not (PREFECT_API_URL.value() or "").startswith("http://"):
+        return kind()
     # Prefect reads all certificates for each client, which takes 20 ms; on plain http nobody looks at them.
-    context = AsyncClientContext(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)} if plain else None)
+    context = kind(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)})
     context._httpx_settings = None  # noqa: SLF001 (else only those who ask for the same settings would be given it)
-    async with context:
-        yield
+    return context
 
 
 def _named(kind: str) -> Callable[[], str]:

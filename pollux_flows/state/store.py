@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from pollux_flows.errors import ConfigurationError, InternalError
 from pollux_flows.state.home import home
 
 Json = dict[str, Any]
+
+STATE_URL: Final = "POLLUX_STATE_URL"
 
 
 class Store(Protocol):
@@ -55,19 +58,41 @@ class Store(Protocol):
         ...
 
 
-_stores: Final[dict[Path, Store]] = {}
+_stores: Final[dict[str, Store]] = {}
 _opening: Final = threading.Lock()
 
 
 def open_store() -> Store:
-    """The store of this process for `home()`. Nothing is touched until the first operation."""
-    from pollux_flows.state.disk import DiskStore  # brings diskcache and SQLite
+    """The store of this process: in the Redis of `POLLUX_STATE_URL`, or else for `home()`.
 
-    folder = home() / "state"
+    Nothing is touched until the first operation.
+    """
+    place = os.environ.get(STATE_URL, "").strip() or str(home() / "state")
     with _opening:
-        if folder not in _stores:
-            _stores[folder] = DiskStore(folder)
-        return _stores[folder]
+        if place not in _stores:
+            _stores[place] = _opened(place)
+        return _stores[place]
+
+
+def _opened(place: str) -> Store:
+    """Each kind brings what it needs when it is needed."""
+    if place.startswith(("redis://", "rediss://", "unix://")):
+        try:
+            from pollux_flows.state.redis import RedisStore
+        except ImportError as error:
+            raise ConfigurationError(
+                f"{STATE_URL} is that of a Redis, and the package `redis` is not installed.",
+                hint="Install it: pip install 'pollux-flows[redis]'",
+            ) from error
+        return RedisStore(place)
+    if os.environ.get(STATE_URL, "").strip():
+        raise ConfigurationError(
+            f"{STATE_URL} is not the address of a store.",  # and not shown: there may be a password in it
+            hint="It begins with redis://, rediss:// or unix://; without it, the state is kept on this machine.",
+        )
+    from pollux_flows.state.disk import DiskStore
+
+    return DiskStore(Path(place))
 
 
 def written(key: str, record: Json) -> bytes:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,12 +9,49 @@ import pytest
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import Store
 from tests.state.places import Clock, Provider, opened
+from tests.state.servers import SHARED, BadLine, Server, answers, removed_from
 
 
-@pytest.fixture(params=["disk"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["disk", "redis"])
+def address(request: pytest.FixtureRequest) -> str:
     """Where a store is. Whoever writes another kind of store adds it here, and to `opened`."""
-    return f"{request.param}:{tmp_path / 'state'}"
+    place: str = request.getfixturevalue(f"{request.param}_place")
+    return f"{request.param}:{place}"
+
+
+@pytest.fixture
+def disk_place(tmp_path: Path) -> str:
+    return str(tmp_path / "state")
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> str:
+    """The Redis of this machine: CI has one, others may do without."""
+    if not answers(SHARED):
+        why = f"no Redis answers at {SHARED}: start one with `redis-server`"
+        if os.environ.get("CI"):
+            pytest.fail(why, pytrace=False)
+        pytest.skip(why)
+    return SHARED
+
+
+@pytest.fixture
+def redis_place(shared_redis: str) -> Iterator[str]:
+    """A part of it that is this test's own, and empty afterwards."""
+    prefix = f"pollux-test-{os.urandom(8).hex()}:"
+    yield f"{shared_redis}#{prefix}"
+    removed_from(shared_redis, prefix)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A Redis of the test's own, to be ill-treated."""
+    server = Server(tmp_path / "redis")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture
@@ -33,3 +72,19 @@ def provider(clock: Clock) -> Provider:
 @pytest.fixture
 def ledger(store: Store, clock: Clock) -> Ledger:
     return Ledger(store, clock)
+
+
+@pytest.fixture
+def line(server: Server) -> Iterator[BadLine]:
+    line = BadLine(server.port)
+    yield line
+    line.close()
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a store in a Redis waits is as short as a test's patience."""
+    from pollux_flows.state import redis
+
+    monkeypatch.setattr(redis, "_SILENCE_S", 0.4)
+    monkeypatch.setattr(redis, "_PAUSES", (0.0, 0.05, 0.1))

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pollux_flows.errors import PolluxError
 from pollux_flows.state.claims import claim
-from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.ledger import Due, Ledger, Uploaded, UploadKey
 from pollux_flows.state.store import Store
 
@@ -27,7 +27,14 @@ KEY = UploadKey(provider="openai", account="acme", sha256="5eed", mime_type="tex
 def opened(address: str) -> Store:
     """A store of its own on what is at this address."""
     kind, _, place = address.partition(":")
+    if kind == "redis":
+        from pollux_flows.state.redis import RedisStore  # brings redis: the other processes start quicker without
+
+        url, _, prefix = place.partition("#")
+        return RedisStore(url, prefix)
     assert kind == "disk"
+    from pollux_flows.state.disk import DiskStore
+
     return DiskStore(Path(place))
 
 
@@ -80,11 +87,18 @@ async def removed(ledger: Ledger, dues: list[Due]) -> list[str]:
     return gone
 
 
+@cache
+def processes() -> ProcessPoolExecutor:
+    """As many as were needed at once so far: what they import takes them longer than what they do."""
+    return ProcessPoolExecutor(8, mp_context=get_context("spawn"))
+
+
 def at_once(count: int, work: Callable[[int, float], T]) -> list[T]:
     """What `count` processes return that begin at the same moment, told to them as a time."""
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        list(pool.map(started, [count] * count))  # all have started and imported what they need
-        return list(pool.map(work, range(count), [time.time() + 0.05] * count))
+    pool = processes()
+    while len(set(pool.map(started, [count] * count))) < count:
+        pass  # until all have started and imported what they need
+    return list(pool.map(work, range(count), [time.time() + 0.05] * count))
 
 
 def started(_: int) -> int:

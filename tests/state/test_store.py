@@ -120,6 +120,13 @@ async def test_a_scan_finds_what_begins_so(store: Store) -> None:
     assert [key async for key, _ in store.scan("c")] == []
 
 
+@pytest.mark.parametrize("prefix", ["a*", "a?", "a[b]", "a[^b]", "a\\", "a%", "a_"])
+async def test_a_scan_takes_a_name_for_what_it_is(store: Store, prefix: str) -> None:
+    """It is no pattern."""
+    await store.put_many({f"{prefix}c": {}, "abc": {}, "ab": {}, "a": {}, "a[c": {}, "A": {}})
+    assert [key async for key, _ in store.scan(prefix)] == [f"{prefix}c"]
+
+
 async def test_who_scans_may_write(store: Store) -> None:
     await store.put_many({f"a/{index:04}": {} for index in range(600)})
     async for key, _ in store.scan("a/"):

@@ -1,0 +1,333 @@
+"""The store in a Redis: its address, answers that are lost on the way, damage, and who holds a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.state import redis
+from pollux_flows.state.redis import RedisStore
+from pollux_flows.state.store import STATE_URL, open_store
+from tests.state.places import names, opened
+from tests.state.servers import BadLine, Server, client
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("soon")
+
+
+@pytest.fixture
+def store(server: Server) -> RedisStore:
+    return RedisStore(server.url)
+
+
+# --- Choosing it ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_variable_says_where(redis_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One store a process and address; without the variable, it is that of the home again."""
+    embedded = open_store()
+    url = redis_place.partition("#")[0]
+    monkeypatch.setenv(STATE_URL, f" {url} ")
+    shared = open_store()
+    assert isinstance(shared, RedisStore)
+    assert open_store() is shared
+    assert repr(shared) == "RedisStore('127.0.0.1:6379/15')"
+    monkeypatch.delenv(STATE_URL)
+    assert open_store() is embedded
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "http://:s3cret@localhost",
+        "redis:s3cret",
+        "redis://:s3cret/more@localhost/0",
+        "redis://:6379#s3cret@localhost/0",
+        "redis://s3cret?@localhost",
+        "redis://:s3cret@localhost:port/0",
+        "redis://localhost?s3cret=1",
+        "redis://:s3cret@localhost?socket_timeout=soon",
+        "rediss://:s3cret@localhost?ssl_cert_reqs=s3cret",
+    ],
+)
+def test_what_is_no_address_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and without a word of it."""
+    monkeypatch.setenv(STATE_URL, url)
+    with pytest.raises(ConfigurationError, match=r"POLLUX_STATE_URL is not the address .*redis://") as told:
+        open_store()
+    assert "s3cret" not in str(told.value)
+    assert told.value.__cause__ is None
+
+
+def test_who_has_no_client_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STATE_URL, "redis://localhost/7")
+    monkeypatch.setitem(sys.modules, "pollux_flows.state.redis", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'pollux-flows\[redis\]'"):
+        open_store()
+
+
+async def test_a_socket_is_an_address(server: Server) -> None:
+    await RedisStore(f"unix://{server.socket}").put("a", {"by": "socket"})
+    assert await RedisStore(server.url).get("a") == {"by": "socket"}
+    assert await RedisStore(f"unix://{server.socket}?db=1").get("a") is None
+
+
+async def test_all_keys_have_the_prefix(server: Server, store: RedisStore) -> None:
+    await store.put_many({"a": {}, "b": {}}, ttl_s=60)
+    await store.swap("a", {}, {"a": 1})
+    await store.delete("b")
+    keys = {key.decode() for key in server.tell("KEYS", "*")}
+    assert {key for key in keys if not key.startswith("pollux:asked:")} == {"pollux:record:a", "pollux:store"}
+    assert server.tell("GET", "pollux:record:a") == b'{"a":1}'
+    assert all(0 < server.tell("PTTL", key) <= 60_000 for key in keys if key.startswith("pollux:asked:"))
+
+
+# --- Answers that are lost ------------------------------------------------------------------------------------------
+
+
+async def test_what_was_done_is_not_done_twice(line: BadLine) -> None:
+    """Its answer was lost, so it is asked for again, and told as it was."""
+    store = RedisStore(line.url)
+    await store.put("a", {"count": 0})
+    line.cuts = 1
+    assert await store.swap("a", {"count": 0}, {"count": 1}) is True
+    line.cuts = 2
+    assert await store.add("b", {"by": "me"}) is True
+    line.cuts = 1
+    assert await store.add("b", {"by": "me"}) is False  # of equal records, too
+    line.cuts = 1
+    assert await store.swap("a", {"count": 0}, {"count": 1}) is False
+    line.cuts = 1
+    assert await store.swap("a", {"count": 1}, None) is True
+    line.cuts = 1
+    assert await store.get_many(["a", "b"]) == {"b": {"by": "me"}}
+    line.cuts = 1
+    assert await names(store) == ["b"]
+    assert line.losses == 8
+
+
+async def test_what_was_done_is_not_done_over_what_others_did(server: Server, line: BadLine) -> None:
+    """Between a write whose answer was lost and its repetition, somebody else wrote."""
+    store, other = RedisStore(line.url), RedisStore(server.url)
+    await store.put("a", {"by": "nobody"})
+    exchange = store._exchange
+
+    def late(commands: list[redis.Command], give_up: float) -> list[object]:
+        if line.losses and commands[0][0] == "SET":  # the greeting on the new connection
+            asyncio.run(other.put("a", {"by": "other"}))
+            line.losses = 0
+        return exchange(commands, give_up)
+
+    store._exchange = late  # type: ignore[method-assign]
+    for write in (store.put("a", {"by": "me"}), store.delete("a"), store.swap("a", {"by": "other"}, {"by": "me"})):
+        line.cuts = 1
+        assert await write in (None, True)
+        assert await other.get("a") == {"by": "other"}
+
+
+async def test_no_increment_is_lost_or_done_twice(line: BadLine) -> None:
+    """Many, pipelined, with an answer lost every now and then."""
+    store = RedisStore(line.url)
+
+    async def count() -> None:
+        for _ in range(10):
+            while True:
+                old = await store.get("counter")
+                if await store.swap("counter", old, {"count": (old or {"count": 0})["count"] + 1}):
+                    break
+
+    async def cut() -> None:
+        while True:
+            if not line.cuts:  # in between, what was cut off comes through
+                line.passes, line.cuts = 8, 1
+            await asyncio.sleep(0.001)
+
+    cutting = asyncio.ensure_future(cut())
+    await asyncio.gather(*(count() for _ in range(10)))
+    cutting.cancel()
+    line.cuts = 0
+    assert await store.get("counter") == {"count": 100}
+    assert line.losses > 5
+
+
+async def test_a_line_that_always_breaks_is_told(line: BadLine) -> None:
+    store = RedisStore(line.url)
+    await store.put("a", {})
+    line.cuts = 1000
+    with pytest.raises(ConfigurationError, match=r"cannot be reached.*last write.*not known"):
+        await store.add("b", {})
+    line.cuts = 0
+    assert await store.add("b", {}) is False  # now it is known
+
+
+async def test_a_scan_begins_again_on_a_new_connection(store: RedisStore, server: Server) -> None:
+    """Another Redis, of the same data, would not know where the old one was."""
+    await store.put_many({f"a/{index:05}": {} for index in range(3000)})
+    ask, asked = store._ask, 0
+
+    async def breaking(commands: list[redis.Command]) -> list[object]:
+        nonlocal asked
+        asked += commands[0][0] == "SCAN"
+        if asked == 2:
+            server.tell("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        return await ask(commands)
+
+    store._ask = breaking  # type: ignore[method-assign]
+    assert len(await names(store)) == 3000
+    assert asked > 6
+
+
+# --- Damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000, None])
+async def test_a_damaged_record_is_told(redis_place: str, data: bytes | None) -> None:
+    """By name, to all who read it. The others are fine, and it can be replaced."""
+    store = opened(f"redis:{redis_place}")
+    await store.put("a", {"answer": 1})
+    await store.put("b", {"answer": 2})
+    url, _, prefix = redis_place.partition("#")
+    with client(url) as behind:
+        if data is None:
+            behind.delete(f"{prefix}record:a")
+            behind.rpush(f"{prefix}record:a", "of another type")
+        else:
+            behind.set(f"{prefix}record:a", data)
+    told, others = await asyncio.gather(store.get("a"), store.get("b"), return_exceptions=True)
+    assert isinstance(told, ConfigurationError)
+    assert "The record a in 127.0.0.1:6379/15 is damaged" in str(told)
+    assert others == {"answer": 2}
+    with pytest.raises(ConfigurationError, match="record a"):
+        await store.get_many(["b", "a"])
+    with pytest.raises(ConfigurationError, match="record a"):
+        await store.swap("a", {"answer": 1}, {"answer": 3})
+    with pytest.raises(ConfigurationError, match="record a"):
+        await names(store)
+    assert await store.add("a", {}) is False  # it is not absent
+    assert await store.swap("a", None, {}) is False
+    await store.delete("a")
+    assert await store.get("a") is None
+
+
+async def test_a_record_may_be_spelled_by_hand(redis_place: str) -> None:
+    """It is what it says: whoever compares it does not do so for ever."""
+    store = opened(f"redis:{redis_place}")
+    url, _, prefix = redis_place.partition("#")
+    with client(url) as behind:
+        behind.set(f"{prefix}record:a", b'{ "b": 2, "a": 1 }')
+    assert await store.swap("a", {"a": 1}, {"a": 3}) is False
+    assert await store.swap("a", {"a": 1, "b": 2}, {"a": 3}) is True
+    assert await store.get("a") == {"a": 3}
+
+
+# --- Processes and connections --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking with threads: that is the point
+def test_a_store_works_in_a_fork(store: RedisStore) -> None:
+    """On a connection of its own, and without harm to the parent's."""
+    asyncio.run(store.put("a", {"by": "parent"}))
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(asyncio.wait_for(store.put("b", {"by": "child"}), 10))
+        except BaseException:  # noqa: BLE001 (nothing of the parent's tests may go on here)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert asyncio.run(store.get_many(["a", "b"])) == {"a": {"by": "parent"}, "b": {"by": "child"}}
+    assert store._connected == 1
+
+
+def test_what_was_written_survives_a_kill(redis_place: str) -> None:
+    """All of what the process was told is written, in whatever moment it is killed."""
+    script = f"from tests.state.places import *; write_until_killed('redis:{redis_place}')"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    for _ in range(20):
+        told = int(process.stdout.readline())
+    os.kill(process.pid, signal.SIGKILL)
+    told = max([told, *map(int, process.stdout.read().split("\n")[:-1])])
+    process.wait()
+    process.stdout.close()
+    found = asyncio.run(opened(f"redis:{redis_place}").get_many([f"paid/{index}" for index in range(told)]))
+    assert len(found) == told >= 100
+
+
+async def test_what_was_taken_for_long_is_in_few_pipelines(store: RedisStore) -> None:
+    """What gathers while one is out goes into the next."""
+    await store.put("a", {})
+    sizes: list[int] = []
+    together = store._together
+
+    def counting(commands: list[redis.Command]) -> list[object]:
+        sizes.append(len(commands))
+        return together(commands)
+
+    store._together = counting  # type: ignore[method-assign]
+    await asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(1000)))
+    assert sum(sizes) == 1000
+    assert max(sizes) <= 250
+    assert len(sizes) < 100
+
+
+def connections(server: Server) -> int:
+    return int(server.tell("INFO", "clients")["connected_clients"]) - 1  # but for the one that asks
+
+
+async def test_a_store_has_one_connection_until_it_is_closed(server: Server) -> None:
+    store = RedisStore(server.url)
+    assert connections(server) == 0
+    threads = [threading.Thread(target=asyncio.run, args=(store.put(f"a/{index}", {}),)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    assert connections(server) == 1
+    store.close()
+    assert connections(server) == 0
+    assert len(await names(store)) == 8
+    assert connections(server) == 1
+    del store
+    gc.collect()
+    give_up = time.monotonic() + 5
+    while connections(server):
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.01)
+
+
+def test_nothing_is_left_open_at_the_end(server: Server) -> None:
+    """Neither by one that is used to the end nor by one that fails."""
+    script = f"""
+import asyncio, os
+from pollux_flows.state import redis
+from pollux_flows.state.store import open_store
+redis._PAUSES = ()
+for url in ({server.url!r}, "redis://127.0.0.1:1"):
+    os.environ["POLLUX_STATE_URL"] = url
+    store = open_store()
+    for _ in range(2):
+        try:
+            asyncio.run(store.put("a", {{}}))
+        except Exception as error:
+            print(type(error).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", script],
+        capture_output=True, text=True, check=True, cwd=ROOT, timeout=30,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout == "ConfigurationError\n" * 2
+    assert connections(server) == 0

@@ -1,0 +1,280 @@
+"""A Redis that is away, slow, full, read-only or has forgotten, and one that does not let us in."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.state import redis
+from pollux_flows.state.redis import RedisStore
+from tests.state.places import names
+from tests.state.servers import BadLine, Server, free_port, saying
+
+PASSWORD = "s3cret/of?the#house@home%"
+QUOTED = "s3cret%2Fof%3Fthe%23house%40home%25"
+NOT_ABSENT = r"cannot be reached \(.*POLLUX_STATE_URL.*what was recorded is kept"
+
+
+SAVING = ("--appendonly", "yes", "--appendfsync", "always")  # by default it answers a moment before it has saved
+pytestmark = pytest.mark.usefixtures("soon")
+
+
+@pytest.fixture
+def store(server: Server) -> RedisStore:
+    return RedisStore(server.url)
+
+
+# --- Away -----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_that_is_away_is_told() -> None:
+    """At the first use of any kind, soon, and to all who wait."""
+    store = RedisStore(f"redis://:{QUOTED}@127.0.0.1:{free_port()}/0")
+    begun = time.monotonic()
+    told = await asyncio.gather(
+        store.get("a"), store.add("a", {}), store.swap("a", {}, None), *(store.put("a", {}) for _ in range(1000)),
+        return_exceptions=True,
+    )  # fmt: skip
+    assert time.monotonic() - begun < 3
+    assert {type(each) for each in told} == {ConfigurationError}
+    with pytest.raises(ConfigurationError, match=NOT_ABSENT):
+        await store.get("a")
+    with pytest.raises(ConfigurationError, match=NOT_ABSENT):
+        await names(store)
+    assert "s3cret" not in f"{told} {store!r} {store.where}"
+
+
+async def test_one_that_goes_away_is_told(server: Server, store: RedisStore) -> None:
+    """And when it is back, so is what was recorded."""
+    server.kill()
+    server.start(*SAVING)
+    await store.put("a", {"answer": 1})
+    server.kill()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=NOT_ABSENT):
+            await store.get("a")
+    server.start(*SAVING)
+    assert await store.get("a") == {"answer": 1}
+
+
+async def test_one_that_is_restarted_is_waited_for(
+    server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment: nobody needs to know."""
+    monkeypatch.setattr(redis, "_PAUSES", (0.02,) * 200)
+    server.kill()
+    server.start(*SAVING)
+    await store.put("a", {"count": 0})
+    server.kill()
+    asked = asyncio.ensure_future(store.swap("a", {"count": 0}, {"count": 1}))
+    await asyncio.sleep(0.1)
+    assert not asked.done()
+    await asyncio.to_thread(server.start, *SAVING)
+    assert await asked
+    assert await store.get("a") == {"count": 1}
+
+
+async def test_one_that_does_not_answer_is_told(server: Server, store: RedisStore) -> None:
+    """Nobody hangs, be they ever so many; and whether the last write was done shows later."""
+    await store.put("a", {"answer": 1})
+    server.pause()
+    begun = time.monotonic()
+    asked = [store.put("a", {"answer": 2}), store.get("a"), *(store.add(f"b/{index}", {}) for index in range(2000))]
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert {str(each)[-60:] for each in told} == {str(told[0])[-60:]}
+    assert "does not answer in time" in str(told[0])
+    assert "is not known" in str(told[0])
+    with pytest.raises(ConfigurationError, match="does not answer in time"):  # on a new connection, too
+        await store.get("a")
+    assert time.monotonic() - begun < 3
+    server.resume()
+    assert await store.get("a") == {"answer": 2}
+
+
+async def test_one_that_is_slow_is_not_waited_for_for_ever(
+    server: Server, line: BadLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even when it says a little again and again. When that is enough, it is."""
+    store = RedisStore(line.url)
+    await store.put("a", {})
+    line.pause_s = 0.02
+    asked = [f"a{index}" for index in range(100)]  # 500 bytes, of which 200 come in a second
+    monkeypatch.setattr(redis, "_PATIENCE_S", 0.5)
+    begun = time.monotonic()
+    with pytest.raises(ConfigurationError, match="does not answer in time"):
+        await store.get_many(asked)
+    assert time.monotonic() - begun < 2
+    line.pause_s = 0.001
+    monkeypatch.setattr(redis, "_PATIENCE_S", 30)
+    assert await store.get_many(["a", *asked]) == {"a": {}}
+    assert await RedisStore(server.url).get("a") == {}
+
+
+async def test_one_that_has_forgotten_is_told(server: Server, store: RedisStore) -> None:
+    """What was there is not absent, and nobody works on as if it was."""
+    await store.put("paid", {"answer": 1})
+    fresh = RedisStore(server.url)
+    server.kill()
+    server.start()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"has lost what was recorded.*start again"):
+            await store.get("paid")
+    with pytest.raises(ConfigurationError, match="has lost"):
+        await store.add("paid", {"answer": 2})
+    assert await fresh.get("paid") is None  # who begins now, begins afresh
+    assert await fresh.add("paid", {"answer": 3})
+    server.tell("FLUSHALL")
+    with pytest.raises(ConfigurationError, match="has lost"):
+        await fresh.get("paid")
+
+
+async def test_one_that_is_read_only_is_told(server: Server, store: RedisStore) -> None:
+    """At the first use, and when it becomes so; and used again when it is so no more."""
+    await store.put("a", {"answer": 1})
+    server.tell("CONFIG", "SET", "repl-diskless-sync", "no")
+    server.tell("REPLICAOF", "127.0.0.1", str(free_port()))
+    assert await store.get("a") == {"answer": 1}
+    for act in (store.put("a", {}), store.add("b", {}), store.swap("a", {"answer": 1}, {}), store.delete("a")):
+        with pytest.raises(ConfigurationError, match=r"read-only replica.*not recorded.*primary"):
+            await act
+    with pytest.raises(ConfigurationError, match="read-only replica"):
+        await RedisStore(server.url).get("a")
+    server.tell("REPLICAOF", "NO", "ONE")
+    assert await store.swap("a", {"answer": 1}, {"answer": 2})
+    assert store._connected == 2  # anew: where one says so, another may have the address by now
+
+
+async def test_one_that_is_full_is_told(server: Server, store: RedisStore) -> None:
+    """Nothing is lost, what is there is read, and whoever makes room may do so."""
+    await store.put("first", {})
+    server.tell("CONFIG", "SET", "maxmemory", server.tell("INFO", "memory")["used_memory"] + 500_000)
+    told = None
+    for kept in range(1000):
+        try:
+            await store.add(f"much/{kept}", {"answer": "x" * 10_000})
+        except ConfigurationError as error:
+            told = str(error)
+            break
+    assert re.search(r"no memory left.*not recorded.*maxmemory", str(told))
+    assert kept > 5
+    server.tell("CONFIG", "SET", "maxmemory", "1")
+    for each in (store, RedisStore(server.url)):
+        assert len([key async for key, _ in each.scan("much/")]) == kept
+        with pytest.raises(ConfigurationError, match="no memory left"):
+            await each.swap("first", {}, {"a": 1})
+    await RedisStore(server.url).delete(*(f"much/{index}" for index in range(kept)))
+    server.tell("CONFIG", "SET", "maxmemory", "0")
+    assert await store.swap("first", {}, {"a": 1})
+    server.tell("FLUSHALL")
+    server.tell("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(ConfigurationError, match="no memory left"):  # not even for a beginning
+        await RedisStore(server.url).get("a")
+
+
+async def test_one_that_may_evict_is_told_of_once(server: Server) -> None:
+    with warnings.catch_warnings(record=True) as quiet:
+        warnings.simplefilter("always")
+        await RedisStore(server.url).put("a", {})
+    assert [str(each.message) for each in quiet if each.category is RuntimeWarning] == []
+    server.tell("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    store = RedisStore(server.url)
+    with pytest.warns(RuntimeWarning, match=r"paid for.*maxmemory-policy: allkeys-lru.*noeviction"):
+        await store.put("a", {})
+    store.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        await store.put("a", {})
+
+
+# --- Passwords ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_password_opens_it_and_is_not_shown(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    server.kill()
+    server.start("--requirepass", PASSWORD)
+    store = RedisStore(server.url.replace("//", f"//:{QUOTED}@"))
+    await store.put("a", {})
+    for wrong in ("", "//:s3cret-too@", "//s3cret:s3cret@"):
+        with pytest.raises(ConfigurationError, match=r"wants another user name or password.*redis://user:") as told:
+            await RedisStore(server.url.replace("//", wrong or "//")).get("a")
+        assert "s3cret" not in str(told.value)
+        assert told.value.__context__ is None
+    server.kill()
+    with pytest.raises(ConfigurationError) as told:
+        await store.get("a")
+    assert "s3cret" not in f"{told.value} {told.value!r} {store!r} {vars(told.value)} {caplog.text}"
+
+
+async def test_a_user_may_lack_permission(server: Server) -> None:
+    server.tell("ACL", "SETUSER", "reader", "on", ">s3cret", "~pollux:*", "+get", "+select")
+    with pytest.raises(ConfigurationError, match=r"does not allow this user.*\+eval") as told:
+        await RedisStore(server.url.replace("//", "//reader:s3cret@")).get("a")
+    assert "s3cret" not in str(told.value)
+    # What the hint says is enough.
+    allowed = str(told.value).partition("Allow it: ")[2].split()
+    server.tell("ACL", "SETUSER", "writer", "on", ">s3cret", *allowed)
+    store = RedisStore(server.url.replace("//", "//writer:s3cret@"))
+    assert await store.add("a", {}, ttl_s=60)
+    assert await store.swap("a", {}, {"a": 1})
+    assert await names(store) == ["a"]
+    await store.delete("a")
+
+
+async def test_who_does_not_tell_may_evict(server: Server) -> None:
+    server.tell("ACL", "SETUSER", "quiet", "on", "nopass", "~*", "+@all", "-info")
+    with pytest.warns(RuntimeWarning, match="maxmemory-policy: not told"):
+        await RedisStore(server.url.replace("//", "//quiet:any@")).put("a", {})
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"did not do what.*HTTP/1\.1 400.*POLLUX_STATE_URL is that of a Redis"),
+        (b"-ERR unknown command `AUTH`, with args beginning with: `s3cret` \r\n", r"unknown command `AUTH`\)"),
+        (b"-ERR what is s3cret?\r\n", r"what is \*\*\*"),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "is still loading its data"),
+        (b"-ERR max number of clients reached\r\n", "cannot be reached .*max number of clients reached"),
+        (b"$5\r\nhe", "does not answer in time"),
+        (b"$what\r\n", "did not do what"),
+    ],
+)
+async def test_what_it_says_is_told_but_not_what_it_was_told(
+    said: bytes, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis, "_PAUSES", ())
+    with saying(said) as place, pytest.raises(ConfigurationError, match=told) as error:
+        await RedisStore(f"redis://:s3cret@{place}").get("a")
+    assert "s3cret" not in str(error.value)
+
+
+async def test_tls_is_spoken_and_checked(server: Server, tmp_path: Path) -> None:
+    """To one whose certificate is known, and to nobody else."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl on this machine to make a certificate with")
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)  # noqa: ASYNC221
+    server.kill()
+    port = free_port()
+    files = ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate]
+    server.start("--tls-port", str(port), "--tls-auth-clients", "no", *files)
+    url = f"rediss://127.0.0.1:{port}"
+    store = RedisStore(f"{url}?ssl_ca_certs={certificate}")
+    await store.put("a", {})
+    assert await store.get("a") == {}
+    with pytest.raises(ConfigurationError, match=r"cannot be reached .*CERTIFICATE_VERIFY_FAILED"):
+        await RedisStore(url).get("a")
+
+
+async def test_tls_to_one_without_is_told(server: Server) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be reached|answer in time"):
+        await RedisStore(server.url.replace("redis://", "rediss://")).get("a")
