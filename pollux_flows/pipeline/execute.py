@@ -23,16 +23,15 @@ _MAY_MEAN_FORGOTTEN: Final = {400, 403, 404}
 
 
 async def execute_plan(
-    plan: Plan, session: Session, *, owner: str | None = None, on_outcome: Callable[[Outcome], None] | None = None
+    plan: Plan, session: Session, *, on_outcome: Callable[[Outcome], None] | None = None
 ) -> list[Outcome]:
     """Answer every call of the plan, each to its own outcome, in the plan's order.
 
     One call that fails costs the others nothing: nobody is cancelled, and nothing that was answered is dropped.
-    `owner` names whose run this is: files that it uploads are its own until it ends.
     """
     if not plan.calls:
         return []
-    async with attached(plan, session, owner or uuid4().hex) as attachments:
+    async with attached(plan, session, uuid4().hex) as attachments:
         await _check(plan, session, attachments)
 
         async def answer(planned: PlannedCall) -> Outcome:
