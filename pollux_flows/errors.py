@@ -4,6 +4,7 @@
     ├── ConfigurationError      a Config, Options or feature that cannot work; nothing was sent
     ├── SourceError             a source that is missing, unreadable or malformed
     ├── PlanningError           a request that could not be turned into calls
+    ├── BudgetError             a call that was not made, because the run may spend no more
     ├── InternalError           a bug in this package
     ├── DeferredNotReadyError   the provider is still working on the job
     └── APIError                a provider said no, or said nothing
@@ -44,6 +45,10 @@ class SourceError(PolluxError):
 
 class PlanningError(PolluxError):
     """A request that could not be turned into calls."""
+
+
+class BudgetError(PolluxError):
+    """A call that was not made, because the run may spend no more."""
 
 
 class InternalError(PolluxError):

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, field_serializer
 from pydantic_core import PydanticSerializationError
 
 from pollux_flows.config import ProviderName
 from pollux_flows.document import Record
-from pollux_flows.errors import APIError, ErrorCategory, PolluxError, RateLimitError, SourceError
+from pollux_flows.errors import (
+    APIError,
+    BudgetError,
+    ConfigurationError,
+    ErrorCategory,
+    PolluxError,
+    RateLimitError,
+    SourceError,
+)
 
 Status = Literal["ok", "partial", "error"]
 FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
-FailureKind = Literal["api_error", "rate_limit", "source", "blocked", "empty"]
+FailureKind = Literal["api_error", "rate_limit", "source", "budget", "state", "blocked", "empty"]
+# What kept a call from being made at all, and the error that says so.
+_UNSENT: Final[dict[FailureKind, type[PolluxError]]] = {
+    "source": SourceError,
+    "budget": BudgetError,
+    "state": ConfigurationError,
+}
 
 
 class CallFailure(Record):
@@ -35,8 +49,9 @@ class CallFailure(Record):
     @classmethod
     def of(cls, index: int, error: PolluxError) -> CallFailure:
         """A call's error, as plain data."""
-        if not isinstance(error, APIError):  # what was to be sent could not be made ready
-            return cls(index=index, kind="source", message=error.message, hint=error.hint)
+        if not isinstance(error, APIError):  # it was not sent
+            kind = next((kind for kind, type_ in _UNSENT.items() if isinstance(error, type_)), "source")
+            return cls(index=index, kind=kind, message=error.message, hint=error.hint)
         return cls(
             index=index,
             kind="rate_limit" if isinstance(error, RateLimitError) else "api_error",
@@ -49,10 +64,10 @@ class CallFailure(Record):
             error_category=error.error_category,
         )
 
-    def error(self, provider: str) -> APIError | SourceError:
+    def error(self, provider: str) -> PolluxError:
         """The same as an error to raise."""
-        if self.kind == "source":
-            return SourceError(self.message, hint=self.hint)
+        if unsent := _UNSENT.get(self.kind):
+            return unsent(self.message, hint=self.hint)
         kind = RateLimitError if self.kind == "rate_limit" else APIError
         return kind(
             self.message,
@@ -162,6 +177,37 @@ class Outcome(Record):
     unknown_attempts: int = Field(default=0, description="Requests that may have been answered, and billed, unseen.")
     waited_s: float = Field(default=0.0, description="Seconds spent waiting between attempts.")
     duration_s: float = Field(default=0.0, description="Seconds from first request to outcome.")
+    cost_usd: float | None = Field(default=None, description="What the answer cost; None where nobody can tell.")
+    cost_unknown: str | None = Field(default=None, description="Why nobody can tell.")
+    reused: Literal["run", "always"] | None = Field(
+        default=None, description="Not asked for now: this run had the answer already, or another one had."
+    )
+    unkept: str | None = Field(default=None, description="Why the answer could not be written down.")
+
+    @property
+    def problem(self) -> CallFailure | None:
+        """Why the prompt has no answer. A tool call or a structured answer is one, with or without text."""
+        answer = self.answer
+        if answer is None:
+            return self.failure
+        if answer.finish_reason == "blocked":
+            return CallFailure(
+                index=self.index,
+                kind="blocked",
+                message=f"The provider blocked this prompt or its answer ({answer.note or answer.raw_finish_reason}).",
+                hint="Word the prompt differently; asking the same again is likely to end the same way.",
+            )
+        if not answer.text.strip() and not answer.tool_calls:
+            return CallFailure(
+                index=self.index,
+                kind="empty",
+                message="The provider answered with nothing "
+                f"(finish reason: {answer.raw_finish_reason or 'not given'}).",
+                hint="If thinking took all of max_tokens, raise it."
+                if answer.finish_reason == "max_tokens"
+                else "Ask again, or word the prompt differently.",
+            )
+        return None
 
 
 class SweptFile(Record):

@@ -7,7 +7,7 @@ to load, or else uses the environment it runs in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,19 +15,21 @@ from typing import Any, Final, TypedDict
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed
 
 from pollux_flows.artifacts import progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Config, Target
 from pollux_flows.options import Options
-from pollux_flows.pipeline.execute import execute_plan
+from pollux_flows.pipeline.execute import Execution, open_execution
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import Request, make_request
-from pollux_flows.providers.session import Session, open_session
+from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
+from pollux_flows.scope import run_key
 from pollux_flows.source import Source
 
 
@@ -58,14 +60,22 @@ async def plan(request: Request) -> Plan:
     return make_plan(request, await read_sources(request))
 
 
-@task(name="execute", task_run_name="execute · {plan.target.model} · {plan.size}", **_UNSTORED)
-async def execute(plan: Plan, provider: str | None = None) -> list[Outcome]:
-    """Make the calls. `provider` names the PolluxProvider with the key, for when no flow is at hand that holds one."""
-    async with (
-        _session(plan.target, provider) as session,
-        progress(len(plan.calls), "Calls answered") as count,
-    ):
-        return await execute_plan(plan, session, on_outcome=lambda _: count())
+@task(name="execute", task_run_name="{plan.title}", **_UNSTORED)
+async def execute(plan: Plan, provider: str | None = None, terms: Terms | None = None) -> list[Outcome]:
+    """Make the calls that are not answered yet.
+
+    `provider` names the PolluxProvider with the key, for when no flow is at hand that holds one. A call belongs to
+    the flow run, unless `terms` names another run.
+    """
+    held = _held.get()
+    # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
+    if held and held.loop is asyncio.get_running_loop() and held.execution.plan.sources is plan.sources:
+        outcomes = await held.execution.outcomes(plan.calls, lambda _: held.count())
+        # For whoever looks at the run; the flow takes the outcomes as they are.
+        return _shown_as_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
+    config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
+    async with holding_execution(plan, config, terms or Terms()) as found:
+        return await found.execution.outcomes(plan.calls, lambda _: found.count())
 
 
 @task(name="extract", task_run_name="extract", **_UNSTORED)
@@ -80,33 +90,41 @@ async def extract_each(plan: Plan, outcomes: Sequence[Outcome], duration_s: floa
     return make_envelopes(plan, outcomes, duration_s=duration_s)
 
 
+def _shown_as_failed(outcomes: list[Outcome]) -> Any:
+    problems = [outcome.failure.message for outcome in outcomes if outcome.failure is not None]
+    message = problems[0] if len(outcomes) == 1 else f"{len(problems)} of {len(outcomes)} failed: {problems[0]}"
+    return Failed(data=_Told(outcomes), message=message)
+
+
+class _Told(list[Outcome]):
+    """Outcomes that are not quoted in the log, where Prefect shows the data of a failed state."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} outcomes"
+
+
 @dataclass(frozen=True)
 class _Held:
-    session: Session
+    execution: Execution
     loop: asyncio.AbstractEventLoop
+    count: Callable[[], None]
 
 
-_held: ContextVar[_Held | None] = ContextVar("pollux_flows_session", default=None)
+_held: ContextVar[_Held | None] = ContextVar("pollux_flows_execution", default=None)
 
 
 @asynccontextmanager
-async def holding_session(config: Config) -> AsyncIterator[None]:
-    """Connect once for all tasks of a flow; the key stays in this process's memory."""
-    async with open_session(config) as session:
-        token = _held.set(_Held(session, asyncio.get_running_loop()))
+async def holding_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIterator[_Held]:
+    """What all tasks of a flow share; the key stays in this process's memory."""
+    if terms.run_key is None:
+        terms = terms.model_copy(update={"run_key": await run_key(plan)})
+    async with (
+        open_execution(plan, config, terms) as execution,
+        progress(len(plan.calls), "Calls answered") as count,
+    ):
+        held = _Held(execution, asyncio.get_running_loop(), count)
+        token = _held.set(held)
         try:
-            yield
+            yield held
         finally:
             _held.reset(token)
-
-
-@asynccontextmanager
-async def _session(target: Target, provider: str | None) -> AsyncIterator[Session]:
-    held = _held.get()
-    # A connection belongs to its event loop: a task that runs on another one makes its own.
-    if held and held.loop is asyncio.get_running_loop() and held.session.config.target == target:
-        yield held.session
-        return
-    config = await (await PolluxProvider.named(provider)).config() if provider else Config(**target.model_dump())
-    async with open_session(config) as session:
-        yield session

@@ -17,7 +17,6 @@ from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.openrouter import models as catalogue
-from pollux_flows.providers.session import open_session
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Logged, Simulator, serve
 
@@ -96,8 +95,7 @@ async def outcomes(
 ) -> list[Outcome]:
     """What became of each call, as a flow sees it: nothing is raised for one of them."""
     plan = make_plan(make_request(prompts, target=config.target, sources=sources, options=options))
-    async with open_session(config) as session:
-        return await execute_plan(plan, session)
+    return await execute_plan(plan, config)
 
 
 # --- A server that says what it is told to say ------------------------------------------------------------

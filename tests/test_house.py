@@ -22,12 +22,12 @@ PACKAGE = ROOT / "pollux_flows"
 FLOORS: tuple[set[str], ...] = (
     {"simulator"},
     {"errors", "plain", "document", "config", "source", "options", "handles", "result"},
-    {"capabilities"},
+    {"capabilities", "pricing"},
     {"providers", "state"},
     {"pipeline"},
     {"deferred", "caching"},
     {"blocks"},
-    {"serializer", "artifacts", "tasks"},
+    {"serializer", "scope", "artifacts", "tasks"},
     {"flows"},
     {"cli", "demo", "__init__"},
 )

@@ -213,23 +213,54 @@ def test_a_part_of_a_plan_is_a_plan_about_one_source() -> None:
     """Its calls keep their names."""
     one, other = Source.from_text("one"), Source.from_text("other")
     grid = plan(["Why?", "How?"], sources=[one, other], each_source=True)
-    part = grid.part(1)
+    part = grid.about(1)
     assert part.sources == [other]
     assert part.calls == grid.calls[2:]
 
 
 def test_the_same_source_twice_is_asked_about_twice() -> None:
-    """In a broadcast, too, each row is its own; but one answer serves both."""
+    """In a broadcast, too, each row is its own, and gets an answer of its own."""
     same = Source.from_text("same")
     first, second = plan(["Why?"], sources=[same, same], each_source=True).calls
     assert (first.source, second.source) == (0, 1)
-    assert first.identity == second.identity
+    assert first.identity != second.identity
+    (apart,) = plan(["Why?"], sources=[same], each_source=True).calls
+    assert first.identity == apart.identity
 
 
-@pytest.mark.parametrize(("asked", "said"), [([], "0 calls"), (["a"], "1 call"), (["a", "b"], "2 calls")])
-def test_a_plan_says_how_much_it_is(asked: list[str], said: str) -> None:
-    """As in the name of a run."""
-    assert plan(asked).size == said
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], "no calls"),
+        (["a\n b"], "1. a b"),
+        ([None], "1. (sources only)"),
+        (["x" * 100], f"1. {'x' * 76}…"),
+        (["a", "b"], "calls 1-2"),
+    ],
+)
+def test_a_plan_has_a_title_for_people(asked: list[str | None], said: str) -> None:
+    """As in the name of a task run: a single call by its prompt, several by their numbers."""
+    assert plan(asked, sources=[Source.from_text("x")]).title == said
+
+
+def test_a_call_about_one_source_says_which() -> None:
+    """The rows of a broadcast can be told apart."""
+    source = Source.from_text("x", identifier="north")
+    (part,) = plan(["Why?"], sources=[source], each_source=True).parts()
+    assert part.title == "1. north · Why?"
+
+
+@pytest.mark.parametrize(
+    ("calls", "wanted", "sizes"),
+    [(0, None, []), (3, None, [1, 1, 1]), (32, None, [1] * 32), (33, None, [2] * 16 + [1]), (100, 40, [40, 40, 20])],
+)
+def test_a_plan_comes_in_parts_that_can_be_looked_at(calls: int, wanted: int | None, sizes: list[int]) -> None:
+    """A part a call, up to 32; beyond, larger ones. Together they are the plan."""
+    whole = plan([f"p{n}" for n in range(calls)])
+    parts = whole.parts(wanted)
+    assert [len(part.calls) for part in parts] == sizes
+    assert [call for part in parts for call in part.calls] == whole.calls
+    assert all(part.sources is whole.sources and part.sharing == calls for part in parts)
 
 
 # --- What a call is named by --------------------------------------------------------------------------------
@@ -359,4 +390,4 @@ def test_a_living_handle_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_says_no_more_than_its_json() -> None:
     """It is what tasks are given: plain data, keys nowhere."""
     made = plan(["Why?"], sources=[Source.from_text("x")])
-    assert set(json.loads(made.model_dump_json())) == {"target", "options", "sources", "contents", "calls"}
+    assert set(json.loads(made.model_dump_json())) == {"target", "options", "sources", "contents", "calls", "sharing"}

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, cast
+
+from prefect.utilities.annotations import opaque
 
 from pollux_flows import artifacts, tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
+from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import typed
 from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
+
+T = TypeVar("T")
+OnPartial = Literal["fail", "complete"]
+"""What becomes of a run when some of its prompts have no answer. One that failed can be retried from the UI."""
 
 
 async def answer(
@@ -21,12 +31,18 @@ async def answer(
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,
+    *,
+    terms: Terms,
+    on_partial: OnPartial = "fail",
+    calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """One envelope: every prompt about all sources together."""
-    plan, outcomes, duration_s = await _outcomes(prompts, provider, sources, options, each_source=False)
-    envelope = await tasks.extract(plan, outcomes, duration_s)
+    plan, outcomes, duration_s = await _outcomes(
+        prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=False
+    )
+    envelope = await tasks.extract(_whole(plan), _whole(outcomes), duration_s)
     await artifacts.leave_answers(kind, prompts, plan.target, envelope)
-    _fail_if_none_answered([envelope], plan.target)
+    _fail_if_unanswered([envelope], plan.target, on_partial)
     return typed(envelope, plan.options)
 
 
@@ -35,12 +51,18 @@ async def answer_each(
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,
+    *,
+    terms: Terms,
+    on_partial: OnPartial = "fail",
+    calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """One envelope a source: every prompt about each source by itself."""
-    plan, outcomes, duration_s = await _outcomes(prompts, provider, sources, options, each_source=True)
-    envelopes = await tasks.extract_each(plan, outcomes, duration_s)
+    plan, outcomes, duration_s = await _outcomes(
+        prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=True
+    )
+    envelopes = await tasks.extract_each(_whole(plan), _whole(outcomes), duration_s)
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
-    _fail_if_none_answered(envelopes, plan.target)
+    _fail_if_unanswered(envelopes, plan.target, on_partial)
     return [typed(envelope, plan.options) for envelope in envelopes]
 
 
@@ -50,23 +72,55 @@ async def _outcomes(
     sources: Sequence[Source],
     options: Options | None,
     *,
+    terms: Terms,
+    calls_per_task: int | None,
     each_source: bool,
 ) -> tuple[Plan, list[Outcome], float]:
+    if calls_per_task is not None and calls_per_task < 1:
+        raise ConfigurationError(
+            f"calls_per_task is {calls_per_task}.",
+            hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
+        )
     config = await provider.config()
-    async with tasks.holding_session(config):
-        asked = await tasks.request(prompts, config.target, sources, options, each_source)
-        plan = await tasks.plan(asked)
-        started = time.monotonic()
-        outcomes = await tasks.execute(plan, provider.name)
-        return plan, outcomes, time.monotonic() - started
+    asked = await tasks.request(_whole(prompts), config.target, _whole(sources), options, each_source)
+    plan = await tasks.plan(_whole(asked))
+    started = time.monotonic()
+    async with tasks.holding_execution(plan, config, terms):
+        parts = [_part(part, provider.name, terms) for part in plan.parts(calls_per_task)]
+        found = await asyncio.gather(*parts, return_exceptions=True)
+    return plan, [outcome for part in found for outcome in _unless_raised(part)], time.monotonic() - started
 
 
-def _fail_if_none_answered(envelopes: Sequence[ResultEnvelope], target: Target) -> None:
-    """A run that brought nothing back has failed, and says why; one that brought something back has not."""
+async def _part(part: Plan, provider: str | None, terms: Terms) -> list[Outcome]:
+    """The outcomes of one task run, which is shown as failed when a call of it failed."""
+    # To Prefect's types, an async task that is asked for its state is not awaited; it is.
+    state = await cast(Any, tasks.execute)(_whole(part), provider, terms, return_state=True)
+    outcomes: list[Outcome] | Exception = await state.aresult(raise_on_failure=False)
+    return _unless_raised(outcomes)
+
+
+def _whole(value: T) -> T:
+    """As it is: Prefect need not look for task runs in each prompt and each answer, which takes it a second."""
+    return cast(T, opaque(value))
+
+
+def _unless_raised(found: T | BaseException) -> T:
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def _fail_if_unanswered(envelopes: Sequence[ResultEnvelope], target: Target, on_partial: OnPartial) -> None:
+    """A run that lacks answers has failed, and says why; so a retry is offered, which asks only what is missing."""
     failures = [failure for envelope in envelopes for failure in envelope.errors or [] if failure is not None]
-    if not failures or any(envelope.status != "error" for envelope in envelopes):
+    answered = any(envelope.status != "error" for envelope in envelopes)
+    if not failures or (answered and on_partial == "complete"):
         return
-    first = failures[0]
-    if len(failures) > 1:
-        first = first.model_copy(update={"message": f"None of {len(failures)} prompts was answered. {first.message}"})
+    first, count = failures[0], sum(len(envelope.answers) for envelope in envelopes)
+    if count > 1:
+        how_many = f"{len(failures)} of {count} prompts were not" if answered else f"None of {count} prompts was"
+        told = f"{how_many} answered. The first: {first.message}"
+        kept = "What was answered is kept: a retry asks only the others." if answered else None
+        hint = " ".join(filter(None, [first.hint, kept]))
+        first = first.model_copy(update={"message": told, "hint": hint or None})
     raise first.error(target.provider)

@@ -6,21 +6,61 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import answer
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.options import Options
+from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.source import Source
 
 
 @sync_form("fan-in")
 async def fan_in(
-    prompt: str, sources: Sequence[Source], provider: PolluxProvider, options: Options | None = None
+    prompt: str,
+    sources: Sequence[Source],
+    provider: PolluxProvider,
+    options: Options | None = None,
+    *,
+    reuse: Reuse = "run",
+    max_age: float | None = None,
+    max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
-    """Ask one thing about many sources together."""
-    return await answer("fan-in", [prompt], provider, sources, options)
+    """Ask one thing about many sources together.
+
+    Args:
+        prompt: What is asked.
+        provider: The PolluxProvider that answers.
+        sources: What the prompt is about.
+        options: How to answer.
+        reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
+            earlier run's as well; "never", none.
+        max_age: With "always", how old another run's answer may be, in seconds.
+        max_cost_usd: No new call starts once the answers have cost this much.
+    """
+    return await answer(
+        "fan-in",
+        [prompt],
+        provider,
+        sources,
+        options,
+        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+    )
 
 
-@async_form("fan-in")
+@async_form("fan-in", fan_in)
 async def afan_in(
-    prompt: str, sources: Sequence[Source], provider: PolluxProvider, options: Options | None = None
+    prompt: str,
+    sources: Sequence[Source],
+    provider: PolluxProvider,
+    options: Options | None = None,
+    *,
+    reuse: Reuse = "run",
+    max_age: float | None = None,
+    max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
     """Ask one thing about many sources together. To be awaited."""
-    return await answer("fan-in", [prompt], provider, sources, options)
+    return await answer(
+        "fan-in",
+        [prompt],
+        provider,
+        sources,
+        options,
+        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+    )

@@ -3,24 +3,74 @@
 from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider
-from pollux_flows.flows.answering import answer
+from pollux_flows.flows.answering import OnPartial, answer
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.options import Options
+from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.source import Source
 
 
 @sync_form("fan-out")
 async def fan_out(
-    prompts: Sequence[str], provider: PolluxProvider, sources: Sequence[Source] = (), options: Options | None = None
+    prompts: Sequence[str],
+    provider: PolluxProvider,
+    sources: Sequence[Source] = (),
+    options: Options | None = None,
+    *,
+    reuse: Reuse = "run",
+    max_age: float | None = None,
+    max_cost_usd: float | None = None,
+    on_partial: OnPartial = "fail",
+    calls_per_task: int | None = None,
 ) -> ResultEnvelope:
-    """Ask many things about the same sources."""
-    return await answer("fan-out", prompts, provider, sources, options)
+    """Ask many things about the same sources.
+
+    Args:
+        prompts: What is asked.
+        provider: The PolluxProvider that answers.
+        sources: What the prompts are about.
+        options: How to answer.
+        reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
+            earlier run's as well; "never", none.
+        max_age: With "always", how old another run's answer may be, in seconds.
+        max_cost_usd: No new call starts once the answers have cost this much.
+        on_partial: When some prompts have no answer, "fail" the run, so that it can be retried, or "complete" it.
+        calls_per_task: How many calls a task run makes; empty for one each, up to 32 task runs.
+    """
+    return await answer(
+        "fan-out",
+        prompts,
+        provider,
+        sources,
+        options,
+        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+        on_partial=on_partial,
+        calls_per_task=calls_per_task,
+    )
 
 
-@async_form("fan-out")
+@async_form("fan-out", fan_out)
 async def afan_out(
-    prompts: Sequence[str], provider: PolluxProvider, sources: Sequence[Source] = (), options: Options | None = None
+    prompts: Sequence[str],
+    provider: PolluxProvider,
+    sources: Sequence[Source] = (),
+    options: Options | None = None,
+    *,
+    reuse: Reuse = "run",
+    max_age: float | None = None,
+    max_cost_usd: float | None = None,
+    on_partial: OnPartial = "fail",
+    calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """Ask many things about the same sources. To be awaited."""
-    return await answer("fan-out", prompts, provider, sources, options)
+    return await answer(
+        "fan-out",
+        prompts,
+        provider,
+        sources,
+        options,
+        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+        on_partial=on_partial,
+        calls_per_task=calls_per_task,
+    )

@@ -8,6 +8,7 @@ connection among all that a run does.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -90,9 +91,18 @@ class SyncForm(_Form[P, R]):
 # could not look up the names.
 
 
-def async_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]:
-    """Make an async function a flow to await; `kind` is its name."""
-    return lambda function: AsyncForm(function, name=kind, flow_run_name=_named(kind), **_STORED)
+def async_form(
+    kind: str, like: Flow[..., Any]
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]:
+    """Make an async function a flow to await; `kind` is its name, and `like` the form whose parameters it has."""
+
+    def formed(function: Callable[P, Coroutine[Any, Any, R]]) -> Flow[P, Coroutine[Any, Any, R]]:
+        # The UI shows what a docstring says of each parameter.
+        _, arguments, told = (inspect.getdoc(like.fn) or "").partition("\n\nArgs:")
+        function.__doc__ = f"{function.__doc__}{arguments}{told}"
+        return AsyncForm(function, name=kind, flow_run_name=_named(kind), **_STORED)
+
+    return formed
 
 
 def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, R]]:

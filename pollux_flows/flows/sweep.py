@@ -22,7 +22,7 @@ async def sweep() -> SweepReport:
     return await _sweep()
 
 
-@async_form("sweep")
+@async_form("sweep", sweep)
 async def asweep() -> SweepReport:
     """The same, to be awaited."""
     return await _sweep()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from pollux_flows.capabilities import implicit_caching
@@ -24,7 +25,10 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
     # In a broadcast, calls are numbered through all sources; in its envelope, each source's prompts start at 0.
     outcomes = [outcome.model_copy(update={"index": index}) for index, outcome in enumerate(outcomes)]
     answers = [outcome.answer for outcome in outcomes]
-    failures = [_failure(outcome) for outcome in outcomes]
+    failures = [
+        (problem := outcome.problem) and problem.model_copy(update={"index": index})
+        for index, outcome in enumerate(outcomes)
+    ]
     structured, warnings = structured_answers(plan.options, answers)
     warnings += [warning for outcome in outcomes for warning in _warnings(outcome)]
     status = _status(answers, failures)
@@ -39,6 +43,7 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
             "n_calls": len(outcomes),
             "finish_reasons": [answer and answer.finish_reason for answer in answers],
             **_cache_metrics(plan, usage),
+            **_cost_metrics(outcomes),
         },
         diagnostics={
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
@@ -55,7 +60,7 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
 def extract_each(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: float) -> list[ResultEnvelope]:
     """One envelope a source, in source order, from the outcomes of a plan that asks about each by itself."""
     by_call = {call.index: outcome for call, outcome in zip(plan.calls, outcomes, strict=True)}
-    parts = [plan.part(source) for source in range(len(plan.sources))]
+    parts = [plan.about(source) for source in range(len(plan.sources))]
     return [
         extract_envelope(part, [by_call[call.index] for call in part.calls], duration_s=duration_s) for part in parts
     ]
@@ -68,30 +73,6 @@ def typed(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:
         return envelope
     instances = [None if value is None else instance(model, value) for value in envelope.structured]
     return envelope.model_copy(update={"structured": instances})
-
-
-def _failure(outcome: Outcome) -> CallFailure | None:
-    """Why a prompt has no answer. A tool call or a structured answer is one, with or without text."""
-    answer = outcome.answer
-    if answer is None:
-        return outcome.failure and outcome.failure.model_copy(update={"index": outcome.index})
-    if answer.finish_reason == "blocked":
-        return CallFailure(
-            index=outcome.index,
-            kind="blocked",
-            message=f"The provider blocked this prompt or its answer ({answer.note or answer.raw_finish_reason}).",
-            hint="Word the prompt differently; asking the same again is likely to end the same way.",
-        )
-    if not answer.text.strip() and not answer.tool_calls:
-        return CallFailure(
-            index=outcome.index,
-            kind="empty",
-            message=f"The provider answered with nothing (finish reason: {answer.raw_finish_reason or 'not given'}).",
-            hint="If thinking took all of max_tokens, raise it."
-            if answer.finish_reason == "max_tokens"
-            else "Ask again, or word the prompt differently.",
-        )
-    return None
 
 
 def _status(answers: Sequence[Answer | None], failures: Sequence[CallFailure | None]) -> Status:
@@ -109,6 +90,11 @@ def _warnings(outcome: Outcome) -> list[str]:
     if outcome.answer is not None and (why := _CUT.get(outcome.answer.finish_reason)):
         raw = outcome.answer.raw_finish_reason
         told.append(f"The answer to prompts[{outcome.index}] {why} (finish reason: {raw}).")
+    if outcome.unkept is not None:
+        told.append(
+            f"The answer to prompts[{outcome.index}] could not be written down, so another run would ask, and pay, "
+            f"again: {outcome.unkept}"
+        )
     if outcome.unknown_attempts and outcome.answer is not None:
         told.append(
             f"prompts[{outcome.index}] was asked again after {outcome.unknown_attempts} attempt(s) whose outcome is "
@@ -132,10 +118,28 @@ def _cache_metrics(plan: Plan, usage: dict[str, int]) -> dict[str, Any]:
         "persistent"
         if handle
         else "implicit"
-        if implicit_caching(plan.target.provider, plan.options, len(plan.calls))
+        if implicit_caching(plan.target.provider, plan.options, plan.sharing)
         else "none"
     )
     return {"cache_used": handle and hit, "cache_mode": mode, "cache_hit": hit}
+
+
+def _cost_metrics(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the answers cost, and how much of that was not paid again. One unknown price makes the sum unknown."""
+    answered = [outcome for outcome in outcomes if outcome.answer is not None]
+    reused = [outcome for outcome in answered if outcome.reused]
+    unknown = next((outcome.cost_unknown for outcome in answered if outcome.cost_usd is None), None)
+    costs = {
+        "cost_usd": _sum(outcome.cost_usd for outcome in answered),
+        "n_reused": len(reused),
+        "saved_usd": _sum(outcome.cost_usd for outcome in reused),
+    }
+    return costs if unknown is None else {**costs, "cost_unknown": unknown}
+
+
+def _sum(costs: Iterable[float | None]) -> float | None:
+    known = list(costs)
+    return None if None in known else math.fsum(cost for cost in known if cost is not None)
 
 
 def _raw(answer: Answer) -> dict[str, Any]:

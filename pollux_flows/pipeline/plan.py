@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 from pydantic import Field
 
@@ -16,6 +17,10 @@ from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content
 from pollux_flows.source import Source
 from pollux_flows.state.identity import call_identity, request_identity, source_identity
+
+# A task run for each call, up to so many; beyond, each takes as many calls as it must.
+_PARTS: Final = 32
+_LONGEST_TITLE: Final = 80
 
 
 class PlannedCall(Document):
@@ -35,17 +40,34 @@ class Plan(Document):
     sources: list[Source]
     contents: list[Content | None] = Field(description="What is known of each source that is a file.")
     calls: list[PlannedCall]
+    sharing: int = Field(description="How many calls the whole plan makes about the same sources.")
 
     @property
-    def size(self) -> str:
-        """How much it is, for people."""
-        return f"{len(self.calls)} call{'' if len(self.calls) == 1 else 's'}"
+    def title(self) -> str:
+        """What it asks, for people: the prompt of a single call, or the numbers of several."""
+        if not self.calls:
+            return "no calls"
+        first, last = self.calls[0], self.calls[-1]
+        if first is not last:
+            return f"calls {first.index + 1}-{last.index + 1}"
+        about = "" if first.source is None else f"{self.sources[first.source].identifier} · "
+        said = " ".join(f"{first.index + 1}. {about}{first.prompt or '(sources only)'}".split())
+        return said if len(said) <= _LONGEST_TITLE else f"{said[: _LONGEST_TITLE - 1]}…"
 
-    def part(self, source: int) -> Plan:
+    def about(self, source: int) -> Plan:
         """The calls about one source, as a plan of their own."""
         calls = [call for call in self.calls if call.source == source]
-        about = {"sources": [self.sources[source]], "contents": [self.contents[source]]}
-        return self.model_copy(update={**about, "calls": calls})
+        only = {"sources": [self.sources[source]], "contents": [self.contents[source]]}
+        return self.model_copy(update={**only, "calls": calls})
+
+    def parts(self, calls_per_part: int | None = None) -> list[Plan]:
+        """The same plan in parts: one a call while that is few enough to look at, and about as many parts at most."""
+        size = calls_per_part or -(-len(self.calls) // _PARTS) or 1
+        # Everything was looked at when this plan was made: looking at it again for each part would take a second.
+        return [
+            self.model_construct(**{**dict(self), "calls": self.calls[start : start + size]})
+            for start in range(0, len(self.calls), size)
+        ]
 
 
 def make_plan(request: Request, contents: Sequence[Content | None] | None = None) -> Plan:
@@ -60,15 +82,22 @@ def make_plan(request: Request, contents: Sequence[Content | None] | None = None
     ]
     _check_cache_alive(request.options)
     calls: list[PlannedCall] = []
+    seen: Counter[tuple[str, str | None]] = Counter()
     for source in range(len(request.sources)) if request.each_source else (None,):
         about = named if source is None else [named[source]]
         shared = request_identity(request.target, request.options, about)
-        seen: Counter[str | None] = Counter()
         for prompt in request.prompts:
-            identity = call_identity(shared, prompt, seen[prompt])
+            identity = call_identity(shared, prompt, seen[shared, prompt])
             calls.append(PlannedCall(index=len(calls), prompt=prompt, source=source, identity=identity))
-            seen[prompt] += 1
-    return Plan(target=request.target, options=request.options, sources=request.sources, contents=contents, calls=calls)
+            seen[shared, prompt] += 1
+    return Plan(
+        target=request.target,
+        options=request.options,
+        sources=request.sources,
+        contents=contents,
+        calls=calls,
+        sharing=len(request.prompts),
+    )
 
 
 def _check_cache_alive(options: Options) -> None:

@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
 from pollux_flows.config import Config
-from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import execute_plan, first_error
 from pollux_flows.pipeline.extract import extract_envelope, typed
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.providers.session import open_session
-from pollux_flows.result import ResultEnvelope
+from pollux_flows.pipeline.terms import Reuse, Terms
+from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
 
 
 async def run(
-    prompt: str | None = None, *, source: Source | None = None, config: Config, options: Options | None = None
+    prompt: str | None = None,
+    *,
+    source: Source | None = None,
+    config: Config,
+    options: Options | None = None,
+    reuse: Reuse = "run",
+    max_age: float | timedelta | None = None,
+    run_key: str | None = None,
+    max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
-    """Ask one thing, about one source or none."""
+    """Ask one thing, about one source or none. The last four arguments are those of `run_many`."""
     if source is not None and not isinstance(source, Source):
         raise SourceError(
             f"source is a {type(source).__name__}.", hint="For several sources use run_many(sources=[…])."
         )
-    return await run_many(prompt, sources=() if source is None else (source,), config=config, options=options)
+    return await run_many(
+        prompt,
+        sources=() if source is None else (source,),
+        config=config,
+        options=options,
+        reuse=reuse,
+        max_age=max_age,
+        run_key=run_key,
+        max_cost_usd=max_cost_usd,
+    )
 
 
 async def run_many(
@@ -35,18 +53,37 @@ async def run_many(
     sources: Sequence[Source] = (),
     config: Config,
     options: Options | None = None,
+    reuse: Reuse = "run",
+    max_age: float | timedelta | None = None,
+    run_key: str | None = None,
+    max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
     """Ask several things about the same sources, side by side. Answers come in prompt order.
 
-    The first call that failed is raised, after all of them have ended.
+    The first call that failed is raised, after all of them have ended and every answer was written down.
+
+    Every answer is kept. `run_key` names the run that these calls belong to: a later call with the same key asks only
+    what is not answered yet. `reuse="always"` takes any earlier answer to the same call, unless it is older than
+    `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. Once the answers have cost
+    `max_cost_usd`, no new call starts.
     """
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")
+    # A timedelta is turned into seconds where the terms are made.
+    terms = Terms.model_validate({"reuse": reuse, "max_age": max_age, "run_key": run_key, "max_cost_usd": max_cost_usd})
     request = make_request(prompts, target=config.target, sources=sources, options=options)
     plan = make_plan(request, await read_sources(request))
     started = time.monotonic()
-    async with open_session(config) as session:
-        outcomes = await execute_plan(plan, session)
+    outcomes = await execute_plan(plan, config, terms)
     if error := first_error(outcomes, config.provider):
-        raise error
+        raise _with_what_is_kept(error, outcomes, run_key)
     return typed(extract_envelope(plan, outcomes, duration_s=time.monotonic() - started), request.options)
+
+
+def _with_what_is_kept(error: PolluxError, outcomes: Sequence[Outcome], run_key: str | None) -> PolluxError:
+    """The error, which also says how not to pay again for what was answered."""
+    if kept := sum(outcome.answer is not None and outcome.unkept is None for outcome in outcomes):
+        again = "run again with the same run_key" if run_key else "pass reuse='always'"
+        said = f"{kept} of {len(outcomes)} prompts were answered: to ask only the others, {again}."
+        error.hint = f"{error.hint} {said}" if error.hint else said
+    return error

@@ -2,6 +2,7 @@
 
 The lease stands in the record that it is about, and every write of the holder checks it in the same swap. So whoever
 was taken for dead and comes back late cannot overwrite what its successor wrote: it is told LeaseLostError instead.
+Of a process that has died on this machine nobody waits for the lease to run out.
 
 Leases are told by the wall clock: machines that share a store must agree on the time to well within a lease.
 """
@@ -18,6 +19,7 @@ from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from pollux_flows.errors import PolluxError
+from pollux_flows.state.process import is_dead, this_process
 from pollux_flows.state.store import Json, Store
 
 T = TypeVar("T")
@@ -93,7 +95,7 @@ class Claim:
                 return record
 
     async def take(self, found: Json | None, record: Json) -> bool:
-        lease = {"owner": self.owner, "token": self.token, "until": self._until()}
+        lease = {"owner": self.owner, "token": self.token, "until": self._until(), "process": this_process()}
         swapping = asyncio.ensure_future(self.store.swap(self.key, found, {**record, _LEASE: lease}))
 
         async def give_back() -> None:
@@ -136,7 +138,10 @@ async def claim(
 def holder(record: Json | None, now: float) -> str | None:
     """Who has the lease on the record and is not known to be dead."""
     lease = (record or {}).get(_LEASE)
-    return lease["owner"] if lease is not None and lease["until"] > now else None
+    if lease is None or lease["until"] <= now or ("process" in lease and is_dead(lease["process"])):
+        return None
+    owner: str = lease["owner"]
+    return owner
 
 
 def bare(record: Json | None) -> Json:

@@ -170,7 +170,7 @@ async def test_the_result_is_persisted_and_reads_back_equal(provider: PolluxProv
 async def test_one_bad_prompt_costs_one_answer(provider: PolluxProvider, simulator: Simulator) -> None:
     """The envelope is partial, names the failure, and keeps the rest; the artifact says so too."""
     simulator.fail(Fault(status=400, message="I do not like this"), times=None, contains="Where")
-    envelope = await afan_out(PROMPTS, provider)
+    envelope = await afan_out(PROMPTS, provider, on_partial="complete")
     assert envelope.status == "partial"
     assert [bool(answer) for answer in envelope.answers] == [True, False, True]
     assert envelope.errors is not None
@@ -180,6 +180,18 @@ async def test_one_bad_prompt_costs_one_answer(provider: PolluxProvider, simulat
     assert [envelope.errors[0], envelope.errors[2]] == [None, None]
     (page,) = await artifacts_of(await newest_run("fan-out"))
     assert "I do not like this" in str(page.data)
+
+
+async def test_a_run_that_lacks_an_answer_has_failed(provider: PolluxProvider, simulator: Simulator) -> None:
+    """So that the UI offers to retry it. What was answered can be seen all the same."""
+    simulator.fail(Fault(status=400, message="I do not like this"), times=None, contains="Where")
+    with pytest.raises(APIError, match="1 of 3 prompts were not answered.*I do not like this.*a retry asks only"):
+        await afan_out(PROMPTS, provider)
+    run = await newest_run("fan-out")
+    assert run.state is not None
+    assert run.state.is_failed()
+    (page,) = await artifacts_of(run)
+    assert "Simulated answer to: Who was it?" in str(page.data)
 
 
 async def test_a_run_without_any_answer_fails_and_says_why(provider: PolluxProvider, simulator: Simulator) -> None:

@@ -20,7 +20,6 @@ from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS, MakeConfig, every_provider
 
@@ -397,8 +396,7 @@ async def test_a_look_for_a_forgotten_file_that_fails_costs_no_sibling(
     settings = config(provider)
     request = make_request(["first", "second", "third"], target=settings.target, sources=[pdf])
     plan = make_plan(request, await read_sources(request))
-    async with open_session(settings) as session:
-        outcomes = await execute_plan(plan, session)
+    outcomes = await execute_plan(plan, settings)
     assert [outcome.answer is not None for outcome in outcomes] == [False, True, True]
     assert outcomes[0].failure is not None
     assert "not this one" in outcomes[0].failure.message

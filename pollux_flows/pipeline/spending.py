@@ -1,0 +1,38 @@
+"""Spending: what the answers of a run have cost, and whether another may be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pollux_flows.config import Target
+from pollux_flows.errors import BudgetError, ConfigurationError
+from pollux_flows.pricing import cost_of, dollars
+from pollux_flows.result import Outcome
+
+
+class Spending:
+    """Counts what this process has seen of one run."""
+
+    def __init__(self, most_usd: float | None, target: Target) -> None:
+        self._most_usd = most_usd
+        self._spent_usd = 0.0
+        if most_usd is not None and (unknown := cost_of(target, _ANY_USAGE).unknown):
+            raise ConfigurationError(
+                f"max_cost_usd cannot be kept: {unknown}", hint="Leave max_cost_usd out, or use a model with a price."
+            )
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Answers that this run has paid for, in this attempt or an earlier one."""
+        self._spent_usd += sum(outcome.cost_usd or 0.0 for outcome in outcomes if outcome.reused != "always")
+
+    def check(self) -> None:
+        """Refuse a new call once the answered ones have reached the limit."""
+        if self._most_usd is not None and self._spent_usd >= self._most_usd:
+            raise BudgetError(
+                f"Not asked: the answers so far have cost {dollars(self._spent_usd)}, "
+                f"and max_cost_usd is {dollars(self._most_usd)}.",
+                hint="Raise max_cost_usd and run again; the answers that were given are kept.",
+            )
+
+
+_ANY_USAGE = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}

@@ -1,0 +1,42 @@
+"""Terms: what a run may take from earlier runs, and what it may spend."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Literal
+
+from pydantic import Field, StrictFloat, field_validator, model_validator
+
+from pollux_flows.document import Document
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.plain import Text
+
+Reuse = Literal["run", "always", "never"]
+"""Which earlier answers to the same call count: this run's own, anybody's, or none."""
+
+
+class Terms(Document):
+    """On what terms the calls of a run are made. None of it changes what an answer says."""
+
+    reuse: Reuse = "run"
+    max_age: StrictFloat | None = Field(
+        default=None, ge=0, description="With reuse='always': how old another run's answer may be, in seconds."
+    )
+    run_key: Text | None = Field(default=None, min_length=1, description="The run that these calls belong to.")
+    max_cost_usd: StrictFloat | None = Field(
+        default=None, ge=0, description="No new call starts once the answers have cost this much."
+    )
+
+    @field_validator("max_age", mode="before")
+    @classmethod
+    def _in_seconds(cls, value: Any) -> Any:
+        return value.total_seconds() if isinstance(value, timedelta) else value
+
+    @model_validator(mode="after")
+    def _age_of_what(self) -> Terms:
+        if self.max_age is not None and self.reuse != "always":
+            raise ConfigurationError(
+                f"max_age says how old another run's answer may be, and reuse={self.reuse!r} takes none.",
+                hint="Pass reuse='always', or leave max_age out.",
+            )
+        return self

@@ -1,0 +1,46 @@
+"""Process: which one this is, in words that another process on the same machine can check."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+_PROC: Final = Path("/proc")
+
+
+def this_process() -> list[str]:
+    """Where it runs, its number there, and when it began: numbers are given out again."""
+    number = os.getpid()  # not kept: a fork has another
+    return [_machine(), str(number), _began(number)]
+
+
+def is_dead(process: list[str]) -> bool:
+    """Whether that process is known to be gone. Of another machine's, nobody here knows."""
+    machine, number, began = process
+    # Elsewhere than under Linux a process has no name that is given once only, and asking may end it (Windows).
+    return bool(began) and machine == _machine() and _began(int(number)) != began
+
+
+@cache
+def _machine() -> str:
+    """The machine since it was started, and the part of it, a container perhaps, that shares process numbers."""
+    boot = namespace = ""
+    with suppress(OSError):
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        namespace = str((_PROC / "self/ns/pid").readlink())
+    return f"{platform.node()} {boot} {namespace}"
+
+
+def _began(number: int) -> str:
+    """In ticks since the machine was started; empty where there is no such process, or nobody who says."""
+    try:
+        status = (_PROC / str(number) / "stat").read_text()
+    except OSError:
+        return ""
+    # After the name, which may hold anything, and in brackets: the state first, and the start as the 20th.
+    fields = status.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,216 @@
+"""Paid once: which answers a run asks for, and which it has already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux_flows import APIError, Config, ConfigurationError, Options, ResultEnvelope, Source, run, run_many
+from pollux_flows.pipeline import execute
+from pollux_flows.pipeline.execute import execute_plan
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.pipeline.terms import Terms
+from pollux_flows.result import Outcome
+from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state.disk import DiskStore
+from tests.loopback import ONCE, MakeConfig, asked
+
+PROMPTS = ["first", "second", "third"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
+    yield tmp_path
+
+
+@pytest.fixture
+def openai(config: MakeConfig) -> Config:
+    return config("openai")
+
+
+async def outcomes(config: Config, terms: Terms, prompts: list[str] = PROMPTS) -> list[Outcome]:
+    return await execute_plan(make_plan(make_request(prompts, target=config.target)), config, terms)
+
+
+def reused(envelope: ResultEnvelope) -> list[str | None]:
+    return [call["reused"] for call in envelope.diagnostics["calls"]]
+
+
+# --- The same run -------------------------------------------------------------------------------------------
+
+
+async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> None:
+    """The first failure raises; the siblings that were paid for are not asked again."""
+    sim.fail(Fault(status=400, message="not this one"), contains="second")
+    with pytest.raises(APIError, match="2 of 3 prompts were answered.*the same run_key"):
+        await run_many(PROMPTS, config=openai, run_key="monday")
+    envelope = await run_many(PROMPTS, config=openai, run_key="monday")
+    assert envelope.status == "ok"
+    assert [text.removeprefix("Simulated answer to: ") for text in envelope.answers] == PROMPTS
+    assert len(asked(sim)) == 4
+    assert reused(envelope) == ["run", None, "run"]
+    assert envelope.metrics["n_reused"] == 2
+
+
+async def test_a_new_run_asks_again(openai: Config, sim: Simulator) -> None:
+    """A name is what makes two calls one run."""
+    for key in (None, None, "a", "b"):
+        await run_many(PROMPTS, config=openai, run_key=key)
+    assert len(asked(sim)) == 12
+
+
+async def test_a_finished_run_meets_no_provider(
+    openai: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor opens a connection to one."""
+    first = await run_many(PROMPTS, config=openai, run_key="monday")
+    sim.requests.clear()
+    monkeypatch.setattr(execute, "open_session", None)
+    again = await run_many(PROMPTS, config=openai, run_key="monday")
+    assert sim.requests == []
+    assert again.answers == first.answers
+    assert again.usage == first.usage
+
+
+async def test_five_times_the_same_is_five_answers(openai: Config, sim: Simulator) -> None:
+    """And a rerun gives the same five."""
+    sim.fail(Fault(status=400), contains="same")
+    with pytest.raises(APIError):
+        await run_many(["same"] * 5, config=openai, run_key="monday")
+    assert len(asked(sim)) == 5
+    envelope = await run_many(["same"] * 5, config=openai, run_key="monday")
+    assert len(asked(sim)) == 6
+    assert sorted(map(str, reused(envelope))) == ["None", "run", "run", "run", "run"]
+
+
+async def test_another_question_is_not_answered_by_an_earlier_one(config: MakeConfig, sim: Simulator) -> None:
+    """Whatever can change the answer is part of its name."""
+    for settings in ({}, {"model": "gpt-4.1"}):
+        for options in (Options(), Options(temperature=0.5)):
+            for source in (None, Source.from_text("x")):
+                await run("why?", config=config("openai", **settings), options=options, source=source, run_key="k")
+    assert len(asked(sim)) == 8
+
+
+async def test_what_was_blocked_is_asked_again(openai: Config, sim: Simulator) -> None:
+    """It is no answer, and a retry is there to get one."""
+    (first,) = await outcomes(openai, Terms(run_key="k"), ["[[simulate: blocked]] why?"])
+    assert first.answer is not None
+    assert first.problem is not None
+    await outcomes(openai, Terms(run_key="k"), ["[[simulate: blocked]] why?"])
+    assert len(asked(sim)) == 2
+
+
+async def test_never_means_never(openai: Config, sim: Simulator) -> None:
+    """Not even in the same run; but what comes is kept, for those who want it."""
+    await run_many(PROMPTS, config=openai, run_key="k")
+    await run_many(PROMPTS, config=openai, run_key="k", reuse="never")
+    assert len(asked(sim)) == 6
+    await run_many(PROMPTS, config=openai, reuse="always")
+    assert len(asked(sim)) == 6
+
+
+# --- Any run ------------------------------------------------------------------------------------------------
+
+
+async def test_always_takes_anybodys_answer(openai: Config, sim: Simulator) -> None:
+    """Also one of a run that had no name."""
+    await run_many(PROMPTS[:2], config=openai)
+    envelope = await run_many(PROMPTS, config=openai, reuse="always")
+    assert len(asked(sim)) == 3
+    assert reused(envelope) == ["always", "always", None]
+
+
+async def test_always_can_want_fresh_answers(openai: Config, sim: Simulator) -> None:
+    """Older ones are asked for again; but a run keeps what it has paid for itself."""
+    await run_many(PROMPTS, config=openai)
+    await run_many(PROMPTS, config=openai, reuse="always", max_age=timedelta(0), run_key="k")
+    assert len(asked(sim)) == 6
+    await run_many(PROMPTS, config=openai, reuse="always", max_age=0, run_key="k")
+    assert len(asked(sim)) == 6
+    await run_many(PROMPTS, config=openai, reuse="always", max_age=60)
+    assert len(asked(sim)) == 6
+
+
+async def test_two_at_once_pay_once(openai: Config, sim: Simulator) -> None:
+    """They share the work, and both have all of it."""
+    sim.latency_s = 0.05
+    prompts = [f"p{n}" for n in range(40)]
+    both = await asyncio.gather(*(run_many(prompts, config=openai, reuse="always") for _ in range(2)))
+    assert len(asked(sim)) == 40
+    assert both[0].answers == both[1].answers
+    assert sum(each.metrics["n_reused"] for each in both) == 40
+
+
+async def test_whoever_waits_takes_over_when_the_other_fails(openai: Config, sim: Simulator) -> None:
+    """Its failure is its own."""
+    sim.latency_s = 0.05
+    sim.fail(Fault(status=400), times=1)
+    both = await asyncio.gather(*(outcomes(openai, Terms(reuse="always"), ["why?"]) for _ in range(2)))
+    assert sorted(outcome.answer is not None for (outcome,) in both) == [False, True]
+    assert len(asked(sim)) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"max_age": 60}, {"reuse": "sometimes"}, {"max_cost_usd": -1.0}, {"run_key": ""}])
+async def test_terms_that_make_no_sense_are_refused(openai: Config, sim: Simulator, wrong: dict[str, Any]) -> None:
+    """In words, before anything is sent."""
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        await run_many(PROMPTS, config=openai, **wrong)
+    assert sim.requests == []
+
+
+# --- A store that fails -------------------------------------------------------------------------------------
+
+
+async def test_a_home_that_cannot_be_written_to_is_refused_before_anything_is_paid(
+    openai: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that could not be kept would be paid for again."""
+    monkeypatch.setenv("POLLUX_HOME", "/proc/nowhere")
+    with pytest.raises(ConfigurationError, match="POLLUX_HOME"):
+        await run_many(PROMPTS, config=openai)
+    assert sim.requests == []
+
+
+async def test_a_store_that_fails_meanwhile_costs_no_answer(
+    config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come is given, and said not to be kept; nothing more is asked for."""
+    monkeypatch.setattr(execute, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(DiskStore, "put_many", _full)
+    found = await outcomes(config("openai", request_concurrency=1), Terms(run_key="k"))
+    assert [outcome.answer is not None for outcome in found] == [True, False, False]
+    assert found[0].unkept == "The disk is full."
+    assert [outcome.failure and outcome.failure.kind for outcome in found] == [None, "state", "state"]
+    assert len(asked(sim)) == 1
+
+
+async def test_a_store_that_is_away_for_a_moment_is_waited_for(
+    config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are kept when it is back, and the run has missed nothing."""
+    monkeypatch.setattr(execute, "_PAUSES", (0.01,) * 50)
+    kept, failing = DiskStore.put_many, [3]
+
+    async def sometimes(*args: Any) -> None:
+        failing[0] -= 1
+        if failing[0] >= 0:
+            await _full()
+        await kept(*args)
+
+    monkeypatch.setattr(DiskStore, "put_many", sometimes)
+    settings = config("openai", retry=ONCE)
+    assert all(outcome.unkept is None for outcome in await outcomes(settings, Terms(run_key="k")))
+    await run_many(PROMPTS, config=settings, run_key="k")
+    assert len(asked(sim)) == 3
+
+
+async def _full(*_: Any) -> None:
+    raise ConfigurationError("The disk is full.")
