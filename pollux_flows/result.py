@@ -151,6 +151,21 @@ class ToolCall(Record):
     arguments: str = Field(description="A JSON object, as text.")
 
 
+class Billing(Record):
+    """What the bill depends on beside the token counts of `usage`, as far as the provider says."""
+
+    cost_usd: float | None = Field(default=None, description="What the provider says it charged.")
+    service_tier: str | None = Field(default=None, description="The tier that answered, in the provider's own word.")
+    speed: str | None = Field(default=None, description="How fast, in the provider's own word.")
+    region: str | None = Field(default=None, description="Where the model ran, if that was bound to a place.")
+    audio_tokens: int = Field(default=0, description="Of the input, what was sound.")
+    cached_audio_tokens: int = Field(default=0, description="Of the cached input, what was sound.")
+    long_cache_write_tokens: int = Field(default=0, description="Of the cache writes, those kept longer than usual.")
+    server_tools: int = Field(
+        default=0, description="Uses of the provider's own tools (a search, code), as far as they show."
+    )
+
+
 class Answer(Record):
     """What one call brought back, in words that mean the same for every provider."""
 
@@ -158,6 +173,7 @@ class Answer(Record):
     finish_reason: FinishReason | None = Field(description="Why it ended; None where the provider did not say.")
     raw_finish_reason: str | None = Field(default=None, description="The same in the provider's own words.")
     usage: dict[str, int] = Field(default_factory=dict, description="As in ResultEnvelope.usage.")
+    billing: Billing = Field(default_factory=Billing)
     reasoning: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
     response_id: str | None = None

@@ -179,7 +179,10 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = {"prefect", "openai", "anthropic", "google.genai", "httpx", "httpx2", "jsonschema", "diskcache", "dotenv"}
+HEAVY = {
+    "prefect", "openai", "anthropic", "google.genai", "httpx", "httpx2", "jsonschema", "diskcache", "dotenv",
+    "genai_prices",
+}  # fmt: skip
 
 
 def test_importing_the_package_costs_next_to_nothing() -> None:
@@ -193,6 +196,12 @@ def test_using_every_name_loads_no_prefect_and_no_sdk() -> None:
     """The engine starts without them; the SDK of the chosen provider comes with the first call."""
     loaded = loaded_after("from pollux_flows import *\nConfig(provider='openai', model='m', api_key='sk-1')")
     assert loaded & {"prefect", "openai", "anthropic", "google.genai"} == set()
+
+
+def test_the_list_of_prices_waits_until_a_price_is_asked_for() -> None:
+    """It takes longer to load than all the rest of the engine."""
+    loaded = loaded_after("from pollux_flows import *\nimport pollux_flows.pricing")
+    assert not {name for name in loaded if name.partition(".")[0] == "genai_prices"}
 
 
 def test_no_test_is_at_home_in_anybodys_home() -> None:
