@@ -88,6 +88,11 @@ def as_object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def as_count(value: Any) -> int:
+    """And for one token count that matters only where there is one."""
+    return value if type(value) is int and value > 0 else 0
+
+
 def counts(**found: Any) -> dict[str, int]:
     """Token counts. What is no count is unknown, and left out."""
     return {name: count for name, count in found.items() if type(count) is int and count >= 0}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, reader
 from pollux_flows.providers.schema import WireSchema
-from pollux_flows.result import Answer, FinishReason, ToolCall
+from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
     import httpx
@@ -19,6 +20,8 @@ _FINISH_REASONS: Final[dict[str, FinishReason]] = {
     "function_call": "tool_calls",
     "content_filter": "blocked",
 }
+
+_NO_CALL_COSTS: Final = 1e6  # dollars: whoever says so (or says NaN) says nothing
 
 
 async def complete(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
@@ -72,6 +75,7 @@ def read_answer(response: Any) -> Answer:
         finish_reason="blocked" if refusal else None if reason is None else _FINISH_REASONS.get(reason, "other"),
         raw_finish_reason=as_text(choice.get("native_finish_reason")) or reason,
         usage=_usage(response.get("usage")),
+        billing=_billing(response.get("usage")),
         # OpenRouter and newer servers say `reasoning`, llama.cpp, LM Studio and older ones `reasoning_content`.
         reasoning=as_text(message.get("reasoning")) or as_text(message.get("reasoning_content")) or None,
         tool_calls=[_tool_call(index, call) for index, call in enumerate(message.get("tool_calls") or [])],
@@ -112,6 +116,16 @@ def _usage(usage: Any) -> dict[str, int]:
         cached_tokens=read.get("cached_tokens"),
         cache_write_tokens=read.get("cache_write_tokens"),
     )
+
+
+def _billing(usage: Any) -> Billing:
+    """OpenRouter says what it charged. Called with a key of the caller's own upstream, it is charged there as well."""
+    usage = as_object(usage)
+    charged = [usage.get("cost")]
+    if usage.get("is_byok"):
+        charged.append(as_object(usage.get("cost_details")).get("upstream_inference_cost"))
+    told = all(type(usd) in {int, float} and 0 <= usd < _NO_CALL_COSTS for usd in charged)
+    return Billing(cost_usd=round(math.fsum(charged), 12) if told else None)
 
 
 def json_or_text(response: httpx.Response) -> Any:

@@ -10,8 +10,8 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
 from pollux_flows.providers.anthropic.sources import part
-from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, merged, reader
-from pollux_flows.result import Answer, FinishReason, ToolCall
+from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
+from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -93,6 +93,7 @@ def read_answer(message: Any) -> Answer:
         finish_reason=finish_reason,
         raw_finish_reason=reason,
         usage=_usage(message.get("usage")),
+        billing=_billing(message.get("usage"), blocks),
         reasoning="\n\n".join(thoughts) or None,
         tool_calls=calls,
         response_id=as_text(message.get("id")),
@@ -117,6 +118,17 @@ def _usage(usage: Any) -> dict[str, int]:
         if "output_tokens" in found:
             found["total_tokens"] = found["input_tokens"] + found["output_tokens"]
     return found
+
+
+def _billing(usage: Any, blocks: list[dict[str, Any]]) -> Billing:
+    usage = as_object(usage)
+    return Billing(
+        service_tier=as_text(usage.get("service_tier")),
+        speed=as_text(usage.get("speed")),
+        region=as_text(usage.get("inference_geo")),
+        long_cache_write_tokens=as_count(as_object(usage.get("cache_creation")).get("ephemeral_1h_input_tokens")),
+        server_tools=sum(block.get("type") == "server_tool_use" for block in blocks),
+    )
 
 
 def _max_tokens(model: str, options: Options) -> int:

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
-from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, merged, reader
+from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
 from pollux_flows.providers.gemini.sources import parts
-from pollux_flows.result import Answer, FinishReason, ToolCall
+from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
     from google.genai import Client, types
@@ -28,7 +28,13 @@ _MODES: Final = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
 
 async def generate(client: Client, call: Call) -> Answer:
     response = await client.aio.models.generate_content(**request(call))
-    return read_answer(json.loads((response.sdk_http_response and response.sdk_http_response.body) or "null"))
+    came = response.sdk_http_response
+    answer = read_answer(json.loads((came and came.body) or "null"))
+    # The tier that answered, which may be another than was asked for, stands in a header alone.
+    if tier := ((came and came.headers) or {}).get("x-gemini-service-tier"):
+        billing = answer.billing.model_copy(update={"service_tier": tier.lower()})
+        answer = answer.model_copy(update={"billing": billing})
+    return answer
 
 
 def request(call: Call) -> dict[str, Any]:
@@ -134,6 +140,7 @@ def read_answer(response: Any) -> Answer:
         finish_reason="blocked" if blocked else _finish_reason(reason, calls),
         raw_finish_reason=reason,
         usage=_usage(response.get("usageMetadata")),
+        billing=_billing(response.get("usageMetadata"), candidate),
         reasoning="\n\n".join(text for text, thought in texts if thought) or None,
         tool_calls=calls,
         response_id=as_text(response.get("responseId")),
@@ -169,6 +176,23 @@ def _usage(usage: Any) -> dict[str, int]:
         # A blocked prompt, or a cut thought, has no candidates to count: then nothing was said.
         found["output_tokens"] = (said or 0) + found.get("reasoning_tokens", 0)
     return found
+
+
+def _billing(usage: Any, candidate: dict[str, Any]) -> Billing:
+    usage, grounding = as_object(usage), as_object(candidate.get("groundingMetadata"))
+    searched = grounding.get("webSearchQueries") or grounding.get("imageSearchQueries")
+    opened = as_object(candidate.get("urlContextMetadata")).get("urlMetadata")
+    return Billing(
+        audio_tokens=_sound(usage.get("promptTokensDetails")),
+        cached_audio_tokens=_sound(usage.get("cacheTokensDetails")),
+        # An opened page is grounding as well, but costs only the tokens that it has.
+        server_tools=int(bool(searched or (grounding and not opened))),
+    )
+
+
+def _sound(details: Any) -> int:
+    rows = [as_object(row) for row in details] if isinstance(details, list) else []
+    return sum(as_count(row.get("tokenCount")) for row in rows if row.get("modality") == "AUDIO")
 
 
 def _thinking(model: str, options: Options) -> types.ThinkingConfig | None:

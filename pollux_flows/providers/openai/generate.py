@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers import schema
-from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, merged, reader
+from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
 from pollux_flows.providers.openai.sources import part
-from pollux_flows.result import Answer, FinishReason, ToolCall
+from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -73,6 +73,7 @@ def read_answer(response: Any) -> Answer:
         finish_reason="blocked" if refusals else _finish_reason(status, cut, calls),
         raw_finish_reason=cut or status,
         usage=_usage(response.get("usage")),
+        billing=_billing(response),
         reasoning="\n\n".join(thoughts) or None,
         tool_calls=calls,
         response_id=as_text(response.get("id")),
@@ -101,6 +102,17 @@ def _usage(usage: Any) -> dict[str, int]:
         reasoning_tokens=written.get("reasoning_tokens"),
         cached_tokens=read.get("cached_tokens"),
         cache_write_tokens=read.get("cache_write_tokens"),
+    )
+
+
+def _billing(response: dict[str, Any]) -> Billing:
+    read = as_object(as_object(response.get("usage")).get("input_tokens_details"))
+    used = [str(item.get("type")) for item in response["output"]]
+    return Billing(
+        service_tier=as_text(response.get("service_tier")),
+        long_cache_write_tokens=as_count(as_object(read.get("cache_write_tokens_details")).get("ttl_12h_tokens")),
+        # web_search_call, file_search_call, code_interpreter_call, …: all but what the caller runs.
+        server_tools=sum(kind.endswith("_call") and kind != "function_call" for kind in used),
     )
 
 
