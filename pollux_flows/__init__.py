@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pollux_flows.config import Config, RetryPolicy
     from pollux_flows.errors import (
         APIError,
+        BudgetError,
         CacheError,
         ConfigurationError,
         DeferredNotReadyError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APIError",
+    "BudgetError",
     "CacheError",
     "CacheHandle",
     "Config",

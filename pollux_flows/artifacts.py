@@ -16,6 +16,7 @@ from prefect.artifacts import (
 )
 
 from pollux_flows.config import Target
+from pollux_flows.pricing import Cost, dollars, total
 from pollux_flows.result import ResultEnvelope, SweepReport
 from pollux_flows.source import Source
 
@@ -166,6 +167,7 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
         "Time": f"{max((envelope.metrics.get('duration_s', 0.0) for envelope in envelopes), default=0.0):.2f} s",
         "Tokens": ", ".join(f"{count:,} {name.removesuffix('_tokens')}" for name, count in usage.items())
         or "not reported",
+        **_money(target, envelopes),
     }
     return [
         f"| Status | {_status(envelopes)} |",
@@ -173,6 +175,20 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
         *(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
         "",
     ]
+
+
+def _money(target: Target, envelopes: Sequence[ResultEnvelope]) -> dict[str, str]:
+    metrics = [envelope.metrics for envelope in envelopes]
+    cost = total(Cost(each.get("cost_usd"), each.get("cost_unknown")) for each in metrics)
+    rows = {"Cost": f"unknown: {cost.unknown}" if cost.usd is None else dollars(cost.usd)}
+    if target.use_mock and cost.usd is not None:
+        rows["Cost"] += " at list prices; nothing was paid, as it was simulated"
+    if reused := sum(each.get("n_reused", 0) for each in metrics):
+        saved = total(Cost(each.get("saved_usd"), "") for each in metrics).usd
+        rows["Not asked again"] = (
+            f"{reused:,} answered earlier, which saved {'an unknown amount' if saved is None else dollars(saved)}"
+        )
+    return rows
 
 
 def _warned(envelopes: Sequence[ResultEnvelope]) -> list[str]:

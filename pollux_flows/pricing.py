@@ -11,7 +11,6 @@ from decimal import Decimal
 from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from pollux_flows.config import ProviderName, Target
 from pollux_flows.result import Answer, Billing
@@ -19,12 +18,8 @@ from pollux_flows.result import Answer, Billing
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, TieredPrices
 
-# Who bills by a list: its name in the table, and the host that it bills for.
-_LISTS: Final[dict[ProviderName, tuple[str, str]]] = {
-    "gemini": ("google", "generativelanguage.googleapis.com"),
-    "openai": ("openai", "api.openai.com"),
-    "anthropic": ("anthropic", "api.anthropic.com"),
-}
+# Who bills by a list, and what the table calls it.
+_LISTS: Final[dict[ProviderName, str]] = {"gemini": "google", "openai": "openai", "anthropic": "anthropic"}
 # The words by which providers say that nothing is special about a request.
 _USUAL_TIERS: Final = {None, "standard", "default"}
 _USUAL_SPEEDS: Final = {None, "standard"}
@@ -61,12 +56,12 @@ def cost_of(target: Target, answer: Answer, *, batch: bool = False, at: datetime
     Price answers one by one and add up what they cost: some prices depend on how long the one prompt was.
 
     The list is `price_table()`. It knows cached tokens, cache writes, audio, long prompts, service tiers and batches.
-    The cost is unknown where the list does not know the model, or its price in a batch or a tier; where the address
-    is not the provider's own; and where the answer tells of something that is billed in another way (a search, a
-    region). No answer tells of taxes, of an account's discounts and free quotas, or of the hours that a persistent
-    cache is kept: they are in no cost.
+    The cost is unknown where the list does not know the model, or its price in a batch or a tier, and where the answer
+    tells of something that is billed in another way (a search, a region). No answer tells of taxes, of an account's
+    discounts and free quotas, of what a gateway at another `base_url` charges, or of the hours that a persistent cache
+    is kept: they are in no cost.
 
-    The simulator charges nothing, which is known: 0.
+    What the simulator answered is priced as if the provider had, so that a rehearsal says what the real run may cost.
     """
     try:
         return Cost(_usd(target, answer, batch, at or datetime.now(UTC)))
@@ -103,8 +98,6 @@ class _UnknownError(Exception):
 
 def _usd(target: Target, answer: Answer, batch: bool, at: datetime) -> float:
     billing = answer.billing
-    if target.use_mock:
-        return 0.0
     if target.provider == "local":
         raise _UnknownError("What an answer of a local server costs is known only to whoever runs it.")
     if target.provider == "openrouter":
@@ -112,22 +105,16 @@ def _usd(target: Target, answer: Answer, batch: bool, at: datetime) -> float:
         if billing.cost_usd is None:
             raise _UnknownError("OpenRouter did not say what it charged for this answer.")
         return billing.cost_usd
-    table, host = _LISTS[target.provider]
-    if target.base_url is not None and (asked := _host(target.base_url)) != host:
-        raise _UnknownError(f"The answer came from {asked}, which need not charge what {host} does.")
     if billing.server_tools:
         raise _UnknownError("The answer used the provider's own tools (a search, say), which cost more than tokens.")
     if billing.region not in _USUAL_REGIONS:
         raise _UnknownError(f"The answer was made in region {billing.region!r}, which may have a price of its own.")
-    prices = _prices(table, _names(target.model, answer.model), _terms(billing, batch), at.astimezone(UTC).date())
+    prices = _prices(
+        _LISTS[target.provider], _names(target.model, answer.model), _terms(billing, batch), at.astimezone(UTC).date()
+    )
     if isinstance(prices, str):
         raise _UnknownError(prices)
     return _bill(prices, target, answer)
-
-
-@lru_cache(maxsize=64)
-def _host(url: str) -> str | None:
-    return urlsplit(url).hostname
 
 
 def _names(asked: str, answered: str | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pytest
 import pollux_flows
 from pollux_flows import (
     APIError,
+    BudgetError,
     CacheError,
     ConfigurationError,
     DeferredNotReadyError,
@@ -20,7 +21,7 @@ from pollux_flows import (
     SourceError,
 )
 
-LOCAL = (ConfigurationError, SourceError, PlanningError, InternalError, DeferredNotReadyError)
+LOCAL = (ConfigurationError, SourceError, PlanningError, BudgetError, InternalError, DeferredNotReadyError)
 REMOTE = (APIError, RateLimitError, CacheError)
 EVERY = (PolluxError, *LOCAL, *REMOTE)
 

@@ -216,7 +216,7 @@ def test_no_test_is_at_home_in_anybodys_home() -> None:
 NAMES = {
     "Config", "RetryPolicy", "Source", "Options", "ResultEnvelope", "CacheHandle", "run", "run_many", "create_cache",
     "PolluxError", "ConfigurationError", "SourceError", "PlanningError", "InternalError", "APIError", "RateLimitError",
-    "CacheError", "DeferredNotReadyError",
+    "BudgetError", "CacheError", "DeferredNotReadyError",
 }  # fmt: skip
 FLOWS = {"realtime", "sweep", "fan_out", "fan_in", "broadcast"}
 

@@ -158,7 +158,7 @@ class Execution:
         except PolluxError as error:  # nothing was asked
             failure = CallFailure.of(planned.index, error)
             return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
-        cost = attempts.result and cost_of(self.plan.target, attempts.result.usage)
+        cost = attempts.result and cost_of(self.plan.target, attempts.result)
         outcome = Outcome(
             index=planned.index,
             identity=planned.identity,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pollux_flows.capabilities import implicit_caching
 from pollux_flows.options import Options
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.structured import instance, structured_answers, tool_arguments
+from pollux_flows.pricing import Cost, price_table, total
 from pollux_flows.result import Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
 
 # How an answer can end and not be whole.
@@ -128,18 +128,14 @@ def _cost_metrics(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What the answers cost, and how much of that was not paid again. One unknown price makes the sum unknown."""
     answered = [outcome for outcome in outcomes if outcome.answer is not None]
     reused = [outcome for outcome in answered if outcome.reused]
-    unknown = next((outcome.cost_unknown for outcome in answered if outcome.cost_usd is None), None)
-    costs = {
-        "cost_usd": _sum(outcome.cost_usd for outcome in answered),
+    cost = total(Cost(outcome.cost_usd, outcome.cost_unknown) for outcome in answered)
+    return {
+        "cost_usd": cost.usd,
+        **({} if cost.unknown is None else {"cost_unknown": cost.unknown}),
         "n_reused": len(reused),
-        "saved_usd": _sum(outcome.cost_usd for outcome in reused),
+        "saved_usd": total(Cost(outcome.cost_usd, outcome.cost_unknown) for outcome in reused).usd,
+        "prices": price_table(),
     }
-    return costs if unknown is None else {**costs, "cost_unknown": unknown}
-
-
-def _sum(costs: Iterable[float | None]) -> float | None:
-    known = list(costs)
-    return None if None in known else math.fsum(cost for cost in known if cost is not None)
 
 
 def _raw(answer: Answer) -> dict[str, Any]:

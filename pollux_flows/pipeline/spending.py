@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from pollux_flows.config import Target
 from pollux_flows.errors import BudgetError, ConfigurationError
 from pollux_flows.pricing import cost_of, dollars
-from pollux_flows.result import Outcome
+from pollux_flows.result import Answer, Billing, Outcome
+
+# If even this has no price, none of the model's answers has.
+_PLAIN: Final = Answer(
+    text="", finish_reason="stop", usage={"input_tokens": 1, "output_tokens": 1}, billing=Billing(cost_usd=0.0)
+)
 
 
 class Spending:
@@ -16,23 +22,31 @@ class Spending:
     def __init__(self, most_usd: float | None, target: Target) -> None:
         self._most_usd = most_usd
         self._spent_usd = 0.0
-        if most_usd is not None and (unknown := cost_of(target, _ANY_USAGE).unknown):
+        self._unknown: str | None = None
+        if most_usd is not None and (unknown := cost_of(target, _PLAIN).unknown):
             raise ConfigurationError(
                 f"max_cost_usd cannot be kept: {unknown}", hint="Leave max_cost_usd out, or use a model with a price."
             )
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         """Answers that this run has paid for, in this attempt or an earlier one."""
-        self._spent_usd += sum(outcome.cost_usd or 0.0 for outcome in outcomes if outcome.reused != "always")
+        for outcome in outcomes:
+            if outcome.answer is not None and outcome.reused != "always":
+                self._spent_usd += outcome.cost_usd or 0.0
+                self._unknown = self._unknown or outcome.cost_unknown
 
     def check(self) -> None:
-        """Refuse a new call once the answered ones have reached the limit."""
-        if self._most_usd is not None and self._spent_usd >= self._most_usd:
+        """Refuse a new call once the answered ones have reached the limit, or once nobody can tell."""
+        if self._most_usd is None:
+            return
+        if self._unknown is not None:
+            raise BudgetError(
+                f"Not asked: max_cost_usd cannot be kept any more. {self._unknown}",
+                hint="Leave max_cost_usd out and run again; the answers that were given are kept.",
+            )
+        if self._spent_usd >= self._most_usd:
             raise BudgetError(
                 f"Not asked: the answers so far have cost {dollars(self._spent_usd)}, "
                 f"and max_cost_usd is {dollars(self._most_usd)}.",
                 hint="Raise max_cost_usd and run again; the answers that were given are kept.",
             )
-
-
-_ANY_USAGE = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}

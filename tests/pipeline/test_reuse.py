@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pollux_flows import APIError, Config, ConfigurationError, Options, ResultEnvelope, Source, run, run_many
+from pollux_flows import (
+    APIError,
+    BudgetError,
+    Config,
+    ConfigurationError,
+    Options,
+    ResultEnvelope,
+    Source,
+    run,
+    run_many,
+)
 from pollux_flows.pipeline import execute
 from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
@@ -19,15 +28,14 @@ from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.disk import DiskStore
-from tests.loopback import ONCE, MakeConfig, asked
+from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted
 
 PROMPTS = ["first", "second", "third"]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
-    yield tmp_path
 
 
 @pytest.fixture
@@ -49,7 +57,7 @@ def reused(envelope: ResultEnvelope) -> list[str | None]:
 async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> None:
     """The first failure raises; the siblings that were paid for are not asked again."""
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match="2 of 3 prompts were answered.*the same run_key"):
+    with pytest.raises(APIError, match=r"2 of 3 prompts were answered.*the same run_key"):
         await run_many(PROMPTS, config=openai, run_key="monday")
     envelope = await run_many(PROMPTS, config=openai, run_key="monday")
     assert envelope.status == "ok"
@@ -71,10 +79,9 @@ async def test_a_finished_run_meets_no_provider(
 ) -> None:
     """Nor opens a connection to one."""
     first = await run_many(PROMPTS, config=openai, run_key="monday")
-    sim.requests.clear()
     monkeypatch.setattr(execute, "open_session", None)
     again = await run_many(PROMPTS, config=openai, run_key="monday")
-    assert sim.requests == []
+    assert len(asked(sim)) == 3
     assert again.answers == first.answers
     assert again.usage == first.usage
 
@@ -164,6 +171,61 @@ async def test_terms_that_make_no_sense_are_refused(openai: Config, sim: Simulat
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         await run_many(PROMPTS, config=openai, **wrong)
     assert sim.requests == []
+
+
+# --- Money --------------------------------------------------------------------------------------------------
+
+
+async def test_the_cost_is_told_and_what_was_saved(openai: Config) -> None:
+    """Of each call, in all, and how much of it was not paid again."""
+    first = await run_many(PROMPTS, config=openai)
+    each = [call["cost_usd"] for call in first.diagnostics["calls"]]
+    assert all(cost > 0 for cost in each)
+    assert first.metrics["cost_usd"] == pytest.approx(sum(each))
+    assert first.metrics["saved_usd"] == 0
+    again = await run_many([*PROMPTS, "fourth"], config=openai, reuse="always")
+    assert again.metrics["saved_usd"] == first.metrics["cost_usd"]
+    assert again.metrics["cost_usd"] > first.metrics["cost_usd"]
+
+
+async def test_an_unknown_price_is_no_price(config: MakeConfig) -> None:
+    """Never 0, and with the reason."""
+    envelope = await run("why?", config=config("openai", model="gpt-4.1-of-ours"))
+    assert envelope.metrics["cost_usd"] is None
+    assert "gpt-4.1-of-ours" in envelope.metrics["cost_unknown"]
+
+
+async def test_a_run_stops_at_its_budget(config: MakeConfig, sim: Simulator) -> None:
+    """No new call starts; what was answered is kept, and a larger budget goes on from there."""
+    settings = config("openai", request_concurrency=1)
+    (first,) = await outcomes(settings, Terms(run_key="one"), PROMPTS[:1])
+    assert first.cost_usd
+    found = await outcomes(settings, Terms(run_key="k", max_cost_usd=1.5 * first.cost_usd))
+    assert [outcome.failure and outcome.failure.kind for outcome in found] == [None, None, "budget"]
+    with pytest.raises(BudgetError, match="max_cost_usd is"):
+        await run_many(PROMPTS, config=settings, run_key="k", max_cost_usd=1.5 * first.cost_usd)
+    assert len(asked(sim)) == 3
+    await run_many(PROMPTS, config=settings, run_key="k", max_cost_usd=1.0)
+    assert len(asked(sim)) == 4
+
+
+async def test_what_others_paid_for_is_not_in_the_budget(openai: Config, sim: Simulator) -> None:
+    """An answer that cost this run nothing leaves it its money."""
+    await run_many(PROMPTS, config=openai)
+    envelope = await run_many([*PROMPTS, "new"], config=openai, reuse="always", max_cost_usd=1e-9)
+    assert envelope.status == "ok"
+    assert len(asked(sim)) == 4
+
+
+async def test_a_budget_needs_a_price(config: MakeConfig, sim: Simulator) -> None:
+    """Refused before anything is sent; and where it turns out on the way, nothing more is."""
+    with pytest.raises(ConfigurationError, match=r"max_cost_usd cannot be kept.*gpt-4.1-of-ours"):
+        await run("why?", config=config("openai", model="gpt-4.1-of-ours"), max_cost_usd=1.0)
+    assert sim.requests == []
+    async with scripted(http(good("openai", model="gpt-of-somebody"))) as server:
+        settings = server.config("openai", request_concurrency=1)
+        found = await outcomes(settings, Terms(max_cost_usd=1.0))
+    assert [outcome.failure and outcome.failure.kind for outcome in found] == [None, "budget", "budget"]
 
 
 # --- A store that fails -------------------------------------------------------------------------------------

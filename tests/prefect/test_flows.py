@@ -185,7 +185,7 @@ async def test_one_bad_prompt_costs_one_answer(provider: PolluxProvider, simulat
 async def test_a_run_that_lacks_an_answer_has_failed(provider: PolluxProvider, simulator: Simulator) -> None:
     """So that the UI offers to retry it. What was answered can be seen all the same."""
     simulator.fail(Fault(status=400, message="I do not like this"), times=None, contains="Where")
-    with pytest.raises(APIError, match="1 of 3 prompts were not answered.*I do not like this.*a retry asks only"):
+    with pytest.raises(APIError, match=r"1 of 3 prompts were not answered.*I do not like this.*a retry asks only"):
         await afan_out(PROMPTS, provider)
     run = await newest_run("fan-out")
     assert run.state is not None
