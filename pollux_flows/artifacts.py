@@ -184,10 +184,8 @@ def _money(target: Target, envelopes: Sequence[ResultEnvelope]) -> dict[str, str
     if target.use_mock and cost.usd is not None:
         rows["Cost"] += " at list prices; nothing was paid, as it was simulated"
     if reused := sum(each.get("n_reused", 0) for each in metrics):
-        saved = total(Cost(each.get("saved_usd"), "") for each in metrics).usd
-        rows["Not asked again"] = (
-            f"{reused:,} answered earlier, which saved {'an unknown amount' if saved is None else dollars(saved)}"
-        )
+        saved = total(Cost(each.get("saved_usd")) for each in metrics).usd
+        rows["Reused"] = f"{reused:,} not asked again" + ("" if saved is None else f", which saved {dollars(saved)}")
     return rows
 
 

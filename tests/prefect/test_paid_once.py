@@ -1,0 +1,301 @@
+"""Paid once: whatever makes a run start again, it asks only what is not answered."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Scheduled
+
+from pollux_flows import APIError, ResultEnvelope
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.flows import afan_out, broadcast, fan_out, realtime
+from pollux_flows.simulator import Fault, Logged, Simulator
+from pollux_flows.source import Source
+from pollux_flows.tasks import execute, extract, plan, request
+from tests.prefect.test_flows import artifacts_of, newest_run
+from tests.prefect.test_served import finished, started, until
+
+PROMPTS = ["Who was it?", "Where was it?", "When was it?"]
+SERVE = """
+from prefect import serve
+from pollux_flows.flows import fan_out
+serve(fan_out.to_deployment("paid-once"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def failing_once(simulator: Simulator) -> Iterator[Simulator]:
+    """A provider that does not like the second prompt, once."""
+    simulator.fail(Fault(status=400, message="not now"), contains="Where")
+    yield simulator
+    assert sorted(asked(simulator)) == sorted([*PROMPTS, "Where was it?"])
+
+
+def asked(simulator: Simulator) -> list[str]:
+    return [prompt_of(entry) for entry in simulator.requests if entry.operation == "generate"]
+
+
+def prompt_of(entry: Logged) -> str:
+    text: str = (
+        entry.body["input"] if isinstance(entry.body["input"], str) else entry.body["input"][-1]["content"][-1]["text"]
+    )
+    return text
+
+
+# --- Within one process -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("failing_once")
+def test_a_flow_that_prefect_retries(provider: PolluxProvider) -> None:
+    """Its answers are those of its run, whichever attempt asked."""
+    envelope = fan_out.with_options(retries=1, retry_delay_seconds=0)(PROMPTS, provider)
+    assert envelope.status == "ok"
+    assert [call["reused"] for call in envelope.diagnostics["calls"]] == ["run", None, "run"]
+
+
+@pytest.mark.usefixtures("failing_once")
+def test_a_parent_that_prefect_retries(provider: PolluxProvider) -> None:
+    """Prefect gives its sub-flow a new run; the answers are found all the same."""
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def mine() -> ResultEnvelope:
+        return fan_out(PROMPTS, provider)
+
+    assert mine().metrics["n_reused"] == 2
+
+
+@pytest.mark.usefixtures("failing_once")
+def test_a_grandparent_that_prefect_retries(provider: PolluxProvider) -> None:
+    """However deep."""
+
+    @flow
+    def between() -> ResultEnvelope:
+        return fan_out(PROMPTS, provider)
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def mine() -> ResultEnvelope:
+        return between()
+
+    assert mine().metrics["n_reused"] == 2
+
+
+@pytest.mark.usefixtures("failing_once")
+async def test_a_flow_of_ones_own_that_prefect_retries(provider: PolluxProvider) -> None:
+    """The tasks know the run that they are part of."""
+    await provider.asave("for-a-flow-that-is-retried", overwrite=True)
+
+    @flow(retries=1, retry_delay_seconds=0)
+    async def mine() -> ResultEnvelope:
+        config = await provider.config()
+        planned = await plan(await request(PROMPTS, config.target))
+        envelope = await extract(planned, await execute(planned, "for-a-flow-that-is-retried"))
+        if envelope.errors:
+            raise RuntimeError("not all of it was answered")
+        return envelope
+
+    assert (await mine()).metrics["n_reused"] == 2
+
+
+async def test_the_same_asked_three_times_within_a_run(provider: PolluxProvider, simulator: Simulator) -> None:
+    """That is three questions; and again when the run is retried, no question at all."""
+    attempts = []
+
+    @flow(retries=1, retry_delay_seconds=0)
+    async def mine() -> list[ResultEnvelope]:
+        envelopes = [await afan_out(PROMPTS[:1], provider) for _ in range(3)]
+        attempts.append(len(asked(simulator)))
+        if len(attempts) == 1:
+            raise RuntimeError("something else went wrong")
+        return envelopes
+
+    await mine()
+    assert attempts == [3, 3]
+
+
+def test_a_custom_run_of_the_same_parameters(provider: PolluxProvider, simulator: Simulator) -> None:
+    """It is a new run, and asks again, unless it is told to take what is there."""
+    first = fan_out(PROMPTS, provider)
+    assert fan_out(PROMPTS, provider).metrics["n_reused"] == 0
+    assert len(asked(simulator)) == 6
+    envelope = fan_out(PROMPTS, provider, reuse="always", max_age=60)
+    assert len(asked(simulator)) == 6
+    assert envelope.metrics["saved_usd"] == first.metrics["cost_usd"] > 0
+    assert realtime(PROMPTS[0], provider, reuse="always").text == first.answers[0]
+
+
+async def test_the_page_says_what_was_not_asked_again(provider: PolluxProvider) -> None:
+    """As a count, and as money."""
+    await afan_out(PROMPTS, provider)
+    await afan_out(PROMPTS, provider, reuse="always")
+    (page,) = await artifacts_of(await newest_run("fan-out"))
+    assert "| Reused | 3 not asked again, which saved $0.00" in str(page.data)
+
+
+def test_a_budget_for_a_flow(provider: PolluxProvider, simulator: Simulator) -> None:
+    """The tasks of a run share it."""
+    alone = provider.model_copy(update={"request_concurrency": 1})
+    cost = realtime(PROMPTS[0], alone).metrics["cost_usd"]
+    envelope = fan_out(PROMPTS, alone, max_cost_usd=1.5 * cost, on_partial="complete")
+    assert [failure and failure.kind for failure in envelope.errors or []] == [None, None, "budget"]
+    assert len(asked(simulator)) == 3
+
+
+async def test_a_task_a_call_or_a_chunk(provider: PolluxProvider) -> None:
+    """The UI shows each call by its prompt, while those are few; `calls_per_task` has the last word."""
+    assert await _task_names(provider, PROMPTS) == {f"{n}. {prompt}" for n, prompt in enumerate(PROMPTS, 1)}
+    assert await _task_names(provider, PROMPTS, calls_per_task=2) == {"calls 1-2", "3. When was it?"}
+    many = [f"p{n}" for n in range(40)]
+    assert await _task_names(provider, many) == {f"calls {n}-{n + 1}" for n in range(1, 40, 2)}
+
+
+async def _task_names(provider: PolluxProvider, prompts: list[str], **more: Any) -> set[str]:
+    await afan_out(prompts, provider, **more)
+    run = await newest_run("fan-out")
+    async with get_client() as client:
+        tasks = await until(partial(_all_ended, client, run))
+    return {each.name for each in tasks} - {"request", "plan", "extract"}
+
+
+async def _all_ended(client: Any, run: FlowRun) -> Any:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    tasks = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    extracted = any(each.name == "extract" and each.state.is_final() for each in tasks)
+    return tasks if extracted and all(each.state and each.state.is_final() for each in tasks) else None
+
+
+async def test_a_call_that_failed_is_a_task_run_that_failed(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Whoever looks at the run sees which prompt it was."""
+    simulator.fail(Fault(status=400, message="not now"), contains="Where")
+    with pytest.raises(APIError):
+        await afan_out(PROMPTS, provider)
+    run = await newest_run("fan-out")
+    async with get_client() as client:
+        tasks = await until(partial(_all_ended, client, run))
+    assert {each.name for each in tasks if each.state.is_failed()} == {"2. Where was it?"}
+    (failed,) = [each for each in tasks if each.state.is_failed()]
+    assert "not now" in failed.state.message
+
+
+def test_each_row_of_a_broadcast_is_asked_for_once(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Also when the run fails and is retried."""
+    simulator.fail(Fault(status=400), contains="Bob")
+    sources = [Source.from_text(f"{name} was there.", identifier=name) for name in ("Ada", "Bob", "Cay")]
+    envelopes = broadcast.with_options(retries=1, retry_delay_seconds=0)(PROMPTS[:1], sources, provider)
+    assert [envelope.metrics["n_reused"] for envelope in envelopes] == [1, 0, 1]
+    assert len(asked(simulator)) == 4
+
+
+# --- From the UI --------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Any]:
+    """A process that waits for runs, and the deployment that it serves."""
+    process = started(SERVE)
+    try:
+
+        async def deployed() -> Any:
+            async with get_client() as client:
+                found = [each for each in await client.read_deployments() if each.name == "paid-once"]
+            return found[0] if found else None
+
+        yield await until(deployed)
+    finally:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+def runs_of(process: int) -> list[int]:
+    """The processes that it started."""
+    return [
+        int(child)
+        for task in Path(f"/proc/{process}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+
+
+async def retry(run: FlowRun) -> None:
+    """What the button in the UI does."""
+    async with get_client() as client:
+        await client.set_flow_run_state(
+            run.id, Scheduled(name="AwaitingRetry", message="Retry from the UI"), force=True
+        )
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("failing_once")
+async def test_retry_on_a_failed_run(provider: PolluxProvider) -> None:
+    """The envelope's page is there both times; the second attempt asks for the one prompt, in another process."""
+    await provider.asave("retried-from-the-ui", overwrite=True)
+    picked = {"$ref": {"block_document_id": str(provider._block_document_id)}}
+    async with serving() as deployment, get_client() as client:
+        run = await client.create_flow_run_from_deployment(
+            deployment.id, parameters={"prompts": PROMPTS, "provider": picked}
+        )
+        failed = await until(partial(finished, run))
+        assert failed.state.is_failed()
+        assert "1 of 3 prompts were not answered" in failed.state.message
+    async with serving():
+        await retry(run)
+        ended = await until(partial(finished, run))
+    assert ended.state.is_completed()
+    assert (await ended.state.aresult()).metrics["n_reused"] == 2
+    assert len(await artifacts_of(run)) == 2
+
+
+@pytest.mark.timeout(180)
+async def test_retry_on_a_run_that_was_killed(provider: PolluxProvider, simulator: Simulator) -> None:
+    """kill -9 half way; another worker process goes on where it stopped."""
+    simulator.latency_s = 0.1
+    provider.request_concurrency = 2
+    await provider.asave("killed-half-way", overwrite=True)
+    picked = {"$ref": {"block_document_id": str(provider._block_document_id)}}
+    prompts = [f"Question {n}?" for n in range(20)]
+    process = started(SERVE)
+    try:
+        async with get_client() as client:
+
+            async def deployed() -> Any:
+                return [each for each in await client.read_deployments() if each.name == "paid-once"]
+
+            (deployment, *_) = await until(deployed)
+            run = await client.create_flow_run_from_deployment(
+                deployment.id, parameters={"prompts": prompts, "provider": picked}
+            )
+
+        async def half_way() -> bool:
+            return len(asked(simulator)) >= 8
+
+        await until(half_way)
+        for pid in runs_of(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        crashed = await until(partial(finished, run))
+        assert crashed.state.is_crashed()
+    finally:
+        process.kill()
+        process.wait(30)
+    async with serving():
+        await retry(run)
+        ended = await until(partial(finished, run))
+    assert ended.state.is_completed()
+    envelope = await ended.state.aresult()
+    assert envelope.answers == [f"Simulated answer to: {prompt}" for prompt in prompts]
+    assert envelope.metrics["n_reused"] >= 6
+    assert len(asked(simulator)) <= len(prompts) + 2
