@@ -17,6 +17,7 @@ os.environ |= {"PREFECT_LOGGING_LEVEL": "WARNING", "DO_NOT_TRACK": "1", "PREFECT
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
+from benchmarks import fan_out
 from pollux_flows import Config, run
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import arealtime, realtime
@@ -37,6 +38,8 @@ def main() -> None:
     import_cost()
     flow_cost()
     file_cost()
+    fan_out.compare(1_000, repetitions=5)
+    fan_out.compare(10_000, repetitions=1)
 
 
 def import_cost() -> None:

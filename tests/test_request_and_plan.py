@@ -252,10 +252,10 @@ def test_a_call_about_one_source_says_which() -> None:
 
 @pytest.mark.parametrize(
     ("calls", "wanted", "sizes"),
-    [(0, None, []), (3, None, [1, 1, 1]), (32, None, [1] * 32), (33, None, [2] * 16 + [1]), (100, 40, [40, 40, 20])],
+    [(0, None, []), (3, None, [1, 1, 1]), (32, None, [1] * 32), (33, None, [4] * 8 + [1]), (100, 40, [40, 40, 20])],
 )
 def test_a_plan_comes_in_parts_that_can_be_looked_at(calls: int, wanted: int | None, sizes: list[int]) -> None:
-    """A part a call, up to 32; beyond, larger ones. Together they are the plan."""
+    """A part a call, up to 32; beyond, ten large ones at most. Together they are the plan."""
     whole = plan([f"p{n}" for n in range(calls)])
     parts = whole.parts(wanted)
     assert [len(part.calls) for part in parts] == sizes

@@ -23,7 +23,10 @@ _CUT: Final[dict[FinishReason | None, str]] = {
 def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: float) -> ResultEnvelope:
     """One envelope from all outcomes of a plan, given in the order of its calls."""
     # In a broadcast, calls are numbered through all sources; in its envelope, each source's prompts start at 0.
-    outcomes = [outcome.model_copy(update={"index": index}) for index, outcome in enumerate(outcomes)]
+    outcomes = [
+        outcome if outcome.index == index else outcome.model_copy(update={"index": index})
+        for index, outcome in enumerate(outcomes)
+    ]
     answers = [outcome.answer for outcome in outcomes]
     failures = [
         (problem := outcome.problem) and problem.model_copy(update={"index": index})
@@ -146,7 +149,9 @@ def _raw(answer: Answer) -> dict[str, Any]:
 
 
 def _course(outcome: Outcome) -> dict[str, Any]:
-    return outcome.model_dump(mode="json", exclude={"answer", "failure", "index"})
+    """What it took to get the answer, and where something went wrong, what."""
+    unsaid = {name for name in ("cost_unknown", "unkept") if getattr(outcome, name) is None}
+    return outcome.model_dump(mode="json", exclude={"answer", "failure", "index", *unsaid})
 
 
 def _tool_calls(options: Options, answer: Answer | None) -> list[dict[str, str]]:

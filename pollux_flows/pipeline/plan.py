@@ -18,8 +18,9 @@ from pollux_flows.providers.content import Content
 from pollux_flows.source import Source
 from pollux_flows.state.identity import call_identity, request_identity, source_identity
 
-# A task run for each call, up to so many; beyond, each takes as many calls as it must.
-_PARTS: Final = 32
+# A part for each call, up to so many that a person looks at them one by one; beyond, a few large ones.
+_SINGLE: Final = 32
+_CHUNKS: Final = 10
 _LONGEST_TITLE: Final = 80
 
 
@@ -61,8 +62,8 @@ class Plan(Document):
         return self.model_copy(update={**only, "calls": calls})
 
     def parts(self, calls_per_part: int | None = None) -> list[Plan]:
-        """The same plan in parts: one a call while that is few enough to look at, and about as many parts at most."""
-        size = calls_per_part or -(-len(self.calls) // _PARTS) or 1
+        """The same plan in parts: one a call while those are few, and else a few large ones."""
+        size = calls_per_part or (1 if len(self.calls) <= _SINGLE else -(-len(self.calls) // _CHUNKS))
         # Everything was looked at when this plan was made: looking at it again for each part would take a second.
         return [
             self.model_construct(**{**dict(self), "calls": self.calls[start : start + size]})

@@ -72,8 +72,8 @@ class Journal:
     async def keep(self, call: str, outcome: Outcome) -> None:
         """Write an answer down; when this returns, it will survive."""
         now, place = self.clock(), self._place(call)
-        kept = Kept(at=now, outcome=outcome.model_dump(mode="json", exclude=_NOT_KEPT, exclude_defaults=True))
-        await self.store.put_many({place: kept.model_dump(), _pointer(call): {"at": now, "place": place}}, KEPT_S)
+        kept = {"at": now, "outcome": outcome.model_dump(mode="json", exclude=_NOT_KEPT, exclude_defaults=True)}
+        await self.store.put_many({place: kept, _pointer(call): {"at": now, "place": place}}, KEPT_S)
 
     @asynccontextmanager
     async def alone(self, calls: Sequence[str]) -> AsyncIterator[None]:

@@ -160,7 +160,7 @@ async def test_a_task_a_call_or_a_chunk(provider: PolluxProvider) -> None:
     assert await _task_names(provider, PROMPTS) == {f"{n}. {prompt}" for n, prompt in enumerate(PROMPTS, 1)}
     assert await _task_names(provider, PROMPTS, calls_per_task=2) == {"calls 1-2", "3. When was it?"}
     many = [f"p{n}" for n in range(40)]
-    assert await _task_names(provider, many) == {f"calls {n}-{n + 1}" for n in range(1, 40, 2)}
+    assert await _task_names(provider, many) == {f"calls {n}-{n + 3}" for n in range(1, 40, 4)}
 
 
 async def _task_names(provider: PolluxProvider, prompts: list[str], **more: Any) -> set[str]:
