@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench kills format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
@@ -24,6 +24,9 @@ check: $(READY)  ## lint and types
 
 bench: $(READY)  ## measure what the documents state
 	$(BIN)/python -m benchmarks
+
+kills: $(READY)  ## kill a run of 1,000 prompts at fifty moments
+	POLLUX_TEST_KILLS=50 POLLUX_TEST_PROMPTS=1000 $(BIN)/pytest -q tests/pipeline/test_killed_run.py
 
 format: $(READY)  ## write the code the way `make check` wants it
 	$(BIN)/ruff format .

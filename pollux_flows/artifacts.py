@@ -74,13 +74,13 @@ async def leave_sweep(report: SweepReport) -> None:
 
 
 @asynccontextmanager
-async def progress(total: int, description: str) -> AsyncIterator[Callable[[], None]]:
-    """A progress bar in the UI for what takes longer than a moment. Call what it yields once per finished step."""
+async def progress(total: int, description: str) -> AsyncIterator[Callable[[int], None]]:
+    """A progress bar in the UI for what takes longer than a moment. Tell what it yields of steps that are done."""
     done = 0
 
-    def count() -> None:
+    def count(steps: int) -> None:
         nonlocal done
-        done += 1
+        done += steps
 
     async def show() -> None:
         await asyncio.sleep(_PROGRESS_EVERY_S)

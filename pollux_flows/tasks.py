@@ -70,12 +70,12 @@ async def execute(plan: Plan, provider: str | None = None, terms: Terms | None =
     held = _held.get()
     # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
     if held and held.loop is asyncio.get_running_loop() and held.execution.plan.sources is plan.sources:
-        outcomes = await held.execution.outcomes(plan.calls, lambda _: held.count())
+        outcomes = await held.execution.outcomes(plan.calls, lambda _: held.count(1))
         # For whoever looks at the run; the flow takes the outcomes as they are.
         return _shown_as_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
     async with holding_execution(plan, config, terms or Terms()) as found:
-        return await found.execution.outcomes(plan.calls, lambda _: found.count())
+        return await found.execution.outcomes(plan.calls, lambda _: found.count(1))
 
 
 @task(name="extract", task_run_name="extract", **_UNSTORED)
@@ -107,7 +107,7 @@ class _Told(list[Outcome]):
 class _Held:
     execution: Execution
     loop: asyncio.AbstractEventLoop
-    count: Callable[[], None]
+    count: Callable[[int], None]
 
 
 _held: ContextVar[_Held | None] = ContextVar("pollux_flows_execution", default=None)

@@ -235,7 +235,7 @@ def test_the_same_source_twice_is_asked_about_twice() -> None:
         (["a\n b"], "1. a b"),
         ([None], "1. (sources only)"),
         (["x" * 100], f"1. {'x' * 76}…"),
-        (["a", "b"], "calls 1-2"),
+        (["a", "b"], "2 calls, 1 to 2"),
     ],
 )
 def test_a_plan_has_a_title_for_people(asked: list[str | None], said: str) -> None:

@@ -85,10 +85,13 @@ async def _outcomes(
     asked = await tasks.request(_whole(prompts), config.target, _whole(sources), options, each_source)
     plan = await tasks.plan(_whole(asked))
     started = time.monotonic()
-    async with tasks.holding_execution(plan, config, terms):
-        parts = [_part(part, provider.name, terms) for part in plan.parts(calls_per_task)]
-        found = await asyncio.gather(*parts, return_exceptions=True)
-    return plan, [outcome for part in found for outcome in _unless_raised(part)], time.monotonic() - started
+    async with tasks.holding_execution(plan, config, terms) as held:
+        found = await held.execution.earlier(plan.calls)
+        held.count(len(found))
+        missing = plan.parts(calls_per_task, without=found)
+        made = await asyncio.gather(*(_part(part, provider.name, terms) for part in missing), return_exceptions=True)
+    found |= {outcome.index: outcome for part in made for outcome in _unless_raised(part)}
+    return plan, [found[call.index] for call in plan.calls], time.monotonic() - started
 
 
 async def _part(part: Plan, provider: str | None, terms: Terms) -> list[Outcome]:

@@ -81,18 +81,22 @@ class Execution:
             return []
         seen = on_outcome or _unseen
         async with self._alone(calls):
-            found = await self._earlier(calls)
-            self._spending.add(found.values())
+            found = await self.earlier(calls)
             for outcome in found.values():
                 seen(outcome)
             missing = [call for call in calls if call.index not in found]
             if missing:
-                await self._journal.begin()
-                await self._check(missing)
+                await self._begin(missing)
                 found |= zip((call.index for call in missing), await self._ask_all(missing, seen), strict=True)
         return [found[call.index] for call in calls]
 
     # --- Earlier answers ----------------------------------------------------------------------------------------
+
+    async def earlier(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
+        """The outcomes of those calls that are answered already, by the calls' numbers."""
+        found = await self._answered(calls)
+        self._spending.add(found.values())
+        return found
 
     def _alone(self, calls: Sequence[PlannedCall]) -> AbstractAsyncContextManager[None]:
         """A run that nobody else can know of is alone already."""
@@ -100,8 +104,7 @@ class Execution:
             return nullcontext()
         return self._journal.alone([call.identity for call in calls])
 
-    async def _earlier(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
-        """What counts as answered already, by the calls' numbers."""
+    async def _answered(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         terms, names = self._terms, [call.identity for call in calls]
         found: dict[str, Outcome] = {}
         if terms.reuse != "never" and terms.run_key is not None:
@@ -136,7 +139,7 @@ class Execution:
                     return await self._ask(planned, partial(self._may_begin_once, planned, take))
             except TakenError:
                 await self._journal.free(planned.identity)
-                if answered := await self._earlier([planned]):
+                if answered := await self._answered([planned]):
                     return answered[planned.index]
 
     async def _may_begin(self) -> None:
@@ -149,32 +152,29 @@ class Execution:
         """The same where the call may be somebody else's as well, who may have been quicker."""
         await self._may_begin()
         await take()
-        if await self._earlier([planned]):
+        if await self._answered([planned]):
             raise TakenError
 
     async def _ask(self, planned: PlannedCall, may_begin: Callable[[], Awaitable[None]]) -> Outcome:
+        """What comes of asking. An answer is written down before its slot is given back."""
+        answered: list[Outcome] = []
+
+        async def keep(attempts: Attempts[Answer]) -> None:
+            answered.append(await self._kept(self._outcome(planned, attempts)))
+
         try:
-            attempts = await self._attempts(planned, may_begin)
+            attempts = await self._attempts(planned, may_begin, keep)
         except PolluxError as error:  # nothing was asked
             failure = CallFailure.of(planned.index, error)
             return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
-        cost = attempts.result and cost_of(self.plan.target, attempts.result)
-        outcome = Outcome(
-            index=planned.index,
-            identity=planned.identity,
-            answer=attempts.result,
-            failure=None if attempts.error is None else CallFailure.of(planned.index, attempts.error),
-            attempts=attempts.number,
-            unknown_attempts=attempts.unknown,
-            waited_s=round(attempts.waited_s, 3),
-            duration_s=round(attempts.elapsed_s, 3),
-            cost_usd=cost and cost.usd,
-            cost_unknown=cost and cost.unknown,
-        )
-        self._spending.add([outcome])
-        return await self._kept(outcome) if outcome.answer is not None else outcome
+        return answered[0] if answered else self._outcome(planned, attempts)
 
-    async def _attempts(self, planned: PlannedCall, may_begin: Callable[[], Awaitable[None]]) -> Attempts[Answer]:
+    async def _attempts(
+        self,
+        planned: PlannedCall,
+        may_begin: Callable[[], Awaitable[None]],
+        keep: Callable[[Attempts[Answer]], Awaitable[None]],
+    ) -> Attempts[Answer]:
         session, attachments = await self._met()
         sources = _sources(self.plan, planned)
         begun = False
@@ -194,14 +194,32 @@ class Execution:
                 policy=self._config.retry,
                 timeout_s=self._config.timeout_s,
                 slot=session.slot,
+                keep=keep,
             )
             refused = attempts.error is not None and attempts.error.status_code in _MAY_MEAN_FORGOTTEN
             if last_try or not refused or not await _forgotten(attachments, sources, materials):
                 break
         return attempts
 
-    async def _check(self, calls: Sequence[PlannedCall]) -> None:
+    def _outcome(self, planned: PlannedCall, attempts: Attempts[Answer]) -> Outcome:
+        answer, error = attempts.result, attempts.error
+        cost = answer and cost_of(self.plan.target, answer)
+        return Outcome(
+            index=planned.index,
+            identity=planned.identity,
+            answer=answer,
+            failure=None if error is None else CallFailure.of(planned.index, error),
+            attempts=attempts.number,
+            unknown_attempts=attempts.unknown,
+            waited_s=round(attempts.waited_s, 3),
+            duration_s=round(attempts.elapsed_s, 3),
+            cost_usd=cost and cost.usd,
+            cost_unknown=cost and cost.unknown,
+        )
+
+    async def _begin(self, calls: Sequence[PlannedCall]) -> None:
         """Refuse what only a finished request shows, for each set of sources that calls are made about."""
+        await self._journal.begin()
         session, attachments = await self._met()
         asked = {tuple(_sources(self.plan, planned)): planned for planned in reversed(calls)}
         for sources, planned in asked.items():
@@ -210,7 +228,7 @@ class Execution:
                 partial(session.check, call),
                 policy=self._config.retry,
                 timeout_s=self._config.timeout_s,
-                slot=session.slot,
+                slot=nullcontext(),  # a look at what would be sent is no call
             )
             checked.unwrap()
 
@@ -233,6 +251,10 @@ class Execution:
     # --- Keeping them -------------------------------------------------------------------------------------------
 
     async def _kept(self, outcome: Outcome) -> Outcome:
+        self._spending.add([outcome])
+        return await self._written(outcome)
+
+    async def _written(self, outcome: Outcome) -> Outcome:
         """Written down; or with the reason why that was not possible, for the answer is worth having all the same."""
         for pause in (*_PAUSES, None):
             try:
@@ -253,7 +275,7 @@ class Execution:
     async def _kept_after_all(self, outcomes: list[Outcome]) -> list[Outcome]:
         """What could not be written down when it came may be now."""
         return [
-            outcome if outcome.unkept is None else await self._kept(outcome.model_copy(update={"unkept": None}))
+            outcome if outcome.unkept is None else await self._written(outcome.model_copy(update={"unkept": None}))
             for outcome in outcomes
         ]
 

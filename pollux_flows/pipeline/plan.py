@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 from pydantic import Field
@@ -50,7 +50,7 @@ class Plan(Document):
             return "no calls"
         first, last = self.calls[0], self.calls[-1]
         if first is not last:
-            return f"calls {first.index + 1}-{last.index + 1}"
+            return f"{len(self.calls)} calls, {first.index + 1} to {last.index + 1}"
         about = "" if first.source is None else f"{self.sources[first.source].identifier} · "
         said = " ".join(f"{first.index + 1}. {about}{first.prompt or '(sources only)'}".split())
         return said if len(said) <= _LONGEST_TITLE else f"{said[: _LONGEST_TITLE - 1]}…"
@@ -61,13 +61,14 @@ class Plan(Document):
         only = {"sources": [self.sources[source]], "contents": [self.contents[source]]}
         return self.model_copy(update={**only, "calls": calls})
 
-    def parts(self, calls_per_part: int | None = None) -> list[Plan]:
-        """The same plan in parts: one a call while those are few, and else a few large ones."""
-        size = calls_per_part or (1 if len(self.calls) <= _SINGLE else -(-len(self.calls) // _CHUNKS))
+    def parts(self, calls_per_part: int | None = None, *, without: Container[int] = ()) -> list[Plan]:
+        """The calls, but for those without which it is to be, in parts: one each while they are few, else ten."""
+        calls = [call for call in self.calls if call.index not in without]
+        size = calls_per_part or (1 if len(calls) <= _SINGLE else -(-len(calls) // _CHUNKS))
         # Everything was looked at when this plan was made: looking at it again for each part would take a second.
         return [
-            self.model_construct(**{**dict(self), "calls": self.calls[start : start + size]})
-            for start in range(0, len(self.calls), size)
+            self.model_construct(**{**dict(self), "calls": calls[start : start + size]})
+            for start in range(0, len(calls), size)
         ]
 
 

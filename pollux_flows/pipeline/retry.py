@@ -45,12 +45,14 @@ async def attempt(
     timeout_s: float,
     slot: AbstractAsyncContextManager[object],
     repeatable: bool = True,
+    keep: Callable[[Attempts[T]], Awaitable[None]] | None = None,
 ) -> Attempts[T]:
     """Try until it works, until trying is pointless, or until time is up.
 
     The slot is held while a request is under way and given back while waiting, so that a call that was told
     to come back later keeps nobody else from going ahead. The clock starts when the slot is first held: waiting
     for a turn is not the provider's time. What is not `repeatable` is tried again only if it was surely not done.
+    `keep` is told of the result while the slot is still held, so that no more results than slots are ever unkept.
     """
     attempts: Attempts[T] = Attempts()
     while True:
@@ -59,15 +61,9 @@ async def attempt(
                 attempts.started = time.monotonic()
             elif attempts.elapsed_s >= timeout_s:
                 return attempts  # time ran out while it stood in line: what failed before is what there is to say
-            attempts.number += 1
-            try:
-                async with asyncio.timeout(max(0.0, timeout_s - attempts.elapsed_s)):
-                    attempts.result = await operation()
-                attempts.error = None
-            except APIError as error:
-                attempts.error = error
-            except TimeoutError:
-                attempts.error = _no_answer_in_time(timeout_s)
+            await _tried(operation, attempts, timeout_s)
+            if attempts.error is None and keep is not None:
+                await keep(attempts)
         if attempts.error is None:
             return attempts
         attempts.unknown += attempts.error.outcome_unknown
@@ -80,6 +76,18 @@ async def attempt(
             return attempts
         await asyncio.sleep(delay)
         attempts.waited_s += delay
+
+
+async def _tried(operation: Callable[[], Awaitable[T]], attempts: Attempts[T], timeout_s: float) -> None:
+    attempts.number += 1
+    try:
+        async with asyncio.timeout(max(0.0, timeout_s - attempts.elapsed_s)):
+            attempts.result = await operation()
+        attempts.error = None
+    except APIError as error:
+        attempts.error = error
+    except TimeoutError:
+        attempts.error = _no_answer_in_time(timeout_s)
 
 
 def _delay(policy: RetryPolicy, attempts: Attempts[T]) -> float:

@@ -158,9 +158,9 @@ def test_a_budget_for_a_flow(provider: PolluxProvider, simulator: Simulator) -> 
 async def test_a_task_a_call_or_a_chunk(provider: PolluxProvider) -> None:
     """The UI shows each call by its prompt, while those are few; `calls_per_task` has the last word."""
     assert await _task_names(provider, PROMPTS) == {f"{n}. {prompt}" for n, prompt in enumerate(PROMPTS, 1)}
-    assert await _task_names(provider, PROMPTS, calls_per_task=2) == {"calls 1-2", "3. When was it?"}
+    assert await _task_names(provider, PROMPTS, calls_per_task=2) == {"2 calls, 1 to 2", "3. When was it?"}
     many = [f"p{n}" for n in range(40)]
-    assert await _task_names(provider, many) == {f"calls {n}-{n + 3}" for n in range(1, 40, 4)}
+    assert await _task_names(provider, many) == {f"4 calls, {n} to {n + 3}" for n in range(1, 40, 4)}
 
 
 async def _task_names(provider: PolluxProvider, prompts: list[str], **more: Any) -> set[str]:
