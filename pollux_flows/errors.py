@@ -16,13 +16,21 @@ Each error says what was wrong and, in `hint`, what to do about it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pollux_flows.result import ResultEnvelope
 
 ErrorCategory = Literal["rate_limit", "auth", "capacity", "context_overflow", "network"]
 
 
 class PolluxError(Exception):
-    """The root: catch this to catch all."""
+    """The root: catch this to catch all.
+
+    One that `run_many` raises has in `envelope` what the other prompts brought.
+    """
+
+    envelope: ResultEnvelope | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         # Only the message goes into `args`: the rest lives in `__dict__`, so that the default pickling,

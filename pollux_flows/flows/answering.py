@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
 
+from prefect import get_run_logger
 from prefect.utilities.annotations import opaque
 
 from pollux_flows import artifacts, tasks
@@ -116,6 +117,12 @@ def _unless_raised(found: T | BaseException) -> T:
 def _fail_if_unanswered(envelopes: Sequence[ResultEnvelope], target: Target, on_partial: OnPartial) -> None:
     """A run that lacks answers has failed, and says why; so a retry is offered, which asks only what is missing."""
     failures = [failure for envelope in envelopes for failure in envelope.errors or [] if failure is not None]
+    if any("unkept" in call for envelope in envelopes for call in envelope.diagnostics["calls"]):
+        # A run that fails has no result, and of these answers there is no other copy.
+        get_run_logger().error(
+            "Answers could not be written down: they are in the result of this run, and nowhere else."
+        )
+        return
     answered = any(envelope.status != "error" for envelope in envelopes)
     if not failures or (answered and on_partial == "complete"):
         return

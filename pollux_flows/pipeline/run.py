@@ -60,7 +60,8 @@ async def run_many(
 ) -> ResultEnvelope:
     """Ask several things about the same sources, side by side. Answers come in prompt order.
 
-    The first call that failed is raised, after all of them have ended and every answer was written down.
+    The first call that failed is raised, after all of them have ended and every answer was written down; what they
+    brought is the error's `envelope`.
 
     Every answer is kept. `run_key` names the run that these calls belong to: a later call with the same key asks only
     what is not answered yet. `reuse="always"` takes any earlier answer to the same call, unless it is older than
@@ -75,9 +76,11 @@ async def run_many(
     plan = make_plan(request, await read_sources(request))
     started = time.monotonic()
     outcomes = await execute_plan(plan, config, terms)
+    envelope = typed(extract_envelope(plan, outcomes, duration_s=time.monotonic() - started), request.options)
     if error := first_error(outcomes, config.provider):
+        error.envelope = envelope
         raise _with_what_is_kept(error, outcomes, run_key)
-    return typed(extract_envelope(plan, outcomes, duration_s=time.monotonic() - started), request.options)
+    return envelope
 
 
 def _with_what_is_kept(error: PolluxError, outcomes: Sequence[Outcome], run_key: str | None) -> PolluxError:

@@ -27,8 +27,10 @@ from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state import redis
 from pollux_flows.state.disk import DiskStore
-from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted
+from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
+from tests.state.servers import Server
 
 PROMPTS = ["first", "second", "third"]
 
@@ -57,8 +59,10 @@ def reused(envelope: ResultEnvelope) -> list[str | None]:
 async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> None:
     """The first failure raises; the siblings that were paid for are not asked again."""
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match=r"2 of 3 prompts were answered.*the same run_key"):
+    with pytest.raises(APIError, match=r"2 of 3 prompts were answered.*the same run_key") as raised:
         await run_many(PROMPTS, config=openai, run_key="monday")
+    assert raised.value.envelope is not None
+    assert [bool(text) for text in raised.value.envelope.answers] == [True, False, True]
     envelope = await run_many(PROMPTS, config=openai, run_key="monday")
     assert envelope.status == "ok"
     assert [text.removeprefix("Simulated answer to: ") for text in envelope.answers] == PROMPTS
@@ -272,6 +276,28 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
     assert all(outcome.unkept is None for outcome in await outcomes(settings, Terms(run_key="k")))
     await run_many(PROMPTS, config=settings, run_key="k")
     assert len(asked(sim)) == 3
+
+
+async def test_a_redis_that_goes_away_costs_no_answer(
+    config: MakeConfig, sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come is in the error's envelope, which says what could not be written down, and why."""
+    monkeypatch.setattr(execute, "_PAUSES", (0.0,))
+    monkeypatch.setattr(redis, "_PAUSES", (0.0, 0.05))
+    server = Server(tmp_path / "redis")
+    server.start()
+    monkeypatch.setenv("POLLUX_STATE_URL", server.url)
+    sim.latency_s = 0.3
+    running = asyncio.create_task(run_many(PROMPTS, config=config("openai", request_concurrency=2)))
+    await until(lambda: len(asked(sim)) == 2)
+    server.kill()
+    with pytest.raises(ConfigurationError, match="Redis") as raised:
+        await running
+    envelope = raised.value.envelope
+    assert envelope is not None
+    assert [bool(text) for text in envelope.answers] == [True, True, False]
+    assert sum("could not be written down" in warning for warning in envelope.diagnostics["warnings"]) == 2
+    assert len(asked(sim)) == 2
 
 
 async def _full(*_: Any) -> None:

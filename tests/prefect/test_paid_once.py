@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Scheduled
 
-from pollux_flows import APIError, ResultEnvelope
+from pollux_flows import APIError, ConfigurationError, ResultEnvelope
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import afan_out, broadcast, fan_out, realtime
 from pollux_flows.simulator import Fault, Logged, Simulator
@@ -299,3 +299,22 @@ async def test_retry_on_a_run_that_was_killed(provider: PolluxProvider, simulato
     assert envelope.answers == [f"Simulated answer to: {prompt}" for prompt in prompts]
     assert envelope.metrics["n_reused"] >= 6
     assert len(asked(simulator)) <= len(prompts) + 2
+
+
+async def test_a_run_whose_answers_could_not_be_kept_does_not_fail(
+    provider: PolluxProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result is the only copy of them, and a run that fails has none."""
+
+    async def full(*_: Any) -> None:
+        raise ConfigurationError("The disk is full.")
+
+    monkeypatch.setattr("pollux_flows.pipeline.execute._PAUSES", (0.0,))
+    monkeypatch.setattr("pollux_flows.state.disk.DiskStore.put_many", full)
+    envelope = await afan_out(PROMPTS, provider.model_copy(update={"request_concurrency": 1}))
+    assert [bool(text) for text in envelope.answers] == [True, False, False]
+    assert "The disk is full." in envelope.diagnostics["warnings"][0]
+    assert len(asked(simulator)) == 1
+    run = await newest_run("fan-out")
+    assert run.state is not None
+    assert await run.state.aresult() == envelope
