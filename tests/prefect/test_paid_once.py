@@ -151,7 +151,8 @@ def test_a_budget_for_a_flow(provider: PolluxProvider, simulator: Simulator) -> 
     alone = provider.model_copy(update={"request_concurrency": 1})
     cost = realtime(PROMPTS[0], alone).metrics["cost_usd"]
     envelope = fan_out(PROMPTS, alone, max_cost_usd=1.5 * cost, on_partial="complete")
-    assert [failure and failure.kind for failure in envelope.errors or []] == [None, None, "budget"]
+    kinds = [failure.kind for failure in envelope.errors or [] if failure]
+    assert kinds == ["budget"]
     assert len(asked(simulator)) == 3
 
 
