@@ -87,6 +87,6 @@ def _with_what_is_kept(error: PolluxError, outcomes: Sequence[Outcome], run_key:
     """The error, which also says how not to pay again for what was answered."""
     if kept := sum(outcome.answer is not None and outcome.unkept is None for outcome in outcomes):
         again = "run again with the same run_key" if run_key else "pass reuse='always'"
-        said = f"{kept} of {len(outcomes)} prompts were answered: to ask only the others, {again}."
+        said = f"The answers to {kept} of {len(outcomes)} prompts are kept: to ask only the others, {again}."
         error.hint = f"{error.hint} {said}" if error.hint else said
     return error

@@ -59,7 +59,7 @@ def reused(envelope: ResultEnvelope) -> list[str | None]:
 async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> None:
     """The first failure raises; the siblings that were paid for are not asked again."""
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match=r"2 of 3 prompts were answered.*the same run_key") as raised:
+    with pytest.raises(APIError, match=r"answers to 2 of 3 prompts are kept.*the same run_key") as raised:
         await run_many(PROMPTS, config=openai, run_key="monday")
     assert raised.value.envelope is not None
     assert [bool(text) for text in raised.value.envelope.answers] == [True, False, True]
