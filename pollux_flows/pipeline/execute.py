@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -12,25 +12,22 @@ from uuid import uuid4
 from pollux_flows.capabilities import implicit_caching
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError
+from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.retry import Attempts, attempt
-from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.pricing import cost_of
 from pollux_flows.providers.base import Call
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import Answer, CallFailure, Outcome
-from pollux_flows.state.journal import Journal, TakenError
-from pollux_flows.state.store import open_store
+from pollux_flows.state.journal import TakenError
 
 OnOutcome = Callable[[Outcome], None]
 
 # How the providers say, among other things, that they do not have the file that a request names.
 _MAY_MEAN_FORGOTTEN: Final = {400, 403, 404}
-# A store that is being restarted, or a disk that somebody makes room on, gets so much time to take a paid answer.
-_PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 @asynccontextmanager
@@ -59,18 +56,13 @@ def first_error(outcomes: Sequence[Outcome], provider: str) -> PolluxError | Non
 
 
 class Execution:
-    """The calls of a plan on their way: one connection, each file uploaded once, one journal, one budget."""
+    """The calls of a plan on their way: one connection, each file uploaded once, each answer kept as it comes."""
 
     def __init__(self, plan: Plan, config: Config, terms: Terms, stack: AsyncExitStack) -> None:
         self.plan = plan
-        self._config, self._terms, self._stack = config, terms, stack
-        self._journal = Journal(open_store(), terms.run_key or uuid4().hex)
-        self._spending = Spending(terms.max_cost_usd, config.target)
+        self.answers = Answers(config.target, terms)
+        self._config, self._stack = config, stack
         self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
-        # While an answer cannot be written down, nothing new is asked for; and then, why it could not.
-        self._well = asyncio.Event()
-        self._well.set()
-        self._broken: PolluxError | None = None
 
     async def outcomes(self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None) -> list[Outcome]:
         """What becomes of each of these calls of the plan, in their order.
@@ -80,8 +72,8 @@ class Execution:
         if not calls:
             return []
         seen = on_outcome or _unseen
-        async with self._alone(calls):
-            found = await self.earlier(calls)
+        async with self.answers.alone(calls):
+            found = await self.answers.given(calls)
             for outcome in found.values():
                 seen(outcome)
             missing = [call for call in calls if call.index not in found]
@@ -89,36 +81,6 @@ class Execution:
                 await self._begin(missing)
                 found |= zip((call.index for call in missing), await self._ask_all(missing, seen), strict=True)
         return [found[call.index] for call in calls]
-
-    # --- Earlier answers ----------------------------------------------------------------------------------------
-
-    async def earlier(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
-        """The outcomes of those calls that are answered already, by the calls' numbers."""
-        found = await self._answered(calls)
-        self._spending.add(found.values())
-        return found
-
-    def _alone(self, calls: Sequence[PlannedCall]) -> AbstractAsyncContextManager[None]:
-        """A run that nobody else can know of is alone already."""
-        if self._terms.run_key is None:
-            return nullcontext()
-        return self._journal.alone([call.identity for call in calls])
-
-    async def _answered(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
-        terms, names = self._terms, [call.identity for call in calls]
-        found: dict[str, Outcome] = {}
-        if terms.reuse != "never" and terms.run_key is not None:
-            found = await self._journal.own(names)
-        if terms.reuse == "always":
-            found = await self._journal.anybodys([name for name in names if name not in found], terms.max_age) | found
-        return {
-            call.index: outcome.model_copy(update={"index": call.index})
-            for call in calls
-            # What a provider blocked, or left empty, is kept as well; but that is what a retry is for.
-            if (outcome := found.get(call.identity)) and outcome.problem is None
-        }
-
-    # --- New ones -----------------------------------------------------------------------------------------------
 
     async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome) -> list[Outcome]:
         async def settled(planned: PlannedCall) -> Outcome:
@@ -128,52 +90,33 @@ class Execution:
 
         # Not a TaskGroup: its first failure would cancel siblings whose answers are being paid for.
         outcomes = await asyncio.gather(*map(settled, calls), return_exceptions=True)
-        return await self._kept_after_all([_unless_raised(outcome) for outcome in outcomes])
+        return [await self.answers.keep_after_all(_unless_raised(outcome)) for outcome in outcomes]
 
     async def _settled(self, planned: PlannedCall) -> Outcome:
-        if self._terms.reuse != "always":
-            return await self._ask(planned, self._may_begin)
         while True:
             try:
-                async with self._journal.asking(planned.identity) as take:
-                    return await self._ask(planned, partial(self._may_begin_once, planned, take))
+                async with self.answers.asking(planned) as may_ask:
+                    return await self._ask(planned, may_ask)
             except TakenError:
-                await self._journal.free(planned.identity)
-                if answered := await self._answered([planned]):
-                    return answered[planned.index]
+                if (outcome := await self.answers.somebody_elses(planned)) is not None:
+                    return outcome
 
-    async def _may_begin(self) -> None:
-        await self._well.wait()
-        if self._broken is not None:
-            raise self._broken
-        self._spending.check()
-
-    async def _may_begin_once(self, planned: PlannedCall, take: Callable[[], Awaitable[None]]) -> None:
-        """The same where the call may be somebody else's as well, who may have been quicker."""
-        await self._may_begin()
-        await take()
-        if await self._answered([planned]):
-            raise TakenError
-
-    async def _ask(self, planned: PlannedCall, may_begin: Callable[[], Awaitable[None]]) -> Outcome:
+    async def _ask(self, planned: PlannedCall, may_ask: MayAsk) -> Outcome:
         """What comes of asking. An answer is written down before its slot is given back."""
         answered: list[Outcome] = []
 
         async def keep(attempts: Attempts[Answer]) -> None:
-            answered.append(await self._kept(self._outcome(planned, attempts)))
+            answered.append(await self.answers.keep(self._outcome(planned, attempts)))
 
         try:
-            attempts = await self._attempts(planned, may_begin, keep)
+            attempts = await self._attempts(planned, may_ask, keep)
         except PolluxError as error:  # nothing was asked
             failure = CallFailure.of(planned.index, error)
             return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
         return answered[0] if answered else self._outcome(planned, attempts)
 
     async def _attempts(
-        self,
-        planned: PlannedCall,
-        may_begin: Callable[[], Awaitable[None]],
-        keep: Callable[[Attempts[Answer]], Awaitable[None]],
+        self, planned: PlannedCall, may_ask: MayAsk, keep: Callable[[Attempts[Answer]], Awaitable[None]]
     ) -> Attempts[Answer]:
         session, attachments = await self._met()
         sources = _sources(self.plan, planned)
@@ -181,8 +124,8 @@ class Execution:
 
         async def once(call: Call) -> Answer:
             nonlocal begun
-            if not begun:  # asked with the slot in hand: what was answered meanwhile counts
-                await may_begin()
+            if not begun:
+                await may_ask()
                 begun = True
             return await session.generate(call)
 
@@ -219,7 +162,7 @@ class Execution:
 
     async def _begin(self, calls: Sequence[PlannedCall]) -> None:
         """Refuse what only a finished request shows, for each set of sources that calls are made about."""
-        await self._journal.begin()
+        await self.answers.begin()
         session, attachments = await self._met()
         asked = {tuple(_sources(self.plan, planned)): planned for planned in reversed(calls)}
         for sources, planned in asked.items():
@@ -247,37 +190,6 @@ class Execution:
     async def _meet(self) -> tuple[Session, Attachments]:
         session = await self._stack.enter_async_context(open_session(self._config))
         return session, await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
-
-    # --- Keeping them -------------------------------------------------------------------------------------------
-
-    async def _kept(self, outcome: Outcome) -> Outcome:
-        self._spending.add([outcome])
-        return await self._written(outcome)
-
-    async def _written(self, outcome: Outcome) -> Outcome:
-        """Written down; or with the reason why that was not possible, for the answer is worth having all the same."""
-        for pause in (*_PAUSES, None):
-            try:
-                await self._journal.keep(outcome.identity, outcome)
-            except PolluxError as error:
-                failure = error
-            else:
-                self._well.set()
-                return outcome
-            if pause is None or self._broken is not None:
-                break
-            self._well.clear()
-            await asyncio.sleep(pause)
-        self._broken = failure
-        self._well.set()  # whoever waited is told
-        return outcome.model_copy(update={"unkept": failure.message})
-
-    async def _kept_after_all(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """What could not be written down when it came may be now."""
-        return [
-            outcome if outcome.unkept is None else await self._written(outcome.model_copy(update={"unkept": None}))
-            for outcome in outcomes
-        ]
 
 
 def _unseen(_: Outcome) -> None:

@@ -20,7 +20,7 @@ from pollux_flows import (
     run,
     run_many,
 )
-from pollux_flows.pipeline import execute
+from pollux_flows.pipeline import answers, execute
 from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
@@ -249,7 +249,7 @@ async def test_a_store_that_fails_meanwhile_costs_no_answer(
     config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has come is given, and said not to be kept; nothing more is asked for."""
-    monkeypatch.setattr(execute, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(answers, "_PAUSES", (0.0, 0.0))
     monkeypatch.setattr(DiskStore, "put_many", _full)
     found = await outcomes(config("openai", request_concurrency=1), Terms(run_key="k"))
     assert [outcome.answer is not None for outcome in found] == [True, False, False]
@@ -262,7 +262,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
     config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answers are kept when it is back, and the run has missed nothing."""
-    monkeypatch.setattr(execute, "_PAUSES", (0.01,) * 50)
+    monkeypatch.setattr(answers, "_PAUSES", (0.01,) * 50)
     kept, failing = DiskStore.put_many, [3]
 
     async def sometimes(*args: Any) -> None:
@@ -282,7 +282,7 @@ async def test_a_redis_that_goes_away_costs_no_answer(
     config: MakeConfig, sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has come is in the error's envelope, which says what could not be written down, and why."""
-    monkeypatch.setattr(execute, "_PAUSES", (0.0,))
+    monkeypatch.setattr(answers, "_PAUSES", (0.0,))
     monkeypatch.setattr(redis, "_PAUSES", (0.0, 0.05))
     server = Server(tmp_path / "redis")
     server.start()
