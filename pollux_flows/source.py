@@ -7,11 +7,11 @@ import mimetypes
 import re
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, get_args
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic_core import from_json
 
+from pollux_flows.address import arxiv_pdf, check_no_credentials, check_whole, file_name, is_web, shown, shown_file
 from pollux_flows.document import Document
 from pollux_flows.errors import PolluxError, SourceError
 from pollux_flows.plain import Text, plain
@@ -20,7 +20,6 @@ SourceType = Literal["text", "json", "file", "uri", "youtube", "arxiv"]
 
 _TYPES: Final = get_args(SourceType)
 _INLINE: Final = {"text", "json"}
-_ARXIV_ID: Final = re.compile(r"(\d{4}\.\d{4,5}|[a-z][a-z.-]*(\.[A-Z]{2})?/\d{7})(v\d+)?", re.ASCII)
 _OFFSET: Final = re.compile(r"\d{1,9}(\.\d{1,9})?s", re.ASCII)
 _MIME_TYPE: Final = re.compile(r"[\w.+-]+/[\w.+-]+(;.*)?", re.ASCII)
 _USUAL_MIME_TYPES: Final = {
@@ -68,7 +67,9 @@ class Source(Document):
     )
     size_bytes: StrictInt = Field(default=0, ge=0, le=2**53, description="Its size, where it is known.")
     text: Text | None = Field(default=None, description="The content itself, for text and json.")
-    uri: Text | None = Field(default=None, description="Where the content is, for everything else.")
+    uri: Text | None = Field(  # not for people: what follows its ? may be secret
+        default=None, repr=False, description="Where the content is, for everything else."
+    )
     gemini_video: VideoSettings | None = Field(default=None, description="For Gemini: which part of a video.")
     gemini_url_context: StrictBool = Field(default=False, description="For Gemini: let it open the address itself.")
 
@@ -88,13 +89,14 @@ class Source(Document):
         if inline:
             filled["size_bytes"] = len(str(text).encode(errors="replace"))
         elif kind != "file":
-            filled["uri"] = _arxiv_pdf(uri) if kind == "arxiv" else str(uri).strip()
-        if filled.get("identifier") in (None, ""):
-            filled["identifier"] = str(text)[:50] if inline else filled["uri"]
+            filled["uri"] = arxiv_pdf(uri) if kind == "arxiv" else str(uri).strip()
+        if filled.get("identifier") in (None, "", filled.get("uri")):
+            filled["identifier"] = str(text)[:50] if inline else _shown(kind, filled["uri"])
         if filled.get("mime_type") not in (None, ""):
+            filled["mime_type"] = _lower(filled["mime_type"])
             filled.setdefault("trust_mime_type", kind == "file")
         else:
-            guessed = _USUAL_MIME_TYPES.get(kind) or mimetypes.guess_type(str(uri))[0]
+            guessed = _USUAL_MIME_TYPES.get(kind) or mimetypes.guess_type(file_name(str(uri)))[0]
             filled["mime_type"] = guessed or "application/octet-stream"
         return filled
 
@@ -108,15 +110,15 @@ class Source(Document):
         if self.source_type == "json":
             _check_json(str(self.text))
         if self.source_type not in _INLINE:
-            _check_no_credentials(str(self.uri))
+            check_no_credentials(str(self.uri), path=self.source_type == "file")
         if self.source_type in {"uri", "youtube"}:
-            _check_address(str(self.uri), web=self.source_type == "youtube")
+            check_whole(str(self.uri), web=self.source_type == "youtube")
         if self.gemini_video and self.source_type != "youtube" and not self.mime_type.startswith("video/"):
             raise SourceError(
                 f"{self.identifier!r} is {self.mime_type}, not a video.",
                 hint="Video settings go on YouTube and video/* sources.",
             )
-        if self.gemini_url_context and (self.source_type != "uri" or not _is_web(_parts(str(self.uri)))):
+        if self.gemini_url_context and (self.source_type != "uri" or not is_web(str(self.uri))):
             raise SourceError("Only an http or https address made by from_uri can be opened by Gemini itself.")
         return self
 
@@ -166,7 +168,7 @@ class Source(Document):
     @classmethod
     def from_arxiv(cls, ref: str) -> Source:
         """An arXiv paper, by its id or its address."""
-        return cls(source_type="arxiv", uri=_arxiv_pdf(ref))
+        return cls(source_type="arxiv", uri=arxiv_pdf(ref))
 
     def with_gemini_video_settings(
         self, *, start_offset: str | None = None, end_offset: str | None = None, fps: float | None = None
@@ -180,19 +182,33 @@ class Source(Document):
         return self.model_copy(update={"gemini_url_context": True})
 
 
+def _shown(kind: SourceType, uri: str) -> str:
+    return shown_file(uri) if kind == "file" else shown(uri)
+
+
+def _lower(mime_type: Any) -> Any:
+    """Case means nothing in a MIME type; in its parameters it may."""
+    if not isinstance(mime_type, str):
+        return mime_type
+    kind, semicolon, parameters = mime_type.partition(";")
+    return f"{kind.lower()}{semicolon}{parameters}"
+
+
 def _local_size(path: str) -> int:
     """The size of a file that is here, or an error: a path that is wrong here is most likely wrong everywhere."""
     file = Path(path)
     try:
-        size = file.stat().st_size
+        size, missing = file.stat().st_size, None
     except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
+        size, missing = 0, str(getattr(error, "strerror", None) or error)
+    # Raised out here: the system's own error repeats what may be half an address, with a password.
+    if missing is not None:
         raise SourceError(
-            f"There is no file {path!r} to read: {said}.",
+            f"There is no file {shown_file(path)!r} to read: {missing}.",
             hint="Check the path; relative paths start where the program does.",
-        ) from None
+        )
     if not file.is_file():
-        raise SourceError(f"{path!r} is not a file.", hint="Pass its files one by one.")
+        raise SourceError(f"{shown_file(path)!r} is not a file.", hint="Pass its files one by one.")
     return size
 
 
@@ -203,57 +219,6 @@ def _check_json(text: str) -> None:
         raise SourceError(
             f"The text of a json source is no JSON: {error}.", hint="Make the source with Source.from_json(data)."
         ) from None
-
-
-def _parts(address: str) -> SplitResult:
-    try:
-        return urlsplit(address)
-    except ValueError:
-        return urlsplit("")
-
-
-def _is_web(parts: SplitResult) -> bool:
-    return parts.scheme in {"http", "https"} and parts.netloc != ""
-
-
-def _check_address(address: str, *, web: bool) -> None:
-    parts = _parts(address)
-    whole = _is_web(parts) if web or parts.scheme in {"http", "https"} else parts.scheme != ""
-    # urlsplit() overlooks line breaks; whoever fetches the address would not.
-    if not whole or not address.isprintable():
-        raise SourceError(
-            f"{address!r} is no whole address.", hint="Write it with its scheme, such as 'https://example.com/a.pdf'."
-        )
-
-
-def _check_no_credentials(address: str) -> None:
-    """An address is stored and logged, so what it says in secret is refused, without being repeated."""
-    for link in address.split("::"):
-        if re.match(r"[A-Za-z][\w+.-]*://[^/?#]*@", link):
-            raise SourceError(
-                "The address holds a user name or a password.",
-                hint="Sign in with the environment's own credentials, or download the file first.",
-            )
-
-
-def _arxiv_pdf(ref: Any) -> str:
-    if not isinstance(ref, str):
-        raise SourceError(f"from_arxiv takes a string, not {type(ref).__name__}.")
-    name = ref.strip()
-    if name.startswith(("http://", "https://")):
-        address = _parts(name)
-        folder, _, name = address.path.lstrip("/").partition("/")
-        if address.hostname not in {"arxiv.org", "www.arxiv.org"} or folder not in {"abs", "pdf"}:
-            raise SourceError(
-                f"{ref!r} is not an arXiv abstract or PDF.",
-                hint="Write an id such as '2301.07041', or its /abs/ or /pdf/ address.",
-            )
-    name = name.removesuffix(".pdf")
-    if not _ARXIV_ID.fullmatch(name):
-        raise SourceError(
-            f"{ref!r} is no arXiv id.", hint="Write one such as '2301.07041', '2301.07041v2' or 'cs/0112017'."
-        )
-    return f"https://arxiv.org/pdf/{name}.pdf"
 
 
 def _seconds(offset: str) -> float:

@@ -1,0 +1,140 @@
+"""Addresses: what one must look like, and how it is shown. What it may say in secret stays unsaid."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+from typing import Any, Final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from pollux_flows.errors import SourceError
+
+_ARXIV_ID: Final = re.compile(r"(\d{4}\.\d{4,5}|[a-z][a-z.-]*(\.[A-Z]{2})?/\d{7})(v\d+)?", re.ASCII)
+_CREDENTIALS: Final = re.compile(
+    r"""
+    (?: ^ \s* | (?<=::) )                               # fsspec chains addresses with ::
+    (?! (?: abfs | wasb ) s? :// [^/:@]+ @ )            # there a container stands before the @
+    (?P<kept> [A-Za-z][\w+.-]+ :/{1,2} )                # one slash is what pathlib leaves of two
+    (?: [^/?#]* @                                       # user:password@
+      | [^/?#:@\[]* : (?! \d* (?: [/?#] | $ ) ) .* @ )  # a password with a slash in it: what follows : is no port
+    """,
+    re.VERBOSE,
+)
+_CREDENTIALS_ALONE: Final = re.compile(r"^(?P<kept>)\s*(//[^/?#]*|[^/\\?#:]*:[^/\\?#]*)@")
+_CREDENTIALS_IN_RUINS: Final = re.compile(r"^(?P<kept>[^?#]*://)[^/?#:]*:[^/?#]*@")
+_CHAINED: Final = re.compile(r"::(?=[A-Za-z][\w+.-]+://)")
+_ADDRESS_IN_TEXT: Final = re.compile(r"[A-Za-z][\w+.-]+://[^\s\"'<>]+")
+_VIDEO: Final = re.compile(r"https?://(?:\w+\.)?youtube\.com/watch\?(?:[^#]*&)?(v=[\w-]+)")
+
+
+def shown(address: str) -> str:
+    """The address as it may be stored, logged and shown: without user, password, query and fragment."""
+    bare = re.split(r"[?#]", _without_credentials(address), maxsplit=1)[0]
+    video = _VIDEO.match(address)  # else all videos would look the same
+    return f"{bare}?{video[1]}" if video else bare
+
+
+def shown_file(name: str) -> str:
+    """The same for what may be a path: in a path ? and # are letters."""
+    return _without_credentials(name) if is_path(name) else shown(name)
+
+
+def shown_in(text: str) -> str:
+    """What others have written, with each address in it as it may be shown."""
+    return _ADDRESS_IN_TEXT.sub(lambda found: shown(found[0]), text)
+
+
+def is_path(name: str) -> bool:
+    """Whether it names a file on this machine. A path may start with a drive letter."""
+    return protocol(name) == "file"
+
+
+def protocol(name: str) -> str:
+    """What stands before ://, and `file` for a path."""
+    before, separator, _ = name.partition("://")
+    if not separator or len(before) <= 1 or "/" in before or before.lower() == "local":
+        return "file"
+    return before.lower()
+
+
+def local_path(name: str) -> str:
+    """The path on this machine."""
+    before, separator, path = name.partition("://")
+    match before.lower() if separator else "":
+        case "file":
+            return unquote(path)
+        case "local":
+            return path
+        case _:
+            return name
+
+
+def file_name(name: str) -> str:
+    """The last part of a path or an address; of a chain, that of what is read in the end."""
+    if is_path(name):
+        return PurePath(local_path(name)).name
+    link = next(link for link in _CHAINED.split(name) if "://" in link)
+    path = re.split(r"[?#]", link, maxsplit=1)[0] if is_web(link) else link
+    return unquote(path.rstrip("/").rpartition("/")[2])
+
+
+def is_web(address: str) -> bool:
+    parts = _parts(address)
+    return parts.scheme in {"http", "https"} and parts.netloc != ""
+
+
+def check_whole(address: str, *, web: bool) -> None:
+    """Refuse what nobody could fetch."""
+    scheme = _parts(address).scheme
+    whole = is_web(address) if web or scheme in {"http", "https"} else scheme != ""
+    # urlsplit() overlooks line breaks; whoever fetches the address would not.
+    if not whole or not address.isprintable():
+        raise SourceError(
+            f"{shown(address)!r} is no whole address.",
+            hint="Write it with its scheme, such as 'https://example.com/a.pdf'.",
+        )
+
+
+def check_no_credentials(address: str, *, path: bool = False) -> None:
+    """An address is stored and logged, so what it says in secret is refused, without being repeated."""
+    patterns = [_CREDENTIALS, _CREDENTIALS_IN_RUINS] + ([] if path else [_CREDENTIALS_ALONE])
+    if any(pattern.search(address) for pattern in patterns):
+        raise SourceError(
+            "The address holds a user name or a password.",
+            hint="Sign in with the environment's own credentials, or download the file first.",
+        )
+
+
+def arxiv_pdf(ref: Any) -> str:
+    """The address of the paper's PDF."""
+    if not isinstance(ref, str):
+        raise SourceError(f"from_arxiv takes a string, not {type(ref).__name__}.")
+    name = ref.strip()
+    check_no_credentials(name)
+    if name.startswith(("http://", "https://")):
+        address = _parts(name)
+        folder, _, name = address.path.lstrip("/").partition("/")
+        if address.hostname not in {"arxiv.org", "www.arxiv.org"} or folder not in {"abs", "pdf"}:
+            raise SourceError(
+                f"{shown(ref)!r} is not an arXiv abstract or PDF.",
+                hint="Write an id such as '2301.07041', or its /abs/ or /pdf/ address.",
+            )
+    name = name.removesuffix(".pdf")
+    if not _ARXIV_ID.fullmatch(name):
+        raise SourceError(
+            f"{shown(ref)!r} is no arXiv id.", hint="Write one such as '2301.07041', '2301.07041v2' or 'cs/0112017'."
+        )
+    return f"https://arxiv.org/pdf/{name}.pdf"
+
+
+def _without_credentials(address: str) -> str:
+    for pattern in (_CREDENTIALS, _CREDENTIALS_ALONE, _CREDENTIALS_IN_RUINS):
+        address = pattern.sub(r"\g<kept>…@", address)
+    return address
+
+
+def _parts(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
