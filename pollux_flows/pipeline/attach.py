@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from pollux_flows.config import Config
-from pollux_flows.errors import APIError, InternalError, PolluxError, SourceError
+from pollux_flows.errors import APIError, InternalError, PolluxError
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.read import sources_module
 from pollux_flows.pipeline.retry import Attempts, attempt
@@ -152,13 +152,7 @@ class Attachments:
     async def _text(self, source: Source, content: Content | None) -> str:
         if content is None:
             return source.text or ""
-        try:
-            return (await load(source, content)).decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise SourceError(
-                f"{source.identifier!r} is sent as text, and is not UTF-8.",
-                hint="Save it as UTF-8, or give its real type with Source.from_file(…, mime_type=…).",
-            ) from None
+        return (await load(source, content)).decode()  # which a byte order mark is a part of
 
     async def _hold(self, index: int, source: Source, content: Content) -> Uploaded:
         key, holding = self._key(index)

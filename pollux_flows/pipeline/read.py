@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import cast
 
 from pollux_flows.pipeline.request import Request
-from pollux_flows.providers.content import Content, examine
+from pollux_flows.providers.content import Content, examine, not_utf8
 from pollux_flows.providers.material import SourcesModule
 from pollux_flows.state.store import open_store
 
@@ -23,8 +23,8 @@ async def read_sources(request: Request) -> list[Content | None]:
     for source, known in zip(request.sources, contents, strict=True):
         if known is None:
             delivery(source, source.mime_type, None)
-        else:
-            delivery(source, known.mime_type, known.size_bytes)
+        elif delivery(source, known.mime_type, known.size_bytes) == "text" and not known.utf8:
+            raise not_utf8(source)
     return contents
 
 

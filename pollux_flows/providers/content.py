@@ -6,39 +6,31 @@ import asyncio
 import codecs
 import hashlib
 import io
-import mimetypes
-import os
-import platform
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from pathlib import Path, PurePosixPath
-from stat import S_ISDIR, S_ISREG
-from typing import Any, BinaryIO, Final, TypeVar
-from urllib.parse import unquote, urlsplit
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import BinaryIO, Final, TypeVar, cast
 
 from pydantic import Field
 
+from pollux_flows.address import shown_file
 from pollux_flows.document import Record
-from pollux_flows.errors import SourceError
+from pollux_flows.errors import PolluxError, SourceError
+from pollux_flows.providers import mime
+from pollux_flows.providers.patience import THREADS, PatientFile, Pulse, apart, patiently
+from pollux_flows.providers.place import PIECE, Opened, is_stream, opened, pieces, version
 from pollux_flows.source import Source
 from pollux_flows.state.identity import digest
-from pollux_flows.state.store import Store
+from pollux_flows.state.store import Store, open_store
 
 T = TypeVar("T")
 
-_CHUNK: Final = 1 << 20
-# Enough to keep a disk, or a bucket, busy.
-_THREADS: Final = 16
-_HEAD: Final = 8192
-# A file written this recently may be written again within the same tick of its clock, and look unchanged.
-_SETTLED_S: Final = 2.0
 _REMEMBERED_S: Final = 90 * 86400.0
-# What a file system may tell about a version of a file. One that tells none of these is read each time.
-_VERSIONS: Final = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated")
-_OTHER_NAMES: Final = {"audio/wave": "audio/wav", "audio/x-wav": "audio/wav", "image/jpg": "image/jpeg"}
-_TEXT_LIKE: Final = ("text/", "application/json", "application/xml", "application/x-", "application/yaml",
-                     "application/javascript", "application/toml", "application/sql")  # fmt: skip
+# Raise it when the same bytes come to be seen as something else: what is remembered of them is then not believed.
+_READING: Final = 2
+_log: Final = logging.getLogger("pollux_flows")
 
 
 class Content(Record):
@@ -47,24 +39,32 @@ class Content(Record):
     sha256: str = Field(description="Its hash.")
     size_bytes: int = Field(description="Its length.")
     mime_type: str = Field(description="What it is, by its content where its name says nothing or lies.")
+    utf8: bool | None = Field(default=None, description="Whether all of it is UTF-8; None where nobody looked.")
 
 
 async def examine(sources: Sequence[Source], store: Store | None = None) -> list[Content]:
     """Read each of these files once, from end to end; not at all if the store remembers this very version of it."""
-    names = [str(source.uri) for source in sources]
-    keys = dict(zip(names, await _side_by_side(_memory_of, names), strict=True))
-    known = await store.get_many(key for key in keys.values() if key) if store else {}
-    contents = {name: Content.model_validate(known[key]) for name, key in keys.items() if key in known}
-    unread = [name for name in keys if name not in contents]
-    contents |= zip(unread, await _side_by_side(_read, unread), strict=True)
-    if store:
-        # A file that was written to since its key was made has another key by now: nobody will ask for this one.
-        fresh = {key: contents[name].model_dump() for name in unread if (key := keys[name])}
-        await store.put_many(fresh, ttl_s=_REMEMBERED_S)
+    names = list(dict.fromkeys(str(source.uri) for source in sources))
+    memory = _Memory(store, dict(zip(names, await _side_by_side(_key, names), strict=True)) if store else {})
+    known = await memory.recall()
+    unread = [name for name in names if name not in known]
+    fresh = dict(zip(unread, await _side_by_side(_read, unread), strict=True))
+    await memory.keep(fresh)
+    found = known | fresh
+    contents = [found[str(source.uri)] for source in sources]
     return [
-        contents[name].model_copy(update={"mime_type": source.mime_type}) if source.trust_mime_type else contents[name]
-        for name, source in zip(names, sources, strict=True)
+        content.model_copy(update={"mime_type": source.mime_type}) if source.trust_mime_type else content
+        for source, content in zip(sources, contents, strict=True)
     ]
+
+
+async def forget(source: Source) -> None:
+    """Have the file read again next time: what is remembered of this version of it was found to be wrong."""
+    try:
+        if key := await apart(partial(_key, str(source.uri))):
+            await open_store().delete(key)
+    except PolluxError as error:
+        _log.warning("What is remembered of %s could not be forgotten: %s", source.identifier, error)
 
 
 class HashingReader(io.BufferedIOBase):
@@ -105,12 +105,23 @@ class HashingReader(io.BufferedIOBase):
 
 def open_file(source: Source) -> HashingReader:
     """The file behind the source, to be read and closed by the caller, off the event loop."""
-    return HashingReader(_open(str(source.uri)))
+    name = str(source.uri)
+    return _reader(name, patiently(partial(_rewindable, name), name))
+
+
+async def aopen_file(source: Source) -> HashingReader:
+    """The same, for whoever has an event loop to keep going: a file on the web is fetched whole to begin with."""
+    name = str(source.uri)
+    return _reader(name, await apart(partial(_rewindable, name)))
 
 
 async def load(source: Source, content: Content) -> bytes:
     """The whole of a file that travels inside a request. Its size was checked before."""
-    return await asyncio.to_thread(_load, source, content)
+    data = await apart(partial(_load, str(source.uri), content))
+    if data is None:
+        await forget(source)
+        raise changed(source)
+    return data
 
 
 def changed(source: Source) -> SourceError:
@@ -121,15 +132,56 @@ def changed(source: Source) -> SourceError:
     )
 
 
-async def _side_by_side(look: Callable[[str], T], names: Sequence[str]) -> list[T]:
+def not_utf8(source: Source) -> SourceError:
+    """The file is to be sent as text, and is none that a request could hold."""
+    return SourceError(
+        f"{source.identifier!r} is sent as text, and is not UTF-8.",
+        hint="Save it as UTF-8, or give its real type with Source.from_file(…, mime_type=…).",
+    )
+
+
+class _Memory:
+    """What was read of files before, by version. Without it they are read again, so its troubles are no errors."""
+
+    def __init__(self, store: Store | None, keys: Mapping[str, str | None]) -> None:
+        self._store = store
+        self._keys = {name: key for name, key in keys.items() if key is not None}
+
+    async def recall(self) -> dict[str, Content]:
+        if self._store is None:
+            return {}
+        try:
+            records = await self._store.get_many(self._keys.values())
+            found = {name: Content.model_validate(records[key]) for name, key in self._keys.items() if key in records}
+        except PolluxError as error:
+            self._give_up(error)
+            return {}
+        return {name: content for name, content in found.items() if content.utf8 is not None}
+
+    async def keep(self, contents: Mapping[str, Content]) -> None:
+        if self._store is None:
+            return
+        # A file that was written to since its key was made has another key by now: nobody will ask for this one.
+        fresh = {self._keys[name]: content.model_dump() for name, content in contents.items() if name in self._keys}
+        try:
+            await self._store.put_many(fresh, ttl_s=_REMEMBERED_S)
+        except PolluxError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: PolluxError) -> None:
+        self._store = None
+        _log.warning("What was read of files is not remembered, so they will be read again: %s", error)
+
+
+async def _side_by_side(look: Callable[[str, Pulse], T], names: Sequence[str]) -> list[T]:
     """What `look` says of each, in order; of several errors, the first. A thread takes many: each hand-over costs."""
 
-    def of_share(share: Sequence[str]) -> list[T]:
-        return [look(name) for name in share]
+    def of_share(share: Sequence[str], pulse: Pulse) -> list[T]:
+        return [look(name, pulse) for name in share]
 
-    size = max(1, -(-len(names) // _THREADS))
+    size = max(1, -(-len(names) // THREADS))
     shares = [names[start : start + size] for start in range(0, len(names), size)]
-    found = await asyncio.gather(*(asyncio.to_thread(of_share, share) for share in shares), return_exceptions=True)
+    found = await asyncio.gather(*(apart(partial(of_share, share)) for share in shares), return_exceptions=True)
     return [each for share in found for each in _unless_raised(share)]
 
 
@@ -139,151 +191,80 @@ def _unless_raised(found: T | BaseException) -> T:
     return found
 
 
-def _memory_of(name: str) -> str | None:
+def _key(name: str, pulse: Pulse) -> str | None:
     """The name that a file's content is remembered by; None where it is read each time."""
-    version = _version(name)
-    return None if version is None else f"hash/{digest('file', {'name': name, 'version': version})}"
+    pulse.beat(name)
+    told = version(name)
+    return told and f"hash/{digest('file', {'name': name, 'version': told, 'reading': _READING})}"
 
 
-def _load(source: Source, content: Content) -> bytes:
-    with closing(open_file(source)) as file:
-        data = file.read()
-        if not file.read_whole(content):
-            raise changed(source)
-    return data
-
-
-def _read(name: str) -> Content:
+def _read(name: str, pulse: Pulse) -> Content:
     hashed, size, head = hashlib.sha256(), 0, b""
-    with closing(_open(name)) as file:
-        while chunk := file.read(_CHUNK):
-            head = head or chunk[:_HEAD]
-            hashed.update(chunk)
-            size += len(chunk)
+    decoder, utf8 = codecs.getincrementaldecoder("utf-8")(), True
+    for piece in pieces(name, pulse):
+        hashed.update(piece)
+        size += len(piece)
+        head += piece[: mime.HEAD - len(head)]
+        utf8 = utf8 and _decodes(decoder, piece)
     if size == 0:
-        raise SourceError(f"{name!r} is empty.", hint="Leave it out, or check what should have written it.")
-    return Content(sha256=hashed.hexdigest(), size_bytes=size, mime_type=_mime_type(name, head))
+        raise SourceError(f"{shown_file(name)!r} is empty.", hint="Leave it out, or check what should have written it.")
+    return Content(
+        sha256=hashed.hexdigest(),
+        size_bytes=size,
+        mime_type=mime.mime_type(name, head, partial(_peek, name, size, head)),
+        utf8=utf8 and _decodes(decoder, b"", final=True),
+    )
 
 
-def _version(name: str) -> Any:
-    """What changes when the file does; None where nothing tells, or where it is too young to tell."""
-    protocol, _ = _location(name)
-    if protocol == "file":
-        status = _status(name)
-        settled = time.time() - status.st_mtime > _SETTLED_S
-        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] if settled else None
-    info = _asked(name, lambda files, path: files.info(path))
-    told = {field: str(info[field]) for field in _VERSIONS if info.get(field) is not None}
-    return {"size": info.get("size"), **told} if told else None
-
-
-def _open(name: str) -> BinaryIO:
-    protocol, _ = _location(name)
-    if protocol == "file":
-        _status(name)
-        return Path(_local_path(name)).open("rb")
-    opened: BinaryIO = _asked(name, lambda files, path: files.open(path, "rb", block_size=_CHUNK))
-    return opened
-
-
-def _status(name: str) -> Any:
-    """A local file's status, or an error that names the machine: a flow may run on another one."""
-    here = f"on this machine ({platform.node()})"
-    path = Path(_local_path(name))
+def _decodes(decoder: codecs.IncrementalDecoder, piece: bytes, *, final: bool = False) -> bool:
     try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        if _is_link(path):
-            raise SourceError(f"{name!r} is a link to what is not there, {here}.", hint="Mend the link.") from None
-        said = error.strerror if isinstance(error, OSError) else error
-        raise SourceError(
-            f"There is no file {name!r} to read {here}: {said}.",
-            hint="A flow may run elsewhere than where the path was written: put the file where every worker can "
-            "read it, such as s3://…, and pass that.",
-        ) from None
-    if S_ISDIR(status.st_mode):
-        raise SourceError(f"{name!r} is a directory.", hint="Pass its files one by one.")
-    if not S_ISREG(status.st_mode):
-        raise SourceError(f"{name!r} is no regular file.", hint="Write what it gives into a file, and pass that.")
-    if not os.access(path, os.R_OK):
-        raise SourceError(
-            f"{name!r} may not be read {here}.", hint="Give the user that runs the flow leave to read it."
-        )
-    return status
-
-
-def _is_link(path: Path) -> bool:
-    try:
-        return path.is_symlink()
-    except (OSError, ValueError):
-        return False
-
-
-def _asked(name: str, question: Any) -> Any:
-    """What the file system answers, or what went wrong in words."""
-    import fsspec
-
-    protocol, _ = _location(name)
-    try:
-        files, path = fsspec.core.url_to_fs(_local_path(name) if protocol == "file" else name)
-        return question(files, path)
-    except ImportError as error:
-        raise SourceError(f"{protocol}:// cannot be read here: {error}.", hint=_missing_package(protocol)) from None
-    except FileNotFoundError:
-        raise SourceError(f"There is nothing at {name!r}.", hint="Check the address.") from None
-    except PermissionError as error:
-        raise SourceError(
-            f"{name!r} may not be read: {error}.", hint="Check the credentials on this machine."
-        ) from None
-    except Exception as error:  # noqa: BLE001 (file systems bring errors of their own)
-        raise SourceError(
-            f"{name!r} cannot be read: {type(error).__name__}: {error}.", hint="Check the address and its credentials."
-        ) from None
-
-
-def _missing_package(protocol: str) -> str:
-    extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure",
-             "http": "http", "https": "http"}.get(protocol)  # fmt: skip
-    return f"Install it with: pip install 'pollux-flows[{extra}]'" if extra else "Install the package it names."
-
-
-def _location(name: str) -> tuple[str, str]:
-    """The protocol and the rest. A path without one, or with a drive letter, is a local file."""
-    protocol, separator, rest = name.partition("://")
-    if not separator or len(protocol) <= 1 or "/" in protocol:
-        return "file", name
-    return ("file" if protocol == "local" else protocol), rest
-
-
-def _local_path(name: str) -> str:
-    if name.startswith("file://"):
-        return unquote(name.removeprefix("file://"))
-    return name.removeprefix("local://")
-
-
-def _mime_type(name: str, head: bytes) -> str:
-    """By content, with the name as its witness: the name decides among what the content may be."""
-    named = mimetypes.guess_type(PurePosixPath(urlsplit(name).path or name).name)[0]
-    if _is_text(head):
-        # Text has no magic numbers worth believing; a name that says some kind of text says it best.
-        return named if named and named.startswith(_TEXT_LIKE) else "text/plain"
-    import puremagic
-
-    try:
-        found = puremagic.magic_string(head)
-    except (puremagic.PureError, ValueError):
-        found = []
-    possible = [_OTHER_NAMES.get(match.mime_type, match.mime_type) for match in found if match.mime_type]
-    if named in possible:
-        return str(named)
-    return possible[0] if possible else named or "application/octet-stream"
-
-
-def _is_text(head: bytes) -> bool:
-    if b"\0" in head or head.startswith((b"%PDF-", b"{\\rtf")):
-        return False
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # which minds no character cut in half at the end
+        decoder.decode(piece, final)
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _peek(name: str, size: int, head: bytes, offset: int, length: int) -> bytes:
+    """A part of a file that was just read; of a stream, no more than its beginning is at hand."""
+    if offset + length <= len(head) or offset >= size or is_stream(name):
+        return head[offset : offset + length]
+    with closing(opened(name)) as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def _load(name: str, content: Content, pulse: Pulse) -> bytes | None:
+    """All of it; None if it is not what was examined."""
+    found: list[bytes] = []
+    hashed, left = hashlib.sha256(), content.size_bytes
+    for piece in pieces(name, pulse):
+        found.append(piece)
+        hashed.update(piece)
+        left -= len(piece)
+        if left < 0:
+            return None  # somebody writes to it: nobody knows how much is still to come
+    return b"".join(found) if hashed.hexdigest() == content.sha256 else None
+
+
+def _reader(name: str, file: Opened) -> HashingReader:
+    return HashingReader(io.BufferedReader(PatientFile(file, name), PIECE))
+
+
+def _rewindable(name: str, pulse: Pulse) -> Opened:
+    """The file, to go back and forth in: one that can only be read forward is copied to where nobody sees it."""
+    pulse.beat(name)
+    if not is_stream(name):
+        return opened(name)
+    try:
+        with ExitStack() as stack:
+            copy = stack.enter_context(tempfile.TemporaryFile())  # without a name, so nothing of it stays
+            for piece in pieces(name, pulse):
+                copy.write(piece)
+            copy.seek(0)
+            stack.pop_all()  # from here on it is the caller's to close
+    except OSError as error:  # what goes wrong with the file itself is a SourceError by now
+        raise SourceError(
+            f"{shown_file(name)!r} could not be copied to {tempfile.gettempdir()} for its upload: {error}.",
+            hint="Make room there, or set TMPDIR to another folder.",
+        ) from None
+    return cast(Opened, copy)

@@ -14,8 +14,9 @@ import httpx
 import httpx2
 from pydantic import ValidationError
 
+from pollux_flows.address import shown_in
 from pollux_flows.config import KEY_VARIABLES, Config
-from pollux_flows.errors import APIError, CacheError, ErrorCategory, RateLimitError
+from pollux_flows.errors import APIError, CacheError, ErrorCategory, PolluxError, RateLimitError, SourceError
 from pollux_flows.providers.base import UpstreamError
 
 _PASSING: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
@@ -42,8 +43,11 @@ _LONGEST_QUOTE: Final = 500
 _LOST_CACHE_HINT: Final = "The cache handle is no longer there, or belongs to another key: make one with create_cache."
 
 
-def as_api_error(error: Exception, config: Config, phase: str) -> APIError:
+def as_api_error(error: Exception, config: Config, phase: str) -> PolluxError:
     """The error of one call as the one exception that the rest of the package knows."""
+    for cause in _chain(error):
+        if isinstance(cause, SourceError):  # the file failed, not the provider it was on its way to
+            return SourceError(cause.message, hint=cause.hint)
     if isinstance(error, APIError):
         error.provider = error.provider or config.provider
         error.phase = error.phase or phase
@@ -55,7 +59,7 @@ def as_api_error(error: Exception, config: Config, phase: str) -> APIError:
     return refusal(config, phase, status=status, body=body, headers=_headers(error), fallback=str(error))
 
 
-def upstream(error: UpstreamError, config: Config, phase: str) -> APIError:
+def upstream(error: UpstreamError, config: Config, phase: str) -> PolluxError:
     """The error for what came back and is no answer."""
     if error.status is None:
         return unreadable(config, phase, str(error.body))
@@ -105,7 +109,8 @@ def unreadable(config: Config, phase: str, what: str) -> APIError:
 
 
 def redact(text: str, config: Config) -> str:
-    """The text without the key, in case somebody echoed it, and no longer than a person reads."""
+    """The text without secrets, in case somebody echoed them, and no longer than a person reads."""
+    text = shown_in(text)
     secret = config.api_key.get_secret_value() if config.api_key else ""
     if secret:
         text = text.replace(secret, "[REDACTED]")

@@ -36,6 +36,13 @@ def idle_client() -> httpx2.Client:
     return httpx2.Client(verify=_tls("httpx2"), trust_env=False)
 
 
+def web_client(timeout_s: float) -> httpx.Client:
+    """For files on the web, wherever their address leads."""
+    import httpx
+
+    return httpx.Client(verify=_tls("httpx"), timeout=timeout_s, follow_redirects=True)
+
+
 def own_client(config: Config, default_url: str) -> httpx.AsyncClient:
     """The client that our own adapters send through, addressed and with the key in its headers."""
     import httpx  # only when a call is made

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Final, Literal, Protocol
 from urllib.parse import urlsplit
 
+from pollux_flows.address import file_name
 from pollux_flows.errors import ConfigurationError, InternalError
 from pollux_flows.source import Source
 from pollux_flows.state.upload import Uploaded
@@ -16,11 +17,6 @@ Delivery = Literal["text", "inline", "upload", "link"]
 """How a source travels: as text, as bytes inside the request, as an uploaded file, or by its address alone."""
 
 IMAGES: Final = ("image/png", "image/jpeg", "image/webp", "image/gif")
-_TEXT_LIKE: Final = {
-    "application/csv", "application/json", "application/xml", "application/yaml", "application/x-yaml",
-    "application/x-tex", "application/x-latex", "application/x-bibtex", "application/javascript",
-    "application/x-javascript", "application/toml", "application/sql",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,9 +32,7 @@ class Material:
     @property
     def name(self) -> str:
         """A file name for the provider: of the address only its last part."""
-        path = str(self.source.uri)
-        last = (urlsplit(path).path if "://" in path else path).rstrip("/").rpartition("/")[2]
-        return last or "file"
+        return file_name(str(self.source.uri)) or "file"
 
     @cached_property  # all calls of a run share it
     def data_url(self) -> str:
@@ -57,11 +51,6 @@ class SourcesModule(Protocol):
     """`sources.py`: how each kind of source travels to a provider, or the error that says why it cannot."""
 
     def delivery(self, source: Source, mime_type: str, size_bytes: int | None, /) -> Delivery: ...
-
-
-def is_text_like(mime_type: str) -> bool:
-    """Whether it can be read as text."""
-    return mime_type.startswith("text/") or mime_type in _TEXT_LIKE or mime_type.endswith(("+json", "+xml"))
 
 
 def refused(provider: str, source: Source, mime_type: str, hint: str) -> ConfigurationError:

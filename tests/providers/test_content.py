@@ -13,6 +13,7 @@ import pytest
 from pollux_flows import ConfigurationError, Source, SourceError, run_many
 from pollux_flows.providers import content
 from pollux_flows.providers.content import Content
+from pollux_flows.providers.patience import Pulse
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.store import Store, open_store
 from tests.loopback import MakeConfig
@@ -85,9 +86,9 @@ async def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: 
     reads: list[str] = []
     original = content._read
 
-    def counted(name: str) -> Content:
+    def counted(name: str, pulse: Pulse) -> Content:
         reads.append(name)
-        return original(name)
+        return original(name, pulse)
 
     monkeypatch.setattr(content, "_read", counted)
     assert await examine(source, open_store()) == first

@@ -1,0 +1,155 @@
+"""MIME types: what a file is, by its content, with its name as the witness."""
+
+from __future__ import annotations
+
+import codecs
+import mimetypes
+import re
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
+from typing import Final
+
+from pollux_flows.address import file_name
+
+# Where the kind of a file shows at the latest, but for what an OLE2 directory says.
+HEAD: Final = 1 << 18
+_MAGIC: Final = 8192
+
+_TEXT_LIKE: Final = {
+    "application/csv", "application/json", "application/xml", "application/yaml", "application/x-yaml",
+    "application/x-tex", "application/x-latex", "application/x-bibtex", "application/javascript",
+    "application/x-javascript", "application/toml", "application/sql",
+}  # fmt: skip
+_OTHER_NAMES: Final = {"audio/wave": "audio/wav", "audio/x-wav": "audio/wav", "image/jpg": "image/jpeg"}
+
+_OPENXML: Final = "application/vnd.openxmlformats-officedocument."
+_OPENDOCUMENT: Final = "application/vnd.oasis.opendocument."
+# Python learns these from the machine it runs on, and many a container has no list of them.
+_ENDINGS: Final = {
+    ".docx": f"{_OPENXML}wordprocessingml.document",
+    ".xlsx": f"{_OPENXML}spreadsheetml.sheet",
+    ".pptx": f"{_OPENXML}presentationml.presentation",
+    ".odt": f"{_OPENDOCUMENT}text",
+    ".ods": f"{_OPENDOCUMENT}spreadsheet",
+    ".odp": f"{_OPENDOCUMENT}presentation",
+    ".epub": "application/epub+zip",
+    ".msg": "application/vnd.ms-outlook",
+}
+
+# Kinds that begin alike. Their names tell them apart, and where these are silent, what is inside.
+_ZIP: Final = b"PK\x03\x04"
+_IN_ZIP: Final = {"word/": _ENDINGS[".docx"], "xl/": _ENDINGS[".xlsx"], "ppt/": _ENDINGS[".pptx"]}
+_OFFICE: Final = ("[Content_Types].xml", "_rels/", "docProps/")
+_MIME_TYPE: Final = re.compile(rb"[\w.+-]{1,50}/[\w.+-]{1,100}", re.ASCII)
+_OLE2: Final = bytes.fromhex("d0cf11e0a1b11ae1")
+_IN_OLE2: Final = {
+    "worddocument": "application/msword",
+    "workbook": "application/vnd.ms-excel",
+    "book": "application/vnd.ms-excel",
+    "powerpoint document": "application/vnd.ms-powerpoint",
+    "visiodocument": "application/vnd.visio",
+    "__properties_version1.0": "application/vnd.ms-outlook",
+}
+
+Peek = Callable[[int, int], bytes]
+"""So many bytes of the file, from there on; fewer where it ends, or where nobody can look."""
+
+
+def is_text_like(mime_type: str) -> bool:
+    """Whether it can be read as text."""
+    return mime_type.startswith("text/") or mime_type in _TEXT_LIKE or mime_type.endswith(("+json", "+xml"))
+
+
+def mime_type(name: str, head: bytes, peek: Peek) -> str:
+    """By content: the name decides among what the content may be."""
+    named = _named(name)
+    if head.startswith(_ZIP):
+        return named if named and _is_zip(named) else _in_zip(head)
+    if head.startswith(_OLE2):
+        return named if named and named in _IN_OLE2.values() else _in_ole2(peek)
+    if _is_text(head[:_MAGIC]):
+        # Text has no magic numbers worth believing; a name that says some kind of text says it best. But a drawing
+        # or a map that is XML or JSON is no more than text to a model, and few providers know it by its own name.
+        return named if named and is_text_like(named) and "+" not in named else "text/plain"
+    possible = _possible(head[:_MAGIC])
+    if named in possible:
+        return str(named)
+    return possible[0] if possible else named or "application/octet-stream"
+
+
+def _named(name: str) -> str | None:
+    last = file_name(name)
+    ending = PurePath(last).suffix.lower()
+    return _ENDINGS.get(ending) or (mimetypes.guess_type(last)[0] or "").lower() or None
+
+
+def _possible(head: bytes) -> list[str]:
+    import puremagic
+
+    try:
+        found = puremagic.magic_string(head)
+    except (puremagic.PureError, ValueError):
+        return []
+    return [_OTHER_NAMES.get(match.mime_type, match.mime_type) for match in found if match.mime_type]
+
+
+def _is_text(head: bytes) -> bool:
+    encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    if (b"\0" in head and encoding == "utf-8") or head.startswith((b"%PDF-", b"{\\rtf")):
+        return False
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head)  # which minds no character cut in half at the end
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_zip(named: str) -> bool:
+    return (
+        named.startswith((_OPENXML, _OPENDOCUMENT))
+        or named.endswith(("zip", ".macroenabled.12"))
+        or named in {"application/java-archive", "application/vnd.android.package-archive"}
+    )
+
+
+def _in_zip(head: bytes) -> str:
+    """Books and OpenDocument say what they are in an entry of their own, Office by the folder beside its usual ones."""
+    office, kind = False, ""
+    for entry, content in _entries(head):
+        if entry == "mimetype" and _MIME_TYPE.fullmatch(content):
+            return content.decode()
+        office = office or entry.startswith(_OFFICE)
+        kind = kind or next((_IN_ZIP[folder] for folder in _IN_ZIP if entry.startswith(folder)), "")
+        if office and kind:
+            return kind
+    return "application/zip"
+
+
+def _entries(head: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names of a ZIP's entries, each with its bytes as they are kept, as far as its beginning shows them."""
+    at = 0
+    while head[at : at + 4] == _ZIP:
+        flags, size, named = _number(head, at + 6, 2), _number(head, at + 18, 4), _number(head, at + 26, 2)
+        start = at + 30 + named + _number(head, at + 28, 2)
+        end = start + size
+        if flags & 8 and not size:  # written into a pipe: its size stands behind it
+            end = head.find(_ZIP, start)
+        yield head[at + 30 : at + 30 + named].decode(errors="replace"), head[start:end]
+        at = end if end >= start else len(head)
+
+
+def _in_ole2(peek: Peek) -> str:
+    """By the first stream that one kind alone has."""
+    header = peek(0, 512)
+    sector = 1 << min(_number(header, 30, 2), 12)
+    directory = peek((_number(header, 48, 4) + 1) * sector, 4096)
+    for at in range(0, len(directory), 128):
+        length = _number(directory, at + 64, 2)
+        stream = directory[at : at + max(0, length - 2)].decode("utf-16-le", errors="replace").lower()
+        if stream in _IN_OLE2:
+            return _IN_OLE2[stream]
+    return "application/x-ole-storage"
+
+
+def _number(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "little")

@@ -1,0 +1,168 @@
+"""Patience: files are read on threads that nobody has to wait for.
+
+A read that hangs, on a server gone silent or a mount gone away, cannot be interrupted. A thread of an executor would
+then hold up its event loop and the end of the process; these are left to themselves, and end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+from pollux_flows.address import shown_file
+from pollux_flows.errors import SourceError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from pollux_flows.providers.place import Opened
+
+T = TypeVar("T")
+
+# A file that brings nothing for so long is not waited for.
+STALL_S: Final = 60.0
+# Enough to keep a disk, or a bucket, busy.
+THREADS: Final = 16
+_turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
+# The threads that wait for work. They do not come along when a process is forked.
+_idle: Final[deque[SimpleQueue[Callable[[], None]]]] = deque()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)
+_THREAD: Final = "pollux-reading"
+
+
+class NobodyWaits(Exception):  # noqa: N818 (it is no error: it ends work that was given up)
+    """Raised in work on files that is wanted no more."""
+
+
+class Pulse:
+    """How work on files shows that it goes on: a beat for each file, and for each piece of one."""
+
+    def __init__(self, name: str = "") -> None:
+        self._name, self._last, self._over = name, time.monotonic(), False
+
+    def beat(self, name: str) -> None:
+        """It goes on, with this file."""
+        if self._over:
+            raise NobodyWaits
+        self._name, self._last = name, time.monotonic()
+
+    def stop(self) -> None:
+        """The work ends at its next beat."""
+        self._over = True
+
+    def patience(self) -> float:
+        """How long it may go on without a beat; an error that names the file when that time is up."""
+        left = STALL_S - (time.monotonic() - self._last)
+        if left <= 0:
+            raise _stalled(self._name)
+        return left
+
+
+async def apart(work: Callable[[Pulse], T]) -> T:
+    """What `work` brings, on a thread of its own, which is left behind if it stalls or nobody waits for it."""
+    async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(THREADS)):
+        pulse = Pulse()
+        working = asyncio.wrap_future(_begun(lambda: work(pulse)))
+        try:
+            while not working.done():
+                await asyncio.wait({working}, timeout=pulse.patience())
+            return working.result()
+        finally:
+            pulse.stop()
+            working.cancel()
+
+
+def patiently(work: Callable[[Pulse], T], name: str) -> T:
+    """The same for whoever is on a thread already, and goes on with nothing else."""
+    pulse = Pulse(name)
+    working = _begun(lambda: work(pulse))
+    try:
+        while not wait([working], timeout=pulse.patience()).done:
+            pass
+    finally:
+        pulse.stop()
+    return working.result()
+
+
+def is_reading() -> bool:
+    """Whether the thread that asks is one of those that read files."""
+    return threading.current_thread().name == _THREAD
+
+
+class PatientFile(io.RawIOBase):
+    """A file whose reads fail rather than hang."""
+
+    def __init__(self, file: Opened, name: str) -> None:
+        self._file, self._name = file, name
+        self._hangs = False
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        room = memoryview(buffer)
+        self._hangs = True
+        data = patiently(lambda _: self._file.read(len(room)), self._name)
+        self._hangs = False
+        room[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed and not self._hangs:  # what hangs in a read would hang here, too
+            self._file.close()
+        super().close()
+
+
+def _begun(work: Callable[[], T]) -> Future[T]:
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # from here on it is done, whoever still waits
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 (whoever waits is told)
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    try:
+        _idle.pop().put(run)
+    except IndexError:
+        threading.Thread(target=_serve, args=(run,), name=_THREAD, daemon=True).start()
+    return done
+
+
+def _serve(run: Callable[[], None]) -> None:
+    """Work, and wait for more: a thread that is started for each file costs more than reading it."""
+    inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    while True:
+        run()
+        del run  # it holds what was read
+        _idle.append(inbox)
+        run = inbox.get()
+
+
+def _stalled(name: str) -> SourceError:
+    return SourceError(
+        f"{shown_file(name)!r} has brought nothing for {STALL_S:g} seconds.",
+        hint="See whether this machine can still reach what it lies on, and run again.",
+    )

@@ -1,0 +1,218 @@
+"""Places: where files lie. This machine, the web, or whatever file system fsspec knows."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from pollux_flows.address import local_path, protocol, shown_file, shown_in
+from pollux_flows.errors import PolluxError, SourceError
+from pollux_flows.providers.patience import Pulse
+
+T = TypeVar("T")
+
+PIECE: Final = 1 << 20
+_WEB: Final = {"http", "https"}
+# A file written this recently may be written again within the same tick of its clock, and look unchanged.
+_SETTLED_S: Final = 2.0
+# Elsewhere the ticks are longer, and the clock is another.
+_SETTLED_ELSEWHERE_S: Final = 60.0
+# What a file system may tell about a version of a file. One that tells none of these is read each time.
+_TAGS: Final = ("ETag", "etag", "generation", "md5Hash")
+_TIMES: Final = ("mtime", "LastModified", "last_modified", "last-modified", "last_write_time", "updated")
+
+
+class Opened(Protocol):
+    """A file to read, in whatever form its file system opens it."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+    def tell(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+def opened(name: str) -> Opened:
+    """The file, to be closed by the caller; what goes wrong with it is told in words."""
+    return _File(name, in_words(name, partial(_open, name)))
+
+
+def is_stream(name: str) -> bool:
+    """Whether it can be read forward only, and nobody knows how long it is."""
+    return protocol(name) in _WEB
+
+
+def pieces(name: str, pulse: Pulse) -> Iterator[bytes]:
+    """The file, piece by piece."""
+    pulse.beat(name)
+    with closing(opened(name)) as file:
+        while piece := file.read(PIECE):
+            pulse.beat(name)
+            yield piece
+
+
+def version(name: str) -> Any:
+    """What changes when the file does; None where nothing tells, or where it is too young to tell."""
+    if protocol(name) == "file":
+        status = _status(name)
+        settled = time.time() - status.st_mtime > _SETTLED_S
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] if settled else None
+    try:
+        told = in_words(name, lambda: _told(name))
+    except SourceError:
+        return None  # what is wrong shows when it is read
+    kept = {field: str(told[field]) for field in (*_TAGS, *_TIMES) if told.get(field) is not None}
+    written = [_seconds(told[field]) for field in _TIMES if told.get(field) is not None]
+    settled = all(at is not None and time.time() - at > _SETTLED_ELSEWHERE_S for at in written)
+    return {"size": told.get("size", told.get("content-length")), **kept} if kept and settled else None
+
+
+class _File:
+    """A file of any file system, with what goes wrong in words."""
+
+    def __init__(self, name: str, file: Opened) -> None:
+        self._name, self._file = name, file
+
+    def read(self, size: int, /) -> bytes:
+        return in_words(self._name, lambda: self._file.read(size))
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return in_words(self._name, lambda: self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def in_words(name: str, work: Callable[[], T]) -> T:
+    """What the work brings, or what went wrong with the file, in words."""
+    try:
+        return work()
+    except PolluxError:
+        raise
+    except Exception as error:  # noqa: BLE001 (file systems bring errors of their own)
+        refusal = _refusal(name, error)
+    # Raised out here: a file system's own error may hold the whole address, and must not even be the context.
+    raise refusal
+
+
+def _refusal(name: str, error: Exception) -> SourceError:
+    what, said = shown_file(name), shown_in(str(error)) or "no reason given"
+    match error:
+        case ImportError():
+            return SourceError(f"{protocol(name)}:// cannot be read here: {said}.", hint=_missing_package(name))
+        case FileNotFoundError():
+            return SourceError(f"There is nothing at {what!r}.", hint="Check the address.")
+        case IsADirectoryError():
+            return SourceError(f"{what!r} is a directory.", hint="Pass its files one by one.")
+        case PermissionError():
+            return SourceError(
+                f"{what!r} may not be read: {said}.",
+                hint="Check the credentials on this machine; an address that was signed may have expired.",
+            )
+        case _:
+            return SourceError(
+                f"{what!r} cannot be read: {type(error).__name__}: {said}.",
+                hint="Check the address and its credentials.",
+            )
+
+
+def _open(name: str) -> Opened:
+    if protocol(name) == "file":
+        _status(name)
+        # Without a buffer: a read that hangs would hold its lock for ever.
+        return cast(Opened, Path(local_path(name)).open("rb", buffering=0))
+    if is_stream(name):
+        from pollux_flows.providers import web
+
+        return web.opened(name)
+    file: Opened = _elsewhere(name, lambda files, path: files.open(path, "rb", block_size=PIECE))
+    return file
+
+
+def _told(name: str) -> dict[str, Any]:
+    if is_stream(name):
+        from pollux_flows.providers import web
+
+        return web.headers(name)
+    told: dict[str, Any] = _elsewhere(name, lambda files, path: files.info(path))
+    return told
+
+
+def _elsewhere(name: str, question: Callable[[Any, str], Any]) -> Any:
+    """What another file system answers."""
+    import fsspec
+
+    files, path = fsspec.core.url_to_fs(name)
+    return question(files, path)
+
+
+def _seconds(when: Any) -> float | None:
+    """A file system's idea of a time, as seconds since 1970; None for what cannot be read."""
+    if isinstance(when, str):
+        when = _date(when)
+    if isinstance(when, datetime):
+        when = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    return float(when) if isinstance(when, int | float) else None
+
+
+def _date(text: str) -> datetime | None:
+    for read in (datetime.fromisoformat, parsedate_to_datetime):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _status(name: str) -> os.stat_result:
+    """A local file's status, or an error that names the machine: a flow may run on another one."""
+    here, what = f"on this machine ({platform.node()})", shown_file(name)
+    path = Path(local_path(name))
+    try:
+        status, missing = path.stat(), ""
+    except (OSError, ValueError) as error:
+        status, missing = None, str(getattr(error, "strerror", None) or error)
+    if status is None and _is_link(path):
+        raise SourceError(f"{what!r} is a link to what is not there, {here}.", hint="Mend the link.")
+    if status is None:
+        raise SourceError(
+            f"There is no file {what!r} to read {here}: {missing}.",
+            hint="A flow may run elsewhere than where the path was written: put the file where every worker can "
+            "read it, such as s3://…, and pass that.",
+        )
+    if S_ISDIR(status.st_mode):
+        raise SourceError(f"{what!r} is a directory.", hint="Pass its files one by one.")
+    if not S_ISREG(status.st_mode):
+        raise SourceError(f"{what!r} is no regular file.", hint="Write what it gives into a file, and pass that.")
+    if not os.access(path, os.R_OK):
+        raise SourceError(
+            f"{what!r} may not be read {here}.", hint="Give the user that runs the flow leave to read it."
+        )
+    return status
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):
+        return False
+
+
+def _missing_package(name: str) -> str:
+    extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure",
+             "http": "http", "https": "http"}.get(protocol(name).rpartition("::")[2])  # fmt: skip
+    return f"Install it with: pip install 'pollux-flows[{extra}]'" if extra else "Install the package it names."

@@ -1,0 +1,76 @@
+"""Web: files at http and https addresses, read as streams: a server need know nothing of ranges or lengths."""
+
+from __future__ import annotations
+
+import io
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+from pollux_flows.providers import patience
+from pollux_flows.providers.http import web_client
+
+if TYPE_CHECKING:
+    import httpx
+
+# The bytes as they are kept: what is packed on the way may differ each time.
+_UNPACKED: Final = {"accept-encoding": "identity"}
+_GONE: Final = {404, 410}
+_FORBIDDEN: Final = {401, 403}
+
+
+def _unlogged(_: logging.LogRecord) -> bool:
+    return not patience.is_reading()
+
+
+# They write each address into their logs, where its query would be read by whoever reads those.
+for _name in ("httpx", "httpcore.http11"):
+    logging.getLogger(_name).addFilter(_unlogged)
+
+
+class WebFile(io.RawIOBase):
+    """The body of an answer. It is read once, forward."""
+
+    def __init__(self, answer: httpx.Response, connection: ExitStack) -> None:
+        self._pieces, self._connection = answer.iter_bytes(), connection
+        self._rest = b""
+
+    def read(self, size: int = -1, /) -> bytes:
+        if size < 0:
+            return self.readall()
+        while not self._rest:
+            if (piece := next(self._pieces, None)) is None:
+                return b""
+            self._rest = piece
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+    def close(self) -> None:
+        self._connection.close()
+        super().close()
+
+
+def opened(address: str) -> WebFile:
+    """What the server answers, if it is a file."""
+    with ExitStack() as stack:
+        client = stack.enter_context(web_client(patience.STALL_S))
+        answer = client.send(client.build_request("GET", address, headers=_UNPACKED), stream=True)
+        stack.callback(answer.close)
+        if answer.is_success:
+            return WebFile(answer, stack.pop_all())
+    raise _refused(answer.status_code)
+
+
+def headers(address: str) -> dict[str, Any]:
+    """What the server says of the file without sending it; nothing where it does not like to be asked."""
+    with web_client(patience.STALL_S) as client:
+        answer = client.head(address, headers=_UNPACKED)
+    return dict(answer.headers) if answer.is_success else {}
+
+
+def _refused(status: int) -> OSError:
+    if status in _GONE:
+        return FileNotFoundError(status)
+    if status in _FORBIDDEN:
+        return PermissionError(f"the server answers {status}")
+    return OSError(f"the server answers {status}")

@@ -1,0 +1,109 @@
+"""Memory: what was read before is a convenience. Without it all goes on, but for uploads, which need the ledger."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux_flows import ConfigurationError, Source, run, run_many
+from pollux_flows.providers.content import examine, forget
+from pollux_flows.simulator import Simulator
+from pollux_flows.state.disk import DiskStore
+from pollux_flows.state.home import full
+from pollux_flows.state.store import open_store
+from tests.loopback import MakeConfig
+
+PDF = b"%PDF-1.7\nsome pages"
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Source]:
+    """Files that nobody has touched for a while."""
+    then = time.time() - 60
+    for name in ("a.pdf", "b.pdf"):
+        (tmp_path / name).write_bytes(PDF + name.encode())
+        os.utime(tmp_path / name, (then, then))
+    return [Source.from_file(tmp_path / name) for name in ("a.pdf", "b.pdf")]
+
+
+def is_a_file(home: Path, _: pytest.MonkeyPatch) -> None:
+    home.touch()
+
+
+def is_full(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_room(*_: Any, **__: Any) -> None:
+        raise full(home)
+
+    monkeypatch.setattr(DiskStore, "put_many", no_room)
+    monkeypatch.setattr(DiskStore, "swap", no_room)
+    monkeypatch.setattr(DiskStore, "add", no_room)
+    monkeypatch.setattr(DiskStore, "put", no_room)
+
+
+def is_damaged(home: Path, _: pytest.MonkeyPatch) -> None:
+    (home / "state").mkdir(parents=True)
+    (home / "state" / "cache.db").write_bytes(b"no database" * 1000)
+
+
+@pytest.fixture(params=[is_a_file, is_full, is_damaged])
+def unusable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A POLLUX_HOME where nothing can be kept."""
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
+    make: Callable[[Path, pytest.MonkeyPatch], None] = request.param
+    make(tmp_path / "pollux", monkeypatch)
+
+
+@pytest.mark.usefixtures("unusable")
+async def test_what_is_only_inlined_needs_no_state(
+    sources: list[Source], config: MakeConfig, sim: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is read each time, and one warning says why."""
+    caplog.set_level(logging.WARNING, logger="pollux_flows")
+    assert (await run_many(["What?"], sources=sources, config=config("openrouter"))).status == "ok"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("What was read of files is not remembered, so they will be read again: ")
+    assert "POLLUX_HOME" in warning or "Restore that folder" in warning
+    assert len(sim.requests) > 0
+
+
+@pytest.mark.usefixtures("unusable")
+async def test_an_upload_does_and_says_so(sources: list[Source], config: MakeConfig, sim: Simulator) -> None:
+    """A file that nobody wrote down could be left behind, or uploaded again and again."""
+    with pytest.raises(ConfigurationError, match=r"State cannot be kept|no room left|is damaged"):
+        await run("What is it?", source=sources[0], config=config("openai"))
+    assert sim.files == []
+
+
+@pytest.mark.usefixtures("unusable")
+async def test_forgetting_fails_quietly(sources: list[Source]) -> None:
+    """Who forgets has something worse to tell."""
+    await forget(sources[0])
+
+
+async def test_files_are_remembered_by_name_and_version(
+    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once, however often it is given."""
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
+    first = await examine([*sources, *sources], open_store())
+    assert first[:2] == first[2:]
+    assert len([key async for key, _ in open_store().scan("hash/")]) == 2
+    monkeypatch.setattr("pollux_flows.providers.content._read", None)
+    assert await examine(sources, open_store()) == first[:2]
+
+
+async def test_another_way_of_reading_reads_again(
+    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an older version saw in the same bytes may not be what this one sees."""
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
+    await examine(sources, open_store())
+    monkeypatch.setattr("pollux_flows.providers.content._READING", 10**6)
+    await examine(sources, open_store())
+    assert len([key async for key, _ in open_store().scan("hash/")]) == 4

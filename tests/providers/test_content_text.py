@@ -1,0 +1,115 @@
+"""Text: what goes into a request as text is UTF-8 from end to end, or is refused before anything is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pollux_flows import Source, SourceError, run, run_many
+from pollux_flows.config import ProviderName
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.providers import content
+from pollux_flows.providers.content import Content, examine
+from pollux_flows.simulator import Simulator
+from pollux_flows.state.store import open_store
+from tests.loopback import MakeConfig, sent
+
+PDF = b"%PDF-1.7\nsome pages"
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
+
+
+Write = Callable[[str, bytes], Source]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(name: str, data: bytes) -> Source:
+        (tmp_path / name).write_bytes(data)
+        return Source.from_file(tmp_path / name)
+
+    return written
+
+
+NOT_UTF_8 = {
+    "latin-1.csv": b"a,b\n" * 4000 + "Grüße".encode("latin-1"),
+    "utf-16.csv": "a,b\nGrüße".encode("utf-16"),
+    "late.csv": b"a,b\n" * 1_000_000 + b"\xff",
+    "cut off.csv": b"a,b\n" * 4000 + "ü".encode()[:1],
+}
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("name", NOT_UTF_8)
+async def test_text_that_is_not_utf_8_is_refused_before_anything_is_sent(
+    provider: ProviderName, name: str, write: Write, config: MakeConfig, sim: Simulator
+) -> None:
+    """Wherever in the file it shows, and although a good file stands before it."""
+    sources = [write("report.pdf", PDF), write(name, NOT_UTF_8[name])]
+    with pytest.raises(SourceError, match=r"\.csv' is sent as text, and is not UTF-8\. Save it as UTF-8"):
+        await run_many(["?"], sources=sources, config=config(provider))
+    assert sim.requests == []
+
+
+async def test_text_that_was_read_before_is_refused_just_as_early(
+    write: Write, config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is remembered of it says so."""
+    monkeypatch.setattr("pollux_flows.providers.place._SETTLED_S", -1.0)
+    source = write("latin-1.csv", NOT_UTF_8["latin-1.csv"])
+    for _ in range(2):
+        with pytest.raises(SourceError, match="not UTF-8"):
+            await run("?", source=source, config=config("openai"))
+        monkeypatch.setattr(content, "_read", None)  # the second time nobody reads it
+    assert sim.requests == []
+
+
+async def test_a_memory_from_before_that_question_was_asked_is_not_believed(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is read again, and the record made whole."""
+    monkeypatch.setattr("pollux_flows.providers.place._SETTLED_S", -1.0)
+    source, store = write("latin-1.csv", NOT_UTF_8["latin-1.csv"]), open_store()
+    (first,) = await examine([source], store)
+    ((key, record),) = [entry async for entry in store.scan("hash/")]
+    del record["utf8"]
+    await store.put(key, {**record, "sha256": "of something else"})
+    assert Content.model_validate(record).utf8 is None
+    assert await examine([source], store) == [first]
+    assert (await store.get(key) or {})["utf8"] is False
+
+
+async def test_characters_may_be_cut_between_two_pieces(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece ends where it ends."""
+    monkeypatch.setattr("pollux_flows.providers.place.PIECE", 3)
+    (found,) = await examine([write("greek.txt", "αβγδε😀".encode())])
+    assert found.utf8 is True
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("text", ["\ufeffa,b\n1,2\n", "a\r\nb\n\x0b", "Grüße 😀"])
+async def test_text_arrives_as_the_bytes_of_the_file(
+    provider: ProviderName, text: str, write: Write, config: MakeConfig, sim: Simulator
+) -> None:
+    """All of them, a byte order mark included: an upload would hold it too, and the file's hash does."""
+    source = write("table.csv", text.encode())
+    await run("What?", source=source, config=config(provider))
+    assert json.dumps(text) in json.dumps(sent(sim))
+
+
+async def test_text_that_is_uploaded_may_be_in_any_encoding(write: Write, config: MakeConfig, sim: Simulator) -> None:
+    """Its bytes go as they are; only what becomes part of a JSON document has to be UTF-8."""
+    source = write("latin-1.csv", NOT_UTF_8["latin-1.csv"])
+    request = make_request(["?"], target=config("gemini").target, sources=[source])
+    (known,) = await read_sources(request)
+    assert known is not None
+    assert known.utf8 is False
+    await run("What?", source=source, config=config("gemini"))
+    assert [file.sha256 for file in sim.files] == [known.sha256]
