@@ -16,14 +16,16 @@ _CREDENTIALS: Final = re.compile(
     (?! (?: abfs | wasb ) s? :// [^/:@]+ @ )            # there a container stands before the @
     (?P<kept> [A-Za-z][\w+.-]+ :/{1,2} )                # one slash is what pathlib leaves of two
     (?: [^/?#]* @                                       # user:password@
-      | [^/?#:@\[]* : (?! \d* (?: [/?#] | $ ) ) .* @ )  # a password with a slash in it: what follows : is no port
+      | [^/?#:@\[]* : (?! \d* (?: [/?#] | $ ) ) .{0,512} @ )  # a password with a slash in it: what follows : is no port
     """,
     re.VERBOSE,
 )
 _CREDENTIALS_ALONE: Final = re.compile(r"^(?P<kept>)\s*(//[^/?#]*|[^/\\?#:]*:[^/\\?#]*)@")
 _CREDENTIALS_IN_RUINS: Final = re.compile(r"^(?P<kept>[^?#]*://)[^/?#:]*:[^/?#]*@")
 _CHAINED: Final = re.compile(r"::(?=[A-Za-z][\w+.-]+://)")
-_ADDRESS_IN_TEXT: Final = re.compile(r"[A-Za-z][\w+.-]+://[^\s\"'<>]+")
+# It begins where a word does: to try each of its letters would take for ever in a text of megabytes.
+_ADDRESS_IN_TEXT: Final = re.compile(r"(?<![\w+.-])[\w+.-]+://[^\s\"'<>]+")
+_LONGEST_SHOWN: Final = 2048
 _VIDEO: Final = re.compile(r"https?://(?:\w+\.)?youtube\.com/watch\?(?:[^#]*&)?(v=[\w-]+)")
 
 
@@ -41,7 +43,7 @@ def shown_file(name: str) -> str:
 
 def shown_in(text: str) -> str:
     """What others have written, with each address in it as it may be shown."""
-    return _ADDRESS_IN_TEXT.sub(lambda found: shown(found[0]), text)
+    return _ADDRESS_IN_TEXT.sub(lambda found: shown(found[0][:_LONGEST_SHOWN]), text)
 
 
 def is_path(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,14 @@ def test_a_stated_type_is_known_in_any_case() -> None:
     """Case means nothing in a MIME type, and everything that compares it writes it small."""
     assert Source.from_uri("https://h/a", mime_type="Application/PDF").mime_type == "application/pdf"
     assert Source.from_uri("https://h/a", mime_type="Text/CSV; charset=UTF-8").mime_type == "text/csv; charset=UTF-8"
+
+
+@pytest.mark.parametrize(
+    "piece", ["x", "x://", "a::bb://c:d", "https://", "://a:", ":", "/", "@", "a.b-c+", "h://u:p?"]
+)
+def test_a_giant_text_is_looked_through_in_no_time(piece: str) -> None:
+    """A server may answer megabytes of anything, and its words are shown."""
+    giant = piece * (2_000_000 // len(piece))
+    started = time.monotonic()
+    shown_in(giant)
+    assert time.monotonic() - started < 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,7 @@ def test_a_reader_goes_back_and_forth_in_what_lies_elsewhere(shelf: Shelf) -> No
 
 # --- What is believed ---------------------------------------------------------------------------------------
 
-NOW = datetime.now(UTC)
-LONG_AGO = NOW - timedelta(hours=1)
+LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
@@ -115,21 +115,21 @@ async def test_a_version_that_is_old_enough_is_believed(shelf: Shelf, told: dict
 
 
 @pytest.mark.parametrize(
-    "told",
+    "tell",
     [
-        {},
-        {"created": LONG_AGO},
-        {"mtime": NOW},
-        {"mtime": int(NOW.timestamp())},
-        {"mtime": NOW + timedelta(days=1)},
-        {"mtime": "some day"},
-        {"mtime": []},
-        {"LastModified": NOW, "ETag": '"1"'},
+        lambda _: {},
+        lambda _: {"created": LONG_AGO},
+        lambda now: {"mtime": now},
+        lambda now: {"mtime": int(now.timestamp())},
+        lambda now: {"mtime": now + timedelta(days=1)},
+        lambda _: {"mtime": "some day"},
+        lambda _: {"mtime": []},
+        lambda now: {"LastModified": now, "ETag": '"1"'},
     ],
 )
-async def test_a_young_version_is_not_believed(shelf: Shelf, told: dict[str, Any]) -> None:
+async def test_a_young_version_is_not_believed(shelf: Shelf, tell: Callable[[datetime], dict[str, Any]]) -> None:
     """Within a second of a coarse clock the file may change and look the same; nor is a time that nobody can read."""
-    source, shelf.told = shelf.put("march.pdf", PDF), told
+    source, shelf.told = shelf.put("march.pdf", PDF), tell(datetime.now(UTC))
     first = await look(source)
     shelf.put("march.pdf", PDF[::-1])
     assert (await look(source)).sha256 != first.sha256
