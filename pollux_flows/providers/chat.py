@@ -11,7 +11,7 @@ from pollux_flows.providers.schema import WireSchema
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 _FINISH_REASONS: Final[dict[str, FinishReason]] = {
     "stop": "stop",
@@ -24,7 +24,7 @@ _FINISH_REASONS: Final[dict[str, FinishReason]] = {
 _NO_CALL_COSTS: Final = 1e6  # dollars: whoever says so (or says NaN) says nothing
 
 
-async def complete(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+async def complete(client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
     response = await client.post("chat/completions", json=body)
     if not response.is_success:
         raise UpstreamError(response.status_code, json_or_text(response), headers=response.headers)
@@ -128,7 +128,7 @@ def _billing(usage: Any) -> Billing:
     return Billing(cost_usd=round(math.fsum(charged), 12) if told else None)
 
 
-def json_or_text(response: httpx.Response) -> Any:
+def json_or_text(response: httpx2.Response) -> Any:
     """What an error answer says, in whatever form."""
     try:
         return response.json()

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-import httpx
 import httpx2
 from pydantic import ValidationError
 
@@ -28,15 +27,10 @@ _OVERFLOW: Final = re.compile(
     r"|exceeds? the (available )?context|string_above_max_length",
     re.IGNORECASE,
 )
-_NOT_A_NETWORK_ERROR: Final = (
-    httpx.UnsupportedProtocol,
-    httpx2.UnsupportedProtocol,
-    httpx.TooManyRedirects,
-    httpx2.TooManyRedirects,
-)
+_NOT_A_NETWORK_ERROR: Final = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects)
 # What costs nothing is not left unknown: it is asked again.
 _FREE: Final = {"metadata"}
-_NEVER_SENT: Final = (httpx.ConnectError, httpx2.ConnectError, httpx.ConnectTimeout, httpx2.ConnectTimeout)
+_NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
 # What reading an answer raises, in the SDKs or in us: no JSON, no text, nested without end, another shape.
 _UNREADABLE: Final = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError)
 _LONGEST_QUOTE: Final = 500
@@ -122,7 +116,7 @@ def _without_answer(error: Exception, config: Config, phase: str) -> APIError:
     chain = list(_chain(error))
     if any(isinstance(link, _UNREADABLE) for link in chain):
         return unreadable(config, phase, redact(str(error), config))
-    network = next((link for link in chain if isinstance(link, httpx.RequestError | httpx2.RequestError)), None)
+    network = next((link for link in chain if isinstance(link, httpx2.RequestError)), None)
     if network is None or isinstance(network, _NOT_A_NETWORK_ERROR):
         return _kind(phase)(
             f"{config.provider} could not be called: {type(error).__name__}: {redact(str(error), config)}",
@@ -160,7 +154,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: Exception) -> int | None:
-    """OpenAI and Anthropic call it `status_code`, google-genai `code`, httpx keeps it on the response."""
+    """OpenAI and Anthropic call it `status_code`, google-genai `code`, httpx2 keeps it on the response."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("status_code", "code"):
             value = getattr(holder, name, None)

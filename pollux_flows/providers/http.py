@@ -1,6 +1,6 @@
-"""HTTP: the connections that all adapters send through.
+"""HTTP: the connections that all adapters send through, the SDKs and our own two alike.
 
-The SDKs are built on httpx2, our own two adapters on httpx; the settings are the same.
+On httpx2: in the pool of httpx, each request looks at every connection once for every connection.
 """
 
 from __future__ import annotations
@@ -21,40 +21,53 @@ if TYPE_CHECKING:
 _CONNECT_S = 10.0
 
 
-def sdk_client(config: Config, default_url: str) -> httpx2.AsyncClient:
+def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.AsyncClient:
     """The client that the three SDKs are given."""
     import httpx2  # only when a call is made
 
-    client: httpx2.AsyncClient = _client(httpx2, config, default_url)
-    return client
+    transport = None
+    if config.use_mock:
+        from pollux_flows.simulator import in_process
+
+        transport = httpx2.ASGITransport(app=in_process().app)
+    try:
+        return httpx2.AsyncClient(
+            transport=transport,
+            verify=_tls(),
+            # Read and write are bounded by the deadline around the whole call; the pool by request_concurrency.
+            timeout=httpx2.Timeout(None, connect=_CONNECT_S),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=config.request_concurrency),
+            # A redirect would take the key to another host.
+            follow_redirects=False,
+            # A proxy is for the way out; what listens on this machine is never behind one.
+            trust_env=not _on_this_machine(address(config, default_url)),
+            **settings,
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(
+            f"The proxy that the environment names cannot be used: {error}",
+            hint="Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or except the provider's host in NO_PROXY.",
+        ) from None
+
+
+def own_client(config: Config, default_url: str) -> httpx2.AsyncClient:
+    """The same for our own adapters: addressed, and with the key in its headers."""
+    headers = {"authorization": f"Bearer {key(config)}"}
+    return sdk_client(config, default_url, base_url=address(config, default_url), headers=headers)
 
 
 def idle_client() -> httpx2.Client:
     """For the half of an SDK that nobody uses: left to itself it would make one from whatever is in the environment."""
     import httpx2
 
-    return httpx2.Client(verify=_tls("httpx2"), trust_env=False)
+    return httpx2.Client(verify=_tls(), trust_env=False)
 
 
 def web_client(timeout_s: float) -> httpx.Client:
-    """For files on the web, wherever their address leads."""
+    """For files on the web, one at a time, wherever their address leads."""
     import httpx
 
-    return httpx.Client(verify=_tls("httpx"), timeout=timeout_s, follow_redirects=True)
-
-
-def own_client(config: Config, default_url: str) -> httpx.AsyncClient:
-    """The client that our own adapters send through, addressed and with the key in its headers."""
-    import httpx  # only when a call is made
-
-    client: httpx.AsyncClient = _client(
-        httpx,
-        config,
-        default_url,
-        base_url=address(config, default_url),
-        headers={"authorization": f"Bearer {key(config)}"},
-    )
-    return client
+    return httpx.Client(timeout=timeout_s, follow_redirects=True)
 
 
 def address(config: Config, default_url: str) -> str:
@@ -71,39 +84,12 @@ def key(config: Config) -> str:
     return config.key() or "no-key"
 
 
-def _client(library: Any, config: Config, default_url: str, **settings: Any) -> Any:
-    transport = None
-    if config.use_mock:
-        from pollux_flows.simulator import in_process
-
-        transport = library.ASGITransport(app=in_process().app)
-    try:
-        return library.AsyncClient(
-            transport=transport,
-            verify=_tls(library.__name__),
-            # Read and write are bounded by the deadline around the whole call; the pool by request_concurrency.
-            timeout=library.Timeout(None, connect=_CONNECT_S),
-            limits=library.Limits(max_connections=None, max_keepalive_connections=config.request_concurrency),
-            # A redirect would take the key to another host.
-            follow_redirects=False,
-            # A proxy is for the way out; what listens on this machine is never behind one.
-            trust_env=not _on_this_machine(address(config, default_url)),
-            **settings,
-        )
-    except (ImportError, ValueError) as error:
-        raise ConfigurationError(
-            f"The proxy that the environment names cannot be used: {error}",
-            hint="Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or except the provider's host in NO_PROXY.",
-        ) from None
-
-
 @cache
-def _tls(library: str) -> ssl.SSLContext:
+def _tls() -> ssl.SSLContext:
     """Reading the certificates takes 15 ms: once a process is enough."""
-    import importlib
+    import httpx2
 
-    context: ssl.SSLContext = importlib.import_module(library).create_ssl_context()
-    return context
+    return httpx2.create_ssl_context()
 
 
 def _on_this_machine(url: str) -> bool:

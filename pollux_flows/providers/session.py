@@ -74,7 +74,7 @@ class Session:
 
     async def ask(self, phase: str, answer: Awaitable[T]) -> T:
         """The answer, or what went wrong as an error of ours."""
-        from pollux_flows.providers import errors  # imports both HTTP libraries
+        from pollux_flows.providers import errors  # imports the HTTP library
 
         try:
             return await answer

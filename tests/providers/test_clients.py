@@ -25,13 +25,13 @@ from tests.loopback import ONCE, QUICK, SDKS, MakeConfig, asked, every_provider,
 def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every HTTP client that is made."""
     made: list[Any] = []
-    make = http_clients._client
+    make = http_clients.sdk_client
 
     def noting(*args: Any, **settings: Any) -> Any:
         made.append(make(*args, **settings))
         return made[-1]
 
-    monkeypatch.setattr(http_clients, "_client", noting)
+    monkeypatch.setattr(http_clients, "sdk_client", noting)
     return made
 
 

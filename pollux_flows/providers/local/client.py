@@ -9,10 +9,10 @@ from pollux_flows.config import Config
 from pollux_flows.providers import http
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 URL = "http://127.0.0.1"  # never used: a Config without base_url is refused
 
 
-def connect(config: Config) -> AbstractAsyncContextManager[httpx.AsyncClient]:
+def connect(config: Config) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
     return http.own_client(config, URL)

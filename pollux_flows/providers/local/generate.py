@@ -9,10 +9,10 @@ from pollux_flows.providers.base import Call, merged
 from pollux_flows.result import Answer
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 
-async def generate(client: httpx.AsyncClient, call: Call) -> Answer:
+async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
     return await chat.complete(client, request(call))
 
 

@@ -10,10 +10,10 @@ from pollux_flows.providers.openrouter.sources import part
 from pollux_flows.result import Answer
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 
-async def generate(client: httpx.AsyncClient, call: Call) -> Answer:
+async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
     return await chat.complete(client, request(call))
 
 

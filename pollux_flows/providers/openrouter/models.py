@@ -17,7 +17,7 @@ from pollux_flows.providers.base import Call, UpstreamError, as_object
 from pollux_flows.providers.chat import json_or_text
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 _FRESH_S: Final = 300
 
@@ -40,7 +40,7 @@ _lookups: dict[str, Future[_Catalogue | None]] = {}
 _guard: Final = threading.Lock()
 
 
-async def check(client: httpx.AsyncClient, call: Call) -> None:
+async def check(client: httpx2.AsyncClient, call: Call) -> None:
     """Refuse a model that is unknown, or that cannot do what is asked. OpenRouter itself would ignore it in silence."""
     catalogue = await _catalogue(client)
     # A variant (model:free, model:nitro) is the same model on another route.
@@ -83,7 +83,7 @@ def _needed(options: Options) -> Iterator[tuple[str, set[str]]]:
             yield name, {name}
 
 
-async def _catalogue(client: httpx.AsyncClient) -> _Catalogue:
+async def _catalogue(client: httpx2.AsyncClient) -> _Catalogue:
     address = str(client.base_url)
     while True:
         with _guard:
@@ -101,7 +101,7 @@ async def _catalogue(client: httpx.AsyncClient) -> _Catalogue:
             return found
 
 
-async def _look_up(client: httpx.AsyncClient, address: str, lookup: Future[_Catalogue | None]) -> _Catalogue:
+async def _look_up(client: httpx2.AsyncClient, address: str, lookup: Future[_Catalogue | None]) -> _Catalogue:
     """Read the catalogue, and tell those who wait. They share a failure; after a cancellation they look themselves."""
     found, problem = None, None
     try:
@@ -122,7 +122,7 @@ async def _look_up(client: httpx.AsyncClient, address: str, lookup: Future[_Cata
             lookup.set_result(found)
 
 
-async def _fetch(client: httpx.AsyncClient) -> _Catalogue:
+async def _fetch(client: httpx2.AsyncClient) -> _Catalogue:
     response = await client.get("models")
     if not response.is_success:
         raise UpstreamError(response.status_code, json_or_text(response), headers=response.headers)
