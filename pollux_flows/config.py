@@ -39,6 +39,7 @@ URL_VARIABLES: Final[dict[ProviderName, str]] = {
     "local": "POLLUX_LOCAL_BASE_URL",
 }
 
+_MOST_A_MINUTE: Final = 10**12  # a number that anybody reads back
 _LIKE_A_NAME: Final = re.compile("[A-Za-z _-]{1,20}")
 
 
@@ -97,6 +98,19 @@ class Config(Document):
         description="How long an uploaded file stays after the last run that used it, before a sweep deletes it; "
         "0 deletes it at once, empty keeps it for as long as the provider does.",
     )
+    requests_per_minute: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=_MOST_A_MINUTE,
+        description="The most requests that may go out in a minute, for all that use this key in one process.",
+    )
+    tokens_per_minute: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=_MOST_A_MINUTE,
+        description="The most tokens that their answers may take in a minute, prompts included, as far as can be told "
+        "in advance.",
+    )
 
     if TYPE_CHECKING:  # a key may be given as the string it is
 
@@ -112,6 +126,8 @@ class Config(Document):
             retry: RetryPolicy = ...,
             timeout_s: float = 600.0,
             keep_files_s: float | None = 3600.0,
+            requests_per_minute: int | None = None,
+            tokens_per_minute: int | None = None,
         ) -> None: ...
 
     @field_validator("provider", mode="before")

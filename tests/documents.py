@@ -97,6 +97,8 @@ configs = st.builds(
     request_concurrency=st.integers(1, 10_000),
     retry=policies,
     timeout_s=st.floats(0, 1e6, exclude_min=True),
+    requests_per_minute=st.none() | st.integers(1, 10**12),
+    tokens_per_minute=st.none() | st.integers(1, 10**12),
 )
 handles = st.builds(
     CacheHandle, name=st.text(min_size=1), model=st.text(min_size=1), provider=st.sampled_from(PROVIDERS),

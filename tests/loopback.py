@@ -16,6 +16,7 @@ from pollux_flows.config import PROVIDERS, ProviderName
 from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
+from pollux_flows.providers import limits
 from pollux_flows.providers.openrouter import models as catalogue
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Logged, Simulator, serve
@@ -54,7 +55,7 @@ def sim(world: tuple[Simulator, str]) -> Simulator:
     simulator.reset()
     simulator.latency_s = 0.0
     simulator.clock = time.time
-    catalogue._catalogues.clear()
+    forget_the_provider()
     return simulator
 
 
@@ -96,6 +97,12 @@ async def outcomes(
     """What became of each call, as a flow sees it: nothing is raised for one of them."""
     plan = make_plan(make_request(prompts, target=config.target, sources=sources, options=options))
     return await execute_plan(plan, config)
+
+
+def forget_the_provider() -> None:
+    """What this process knows of any provider, from the tests before."""
+    catalogue._catalogues.clear()
+    limits._limiters.clear()
 
 
 # --- A server that says what it is told to say ------------------------------------------------------------
@@ -178,7 +185,7 @@ class Scripted:
 @asynccontextmanager
 async def scripted(reply: Reply | Callable[[bytes], Reply], *, by_body: bool = False) -> AsyncIterator[Scripted]:
     """A server that always gives the same reply, or, `by_body`, the one that a function finds for the request."""
-    catalogue._catalogues.clear()
+    forget_the_provider()
     choose: Any = reply if by_body else lambda _body: reply
     server = Scripted(choose)
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)

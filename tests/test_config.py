@@ -31,6 +31,7 @@ def test_provider_model_and_a_key_are_enough() -> None:
     """Everything else has a default that a first run can live with."""
     config = Config(provider="gemini", model="gemini-2.5-flash-lite", api_key=SENTINEL)
     assert config.request_concurrency == 6
+    assert (config.requests_per_minute, config.tokens_per_minute) == (None, None)
     assert config.retry == RetryPolicy()
     assert config.timeout_s == 600.0
     assert config.use_mock is False
@@ -84,6 +85,12 @@ def test_space_around_a_model_is_forgiven() -> None:
         ("request_concurrency", None),
         ("request_concurrency", 10**400),
         pytest.param("request_concurrency", 10**5000, id="request_concurrency-huge"),
+        ("requests_per_minute", 0),
+        ("requests_per_minute", 1.5),
+        ("requests_per_minute", True),
+        ("tokens_per_minute", -1),
+        ("tokens_per_minute", "10"),
+        pytest.param("tokens_per_minute", 10**5000, id="tokens_per_minute-huge"),
         ("timeout_s", 0),
         ("timeout_s", -1.0),
         ("timeout_s", "10"),

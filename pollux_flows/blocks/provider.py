@@ -51,6 +51,18 @@ class PolluxProvider(Block):
         description="How long an uploaded file stays after the last run that used it, in seconds; "
         "0 deletes it at once, empty keeps it for as long as the provider does.",
     )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="The most requests that may go out in a minute, for all runs of one process that use this key; "
+        "empty for no bound.",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="The most tokens that their answers may take in a minute, prompts included, as far as can be told "
+        "in advance; empty for no bound.",
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -99,6 +111,8 @@ class PolluxProvider(Block):
             retry=self.retry,
             timeout_s=float(self.timeout_s),
             keep_files_s=None if self.keep_files_s is None else float(self.keep_files_s),
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
         )
 
     @classmethod

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.providers.limits import limiter_of
+from pollux_flows.providers.rate_headers import used_up_for
 
 if TYPE_CHECKING:
     import httpx
@@ -25,7 +27,12 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
     """The client that the three SDKs are given."""
     import httpx2  # only when a call is made
 
-    transport = None
+    limiter, transport = limiter_of(config), None
+
+    async def note_limits(response: httpx2.Response) -> None:
+        if response.request.method == "POST":  # what is left for looking and deleting is counted apart
+            limiter.used_up(used_up_for(response.headers))
+
     if config.use_mock:
         from pollux_flows.simulator import in_process
 
@@ -41,6 +48,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             follow_redirects=False,
             # A proxy is for the way out; what listens on this machine is never behind one.
             trust_env=not _on_this_machine(address(config, default_url)),
+            event_hooks={"response": [note_limits]},
             **settings,
         )
     except (ImportError, ValueError) as error:

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, PolluxError
+from pollux_flows.providers import limits
 from pollux_flows.providers.base import Call, ClientModule, GenerateModule, UpstreamError
 from pollux_flows.providers.uploads import FilesModule, UploadThread
 from pollux_flows.result import Answer
@@ -28,7 +29,7 @@ class Session:
 
     config: Config
     client: Any
-    slot: asyncio.Semaphore
+    slot: limits.Slot
     uploads: UploadThread
 
     async def check(self, call: Call) -> None:
@@ -38,7 +39,12 @@ class Session:
             await self.ask("metadata", self.module("models").check(self.client, call))
 
     async def generate(self, call: Call) -> Answer:
-        return await self.ask("generate", cast(GenerateModule, self.module("generate")).generate(self.client, call))
+        """One call, by whoever holds the slot."""
+        module = cast(GenerateModule, self.module("generate"))
+        with self.slot.asking() as asking:
+            answer = await self.ask("generate", module.generate(self.client, call))
+            asking.tokens = answer.usage.get("total_tokens")
+        return answer
 
     async def upload(self, operation: Callable[[Any], Awaitable[T]]) -> T:
         """What an operation with a client brings, on the thread for uploads."""
@@ -97,8 +103,9 @@ async def open_session(config: Config) -> AsyncIterator[Session]:
     """Connect, and close whatever happens."""
     client = cast(ClientModule, import_module(f"pollux_flows.providers.{config.provider}.client"))
     uploads = UploadThread(config)
-    async with client.connect(config) as connection:
-        try:
-            yield Session(config, connection, asyncio.Semaphore(config.request_concurrency), uploads)
-        finally:
-            await uploads.close()
+    with limits.slot(config) as slot:
+        async with client.connect(config) as connection:
+            try:
+                yield Session(config, connection, slot, uploads)
+            finally:
+                await uploads.close()

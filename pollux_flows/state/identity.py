@@ -23,6 +23,8 @@ CONFIG_LEFT_OUT: Final = {
     "retry": "the same",
     "timeout_s": "the same",
     "keep_files_s": "the same",
+    "requests_per_minute": "the same",
+    "tokens_per_minute": "the same",
 }
 OPTIONS_IN_KEY: Final = {
     "system_instruction",

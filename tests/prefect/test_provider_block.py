@@ -38,10 +38,13 @@ async def test_a_saved_provider_comes_back_with_its_key_and_limits() -> None:
         api_key=SecretStr(SENTINEL),
         request_concurrency=3,
         retry=policy,
+        requests_per_minute=50,
+        tokens_per_minute=9_000,
     )
     await block.asave("saved-provider", overwrite=True)
     config = await (await PolluxProvider.named("saved-provider")).config()
     assert (config.key(), config.request_concurrency, config.retry) == (SENTINEL, 3, policy)
+    assert (config.requests_per_minute, config.tokens_per_minute) == (50, 9_000)
 
 
 async def test_a_provider_without_a_key_uses_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:

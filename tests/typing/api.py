@@ -50,6 +50,8 @@ def documents() -> None:
         request_concurrency=12,
         retry=RetryPolicy(max_attempts=5, initial_delay_s=1, max_elapsed_s=None),
         timeout_s=60,
+        requests_per_minute=500,
+        tokens_per_minute=200_000,
     )
     Config(provider="openai", model="gpt-5-nano", api_key=SecretStr("sk-…"))
     Config(provider="azure", model="m")  # type: ignore[arg-type]

@@ -1,0 +1,49 @@
+"""Rate-limit headers: what a provider says is left of an account's quota. Gemini says nothing of the kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+# As Go writes durations: 120ms, 1s, 7.66s, 6m0s, 1h2m3s.
+_DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_IN_SECONDS: Final = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
+
+
+def used_up_for(headers: Mapping[str, str]) -> float:
+    """Seconds until there is something left again; 0 when there is, or when nobody can tell."""
+    return max([*_openai(headers), *_anthropic(headers)], default=0.0)
+
+
+def _openai(headers: Mapping[str, str]) -> Iterator[float]:
+    """OpenAI, and servers that speak as it does."""
+    for of in ("requests", "tokens"):
+        # A server that counts nothing may send zeros all over.
+        if headers.get(f"x-ratelimit-remaining-{of}") == "0" and headers.get(f"x-ratelimit-limit-{of}") != "0":
+            yield _duration(headers.get(f"x-ratelimit-reset-{of}", ""))
+
+
+def _anthropic(headers: Mapping[str, str]) -> Iterator[float]:
+    for of in ("requests", "tokens", "input-tokens", "output-tokens"):
+        if headers.get(f"anthropic-ratelimit-{of}-remaining") == "0":
+            yield _until(headers.get(f"anthropic-ratelimit-{of}-reset", ""), headers.get("date", ""))
+
+
+def _duration(text: str) -> float:
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        return 0.0
+    return sum(float(amount) * unit for amount, unit in zip(found.groups("0"), _IN_SECONDS, strict=True))
+
+
+def _until(moment: str, date: str) -> float:
+    """By the provider's own clock where it shows it: ours may be minutes off."""
+    try:
+        reset = datetime.fromisoformat(moment)
+        now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        return (reset - now).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # no moments, or one that does not say in which time zone
+        return 0.0
