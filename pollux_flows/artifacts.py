@@ -67,7 +67,7 @@ async def leave_sweep(report: SweepReport) -> None:
     rows += [
         {"provider": file.provider, "file": file.file_id, "now": f"still there: {file.why}"} for file in report.left
     ]
-    rows += [{"provider": "", "file": "", "now": problem} for problem in report.unusable]
+    rows += [{"provider": "", "file": "", "now": problem} for problem in [*report.unusable, *report.unreadable]]
     await acreate_table_artifact(
         table=rows, key="pollux-sweep", description=f"{len(report.removed)} removed, {len(report.left)} still there"
     )

@@ -240,3 +240,4 @@ class SweepReport(Record):
     removed: list[SweptFile] = Field(default_factory=list)
     left: list[SweptFile] = Field(default_factory=list, description="Due, but still there: tried again next time.")
     unusable: list[str] = Field(default_factory=list, description="Providers that could not be asked, and why.")
+    unreadable: list[str] = Field(default_factory=list, description="Files on record in a way that nobody can read.")

@@ -16,6 +16,7 @@ from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.retry import Attempts, attempt
+from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import open_session
 from pollux_flows.source import Source
 
@@ -43,15 +44,22 @@ async def create_cache(
     plan = make_plan(request, await read_sources(request))
     async with open_session(config) as session, attached(plan, session, uuid4().hex) as attachments:
         create = session.module("caches").create
-        materials = await attachments.materials(range(len(plan.sources)))
-        # A create that broke off may have been done: asking again could pay for the same content twice.
-        attempts: Attempts[CacheHandle] = await attempt(
-            lambda: session.ask("cache", create(session.client, config.model, materials, options, ttl_seconds)),
-            policy=config.retry,
-            timeout_s=config.timeout_s,
-            slot=session.slot,
-            repeatable=False,
-        )
+
+        async def kept(materials: Sequence[Material]) -> Attempts[CacheHandle]:
+            # A create that broke off may have been done: asking again could pay for the same content twice.
+            return await attempt(
+                lambda: session.ask("cache", create(session.client, config.model, materials, options, ttl_seconds)),
+                policy=config.retry,
+                timeout_s=config.timeout_s,
+                slot=session.slot,
+                repeatable=False,
+            )
+
+        everything = range(len(plan.sources))
+        materials = await attachments.materials(everything)
+        attempts = await kept(materials)
+        if await attachments.lost(attempts.error, everything, materials):
+            attempts = await kept(await attachments.materials(everything))
     if attempts.error is not None:
         attempts.error.provider, attempts.error.phase = config.provider, "cache"
     return attempts.unwrap()

@@ -9,7 +9,7 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows.forms import async_form, sync_form
-from pollux_flows.pipeline.attach import account_of, delete_due
+from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.session import open_session
 from pollux_flows.result import SweepReport, SweptFile
 from pollux_flows.state.ledger import Ledger
@@ -33,15 +33,16 @@ async def _sweep() -> SweepReport:
     ledger = Ledger(open_store())
     removed: list[SweptFile] = []
     unusable: list[str] = []
-    seen: set[tuple[str, str | None, str]] = set()
+    unreadable: list[str] = []
+    seen: set[tuple[str, str | None, str | None]] = set()
     async for name, config in _configs(unusable):
-        account = await account_of(config, ledger)
-        if (config.provider, config.base_url, account) in seen:
+        account = (config.provider, config.base_url, config.key())
+        if config.use_mock or account in seen:  # what a simulator keeps ends with its process
             continue
-        seen.add((config.provider, config.base_url, account))
+        seen.add(account)
         try:
             async with open_session(config) as session:
-                deleted = await delete_due(session, ledger, account)
+                deleted = await delete_due(session, ledger)
         except PolluxError as error:
             unusable.append(f"{name}: {error}")
             continue
@@ -52,9 +53,9 @@ async def _sweep() -> SweepReport:
             file_id=due.uploaded.file_id if due.uploaded else f"named {due.marker}",
             why=due.why or "no key of its account was found here",
         )
-        for due in await ledger.due()
+        for due in await ledger.due(unreadable=unreadable)
     ]
-    report = SweepReport(removed=removed, left=left, unusable=unusable)
+    report = SweepReport(removed=removed, left=left, unusable=unusable, unreadable=unreadable)
     await artifacts.leave_sweep(report)
     return report
 

@@ -87,6 +87,8 @@ def refusal(
         provider=config.provider,
         phase=phase,
         error_category=category,
+        # A gateway may have given up on a provider that went on: only a plain no says that nothing was stored.
+        outcome_unknown=phase == "upload" and not 400 <= status < 500,  # noqa: PLR2004 (HTTP's own range)
     )
 
 

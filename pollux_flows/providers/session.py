@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module, util
@@ -14,13 +14,16 @@ from pollux_flows.config import Config
 from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.providers import limits
 from pollux_flows.providers.base import Call, ClientModule, GenerateModule, UpstreamError
-from pollux_flows.providers.uploads import FilesModule, UploadThread
+from pollux_flows.providers.uploads import FilesModule, UploadThreads
 from pollux_flows.result import Answer
+from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")
 
 # Looking for a file and deleting it is quick, and nobody's answer may wait for it.
 _HOUSEKEEPING_S: Final = 10.0
+# An account with very many files takes very many pages.
+_LISTING_S: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Session:
     config: Config
     client: Any
     slot: limits.Slot
-    uploads: UploadThread
+    uploads: UploadThreads
 
     async def check(self, call: Call) -> None:
         """Refuse, before anything is paid for, what only the finished request or the provider's catalogue shows."""
@@ -50,6 +53,10 @@ class Session:
         """What an operation with a client brings, on the thread for uploads."""
         return await self.ask("upload", self.uploads.run(operation))
 
+    async def file_ready(self, uploaded: Uploaded) -> Uploaded:
+        """The same file, once the provider can use it."""
+        return await self.ask("upload", self.files.ready(self.client, uploaded))
+
     async def file_exists(self, file_id: str) -> bool:
         return await self._in_time(self.files.exists(self.client, file_id))
 
@@ -57,18 +64,26 @@ class Session:
         """Gone already is as good as deleted."""
         await self._in_time(self.files.delete(self.client, file_id))
 
-    async def find_files(self, marker: str) -> list[str]:
-        """The provider's files whose name holds `marker`."""
-        return await self._in_time(self.files.find(self.client, marker))
+    async def find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
+        """For each marker the provider's files whose name holds it. One listing serves them all."""
+        return await self._in_time(self._find_files(markers), _LISTING_S)
 
-    async def _in_time(self, answer: Awaitable[T]) -> T:
+    async def _find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {marker: [] for marker in markers}
+        async for file_id, name in self.files.names(self.client):
+            for marker in markers:
+                if marker in name:
+                    found[marker].append(file_id)
+        return found
+
+    async def _in_time(self, answer: Awaitable[T], seconds: float = _HOUSEKEEPING_S) -> T:
         """What takes a provider a moment is not waited for longer than that."""
         try:
-            async with asyncio.timeout(_HOUSEKEEPING_S):
+            async with asyncio.timeout(seconds):
                 return await self.ask("upload", answer)
         except TimeoutError:
             raise APIError(
-                f"{self.config.provider} did not answer within {_HOUSEKEEPING_S:g} seconds.",
+                f"{self.config.provider} did not answer within {seconds:g} seconds.",
                 retryable=True,
                 provider=self.config.provider,
                 phase="upload",
@@ -102,7 +117,7 @@ class Session:
 async def open_session(config: Config) -> AsyncIterator[Session]:
     """Connect, and close whatever happens."""
     client = cast(ClientModule, import_module(f"pollux_flows.providers.{config.provider}.client"))
-    uploads = UploadThread(config)
+    uploads = UploadThreads(config)
     with limits.slot(config) as slot:
         async with client.connect(config) as connection:
             try:

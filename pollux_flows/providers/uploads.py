@@ -1,26 +1,32 @@
-"""Uploads: files on their way to a provider, on a thread and an event loop of their own.
+"""Uploads: files on their way to a provider, each on a thread and an event loop of its own.
 
 The SDKs read the files they are given with blocking calls, and google-genai sleeps in one between attempts: on the
-event loop of the run, a large file would stop every other call.
+event loop of the run, a large file would stop every other call, and one that cannot be read for a while all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, TypeVar, cast
-
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from io import BufferedIOBase
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from pollux_flows.config import Config
 from pollux_flows.providers.base import ClientModule
-from pollux_flows.providers.content import HashingReader
 from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")
+
+# How long a run that is over waits for uploads that do not take notice of that.
+_PATIENCE_S: Final = 3.0
+_log: Final = logging.getLogger("pollux_flows")
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class FileToSend:
     name: str
     mime_type: str
     size_bytes: int
-    body: HashingReader
+    body: BufferedIOBase
 
 
 class FilesModule(Protocol):
@@ -38,33 +44,82 @@ class FilesModule(Protocol):
 
     async def upload(self, client: Any, file: FileToSend, /) -> Uploaded: ...
 
+    async def ready(self, client: Any, uploaded: Uploaded, /) -> Uploaded: ...
+
     async def exists(self, client: Any, file_id: str, /) -> bool: ...
 
     async def delete(self, client: Any, file_id: str, /) -> None: ...
 
-    async def find(self, client: Any, marker: str, /) -> list[str]: ...
+    def names(self, client: Any, /) -> AsyncIterator[tuple[str, str]]: ...
 
 
-class UploadThread:
-    """Started by the first upload of a run, and ended with the run."""
+class UploadThreads:
+    """As many threads as a run has uploads at once, started when they are needed and ended with the run."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._portal: BlockingPortal | None = None
-        self._stack = ExitStack()
+        self._threads: list[_UploadThread] = []
+        self._idle: list[_UploadThread] = []
 
     async def run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
-        """`operation` with a client that belongs to the thread's own event loop."""
-        if self._portal is None:
-            self._portal = self._stack.enter_context(start_blocking_portal())
-        return await asyncio.wrap_future(self._portal.start_task_soon(self._connected, operation))
+        """`operation` with the client of a thread, on its event loop. Whoever is cancelled does not wait for it."""
+        if not self._idle:
+            self._idle.append(_UploadThread(self._config))
+            self._threads += self._idle
+        thread = self._idle.pop()
+        # A thread that hangs is given to nobody else: it is idle again when the operation has really ended.
+        return await asyncio.wrap_future(thread.begin(operation, lambda: self._idle.append(thread)))
 
     async def close(self) -> None:
-        """End the thread; an upload that is still under way is cancelled."""
-        if self._portal is not None:
-            await asyncio.to_thread(self._stack.close)
+        """End the threads, and what is under way with them. One that hangs in a read is left behind."""
+        if self._threads:
+            await asyncio.to_thread(self._end)
 
-    async def _connected(self, operation: Callable[[Any], Awaitable[T]]) -> T:
-        module = cast(ClientModule, import_module(f"pollux_flows.providers.{self._config.provider}.client"))
-        async with module.connect(self._config) as client:
-            return await operation(client)
+    def _end(self) -> None:
+        for thread in self._threads:
+            thread.end()
+        deadline = time.monotonic() + _PATIENCE_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if hanging := sum(thread.is_alive() for thread in self._threads):
+            _log.warning("%d upload(s) hang, probably in reading a file, and are left behind.", hanging)
+
+
+class _UploadThread(threading.Thread):
+    """An event loop and a client for one upload after the other. A daemon: it keeps no process from ending."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(name="pollux-upload", daemon=True)
+        self._config = config
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._open = AsyncExitStack()
+        self._client: Any = None
+        self.start()
+
+    def run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    def begin(self, operation: Callable[[Any], Awaitable[T]], then: Callable[[], None]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(self._do(operation, then), self._loop)
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+
+    async def _serve(self) -> None:
+        async with self._open:
+            await self._ended.wait()
+            under_way = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _do(self, operation: Callable[[Any], Awaitable[T]], then: Callable[[], None]) -> T:
+        try:
+            if self._client is None:
+                module = cast(ClientModule, import_module(f"pollux_flows.providers.{self._config.provider}.client"))
+                self._client = await self._open.enter_async_context(module.connect(self._config))
+            return await operation(self._client)
+        finally:
+            then()

@@ -125,7 +125,19 @@ class DiskStore:
     async def delete(self, *keys: str) -> None:
         await self._ask(lambda cache: [cache.delete(key) for key in keys], writes=True)
 
+    async def names(self, prefix: str) -> AsyncIterator[str]:
+        async for keys in self._pages(prefix):
+            for key in keys:
+                yield key
+
     async def scan(self, prefix: str) -> AsyncIterator[tuple[str, Json]]:
+        async for keys in self._pages(prefix):
+            found = await self.get_many(keys)
+            for key in keys:
+                if key in found:
+                    yield key, found[key]
+
+    async def _pages(self, prefix: str) -> AsyncIterator[list[str]]:
         # diskcache lists all its keys or none; the index that it keeps can do better.
         query = (
             "SELECT key FROM Cache WHERE key > ? AND key >= ? AND key < ? AND (expire_time IS NULL OR expire_time > ?)"
@@ -138,10 +150,7 @@ class DiskStore:
 
         while keys := await self._ask(page):
             last = keys[-1]
-            found = await self.get_many(keys)
-            for key in keys:
-                if key in found:
-                    yield key, found[key]
+            yield keys
 
     def close(self) -> None:
         """Let go of the file, once nobody waits for anything. The next operation opens it again."""

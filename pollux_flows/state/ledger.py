@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from typing import Final
 from uuid import uuid4
 
 from pollux_flows.config import ProviderName
-from pollux_flows.errors import APIError, PolluxError
+from pollux_flows.errors import APIError, ConfigurationError, PolluxError
 from pollux_flows.state import claims
 from pollux_flows.state.account import account
 from pollux_flows.state.claims import LEASE_S, Claim, Clock, LeaseLostError, unbroken
 from pollux_flows.state.identity import digest
 from pollux_flows.state.store import Json, Store
-from pollux_flows.state.upload import Due, Entry, Uploaded, UploadKey
+from pollux_flows.state.upload import Due, Entry, Leftover, Uploaded, UploadKey
 
 __all__ = ["Due", "Ledger", "Upload", "UploadKey", "Uploaded"]
 
@@ -29,6 +29,7 @@ Upload = Callable[[str], Awaitable[Uploaded]]
 
 OWNER_S: Final = 3600.0
 _DAY_S: Final = 86_400.0
+_NO_WAIT: Final = nullcontext()
 
 
 class Ledger:
@@ -58,12 +59,14 @@ class Ledger:
         owner_s: float | None = OWNER_S,
         keep_s: float | None = 0.0,
         patience_s: float | None = None,
+        turn: AbstractAsyncContextManager[object] = _NO_WAIT,
     ) -> Uploaded:
         """The file at the provider, which it will have for `margin_s` more, and which `owner` now uses.
 
         If there is none, exactly one of all who ask uploads it, and the others wait, at most `patience_s` for each
         upload. When it fails, those who waited fail with it; when its process dies or is cancelled, one of them takes
-        over. `keep_s` is what a release would say, in case that the owner dies before it.
+        over. `keep_s` is what a release would say, in case that the owner dies before it. `turn` is entered before the
+        upload is claimed: whoever dies leaves no more claims than there were turns.
         """
         began = self.clock()
         seen: str | None = None  # the upload that this one waited for
@@ -86,15 +89,24 @@ class Ledger:
             else:
                 await self._note(key, owner, owner_s)
                 marker = f"pollux-{uuid4().hex}"
-                if (claim := await self._claim(record, key, owner, marker)) is None:
-                    continue  # somebody was quicker: look again
-                file = await self._upload(claim, key, marker, upload, (owner, owner_s, keep_s))
+                async with turn:
+                    if (claim := await self._claim(record, key, owner, marker)) is None:
+                        continue  # somebody was quicker: look again
+                    file = await self._upload(claim, key, marker, upload, (owner, owner_s, keep_s))
                 if file is not None:
                     return file
 
     async def forget(self, key: UploadKey, file_id: str) -> None:
         """The provider no longer knows this file: the next `hold` uploads it again."""
         await self._change(key, lambda entry, _: entry.forgotten(file_id))
+
+    async def leave(
+        self, key: UploadKey, name: str, uploaded: Uploaded | None = None, /, *, after_s: float = 0.0
+    ) -> None:
+        """An attempt to upload it has left this file, or may have left one of this name, that nobody will use."""
+        at = self.clock() + after_s
+        left = Leftover(marker=name, uploaded=uploaded, due_at=at, reason="idle" if uploaded else "orphan")
+        await self._change(key, lambda entry, _: entry.leaving(left))
 
     async def renew(self, owner: str, *, owner_s: float | None = OWNER_S) -> None:
         """The owner lives, and still needs its files."""
@@ -126,11 +138,23 @@ class Ledger:
         await self.store.delete(*(_notes(owner) + key.name for key in keys))
         return [due for each in dues for due in each]
 
-    async def due(self, provider: ProviderName | None = None, account: str | None = None) -> list[Due]:
-        """All that is to be deleted by now: idle files, orphans to look for, and deletions that failed."""
+    async def due(
+        self, provider: ProviderName | None = None, account: str | None = None, *, unreadable: list[str] | None = None
+    ) -> list[Due]:
+        """All that is to be deleted by now: idle files, orphans to look for, and deletions that failed.
+
+        A record that nobody can read hides no other: what is wrong with it goes to `unreadable`.
+        """
         dues: list[Due] = []
-        async for _, record in self.store.scan("upload/"):
-            entry = Entry.read(record)
+        async for name in self.store.names("upload/"):
+            try:
+                if (record := await self.store.get(name)) is None:
+                    continue
+                entry = Entry.read(record)
+            except ConfigurationError as error:
+                if unreadable is not None:
+                    unreadable.append(str(error))
+                continue
             key = entry.key
             if entry.at(self.clock()) != entry:
                 await self._change(key, _as_it_is)  # by now

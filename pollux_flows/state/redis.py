@@ -153,11 +153,12 @@ class RedisStore:
     async def delete(self, *keys: str) -> None:
         await self._write([self._writing(key, "any", b"", b"", None) for key in keys])
 
+    async def names(self, prefix: str) -> AsyncIterator[str]:
+        for name in await self._names(prefix):
+            yield name
+
     async def scan(self, prefix: str) -> AsyncIterator[tuple[str, Json]]:
-        while True:
-            connection, names = self._connected, await self._names(prefix)
-            if connection == self._connected:  # to a Redis that was restarted meanwhile, the cursor meant nothing
-                break
+        names = await self._names(prefix)
         for start in range(0, len(names), _TOGETHER):
             for key, record in (await self.get_many(names[start : start + _TOGETHER])).items():
                 yield key, record
@@ -187,6 +188,12 @@ class RedisStore:
 
     async def _names(self, prefix: str) -> list[str]:
         """All at once: Redis knows no order."""
+        while True:
+            connection, names = self._connected, await self._scanned(prefix)
+            if connection == self._connected:  # to a Redis that was restarted meanwhile, the cursor meant nothing
+                return names
+
+    async def _scanned(self, prefix: str) -> list[str]:
         start = self._key("record", "")
         pattern = re.sub(rb"[\\*?\[\]]", rb"\\\g<0>", start + prefix.encode()) + b"*"
         cursor, names = b"0", set[bytes]()

@@ -53,6 +53,10 @@ class Store(Protocol):
         """Remove the records, those that cannot be read included."""
         ...
 
+    def names(self, prefix: str) -> AsyncIterator[str]:
+        """The names that begin so, in order, also of records that cannot be read."""
+        ...
+
     def scan(self, prefix: str) -> AsyncIterator[tuple[str, Json]]:
         """All records whose names begin so, by name. What is written meanwhile may be among them, or not."""
         ...

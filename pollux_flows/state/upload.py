@@ -234,7 +234,8 @@ class Entry(Record):
         )
 
     def deleted(self, marker: str) -> Self:
-        return self.but(leftovers=[each for each in self.leftovers if each.marker != marker])
+        """All whose name holds the marker are gone, also those of single attempts."""
+        return self.but(leftovers=[each for each in self.leftovers if marker not in each.marker])
 
     def undeleted(self, marker: str, why: str, now: float) -> Self:
         """It could not be deleted: later again, and each time later."""

@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 
-from pollux_flows import APIError, ConfigurationError, Options, Source, SourceError, create_cache, run, run_many
+from pollux_flows import (
+    APIError,
+    CacheError,
+    ConfigurationError,
+    Options,
+    Source,
+    SourceError,
+    create_cache,
+    run,
+    run_many,
+)
 from pollux_flows.config import ProviderName
 from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
@@ -315,7 +325,7 @@ async def test_a_file_that_changes_on_its_way_is_noticed(
     config: MakeConfig, sim: Simulator, tmp_path: Path, pdf: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the upload somebody wrote to it: nothing is asked of the wrong content, nothing is left."""
-    from pollux_flows.pipeline import attach
+    from pollux_flows.pipeline import send
     from pollux_flows.providers import content
 
     original = content.open_file
@@ -324,7 +334,7 @@ async def test_a_file_that_changes_on_its_way_is_noticed(
         (tmp_path / "report.pdf").write_bytes(PDF.replace(b"%PDF", b"%PDX"))
         return original(source)
 
-    monkeypatch.setattr(attach, "open_file", meddled)
+    monkeypatch.setattr(send, "open_file", meddled)
     with pytest.raises(SourceError, match="changed"):
         await run("What is it?", source=pdf, config=config("openai"))
     assert [request for request in sim.requests if request.operation == "generate"] == []
@@ -347,6 +357,33 @@ async def test_a_cache_can_hold_files(config: MakeConfig, sim: Simulator, pdf: S
     assert uploads(sim) == 1
     envelope = await run("What is it?", config=config("gemini"), options=Options(cache=handle))
     assert envelope.metrics["cache_used"]
+
+
+@pytest.mark.parametrize("others", [0, 2])
+async def test_a_cache_is_made_of_files_that_the_provider_has_forgotten(
+    config: MakeConfig, sim: Simulator, tmp_path: Path, pdf: Source, *, others: int
+) -> None:
+    """Those are uploaded again, and only those; the cache is created then."""
+    for index in range(others):
+        (tmp_path / f"{index}.pdf").write_bytes(PDF + bytes([index]))
+    kept = [Source.from_file(tmp_path / f"{index}.pdf") for index in range(others)]
+    await run_many(["What is it?"], sources=[pdf, *kept], config=config("gemini"))
+    sim.files[0].deleted_at = sim.clock()
+    lost = sim.files[0].sha256
+    handle = await create_cache([pdf, *kept], config=config("gemini"))
+    assert [file.sha256 for file in sim.files[1 + others :]] == [lost]
+    assert (await run("Why?", config=config("gemini"), options=Options(cache=handle))).metrics["cache_used"]
+
+
+async def test_a_cache_that_is_refused_for_another_reason_uploads_nothing_again(
+    config: MakeConfig, sim: Simulator, pdf: Source
+) -> None:
+    """What the provider said about it stands."""
+    sim.fail(Fault(status=400, message="too small"), operation="cache.create", times=None)
+    with pytest.raises(CacheError, match="too small"):
+        await create_cache([pdf], config=config("gemini"))
+    assert uploads(sim) == 1
+    assert len([request for request in sim.requests if request.operation == "cache.create"]) == 1
 
 
 def test_two_processes_at_once_upload_three_files_in_all(

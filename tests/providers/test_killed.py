@@ -16,7 +16,7 @@ import pytest
 
 from pollux_flows import Source, run
 from pollux_flows.config import ProviderName
-from pollux_flows.pipeline.attach import account_of, delete_due
+from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.claims import LEASE_S
@@ -29,8 +29,8 @@ PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
 PROGRAM = textwrap.dedent("""
     import asyncio, functools, sys
     from pollux_flows import Config, Source, run
-    from pollux_flows.pipeline import attach
-    attach.Ledger = functools.partial(attach.Ledger, lease_s=1.0)  # whoever comes next need not wait long
+    from pollux_flows.pipeline import cleanup
+    cleanup.Ledger = functools.partial(cleanup.Ledger, lease_s=1.0)  # whoever comes next need not wait long
     provider, model, key, address, path = sys.argv[1:]
     config = Config(provider=provider, model=model, api_key=key, base_url=address, timeout_s=60)
     print(asyncio.run(run("What is it?", source=Source.from_file(path), config=config)).status)
@@ -84,7 +84,7 @@ def test_killed_in_the_middle_of_an_upload(
         ledger = Ledger(open_store(), clock=lambda: later)
         settings = config(provider)
         async with open_session(settings) as session:
-            await delete_due(session, ledger, await account_of(settings, ledger))
+            await delete_due(session, ledger)
 
     asyncio.run(sweep_later())
     assert [file for file in sim.files if file.state == "active"] == []

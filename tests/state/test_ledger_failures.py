@@ -125,6 +125,76 @@ async def test_a_disk_that_fails_after_the_upload_is_told(
     assert [due.marker for due in await ledger.due()] == provider.markers
 
 
+# --- Left behind by an attempt ------------------------------------------------------------------------------------
+
+
+async def test_what_an_attempt_has_left_is_due(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+    """By its id or by its name, at once or later; the file that is used stays out of it."""
+
+    async def upload(marker: str) -> Uploaded:
+        await ledger.leave(KEY, f"{marker}-0001")
+        await ledger.leave(KEY, f"{marker}-0002", Uploaded(file_id="copy"))
+        await ledger.leave(KEY, f"{marker}-0003", after_s=60)
+        return await provider.upload(marker)
+
+    used = await ledger.hold(KEY, "run", upload)
+    first, second = await ledger.due()
+    assert (first.marker, first.uploaded) == (f"{provider.markers[0]}-0001", None)
+    assert second.uploaded is not None
+    assert second.uploaded.file_id == "copy"
+    assert await removed(ledger, [first, second]) == [first.marker, "copy"]
+    assert await ledger.due() == []
+    assert await ledger.hold(KEY, "other", provider.upload) == used
+    clock.now += 60
+    assert [due.marker for due in await ledger.due()] == [f"{provider.markers[0]}-0003"]
+
+
+async def test_who_looks_for_all_attempts_need_not_look_for_each(
+    ledger: Ledger, provider: Provider, clock: Clock
+) -> None:
+    """Their names begin with the marker of the upload."""
+    provider.fails = [OSError("The network is down.")]
+
+    async def upload(marker: str) -> Uploaded:
+        await ledger.leave(KEY, f"{marker}-0001")
+        return await provider.upload(marker)
+
+    with pytest.raises(OSError, match="down"):
+        await ledger.hold(KEY, "run", upload)
+    clock.now += ledger.lease_s
+    assert [due.marker for due in await ledger.due()] == provider.markers
+
+
+async def test_no_more_is_claimed_than_there_are_turns(ledger: Ledger, provider: Provider, store: Store) -> None:
+    """Whoever dies then leaves as many intents; those that wait for their turn have claimed nothing."""
+    keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(20)]
+    turn = asyncio.Semaphore(2)
+    provider.gate = asyncio.Event()
+    holding = [asyncio.ensure_future(ledger.hold(key, "run", provider.upload, turn=turn)) for key in keys]
+    await provider.asked(2)
+    await asyncio.sleep(0.05)
+    assert len([key async for key, _ in store.scan("upload/")]) == 2
+    provider.gate.set()
+    await asyncio.gather(*holding)
+    assert len(provider.markers) == 20
+
+
+async def test_who_waits_for_somebody_elses_upload_takes_no_turn(ledger: Ledger, provider: Provider) -> None:
+    """The only turn is free for another file meanwhile."""
+    provider.gate = asyncio.Event()
+    elsewhere = asyncio.ensure_future(ledger.hold(KEY, "elsewhere", provider.upload))
+    await provider.asked()
+    turn = asyncio.Semaphore(1)
+    waiting = asyncio.ensure_future(ledger.hold(KEY, "run", provider.upload, turn=turn))
+    await asyncio.sleep(0.05)
+    other = KEY.model_copy(update={"sha256": "other"})
+    quick = Provider(provider.clock)
+    assert (await ledger.hold(other, "run", quick.upload, turn=turn)).file_id == "file-1"
+    assert not waiting.done()
+    provider.gate.set()
+    assert await waiting == await elsewhere
+
+
 # --- Killed (the processes that are, are in test_ledger_processes.py) ---------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import Json, Store
 from tests.state.places import DAY, KEY, Clock, Provider, names, removed
+from tests.state.servers import client
 
 # --- Owners -------------------------------------------------------------------------------------------------------
 
@@ -198,3 +201,33 @@ async def test_an_entry_that_cannot_be_read_is_told(ledger: Ledger, provider: Pr
     with pytest.raises(ConfigurationError, match="cannot be read: UploadKey is not usable"):
         await ledger.hold(KEY, "run", provider.upload)
     assert provider.markers == []
+
+
+def damage(address: str, key: str) -> None:
+    """Behind the store's back, so that what stands there is no JSON."""
+    kind, _, place = address.partition(":")
+    if kind == "disk":
+        with sqlite3.connect(Path(place) / "cache.db", isolation_level=None) as database:
+            assert database.execute("UPDATE Cache SET value = ? WHERE key = ?", (b"{", key)).rowcount == 1
+    else:
+        url, _, prefix = place.partition("#")
+        with client(url) as behind:
+            assert behind.set(f"{prefix}record:{key}", b"{", xx=True)
+
+
+async def test_an_entry_that_cannot_be_read_hides_no_other(
+    ledger: Ledger, provider: Provider, store: Store, address: str
+) -> None:
+    """One is no JSON, one no entry; what is due beside them is found, and what is wrong is told."""
+    keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(6)]
+    for key in keys:
+        await ledger.hold(key, "run", provider.upload)
+    await ledger.release("run", keep_s=0)
+    damage(address, keys[1].name)
+    await store.put(keys[2].name, {"key": "is no key", "marker": 7})
+    unreadable: list[str] = []
+    due = await ledger.due(unreadable=unreadable)
+    assert {each.key for each in due} == set(keys) - {keys[1], keys[2]}
+    assert len(unreadable) == 2
+    assert any(keys[1].name in problem and "damaged" in problem for problem in unreadable)
+    assert any("cannot be read: UploadKey" in problem for problem in unreadable)

@@ -117,6 +117,7 @@ async def test_a_scan_finds_what_begins_so(store: Store) -> None:
     await store.put_many({**records, "a": {}, "a.": {}, "a0": {}, "A/1": {}, "b/1": {}, "%": {}})
     assert [pair async for pair in store.scan("a/")] == sorted(records.items())
     assert len([key async for key, _ in store.scan("")]) == 606
+    assert [name async for name in store.names("a/")] == sorted(records)
     assert [key async for key, _ in store.scan("c")] == []
 
 

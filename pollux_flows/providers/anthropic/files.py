@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pollux_flows.providers.uploads import FileToSend
@@ -19,6 +20,11 @@ async def upload(client: AsyncAnthropic, file: FileToSend) -> Uploaded:
     asked_at = time.time()
     kept = await client.files.upload(file=(file.name, cast(Any, file.body), file.mime_type), expires_in_seconds=KEPT_S)
     return Uploaded(file_id=kept.id, expires_at=asked_at + KEPT_S)
+
+
+async def ready(_client: AsyncAnthropic, uploaded: Uploaded) -> Uploaded:
+    """It is as soon as it is there."""
+    return uploaded
 
 
 async def exists(client: AsyncAnthropic, file_id: str) -> bool:
@@ -40,6 +46,7 @@ async def delete(client: AsyncAnthropic, file_id: str) -> None:
         return  # gone is gone, whoever did it
 
 
-async def find(client: AsyncAnthropic, marker: str) -> list[str]:
-    """The files whose name holds `marker`."""
-    return [file.id async for file in client.files.list(limit=1000) if marker in file.filename]
+async def names(client: AsyncAnthropic) -> AsyncIterator[tuple[str, str]]:
+    """The id and the name of every file."""
+    async for file in client.files.list(limit=1000):
+        yield file.id, file.filename

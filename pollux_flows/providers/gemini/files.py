@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
 from pollux_flows.providers.base import UpstreamError
@@ -11,25 +12,44 @@ from pollux_flows.providers.uploads import FileToSend
 from pollux_flows.state.upload import Uploaded
 
 if TYPE_CHECKING:
-    from google.genai import Client, types
+    from google.genai import Client
 
 # What Google keeps a file for; it cannot be chosen.
 KEPT_S: Final = 48 * 3600
+_NOT_READY: Final = {"PROCESSING", "FAILED"}
 _POLL_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 # Forbidden is how Gemini says that there is no such file, or that it is somebody else's.
 _GONE: Final = {403, 404}
 
 
 async def upload(client: Client, file: FileToSend) -> Uploaded:
-    """Upload, and wait until Gemini has looked through it: a video takes a while."""
     from google.genai import types
 
     asked_at = time.time()
     config = types.UploadFileConfig(mime_type=file.mime_type, display_name=file.name)
     kept = await client.aio.files.upload(file=file.body, config=config)
-    kept = await _active(client, kept)
-    expires_at = kept.expiration_time.timestamp() if kept.expiration_time else asked_at + KEPT_S
-    return Uploaded(file_id=kept.name or "", uri=kept.uri, expires_at=expires_at)
+    return Uploaded(
+        file_id=kept.name or "",
+        uri=kept.uri,
+        expires_at=kept.expiration_time.timestamp() if kept.expiration_time else asked_at + KEPT_S,
+        details={"state": kept.state.value} if kept.state and kept.state.value in _NOT_READY else {},
+    )
+
+
+async def ready(client: Client, uploaded: Uploaded) -> Uploaded:
+    """Wait until Gemini has looked through it: a video takes a while."""
+    polls = 0
+    while uploaded.details:
+        file = await client.aio.files.get(name=uploaded.file_id)
+        state = file.state.value if file.state else None
+        if state == "FAILED":
+            said = (file.error and file.error.message) or "no reason given"
+            raise UpstreamError(400, {"error": {"message": f"the file could not be processed: {said}"}})
+        if state not in _NOT_READY:
+            return uploaded.model_copy(update={"details": {}})
+        await asyncio.sleep(_POLL_S[min(polls, len(_POLL_S) - 1)])
+        polls += 1
+    return uploaded
 
 
 async def exists(client: Client, file_id: str) -> bool:
@@ -54,19 +74,7 @@ async def delete(client: Client, file_id: str) -> None:
             raise
 
 
-async def find(client: Client, marker: str) -> list[str]:
-    """The files whose name holds `marker`."""
-    listed = await client.aio.files.list(config={"page_size": 100})
-    return [file.name or "" async for file in listed if marker in (file.display_name or "")]
-
-
-async def _active(client: Client, file: types.File) -> types.File:
-    polls = 0
-    while file.state is not None and file.state.value == "PROCESSING":
-        await asyncio.sleep(_POLL_S[min(polls, len(_POLL_S) - 1)])
-        polls += 1
-        file = await client.aio.files.get(name=file.name or "")
-    if file.state is not None and file.state.value == "FAILED":
-        said = (file.error and file.error.message) or "no reason given"
-        raise UpstreamError(400, {"error": {"message": f"the file could not be processed: {said}"}})
-    return file
+async def names(client: Client) -> AsyncIterator[tuple[str, str]]:
+    """The id and the name of every file."""
+    async for file in await client.aio.files.list(config={"page_size": 100}):
+        yield file.name or "", file.display_name or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pollux_flows.providers.uploads import FileToSend
@@ -23,6 +24,11 @@ async def upload(client: AsyncOpenAI, file: FileToSend) -> Uploaded:
     return Uploaded(file_id=kept.id, expires_at=(kept.expires_at or kept.created_at + KEPT_S))
 
 
+async def ready(_client: AsyncOpenAI, uploaded: Uploaded) -> Uploaded:
+    """It is as soon as it is there."""
+    return uploaded
+
+
 async def exists(client: AsyncOpenAI, file_id: str) -> bool:
     from openai import NotFoundError
 
@@ -42,6 +48,7 @@ async def delete(client: AsyncOpenAI, file_id: str) -> None:
         return  # gone is gone, whoever did it
 
 
-async def find(client: AsyncOpenAI, marker: str) -> list[str]:
-    """The files whose name holds `marker`."""
-    return [file.id async for file in client.files.list(purpose="user_data") if marker in file.filename]
+async def names(client: AsyncOpenAI) -> AsyncIterator[tuple[str, str]]:
+    """The id and the name of every file."""
+    async for file in client.files.list(purpose="user_data"):
+        yield file.id, file.filename

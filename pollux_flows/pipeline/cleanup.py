@@ -1,0 +1,104 @@
+"""Cleanup: delete at the providers what nobody has a use for any more."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from itertools import compress
+from pathlib import Path
+from typing import Final
+
+from pollux_flows.config import Config
+from pollux_flows.errors import APIError, PolluxError
+from pollux_flows.providers.session import Session
+from pollux_flows.state.ledger import Ledger
+from pollux_flows.state.store import Store, open_store
+from pollux_flows.state.upload import Due
+
+_AT_ONCE: Final = 4
+# A run waits so long for its files to be deleted; the rest is left to `sweep`.
+_GIVE_BACK_S: Final = 30.0
+_log: Final = logging.getLogger("pollux_flows")
+
+
+def open_ledger(config: Config) -> Ledger:
+    """Where it is written down which files the provider has."""
+    return Ledger(_simulated() if config.use_mock else open_store())
+
+
+async def give_back(session: Session, ledger: Ledger, owner: str) -> None:
+    """Give a run's files back, and delete those that nobody may use any more; what takes long is left to `sweep`.
+
+    The answers are paid for by now: nothing that goes wrong here may cost one.
+    """
+    try:
+        async with asyncio.timeout(_GIVE_BACK_S):
+            await delete(session, ledger, await ledger.release(owner, keep_s=session.config.keep_files_s))
+    except (PolluxError, TimeoutError) as error:
+        _log.warning("Some files of this run are left for the flow `sweep` to delete: %s", error or "it took too long")
+
+
+async def delete_due(session: Session, ledger: Ledger) -> list[str]:
+    """Delete all that this account has no more use for, whoever has used it."""
+    config = session.config
+    due = await ledger.due(provider=config.provider, account=await ledger.account(config.key()))
+    return await delete(session, ledger, [each for each in due if each.key.base_url == config.base_url])
+
+
+async def delete(session: Session, ledger: Ledger, dues: Sequence[Due]) -> list[str]:
+    """Delete these; what cannot be deleted now is left for the next time."""
+    turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def known(due: Due, file_id: str) -> list[str]:
+        async with turn:
+            return await gone(due, [file_id]) if await ledger.deleting(due) else []
+
+    async def lost() -> list[str]:
+        """Those of which only the name is known: one listing finds them all."""
+        orphans = [due for due in dues if due.uploaded is None]
+        won = await asyncio.gather(*map(ledger.deleting, orphans))
+        claimed = list(compress(orphans, won))
+        if not claimed:
+            return []
+        try:
+            found = await session.find_files({due.marker for due in claimed})
+        except APIError as error:
+            await asyncio.gather(*(ledger.deletion_failed(due, error.message) for due in claimed))
+            return []
+        return _flat(await asyncio.gather(*(found_one(due, found[due.marker]) for due in claimed)))
+
+    async def found_one(due: Due, file_ids: list[str]) -> list[str]:
+        async with turn:
+            return await gone(due, file_ids)
+
+    async def gone(due: Due, file_ids: list[str]) -> list[str]:
+        try:
+            for file_id in file_ids:
+                await session.delete_file(file_id)
+        except APIError as error:
+            await ledger.deletion_failed(due, error.message)
+            return []
+        await ledger.deleted(due)
+        return file_ids
+
+    deleting = [known(due, due.uploaded.file_id) for due in dues if due.uploaded is not None]
+    return _flat(await asyncio.gather(*deleting, lost()))
+
+
+def _flat(lists: Sequence[list[str]]) -> list[str]:
+    return [each for some in lists for each in some]
+
+
+@cache
+def _simulated() -> Store:
+    """The simulator of a process ends with it, and what it keeps, and so does what is known of that."""
+    from pollux_flows.state.disk import DiskStore
+
+    folder = tempfile.mkdtemp(prefix="pollux-simulated-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return DiskStore(Path(folder))

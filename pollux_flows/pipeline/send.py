@@ -1,0 +1,146 @@
+"""Send: one file to its provider, again if that fails, with a note of whatever that may have left there."""
+
+from __future__ import annotations
+
+import io
+import mimetypes
+from collections.abc import Awaitable, Callable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, Protocol, TypeVar
+
+from pollux_flows.errors import APIError, PolluxError
+from pollux_flows.pipeline.retry import Attempts, attempt
+from pollux_flows.providers.content import Content, HashingReader, changed, open_file
+from pollux_flows.providers.session import Session
+from pollux_flows.providers.uploads import FileToSend
+from pollux_flows.source import Source
+from pollux_flows.state.claims import LEASE_S
+from pollux_flows.state.upload import Uploaded
+
+T = TypeVar("T")
+
+
+class Leave(Protocol):
+    """Notes what is to be deleted: this file or, where it is not known, whatever has this name, after so long."""
+
+    async def __call__(self, name: str, uploaded: Uploaded | None = None, /, *, after_s: float = 0.0) -> None: ...
+
+
+async def send(session: Session, source: Source, content: Content, marker: str, leave: Leave) -> Uploaded:
+    """Have the provider keep the file, under a name that begins with `marker`."""
+    try:
+        return await _Sending(session, source, content, marker, leave).done()
+    except APIError as error:
+        # What may have been stored is on record, and storing it cost nothing.
+        error.outcome_unknown = False
+        error.provider, error.phase = session.config.provider, "upload"
+        raise
+
+
+@dataclass
+class _Sending:
+    session: Session
+    source: Source
+    content: Content
+    marker: str
+    leave: Leave
+    attempts: int = 0
+    in_doubt: list[str] = field(default_factory=list)
+    """The names of attempts that may have arrived all the same."""
+
+    async def done(self) -> Uploaded:
+        try:
+            name, uploaded, is_whole = await self._tried(self._attempt)
+        except PolluxError:
+            for doubtful in self.in_doubt:
+                await self.leave(doubtful, after_s=LEASE_S)  # the last one may still be on its way
+            raise
+        for doubtful in self.in_doubt:
+            await self.leave(doubtful)
+        try:
+            if not is_whole:
+                raise changed(self.source)
+            return await self._tried(lambda: self.session.file_ready(uploaded))
+        except PolluxError:
+            await self.leave(name, uploaded)
+            raise
+
+    async def _tried(self, operation: Callable[[], Awaitable[T]]) -> T:
+        config = self.session.config
+        attempts: Attempts[T] = await attempt(
+            operation, policy=config.retry, timeout_s=config.timeout_s, slot=nullcontext()
+        )
+        return attempts.unwrap()
+
+    async def _attempt(self) -> tuple[str, Uploaded, bool]:
+        """Under a name of its own, so that it can be told from the others."""
+        self.attempts += 1
+        name = f"{self.marker}-{self.attempts:04}"
+        try:
+            uploaded, is_whole = await self.session.upload(partial(self._upload, name))
+        except APIError as error:
+            if not error.outcome_unknown and name in self.in_doubt:
+                self.in_doubt.remove(name)
+            raise
+        self.in_doubt.remove(name)
+        return name, uploaded, is_whole
+
+    async def _upload(self, name: str, client: Any) -> tuple[Uploaded, bool]:
+        """The file at the provider, and whether that is what was examined."""
+        mime_type, size_bytes = self.content.mime_type, self.content.size_bytes
+        with closing(open_file(self.source)) as body:
+            file = FileToSend(name + _ending(self.source, mime_type), mime_type, size_bytes, _Watched(body, size_bytes))
+            self.in_doubt.append(name)
+            try:
+                return await self.session.files.upload(client, file), body.read_whole(self.content)
+            except Exception as error:  # noqa: BLE001 (an SDK may throw anything at a file that changes as it is read)
+                failure = error
+            if _is_unchanged(body, self.content):
+                raise failure
+        # Not from within: a provider's own error holds the request, with the key, and must not even be the context.
+        raise changed(self.source)
+
+
+class _Watched(io.BufferedIOBase):
+    """A file that says so when it ends too early: google-genai would send the nothing that is left for ever."""
+
+    def __init__(self, file: HashingReader, size_bytes: int) -> None:
+        self._file, self._size_bytes = file, size_bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self._file.read(size)
+        if not data and size != 0 and self._file.tell() < self._size_bytes:
+            raise EOFError("The file has become shorter.")
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _is_unchanged(body: HashingReader, content: Content) -> bool:
+    """Whether the file has the length that was examined and, where all of it has been read, that content."""
+    try:
+        if body.tell() == content.size_bytes and not body.read_whole(content):
+            return False
+        return body.seek(0, io.SEEK_END) == content.size_bytes
+    except (OSError, ValueError):
+        return True  # nobody can tell, so what the provider said stands
+
+
+def _ending(source: Source, mime_type: str) -> str:
+    """What says, in a file's name, what it is: OpenAI believes nothing else."""
+    own = PurePosixPath(str(source.uri)).suffix
+    honest = mimetypes.guess_type(f"file{own}")[0] == mime_type
+    return own if honest else mimetypes.guess_extension(mime_type) or ""
