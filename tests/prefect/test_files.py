@@ -11,8 +11,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from pollux_flows import Source
 from pollux_flows.blocks import PolluxProvider
-from pollux_flows.flows import asweep, broadcast, fan_out, sweep
-from pollux_flows.simulator import Simulator
+from pollux_flows.flows import afan_out, asweep, broadcast, fan_out, sweep
+from pollux_flows.simulator import Simulator, in_process
+from pollux_flows.state.store import open_store
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
 
@@ -52,11 +53,46 @@ async def test_sweep_removes_idle_files_and_says_which(
         removed += [file.file_id for file in (await asweep()).removed]
     assert sorted(removed) == sorted(file.id for file in simulator.files)
     assert [file.state for file in simulator.files] == ["deleted"] * 3
+    assert any(removed[0] in table for table in await tables())
+
+
+async def tables() -> list[str]:
+    """What sweeps have left in the UI."""
     async with get_client() as client:
-        tables = await client.read_artifacts(
+        found = await client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["pollux-sweep"]))
         )
-    assert any(removed[0] in str(table.data) for table in tables)
+    return [str(table.data) for table in found]
+
+
+async def test_sweep_goes_on_after_a_record_that_nobody_can_read(
+    provider: PolluxProvider, simulator: Simulator, papers: list[Source]
+) -> None:
+    """It is told, in the result and in the table, and hides no other file."""
+    brief = provider.model_copy(update={"keep_files_s": 0.01})
+    await brief.asave("brief", overwrite=True)
+    fan_out(["What is it?"], brief, sources=papers)
+    names = [name async for name in open_store().names("upload/")]
+    await open_store().put(names[0], {"key": "is no key"})
+    report = await asweep()
+    assert (len(report.removed), len(report.unreadable)) == (2, 1)
+    assert "cannot be read" in report.unreadable[0]
+    assert len([file for file in simulator.files if file.state == "active"]) == 1
+    assert any("cannot be read" in table for table in await tables())
+
+
+async def test_what_is_simulated_concerns_no_sweep(papers: list[Source]) -> None:
+    """It ends with its process, so nobody writes down that it is there; runs of this process share it all the same."""
+    mock = PolluxProvider(provider="openai", model="gpt-4.1-mini", use_mock=True, keep_files_s=0.01)
+    await mock.asave("simulated", overwrite=True)
+    before = len(in_process().files)
+    kept = mock.model_copy(update={"keep_files_s": 60.0})
+    for simulated in (kept, kept, mock):
+        assert (await afan_out(["What is it?"], simulated, sources=papers)).status == "ok"
+    assert len(in_process().files) == before + 3
+    assert [name async for name in open_store().names("upload/")] == []
+    report = await asweep()
+    assert (report.removed, report.left) == ([], [])
 
 
 def test_sweep_names_what_it_has_no_key_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -31,6 +32,7 @@ from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state.store import open_store
 from tests.loopback import SDKS, MakeConfig, every_provider
 
 ROOT = Path(__file__).parents[2]
@@ -404,6 +406,27 @@ def test_two_processes_at_once_upload_three_files_in_all(
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate(timeout=50)[0].strip() for process in both] == ["ok", "ok"]
     assert uploads(sim) == 3
+
+
+def test_a_simulated_run_leaves_nothing_behind(tmp_path: Path, pdf: Source) -> None:
+    """What its provider knew ends with the process, and so does what was written down about that."""
+    program = textwrap.dedent("""
+        import asyncio, sys
+        from pollux_flows import Config, Source, run
+        config = Config(provider="openai", model="gpt-4.1-mini", use_mock=True)
+        print(asyncio.run(run("What is it?", source=Source.from_file(sys.argv[1]), config=config)).status)
+    """)
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-c", program, str(pdf.uri)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=True)
+    assert ended.stdout.strip() == "ok"
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert asyncio.run(recorded()) == []
+
+
+async def recorded() -> list[str]:
+    return [name async for name in open_store().names("upload/")]
 
 
 def test_what_the_options_say_of_files_is_json(pdf: Source) -> None:

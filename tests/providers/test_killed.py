@@ -9,12 +9,12 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from pollux_flows import Source, run
+from pollux_flows import Source, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.session import open_session
@@ -28,18 +28,18 @@ ROOT = Path(__file__).parents[2]
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
 PROGRAM = textwrap.dedent("""
     import asyncio, functools, sys
-    from pollux_flows import Config, Source, run
+    from pollux_flows import Config, Source, run_many
     from pollux_flows.pipeline import cleanup
     cleanup.Ledger = functools.partial(cleanup.Ledger, lease_s=1.0)  # whoever comes next need not wait long
-    provider, model, key, address, path = sys.argv[1:]
+    provider, model, key, address, *paths = sys.argv[1:]
     config = Config(provider=provider, model=model, api_key=key, base_url=address, timeout_s=60)
-    print(asyncio.run(run("What is it?", source=Source.from_file(path), config=config)).status)
+    print(asyncio.run(run_many("What is it?", sources=list(map(Source.from_file, paths)), config=config)).status)
 """)
 
 
-def started(provider: ProviderName, address: str, path: Path, home: Path) -> subprocess.Popen[str]:
+def started(provider: ProviderName, address: str, paths: Iterable[Path], home: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "POLLUX_HOME": str(home)}
-    command = [sys.executable, "-c", PROGRAM, provider, MODELS[provider], KEY, address, str(path)]
+    command = [sys.executable, "-c", PROGRAM, provider, MODELS[provider], KEY, address, *map(str, paths)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -68,7 +68,7 @@ def test_killed_in_the_middle_of_an_upload(
     operation = "file.upload_chunk" if provider == "gemini" else "file.create"
     sim.fail(Fault(kind="drop_after"), operation=operation, times=1)  # stored, no reply
     sim.fail(Fault(kind="hang"), operation=operation, times=None)  # and then nothing answers any more
-    killed = started(provider, sim.base_url(provider, world[1]), tmp_path / "report.pdf", home)
+    killed = started(provider, sim.base_url(provider, world[1]), [tmp_path / "report.pdf"], home)
     wait_until(lambda: len(sim.files) == 1)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -92,6 +92,44 @@ def test_killed_in_the_middle_of_an_upload(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("provider", SDKS)
+def test_killed_in_the_middle_of_many_uploads(
+    provider: ProviderName,
+    world: tuple[Simulator, str],
+    sim: Simulator,
+    config: MakeConfig,
+    tmp_path: Path,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It leaves no more claims than it had uploads under way, and one listing finds what those have left."""
+    home = tmp_path / "pollux"
+    monkeypatch.setenv("POLLUX_HOME", str(home))
+    paths = [tmp_path / f"{index}.pdf" for index in range(30)]
+    for index, path in enumerate(paths):
+        path.write_bytes(PDF + bytes([index]))
+    operation = "file.upload_chunk" if provider == "gemini" else "file.create"
+    sim.fail(Fault(kind="drop_after"), operation=operation, times=4)
+    sim.fail(Fault(kind="hang"), operation=operation, times=None)
+    killed = started(provider, sim.base_url(provider, world[1]), paths, home)
+    wait_until(lambda: len([request for request in sim.requests if request.operation == operation]) == 8)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    sim.faults.clear()
+
+    async def intents() -> int:
+        return len([name async for name in open_store().names("upload/")])
+
+    assert asyncio.run(intents()) == 4
+    envelope = asyncio.run(
+        run_many("What are they?", sources=[Source.from_file(path) for path in paths], config=config(provider))
+    )
+    assert envelope.status == "ok"
+    assert len([request for request in sim.requests if request.operation == "file.list"]) == 1
+    assert (len(sim.files), len([file for file in sim.files if file.state == "active"])) == (34, 30)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("provider", SDKS)
 def test_a_large_file_costs_little_memory(
     provider: ProviderName, world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
 ) -> None:
@@ -102,7 +140,7 @@ def test_a_large_file_costs_little_memory(
         with path.open("wb") as file:
             file.write(PDF)
             file.truncate(max(size, len(PDF)))
-        process = started(provider, sim.base_url(provider, world[1]), path, tmp_path / "pollux")
+        process = started(provider, sim.base_url(provider, world[1]), [path], tmp_path / "pollux")
         assert process.stdout is not None
         assert process.stdout.read().strip() == "ok"
         _, _, used = os.wait4(process.pid, 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pollux_flows import APIError, Config, RetryPolicy, Source, SourceError, run
+from pollux_flows import APIError, Config, RetryPolicy, Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.base import UpstreamError
@@ -20,7 +20,7 @@ from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.state.claims import LEASE_S
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import open_store
-from tests.loopback import SDKS, MakeConfig
+from tests.loopback import ONCE, SDKS, MakeConfig
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
 
@@ -186,6 +186,23 @@ async def test_a_server_error_of_a_call_is_no_unknown_outcome(config: MakeConfig
     with pytest.raises(APIError) as told:
         await run("p", config=config("openai"))
     assert told.value.outcome_unknown is False
+
+
+@on_sdks
+async def test_one_listing_finds_them_all(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many have been left behind; and whatever else the account has, stays."""
+    sources = []
+    for index in range(6):
+        (tmp_path / f"{index}.pdf").write_bytes(PDF + bytes([index]))
+        sources.append(Source.from_file(tmp_path / f"{index}.pdf"))
+    await run("What is it?", source=sources[0], config=config(provider))
+    stores_and_says(provider, 504, monkeypatch)
+    with pytest.raises(APIError, match="gateway timeout"):
+        await run_many(["What are they?"], sources=sources, config=config(provider, retry=ONCE))
+    await swept(config(provider), later_s=LEASE_S + 1)
+    assert (searches(sim), there(sim)) == (1, sim.files[:1])
 
 
 @on_sdks

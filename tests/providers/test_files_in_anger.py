@@ -1,0 +1,171 @@
+"""Files when everything around them moves: accounts, addresses, expiry, forgetful providers, a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux_flows import Config, Source, run
+from pollux_flows.config import ProviderName
+from pollux_flows.pipeline import cleanup
+from pollux_flows.pipeline.cleanup import delete_due
+from pollux_flows.pipeline.execute import execute_plan
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.providers.session import open_session
+from pollux_flows.result import Outcome
+from pollux_flows.simulator import Simulator, serve
+from pollux_flows.state.disk import DiskStore
+from pollux_flows.state.home import full
+from pollux_flows.state.ledger import OWNER_S, Ledger
+from pollux_flows.state.store import open_store
+from pollux_flows.state.upload import Entry
+from tests.loopback import SDKS, MakeConfig, asked
+
+PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
+
+on_sdks = pytest.mark.parametrize("provider", SDKS)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "pollux"
+    monkeypatch.setenv("POLLUX_HOME", str(home))
+    return home
+
+
+def papers(folder: Path, count: int) -> list[Source]:
+    for index in range(count):
+        (folder / f"{index}.pdf").write_bytes(PDF + bytes([index]))
+    return [Source.from_file(folder / f"{index}.pdf") for index in range(count)]
+
+
+@on_sdks
+async def test_two_accounts_at_once_share_nothing(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
+) -> None:
+    """The same file, at the same moment, each with a key of its own: neither could see the other's upload."""
+    (paper,) = papers(tmp_path, 1)
+    keys = ("sk-one-account-000000", "sk-another-account-00")
+    envelopes = await asyncio.gather(
+        *(run("What is it?", source=paper, config=config(provider, api_key=key)) for key in keys for _ in range(2))
+    )
+    assert [envelope.status for envelope in envelopes] == ["ok"] * 4
+    assert len({file.account for file in sim.files}) == len(sim.files) == 2
+    ids = {file.id for file in sim.files}
+    assert {file_id for request in asked(sim) for file_id in ids if file_id in str(request.body)} == ids
+
+
+@on_sdks
+async def test_another_address_is_another_provider(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
+) -> None:
+    """What was uploaded at one is not there at the other."""
+    (paper,) = papers(tmp_path, 1)
+    elsewhere = Simulator()
+    with serve(elsewhere) as origin:
+        moved = config(provider, base_url=Simulator.base_url(provider, origin))
+        for settings in (config(provider), moved, config(provider), moved):
+            assert (await run("What is it?", source=paper, config=settings)).status == "ok"
+    assert (len(sim.files), len(elsewhere.files)) == (1, 1)
+
+
+@on_sdks
+async def test_a_file_that_will_soon_expire_is_uploaded_anew(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
+) -> None:
+    """Five minutes are too few for a run that may take ten; eleven are enough."""
+    (paper,) = papers(tmp_path, 1)
+    assert (await run("What is it?", source=paper, config=config(provider))).status == "ok"
+    (kept,) = [entry async for entry in entries()]
+    assert kept.uploaded is not None
+    for left_s, uploads in ((660.0, 1), (300.0, 2)):
+        uploaded = kept.uploaded.model_copy(update={"expires_at": time.time() + left_s})
+        await open_store().put(kept.key.name, kept.but(uploaded=uploaded).record() or {})
+        assert (await run("What is it?", source=paper, config=config(provider))).status == "ok"
+        assert len(sim.files) == uploads
+
+
+async def entries() -> AsyncIterator[Entry]:
+    async for _, record in open_store().scan("upload/"):
+        yield Entry.read(record)
+
+
+@on_sdks
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_provider_that_forgets_everything_in_the_middle(
+    provider: ProviderName, seed: int, config: MakeConfig, sim: Simulator, tmp_path: Path
+) -> None:
+    """Of a run of twenty prompts about three files: every prompt is answered, and each file is sent twice."""
+    moment = random.Random(seed).randrange(2, 17)  # noqa: S311 (no secret)
+    settings = config(provider, request_concurrency=3)
+    request = make_request([f"Question {n}?" for n in range(20)], target=settings.target, sources=papers(tmp_path, 3))
+    plan = make_plan(request, await read_sources(request))
+    done = 0
+
+    def forget(_: Outcome) -> None:
+        nonlocal done
+        done += 1
+        if done == moment:
+            for file in sim.files:
+                file.deleted_at = sim.clock()
+
+    async with open_session(settings) as session:
+        outcomes = await execute_plan(plan, session, on_outcome=forget)
+    assert [outcome.failure for outcome in outcomes] == [None] * 20
+    assert sorted(Counter(file.sha256 for file in sim.files).values()) == [2, 2, 2]
+
+
+@on_sdks
+@pytest.mark.parametrize("writes", [9, 12])
+async def test_a_disk_that_is_full_in_the_middle_costs_no_answer(
+    provider: ProviderName,
+    config: MakeConfig,
+    sim: Simulator,
+    tmp_path: Path,
+    *,
+    writes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is asked already is answered, the rest says that there is no room; with room, nothing is left over."""
+    monkeypatch.setattr(cleanup, "Ledger", partial(Ledger, lease_s=1.0))
+    settings = config(provider, keep_files_s=0.0)
+    sources = papers(tmp_path, 8)
+    swap, done = DiskStore.swap, 0
+
+    async def filling(store: DiskStore, *arguments: Any) -> bool:
+        nonlocal done
+        done += 1
+        if done > writes:
+            raise full(store.folder)
+        return await swap(store, *arguments)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(DiskStore, "swap", filling)
+        outcomes = await broadcast(sources, settings)
+    failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
+    assert 0 < len(failures) < 8
+    assert all("no room left" in failure.message and "Make room" in str(failure.hint) for failure in failures)
+    assert all(outcome.answer is not None for outcome in outcomes if outcome.failure is None)
+
+    assert [outcome.failure for outcome in await broadcast(sources, settings)] == [None] * 8
+    async with open_session(settings) as session:
+        await delete_due(session, Ledger(open_store(), clock=lambda: time.time() + 2 * OWNER_S))
+    assert [file for file in sim.files if file.is_there] == []
+
+
+async def broadcast(sources: list[Source], settings: Config) -> list[Outcome]:
+    """One prompt about each source by itself."""
+    request = make_request(["What is it?"], target=settings.target, sources=sources, each_source=True)
+    plan = make_plan(request, await read_sources(request))
+    async with open_session(settings) as session:
+        return await execute_plan(plan, session)

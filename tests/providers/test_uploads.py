@@ -1,0 +1,169 @@
+"""Uploads run beside everything else: one that hangs stops nobody, and many small ones cost little."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pollux_flows import APIError, Config, Source, run
+from pollux_flows.config import ProviderName
+from pollux_flows.pipeline.execute import execute_plan
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.providers import http, uploads
+from pollux_flows.providers.session import open_session
+from pollux_flows.result import Outcome
+from pollux_flows.simulator import Simulator
+from tests.loopback import SDKS, MakeConfig, until
+
+ROOT = Path(__file__).parents[2]
+PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
+
+on_sdks = pytest.mark.parametrize("provider", SDKS)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
+
+
+class Stuck(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A file system that can be read once, by whoever examines it; the next read never ends."""
+
+    protocol = "stuck"
+    store: dict[str, Any] = {}  # noqa: RUF012 (as fsspec has it)
+    opened: set[str] = set()  # noqa: RUF012
+    reading = threading.Semaphore(0)
+    well_again = threading.Event()
+
+    def _open(self, path: str, *_: Any, **__: Any) -> io.BytesIO:
+        first = path not in self.opened
+        self.opened.add(path)
+        return io.BytesIO(PDF + path.encode()) if first else NeverEnding(PDF + path.encode())
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": None, "type": "file"}
+
+
+class NeverEnding(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        Stuck.reading.release()
+        Stuck.well_again.wait()
+        return super().read(size)
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Source]]:
+    """Files that hang. In the end they can be read after all, and whoever was left behind ends, too."""
+    monkeypatch.setattr(uploads, "_PATIENCE_S", 0.3)
+    fsspec.register_implementation("stuck", Stuck, clobber=True)
+    Stuck.opened.clear()
+    Stuck.well_again.clear()
+    Stuck.reading = threading.Semaphore(0)
+    yield [Source.from_file(f"stuck://{index}.pdf") for index in range(3)]
+    Stuck.well_again.set()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "pollux-upload" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "a thread that was left behind has not ended"
+        time.sleep(0.01)
+
+
+def small(folder: Path, count: int) -> list[Source]:
+    for index in range(count):
+        (folder / f"{index}.pdf").write_bytes(PDF + index.to_bytes(4))
+    return [Source.from_file(folder / f"{index}.pdf") for index in range(count)]
+
+
+async def broadcast(sources: list[Source], config: Config) -> list[Outcome]:
+    """One prompt about each source by itself."""
+    request = make_request(["What is it?"], target=config.target, sources=sources, each_source=True)
+    plan = make_plan(request, await read_sources(request))
+    async with open_session(config) as session:
+        return await execute_plan(plan, session)
+
+
+@on_sdks
+async def test_a_read_that_hangs_ends_with_timeout_s(
+    provider: ProviderName, config: MakeConfig, stuck: list[Source]
+) -> None:
+    """The run is over a moment later, and says so."""
+    started = time.monotonic()
+    with pytest.raises(APIError, match=r"within 0\.5 seconds"):
+        await run("What is it?", source=stuck[0], config=config(provider, timeout_s=0.5))
+    assert time.monotonic() - started < 5
+
+
+@on_sdks
+async def test_a_read_that_hangs_costs_no_other_source(
+    provider: ProviderName, config: MakeConfig, stuck: list[Source], tmp_path: Path
+) -> None:
+    """Three hang from the first moment on; the others are uploaded, and asked about, beside them."""
+    outcomes = await broadcast([*stuck, *small(tmp_path, 10)], config(provider, timeout_s=3.0))
+    assert [outcome.answer is not None for outcome in outcomes] == [False] * 3 + [True] * 10
+    assert all("within 3 seconds" in str(outcome.failure) for outcome in outcomes[:3])
+
+
+@on_sdks
+async def test_a_run_that_hangs_in_a_read_can_be_cancelled(
+    provider: ProviderName, config: MakeConfig, stuck: list[Source]
+) -> None:
+    running = asyncio.create_task(run("What is it?", source=stuck[0], config=config(provider)))
+    await until(lambda: Stuck.reading.acquire(blocking=False), within_s=20)
+    started = time.monotonic()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.timeout(60)
+def test_a_process_ends_although_a_read_hangs(world: tuple[Simulator, str], sim: Simulator, tmp_path: Path) -> None:
+    """Nobody waits for the thread that was left behind."""
+    program = textwrap.dedent("""
+        import asyncio, sys
+        import fsspec
+        from pollux_flows import APIError, Config, Source, run
+        from tests.providers.test_uploads import Stuck
+        fsspec.register_implementation("stuck", Stuck)
+        config = Config(provider="openai", model="gpt-4.1-mini", api_key="k", base_url=sys.argv[1], timeout_s=0.5)
+        try:
+            asyncio.run(run("What is it?", source=Source.from_file("stuck://report.pdf"), config=config))
+        except APIError as error:
+            print(error.message)
+    """)
+    command = [sys.executable, "-c", program, sim.base_url("openai", world[1])]
+    environment = {"PYTHONPATH": str(ROOT), "POLLUX_HOME": str(tmp_path / "pollux")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=True)
+    assert ended.stdout.strip() == "No answer came within 0.5 seconds."
+
+
+@on_sdks
+async def test_forty_uploads_take_a_handful_of_clients(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for the calls, and one for each upload that runs beside others."""
+    made = []
+    sdk_client = http.sdk_client
+
+    def counted(*arguments: Any) -> Any:
+        made.append(arguments)
+        return sdk_client(*arguments)
+
+    monkeypatch.setattr(http, "sdk_client", counted)
+    outcomes = await broadcast(small(tmp_path, 40), config(provider))
+    assert all(outcome.answer is not None for outcome in outcomes)
+    assert len(sim.files) == 40
+    assert 2 <= len(made) <= 5
