@@ -8,6 +8,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import compress
 from pathlib import Path
@@ -52,42 +53,50 @@ async def delete_due(session: Session, ledger: Ledger) -> list[str]:
 
 async def delete(session: Session, ledger: Ledger, dues: Sequence[Due]) -> list[str]:
     """Delete these; what cannot be deleted now is left for the next time."""
-    turn = asyncio.Semaphore(_AT_ONCE)
+    deleting = _Deleting(session, ledger, asyncio.Semaphore(_AT_ONCE))
+    known = [deleting.known(due, due.uploaded.file_id) for due in dues if due.uploaded is not None]
+    lost = deleting.lost([due for due in dues if due.uploaded is None])
+    return _flat(await asyncio.gather(*known, lost))
 
-    async def known(due: Due, file_id: str) -> list[str]:
-        async with turn:
-            return await gone(due, [file_id]) if await ledger.deleting(due) else []
 
-    async def lost() -> list[str]:
+@dataclass(frozen=True)
+class _Deleting:
+    session: Session
+    ledger: Ledger
+    turn: asyncio.Semaphore
+
+    async def known(self, due: Due, file_id: str) -> list[str]:
+        async with self.turn:
+            return await self._delete(due, [file_id]) if await self.ledger.deleting(due) else []
+
+    async def lost(self, orphans: Sequence[Due]) -> list[str]:
         """Those of which only the name is known: one listing finds them all."""
-        orphans = [due for due in dues if due.uploaded is None]
-        won = await asyncio.gather(*map(ledger.deleting, orphans))
-        claimed = list(compress(orphans, won))
+        claimed = list(compress(orphans, await asyncio.gather(*map(self.ledger.deleting, orphans))))
         if not claimed:
             return []
         try:
-            found = await session.find_files({due.marker for due in claimed})
+            found = await self.session.find_files({due.marker for due in claimed})
         except APIError as error:
-            await asyncio.gather(*(ledger.deletion_failed(due, error.message) for due in claimed))
+            await asyncio.gather(*(self.ledger.deletion_failed(due, error.message) for due in claimed))
             return []
-        return _flat(await asyncio.gather(*(found_one(due, found[due.marker]) for due in claimed)))
+        return _flat(await asyncio.gather(*(self._found(due, found[due.marker]) for due in claimed)))
 
-    async def found_one(due: Due, file_ids: list[str]) -> list[str]:
-        async with turn:
-            return await gone(due, file_ids)
+    async def _found(self, due: Due, file_ids: list[str]) -> list[str]:
+        if not file_ids and due.reason == "orphan":  # it may still be on its way: a second look, later
+            await self.ledger.deletion_failed(due, "nothing of that name was there yet")
+            return []
+        async with self.turn:
+            return await self._delete(due, file_ids)
 
-    async def gone(due: Due, file_ids: list[str]) -> list[str]:
+    async def _delete(self, due: Due, file_ids: list[str]) -> list[str]:
         try:
             for file_id in file_ids:
-                await session.delete_file(file_id)
+                await self.session.delete_file(file_id)
         except APIError as error:
-            await ledger.deletion_failed(due, error.message)
+            await self.ledger.deletion_failed(due, error.message)
             return []
-        await ledger.deleted(due)
+        await self.ledger.deleted(due)
         return file_ids
-
-    deleting = [known(due, due.uploaded.file_id) for due in dues if due.uploaded is not None]
-    return _flat(await asyncio.gather(*deleting, lost()))
 
 
 def _flat(lists: Sequence[list[str]]) -> list[str]:

@@ -63,10 +63,10 @@ class UploadThreads:
 
     async def run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
         """`operation` with the client of a thread, on its event loop. Whoever is cancelled does not wait for it."""
-        if not self._idle:
-            self._idle.append(_UploadThread(self._config))
-            self._threads += self._idle
-        thread = self._idle.pop()
+        if self._idle:
+            thread = self._idle.pop()
+        else:
+            self._threads.append(thread := _UploadThread(self._config))
         # A thread that hangs is given to nobody else: it is idle again when the operation has really ended.
         return await asyncio.wrap_future(thread.begin(operation, lambda: self._idle.append(thread)))
 

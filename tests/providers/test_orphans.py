@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,20 @@ async def test_a_copy_that_could_not_be_looked_for_is_left_to_the_sweep(
     assert there(sim) == [second]
 
 
+async def test_a_copy_that_arrives_late_is_found_by_a_second_look(
+    config: MakeConfig, sim: Simulator, pdf: Source
+) -> None:
+    """At the end of the run it was not there yet. Then it is; and after one more look nobody looks any more."""
+    sim.fail(Fault(kind="drop"), operation="file.create")
+    assert (await run("What is it?", source=pdf, config=config("openai"))).status == "ok"
+    (used,) = sim.files
+    sim.file_store.add(replace(used, id="file-late", filename=used.filename.replace("-0002", "-0001")))
+    assert await swept(config("openai"), later_s=120) == ["file-late"]
+    assert (searches(sim), there(sim)) == (2, [used])
+    assert await swept(config("openai"), later_s=600) == []
+    assert searches(sim) == 2
+
+
 async def test_a_copy_is_not_removed_with_the_file_that_is_used(
     config: MakeConfig, sim: Simulator, pdf: Source
 ) -> None:
@@ -255,6 +270,23 @@ async def test_a_file_that_changes_during_its_upload_is_named(
     assert [request for request in sim.requests if request.operation == "generate"] == []
     await swept(config(provider), later_s=LEASE_S + 1)
     assert there(sim) == []
+
+
+@on_sdks
+async def test_a_refusal_of_what_was_written_meanwhile_is_the_files_fault(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source, *, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as long as it was, and something else: what the provider says about that helps nobody."""
+    read = HashingReader.read
+
+    def meddled(reader: HashingReader, size: int | None = -1, /) -> bytes:
+        Path(str(pdf.uri)).write_bytes(PDF.swapcase())
+        return read(reader, size)
+
+    monkeypatch.setattr(HashingReader, "read", meddled)
+    sim.fail(Fault(status=400, message="not a PDF"), operation=storing(provider), times=None)
+    with pytest.raises(SourceError, match="changed while it was being sent"):
+        await run("What is it?", source=pdf, config=config(provider))
 
 
 @on_sdks
