@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
-from typing import Final
 from uuid import uuid4
 
 from pollux_flows.capabilities import implicit_caching
@@ -25,9 +24,6 @@ from pollux_flows.result import Answer, CallFailure, Outcome
 from pollux_flows.state.journal import TakenError
 
 OnOutcome = Callable[[Outcome], None]
-
-# How the providers say, among other things, that they do not have the file that a request names.
-_MAY_MEAN_FORGOTTEN: Final = {400, 403, 404}
 
 
 @asynccontextmanager
@@ -139,8 +135,7 @@ class Execution:
                 slot=session.slot,
                 keep=keep,
             )
-            refused = attempts.error is not None and attempts.error.status_code in _MAY_MEAN_FORGOTTEN
-            if last_try or not refused or not await _forgotten(attachments, sources, materials):
+            if last_try or not await attachments.lost(attempts.error, sources, materials):
                 break
         return attempts
 
@@ -208,13 +203,6 @@ def _call(plan: Plan, planned: PlannedCall, materials: tuple[Material, ...]) -> 
         options=plan.options,
         implicit_caching=implicit_caching(plan.target.provider, plan.options, plan.sharing),
     )
-
-
-async def _forgotten(attachments: Attachments, sources: Sequence[int], materials: tuple[Material, ...]) -> bool:
-    try:
-        return await attachments.forgotten(sources, materials)
-    except PolluxError:
-        return False  # nobody can tell, so what the provider said about the call stands
 
 
 def _unless_raised(outcome: Outcome | BaseException) -> Outcome:

@@ -119,8 +119,7 @@ async def test_a_provider_that_forgets_everything_in_the_middle(
             for file in sim.files:
                 file.deleted_at = sim.clock()
 
-    async with open_session(settings) as session:
-        outcomes = await execute_plan(plan, session, on_outcome=forget)
+    outcomes = await execute_plan(plan, settings, on_outcome=forget)
     assert [outcome.failure for outcome in outcomes] == [None] * 20
     assert sorted(Counter(file.sha256 for file in sim.files).values()) == [2, 2, 2]
 
@@ -167,5 +166,4 @@ async def broadcast(sources: list[Source], settings: Config) -> list[Outcome]:
     """One prompt about each source by itself."""
     request = make_request(["What is it?"], target=settings.target, sources=sources, each_source=True)
     plan = make_plan(request, await read_sources(request))
-    async with open_session(settings) as session:
-        return await execute_plan(plan, session)
+    return await execute_plan(plan, settings)

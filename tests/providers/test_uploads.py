@@ -24,7 +24,6 @@ from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers import http, uploads
-from pollux_flows.providers.session import open_session
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Simulator
 from tests.loopback import SDKS, MakeConfig, until
@@ -91,8 +90,7 @@ async def broadcast(sources: list[Source], config: Config) -> list[Outcome]:
     """One prompt about each source by itself."""
     request = make_request(["What is it?"], target=config.target, sources=sources, each_source=True)
     plan = make_plan(request, await read_sources(request))
-    async with open_session(config) as session:
-        return await execute_plan(plan, session)
+    return await execute_plan(plan, config)
 
 
 @on_sdks
