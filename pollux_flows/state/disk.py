@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from diskcache import Cache, Disk, Timeout
 
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.state.home import full, prepared, refused
-from pollux_flows.state.store import Json, read, written
+from pollux_flows.state.store import Json, Row, read, readable, written
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "eviction_policy": "none",  # a paid answer never makes room for another
     "size_limit": 2**62,
     "disk_min_file_size": 2**62,  # no files beside the database: those would neither commit nor roll back with it
+    "sqlite_auto_vacuum": 1,  # what is pruned makes the file smaller
     "sqlite_journal_mode": "wal",
     "sqlite_synchronous": 1,  # while it is set up, which takes some 50 commits; see _DURABLE
     "sqlite_mmap_size": 0,  # a damaged file is to be an error, not a SIGBUS
@@ -42,12 +43,15 @@ SETTINGS: Final[dict[str, Any]] = {
 # From then on each commit survives a power cut, too. One sync serves all that has gathered.
 _DURABLE: Final = 2
 # Left to itself, SQLite waits for a lock in steps of up to 100 ms; ours are shorter, and random.
-_BUSY_S: Final = 0.01
+BUSY_S: Final = 0.01
 _PATIENCE_S: Final = 60.0
 _TOGETHER: Final = 250  # operations in a transaction, so that other processes get their turn
 # Another process is at it, or is just setting the file up.
 _LATER: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _ABSENT: Final = object()
+# Which records were written first is asked for when the state grows too large.
+_BY_AGE: Final = "CREATE INDEX IF NOT EXISTS Cache_store_time ON Cache (store_time)"
+_PAGES: Final = ("page_count", "freelist_count", "page_size")
 _RAW: Final = 1  # what diskcache calls a value that stands in its row as it is
 
 
@@ -81,6 +85,7 @@ class DiskStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.where = str(folder)
         self._lock = threading.Lock()
         self._start()
 
@@ -151,6 +156,38 @@ class DiskStore:
         while keys := await self._ask(page):
             last = keys[-1]
             yield keys
+
+    async def listed(self) -> AsyncIterator[Row]:
+        query = (
+            "SELECT rowid, store_time, expire_time, key, mode, filename, value FROM Cache"
+            " WHERE raw = 1 AND typeof(key) = 'text' AND (store_time, rowid) > (?, ?)"
+            " ORDER BY store_time, rowid LIMIT ?"
+        )
+        last = (0.0, 0)
+
+        def page(cache: Any) -> list[Any]:
+            return cache._sql(query, (*last, _TOGETHER)).fetchall()  # type: ignore[no-any-return]  # noqa: SLF001
+
+        while rows := await self._ask(page):
+            for number, written_at, expires_at, key, mode, filename, value in rows:
+                last = (written_at, number)
+                data = value if mode == _RAW and filename is None else None
+                size = len(key.encode()) + (len(value) if isinstance(value, bytes) else 0)
+                expired = expires_at is not None and expires_at <= time.time()
+                yield Row(key, readable(data), size, written_at, expired)
+
+    async def drop(self, rows: Sequence[Row]) -> list[Row]:
+        gone: list[Row] = []
+        for start in range(0, len(rows), _TOGETHER):
+            gone += await self._ask(partial(_drop_all, rows[start : start + _TOGETHER]), writes=True)
+        return gone
+
+    async def size(self) -> int:
+        def size(cache: Any) -> int:
+            pages, unused, each = (cache._sql(f"PRAGMA {name}").fetchone()[0] for name in _PAGES)  # noqa: SLF001
+            return int((pages - unused) * each)
+
+        return await self._ask(size)
 
     def close(self) -> None:
         """Let go of the file, once nobody waits for anything. The next operation opens it again."""
@@ -243,7 +280,8 @@ class DiskStore:
             self._let_go()
         if self._cache is None:
             prepared(self.folder)
-            self._cache = Cache(str(self.folder), timeout=_BUSY_S, disk=PlainDisk, **SETTINGS)
+            self._cache = Cache(str(self.folder), timeout=BUSY_S, disk=PlainDisk, **SETTINGS)
+            self._cache._sql(_BY_AGE)  # noqa: SLF001
             self._cache.reset("sqlite_synchronous", _DURABLE, update=False)
             self._inode = _inode(file)
         return self._cache
@@ -291,6 +329,11 @@ def _cause(error: BaseException) -> BaseException:
 def _set_all(rows: list[tuple[str, bytes]], ttl_s: float | None, cache: Any) -> None:
     for key, data in rows:
         cache.set(key, data, expire=ttl_s)
+
+
+def _drop_all(rows: Sequence[Row], cache: Any) -> list[Row]:
+    query = "DELETE FROM Cache WHERE key = ? AND raw = 1 AND store_time = ?"
+    return [row for row in rows if cache._sql(query, (row.key, row.stamp)).rowcount]  # noqa: SLF001
 
 
 def _inode(file: Path) -> int:

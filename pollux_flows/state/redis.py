@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
+import math
 import os
 import re
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +34,7 @@ from redis.exceptions import ConnectionError as Dropped
 from redis.exceptions import TimeoutError as Silent
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.state.store import STATE_URL, Json, read, written
+from pollux_flows.state.store import STATE_URL, Json, Row, read, readable, written
 
 Command = tuple[str | bytes, ...]
 
@@ -51,6 +53,10 @@ if when == 'same' then
   local now = redis.call('GET', record)
   if now ~= old then return now end
 end
+if when == 'listed' then
+  local now = redis.call('GET', record)
+  if not now or redis.sha1hex(now) ~= old then return 0 end
+end
 if new == '' then redis.call('DEL', record)
 elseif ttl == '' then redis.call('SET', record, new)
 else redis.call('SET', record, new, 'PX', ttl) end
@@ -61,7 +67,10 @@ return 1
 _RUNS: Final = f"See that it runs and that {STATE_URL} says where, then run again: what was recorded is kept there."
 # By what a Redis, or its client, says no: what that means, and what to do.
 _WORDS: Final = {
-    "OOM": ("has no memory left: this was not recorded.", "Give it more maxmemory, or remove what is not needed."),
+    "OOM": (
+        "has no memory left: this was not recorded.",
+        "Give it more maxmemory, or remove what is not needed: pollux-flows state prune.",
+    ),
     "READONLY": ("is a read-only replica: this was not recorded.", f"Set {STATE_URL} to the address of the primary."),
     "MISCONF": ("cannot save to its disk: this was not recorded.", "See its log, and make room."),
     "AuthenticationError": (
@@ -118,10 +127,7 @@ class RedisStore:
         found: dict[str, Json] = {}
         wanted = iter(keys)
         while some := list(islice(wanted, _TOGETHER)):
-            # Not MGET: to that, a key of another type is absent.
-            replies = await self._ask([("GET", self._key("record", key)) for key in some])
-            pairs = zip(some, replies, strict=True)
-            found |= {key: read(key, data, self.where) for key, each in pairs if (data := self._well(each)) is not None}
+            found |= {key: read(key, data, self.where) for key, data in await self._data(some)}
         return found
 
     async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
@@ -163,6 +169,28 @@ class RedisStore:
             for key, record in (await self.get_many(names[start : start + _TOGETHER])).items():
                 yield key, record
 
+    async def listed(self) -> AsyncIterator[Row]:
+        # Redis knows no order, so each is asked when it was written; and then read again, as all at once are too much.
+        names = await self._names("")
+        ages: list[tuple[float, str]] = []
+        for start in range(0, len(names), _TOGETHER):
+            found = await self._data(names[start : start + _TOGETHER])
+            ages += [(_at(readable(data)), key) for key, data in found]
+        ages.sort()
+        for start in range(0, len(ages), _TOGETHER):
+            for key, data in await self._data([key for _, key in ages[start : start + _TOGETHER]]):
+                yield Row(key, readable(data), len(key.encode()) + len(data), _stamp(data))
+
+    async def drop(self, rows: Sequence[Row]) -> list[Row]:
+        # What has no stamp is of another type, or empty: no store wrote that, so none has written it again.
+        commands = [
+            self._writing(row.key, "listed" if row.stamp else "any", str(row.stamp).encode(), b"", None) for row in rows
+        ]
+        return [row for row, done in zip(rows, await self._write(commands), strict=True) if done == 1]
+
+    async def size(self) -> None:
+        return None
+
     def close(self) -> None:
         """Let go of the connection, once nobody waits for anything. The next operation opens another."""
         self._executor.shutdown(wait=True)
@@ -174,8 +202,14 @@ class RedisStore:
     def _key(self, kind: str, name: str) -> bytes:
         return self._prefix + f"{kind}:{name}".encode()
 
+    async def _data(self, keys: Sequence[str]) -> list[tuple[str, bytes]]:
+        # Not MGET: to that, a key of another type is absent.
+        replies = await self._ask([("GET", self._key("record", key)) for key in keys])
+        pairs = zip(keys, replies, strict=True)
+        return [(key, data) for key, each in pairs if (data := self._well(each)) is not None]
+
     def _writing(
-        self, key: str, when: Literal["any", "absent", "same"], old: bytes, new: bytes, ttl_s: float | None
+        self, key: str, when: Literal["any", "absent", "same", "listed"], old: bytes, new: bytes, ttl_s: float | None
     ) -> Command:
         """Make the record `new`, empty for none."""
         ttl = "" if ttl_s is None else str(int(min(max(ttl_s * 1000, 1), 10**15)))
@@ -329,6 +363,15 @@ class RedisStore:
         if self._connection.password:
             shown = shown.replace(self._connection.password, "***")
         return ConfigurationError(f"The Redis at {self.where} {what.format(said=shown)}", hint=hint)
+
+
+def _at(record: Json | None) -> float:
+    at = (record or {}).get("at")
+    return at if isinstance(at, float) and math.isfinite(at) else math.inf
+
+
+def _stamp(data: bytes) -> str:
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest() if data else ""
 
 
 def _said(reply: Any) -> str:

@@ -5,16 +5,32 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from pollux_flows.errors import ConfigurationError, InternalError
 from pollux_flows.state.home import home
+from pollux_flows.state.kinds import may_go
 
 Json = dict[str, Any]
 
 STATE_URL: Final = "POLLUX_STATE_URL"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record as it is listed: also one that cannot be read, or whose time is up."""
+
+    key: str
+    record: Json | None
+    """None if it cannot be read."""
+    size: int
+    """In bytes, its name included."""
+    stamp: object
+    """Another one once it says something else."""
+    expired: bool = False
 
 
 class Store(Protocol):
@@ -24,6 +40,9 @@ class Store(Protocol):
     carried out: whoever is cancelled while waiting for it has not undone it. A record that cannot be read is a
     ConfigurationError, never absent. A record with `ttl_s` goes by itself; every write sets or clears that.
     """
+
+    where: str
+    """In words for people, and without a password."""
 
     async def get(self, key: str) -> Json | None:
         """The record, or None if there is none."""
@@ -61,6 +80,18 @@ class Store(Protocol):
         """All records whose names begin so, by name. What is written meanwhile may be among them, or not."""
         ...
 
+    def listed(self) -> AsyncIterator[Row]:
+        """All records, those that cannot be read included. Those come first that were written first."""
+        ...
+
+    async def drop(self, rows: Sequence[Row]) -> list[Row]:
+        """Remove what was listed, except what says something else by now. Those that went."""
+        ...
+
+    async def size(self) -> int | None:
+        """How many bytes all of it takes; None where only a listing could tell."""
+        ...
+
 
 _stores: Final[dict[str, Store]] = {}
 _opening: Final = threading.Lock()
@@ -71,11 +102,16 @@ def open_store() -> Store:
 
     Nothing is touched until the first operation.
     """
-    place = os.environ.get(STATE_URL, "").strip() or str(home() / "state")
+    place = os.environ.get(STATE_URL, "").strip() or str(embedded())
     with _opening:
         if place not in _stores:
             _stores[place] = _opened(place)
         return _stores[place]
+
+
+def embedded() -> Path:
+    """The folder of the store on this machine."""
+    return home() / "state"
 
 
 def _opened(place: str) -> Store:
@@ -111,13 +147,27 @@ def written(key: str, record: Json) -> bytes:
 
 def read(key: str, data: object, where: str) -> Json:
     """The record that was stored as `data`, or a ConfigurationError: what cannot be read is not absent."""
+    record = readable(data)
+    if record is None:
+        raise damaged(key, where)
+    return record
+
+
+def readable(data: object) -> Json | None:
+    """The record that was stored as `data`, if it is one."""
     try:
         record = json.loads(data) if isinstance(data, bytes) else None
     except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise ConfigurationError(
-            f"The record {key} in {where} is damaged.",
-            hint="Restore the state from a copy, or move it away to begin afresh.",
-        )
-    return record
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def damaged(key: str, where: str, why: str | None = None) -> ConfigurationError:
+    """What whoever meets a damaged record is told."""
+    ways = "move it away to begin afresh."
+    if may_go(key):
+        ways = "remove what is damaged: pollux-flows state prune --damaged. An answer that so goes is paid for again."
+    return ConfigurationError(
+        f"The record {key} in {where} is damaged{f' ({why})' if why else ''}.",
+        hint=f"Restore the state from a copy, or {ways}",
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context
@@ -16,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from pollux_flows.errors import PolluxError
 from pollux_flows.state.claims import claim
 from pollux_flows.state.ledger import Due, Ledger, Uploaded, UploadKey
-from pollux_flows.state.store import Store
+from pollux_flows.state.store import Row, Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,6 +79,10 @@ async def names(store: Store) -> list[str]:
     return [key async for key, _ in store.scan("")]
 
 
+async def listed(store: Store) -> list[Row]:
+    return [row async for row in store.listed()]
+
+
 async def removed(ledger: Ledger, dues: list[Due]) -> list[str]:
     """What a sweep does with what is due; the files that it deleted."""
     gone = []
@@ -112,6 +118,21 @@ def till(moment: float) -> None:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
+
+
+def damage(address: str, key: str, data: object) -> None:
+    """Make the record something else, behind the store's back."""
+    kind, _, place = address.partition(":")
+    if kind == "redis":
+        from tests.state.servers import client
+
+        url, _, prefix = place.partition("#")
+        with client(url) as redis:
+            assert redis.exists(f"{prefix}record:{key}")
+            redis.set(f"{prefix}record:{key}", data)  # type: ignore[arg-type]
+        return
+    with closing(sqlite3.connect(Path(place) / "cache.db", isolation_level=None)) as database:
+        assert database.execute("UPDATE Cache SET value = ? WHERE key = ?", (data, key)).rowcount == 1
 
 
 # --- What other processes do ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import disk
 from pollux_flows.state.disk import DiskStore
+from tests.state.places import listed
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +125,38 @@ async def test_each_commit_is_synced(store: DiskStore) -> None:
         assert await store._ask(lambda cache: cache._sql("PRAGMA synchronous").fetchone()) == (2,)
         assert await store._ask(lambda cache: cache._sql("PRAGMA journal_mode").fetchone()) == ("wal",)
         store._let_go()
+
+
+# --- Room ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_has_expired_is_listed_as_such(store: DiskStore) -> None:
+    """It is not there, but takes room until somebody writes, or drops it."""
+    await store.put("b", {"at": 1.0})
+    await store.put("a", {"at": 2.0}, ttl_s=0.01)
+    await asyncio.sleep(0.02)
+    rows = await listed(store)
+    assert [(row.key, row.expired) for row in rows] == [("b", False), ("a", True)]
+    assert len(await store.drop(rows[1:])) == 1
+    assert [row.key for row in await listed(store)] == ["b"]
+
+
+async def test_what_is_written_again_is_younger(store: DiskStore) -> None:
+    for key in ("a", "b", "a"):
+        await store.put(key, {})
+    assert [row.key for row in await listed(store)] == ["b", "a"]
+
+
+async def test_what_is_dropped_makes_the_file_smaller(store: DiskStore) -> None:
+    """Room is given back, not only used again."""
+    await store.put_many({f"a/{index:04}": {"text": "x" * 1000} for index in range(2000)})
+    rows = await listed(store)
+    store.close()
+    file = store.folder / "cache.db"
+    full = file.stat().st_size
+    await store.drop(rows[:1000])
+    store.close()
+    assert file.stat().st_size < 0.6 * full
 
 
 # --- Locks --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from pollux_flows.errors import InternalError
 from pollux_flows.state.store import Json, Store
-from tests.state.places import add_all, at_once, count_up, opened
+from tests.state.places import add_all, at_once, count_up, damage, listed, names, opened
 
 ODD: Json = {
     "text": "½ € 漢 \U0001f600 \x00 \" ' \\ \n",
@@ -133,6 +133,63 @@ async def test_who_scans_may_write(store: Store) -> None:
     async for key, _ in store.scan("a/"):
         await store.delete(key)
     assert [key async for key, _ in store.scan("a/")] == []
+
+
+# --- What is there ------------------------------------------------------------------------------------------------
+
+
+async def test_all_that_is_there_is_listed(store: Store) -> None:
+    """With what it says and what it takes; what was written first comes first."""
+    records = {f"{index % 7}/{index}": {"at": float(index), "text": "x" * index} for index in range(600)}
+    for key, record in records.items():
+        await store.put(key, record)
+    rows = [row async for row in store.listed()]
+    assert [(row.key, row.record) for row in rows] == list(records.items())
+    assert all(len(row.key) + 600 > row.size - len(row.record["text"]) > 0 for row in rows if row.record)
+    assert not any(row.expired for row in rows)
+
+
+async def test_what_cannot_be_read_is_listed(store: Store, address: str) -> None:
+    """As such, among the others."""
+    for key in ("a", "b", "c"):
+        await store.put(key, {"at": 1.0})
+    for data in (b"{", b"\xff", b""):
+        damage(address, "b", data)
+        assert {row.key: row.record for row in await listed(store)} == {"a": {"at": 1.0}, "b": None, "c": {"at": 1.0}}
+    assert await store.drop(await listed(store)) != []
+    assert await listed(store) == []
+
+
+async def test_what_was_listed_can_be_dropped(store: Store) -> None:
+    """But not what says something else by now; nor what has gone already."""
+    await store.put_many({f"a/{index:04}": {"index": index} for index in range(600)})
+    rows = await listed(store)
+    await store.put("a/0007", {"index": "new"})
+    await store.delete("a/0008")
+    gone = await store.drop(rows)
+    assert {row.key for row in rows} - {row.key for row in gone} == {"a/0007", "a/0008"}
+    assert await names(store) == ["a/0007"]
+    assert await store.drop(gone) == []
+    assert await store.drop([]) == []
+
+
+async def test_who_lists_may_drop(store: Store) -> None:
+    await store.put_many({f"a/{index:04}": {} for index in range(600)})
+    async for row in store.listed():
+        await store.drop([row])
+    assert await names(store) == []
+
+
+async def test_a_store_says_how_large_it_is(store: Store) -> None:
+    """If it knows that without looking at everything."""
+    if (empty := await store.size()) is None:
+        return
+    await store.put_many({f"a/{index:04}": {"text": "x" * 1000} for index in range(1000)})
+    full = await store.size()
+    assert full is not None
+    assert full > empty + 1_000_000
+    await store.drop(await listed(store))
+    assert await store.size() in range(empty - 20_000, empty + 20_000)
 
 
 # --- Time ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,39 @@
+"""Kinds: what a record is about, by its name, and which may go."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+Kind = Literal["answer", "pointer", "run", "claim", "hash", "upload", "owner", "account", "unknown"]
+
+_RUN: Final = re.compile(r"run/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
+_KINDS: Final[dict[str, Kind]] = {
+    "answer": "pointer",
+    "making": "claim",
+    "asking": "claim",
+    "hash": "hash",
+    "upload": "upload",
+    "owner": "owner",
+    "salt": "account",
+}
+# The others say what is still at a provider, and whose it is: without them, nobody would delete it.
+_MAY_GO: Final[set[Kind]] = {"answer", "pointer", "run", "claim", "hash"}
+
+
+def kind_of(key: str) -> Kind:
+    """What a record of this name is about."""
+    if match := _RUN.fullmatch(key):
+        return "answer" if match[2] else "run"
+    return _KINDS.get(key.partition("/")[0], "unknown")
+
+
+def run_of(key: str) -> str | None:
+    """Whose answer it is, or which run it is about: the name of that run, as a hash."""
+    match = _RUN.fullmatch(key)
+    return match[1] if match else None
+
+
+def may_go(key: str) -> bool:
+    """Whether such a record can be done without, be it at a price."""
+    return kind_of(key) in _MAY_GO

@@ -1,0 +1,47 @@
+"""Ages and sizes, as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.state.measures import in_words, seconds, size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("30d", 30 * 86_400),
+        ("12h", 43_200),
+        ("90 m", 5400),
+        ("1.5H", 5400),
+        ("10s", 10),
+        (" 2w ", 1_209_600),
+        ("0d", 0),
+    ],
+)
+def test_an_age(text: str, value: float) -> None:
+    assert seconds(text, "it") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("500MB", 500_000_000), ("2GiB", 2 * 2**30), ("1.5 gb", 1_500_000_000), ("3k", 3000), ("7 B", 7), ("1TiB", 2**40)],
+)
+def test_a_size(text: str, value: int) -> None:
+    assert size_in_bytes(text, "it") == value
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "-3d", "30 days or so", "3x", "1e3d", "∞d", "٣d x", "9" * 400 + "d"])
+def test_what_is_none_is_refused_in_words(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--older-than is no age: .*30d"):
+        seconds(text, "--older-than")
+    with pytest.raises(ConfigurationError, match=r"^--max-size is no size: .*500MB"):
+        size_in_bytes(text, "--max-size")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000_000, "2.0 GB"), (3e15, "3000.0 TB")]
+)
+def test_a_size_for_people(size: float, words: str) -> None:
+    assert in_words(size) == words
