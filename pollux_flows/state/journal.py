@@ -9,29 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Final
 
-from pydantic import Field
-
-from pollux_flows.document import Record
 from pollux_flows.errors import PolluxError
 from pollux_flows.result import Outcome
 from pollux_flows.state import claims
+from pollux_flows.state.bounds import keep_within_bounds, kept_s
 from pollux_flows.state.claims import LEASE_S, Claim, Clock
 from pollux_flows.state.identity import digest
-from pollux_flows.state.store import Json, Store
-
-# Answers older than this go by themselves; `pollux-flows state` shows and prunes the others.
-KEPT_S: Final = 90 * 86_400.0
-# What is true of one run only.
-_NOT_KEPT: Final = {"index", "reused", "unkept"}
-
-
-class Kept(Record):
-    """An answer that was paid for, and when."""
-
-    at: float = Field(description="When it was given, as a Unix time.")
-    outcome: Json
+from pollux_flows.state.kept import answer_in, kept, pointer_in, pointer_to
+from pollux_flows.state.store import Store
 
 
 class TakenError(Exception):
@@ -46,34 +32,36 @@ class Journal:
         self.run = run
         self.clock = clock
         self.lease_s = lease_s
+        self._kept_s = kept_s()
         self._name = digest("run", run)
 
     async def begin(self) -> None:
         """Note that the run asks something. A store that cannot be written to says so here, before anything is paid."""
-        await self.store.put(f"run/{self._name}", {"run": self.run, "at": self.clock()}, KEPT_S)
+        await self.store.put(f"run/{self._name}", {"run": self.run, "at": self.clock()}, self._kept_s)
+        await keep_within_bounds(self.store, self.clock)
 
     async def own(self, calls: Sequence[str]) -> dict[str, Outcome]:
         """The answers of this run to these calls."""
         records = await self.store.get_many(self._place(call) for call in calls)
-        return {call: _outcome(records[place], "run") for call in calls if (place := self._place(call)) in records}
+        places = {call: place for call in calls if (place := self._place(call)) in records}
+        return {call: answer_in(place, records[place], self.store.where, "run") for call, place in places.items()}
 
     async def anybodys(self, calls: Sequence[str], max_age_s: float | None) -> dict[str, Outcome]:
         """Any run's latest answers to these calls, where that is not too old."""
-        pointers = await self.store.get_many(_pointer(call) for call in calls)
-        places = {
-            call: str(pointer["place"])
-            for call in calls
-            if (pointer := pointers.get(_pointer(call)))
-            and (max_age_s is None or pointer["at"] >= self.clock() - max_age_s)
-        }
+        names, where = {pointer_to(call): call for call in calls}, self.store.where
+        found = await self.store.get_many(names)
+        pointers = {names[name]: pointer_in(name, record, where) for name, record in found.items()}
+        since = None if max_age_s is None else self.clock() - max_age_s
+        places = {call: pointer.place for call, pointer in pointers.items() if since is None or pointer.at >= since}
         records = await self.store.get_many(places.values())
-        return {call: _outcome(records[place], "always") for call, place in places.items() if place in records}
+        there = {call: place for call, place in places.items() if place in records}
+        return {call: answer_in(place, records[place], where, "always") for call, place in there.items()}
 
     async def keep(self, call: str, outcome: Outcome) -> None:
         """Write an answer down; when this returns, it will survive."""
         now, place = self.clock(), self._place(call)
-        kept = {"at": now, "outcome": outcome.model_dump(mode="json", exclude=_NOT_KEPT, exclude_defaults=True)}
-        await self.store.put_many({place: kept, _pointer(call): {"at": now, "place": place}}, KEPT_S)
+        records = {place: kept(place, outcome, now), pointer_to(call): {"at": now, "place": place}}
+        await self.store.put_many(records, self._kept_s)
 
     @asynccontextmanager
     async def alone(self, calls: Sequence[str]) -> AsyncIterator[None]:
@@ -123,11 +111,3 @@ async def _held(claim: Claim) -> AsyncIterator[None]:
 
 def _asked(call: str) -> str:
     return f"asking/{call}"
-
-
-def _pointer(call: str) -> str:
-    return f"answer/{call}"
-
-
-def _outcome(record: Json, reused: str) -> Outcome:
-    return Outcome.model_validate({**Kept.model_validate(record).outcome, "index": 0, "reused": reused})

@@ -1,0 +1,258 @@
+"""Pruning: what goes, what stays, and that nobody is harmed by it."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.result import Answer, Outcome
+from pollux_flows.state import prune as pruning
+from pollux_flows.state.claims import claim
+from pollux_flows.state.identity import digest
+from pollux_flows.state.journal import Journal
+from pollux_flows.state.ledger import Ledger
+from pollux_flows.state.prune import Pruned, prune
+from pollux_flows.state.store import Row, Store
+from tests.state.places import DAY, KEY, Clock, Provider, at_once, damage, listed, names, opened, run, till
+
+TEXT = "x" * 2000
+
+
+async def ask(store: Store, clock: Clock, name: str, *calls: str, text: str = TEXT) -> Journal:
+    """A run that asks and is answered."""
+    journal = Journal(store, name, clock)
+    await journal.begin()
+    for call in calls:
+        answer = Answer(text=text, finish_reason="stop")
+        await journal.keep(call, Outcome(index=0, identity=call, answer=answer, attempts=1))
+    return journal
+
+
+async def fill(store: Store, clock: Clock, days: int) -> list[Journal]:
+    """A run a day, with ten answers each."""
+    journals = []
+    for day in range(days):
+        journals.append(await ask(store, clock, f"run {day}", *(f"{day}/{n}" for n in range(10))))
+        clock.now += DAY
+    return journals
+
+
+async def kept(journals: list[Journal]) -> list[int]:
+    """How many answers each of them has, by itself and for anybody."""
+    counts = []
+    for day, journal in enumerate(journals):
+        calls = [f"{day}/{n}" for n in range(10)]
+        own = await journal.own(calls)
+        assert set(await journal.anybodys(calls, None)) == set(own)
+        counts.append(len(own))
+    return counts
+
+
+# --- What goes ----------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_too_old_goes(store: Store, clock: Clock) -> None:
+    """With all that led there, and the runs of which nothing is left."""
+    journals = await fill(store, clock, 5)
+    pruned = await prune(store, older_than_s=3.5 * DAY, clock=clock)
+    assert (pruned.answers, pruned.runs, pruned.others) == (20, 2, 20)
+    assert pruned.freed_bytes > 20 * len(TEXT)
+    assert await kept(journals) == [0, 0, 10, 10, 10]
+    assert len(await names(store)) == 3 * (1 + 10 + 10)
+
+
+async def test_the_oldest_go_until_the_rest_is_small_enough(store: Store, clock: Clock) -> None:
+    """And no more than that: about as many as it takes."""
+    journals = await fill(store, clock, 20)
+    size = await store.size() or sum(row.size for row in await listed(store))
+    pruned = await prune(store, max_size=size / 2, clock=clock)
+    left = await kept(journals)
+    assert 80 <= pruned.answers <= 110
+    assert sum(left) == 200 - pruned.answers
+    assert left == sorted(left)
+    assert (await store.size() or sum(row.size for row in await listed(store))) <= size / 2
+    rest = await listed(store)
+    assert sum(row.key.startswith("answer/") for row in rest) == sum(left)
+    assert sum(row.key.count("/") == 1 and row.key.startswith("run/") for row in rest) == sum(map(bool, left))
+
+
+async def test_what_is_small_enough_stays(store: Store, clock: Clock) -> None:
+    journals = await fill(store, clock, 2)
+    assert await prune(store, max_size=10_000_000, clock=clock) == Pruned()
+    assert await kept(journals) == [10, 10]
+
+
+async def test_one_run_goes(store: Store, clock: Clock) -> None:
+    """That of a name, or all whose names go on behind a slash, as those of one flow run."""
+    journals = [await ask(store, clock, name, "c") for name in ("flow/0", "flow/1", "flow", "flower", "flow/1")]
+    assert (await prune(store, run="flow/0", clock=clock)).answers == 1
+    assert [len(await journal.own(["c"])) for journal in journals] == [0, 1, 1, 1, 1]
+    assert (await prune(store, run="flow", clock=clock)).runs == 2
+    assert [len(await journal.own(["c"])) for journal in journals] == [0, 0, 0, 1, 0]
+    assert await prune(store, run="nobody", clock=clock) == Pruned()
+
+
+async def test_a_trial_says_what_would_go(store: Store, clock: Clock) -> None:
+    """And nothing does."""
+    journals = await fill(store, clock, 10)
+    before = await listed(store)
+    size = await store.size() or sum(row.size for row in before)
+    for age, most in ((4.5 * DAY, None), (None, size / 2)):
+        told = await prune(store, older_than_s=age, max_size=most, dry_run=True, clock=clock)
+        assert await listed(store) == before
+        assert 40 <= told.answers <= 60
+        assert 0.4 * size <= told.freed_bytes <= 0.6 * size
+    assert await kept(journals) == [10] * 10
+    assert (await prune(store, older_than_s=4.5 * DAY, clock=clock)).answers == 60
+
+
+async def test_a_call_remembers_its_latest_answer(store: Store, clock: Clock) -> None:
+    """Which is not forgotten with an earlier one."""
+    first = await ask(store, clock, "first", "c", text="first")
+    clock.now += 2 * DAY
+    second = await ask(store, clock, "second", "c", text="second")
+    clock.now += DAY
+    assert (await prune(store, older_than_s=2 * DAY, clock=clock)).answers == 1
+    assert await first.own(["c"]) == {}
+    found = (await second.anybodys(["c"], None))["c"].answer
+    assert found is not None
+    assert found.text == "second"
+
+
+async def test_what_leads_nowhere_goes(store: Store, clock: Clock) -> None:
+    """And the claims of the dead; those of the living stay."""
+    journal = await ask(store, clock, "one", "a", "b")
+    await store.delete(*[key for key in await names(store) if key.endswith("/a")][1:])
+    await claim(store, "making/dead", "dead run", lease_s=1, clock=clock)
+    await claim(store, "asking/alive", "run", lease_s=10 * DAY, clock=clock)
+    clock.now += 2 * DAY
+    assert (await prune(store, older_than_s=30 * DAY, clock=clock)).others == 1
+    assert "asking/alive" in await names(store)
+    assert len(await journal.own(["b"])) == 1
+    await prune(store, older_than_s=DAY, clock=clock)
+    assert await names(store) == ["asking/alive"]
+
+
+# --- What stays ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_tells_of_a_provider_never_goes(
+    store: Store, clock: Clock, ledger: Ledger, provider: Provider
+) -> None:
+    """Not by age, not by size: nobody else would know what is to be deleted there."""
+    await ledger.account("key")
+    provider.lives_s = None
+    held = await ledger.hold(KEY, "run", provider.upload, keep_s=None, owner_s=None)
+    await ask(store, clock, "run", "a")
+    await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
+    await store.put("of a later version", {"at": 1.0})
+    clock.now += 400 * DAY
+    pruned = await prune(store, older_than_s=DAY, max_size=0, clock=clock)
+    assert (pruned.answers, pruned.runs) == (1, 1)
+    assert {name.partition("/")[0] for name in await names(store)} == {
+        "hash", "of a later version", "owner", "salt", "upload",
+    }  # fmt: skip
+    assert await ledger.hold(KEY, "other", provider.upload) == held
+
+
+async def test_the_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> None:
+    """However old: if it is killed, its retry needs them."""
+    journals = await fill(store, clock, 4)
+    for by_name in (True, False):
+        lease = journals[1].alone(["more"]) if by_name else journals[1].asking("more")
+        async with lease as take:
+            if take is not None:
+                await take()
+            pruned = await prune(store, older_than_s=DAY, max_size=0, dry_run=by_name, clock=clock)
+            assert (pruned.answers, pruned.runs, pruned.spared_runs) == (30, 3, 1)
+            with pytest.raises(ConfigurationError, match="run 1 is at work"):
+                await prune(store, run="run 1", clock=clock)
+    assert await kept(journals) == [0, 10, 0, 0]
+    assert (await prune(store, max_size=0, clock=clock)).answers == 10
+
+
+async def test_what_is_written_meanwhile_stays(
+    store: Store, clock: Clock, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New answers, and those that took the place of old ones after these were looked at."""
+    journal = await ask(store, clock, "one", "a", "b", text="old")
+    clock.now += DAY
+    other = opened(address)
+    drop = type(store).drop
+
+    async def late(self: Store, rows: list[Row]) -> list[Row]:
+        await ask(other, clock, "one", "a", "c", text="new")
+        return await drop(self, rows)
+
+    monkeypatch.setattr(type(store), "drop", late)
+    assert (await prune(store, older_than_s=0, clock=clock)).answers == 1
+    monkeypatch.undo()
+    assert {call: each.answer.text for call, each in (await journal.own(["a", "b", "c"])).items() if each.answer} == {
+        "a": "new",
+        "c": "new",
+    }
+    assert set(await journal.anybodys(["a", "b", "c"], None)) == {"a", "c"}
+
+
+async def test_what_is_damaged_is_not_judged_by_age(store: Store, clock: Clock, address: str) -> None:
+    """It cannot say how old it is. Nor does its run count as empty."""
+    await ask(store, clock, "one", "a", "b", "c")
+    run_ = f"run/{digest('run', 'one')}"
+    damage(address, f"{run_}/a", b"{")
+    damage(address, f"{run_}/b", b'{"at":"yesterday"}')
+    damage(address, "answer/b", b"[]")
+    clock.now += DAY
+    assert (await prune(store, older_than_s=0, max_size=0, clock=clock)).answers == 1
+    assert {row.key for row in await listed(store)} >= {run_, f"{run_}/a", f"{run_}/b", "answer/b"}
+
+
+async def test_a_claim_that_cannot_be_read_is_told(store: Store, clock: Clock) -> None:
+    """Whose answers are to stay is not known then."""
+    await fill(store, clock, 1)
+    await store.put("making/odd", {"lease": {"owner": "somebody"}})
+    with pytest.raises(ConfigurationError, match=r"record making/odd in .* is damaged.*prune --damaged"):
+        await prune(store, older_than_s=0, clock=clock)
+
+
+# --- Many at once -------------------------------------------------------------------------------------------------
+
+
+def prune_half(address: str, size: float, now: float, _me: int, moment: float) -> int:
+    till(moment)
+    return run(prune(opened(address), max_size=size / 2, clock=Clock(now))).answers
+
+
+def test_two_who_prune_prune_no_more_than_one(address: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer goes once, and both stop when it is enough."""
+    monkeypatch.setattr(pruning, "_TOGETHER", 10)
+    store = opened(address)
+    journals = run(fill(store, clock, 60))
+
+    async def measured() -> int:
+        return await store.size() or sum(row.size for row in await listed(store))
+
+    size = run(measured())
+    gone = at_once(2, partial(prune_half, address, size, clock.now))
+    left = run(kept(journals))
+    assert sum(left) == 600 - sum(gone)
+    assert left == sorted(left)
+    assert 0.35 * size < run(measured()) <= size / 2
+
+
+async def test_those_who_write_meanwhile_lose_nothing(store: Store, clock: Clock, address: str) -> None:
+    """Nor do they wait for long."""
+    journals = await fill(store, clock, 10)
+    other = Journal(opened(address), "new", clock)
+
+    async def write() -> None:
+        for index in range(100):
+            answer = Answer(text=TEXT, finish_reason="stop")
+            await other.keep(f"{index}", Outcome(index=0, identity="a", answer=answer, attempts=1))
+
+    pruned, _ = await asyncio.gather(prune(store, max_size=0, clock=clock), write())
+    assert pruned.answers == 100
+    assert await kept(journals) == [0] * 10
+    assert len(await other.anybodys([f"{index}" for index in range(100)], None)) == 100
