@@ -37,3 +37,6 @@ def simulator(
         run(Simulator(latency_s=latency), port)
     except (OSError, OverflowError) as error:
         raise SystemExit(f"The simulator cannot listen on port {port}: {error}. Choose another with --port.") from None
+
+
+app.command("pollux_flows.cli_state:state", name="state", help="Show and prune what is kept.")

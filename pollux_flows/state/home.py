@@ -50,8 +50,8 @@ def refused(folder: Path, error: OSError) -> ConfigurationError:
 def full(folder: Path) -> ConfigurationError:
     return ConfigurationError(
         f"There is no room left for the state in {folder}: this was not recorded.",
-        hint=f"Make room on that disk and run again; what was recorded before is kept. Or {_ELSEWHERE[0].lower()}"
-        f"{_ELSEWHERE[1:]}",
+        hint="Make room on that disk, perhaps with pollux-flows state prune, and run again; what was recorded before is"
+        f" kept. Or {_ELSEWHERE[0].lower()}{_ELSEWHERE[1:]}",
     )
 
 

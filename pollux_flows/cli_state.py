@@ -1,0 +1,198 @@
+"""pollux-flows state: what is kept, shown and pruned."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any, Final, TypeVar
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pollux_flows.errors import PolluxError
+from pollux_flows.pricing import dollars
+from pollux_flows.state.damage import Damage, remove_damaged
+from pollux_flows.state.found import found_store
+from pollux_flows.state.kinds import Kind
+from pollux_flows.state.measures import in_words, seconds, size_in_bytes
+from pollux_flows.state.prune import Pruned, prune
+from pollux_flows.state.store import Store
+from pollux_flows.state.survey import RunSeen, Survey, survey
+
+T = TypeVar("T")
+
+state = App(name="state", help="Show and prune what is kept: answers, uploads, and what files were found to hold.")
+
+_WORDS: Final[dict[Kind, str]] = {
+    "answer": "Answers",
+    "pointer": "Calls with an answer",
+    "run": "Runs",
+    "claim": "Calls being made",
+    "hash": "Files that were read",
+    "upload": "Files at providers",
+    "owner": "Users of those",
+    "account": "Accounts' salt",
+    "unknown": "Of another version",
+}
+_NOTHING: Final = "Nothing is kept yet."
+_OPTIONS: Final = """\
+Say what is to go:
+  --older-than 30d   answers that are older
+  --max-size 500MB   the oldest answers, until the rest takes no more
+  --run NAME         the answers of one run, or of all parts of a flow run: `pollux-flows state` names them
+  --damaged          records that cannot be read
+With --dry-run nothing goes: it is only told what would. An answer that goes is paid for again if it is asked for again.
+What tells of files at a provider never goes."""
+
+
+@state.default
+@state.command
+def show(
+    *,
+    runs: Annotated[int, Parameter(help="How many of the last runs to name.")] = 10,
+    json: Annotated[bool, Parameter(help="For machines.", negative="")] = False,
+) -> None:
+    """Show what is kept and where, how much room it takes, and the last runs."""
+    store = _found(writes=False)
+    found = None if store is None else _told(survey(store, last=runs))
+    if json:
+        sys.stdout.write("null\n" if found is None else f"{found.model_dump_json(indent=2)}\n")
+    elif found is None:
+        _say(_NOTHING)
+    else:
+        _print(found)
+
+
+@state.command(name="prune")
+def prune_(
+    *,
+    older_than: Annotated[str | None, Parameter(help="Answers that are older than this, such as 30d or 12h.")] = None,
+    max_size: Annotated[
+        str | None, Parameter(help="The oldest answers, until the rest takes no more than this, such as 500MB or 2GiB.")
+    ] = None,
+    run: Annotated[
+        str | None, Parameter(help="The answers of the run of this name, or of all parts of a flow run.")
+    ] = None,
+    damaged: Annotated[bool, Parameter(help="Records that cannot be read.", negative="")] = False,
+    dry_run: Annotated[bool, Parameter(help="Only tell what would go.", negative="")] = False,
+) -> None:
+    """Remove answers. What tells of files at a provider never goes, nor does what a run at work has been answered."""
+    if older_than is None and max_size is None and run is None and not damaged:
+        raise SystemExit(_OPTIONS)
+    if run is not None and (older_than is not None or max_size is not None):
+        raise SystemExit("--run takes all answers of that run, however old: leave --older-than and --max-size out.")
+    limits = _refused_in_words(partial(_limits, older_than, max_size, run))
+    store = _found(writes=not dry_run)
+    if store is None:
+        _say(_NOTHING)
+        return
+    if damaged:
+        _say(_damage_in_words(_told(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
+    if limits:
+        _say(_pruned_in_words(_told(prune(store, **limits, dry_run=dry_run)), dry_run=dry_run))
+
+
+def _limits(older_than: str | None, max_size: str | None, run: str | None) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    if older_than is not None:
+        limits["older_than_s"] = seconds(older_than, "--older-than")
+    if max_size is not None:
+        limits["max_size"] = size_in_bytes(max_size, "--max-size")
+    if run is not None:
+        limits["run"] = run
+    return limits
+
+
+def _found(*, writes: bool) -> Store | None:
+    return _refused_in_words(partial(found_store, writes=writes))
+
+
+def _told(work: Coroutine[Any, Any, T]) -> T:
+    return _refused_in_words(partial(asyncio.run, work))
+
+
+def _refused_in_words(do: Callable[[], T]) -> T:
+    try:
+        return do()
+    except PolluxError as error:
+        raise SystemExit(str(error)) from None
+
+
+# --- In words -------------------------------------------------------------------------------------------------------
+
+
+def _print(found: Survey) -> None:
+    most = "" if found.max_size_bytes is None else f" of at most {in_words(found.max_size_bytes)}"
+    _say(f"{found.where}: {in_words(found.size_bytes)}{most}. An answer is kept for {found.kept_days:g} days.")
+    if found.max_size_bytes is None:
+        _say("Only age bounds what is kept in a Redis: give it memory enough, and maxmemory-policy noeviction.")
+    if found.oldest_at is not None and found.newest_at is not None:
+        _say(f"The oldest answer is of {_when(found.oldest_at)}, the newest of {_when(found.newest_at)}.")
+    if found.unreadable:
+        _say(
+            f"{_some(found.unreadable, 'record')} cannot be read; what is damaged is named by"
+            " pollux-flows state prune --damaged --dry-run."
+        )
+    if found.expired:
+        _say(f"{_some(found.expired, 'record')} more expired; the next writes, or any prune, make room of that.")
+    kinds = Table("Kept", "Records", "Size")
+    for kind, words in _WORDS.items():
+        if kind in found.records:
+            kinds.add_row(words, f"{found.records[kind]:,}", in_words(found.bytes[kind]))
+    console = Console()
+    console.print(kinds)
+    if found.runs:
+        console.print(_runs_table(found.runs))
+
+
+def _runs_table(runs: list[RunSeen]) -> Table:
+    table = Table("Began", "Answers", "Cost", title="The last runs", title_justify="left")
+    table.add_column("Run", overflow="fold")
+    for run in runs:
+        cost = f"{dollars(run.cost_usd)}" if run.cost_usd or not run.cost_unknown else ""
+        unknown = f"unknown of {run.cost_unknown}" if run.cost_unknown else ""
+        table.add_row(_when(run.began_at), f"{run.answers:,}", ", ".join(filter(None, (cost, unknown))), Text(run.name))
+    return table
+
+
+def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
+    removed, freed = ("Would remove", "about {} would come free") if dry_run else ("Removed", "{} came free")
+    said = (
+        f"{removed} {_some(pruned.answers, 'answer')}, {_some(pruned.runs, 'run')} without answers, and"
+        f" {_some(pruned.others, 'other record')}: {freed.format(in_words(pruned.freed_bytes))}."
+    )
+    if pruned.spared_runs:
+        said += f" At work, so that its answers stay: {_some(pruned.spared_runs, 'run')}."
+    return said
+
+
+def _damage_in_words(damage: Damage, *, dry_run: bool) -> str:
+    removed = "Would remove" if dry_run else "Removed"
+    lines = [f"{removed} {_some(len(damage.removed), 'damaged record')}.", *damage.removed]
+    if damage.left:
+        lines.append(
+            f"Left {_some(len(damage.left), 'damaged record')}, for that tells what is still at a provider."
+            " Restore the state from a copy, or move it away to begin afresh without what it knew."
+        )
+        lines += damage.left
+    return "\n".join(lines)
+
+
+def _some(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _when(at: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(at, UTC).astimezone():%Y-%m-%d %H:%M}"
+    except (OverflowError, OSError, ValueError):
+        return "?"
+
+
+def _say(words: str) -> None:
+    sys.stdout.write(f"{words}\n")

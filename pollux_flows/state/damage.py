@@ -1,0 +1,63 @@
+"""Damage: records that are not what they should be, found by looking at each."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pydantic import Field
+
+from pollux_flows.document import Record
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.providers.content import Content
+from pollux_flows.state.claims import bare, holder
+from pollux_flows.state.kept import answer_in, pointer_in
+from pollux_flows.state.kinds import kind_of, may_go
+from pollux_flows.state.store import Row, Store
+from pollux_flows.state.upload import Entry, UploadKey
+
+
+class Damage(Record):
+    """The names of damaged records."""
+
+    removed: list[str] = Field(default_factory=list)
+    left: list[str] = Field(default_factory=list, description="They tell what is still at a provider, and whose it is.")
+
+
+async def remove_damaged(store: Store, *, dry_run: bool = False) -> Damage:
+    """Remove what is damaged and may go."""
+    damaged = [row async for row in store.listed() if not row.expired and not _is_well(row)]
+    going = [row for row in damaged if may_go(row.key)]
+    gone = going if dry_run else await store.drop(going)
+    left = [row for row in damaged if not may_go(row.key)]
+    return Damage(removed=[row.key for row in gone], left=[row.key for row in left])
+
+
+def _is_well(row: Row) -> bool:
+    if row.record is None:
+        return False
+    try:
+        _read(row.key, row.record)
+    except (ConfigurationError, LookupError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _read(key: str, record: dict[str, Any]) -> None:
+    """As those would who use it."""
+    holder(record, time.time())
+    match kind_of(key):
+        case "answer":
+            answer_in(key, record, "")
+        case "pointer":
+            pointer_in(key, record, "")
+        case "run":
+            _ = record["run"] + "", record["at"] + 0.0
+        case "hash":
+            Content.model_validate(record)
+        case "upload" if bare(record):
+            Entry.read(record)
+        case "owner":
+            UploadKey.model_validate(record)
+        case "account":
+            bytes.fromhex(record["salt"])

@@ -1,0 +1,178 @@
+"""Damaged records: who meets one is told, by name and with what to do; and one command removes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.result import Answer, Outcome
+from pollux_flows.state.damage import Damage, remove_damaged
+from pollux_flows.state.identity import digest
+from pollux_flows.state.journal import Journal
+from pollux_flows.state.ledger import Ledger
+from pollux_flows.state.store import Store
+from tests.state.places import KEY, Clock, Provider, damage, listed, names
+
+RUN = f"run/{digest('run', 'one')}"
+ANSWER = Outcome(index=0, identity="a", answer=Answer(text="forty-two", finish_reason="stop"), attempts=1, cost_usd=0.5)
+Changed = Callable[[bytes], bytes]
+
+
+@pytest.fixture
+async def journal(store: Store, clock: Clock) -> Journal:
+    journal = Journal(store, "one", clock)
+    await journal.begin()
+    for call in ("a", "b"):
+        await journal.keep(call, ANSWER)
+    return journal
+
+
+def less(name: str) -> Changed:
+    return lambda data: json.dumps({key: value for key, value in json.loads(data).items() if key != name}).encode()
+
+
+def other(**fields: object) -> Changed:
+    return lambda data: json.dumps({**json.loads(data), **fields}).encode()
+
+
+def instead(old: bytes, new: bytes) -> Changed:
+    return lambda data: data.replace(old, new)
+
+
+async def spoil(store: Store, address: str, key: str, change: Changed) -> None:
+    found = json.dumps(await store.get(key)).encode()
+    changed = change(found)
+    assert changed != found
+    damage(address, key, changed)
+
+
+# --- Who meets one ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:-1],
+        lambda _: b"[]",
+        less("at"),
+        less("outcome"),
+        less("check"),
+        other(at="yesterday"),
+        other(at=1.0),
+        other(outcome=[]),
+        other(outcome={}),
+        instead(b"forty-two", b"forty-six"),
+        instead(b"0.5", b"0.1"),
+        instead(b'"stop"', b'"stoq"'),
+    ],
+)
+async def test_a_damaged_answer_is_neither_absent_nor_another(
+    journal: Journal, store: Store, address: str, change: Changed
+) -> None:
+    """Its own run and all others are told which one it is, and what to do; not what it says."""
+    await spoil(store, address, f"{RUN}/a", change)
+    asked: list[Callable[[], Awaitable[object]]] = [
+        lambda: journal.own(["b", "a"]),
+        lambda: Journal(store, "another").anybodys(["b", "a"], None),
+    ]
+    for ask in asked:
+        with pytest.raises(
+            ConfigurationError, match=rf"record {RUN}/a in .* is damaged.*prune --damaged.*paid"
+        ) as told:
+            await ask()
+        assert "forty" not in str(told.value)
+    assert set(await journal.own(["b"])) == {"b"}
+
+
+async def test_an_answer_in_the_place_of_another_is_told(journal: Journal, store: Store, address: str) -> None:
+    """It is well, but not the answer to that call."""
+    await journal.keep("c", ANSWER.model_copy(update={"cost_usd": 1.0}))
+    record = await store.get(f"{RUN}/c")
+    damage(address, f"{RUN}/a", json.dumps(record).encode())
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        await journal.own(["a"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: b"",
+        less("place"),
+        less("at"),
+        other(place=7),
+        other(place="run/1"),
+        other(place=f"{RUN}/b"),
+        other(place=f"rum/{RUN[4:]}/a"),
+        other(at=None),
+    ],
+)
+async def test_a_damaged_pointer_is_told(journal: Journal, store: Store, address: str, change: Changed) -> None:
+    """It does not lead to no answer, nor to another's."""
+    await spoil(store, address, "answer/a", change)
+    for max_age_s in (None, 60.0):
+        with pytest.raises(ConfigurationError, match=r"record answer/a in .* is damaged.*prune --damaged"):
+            await journal.anybodys(["b", "a"], max_age_s)
+    assert set(await journal.own(["a"])) == {"a"}
+
+
+async def test_what_tells_of_a_provider_is_not_said_to_be_removed(store: Store, address: str) -> None:
+    """For it is not."""
+    await store.put("upload/1", {})
+    damage(address, "upload/1", b"{")
+    with pytest.raises(ConfigurationError, match=r"record upload/1 .* is damaged.*copy, or move it away") as told:
+        await store.get("upload/1")
+    assert "prune" not in str(told.value)
+
+
+# --- Who removes them ---------------------------------------------------------------------------------------------
+
+
+async def test_what_is_damaged_is_removed(journal: Journal, store: Store, address: str) -> None:
+    """By name, and nothing else; after that, the run asks for what is missing."""
+    well = {row.key for row in await listed(store)}
+    await store.put("hash/1", {"sha256": "a"})
+    await store.put("making/1", {"lease": {"until": "soon"}})
+    await journal.keep("c", ANSWER)
+    await spoil(store, address, f"{RUN}/c", instead(b"forty-two", b"forty-six"))
+    await spoil(store, address, "answer/c", less("place"))
+    damaged = {"hash/1", "making/1", f"{RUN}/c", "answer/c"}
+    told = await remove_damaged(store, dry_run=True)
+    assert set(told.removed) == damaged
+    assert {row.key for row in await listed(store)} == well | damaged
+    assert set((await remove_damaged(store)).removed) == damaged
+    assert set(await names(store)) == well
+    assert await remove_damaged(store) == Damage()
+    assert set(await journal.own(["a", "b", "c"])) == {"a", "b"}
+    assert set(await journal.anybodys(["a", "b", "c"], None)) == {"a", "b"}
+
+
+async def test_what_is_well_is_well(journal: Journal, store: Store, ledger: Ledger, provider: Provider) -> None:
+    """Of every kind that there is."""
+    await ledger.account("key")
+    await ledger.hold(KEY, "run", provider.upload)
+    await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
+    await store.put("of a later version", {"what": "ever"})
+    async with journal.alone(["d"]), journal.asking("d") as take:
+        await take()
+        await ledger._claim(None, KEY.model_copy(update={"sha256": "new"}), "run", "marker")
+        assert await remove_damaged(store) == Damage()
+
+
+async def test_what_tells_of_a_provider_stays_though_damaged(
+    store: Store, address: str, ledger: Ledger, provider: Provider
+) -> None:
+    """It is named: whoever restores it must know."""
+    await ledger.account("key")
+    await ledger.hold(KEY, "run", provider.upload)
+    kept = [row.key for row in await listed(store)]
+    for key in kept:
+        damage(address, key, b"{")
+    await store.put("of a later version", {})
+    damage(address, "of a later version", b"{")
+    told = await remove_damaged(store)
+    assert (told.removed, set(told.left)) == ([], {*kept, "of a later version"})
+    assert len(kept) == 3
+    assert len(await listed(store)) == 4
