@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from pollux_flows import ConfigurationError, Source, run, run_many
+from pollux_flows import ConfigurationError, Source, run
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.content import examine, forget
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.disk import DiskStore
@@ -60,16 +62,15 @@ def unusable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("unusable")
-async def test_what_is_only_inlined_needs_no_state(
-    sources: list[Source], config: MakeConfig, sim: Simulator, caplog: pytest.LogCaptureFixture
+async def test_what_cannot_be_remembered_is_read(
+    sources: list[Source], config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is read each time, and one warning says why."""
+    """Each time, and one warning says why."""
     caplog.set_level(logging.WARNING, logger="pollux_flows")
-    assert (await run_many(["What?"], sources=sources, config=config("openrouter"))).status == "ok"
+    assert None not in await read_sources(make_request(["What?"], target=config("openrouter").target, sources=sources))
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("What was read of files is not remembered, so they will be read again: ")
     assert "POLLUX_HOME" in warning or "Restore that folder" in warning
-    assert len(sim.requests) > 0
 
 
 @pytest.mark.usefixtures("unusable")
