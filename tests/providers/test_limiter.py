@@ -125,6 +125,20 @@ async def test_nobody_overtakes_a_line() -> None:
     limiter.release()
 
 
+async def test_nobody_overtakes_a_line_that_has_not_heard_the_alarm(clock: Time) -> None:
+    """The pause is over, and whoever comes now finds others who have waited for that."""
+    limiter = limiter_for(Demand(1), clock)
+    limiter.used_up(for_s=20)
+    first = asyncio.create_task(limiter.acquire())
+    await settle()
+    clock.now += 20
+    second = asyncio.create_task(limiter.acquire())
+    await settle()
+    assert (first.done(), second.done()) == (True, False)
+    limiter.release()
+    await second
+
+
 def test_threads_share_the_turns() -> None:
     """Six event loops, six hundred calls, three turns."""
     limiter, lock = limiter_for(Demand(3)), threading.Lock()
@@ -289,6 +303,39 @@ def test_a_turn_that_a_closed_loop_had_comes_back_with_its_memory() -> None:
     assert limiter._held == 1
     del task, loop
     gc.collect()
+    nothing_is_lost(limiter)
+
+
+def test_a_turn_may_come_back_while_another_is_given_out() -> None:
+    """The garbage collector chooses its moment: here, in the middle of it."""
+    abandoned: list[Any] = []
+
+    def collecting() -> float:
+        if abandoned:
+            abandoned.clear()
+            gc.collect()
+        return 0.0
+
+    limiter = Limiter(collecting)
+    limiter.join(Demand(2))
+
+    async def hold() -> None:
+        await limiter.acquire()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            limiter.release()
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(hold())
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.run_until_complete(settle())
+    loop.close()
+    abandoned.append(task)
+    del task, loop
+    asyncio.run(limiter.acquire())
+    assert limiter._held == 1
+    limiter.release()
     nothing_is_lost(limiter)
 
 
