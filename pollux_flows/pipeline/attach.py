@@ -98,11 +98,11 @@ class Attachments:
         if error is None or error.status_code not in _MAY_MEAN_FORGOTTEN:
             return False
         try:
-            return await self.forgotten(sources, materials)
+            return await self._forgotten(sources, materials)
         except PolluxError:
             return False  # nobody can tell, so what the provider said about the call stands
 
-    async def forgotten(self, sources: Sequence[int], materials: Sequence[Material]) -> bool:
+    async def _forgotten(self, sources: Sequence[int], materials: Sequence[Material]) -> bool:
         """Whether the provider lost any of these files. Those are uploaded again by whoever asks next."""
         lost = False
         for index, material in zip(sources, materials, strict=True):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import mimetypes
 from collections.abc import Awaitable, Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.pipeline.retry import Attempts, attempt
-from pollux_flows.providers.content import Content, HashingReader, changed, open_file
+from pollux_flows.providers.content import Content, HashingReader, changed, forget, open_file
+from pollux_flows.providers.mime import ending
 from pollux_flows.providers.session import Session
 from pollux_flows.providers.uploads import FileToSend
 from pollux_flows.source import Source
@@ -62,7 +61,7 @@ class _Sending:
             await self.leave(doubtful)
         try:
             if not is_whole:
-                raise changed(self.source)
+                raise await self._changed()
             return await self._tried(lambda: self.session.file_ready(uploaded))
         except PolluxError:
             await self.leave(name, uploaded)
@@ -91,8 +90,10 @@ class _Sending:
     async def _upload(self, name: str, client: Any) -> tuple[Uploaded, bool]:
         """The file at the provider, and whether that is what was examined."""
         mime_type, size_bytes = self.content.mime_type, self.content.size_bytes
-        with closing(open_file(self.source)) as body:
-            file = FileToSend(name + _ending(self.source, mime_type), mime_type, size_bytes, _Watched(body, size_bytes))
+        with closing(await open_file(self.source)) as body:
+            # The ending says what it is: OpenAI believes nothing else.
+            file_name = name + ending(str(self.source.uri), mime_type)
+            file = FileToSend(file_name, mime_type, size_bytes, _Watched(body, size_bytes))
             self.in_doubt.append(name)
             try:
                 return await self.session.files.upload(client, file), body.read_whole(self.content)
@@ -101,7 +102,11 @@ class _Sending:
             if _is_unchanged(body, self.content):
                 raise failure
         # Not from within: a provider's own error holds the request, with the key, and must not even be the context.
-        raise changed(self.source)
+        raise await self._changed()
+
+    async def _changed(self) -> PolluxError:
+        await forget(self.source)
+        return changed(self.source)
 
 
 class _Watched(io.BufferedIOBase):
@@ -137,10 +142,3 @@ def _is_unchanged(body: HashingReader, content: Content) -> bool:
         return body.seek(0, io.SEEK_END) == content.size_bytes
     except (OSError, ValueError):
         return True  # nobody can tell, so what the provider said stands
-
-
-def _ending(source: Source, mime_type: str) -> str:
-    """What says, in a file's name, what it is: OpenAI believes nothing else."""
-    own = PurePosixPath(str(source.uri)).suffix
-    honest = mimetypes.guess_type(f"file{own}")[0] == mime_type
-    return own if honest else mimetypes.guess_extension(mime_type) or ""

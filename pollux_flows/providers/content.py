@@ -19,7 +19,7 @@ from pollux_flows.address import shown_file
 from pollux_flows.document import Record
 from pollux_flows.errors import PolluxError, SourceError
 from pollux_flows.providers import mime
-from pollux_flows.providers.patience import THREADS, PatientFile, Pulse, apart, patiently
+from pollux_flows.providers.patience import THREADS, PatientFile, Pulse, apart
 from pollux_flows.providers.place import PIECE, Opened, is_stream, opened, pieces, version
 from pollux_flows.source import Source
 from pollux_flows.state.identity import digest
@@ -103,14 +103,8 @@ class HashingReader(io.BufferedIOBase):
         return self._hash.hexdigest() == content.sha256
 
 
-def open_file(source: Source) -> HashingReader:
-    """The file behind the source, to be read and closed by the caller, off the event loop."""
-    name = str(source.uri)
-    return _reader(name, patiently(partial(_rewindable, name), name))
-
-
-async def aopen_file(source: Source) -> HashingReader:
-    """The same, for whoever has an event loop to keep going: a file on the web is fetched whole to begin with."""
+async def open_file(source: Source) -> HashingReader:
+    """The file behind the source, to be read and closed by the caller; one on the web is fetched whole to begin with."""
     name = str(source.uri)
     return _reader(name, await apart(partial(_rewindable, name)))
 

@@ -62,7 +62,7 @@ def is_text_like(mime_type: str) -> bool:
 
 def mime_type(name: str, head: bytes, peek: Peek) -> str:
     """By content: the name decides among what the content may be."""
-    named = _named(name)
+    named = named_type(name)
     if head.startswith(_ZIP):
         return named if named and _is_zip(named) else _in_zip(head)
     if head.startswith(_OLE2):
@@ -77,10 +77,18 @@ def mime_type(name: str, head: bytes, peek: Peek) -> str:
     return possible[0] if possible else named or "application/octet-stream"
 
 
-def _named(name: str) -> str | None:
+def named_type(name: str) -> str | None:
+    """What a file's name says that it is."""
     last = file_name(name)
-    ending = PurePath(last).suffix.lower()
-    return _ENDINGS.get(ending) or (mimetypes.guess_type(last)[0] or "").lower() or None
+    return _ENDINGS.get(PurePath(last).suffix.lower()) or (mimetypes.guess_type(last)[0] or "").lower() or None
+
+
+def ending(name: str, mime_type: str) -> str:
+    """The ending of a file's name, where that is honest, or else one that is."""
+    if named_type(name) == mime_type:
+        return PurePath(file_name(name)).suffix
+    known = next((each for each, type_ in _ENDINGS.items() if type_ == mime_type), None)
+    return known or mimetypes.guess_extension(mime_type) or ""
 
 
 def _possible(head: bytes) -> list[str]:

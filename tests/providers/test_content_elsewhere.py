@@ -74,9 +74,9 @@ async def test_a_local_disk_that_fails_is_said_in_words(tmp_path: Path, monkeypa
         await look(Source.from_file(tmp_path / "a.pdf"))
 
 
-def test_a_reader_goes_back_and_forth_in_what_lies_elsewhere(shelf: Shelf) -> None:
+async def test_a_reader_goes_back_and_forth_in_what_lies_elsewhere(shelf: Shelf) -> None:
     """In any steps."""
-    reader = open_file(shelf.put("march.pdf", PDF))
+    reader = await open_file(shelf.put("march.pdf", PDF))
     assert reader.seek(0, 2) == len(PDF)
     reader.seek(0)
     assert b"".join(iter(lambda: reader.read(70_000), b"")) == PDF

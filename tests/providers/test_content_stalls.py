@@ -157,19 +157,19 @@ def test_a_process_ends_although_a_read_hangs() -> None:
 # --- While it is uploaded -----------------------------------------------------------------------------------
 
 
-def test_a_reader_fails_rather_than_hangs(shelf: Shelf) -> None:
+async def test_a_reader_fails_rather_than_hangs(shelf: Shelf) -> None:
     """And can be closed, which would otherwise wait for the read."""
-    with closing(open_file(hanging(shelf))) as reader, pytest.raises(SourceError, match="has brought nothing"):
+    with closing(await open_file(hanging(shelf))) as reader, pytest.raises(SourceError, match="has brought nothing"):
         reader.read()
 
 
-def test_a_local_file_that_hangs_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_local_file_that_hangs_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount may be gone."""
     readable, writable = os.pipe()
     try:
         monkeypatch.setattr("pollux_flows.providers.place._open", lambda _: os.fdopen(readable, "rb", 0))
         (tmp_path / "a.pdf").write_bytes(PDF)
-        reader = open_file(Source.from_file(tmp_path / "a.pdf"))
+        reader = await open_file(Source.from_file(tmp_path / "a.pdf"))
         with pytest.raises(SourceError, match="has brought nothing"):
             reader.read(10)
         reader.close()

@@ -21,7 +21,7 @@ import pytest
 
 from pollux_flows import APIError, Config, Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
-from pollux_flows.providers.content import Content, aopen_file, examine, open_file
+from pollux_flows.providers.content import Content, examine, open_file
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.store import open_store
 from tests.loopback import SDKS, MakeConfig, http, scripted, until
@@ -252,17 +252,17 @@ async def test_a_copy_can_be_made_beside_what_else_goes_on(site: Site, spool: Pa
     site.hangs_after = 1000
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await aopen_file(site.source())
+            await open_file(site.source())
     site.hang.set()
     await until(lambda: open_descriptors(spool) == [])
     site.hangs_after = None
-    with closing(await aopen_file(site.source())) as file:
+    with closing(await open_file(site.source())) as file:
         assert file.read() == PDF
 
 
-def test_the_copy_has_no_name_and_goes_with_the_reader(site: Site, spool: Path) -> None:
+async def test_the_copy_has_no_name_and_goes_with_the_reader(site: Site, spool: Path) -> None:
     """Not even a process that is killed leaves it behind."""
-    with closing(open_file(site.source())) as file:
+    with closing(await open_file(site.source())) as file:
         assert list(spool.iterdir()) == []
         assert file.seek(0, os.SEEK_END) == len(PDF)
         file.seek(0)
@@ -270,20 +270,20 @@ def test_the_copy_has_no_name_and_goes_with_the_reader(site: Site, spool: Path) 
     assert open_descriptors(spool) == []
 
 
-def test_the_copy_goes_when_it_cannot_be_finished(site: Site, spool: Path) -> None:
+async def test_the_copy_goes_when_it_cannot_be_finished(site: Site, spool: Path) -> None:
     """The server breaks off, so there is nothing to upload."""
     site.sends_all = False
     with pytest.raises(SourceError, match="cannot be read"):
-        open_file(site.source())
+        await open_file(site.source())
     assert list(spool.iterdir()) == []
     assert open_descriptors(spool) == []
 
 
-def test_no_room_for_the_copy_is_said_in_words(site: Site, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_room_for_the_copy_is_said_in_words(site: Site, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With where the room is missing, and how to find other room."""
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
     with pytest.raises(SourceError, match=rf"report\.pdf' could not be copied to {spool} .*No space.*TMPDIR"):
-        open_file(site.source())
+        await open_file(site.source())
 
 
 def open_descriptors(folder: Path) -> list[str]:

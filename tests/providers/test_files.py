@@ -332,9 +332,9 @@ async def test_a_file_that_changes_on_its_way_is_noticed(
 
     original = content.open_file
 
-    def meddled(source: Source) -> Any:
+    async def meddled(source: Source) -> Any:
         (tmp_path / "report.pdf").write_bytes(PDF.replace(b"%PDF", b"%PDX"))
-        return original(source)
+        return await original(source)
 
     monkeypatch.setattr(send, "open_file", meddled)
     with pytest.raises(SourceError, match="changed"):

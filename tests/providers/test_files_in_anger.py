@@ -15,7 +15,7 @@ import pytest
 
 from pollux_flows import Config, Source, run
 from pollux_flows.config import ProviderName
-from pollux_flows.pipeline import cleanup, execute
+from pollux_flows.pipeline import answers, cleanup
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
@@ -130,7 +130,7 @@ async def test_a_disk_that_is_full_in_the_middle_costs_no_answer(
 ) -> None:
     """What was asked is answered, the rest says that there is no room; once there is, nothing is left over."""
     monkeypatch.setattr(cleanup, "Ledger", partial(Ledger, lease_s=1.0))
-    monkeypatch.setattr(execute, "_PAUSES", ())
+    monkeypatch.setattr(answers, "_PAUSES", ())
     settings = config(provider, keep_files_s=0.0)
     sources = papers(tmp_path, 24)
     ask, answered = DiskStore._ask, 0
