@@ -104,7 +104,7 @@ class HashingReader(io.BufferedIOBase):
 
 
 async def open_file(source: Source) -> HashingReader:
-    """The file behind the source, to be read and closed by the caller; one on the web is fetched whole to begin with."""
+    """The file behind the source, for the caller to read and close; one on the web is fetched whole to begin with."""
     name = str(source.uri)
     return _reader(name, await apart(partial(_rewindable, name)))
 
