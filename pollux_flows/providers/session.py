@@ -58,15 +58,15 @@ class Session:
         return await self.ask("upload", self.files.ready(self.client, uploaded))
 
     async def file_exists(self, file_id: str) -> bool:
-        return await self._in_time(self.files.exists(self.client, file_id))
+        return await self._in_time(_HOUSEKEEPING_S, self.files.exists(self.client, file_id))
 
     async def delete_file(self, file_id: str) -> None:
         """Gone already is as good as deleted."""
-        await self._in_time(self.files.delete(self.client, file_id))
+        await self._in_time(_HOUSEKEEPING_S, self.files.delete(self.client, file_id))
 
     async def find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
         """For each marker the provider's files whose name holds it. One listing serves them all."""
-        return await self._in_time(self._find_files(markers), _LISTING_S)
+        return await self._in_time(_LISTING_S, self._find_files(markers))
 
     async def _find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {marker: [] for marker in markers}
@@ -76,7 +76,7 @@ class Session:
                     found[marker].append(file_id)
         return found
 
-    async def _in_time(self, answer: Awaitable[T], seconds: float = _HOUSEKEEPING_S) -> T:
+    async def _in_time(self, seconds: float, answer: Awaitable[T]) -> T:
         """What takes a provider a moment is not waited for longer than that."""
         try:
             async with asyncio.timeout(seconds):
