@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
 from functools import partial
 from uuid import uuid4
 
@@ -59,6 +59,8 @@ class Execution:
         self.answers = Answers(config.target, terms)
         self._config, self._stack = config, stack
         self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
+        # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
+        self._line = asyncio.Semaphore(2 * config.request_concurrency)
 
     async def outcomes(self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None) -> list[Outcome]:
         """What becomes of each of these calls of the plan, in their order.
@@ -79,25 +81,35 @@ class Execution:
         return [found[call.index] for call in calls]
 
     async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome) -> list[Outcome]:
-        async def settled(planned: PlannedCall) -> Outcome:
-            outcome = await self._settled(planned)
+        async def settled(planned: PlannedCall, place: _Place) -> Outcome:
+            with closing(place):
+                outcome = await self._settled(planned, place)
             seen(outcome)
             return outcome
 
         # Not a TaskGroup: its first failure would cancel siblings whose answers are being paid for.
-        outcomes = await asyncio.gather(*map(settled, calls), return_exceptions=True)
+        asking: list[asyncio.Task[Outcome]] = []
+        try:
+            for planned in calls:
+                await self._line.acquire()
+                asking.append(asyncio.create_task(settled(planned, _Place(self._line))))
+        finally:
+            if len(asking) < len(calls):  # cancelled half-way
+                for each in asking:
+                    each.cancel()
+            outcomes = await asyncio.gather(*asking, return_exceptions=True)
         return [await self.answers.keep_after_all(_unless_raised(outcome)) for outcome in outcomes]
 
-    async def _settled(self, planned: PlannedCall) -> Outcome:
+    async def _settled(self, planned: PlannedCall, place: _Place) -> Outcome:
         while True:
             try:
                 async with self.answers.asking(planned) as may_ask:
-                    return await self._ask(planned, may_ask)
+                    return await self._ask(planned, may_ask, place)
             except TakenError:
                 if (outcome := await self.answers.somebody_elses(planned)) is not None:
                     return outcome
 
-    async def _ask(self, planned: PlannedCall, may_ask: MayAsk) -> Outcome:
+    async def _ask(self, planned: PlannedCall, may_ask: MayAsk, place: _Place) -> Outcome:
         """What comes of asking. An answer is written down before its slot is given back."""
         answered: list[Outcome] = []
 
@@ -105,14 +117,18 @@ class Execution:
             answered.append(await self.answers.keep(self._outcome(planned, attempts)))
 
         try:
-            attempts = await self._attempts(planned, may_ask, keep)
+            attempts = await self._attempts(planned, may_ask, place, keep)
         except PolluxError as error:  # nothing was asked
             failure = CallFailure.of(planned.index, error)
             return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
         return answered[0] if answered else self._outcome(planned, attempts)
 
     async def _attempts(
-        self, planned: PlannedCall, may_ask: MayAsk, keep: Callable[[Attempts[Answer]], Awaitable[None]]
+        self,
+        planned: PlannedCall,
+        may_ask: MayAsk,
+        place: _Place,
+        keep: Callable[[Attempts[Answer]], Awaitable[None]],
     ) -> Attempts[Answer]:
         session, attachments = await self._met()
         sources = _sources(self.plan, planned)
@@ -121,6 +137,7 @@ class Execution:
         async def once(call: Call) -> Answer:
             nonlocal begun
             if not begun:
+                place.close()
                 await may_ask()
                 begun = True
             return await session.generate(call)
@@ -185,6 +202,18 @@ class Execution:
     async def _meet(self) -> tuple[Session, Attachments]:
         session = await self._stack.enter_async_context(open_session(self._config))
         return session, await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
+
+
+class _Place:
+    """A place in the line of those who wait for their first turn. Given up once."""
+
+    def __init__(self, line: asyncio.Semaphore) -> None:
+        self._line: asyncio.Semaphore | None = line
+
+    def close(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.release()
 
 
 def _unseen(_: Outcome) -> None:
