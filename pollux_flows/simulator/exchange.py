@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from pollux_flows.simulator.directives import BadDirectiveError
-from pollux_flows.simulator.faults import ANSWER_KINDS, Fault
+from pollux_flows.simulator.answering import fault_for, reply_to, understand
+from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.incoming import ClientGone, Incoming
-from pollux_flows.simulator.schema_check import malformed
+from pollux_flows.simulator.spool import Spool
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply
 
 if TYPE_CHECKING:
@@ -49,38 +50,36 @@ class Exchange:
                 await incoming.drain()
                 if self.world.latency_s:
                     await asyncio.sleep(self.world.latency_s)
-            self._understand(call)
-            fault = self._fault_for(call)
-            if fault is not None:
-                entry.fault = fault.kind
-                await asyncio.sleep(fault.delay_s)
+            fault = await self._look_at(call, entry)
             if fault is not None and fault.kind in ("drop", "hang"):
                 await _never_answer(fault.kind, scope, receive)
                 return
-            reply = self._reply(call, fault, request_id)
+            reply = reply_to(call, self.operation, fault, request_id)
         except ClientGone:
             return
         except Refused as refused:
             reply = Reply(provider.error(refused, request_id), refused.status, refused.headers)
         finally:
-            if call.upload is not None and call.stored is None:
-                call.upload.spool.close()
+            if call.stored is None:
+                for spool in call.spools:
+                    spool.close()
         entry.stored = call.stored
-        content = reply.body if isinstance(reply.body, bytes) else orjson.dumps(reply.body)
         # Logged before the bytes leave: whoever holds an answer must find its request in the log.
         entry.answered(reply.status)
-        if _fault_of(entry) == "drop_after":
+        fault_kind = _fault_of(entry)
+        if fault_kind == "drop_after":
             await _never_answer("drop", scope, receive)
             return
-        if _fault_of(entry) == "malformed":
-            content = content[: len(content) // 2]
         reply.headers = {**self.operation.headers, **reply.headers}
-        await _send(send, reply, provider.headers(request_id), content)
+        await _send(send, reply, provider.headers(request_id), fault_kind)
+        if fault_kind == "cut":
+            await _never_answer("drop", scope, receive)
 
     def _call(self, scope: Scope, headers: dict[str, str]) -> Call:
         pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
         return Call(
             world=self.world,
+            provider=self.provider,
             headers=headers,
             params=scope.get("path_params", {}),
             query=dict(pairs),
@@ -102,41 +101,16 @@ class Exchange:
             except orjson.JSONDecodeError:
                 raise Refused(400, "We could not parse the JSON body of your request.") from None
 
-    def _understand(self, call: Call) -> None:
-        """The provider's own checks of a generate request."""
-        if self.operation.read is None:
-            return
-        call.asked = ask = self.operation.read(call)
-        if ask.input_tokens > ask.context_window:
-            raise self.provider.overflow(ask)
-        for schema in (ask.schema, *ask.tools.values()):
-            if isinstance(schema, dict) and (problem := malformed(schema)):
-                raise Refused(400, problem)
-
-    def _fault_for(self, call: Call) -> Fault | None:
-        """The fault that waits for this request; one that was refused has not met its fault yet."""
-        fault = self.world.faults.take(self.provider.name, self.operation.name, call.body)
-        if fault is not None or call.asked is None:
-            return fault
-        try:
-            return self.world.directive_counts.take(call.asked.prompt)
-        except BadDirectiveError as problem:
-            raise Refused(400, str(problem)) from None
-
-    def _reply(self, call: Call, fault: Fault | None, request_id: str) -> Reply:
-        if fault is None:
-            return self.operation.answer(call)
-        if fault.kind == "status" and fault.status is not None:
-            raise Refused(fault.status, fault.message, kind=fault.error_type, headers=fault.error_headers)
-        if fault.kind == "context_overflow":
-            raise self.provider.overflow(call.asked)
-        if fault.kind == "error_200":
-            return Reply(self.provider.error_in_200(fault, call, request_id), headers=fault.error_headers)
-        if fault.kind in ANSWER_KINDS:
-            call.fault = fault
-        reply = self.operation.answer(call)
-        reply.headers |= fault.headers
-        return reply
+    async def _look_at(self, call: Call, entry: Logged) -> Fault | None:
+        """The provider's own checks, and then the fault that the request meets, if there is one."""
+        if self.operation.prepare is not None:
+            await asyncio.to_thread(self.operation.prepare, call)
+        understand(call, self.operation)
+        fault = fault_for(call, self.operation.name)
+        if fault is not None:
+            entry.fault = fault.kind
+            await asyncio.sleep(fault.delay_s)
+        return fault
 
 
 def _fault_of(entry: Logged) -> str | None:
@@ -169,10 +143,13 @@ def _connection_error() -> Exception:
     return made
 
 
-async def _send(send: Send, reply: Reply, headers: dict[str, str], content: bytes) -> None:
+async def _send(send: Send, reply: Reply, headers: dict[str, str], fault_kind: str | None) -> None:
+    size, pieces = _content(reply.body)
+    sent = size // 2 if fault_kind in ("malformed", "cut") else size
     headers = {
         "content-type": "application/json",
-        "content-length": str(len(content)),
+        # What is malformed is so in spite of its length; what is cut is shorter than announced.
+        "content-length": str(sent if fault_kind == "malformed" else size),
         **headers,
         **reply.headers,
     }
@@ -183,4 +160,17 @@ async def _send(send: Send, reply: Reply, headers: dict[str, str], content: byte
             "headers": [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()],
         }
     )
-    await send({"type": "http.response.body", "body": content})
+    for piece in pieces:
+        body, sent = piece[:sent], sent - min(sent, len(piece))
+        is_last = sent == 0
+        await send({"type": "http.response.body", "body": body, "more_body": not is_last or fault_kind == "cut"})
+        if is_last:
+            return
+
+
+def _content(body: Any) -> tuple[int, Iterator[bytes]]:
+    """Its size, and the pieces that it is sent in: one at least."""
+    if isinstance(body, Spool) and body.size:
+        return body.size, body.chunks()
+    content = b"" if isinstance(body, Spool) else body if isinstance(body, bytes) else orjson.dumps(body)
+    return len(content), iter((content,))

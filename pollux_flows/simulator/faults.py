@@ -16,6 +16,7 @@ KINDS: Mapping[str, str] = {
     "hang": "no answer until the client goes away",
     "slow": "a good answer, after `delay_s`",
     "malformed": "200 application/json, cut in the middle",
+    "cut": "200, and the socket closes half-way through the body",
     "error_200": "200 whose body is an error",
     "empty": "200 without any text",
     "blocked": "a refusal for safety, as the protocol tells it",
@@ -24,6 +25,7 @@ KINDS: Mapping[str, str] = {
     "invalid_json": "text that is not the JSON that was asked for",
     "tool_call": "`count` tool calls, where the request declares tools",
     "processing_failed": "an uploaded file that is stored, and then cannot be processed (Gemini)",
+    "queue_full": "429 in the provider's wording for more batches than it takes at a time",
     "reasoning": "reasoning, even where nobody asked (local servers do that)",
 }
 
@@ -38,6 +40,7 @@ ANSWER_KINDS = frozenset(
         "tool_call",
         "reasoning",
         "processing_failed",
+        "queue_full",
     }
 )
 

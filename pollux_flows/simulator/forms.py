@@ -50,6 +50,7 @@ async def read_form(call: Call, incoming: AsyncIterator[bytes], keeps_whole: Cal
     `keeps_whole` says, from the fields that came before the file, whether all its bytes will be needed again.
     """
     form = call.upload = Form()
+    call.spools.append(form.spool)
     try:
         async for part, piece in read_parts(incoming, boundary_of(call.headers.get("content-type", ""))):
             if part.name != "file" or part.filename is None:

@@ -30,7 +30,7 @@ class Logged:
     answered_at: float | None = None
     #: The kind of fault that it met, if any.
     fault: str | None = None
-    #: The id of the file that it stored, as in `Simulator.files`.
+    #: The id of the file or batch that it stored, as in `Simulator.files` and `Simulator.batches`.
     stored: str | None = None
 
     def answered(self, status: int) -> None:

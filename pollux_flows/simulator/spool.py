@@ -66,13 +66,28 @@ class Spool:
         """The content, piece by piece, when it was kept."""
         at = 0
         while at < self.size:
-            with self._lock:
-                if self._content is None:
-                    raise LookupError("the simulator did not keep the content of this file, only its hash and size")
-                self._content.seek(at)
-                piece = self._content.read(min(_PIECE, self.size - at))
+            piece = self.read(at, min(_PIECE, self.size - at))
             at += len(piece)
             yield piece
+
+    def read(self, start: int, size: int) -> bytes:
+        with self._lock:
+            if self._content is None:
+                raise LookupError("the simulator did not keep the content of this file, only its hash and size")
+            self._content.seek(start)
+            return self._content.read(size)
+
+    def lines(self) -> Iterator[bytes]:
+        """The content line by line, without the line ends. A last line that is empty is none."""
+        begun: list[bytes] = []
+        for piece in self.chunks():
+            end, *more = piece.split(b"\n")
+            begun.append(end)
+            for beginning in more:
+                yield b"".join(begun)
+                begun = [beginning]
+        if last := b"".join(begun):
+            yield last
 
     def mark(self) -> Mark:
         return Mark(self.size, self._digest.copy())

@@ -22,7 +22,7 @@ class NameTaken(Exception):  # noqa: N818 (a provider puts it into its own words
 
 @dataclass(eq=False)
 class StoredFile:
-    """One upload that arrived: also after it has expired or was deleted."""
+    """One upload that arrived, or what a batch gave out: also after it has expired or was deleted."""
 
     provider: str
     #: What the provider's SDK calls it by: `file-…`, `file_…`, `files/…`. Part of it comes from the content, so
@@ -51,7 +51,7 @@ class StoredFile:
     def state(self) -> State:
         """What it is now, by the clock of its world."""
         now = self.clock()
-        if self.deleted_at is not None:
+        if self.deleted_at is not None and self.deleted_at <= now:
             return "deleted"
         if self.expires_at is not None and self.expires_at <= now:
             return "expired"

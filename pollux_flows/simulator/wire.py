@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pollux_flows.simulator.asking import Ask
     from pollux_flows.simulator.faults import Fault
     from pollux_flows.simulator.forms import Form
-    from pollux_flows.simulator.spool import Mark
+    from pollux_flows.simulator.spool import Mark, Spool
     from pollux_flows.simulator.stored_files import StoredFile
     from pollux_flows.simulator.world import Simulator
 
@@ -44,7 +44,7 @@ Row = TypeVar("Row")
 
 @dataclass(slots=True)
 class Reply:
-    #: JSON; bytes are sent as they are.
+    #: JSON; bytes are sent as they are, and a spool piece by piece.
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -55,6 +55,7 @@ class Call:
     """One request, read and found to come from somebody with a key."""
 
     world: Simulator
+    provider: Provider
     headers: Mapping[str, str]
     params: Mapping[str, str]
     query: Mapping[str, str]
@@ -67,9 +68,13 @@ class Call:
     query_pairs: Sequence[tuple[str, str]] = ()
     #: The form that an upload brought.
     upload: Form | None = None
+    #: What the preparation of its answer came to.
+    prepared: Any = None
+    #: What it brought in bytes: thrown away unless it was stored.
+    spools: list[Spool] = field(default_factory=list)
     #: How far a chunk filled its upload.
     received: Mark | None = None
-    #: The id of the file that this request stored.
+    #: The id of the file or batch that this request stored.
     stored: str | None = None
     #: The stored files that a generate request refers to, by the id or URI it used.
     files: dict[str, StoredFile] = field(default_factory=dict)
@@ -97,6 +102,8 @@ class Operation:
     read: Callable[[Call], Ask] | None = None
     #: Takes in a body that is too long to be held; what it gives stands for the body in the log.
     receive: Callable[[Call, AsyncIterator[bytes]], Awaitable[Any]] | None = None
+    #: What takes so long that it is done in a thread of its own, before anything is answered.
+    prepare: Callable[[Call], None] | None = None
     #: The query parameter that tells this operation from another one at the same path.
     parameter: str | None = None
     #: An address that was given away as a secret needs no key.

@@ -71,6 +71,25 @@ def test_a_spool_goes_back_to_where_it_was(steps: list[tuple[bytes, bool]]) -> N
     spool.close()
 
 
+@given(st.lists(st.binary(max_size=4).map(lambda line: line.replace(b"\n", b"")), max_size=6), st.booleans())
+def test_a_spool_gives_its_lines(lines: list[bytes], is_ended: bool) -> None:
+    """Empty ones too; what ends with a line end has no empty line behind it."""
+    content = b"\n".join(lines) + (b"\n" if is_ended and lines else b"")
+    spool = Spool()
+    spool.write(content)
+    assert list(spool.lines()) == content.split(b"\n")[: -1 if content.endswith(b"\n") or not content else None]
+    spool.close()
+
+
+def test_a_line_may_be_longer_than_a_piece() -> None:
+    """And begin anywhere."""
+    lines = [b"a" * 200_000, b"", b"b" * 70_000, b"c"]
+    spool = Spool()
+    spool.write(b"\n".join(lines))
+    assert list(spool.lines()) == lines
+    spool.close()
+
+
 @pytest.mark.parametrize(("size", "whole", "is_kept"), [
     (KEEP_BYTES, False, True),
     (KEEP_BYTES + 1, False, False),

@@ -142,7 +142,7 @@ async def test_in_process_no_socket_is_needed() -> None:
     assert response.output_text == answer.json()["choices"][0]["message"]["content"] == "Simulated answer to: Hello?"
 
 
-@pytest.mark.parametrize("kind", ["drop", "drop_after"])
+@pytest.mark.parametrize("kind", ["drop", "drop_after", "cut"])
 async def test_a_drop_in_process_is_a_network_error_to_everybody(kind: str) -> None:
     """Without a socket the client gets its own library's error for a closed one."""
     world = Simulator()

@@ -1,0 +1,51 @@
+"""From a request that was taken in to its reply: the provider's checks, the fault that it meets, the answer.
+
+A request of its own goes this way, and so does each row of a batch.
+"""
+
+from __future__ import annotations
+
+from pollux_flows.simulator.directives import BadDirectiveError
+from pollux_flows.simulator.faults import ANSWER_KINDS, Fault
+from pollux_flows.simulator.schema_check import malformed
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+
+def understand(call: Call, operation: Operation) -> None:
+    """The provider's own checks of a generate request."""
+    if operation.read is None:
+        return
+    call.asked = ask = operation.read(call)
+    if ask.input_tokens > ask.context_window:
+        raise call.provider.overflow(ask)
+    for schema in (ask.schema, *ask.tools.values()):
+        if isinstance(schema, dict) and (problem := malformed(schema)):
+            raise Refused(400, problem)
+
+
+def fault_for(call: Call, name: str) -> Fault | None:
+    """The fault that waits for this request; one that was refused has not met its fault yet."""
+    fault = call.world.faults.take(call.provider.name, name, call.body)
+    if fault is not None or call.asked is None:
+        return fault
+    try:
+        return call.world.directive_counts.take(call.asked.prompt)
+    except BadDirectiveError as problem:
+        raise Refused(400, str(problem)) from None
+
+
+def reply_to(call: Call, operation: Operation, fault: Fault | None, request_id: str) -> Reply:
+    """What the provider says, as the fault lets it."""
+    if fault is None:
+        return operation.answer(call)
+    if fault.kind == "status" and fault.status is not None:
+        raise Refused(fault.status, fault.message, kind=fault.error_type, headers=fault.error_headers)
+    if fault.kind == "context_overflow":
+        raise call.provider.overflow(call.asked)
+    if fault.kind == "error_200":
+        return Reply(call.provider.error_in_200(fault, call, request_id), headers=fault.error_headers)
+    if fault.kind in ANSWER_KINDS:
+        call.fault = fault
+    reply = operation.answer(call)
+    reply.headers |= fault.headers
+    return reply
