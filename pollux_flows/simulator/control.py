@@ -31,6 +31,18 @@ def control_routes(world: Simulator) -> Sequence[Route]:
             return _json({"error": str(problem)}, 400)
         return _json({"queued": asdict(fault)}, 201)
 
+    async def add_plan(request: Request) -> Response:
+        """The arguments of `Simulator.batch`, in one JSON object."""
+        try:
+            asked = orjson.loads(await request.body())
+            world.batch(**asked)
+        except (ValueError, TypeError) as problem:
+            return _json({"error": str(problem)}, 400)
+        return _json({"queued": asked}, 201)
+
+    async def batches(_: Request) -> Response:
+        return _json({"batches": [batch.as_json() for batch in world.batches]})
+
     async def requests(_: Request) -> Response:
         return _json({"requests": [asdict(entry) for entry in world.requests]})
 
@@ -43,6 +55,8 @@ def control_routes(world: Simulator) -> Sequence[Route]:
 
     return [
         Route("/_simulator/faults", add_fault, methods=["POST"]),
+        Route("/_simulator/batches", add_plan, methods=["POST"]),
+        Route("/_simulator/batches", batches, methods=["GET"]),
         Route("/_simulator/requests", requests, methods=["GET"]),
         Route("/_simulator/files", files, methods=["GET"]),
         Route("/_simulator/reset", reset, methods=["POST"]),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
+from typing import Any
 
 from starlette.types import ASGIApp
 
 from pollux_flows.simulator.app import build_app
+from pollux_flows.simulator.batch.plan import Plan, PlanQueue
+from pollux_flows.simulator.batch.stored import BatchStore, StoredBatch
 from pollux_flows.simulator.directives import DirectiveCounts
 from pollux_flows.simulator.faults import Fault, FaultQueue
 from pollux_flows.simulator.gemini.caches import CacheStore
@@ -28,7 +32,7 @@ class Simulator:
     It holds state behind plain locks and nothing that belongs to an event loop, so one simulator may
     answer several loops and threads at once. `clock` gives the time of that world in epoch seconds;
     a test may replace it to let caches and files expire. `processing_s` is how long, by that clock,
-    Gemini works on an uploaded file before it can be used.
+    Gemini works on an uploaded file before it can be used, and `batch_s` how long a batch takes.
     """
 
     def __init__(
@@ -37,17 +41,21 @@ class Simulator:
         *,
         clock: Callable[[], float] = time.time,
         processing_s: float = 0.0,
+        batch_s: float = 0.2,
         keep_requests: int | None = None,
     ) -> None:
         self.latency_s = latency_s
         self.clock = clock
         self.processing_s = processing_s
+        self.batch_s = batch_s
+        self._moment = threading.local()
         self.faults = FaultQueue()
         self.directive_counts = DirectiveCounts()
         self.log = RequestLog(keep_requests)
         self.prefixes = PrefixCache()
-        # The clock may be replaced at any time.
-        self.file_store = FileStore(lambda: self.clock())  # noqa: PLW0108
+        self.file_store = FileStore(self.now)
+        self.batch_store = BatchStore(self.now)
+        self.batch_plans = PlanQueue()
         self.gemini_caches = CacheStore()
         self.gemini_uploads = UploadSessions()
         self.openai_responses = ResponseMemory()
@@ -65,8 +73,13 @@ class Simulator:
 
     @property
     def files(self) -> list[StoredFile]:
-        """Every file that was uploaded, in order of arrival, also those that were deleted or have expired."""
+        """Every file that was uploaded, or that a batch gave out, also those that were deleted or have expired."""
         return self.file_store.all()
+
+    @property
+    def batches(self) -> list[StoredBatch]:
+        """Every batch that was accepted, in order of arrival, also those that were deleted."""
+        return self.batch_store.all()
 
     @staticmethod
     def base_url(provider: str, origin: str) -> str:
@@ -84,19 +97,48 @@ class Simulator:
     ) -> None:
         """Let the next `times` matching requests meet `fault` (None: all from now on).
 
-        `operation=None` matches every operation; `contains` is looked for in every string of the body.
+        `operation=None` matches every operation; `contains` is looked for in every string of the body. The
+        rows of batches are requests too, of the operation "batch.row".
         """
         if provider is not None and provider not in PROVIDERS:
             raise ValueError(f"unknown provider {provider!r}; one of: {', '.join(PROVIDERS)}")
         self.faults.add(fault, times=times, provider=provider, operation=operation, contains=contains)
 
+    def batch(self, *, times: int | None = 1, provider: str | None = None, **plan: Any) -> None:
+        """Let the next `times` batches that are accepted (None: all from now on) go as the fields of `Plan` say."""
+        if provider is not None and provider not in PROVIDERS:
+            raise ValueError(f"unknown provider {provider!r}; one of: {', '.join(PROVIDERS)}")
+        self.batch_plans.add(Plan(**plan), times=times, provider=provider)
+
+    def now(self) -> float:
+        """The time of this world; while the rows of a batch are answered, the time at which the batch ended."""
+        moment: float | None = getattr(self._moment, "at", None)
+        return self.clock() if moment is None else moment
+
+    @contextmanager
+    def at(self, moment: float) -> Iterator[None]:
+        """For this thread, let it be `moment`.
+
+        What a batch did is worked out when somebody asks for it, which may be a week after its end.
+        """
+        self._moment.at = moment
+        try:
+            yield
+        finally:
+            self._moment.at = None
+
     def reset(self) -> None:
-        """Forget everything: faults, log, files, caches, ids. The clock, the latency and `processing_s` stay."""
+        """Forget everything: faults, plans, log, files, caches, batches, ids.
+
+        The clock, the latency, `processing_s` and `batch_s` stay.
+        """
         self.faults.clear()
+        self.batch_plans.clear()
         self.directive_counts.clear()
         self.log.clear()
         self.prefixes.clear()
         self.file_store.clear()
+        self.batch_store.clear()
         self.gemini_caches.clear()
         self.gemini_uploads.clear()
         self.openai_responses.clear()

@@ -8,6 +8,7 @@ import pytest
 
 from pollux_flows.simulator import Simulator, serve
 
+from .batchers import BATCHERS, Batcher
 from .clients import CLIENTS, KEY_HEADERS, Client
 from .uploaders import UPLOADERS, Uploader
 
@@ -62,6 +63,14 @@ async def uploader(request: pytest.FixtureRequest, sim: Simulator, origin: str) 
         yield await UPLOADERS[request.param].open(sim.base_url(request.param, origin), stack)
 
 
+@pytest.fixture(params=tuple(BATCHERS))
+async def batcher(request: pytest.FixtureRequest, sim: Simulator, origin: str) -> AsyncIterator[Batcher]:
+    """A client of each batch system in turn; Gemini's takes requests in two ways."""
+    kind = BATCHERS[request.param]
+    async with AsyncExitStack() as stack:
+        yield await kind.open(sim.base_url(kind.provider, origin), stack)
+
+
 class Time:
     """The time of a simulated world, which stands still until a test moves it."""
 
@@ -74,6 +83,6 @@ class Time:
 
 @pytest.fixture
 def clock(sim: Simulator) -> Iterator[Time]:
-    real, sim.clock = sim.clock, Time()
+    real, sim.clock, batch_s = sim.clock, Time(), sim.batch_s
     yield sim.clock
-    sim.clock, sim.processing_s = real, 0.0
+    sim.clock, sim.processing_s, sim.batch_s = real, 0.0, batch_s

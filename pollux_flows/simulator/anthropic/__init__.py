@@ -1,4 +1,4 @@
-"""Anthropic: the Messages and Files APIs below `/anthropic/v1`."""
+"""Anthropic: the Messages, Files and Message Batches APIs below `/anthropic/v1`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from pollux_flows.simulator.anthropic import files, generate
+from pollux_flows.simulator.anthropic import batches, files, generate
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
@@ -34,7 +34,7 @@ class Anthropic(Provider):
 
     @override
     def operations(self) -> Sequence[Operation]:
-        return (*generate.OPERATIONS, *files.OPERATIONS)
+        return (*generate.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
 
     @override
     def authenticate(self, headers: Mapping[str, str]) -> str:

@@ -34,7 +34,7 @@ def _create(call: Call) -> Reply:
         raise Refused(400, "file: Field required")
     if unknown := sorted(form.fields.keys() - {"expires_in_seconds"}):
         raise Refused(400, f"{unknown[0]}: Extra inputs are not permitted")
-    now = call.world.clock()
+    now = call.world.now()
     expires_at = _expiry(form.fields.get("expires_in_seconds"), now)
     if form.spool.size == 0:
         raise Refused(400, "file: File must not be empty")

@@ -65,7 +65,7 @@ def _shows_thinking(call: Call) -> bool:
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
     blocks = prompt_blocks(call)
-    seen = call.world.prefixes.meet(f"anthropic {call.body['model']}", blocks, call.world.clock())
+    seen = call.world.prefixes.meet(f"anthropic {call.body['model']}", blocks, call.world.now())
     hour = seen.written_for_s == _HOUR_S
     return {
         "input_tokens": sum(block.tokens for block in blocks) - seen.read - seen.written,

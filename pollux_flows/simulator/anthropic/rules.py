@@ -56,10 +56,10 @@ def _check_shape(body: Any, version: str) -> None:
     try:
         (shapes.REQUEST if current else shapes.OLDER_REQUEST)(body, ())
     except Misfit as misfit:
-        raise Refused(400, _in_words(misfit)) from None
+        raise Refused(400, in_words(misfit)) from None
 
 
-def _in_words(misfit: Misfit) -> str:
+def in_words(misfit: Misfit) -> str:
     where = ".".join(map(str, misfit.path))
     match misfit.problem:
         case "unknown":

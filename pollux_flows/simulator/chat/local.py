@@ -68,7 +68,7 @@ def _respond(call: Call) -> Reply:
     body = completion(
         answer,
         name=f"chatcmpl-{call.world.number():08d}",
-        created=call.world.clock(),
+        created=call.world.now(),
         model=call.body["model"],
         input_tokens=call.ask.input_tokens,
     )
@@ -78,5 +78,5 @@ def _respond(call: Call) -> Reply:
 
 
 def _models(call: Call) -> Reply:
-    model = {"id": MODEL, "object": "model", "created": int(call.world.clock()), "owned_by": "local"}
+    model = {"id": MODEL, "object": "model", "created": int(call.world.now()), "owned_by": "local"}
     return Reply({"object": "list", "data": [model]})

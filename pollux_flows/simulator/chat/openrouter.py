@@ -143,12 +143,12 @@ def _reasons(body: dict[str, Any]) -> bool:
 def _respond(call: Call) -> Reply:
     answer = compose(call.ask, call.fault)
     seen = call.world.prefixes.meet(
-        f"openrouter {call.body['model']}", reading.prompt_blocks(call.body), call.world.clock()
+        f"openrouter {call.body['model']}", reading.prompt_blocks(call.body), call.world.now()
     )
     body = completion(
         answer,
         name=f"gen-{call.world.number():08d}",
-        created=call.world.clock(),
+        created=call.world.now(),
         model=call.body["model"],
         input_tokens=call.ask.input_tokens,
     )

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.gemini import cache_routes, files, generate, uploads
+from pollux_flows.simulator.gemini import batches, cache_routes, files, generate, uploads
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, row
 
 # By status, what an error says when nobody says more: canonical status, message.
@@ -35,7 +35,13 @@ class Gemini(Provider):
 
     @override
     def operations(self) -> Sequence[Operation]:
-        return (*generate.OPERATIONS, *cache_routes.OPERATIONS, *uploads.OPERATIONS, *files.OPERATIONS)
+        return (
+            *generate.OPERATIONS,
+            *cache_routes.OPERATIONS,
+            *uploads.OPERATIONS,
+            *files.OPERATIONS,
+            *batches.OPERATIONS,
+        )
 
     @override
     def authenticate(self, headers: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ def _create(call: Call) -> Reply:
     attachments.check(call, message.get("contents") or [])
     if not message.keys() & {"contents", "systemInstruction", "tools"}:
         raise Refused(400, "* CreateCachedContentRequest.cached_content: no content to cache\n")
-    now = call.world.clock()
+    now = call.world.now()
     cache = Cache(
         name=f"cachedContents/simulated{call.world.number():08d}",
         model=f"models/{model}",
@@ -36,7 +36,7 @@ def _create(call: Call) -> Reply:
 
 
 def _list(call: Call) -> Reply:
-    caches = call.world.gemini_caches.alive(call.world.clock())
+    caches = call.world.gemini_caches.alive(call.world.now())
     try:
         size = int(call.query.get("pageSize", 1000))
         start = int(call.query.get("pageToken", 0))
@@ -57,7 +57,7 @@ def _get(call: Call) -> Reply:
 def _update(call: Call) -> Reply:
     message = rules.checked(call.body, fields.CACHE_UPDATE)
     cache = _find(call)
-    now = call.world.clock()
+    now = call.world.now()
     return Reply(call.world.gemini_caches.extend(cache, _expires(message, now), now).as_json())
 
 
@@ -67,7 +67,7 @@ def _delete(call: Call) -> Reply:
 
 
 def _find(call: Call) -> Cache:
-    cache = call.world.gemini_caches.get(f"cachedContents/{call.params['id']}", call.world.clock())
+    cache = call.world.gemini_caches.get(f"cachedContents/{call.params['id']}", call.world.now())
     if cache is None:
         raise Refused(403, "CachedContent not found (or permission denied)")
     return cache

@@ -226,6 +226,22 @@ GENERATE = record(
         "continuationToken": text,
     },
 )
+#: One request of a batch, and all the rest that creates one; the requests are looked at one by one.
+BATCH_ROW = record({"request": GENERATE}, {"metadata": mapping})
+CREATE_BATCH = record(
+    {
+        "batch": record(
+            {"inputConfig": record({}, {"fileName": text, "requests": record({"requests": items(anything)})})},
+            {
+                "displayName": text,
+                "model": text,
+                "name": text,
+                "priority": _whole,
+                "webhookConfig": mapping,
+            },
+        )
+    }
+)
 CACHE = record({"model": text}, {**_SHARED, "ttl": text, "expireTime": text, "displayName": text, "name": text})
 CREATE_FILE = record(
     {}, {"file": record({}, {"name": text, "displayName": text, "mimeType": text, "sizeBytes": _whole})}

@@ -88,7 +88,7 @@ def _content(call: Call) -> Reply:
     file = find(call, f"files/{call.params['id']}")
     if file.purpose != _GENERATED:
         raise Refused(400, "Only generated files can be downloaded.", kind="FAILED_PRECONDITION")
-    return Reply(file.content(), headers={"content-type": "application/octet-stream"})
+    return Reply(file.spool, headers={"content-type": "application/octet-stream"})
 
 
 OPERATIONS = (

@@ -44,7 +44,7 @@ def _start(call: Call) -> Reply:
         size=size,
         fails=_fails(call),
     )
-    if not _is_job_input(session.mime_type):
+    if not is_job_input(session.mime_type):
         session.spool.keep_little()
     call.world.gemini_uploads.begin(session)
     url = f"{call.origin}/gemini/upload/{session.version}/files?upload_id={session.id}&upload_protocol=resumable"
@@ -84,7 +84,7 @@ def _mime_type(headers: Mapping[str, str], file: Mapping[str, Any]) -> str:
     return mime_type
 
 
-def _is_job_input(mime_type: str) -> bool:
+def is_job_input(mime_type: str) -> bool:
     """Does a batch read it line by line, so that all of it must be kept?"""
     return re.search(r"jsonl|ndjson|json-?lines", mime_type) is not None
 
@@ -172,7 +172,7 @@ def _check_chunk(call: Call, session: Session, end: int, *, is_last: bool) -> No
 
 def _store(call: Call, session: Session) -> StoredFile:
     world = call.world
-    now = world.clock()
+    now = world.now()
     file = StoredFile(
         provider="gemini",
         id=session.name or f"files/simulated{world.number():08d}{session.arrived.sha256[:8]}",

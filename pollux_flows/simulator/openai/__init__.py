@@ -1,4 +1,4 @@
-"""OpenAI: the Responses and Files APIs below `/openai/v1`."""
+"""OpenAI: the Responses, Files and Batch APIs below `/openai/v1`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.openai import files, generate
+from pollux_flows.simulator.openai import batches, files, generate
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
 
 # By status, what an error says when nobody says more: type, code, message.
@@ -32,7 +32,7 @@ class OpenAI(Provider):
 
     @override
     def operations(self) -> Sequence[Operation]:
-        return (*generate.OPERATIONS, *files.OPERATIONS)
+        return (*generate.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
 
     @override
     def authenticate(self, headers: Mapping[str, str]) -> str:
@@ -82,6 +82,8 @@ class OpenAI(Provider):
 
     @override
     def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
+        if call.asked is None:
+            return self.error(Refused(fault.status or 500, fault.message, kind=fault.error_type), request_id)
         return generate.failed(call, fault)
 
     @override

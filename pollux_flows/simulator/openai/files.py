@@ -41,7 +41,7 @@ def _create(call: Call) -> Reply:
     purpose = form.fields["purpose"]
     if purpose not in _DOWNLOADABLE:
         form.spool.keep_little()
-    now = call.world.clock()
+    now = call.world.now()
     lasts = form.fields.get("expires_after[seconds]", _BATCH_LASTS_S if purpose == "batch" else None)
     filename = form.filename or ""
     file = StoredFile(
@@ -155,7 +155,7 @@ def _content(call: Call) -> Reply:
     file = _find(call)
     if file.purpose not in _DOWNLOADABLE:
         raise Refused(400, f"Not allowed to download files of purpose: {file.purpose}")
-    return Reply(file.content(), headers={"content-type": "application/octet-stream"})
+    return Reply(file.spool, headers={"content-type": "application/octet-stream"})
 
 
 def _find(call: Call) -> StoredFile:

@@ -55,7 +55,7 @@ def _envelope(call: Call, number: int) -> dict[str, Any]:
     return {
         "id": f"resp_{number:08d}",
         "object": "response",
-        "created_at": int(call.world.clock()),
+        "created_at": int(call.world.now()),
         "status": "completed",
         "error": None,
         "incomplete_details": None,
@@ -118,7 +118,7 @@ def _message(content: dict[str, Any], number: int, status: str) -> dict[str, Any
 
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
-    seen = call.world.prefixes.meet(f"openai {call.body['model']}", prompt_blocks(call), call.world.clock())
+    seen = call.world.prefixes.meet(f"openai {call.body['model']}", prompt_blocks(call), call.world.now())
     output = answer.reasoning_tokens + answer.visible_tokens
     return {
         "input_tokens": call.ask.input_tokens,

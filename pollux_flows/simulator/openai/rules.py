@@ -85,9 +85,13 @@ def _param(path: Path) -> str:
     return text
 
 
+def is_known_model(model: str) -> bool:
+    return _KNOWN_MODELS.match(model) is not None
+
+
 def _check_model(body: dict[str, Any]) -> None:
     model = body["model"]
-    if not _KNOWN_MODELS.match(model):
+    if not is_known_model(model):
         raise Refused(
             404,
             f"The model `{model}` does not exist or you do not have access to it.",

@@ -1,0 +1,70 @@
+"""The requests that a new batch brings. Their `params` are not looked at before their turn comes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pollux_flows.simulator.anthropic.rules import check_version, in_words
+from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, spooled
+from pollux_flows.simulator.long_json import LongJson
+from pollux_flows.simulator.shape import Misfit, anything, items, mapping, record, text
+from pollux_flows.simulator.spool import Spool
+from pollux_flows.simulator.wire import Call, Refused
+
+LIMIT_BYTES = 256 * 1024 * 1024
+LIMIT_ROWS = 100_000
+ID_CHARS = 64
+_ID = re.compile(r"[a-zA-Z0-9_-]+")
+_ROW = record({"custom_id": text, "params": mapping})
+_REQUEST = record({"requests": items(anything)})
+
+
+async def receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
+    check_version(call)
+    body = await spooled(incoming, LIMIT_BYTES)
+    try:
+        return await asyncio.to_thread(_read, call, body)
+    finally:
+        body.close()
+
+
+def _read(call: Call, body: Spool) -> Any:
+    document = LongJson(body.chunks(), ("requests",))
+    ids: set[str] = set()
+
+    def check(place: int, row: Any) -> Any:
+        if place == LIMIT_ROWS:
+            raise Refused(400, f"requests: List should have at most {LIMIT_ROWS} items after validation")
+        _check_shape(_ROW, row, ("requests", place))
+        _check_id(row["custom_id"], place, ids)
+        return row
+
+    call.prepared = rows = read_rows(document, check)
+    call.spools.append(rows.spool)
+    _check_shape(_REQUEST, document.rest, ())
+    if not rows:
+        raise Refused(400, "requests: List should have at least 1 item after validation, not 0")
+    return for_the_log(body, document)
+
+
+def _check_shape(shape: Any, value: Any, path: tuple[str | int, ...]) -> None:
+    try:
+        shape(value, path)
+    except Misfit as misfit:
+        raise Refused(400, in_words(misfit)) from None
+
+
+def _check_id(custom_id: str, place: int, ids: set[str]) -> None:
+    at = f"requests.{place}.custom_id"
+    if not custom_id:
+        raise Refused(400, f"{at}: String should have at least 1 character")
+    if len(custom_id) > ID_CHARS:
+        raise Refused(400, f"{at}: String should have at most {ID_CHARS} characters")
+    if not _ID.fullmatch(custom_id):
+        raise Refused(400, f"{at}: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'")
+    if custom_id in ids:
+        raise Refused(400, f"{at}: custom_id '{custom_id}' is not unique within this batch")
+    ids.add(custom_id)

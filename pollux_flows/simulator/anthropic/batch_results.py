@@ -1,0 +1,48 @@
+"""The results of Anthropic's batches: one stream of lines, whatever a row came to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from typing_extensions import override
+
+from pollux_flows.simulator.anthropic import generate
+from pollux_flows.simulator.batch.settling import Row, RowWriter
+from pollux_flows.simulator.batch.stored import Results, StoredBatch
+from pollux_flows.simulator.wire import Call
+
+
+class ResultLines(RowWriter):
+    operation = generate.OPERATIONS[0]
+
+    @override
+    def read(self, batch: StoredBatch, line: bytes) -> Row:
+        request = orjson.loads(line)
+        return Row(request["custom_id"], request["params"])
+
+    @override
+    def succeeded(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
+        if "usage" in body:
+            body["usage"]["service_tier"] = "batch"
+        return {"custom_id": key, "result": {"type": "succeeded", "message": body}}
+
+    @override
+    def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
+        return {"custom_id": key, "result": {"type": "errored", "error": body}}
+
+    @override
+    def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
+        return {"custom_id": key, "result": {"type": "canceled" if why == "cancelled" else why}}
+
+    @override
+    def nobodys(self, key: Any, number: int) -> Any:
+        return f"nobodys-{number}"
+
+    @override
+    def usage(self, body: Any) -> dict[str, int]:
+        return {}
+
+    @override
+    def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
+        """They stay with the batch."""

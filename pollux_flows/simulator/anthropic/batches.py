@@ -1,0 +1,201 @@
+"""Anthropic's batches: `POST /v1/messages/batches`, and what can be done with one afterwards."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pollux_flows.simulator.anthropic.batch_input import receive
+from pollux_flows.simulator.anthropic.batch_results import ResultLines
+from pollux_flows.simulator.anthropic.rules import check_version
+from pollux_flows.simulator.batch.settling import look_at
+from pollux_flows.simulator.batch.stored import ENDINGS, Phase, Results, StoredBatch
+from pollux_flows.simulator.timestamps import timestamp
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+WINDOW_S = 24 * 3600
+#: The results are there so long after the creation.
+LASTS_S = 29 * 86_400
+LIST_LIMIT = 1000
+_PATH = "/v1/messages/batches"
+_WORDS = {
+    "starting": "in_progress",
+    "running": "in_progress",
+    "finishing": "in_progress",
+    "cancelling": "canceling",
+    "completed": "ended",
+    "expired": "ended",
+    "cancelled": "ended",
+}
+#: What a row needs of the headers that its batch came with.
+_HEADERS = ("anthropic-version", "anthropic-beta")
+_RESULTS = ResultLines()
+
+
+def _create(call: Call) -> Reply:
+    rows = call.prepared
+    if call.fault is not None and call.fault.kind == "queue_full":
+        raise Refused(
+            429,
+            call.fault.message
+            or "This request would exceed your organization's limit of batch requests in the processing queue. Please "
+            "try again when some batches have ended.",
+        )
+    world = call.world
+    plan = world.batch_plans.take("anthropic")
+    batch = StoredBatch(
+        provider="anthropic",
+        id=f"msgbatch_{world.number():08d}{rows.spool.sha256[:8]}",
+        account=call.account,
+        created_at=world.now(),
+        takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
+        window_s=WINDOW_S,
+        plan=plan,
+        input=rows,
+        words=_WORDS,
+        given={"headers": {name: call.headers[name] for name in _HEADERS if name in call.headers}},
+    )
+    world.batch_store.add(batch)
+    call.stored = batch.id
+    return Reply(_as_json(call, batch, "starting"))
+
+
+def _as_json(call: Call, batch: StoredBatch, phase: Phase) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "id": batch.id,
+        "type": "message_batch",
+        "processing_status": batch.word(phase),
+        "request_counts": _counts(batch, batch.results if phase in ENDINGS else None),
+        "created_at": timestamp(batch.created_at),
+        "expires_at": timestamp(batch.expires_at),
+        "ended_at": None,
+        "cancel_initiated_at": None if batch.cancel_asked_at is None else timestamp(batch.cancel_asked_at),
+        "archived_at": None,
+        "results_url": None,
+    }
+    if phase in ENDINGS:
+        body["ended_at"] = timestamp(batch.ends_at)
+        if _is_archived(batch):
+            body["archived_at"] = timestamp(batch.created_at + LASTS_S)
+        else:
+            body["results_url"] = batch.plan.results_url or f"{call.origin}/anthropic{_PATH}/{batch.id}/results"
+    return body
+
+
+def _counts(batch: StoredBatch, results: Results | None) -> dict[str, int]:
+    """All are processing until all have ended."""
+    counts = {
+        "processing": 0 if results else batch.rows,
+        "succeeded": 0,
+        "errored": 0,
+        "canceled": 0,
+        "expired": 0,
+    }
+    for outcome, count in (results.counts if results else {}).items():
+        counts["canceled" if outcome == "cancelled" else outcome] = count
+    return counts
+
+
+def _is_archived(batch: StoredBatch) -> bool:
+    return batch.clock() >= batch.created_at + LASTS_S
+
+
+def _find(call: Call) -> StoredBatch:
+    check_version(call)
+    batch = call.world.batch_store.find("anthropic", call.params["id"], call.account)
+    if batch is None:
+        raise Refused(404, f"No batch found with ID: {call.params['id']}")
+    return batch
+
+
+def _look_at_one(call: Call) -> None:
+    batch = _find(call)
+    call.prepared = batch, look_at(batch, call, _RESULTS)
+
+
+def _look_at_page(call: Call) -> None:
+    check_version(call)
+    page, more = _page(call)
+    call.prepared = [(batch, look_at(batch, call, _RESULTS)) for batch in page], more
+
+
+def _page(call: Call) -> tuple[list[StoredBatch], bool]:
+    """The newest first: behind `after_id`, or right before `before_id`. Are there more that way?"""
+    batches = call.world.batch_store.owned("anthropic", call.account)
+    limit = _limit(call.query.get("limit", "20"))
+    after, before = call.query.get("after_id"), call.query.get("before_id")
+    if after and before:
+        raise Refused(400, "before_id: Cannot be combined with `after_id`")
+    if before:
+        newer = batches[: _place(batches, before, "before_id")]
+        return newer[-limit:], len(newer) > limit
+    if after:
+        batches = batches[_place(batches, after, "after_id") + 1 :]
+    return batches[:limit], len(batches) > limit
+
+
+def _place(batches: list[StoredBatch], cursor: str, name: str) -> int:
+    for place, batch in enumerate(batches):
+        if batch.id == cursor:
+            return place
+    raise Refused(400, f"{name}: Invalid cursor")
+
+
+def _limit(given: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", given, re.ASCII):
+        raise Refused(400, "limit: Input should be a valid integer, unable to parse string as an integer")
+    if not 1 <= int(given) <= LIST_LIMIT:
+        raise Refused(400, f"limit: Input should be between 1 and {LIST_LIMIT}")
+    return int(given)
+
+
+def _list(call: Call) -> Reply:
+    page, more = call.prepared
+    return Reply(
+        {
+            "data": [_as_json(call, batch, phase) for batch, phase in page],
+            "has_more": more,
+            "first_id": page[0][0].id if page else None,
+            "last_id": page[-1][0].id if page else None,
+        }
+    )
+
+
+def _get(call: Call) -> Reply:
+    batch, phase = call.prepared
+    return Reply(_as_json(call, batch, phase))
+
+
+def _cancel(call: Call) -> Reply:
+    batch = _find(call)
+    if batch.is_ended:
+        raise Refused(400, f"Batch {batch.id} cannot be canceled because it has already ended.")
+    call.world.batch_store.cancel(batch)
+    return Reply(_as_json(call, batch, "cancelling"))
+
+
+def _results(call: Call) -> Reply:
+    batch, phase = call.prepared
+    if phase not in ENDINGS:
+        raise Refused(404, f"Batch {batch.id} has no available results; it has not ended yet.")
+    if _is_archived(batch):
+        raise Refused(404, f"The results of batch {batch.id} are no longer available.")
+    return Reply(batch.results.output, headers={"content-type": "application/x-jsonl"})
+
+
+def _delete(call: Call) -> Reply:
+    batch = _find(call)
+    if not batch.is_ended:
+        raise Refused(400, f"Batch {batch.id} cannot be deleted while it is processing. Cancel it first.")
+    call.world.batch_store.delete(batch)
+    return Reply({"id": batch.id, "type": "message_batch_deleted"})
+
+
+OPERATIONS = (
+    Operation("batch.create", "POST", _PATH, _create, receive=receive),
+    Operation("batch.list", "GET", _PATH, _list, prepare=_look_at_page),
+    Operation("batch.get", "GET", _PATH + "/{id}", _get, prepare=_look_at_one),
+    Operation("batch.cancel", "POST", _PATH + "/{id}/cancel", _cancel),
+    Operation("batch.results", "GET", _PATH + "/{id}/results", _results, prepare=_look_at_one),
+    Operation("batch.delete", "DELETE", _PATH + "/{id}", _delete),
+)

@@ -1,0 +1,1 @@
+"""The batch systems of the providers, as far as they are alike."""

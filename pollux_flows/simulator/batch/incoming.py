@@ -1,0 +1,54 @@
+"""The body of a request that brings its rows along: taken in piece by piece, and read row by row."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+
+from pollux_flows.simulator.batch.rows import Rows
+from pollux_flows.simulator.long_json import BadJsonError, LongJson
+from pollux_flows.simulator.spool import KEEP_BYTES, Spool
+from pollux_flows.simulator.wire import Refused
+
+
+async def spooled(incoming: AsyncIterator[bytes], limit_bytes: int) -> Spool:
+    """The body as it came; refused when it is longer than the provider takes."""
+    body = Spool()
+    async for piece in incoming:
+        body.write(piece)
+        if body.size > limit_bytes:
+            body.close()
+            raise Refused(413)
+    return body
+
+
+def read_rows(document: LongJson, check: Callable[[int, Any], Any]) -> Rows:
+    """The rows of the document, each as `check` gives it back."""
+    rows = Rows()
+    try:
+        for place, item in enumerate(document.items()):
+            rows.add(orjson.dumps(check(place, item)))
+    except (BadJsonError, TypeError):
+        rows.spool.close()
+        raise _no_json() from None
+    except Refused:
+        rows.spool.close()
+        raise
+    return rows
+
+
+def for_the_log(body: Spool, document: LongJson) -> Any:
+    """A short body as it came, a long one with its first row only."""
+    if body.size > KEEP_BYTES:
+        return document.rest
+    try:
+        return orjson.loads(b"".join(body.chunks()))
+    except orjson.JSONDecodeError:
+        # It is stricter than what has read the rows: half a letter is no letter.
+        raise _no_json() from None
+
+
+def _no_json() -> Refused:
+    return Refused(400, "We could not parse the JSON body of your request.")

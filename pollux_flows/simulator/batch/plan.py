@@ -1,0 +1,99 @@
+"""What becomes of a batch: the best, unless a plan says otherwise."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: Every way in which a batch can end, with what a client finds then.
+ENDS: Mapping[str, str] = {
+    "completed": "every row has its result",
+    "partial": "it is completed, but only some rows were answered; the others failed, as with a 500",
+    "expired": "its time was up when only some rows were answered",
+    "cancelled": "somebody else cancelled it when only some rows were answered",
+    "failed": "it was accepted, and then found to be no good as a whole (Anthropic: every row of it)",
+    "queue_full": "it was accepted, and then failed because too much is waiting already, as OpenAI does it",
+}
+ANSWERED = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one batch goes.
+
+    `Plan(end="expired", answered=0.25, missing=2)`: a quarter of the rows are answered (always the first
+    ones), the others expire, and two of them all do not come back.
+    """
+
+    end: str = "completed"
+    #: The share of the rows that are answered, where the end leaves some without. Gemini gives a batch that
+    #: expired or was cancelled no results at all, unless this is set.
+    answered: float | None = None
+    #: Do the results come in an order of their own? The results of Gemini's rows without a key never do.
+    shuffled: bool = True
+    #: So many results are left out.
+    missing: int = 0
+    #: So many results come twice.
+    duplicates: int = 0
+    #: So many more results come, with ids that nobody submitted.
+    unknown: int = 0
+    #: A word for its state while it is not ended, instead of the provider's own.
+    status: str | None = None
+    #: Where Anthropic says that the results are.
+    results_url: str | None = None
+    #: How long it takes, instead of the `batch_s` of its world.
+    takes_s: float | None = None
+    #: Why it failed, or its rows did.
+    code: str | None = None
+    message: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.end not in ENDS:
+            raise ValueError(f"unknown end of a batch {self.end!r}; one of: {', '.join(ENDS)}")
+        if self.answered is not None and not 0 <= self.answered <= 1:
+            raise ValueError("answered is a share of the rows, between 0 and 1")
+        if min(self.missing, self.duplicates, self.unknown) < 0:
+            raise ValueError("missing, duplicates and unknown are numbers of rows, at least 0")
+        if self.takes_s is not None and self.takes_s < 0:
+            raise ValueError("takes_s cannot be negative")
+
+
+_USUAL = Plan()
+
+
+@dataclass
+class _Waiting:
+    plan: Plan
+    left: int | None
+    provider: str | None
+
+
+class PlanQueue:
+    """Plans that wait for a batch, oldest first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[_Waiting] = []
+
+    def add(self, plan: Plan, *, times: int | None = 1, provider: str | None = None) -> None:
+        if times is not None and times < 1:
+            raise ValueError("times is at least 1, or None for ever")
+        with self._lock:
+            self._waiting.append(_Waiting(plan, times, provider))
+
+    def take(self, provider: str) -> Plan:
+        """The plan for the batch that is being accepted, used up by one."""
+        with self._lock:
+            for waiting in self._waiting:
+                if waiting.provider in (None, provider):
+                    if waiting.left is not None:
+                        waiting.left -= 1
+                        if waiting.left == 0:
+                            self._waiting.remove(waiting)
+                    return waiting.plan
+        return _USUAL
+
+    def clear(self) -> None:
+        with self._lock:
+            self._waiting.clear()

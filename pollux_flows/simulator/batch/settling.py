@@ -1,0 +1,194 @@
+"""What the rows of a batch come to, worked out when somebody asks after its end.
+
+Each row is answered as a request of its own would be, at the moment at which the batch ended. A fault that
+it meets (`sim.fail(..., operation="batch.row")`, or `[[simulate: ...]]` in its prompt) is the same, where
+there is no connection that it could happen to: a row that is dropped does not come back, one that hangs
+expires, and the result of one that is malformed is cut in the middle.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from pollux_flows.simulator.answering import fault_for, reply_to, understand
+from pollux_flows.simulator.batch.stored import ENDINGS, Phase, Results, StoredBatch
+from pollux_flows.simulator.wire import Call, Operation, Refused
+
+OPERATION = "batch.row"
+_DROPPED = {"drop": "errored", "drop_after": "succeeded"}
+
+
+@dataclass(slots=True)
+class Row:
+    """One request out of a batch."""
+
+    #: What its result is known by.
+    key: Any
+    #: A generate request.
+    body: Any
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+class RowWriter(ABC):
+    """How a provider reads the rows of a batch, and writes their results."""
+
+    #: What answers a row.
+    operation: Operation
+    #: Are there two files of results, one for those that failed?
+    separates_errors = False
+
+    @abstractmethod
+    def read(self, batch: StoredBatch, line: bytes) -> Row: ...
+
+    @abstractmethod
+    def succeeded(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
+        """The result of a request that got an error answer."""
+
+    @abstractmethod
+    def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
+        """The result of a row that "expired" or was "cancelled"."""
+
+    @abstractmethod
+    def nobodys(self, key: Any, number: int) -> Any:
+        """A key like that one, which nobody has submitted."""
+
+    def gives_results(self, batch: StoredBatch) -> bool:
+        """Does a batch that ends like this one have any results?"""
+        return batch.ending != "failed"
+
+    @abstractmethod
+    def usage(self, body: Any) -> Mapping[str, int]:
+        """The tokens of an answer, where the provider adds them up."""
+
+    @abstractmethod
+    def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
+        """Put the results to where the client finds them."""
+
+
+def look_at(batch: StoredBatch, call: Call, writer: RowWriter) -> Phase:
+    """What it is now; when that is its end, its results are there."""
+    phase = batch.phase
+    if phase in ENDINGS:
+        with batch.settling:
+            if batch.results is None:
+                _settle(batch, call, writer)
+    return phase
+
+
+def _settle(batch: StoredBatch, call: Call, writer: RowWriter) -> None:
+    results = Results()
+    if writer.gives_results(batch):
+        with call.world.at(batch.ends_at):
+            _Settling(batch, call, writer, results).run()
+            writer.put_away(batch, results, call)
+    batch.results = results
+    batch.input.spool.keep_little()
+
+
+@dataclass(slots=True)
+class _Result:
+    outcome: str
+    #: None: it does not come back.
+    line: bytes | None
+
+
+@dataclass
+class _Settling:
+    batch: StoredBatch
+    call: Call
+    writer: RowWriter
+    results: Results
+    #: So many of the rows, always the first ones, are answered.
+    answered: int = 0
+
+    def run(self) -> None:
+        plan = self.batch.plan
+        self.answered = self.batch.answered
+        order = self._order()
+        again: list[_Result] = []
+        for number, place in enumerate(order):
+            result = self._result(place)
+            self.results.counts[result.outcome] += 1
+            if number < plan.missing:
+                continue
+            self._write(result)
+            if len(again) < plan.duplicates:
+                again.append(result)
+        for result in again:
+            self._write(result)
+        for number in range(plan.unknown if order else 0):
+            self._write(self._result(order[number % len(order)], nobodys=number))
+
+    def _order(self) -> Sequence[int]:
+        """The places of the rows in the order of their results: never their own, unless nothing else tells them."""
+        places = range(self.batch.rows)
+        if not (self.batch.plan.shuffled and self.batch.given.get("has_keys", True)):
+            return places
+        # By its id: the same in every run, and another one for each batch.
+        order = random.Random(self.batch.id).sample(places, len(places))  # noqa: S311
+        return [*order[1:], order[0]] if order == list(places) else order
+
+    def _result(self, place: int, nobodys: int | None = None) -> _Result:
+        batch, writer = self.batch, self.writer
+        row = writer.read(batch, batch.input[place])
+        if nobodys is not None:
+            row.key = writer.nobodys(row.key, nobodys)
+        request_id = self.call.provider.request_id(self.call.world.number())
+        if place >= self.answered:
+            if batch.ending != "completed":
+                return self._left(row, batch.ending, request_id)
+            return self._errored(row, Refused(500, batch.plan.message, kind=batch.plan.code), request_id)
+        try:
+            return self._answered(row, request_id)
+        except Refused as refused:
+            return self._errored(row, refused, request_id)
+
+    def _answered(self, row: Row, request_id: str) -> _Result:
+        call = Call(
+            world=self.call.world,
+            provider=self.call.provider,
+            headers=self.batch.given.get("headers", {}),
+            params=row.params,
+            query={},
+            body=row.body,
+            account=self.batch.account,
+            origin=self.call.origin,
+        )
+        understand(call, self.writer.operation)
+        fault = fault_for(call, OPERATION)
+        kind = fault.kind if fault else ""
+        if kind in _DROPPED:
+            return _Result(_DROPPED[kind], None)
+        if kind == "hang":
+            return self._left(row, "expired", request_id)
+        body = reply_to(call, self.writer.operation, fault, request_id).body
+        self.results.usage.update(self.writer.usage(body))
+        result = self._told("succeeded", self.writer.succeeded(self.batch, row.key, body, request_id))
+        if kind == "malformed" and result.line is not None:
+            result.line = result.line[: len(result.line) // 2]
+        return result
+
+    def _errored(self, row: Row, refused: Refused, request_id: str) -> _Result:
+        error = self.call.provider.error(refused, request_id)
+        return self._told("errored", self.writer.errored(self.batch, row.key, refused.status, error, request_id))
+
+    def _left(self, row: Row, why: str, request_id: str) -> _Result:
+        return self._told(why, self.writer.left(self.batch, row.key, why, request_id))
+
+    def _told(self, outcome: str, told: dict[str, Any]) -> _Result:
+        return _Result(outcome, orjson.dumps(told))
+
+    def _write(self, result: _Result) -> None:
+        if result.line is None:
+            return
+        fails = self.writer.separates_errors and result.outcome != "succeeded"
+        (self.results.errors if fails else self.results.output).write(result.line + b"\n")

@@ -1,0 +1,101 @@
+"""The requests that a new batch brings along, or that a file has for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, spooled
+from pollux_flows.simulator.batch.rows import Rows
+from pollux_flows.simulator.gemini import fields, rules
+from pollux_flows.simulator.gemini.files import find
+from pollux_flows.simulator.gemini.uploads import is_job_input
+from pollux_flows.simulator.long_json import LongJson
+from pollux_flows.simulator.shape import Misfit
+from pollux_flows.simulator.spool import Spool
+from pollux_flows.simulator.wire import Call, Refused
+
+#: Of a request with everything in it; a file may be much longer.
+LIMIT_BYTES = 20 * 1024 * 1024
+_ROWS_AT = ("batch", "inputConfig", "requests", "requests")
+
+
+@dataclass
+class Input:
+    """What was asked for, and the requests."""
+
+    rows: Rows = field(default_factory=Rows)
+    #: The `batch` of the request, in its normal spelling, with its first row only.
+    batch: dict[str, Any] = field(default_factory=dict)
+    #: Does each row say what its result is known by?
+    has_keys: bool = True
+    #: What makes it no good as a whole.
+    problem: str | None = None
+
+
+async def receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
+    body = await spooled(incoming, LIMIT_BYTES)
+    try:
+        return await asyncio.to_thread(_read, call, body)
+    finally:
+        body.close()
+
+
+def _read(call: Call, body: Spool) -> Any:
+    document = LongJson(body.chunks(), _ROWS_AT, fields.camel)
+    call.prepared = given = Input()
+
+    def check(place: int, row: Any) -> Any:
+        message = fields.normal(row)
+        if isinstance(row, dict) and "metadata" in row:
+            # The names in it are the caller's own.
+            message["metadata"] = row["metadata"]
+        try:
+            fields.BATCH_ROW(message, (*_ROWS_AT, place))
+        except Misfit as misfit:
+            raise Refused(400, fields.in_words(misfit)) from None
+        given.has_keys &= bool(message.get("metadata"))
+        return message
+
+    given.rows = read_rows(document, check)
+    call.spools.append(given.rows.spool)
+    given.batch = rules.checked(document.rest, fields.CREATE_BATCH)["batch"]
+    return for_the_log(body, document)
+
+
+def read_file(call: Call) -> None:
+    """Copy the lines of the file that the request names, if it names one."""
+    given: Input = call.prepared
+    source = given.batch["inputConfig"]
+    if ("fileName" in source) == ("requests" in source):
+        raise Refused(400, "* BatchGenerateContentRequest.batch.input_config: exactly one source must be set\n")
+    if "fileName" in source:
+        _copy(call, source["fileName"], given)
+    if not given.rows:
+        raise Refused(400, "* BatchGenerateContentRequest.batch.input_config: no requests\n")
+
+
+def _copy(call: Call, name: str, given: Input) -> None:
+    file = find(call, name)
+    if file.state != "active":
+        raise Refused(
+            400,
+            f"The File {name.removeprefix('files/')} is not in an ACTIVE state and usage is not allowed.",
+            kind="FAILED_PRECONDITION",
+        )
+    if not is_job_input(file.mime_type) or file.spool is None:
+        raise Refused(400, f"Unsupported MIME type for the input of a batch: {file.mime_type}. Expected JSONL.")
+    for number, line in enumerate(file.spool.lines(), start=1):
+        given.rows.add(line)
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            row = None
+        if isinstance(row, dict):
+            given.has_keys &= "key" in row
+        else:
+            given.problem = given.problem or f"Failed to parse the input file: line {number} is not a JSON object."

@@ -1,0 +1,102 @@
+"""The results of Gemini's batches: in a file where the requests came in one, or else inside the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from typing_extensions import override
+
+from pollux_flows.simulator.batch.settling import Row, RowWriter
+from pollux_flows.simulator.batch.stored import Results, StoredBatch
+from pollux_flows.simulator.gemini import generate
+from pollux_flows.simulator.stored_files import StoredFile
+from pollux_flows.simulator.wire import Call
+
+LASTS_S = 48 * 3600
+#: The numbers of the canonical statuses.
+CODES: Mapping[str, int] = {
+    "CANCELLED": 1,
+    "INVALID_ARGUMENT": 3,
+    "DEADLINE_EXCEEDED": 4,
+    "NOT_FOUND": 5,
+    "ALREADY_EXISTS": 6,
+    "PERMISSION_DENIED": 7,
+    "RESOURCE_EXHAUSTED": 8,
+    "FAILED_PRECONDITION": 9,
+    "INTERNAL": 13,
+    "UNAVAILABLE": 14,
+    "UNAUTHENTICATED": 16,
+}
+#: By how it ended: why a row has no answer, or the whole batch none.
+LEFT: Mapping[str, tuple[str, str]] = {
+    "expired": ("DEADLINE_EXCEEDED", "The batch expired before this was processed."),
+    "cancelled": ("CANCELLED", "The batch was cancelled before this was processed."),
+}
+_UNKNOWN = 2
+
+
+class InlineOrFile(RowWriter):
+    operation = generate.OPERATIONS[0]
+
+    @override
+    def read(self, batch: StoredBatch, line: bytes) -> Row:
+        row = orjson.loads(line)
+        body = row.get("request")
+        asked = body.get("model") if isinstance(body, dict) else None
+        model = asked if isinstance(asked, str) else batch.given["model"]
+        name = "key" if batch.given["file"] else "metadata"
+        # What its result is known by comes back under the same name.
+        key = {name: row[name]} if name in row else {}
+        return Row(key, body, {"model": model.removeprefix("models/"), "version": batch.given["version"]})
+
+    @override
+    def succeeded(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
+        return {**key, "response": body}
+
+    @override
+    def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
+        error = body["error"]
+        return {**key, "error": {"code": CODES.get(error["status"], _UNKNOWN), "message": error["message"]}}
+
+    @override
+    def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
+        status, message = LEFT[why]
+        return {**key, "error": {"code": CODES[status], "message": message}}
+
+    @override
+    def nobodys(self, key: Any, number: int) -> Any:
+        nobody = f"nobodys-{number}"
+        return {
+            name: dict.fromkeys(given, nobody) if isinstance(given, dict) else nobody for name, given in key.items()
+        }
+
+    @override
+    def gives_results(self, batch: StoredBatch) -> bool:
+        return batch.ending == "completed" or (batch.ending != "failed" and batch.plan.answered is not None)
+
+    @override
+    def usage(self, body: Any) -> dict[str, int]:
+        return {}
+
+    @override
+    def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
+        if not batch.given["file"]:
+            return
+        content = results.output
+        file = StoredFile(
+            provider="gemini",
+            id=f"files/batch-{batch.id.removeprefix('batches/')}",
+            account=batch.account,
+            filename="",
+            mime_type="application/jsonl",
+            size=content.size,
+            sha256=content.sha256,
+            created_at=batch.ends_at,
+            purpose="batch_output",
+            expires_at=batch.ends_at + LASTS_S,
+            spool=content,
+        )
+        call.world.file_store.add(file)
+        results.output_file = file.id

@@ -1,0 +1,216 @@
+"""Gemini's batches: `models/{model}:batchGenerateContent`, and what can be done with one afterwards."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from pollux_flows.simulator.batch.settling import look_at
+from pollux_flows.simulator.batch.stored import ENDINGS, STARTED, Phase, Results, StoredBatch
+from pollux_flows.simulator.gemini import rules
+from pollux_flows.simulator.gemini.batch_input import Input, read_file, receive
+from pollux_flows.simulator.gemini.batch_results import CODES, LEFT, InlineOrFile
+from pollux_flows.simulator.timestamps import timestamp
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+WINDOW_S = 48 * 3600
+LIST_LIMIT = 100
+_PATH = "/{version:apiversion}/batches"
+_TYPE = "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch"
+_WORDS = {
+    "starting": "BATCH_STATE_PENDING",
+    "running": "BATCH_STATE_RUNNING",
+    "finishing": "BATCH_STATE_RUNNING",
+    "cancelling": "BATCH_STATE_RUNNING",
+    "completed": "BATCH_STATE_SUCCEEDED",
+    "expired": "BATCH_STATE_EXPIRED",
+    "cancelled": "BATCH_STATE_CANCELLED",
+    "failed": "BATCH_STATE_FAILED",
+}
+_QUEUE_FULL = (
+    "You exceeded your current quota, please check your plan and billing details. For more information on this error, "
+    "head to: https://ai.google.dev/gemini-api/docs/rate-limits."
+)
+_RESULTS = InlineOrFile()
+
+
+def _read(call: Call) -> None:
+    rules.check_model(call.params["model"])
+    read_file(call)
+
+
+def _create(call: Call) -> Reply:
+    given: Input = call.prepared
+    if call.fault is not None and call.fault.kind == "queue_full":
+        raise Refused(429, call.fault.message or _QUEUE_FULL)
+    world = call.world
+    plan = world.batch_plans.take("gemini")
+    problem = given.problem and _status("INVALID_ARGUMENT", given.problem)
+    if plan.end == "failed":
+        problem = _status(plan.code or "INTERNAL", plan.message or "The batch could not be processed.")
+    elif plan.end == "queue_full":
+        problem = _status(plan.code or "RESOURCE_EXHAUSTED", plan.message or _QUEUE_FULL)
+    batch = StoredBatch(
+        provider="gemini",
+        id=f"batches/simulated{world.number():08d}{given.rows.spool.sha256[:8]}",
+        account=call.account,
+        created_at=world.now(),
+        takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
+        window_s=WINDOW_S,
+        plan=plan,
+        input=given.rows,
+        words=_WORDS,
+        name=given.batch.get("displayName"),
+        given={
+            "model": call.params["model"],
+            "version": call.params["version"],
+            "file": given.batch["inputConfig"].get("fileName"),
+            "has_keys": given.has_keys,
+        },
+        problems=[problem] if problem else [],
+    )
+    world.batch_store.add(batch)
+    call.stored = batch.id
+    return Reply(_as_json(batch, "starting"))
+
+
+def _status(name: str, message: str) -> dict[str, Any]:
+    return {"code": CODES.get(name, CODES["INTERNAL"]), "message": message}
+
+
+def _as_json(batch: StoredBatch, phase: Phase, *, with_inlined: bool = True) -> dict[str, Any]:
+    """An operation. Its client reads nothing but the metadata, so what else would repeat them is left out."""
+    ended = phase in ENDINGS
+    metadata: dict[str, Any] = {
+        "@type": _TYPE,
+        "model": f"models/{batch.given['model']}",
+        "name": batch.id,
+        "state": batch.word(phase),
+        "createTime": timestamp(batch.created_at),
+        "updateTime": timestamp(_updated_at(batch, phase)),
+        "batchStats": _stats(batch, batch.results if ended else None),
+    }
+    if batch.name is not None:
+        metadata["displayName"] = batch.name
+    if batch.given["file"]:
+        metadata["inputConfig"] = {"fileName": batch.given["file"]}
+    if ended:
+        metadata["endTime"] = timestamp(batch.ends_at)
+    if ended and (output := _output(batch, with_inlined=with_inlined)):
+        metadata["output"] = output
+    operation: dict[str, Any] = {"name": batch.id, "metadata": metadata}
+    if ended:
+        operation["done"] = True
+    if phase in LEFT:
+        operation["error"] = _status(*LEFT[phase])
+    elif phase == "failed":
+        operation["error"] = batch.problems[0]
+    return operation
+
+
+def _updated_at(batch: StoredBatch, phase: Phase) -> float:
+    if phase in ENDINGS:
+        return batch.ends_at
+    return batch.created_at if phase == "starting" else batch.reaches(STARTED)
+
+
+def _stats(batch: StoredBatch, results: Results | None) -> dict[str, str]:
+    """Counts are texts, and what is none is left out."""
+    succeeded = results.counts["succeeded"] if results else 0
+    failed = results.counts.total() - succeeded if results else 0
+    counts = {
+        "requestCount": batch.rows,
+        "successfulRequestCount": succeeded,
+        "failedRequestCount": failed,
+        "pendingRequestCount": batch.rows - succeeded - failed,
+    }
+    return {name: str(count) for name, count in counts.items() if count}
+
+
+def _output(batch: StoredBatch, *, with_inlined: bool) -> dict[str, Any]:
+    results = batch.results
+    if results is None or not _RESULTS.gives_results(batch):
+        return {}
+    if results.output_file:
+        return {"responsesFile": results.output_file}
+    if not with_inlined:
+        return {}
+    # They are JSON already.
+    return {"inlinedResponses": {"inlinedResponses": [orjson.Fragment(line) for line in results.output.lines()]}}
+
+
+def _find(call: Call) -> StoredBatch:
+    batch = call.world.batch_store.find("gemini", f"batches/{call.params['id']}", call.account)
+    if batch is None:
+        raise Refused(404)
+    return batch
+
+
+def _look_at_one(call: Call) -> None:
+    batch = _find(call)
+    call.prepared = batch, look_at(batch, call, _RESULTS)
+
+
+def _look_at_page(call: Call) -> None:
+    page, following = _page(call)
+    call.prepared = [(batch, look_at(batch, call, _RESULTS)) for batch in page], following
+
+
+def _page(call: Call) -> tuple[list[StoredBatch], str | None]:
+    batches = call.world.batch_store.owned("gemini", call.account)
+    size, start = call.query.get("pageSize", "0"), call.query.get("pageToken", "0")
+    if not (re.fullmatch(r"\d{1,9}", size, re.ASCII) and re.fullmatch(r"\d{1,9}", start, re.ASCII)):
+        raise Refused(400, "Invalid page token or page size.")
+    if int(size) > LIST_LIMIT:
+        raise Refused(400, f"* ListOperationsRequest.page_size: page_size must be at most {LIST_LIMIT}\n")
+    # None asked for means as many as the service likes.
+    end = int(start) + (int(size) or 10)
+    return batches[int(start) : end], str(end) if end < len(batches) else None
+
+
+def _list(call: Call) -> Reply:
+    page, following = call.prepared
+    body: dict[str, Any] = {}
+    if page:
+        body["operations"] = [_as_json(batch, phase, with_inlined=False) for batch, phase in page]
+    if following:
+        body["nextPageToken"] = following
+    return Reply(body)
+
+
+def _get(call: Call) -> Reply:
+    batch, phase = call.prepared
+    return Reply(_as_json(batch, phase))
+
+
+def _cancel(call: Call) -> Reply:
+    batch = _find(call)
+    if batch.is_ended:
+        raise Refused(
+            400, f"Batch {batch.id} cannot be cancelled: it is in state {batch.state}.", kind="FAILED_PRECONDITION"
+        )
+    call.world.batch_store.cancel(batch)
+    return Reply({})
+
+
+def _delete(call: Call) -> Reply:
+    call.world.batch_store.delete(_find(call))
+    return Reply({})
+
+
+OPERATIONS = (
+    Operation(
+        "batch.create",
+        "POST",
+        "/{version:apiversion}/models/{model}:batchGenerateContent",
+        _create,
+        receive=receive,
+        prepare=_read,
+    ),
+    Operation("batch.list", "GET", _PATH, _list, prepare=_look_at_page),
+    Operation("batch.get", "GET", _PATH + "/{id}", _get, prepare=_look_at_one),
+    Operation("batch.cancel", "POST", _PATH + "/{id}:cancel", _cancel),
+    Operation("batch.delete", "DELETE", _PATH + "/{id}", _delete),
+)

@@ -1,0 +1,88 @@
+"""The results of OpenAI's batches: a file of those that succeeded, and one of those that did not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from typing_extensions import override
+
+from pollux_flows.simulator.batch.settling import Row, RowWriter
+from pollux_flows.simulator.batch.stored import Results, StoredBatch
+from pollux_flows.simulator.openai import generate
+from pollux_flows.simulator.spool import Spool
+from pollux_flows.simulator.stored_files import StoredFile
+from pollux_flows.simulator.wire import Call
+
+LASTS_S = 30 * 86_400
+_LEFT = {
+    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
+    "cancelled": ("batch_cancelled", "This request was not executed because the batch was cancelled."),
+}
+
+
+class ResultFiles(RowWriter):
+    operation = generate.OPERATIONS[0]
+    separates_errors = True
+
+    @override
+    def read(self, batch: StoredBatch, line: bytes) -> Row:
+        request = orjson.loads(line)
+        return Row(request["custom_id"], request["body"])
+
+    @override
+    def succeeded(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
+        return self._line(key, request_id, {"status_code": 200, "request_id": request_id, "body": body})
+
+    @override
+    def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
+        return self._line(key, request_id, {"status_code": status, "request_id": request_id, "body": body})
+
+    @override
+    def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
+        code, message = _LEFT[why]
+        return {**self._line(key, request_id, None), "error": {"code": code, "message": message}}
+
+    def _line(self, key: str, request_id: str, response: dict[str, Any] | None) -> dict[str, Any]:
+        return {"id": f"batch_{request_id}", "custom_id": key, "response": response, "error": None}
+
+    @override
+    def nobodys(self, key: Any, number: int) -> Any:
+        return f"nobodys-{number}"
+
+    @override
+    def usage(self, body: Any) -> dict[str, int]:
+        used = body.get("usage")
+        if not used:
+            return {}
+        return {
+            "input_tokens": used["input_tokens"],
+            "cached_tokens": used["input_tokens_details"]["cached_tokens"],
+            "output_tokens": used["output_tokens"],
+            "reasoning_tokens": used["output_tokens_details"]["reasoning_tokens"],
+            "total_tokens": used["total_tokens"],
+        }
+
+    @override
+    def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
+        results.output_file = self._file(batch, results.output, "output", call)
+        results.error_file = self._file(batch, results.errors, "error", call)
+
+    def _file(self, batch: StoredBatch, content: Spool, kind: str, call: Call) -> str | None:
+        if not content.size:
+            return None
+        file = StoredFile(
+            provider="openai",
+            id=f"file-{call.world.number():08d}{content.sha256[:8]}",
+            account=batch.account,
+            filename=f"{batch.id}_{kind}.jsonl",
+            mime_type="application/jsonl",
+            size=content.size,
+            sha256=content.sha256,
+            created_at=batch.ends_at,
+            purpose="batch_output",
+            expires_at=batch.ends_at + (batch.given["output_lasts_s"] or LASTS_S),
+            spool=content,
+        )
+        call.world.file_store.add(file)
+        return file.id

@@ -1,0 +1,257 @@
+"""OpenAI's batches: `POST /batches`, and what can be done with one afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pollux_flows.simulator.batch.rows import Rows
+from pollux_flows.simulator.batch.settling import look_at
+from pollux_flows.simulator.batch.stored import ENDINGS, RAN, STARTED, Phase, Results, StoredBatch
+from pollux_flows.simulator.openai.batch_input import read_input
+from pollux_flows.simulator.openai.batch_results import ResultFiles
+from pollux_flows.simulator.openai.rules import in_words
+from pollux_flows.simulator.shape import Misfit, integer, nullable, one_of, record, text, values
+from pollux_flows.simulator.stored_files import StoredFile
+from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+
+WINDOW_S = 24 * 3600
+LIST_LIMIT = 100
+METADATA_PAIRS, METADATA_KEY_CHARS, METADATA_VALUE_CHARS = 16, 64, 512
+#: The one whose rows the simulator can answer.
+ENDPOINT = "/v1/responses"
+_ENDPOINTS = (
+    ENDPOINT, "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/moderations",
+    "/v1/images/generations", "/v1/images/edits", "/v1/videos",
+)  # fmt: skip
+_REQUEST = record(
+    {"completion_window": one_of("24h"), "endpoint": one_of(*_ENDPOINTS), "input_file_id": text},
+    {
+        "metadata": nullable(values(text)),
+        "output_expires_after": record({"anchor": one_of("created_at"), "seconds": integer(3600, 2_592_000)}),
+    },
+)
+_WORDS = {
+    "starting": "validating",
+    "running": "in_progress",
+    "finishing": "finalizing",
+    "cancelling": "cancelling",
+    "completed": "completed",
+    "expired": "expired",
+    "cancelled": "cancelled",
+    "failed": "failed",
+}
+_QUEUE_FULL = (
+    "Enqueued token limit reached for {model} in organization org-simulated. Limit: 2,000,000 enqueued tokens. Please "
+    "try again once some in_progress batches have been completed."
+)
+_RESULTS = ResultFiles()
+
+
+def _read(call: Call) -> None:
+    """The request, and the lines of the file that it names."""
+    body = {} if call.body is None else call.body
+    try:
+        _REQUEST(body, ())
+    except Misfit as misfit:
+        raise in_words(misfit) from None
+    _check_metadata(body.get("metadata") or {})
+    if body["endpoint"] != ENDPOINT:
+        raise Refused(400, f"The simulator answers batches for {ENDPOINT} only.", param="endpoint")
+    file = _input_file(call, body["input_file_id"])
+    rows = Rows()
+    call.spools.append(rows.spool)
+    call.prepared = (rows, *read_input(file, rows, ENDPOINT))
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    if len(metadata) > METADATA_PAIRS:
+        raise _too_long("metadata", "an object", f"at most {METADATA_PAIRS} properties", len(metadata))
+    for name, value in metadata.items():
+        if len(name) > METADATA_KEY_CHARS:
+            raise _too_long("metadata", "a key", f"maximum length {METADATA_KEY_CHARS}", len(name))
+        if len(value) > METADATA_VALUE_CHARS:
+            raise _too_long(f"metadata.{name}", "a string", f"maximum length {METADATA_VALUE_CHARS}", len(value))
+
+
+def _too_long(param: str, kind: str, limit: str, got: int) -> Refused:
+    return Refused(
+        400, f"Invalid '{param}': too long. Expected {kind} with {limit}, but got {got} instead.", param=param
+    )
+
+
+def _input_file(call: Call, file_id: str) -> StoredFile:
+    file = call.world.file_store.find("openai", file_id, call.account)
+    if file is None:
+        raise Refused(404, f"No such File object: {file_id}", param="input_file_id")
+    if file.purpose != "batch":
+        raise Refused(400, f"Invalid file purpose: expected 'batch', but got '{file.purpose}'.", param="input_file_id")
+    return file
+
+
+def _create(call: Call) -> Reply:
+    rows, problems, model = call.prepared
+    if call.fault is not None and call.fault.kind == "queue_full":
+        raise Refused(429, call.fault.message or _QUEUE_FULL.format(model=model), code="token_limit_exceeded")
+    world = call.world
+    plan = world.batch_plans.take("openai")
+    if plan.end == "failed":
+        problems = [_problem(plan.code or "invalid_request", plan.message or "The batch could not be validated.")]
+    elif plan.end == "queue_full":
+        problems = [_problem(plan.code or "token_limit_exceeded", plan.message or _QUEUE_FULL.format(model=model))]
+    batch = StoredBatch(
+        provider="openai",
+        id=f"batch_{world.number():08d}{rows.spool.sha256[:8]}",
+        account=call.account,
+        created_at=world.now(),
+        takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
+        window_s=WINDOW_S,
+        plan=plan,
+        input=rows,
+        words=_WORDS,
+        metadata=call.body.get("metadata"),
+        given={
+            "model": model,
+            "input_file_id": call.body["input_file_id"],
+            "output_lasts_s": (call.body.get("output_expires_after") or {}).get("seconds"),
+        },
+        problems=problems,
+    )
+    world.batch_store.add(batch)
+    call.stored = batch.id
+    return Reply(_as_json(batch, "starting"))
+
+
+def _problem(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "line": None, "message": message, "param": None}
+
+
+def _as_json(batch: StoredBatch, phase: Phase) -> dict[str, Any]:
+    ended = batch.results if phase in ENDINGS else None
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": ENDPOINT,
+        "model": None if phase == "starting" else batch.given["model"],
+        "errors": {"object": "list", "data": batch.problems} if phase == "failed" else None,
+        "input_file_id": batch.given["input_file_id"],
+        "completion_window": "24h",
+        "status": batch.word(phase),
+        "output_file_id": ended.output_file if ended else None,
+        "error_file_id": ended.error_file if ended else None,
+        "created_at": int(batch.created_at),
+        **_times(batch, phase),
+        "expires_at": int(batch.expires_at),
+        "request_counts": _counts(batch, phase),
+        "usage": _usage(ended),
+        "metadata": batch.metadata,
+    }
+
+
+def _times(batch: StoredBatch, phase: Phase) -> dict[str, int | None]:
+    """When it came to what; None for what has not been."""
+    end = int(batch.ends_at)
+    times: dict[str, int | None] = dict.fromkeys(
+        ("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at")
+    )
+    until = min(batch.clock(), batch.ends_at) if batch.cancel_asked_at is None else batch.cancel_asked_at
+    if phase not in ("starting", "failed") and until >= batch.reaches(STARTED):
+        times["in_progress_at"] = int(batch.reaches(STARTED))
+    if phase in ("finishing", "completed"):
+        times["finalizing_at"] = int(batch.reaches(RAN))
+    if batch.cancel_asked_at is not None:
+        times["cancelling_at"] = int(batch.cancel_asked_at)
+    if f"{phase}_at" in times:
+        times[f"{phase}_at"] = times[f"{phase}_at"] or end
+    return times
+
+
+def _counts(batch: StoredBatch, phase: Phase) -> dict[str, int]:
+    if phase in ("starting", "failed"):
+        return {"total": 0, "completed": 0, "failed": 0}
+    if batch.results is None or phase not in ENDINGS:
+        return {"total": batch.rows, "completed": int(batch.progress * batch.rows), "failed": 0}
+    completed = batch.results.counts["succeeded"]
+    return {"total": batch.rows, "completed": completed, "failed": batch.rows - completed}
+
+
+def _usage(ended: Results | None) -> dict[str, Any]:
+    used = ended.usage if ended else {}
+    return {
+        "input_tokens": used.get("input_tokens", 0),
+        "input_tokens_details": {"cached_tokens": used.get("cached_tokens", 0)},
+        "output_tokens": used.get("output_tokens", 0),
+        "output_tokens_details": {"reasoning_tokens": used.get("reasoning_tokens", 0)},
+        "total_tokens": used.get("total_tokens", 0),
+    }
+
+
+def _find(call: Call) -> StoredBatch:
+    batch = call.world.batch_store.find("openai", call.params["id"], call.account)
+    if batch is None:
+        raise Refused(404, f"No batch found with id '{call.params['id']}'.", param="batch_id")
+    return batch
+
+
+def _look_at_one(call: Call) -> None:
+    batch = _find(call)
+    call.prepared = batch, look_at(batch, call, _RESULTS)
+
+
+def _look_at_page(call: Call) -> None:
+    page, more = _page(call)
+    call.prepared = [(batch, look_at(batch, call, _RESULTS)) for batch in page], more
+
+
+def _page(call: Call) -> tuple[list[StoredBatch], bool]:
+    """The newest first; `after` is the last id of the page before."""
+    batches = call.world.batch_store.owned("openai", call.account)
+    if after := call.query.get("after"):
+        ids = [batch.id for batch in batches]
+        if after not in ids:
+            raise Refused(404, f"No batch found with id '{after}'.", param="after")
+        batches = batches[ids.index(after) + 1 :]
+    limit = _limit(call.query.get("limit", "20"))
+    return batches[:limit], len(batches) > limit
+
+
+def _limit(given: str) -> int:
+    limit: Any = int(given) if given.isascii() and given.isdigit() else given
+    try:
+        integer(1, LIST_LIMIT)(limit, ("limit",))
+    except Misfit as misfit:
+        raise in_words(misfit) from None
+    return int(limit)
+
+
+def _list(call: Call) -> Reply:
+    page, more = call.prepared
+    return Reply(
+        {
+            "object": "list",
+            "data": [_as_json(batch, phase) for batch, phase in page],
+            "first_id": page[0][0].id if page else None,
+            "last_id": page[-1][0].id if page else None,
+            "has_more": more,
+        }
+    )
+
+
+def _get(call: Call) -> Reply:
+    batch, phase = call.prepared
+    return Reply(_as_json(batch, phase))
+
+
+def _cancel(call: Call) -> Reply:
+    batch = _find(call)
+    if batch.is_ended:
+        raise Refused(409, f"Cannot cancel a batch with status '{batch.state}'.")
+    call.world.batch_store.cancel(batch)
+    return Reply(_as_json(batch, "cancelling"))
+
+
+OPERATIONS = (
+    Operation("batch.create", "POST", "/batches", _create, prepare=_read),
+    Operation("batch.list", "GET", "/batches", _list, prepare=_look_at_page),
+    Operation("batch.get", "GET", "/batches/{id}", _get, prepare=_look_at_one),
+    Operation("batch.cancel", "POST", "/batches/{id}/cancel", _cancel),
+)
