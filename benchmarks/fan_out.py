@@ -22,7 +22,7 @@ from pollux_flows.flows import fan_out
 MODEL = "gpt-4.1-mini"
 LATENCY_S = 0.2
 CONCURRENCY = 50
-MOST_TIMES, MOST_KIB = 1.10, 20
+MOST_TIMES, MOST_KIB, MOST_AGAIN = 1.10, 20, 0.05
 REST_S = 3.0  # for the Prefect server, to write down the run before
 
 
@@ -41,7 +41,7 @@ def main(count: int, repetitions: int) -> None:
         )
         fan_out(prompts[:100], provider)
         asyncio.run(_bare(prompts[:100], address))
-        pairs, grown = [], []
+        pairs, grown, again = [], [], []
         for _ in range(repetitions):
             time.sleep(REST_S)
             bare, _ = _measured(lambda: asyncio.run(_bare(prompts, address)))
@@ -49,9 +49,13 @@ def main(count: int, repetitions: int) -> None:
             ours, peak = _measured(lambda: fan_out(prompts, provider))
             pairs.append((ours / bare, ours, bare))
             grown.append(peak * 1024 / count)
+            time.sleep(REST_S)
+            again.append(_measured(lambda: fan_out(prompts, provider, reuse="always"))[0] / ours)
         ratio, ours, bare = sorted(pairs)[repetitions // 2]
     said = f"{count:,} prompts: bare SDK {bare:.2f} s, fan_out {ours:.2f} s, ratio {ratio:.3f}"
     print(f"{said}  (at most {MOST_TIMES}: {'yes' if ratio <= MOST_TIMES else 'NO'})")
+    said = f"{count:,} prompts: the same again, all answered, {sorted(again)[repetitions // 2]:.3f} of the time"
+    print(f"{said}  (at most {MOST_AGAIN}: {'yes' if sorted(again)[repetitions // 2] <= MOST_AGAIN else 'NO'})")
     said = f"{count:,} prompts: {max(grown):.1f} KiB an answer"
     print(f"{said}  (at most {MOST_KIB}: {'yes' if max(grown) <= MOST_KIB else 'NO'})", flush=True)
 
