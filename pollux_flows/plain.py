@@ -69,6 +69,8 @@ def mended(value: Any, depth: int = 0) -> Any:
         return value if value.isascii() or not _LONE_SURROGATE.search(value) else _whole_again(value)
     if kind is int or kind is float or kind is bool or value is None:
         return value
+    if isinstance(value, str):
+        return mended(str.__str__(value))
     if not isinstance(value, dict | list | tuple):
         return value
     if depth > _DEEPEST:

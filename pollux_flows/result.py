@@ -200,6 +200,10 @@ class Outcome(Record):
     )
     unkept: str | None = Field(default=None, description="Why the answer could not be written down.")
 
+    def at(self, index: int) -> Outcome:
+        """The same for the prompt of that number."""
+        return self if self.index == index else self.model_construct(**{**dict(self), "index": index})
+
     @property
     def problem(self) -> CallFailure | None:
         """Why the prompt has no answer. A tool call or a structured answer is one, with or without text."""

@@ -95,7 +95,7 @@ class Answers:
         if terms.reuse == "always":
             found = await self._journal.anybodys([name for name in names if name not in found], terms.max_age) | found
         return {
-            call.index: outcome.model_copy(update={"index": call.index})
+            call.index: outcome.at(call.index)
             for call in calls
             # What a provider blocked, or left empty, is kept as well; but that is what a retry is for.
             if (outcome := found.get(call.identity)) and outcome.problem is None

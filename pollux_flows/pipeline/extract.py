@@ -23,10 +23,7 @@ _CUT: Final[dict[FinishReason | None, str]] = {
 def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: float) -> ResultEnvelope:
     """One envelope from all outcomes of a plan, given in the order of its calls."""
     # In a broadcast, calls are numbered through all sources; in its envelope, each source's prompts start at 0.
-    outcomes = [
-        outcome if outcome.index == index else outcome.model_copy(update={"index": index})
-        for index, outcome in enumerate(outcomes)
-    ]
+    outcomes = [outcome.at(index) for index, outcome in enumerate(outcomes)]
     answers = [outcome.answer for outcome in outcomes]
     failures = [
         (problem := outcome.problem) and problem.model_copy(update={"index": index})

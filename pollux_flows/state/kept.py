@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final, TypeVar
+from typing import Final, NamedTuple
 
-from pydantic import Field
-
-from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Outcome
 from pollux_flows.state.store import Json, damaged, written
-
-R = TypeVar("R", bound=Record)
 
 # What is true of one run only.
 _NOT_KEPT: Final = {"index", "reused", "unkept"}
 
 
-class Kept(Record):
-    """An answer that was paid for, and when."""
-
-    at: float = Field(description="When it was given, as a Unix time.")
-    outcome: Json
-    check: str = Field(description="A hash of all that. Of a damaged text, JSON alone would not tell.")
-
-
-class Pointer(Record):
+class Pointer(NamedTuple):
     """Where the latest answer to a call is, and when it was given."""
 
     at: float
@@ -46,29 +33,30 @@ def kept(place: str, outcome: Outcome, at: float) -> Json:
 
 def answer_in(place: str, record: Json, where: str, reused: str | None = None) -> Outcome:
     """The answer in this record, or a ConfigurationError."""
-    found = _valid(Kept, record, place, where)
-    if found.check != _check(place, found.at, found.outcome):
-        raise damaged(place, where)
-    return _valid(Outcome, {**found.outcome, "index": 0, "reused": reused}, place, where)
+    match record:
+        case {"at": int() | float() as at, "outcome": dict() as outcome, "check": str() as check}:
+            if check != _check(place, at, outcome):
+                raise damaged(place, where)
+        case _:
+            raise damaged(place, where)
+    try:
+        return Outcome.model_validate({**outcome, "index": 0, "reused": reused})
+    except ConfigurationError as error:
+        problem = error.message
+    raise damaged(place, where, problem)
 
 
 def pointer_in(name: str, record: Json, where: str) -> Pointer:
     """Where this record leads, or a ConfigurationError."""
-    pointer = _valid(Pointer, record, name, where)
-    run, _, call = pointer.place.removeprefix("run/").partition("/")
-    if not pointer.place.startswith("run/") or not run or pointer_to(call) != name:
-        raise damaged(name, where)
-    return pointer
+    match record:
+        case {"at": int() | float() as at, "place": str() as place}:
+            run, _, call = place.removeprefix("run/").partition("/")
+            if place.startswith("run/") and run and pointer_to(call) == name:
+                return Pointer(at, place)
+    raise damaged(name, where)
 
 
 def _check(place: str, at: float, outcome: Json) -> str:
+    """A hash of all that: of a damaged text, JSON alone would not tell."""
     # Of its name, too: damage may also put one answer in the place of another.
     return hashlib.sha256(written(place, {"place": place, "at": at, "outcome": outcome})).hexdigest()[:16]
-
-
-def _valid(kind: type[R], record: Json, key: str, where: str) -> R:
-    try:
-        return kind.model_validate(record)
-    except ConfigurationError as error:
-        problem = error.message
-    raise damaged(key, where, problem)

@@ -28,7 +28,7 @@ from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state import redis
-from pollux_flows.state.disk import DiskStore
+from pollux_flows.state.journal import Journal
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
 from tests.state.servers import Server
 
@@ -250,7 +250,7 @@ async def test_a_store_that_fails_meanwhile_costs_no_answer(
 ) -> None:
     """What has come is given, and said not to be kept; nothing more is asked for."""
     monkeypatch.setattr(answers, "_PAUSES", (0.0, 0.0))
-    monkeypatch.setattr(DiskStore, "put_many", _full)
+    monkeypatch.setattr(Journal, "keep", _full)
     found = await outcomes(config("openai", request_concurrency=1), Terms(run_key="k"))
     assert [outcome.answer is not None for outcome in found] == [True, False, False]
     assert found[0].unkept == "The disk is full."
@@ -263,7 +263,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
 ) -> None:
     """The answers are kept when it is back, and the run has missed nothing."""
     monkeypatch.setattr(answers, "_PAUSES", (0.01,) * 50)
-    kept, failing = DiskStore.put_many, [3]
+    kept, failing = Journal.keep, [3]
 
     async def sometimes(*args: Any) -> None:
         failing[0] -= 1
@@ -271,7 +271,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
             await _full()
         await kept(*args)
 
-    monkeypatch.setattr(DiskStore, "put_many", sometimes)
+    monkeypatch.setattr(Journal, "keep", sometimes)
     settings = config("openai", retry=ONCE)
     assert all(outcome.unkept is None for outcome in await outcomes(settings, Terms(run_key="k")))
     await run_many(PROMPTS, config=settings, run_key="k")

@@ -311,7 +311,7 @@ async def test_a_run_whose_answers_could_not_be_kept_does_not_fail(
         raise ConfigurationError("The disk is full.")
 
     monkeypatch.setattr("pollux_flows.pipeline.answers._PAUSES", (0.0,))
-    monkeypatch.setattr("pollux_flows.state.disk.DiskStore.put_many", full)
+    monkeypatch.setattr("pollux_flows.state.journal.Journal.keep", full)
     envelope = await afan_out(PROMPTS, provider.model_copy(update={"request_concurrency": 1}))
     assert sorted(bool(text) for text in envelope.answers) == [False, False, True]
     assert "The disk is full." in envelope.diagnostics["warnings"][0]
