@@ -82,11 +82,18 @@ class SyncForm(_Form[P, R]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._checked(args, kwargs)
         run = self._run(args, kwargs)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(run)  # which on Ctrl-C lets the run report that it was crashed
-        return run_coro_as_sync(run)
+        # Not from within an `except`, whose error would stand above every error of the run in its log.
+        if _in_a_loop():
+            return run_coro_as_sync(run)
+        return asyncio.run(run)  # which on Ctrl-C lets the run report that it was crashed
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 # What the flows' modules must not do: postpone their annotations. Prefect loads a served flow from its file, where it
