@@ -1,25 +1,43 @@
 """Scope: which run a call belongs to, so that a retry finds the answers it has paid for.
 
-That is the outermost flow run: Prefect gives a sub-flow that did not complete a new run when its parent is retried.
-Whoever asks the same thing several times within a run is told apart by counting, not by any id that a retry changes.
+That is the place in the outermost flow run: Prefect gives a sub-flow that did not complete a new run when its parent is
+retried, but in the same place, which it numbers by the order in which tasks and sub-flows are called.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 from uuid import UUID, uuid4
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.state.identity import digest
 
 _REMEMBERED: Final = 10_000
-# Who has asked for a plan, within one attempt of one flow run, in the order in which they came.
-_asked: Final[defaultdict[tuple[UUID, int, str], list[UUID]]] = defaultdict(list)
+# Prefect numbers sub-flows by their order, tasks it does not: those that came first to do a thing, in one attempt.
+_came: Final[defaultdict[tuple[UUID, int, str], list[UUID]]] = defaultdict(list)
+_within: Final[ContextVar[str | None]] = ContextVar("pollux_flows_within", default=None)
+
+
+@contextmanager
+def entering() -> Iterator[None]:
+    """Around the call of a flow: notes the task that calls it, if one does."""
+    flow, task, place = FlowRunContext.get(), TaskRunContext.get(), None
+    if flow is not None and flow.flow_run is not None and task is not None:
+        attempt = (task.task_run.id, task.task_run.run_count, "")
+        place = f"{_place(flow.flow_run, task.task_run, task.task_run.task_key)}.{_number(attempt, uuid4())}"
+    token = _within.set(place)
+    try:
+        yield
+    finally:
+        _within.reset(token)
 
 
 async def run_key(plan: Plan) -> str:
@@ -27,29 +45,34 @@ async def run_key(plan: Plan) -> str:
     flow, task = FlowRunContext.get(), TaskRunContext.get()
     if flow is None or flow.flow_run is None:
         return f"task {task.task_run.id}" if task else uuid4().hex
-    asker, home = flow.flow_run.id, flow.flow_run
-    if task is not None and task.task_run.flow_run_id == home.id:
-        asker = task.task_run.id
-    elif home.parent_task_run_id is not None:
-        home = await _parent(home.parent_task_run_id)
-    while len(_asked) > _REMEMBERED:
-        del _asked[next(iter(_asked))]
-    others = _asked[home.id, home.run_count, digest("calls", [call.identity for call in plan.calls])]
-    if asker not in others:
-        others.append(asker)
-    return f"{(await _root(home)).id}/{others.index(asker)}"
-
-
-async def _root(run: FlowRun) -> FlowRun:
-    while run.parent_task_run_id is not None:
-        run = await _parent(run.parent_task_run_id)
-    return run
-
-
-async def _parent(task_run: UUID) -> FlowRun:
-    """The flow run that this task run, which stands for one of its sub-flows, is part of."""
+    run, places = flow.flow_run, []
+    if task is not None and task.task_run.flow_run_id == run.id:
+        places.append(_place(run, task.task_run, digest("calls", [call.identity for call in plan.calls])))
+    called_by = _within.get()
     async with get_client() as client:
-        flow_run = (await client.read_task_run(task_run)).flow_run_id
-        if flow_run is None:
-            raise LookupError
-        return await client.read_flow_run(flow_run)
+        while run.parent_task_run_id is not None:
+            caller = await client.read_task_run(run.parent_task_run_id)
+            places.append(called_by or f"{caller.task_key}-{caller.dynamic_key}")
+            called_by, run = None, await _flow_run(caller)
+    return "/".join([str(run.id), *reversed(places)])
+
+
+def _place(run: FlowRun, task: TaskRun, what: str) -> str:
+    return f"{what}-{_number((run.id, run.run_count, what), task.id)}"
+
+
+def _number(what: tuple[UUID, int, str], who: UUID) -> int:
+    while len(_came) > _REMEMBERED:
+        del _came[next(iter(_came))]
+    others = _came[what]
+    if who not in others:
+        others.append(who)
+    return others.index(who)
+
+
+async def _flow_run(task: TaskRun) -> FlowRun:
+    """The flow run that this task run is part of."""
+    if task.flow_run_id is None:
+        raise LookupError(f"The task run {task.name!r} stands for a sub-flow and belongs to no flow run.")
+    async with get_client() as client:
+        return await client.read_flow_run(task.flow_run_id)

@@ -221,7 +221,7 @@ def test_a_run_at_work_is_named(state: Command) -> None:
     three_runs()
 
     async def at_work(*words: str) -> str:
-        async with Journal(open_store(), "today").alone(["more"]):
+        async with Journal(open_store(), "today").alone():
             return await asyncio.to_thread(state, "prune", *words)
 
     assert "At work, so that its answers stay: 1 run." in asyncio.run(at_work("--older-than", "0d"))

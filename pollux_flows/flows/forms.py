@@ -26,6 +26,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.callables import get_call_parameters
 
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.scope import entering
 from pollux_flows.serializer import DOCUMENTS
 
 Context = TypeVar("Context", SyncClientContext, AsyncClientContext)
@@ -59,7 +60,7 @@ class _Form(Flow[P, R], Generic[P, R]):
         async with _connection():
             flow = copy(self)
             flow.result_storage = self.result_storage or await aget_default_result_storage()
-            with _older_objects_left_alone():
+            with _older_objects_left_alone(), entering():
                 return await cast(Coroutine[Any, Any, Any], Flow.__call__(flow, *args, **kwargs))
 
     def with_options(self, *args: Any, **kwargs: Any) -> Any:

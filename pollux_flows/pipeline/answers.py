@@ -31,6 +31,7 @@ class Answers:
         self._terms = terms
         self._journal = Journal(open_store(), terms.run_key or uuid4().hex)
         self._spending = Spending(terms.max_cost_usd, target)
+        self._counted: set[str] = set()
         # While an answer cannot be written down, nothing new is asked for; and then, why it could not.
         self._well = asyncio.Event()
         self._well.set()
@@ -38,19 +39,19 @@ class Answers:
 
     async def given(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         """The outcomes of those calls that need not be made, by the calls' numbers."""
-        found = await self._found(calls)
-        self._spending.add(found.values())
-        return found
+        # Also what the run paid for in an earlier attempt and cannot use.
+        own = await self._own(calls)
+        self._spending.add(call for call in own.values() if call.identity not in self._counted)
+        self._counted |= own.keys()
+        return await self._found(calls, own)
 
     async def begin(self) -> None:
         """Note that the run asks something, or raise why its answers could not be kept."""
         await self._journal.begin()
 
-    def alone(self, calls: Sequence[PlannedCall]) -> AbstractAsyncContextManager[None]:
-        """Nobody else makes these calls of this run meanwhile. Of a run without a name nobody else can know."""
-        if self._terms.run_key is None:
-            return nullcontext()
-        return self._journal.alone([call.identity for call in calls])
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """Nobody else makes calls of this run meanwhile. Of a run without a name nobody else can know."""
+        return nullcontext() if self._terms.run_key is None else self._journal.alone()
 
     @asynccontextmanager
     async def asking(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
@@ -59,12 +60,12 @@ class Answers:
         Where the call may be somebody else's as well, it is claimed until this ends, or TakenError is raised.
         """
         if self._terms.reuse != "always":
-            yield self._may_ask
+            yield self.may_ask
             return
         async with self._journal.asking(planned.identity) as take:
 
             async def may_ask() -> None:
-                await self._may_ask()
+                await self.may_ask()
                 await take()
                 if await self._found([planned]):
                     raise TakenError
@@ -87,11 +88,11 @@ class Answers:
             return outcome
         return await self._written(outcome.model_copy(update={"unkept": None}))
 
-    async def _found(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
+    async def _found(self, calls: Sequence[PlannedCall], own: dict[str, Outcome] | None = None) -> dict[int, Outcome]:
         terms, names = self._terms, [call.identity for call in calls]
-        found: dict[str, Outcome] = {}
-        if terms.reuse != "never" and terms.run_key is not None:
-            found = await self._journal.own(names)
+        if own is None:
+            own = await self._own(calls)
+        found = {} if terms.reuse == "never" else own
         if terms.reuse == "always":
             found = await self._journal.anybodys([name for name in names if name not in found], terms.max_age) | found
         return {
@@ -101,7 +102,13 @@ class Answers:
             if (outcome := found.get(call.identity)) and outcome.problem is None
         }
 
-    async def _may_ask(self) -> None:
+    async def _own(self, calls: Sequence[PlannedCall]) -> dict[str, Outcome]:
+        if self._terms.run_key is None:
+            return {}
+        return await self._journal.own([call.identity for call in calls])
+
+    async def may_ask(self) -> None:
+        """Whether this run may ask for anything more, or raises why it may not."""
         await self._well.wait()
         if self._broken is not None:
             raise self._broken

@@ -31,6 +31,7 @@ async def open_execution(plan: Plan, config: Config, terms: Terms | None = None)
     """What the calls of a plan share, closed whatever happens. The provider is met when the first call needs it."""
     async with AsyncExitStack() as stack:
         execution = Execution(plan, config, terms or Terms(), stack)
+        await stack.enter_async_context(execution.answers.alone())
         try:
             yield execution
         finally:
@@ -70,14 +71,13 @@ class Execution:
         if not calls:
             return []
         seen = on_outcome or _unseen
-        async with self.answers.alone(calls):
-            found = await self.answers.given(calls)
-            for outcome in found.values():
-                seen(outcome)
-            missing = [call for call in calls if call.index not in found]
-            if missing:
-                await self._begin(missing)
-                found |= zip((call.index for call in missing), await self._ask_all(missing, seen), strict=True)
+        found = await self.answers.given(calls)
+        for outcome in found.values():
+            seen(outcome)
+        missing = [call for call in calls if call.index not in found]
+        if missing:
+            await self._begin(missing)
+            found |= zip((call.index for call in missing), await self._ask_all(missing, seen), strict=True)
         return [found[call.index] for call in calls]
 
     async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome) -> list[Outcome]:
@@ -106,8 +106,14 @@ class Execution:
                 async with self.answers.asking(planned) as may_ask:
                     return await self._ask(planned, may_ask, place)
             except TakenError:
+                pass
+            except PolluxError as error:
+                return _unasked(planned, error)
+            try:
                 if (outcome := await self.answers.somebody_elses(planned)) is not None:
                     return outcome
+            except PolluxError as error:
+                return _unasked(planned, error)
 
     async def _ask(self, planned: PlannedCall, may_ask: MayAsk, place: _Place) -> Outcome:
         """What comes of asking. An answer is written down before its slot is given back."""
@@ -118,9 +124,8 @@ class Execution:
 
         try:
             attempts = await self._attempts(planned, may_ask, place, keep)
-        except PolluxError as error:  # nothing was asked
-            failure = CallFailure.of(planned.index, error)
-            return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
+        except PolluxError as error:
+            return _unasked(planned, error)
         return answered[0] if answered else self._outcome(planned, attempts)
 
     async def _attempts(
@@ -130,26 +135,27 @@ class Execution:
         place: _Place,
         keep: Callable[[Attempts[Answer]], Awaitable[None]],
     ) -> Attempts[Answer]:
+        await self.answers.may_ask()  # before a file is uploaded for it
         session, attachments = await self._met()
         sources = _sources(self.plan, planned)
         begun = False
 
-        async def once(call: Call) -> Answer:
+        async def ready() -> None:
             nonlocal begun
+            place.close()
             if not begun:
-                place.close()
                 await may_ask()
                 begun = True
-            return await session.generate(call)
 
         for last_try in (False, True):
             materials = await attachments.materials(sources)
             call = _call(self.plan, planned, materials)
             attempts: Attempts[Answer] = await attempt(
-                partial(once, call),
+                partial(session.generate, call),
                 policy=self._config.retry,
                 timeout_s=self._config.timeout_s,
                 slot=session.slot,
+                ready=ready,
                 keep=keep,
             )
             if last_try or not await attachments.lost(attempts.error, sources, materials):
@@ -214,6 +220,11 @@ class _Place:
         line, self._line = self._line, None
         if line is not None:
             line.release()
+
+
+def _unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
+    failure = CallFailure.of(planned.index, error)
+    return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
 
 
 def _unseen(_: Outcome) -> None:

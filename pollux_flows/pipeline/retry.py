@@ -45,6 +45,7 @@ async def attempt(
     timeout_s: float,
     slot: AbstractAsyncContextManager[object],
     repeatable: bool = True,
+    ready: Callable[[], Awaitable[None]] | None = None,
     keep: Callable[[Attempts[T]], Awaitable[None]] | None = None,
 ) -> Attempts[T]:
     """Try until it works, until trying is pointless, or until time is up.
@@ -52,12 +53,15 @@ async def attempt(
     The slot is held while a request is under way and given back while waiting, so that a call that was told
     to come back later keeps nobody else from going ahead. The clock starts when the slot is first held: waiting
     for a turn is not the provider's time. What is not `repeatable` is tried again only if it was surely not done.
-    `keep` is told of the result while the slot is still held, so that no more results than slots are ever unkept.
+    `ready` is asked once, with the slot in hand and no clock running; what it raises ends all. `keep` is told of the
+    result while the slot is still held, so that no more results than slots are ever unkept.
     """
     attempts: Attempts[T] = Attempts()
     while True:
         async with slot:
             if attempts.number == 0:
+                if ready is not None:
+                    await ready()
                 attempts.started = time.monotonic()
             elif attempts.elapsed_s >= timeout_s:
                 return attempts  # time ran out while it stood in line: what failed before is what there is to say

@@ -70,7 +70,9 @@ def request_identity(target: Target, options: Options, sources: list[str]) -> st
     said = _said(options, OPTIONS_IN_KEY - {"response_schema", "provider_options"})
     # The shape counts, not the name it was imported by; and only the active provider's own fields are sent.
     if (schema := options.response_json_schema()) is not None:
-        said["response_schema"] = schema
+        said["response_schema"] = _in_order(schema)
+    if options.tools:
+        said["tools"] = _in_order(said["tools"])
     if (own := (options.provider_options or {}).get(target.provider)) is not None:
         said["provider_options"] = own
     return digest(
@@ -86,6 +88,11 @@ def request_identity(target: Target, options: Options, sources: list[str]) -> st
 def call_identity(request: str, prompt: str | None, occurrence: int) -> str:
     """One call of a request. Asking the same thing twice is two calls: `occurrence` tells them apart."""
     return digest("call", {"request": request, "prompt": prompt, "occurrence": occurrence})
+
+
+def _in_order(schema: Any) -> str:
+    """A schema's fields are answered in their order, so that order counts."""
+    return json.dumps(schema, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _said(document: Document, fields: set[str]) -> dict[str, Any]:

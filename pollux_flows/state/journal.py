@@ -61,12 +61,16 @@ class Journal:
         """Write an answer down; when this returns, it will survive."""
         now, place = self.clock(), self._place(call)
         records = {place: kept(place, outcome, now), pointer_to(call): {"at": now, "place": place}}
-        await self.store.put_many(records, self._kept_s)
+        if outcome.problem is None:
+            await self.store.put_many(records, self._kept_s)
+            return
+        for name, record in records.items():  # what is no answer does not take the place of one
+            await self.store.add(name, record, self._kept_s)
 
     @asynccontextmanager
-    async def alone(self, calls: Sequence[str]) -> AsyncIterator[None]:
-        """Nobody else makes these calls of this run meanwhile; who comes second waits for the first."""
-        key = f"making/{digest('calls', [self.run, *calls])}"
+    async def alone(self) -> AsyncIterator[None]:
+        """Nobody else makes calls of this run meanwhile; who comes second waits for the first."""
+        key = f"making/{self._name}"
         while (claim := await self._claimed(key)) is None:
             await claims.freed(self.store, key, clock=self.clock)
         async with _held(claim):

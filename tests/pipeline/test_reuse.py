@@ -119,6 +119,31 @@ async def test_what_was_blocked_is_asked_again(openai: Config, sim: Simulator) -
     assert len(asked(sim)) == 2
 
 
+async def test_what_is_no_answer_does_not_take_the_place_of_one(openai: Config, sim: Simulator) -> None:
+    """Neither in its own run, nor for the others."""
+    await run("why?", config=openai, run_key="k")
+    sim.fail(Fault(kind="empty"), times=1)
+    await outcomes(openai, Terms(run_key="k", reuse="never"), ["why?"])
+    for terms in (Terms(run_key="k"), Terms(reuse="always")):
+        assert (await outcomes(openai, terms, ["why?"]))[0].reused == terms.reuse
+    assert len(asked(sim)) == 2
+
+
+async def test_the_order_of_fields_counts(openai: Config, sim: Simulator) -> None:
+    """A model that is to give its reason before its verdict answers another way."""
+    for fields in (["reason", "verdict"], ["verdict", "reason"]):
+        schema = {"type": "object", "properties": {field: {"type": "string"} for field in fields}}
+        await run("why?", config=openai, options=Options(response_schema=schema), reuse="always")
+    assert len(asked(sim)) == 2
+
+
+async def test_two_at_once_on_one_run(openai: Config, sim: Simulator) -> None:
+    """Also if they do not make the same calls: who comes second finds what the first has paid for."""
+    sim.latency_s = 0.05
+    await asyncio.gather(*(run_many(PROMPTS[:count], config=openai, run_key="k") for count in (2, 3)))
+    assert len(asked(sim)) == 3
+
+
 async def test_never_means_never(openai: Config, sim: Simulator) -> None:
     """Not even in the same run; but what comes is kept, for those who want it."""
     await run_many(PROMPTS, config=openai, run_key="k")
@@ -211,6 +236,14 @@ async def test_a_run_stops_at_its_budget(config: MakeConfig, sim: Simulator) -> 
     assert len(asked(sim)) == 3
     await run_many(PROMPTS, config=settings, run_key="k", max_cost_usd=1.0)
     assert len(asked(sim)) == 4
+
+
+@pytest.mark.parametrize("terms", [{}, {"reuse": "never"}])
+async def test_what_was_paid_for_and_is_of_no_use_was_paid_for(openai: Config, sim: Simulator, terms: Any) -> None:
+    """A run that is tried again and again, and blocked each time, comes to an end."""
+    for _ in range(3):
+        await outcomes(openai, Terms(run_key="k", max_cost_usd=1e-9, **terms), ["[[simulate: blocked]] why?"])
+    assert len(asked(sim)) == 1
 
 
 async def test_what_others_paid_for_is_not_in_the_budget(openai: Config, sim: Simulator) -> None:

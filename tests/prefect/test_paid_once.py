@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
@@ -93,6 +93,52 @@ def test_a_grandparent_that_prefect_retries(provider: PolluxProvider) -> None:
         return between()
 
     assert mine().metrics["n_reused"] == 2
+
+
+@pytest.mark.usefixtures("failing_once")
+def test_a_task_that_prefect_retries(provider: PolluxProvider) -> None:
+    """And that calls a flow."""
+
+    @task(retries=1, retry_delay_seconds=0)
+    def step() -> ResultEnvelope:
+        return fan_out(PROMPTS, provider)
+
+    @flow
+    def mine() -> ResultEnvelope:
+        return step()
+
+    assert mine().metrics["n_reused"] == 2
+
+
+def test_the_same_asked_by_two_sub_flows(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Are two questions, also when one of them is retried and the other is not."""
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def mine() -> list[ResultEnvelope]:
+        first = fan_out(PROMPTS[:2], provider)
+        if len(asked(simulator)) == 2:
+            simulator.fail(Fault(status=400), contains="Where", times=1)
+        return [first, fan_out(PROMPTS[:2], provider)]
+
+    first, second = mine()
+    assert len(asked(simulator)) == 5
+    ids = [[raw["response_id"] for raw in each.diagnostics["raw_responses"]] for each in (first, second)]
+    assert len({*ids[0], *ids[1]}) == 4
+
+
+def test_the_same_asked_by_flows_within_flows(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Each has its own answer."""
+
+    @flow
+    def between() -> ResultEnvelope:
+        return realtime(PROMPTS[0], provider)
+
+    @flow
+    def mine() -> list[int]:
+        return [between().metrics["n_reused"] for _ in range(3)]
+
+    assert mine() == [0, 0, 0]
+    assert len(asked(simulator)) == 3
 
 
 @pytest.mark.usefixtures("failing_once")

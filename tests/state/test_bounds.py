@@ -122,7 +122,7 @@ async def test_a_run_at_work_loses_nothing_to_another(
     """Though its answers are the oldest, and the limit is far too low for all."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "300kB")
     at_work = Journal(disk, "run", clock, lease_s=100 * DAY)
-    async with at_work.alone(["all"]):
+    async with at_work.alone():
         await ran(disk, clock, "run")
         others = [await ran(disk, clock, f"other {day}") for day in range(3)]
         await Journal(disk, "next", clock).begin()

@@ -155,7 +155,7 @@ async def test_what_is_well_is_well(journal: Journal, store: Store, ledger: Ledg
     await ledger.hold(KEY, "run", provider.upload)
     await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
     await store.put("of a later version", {"what": "ever"})
-    async with journal.alone(["d"]), journal.asking("d") as take:
+    async with journal.alone(), journal.asking("d") as take:
         await take()
         await ledger._claim(None, KEY.model_copy(update={"sha256": "new"}), "run", "marker")
         assert await remove_damaged(store) == Damage()

@@ -58,17 +58,17 @@ async def test_a_pointer_to_a_pruned_run_leads_nowhere(journal: Journal, store: 
     assert await journal.anybodys(["a"], None) == {}
 
 
-async def test_the_same_calls_of_a_run_are_made_by_one_at_a_time(journal: Journal, store: Store) -> None:
-    """Who comes second waits; other calls, and other runs, do not."""
+async def test_the_calls_of_a_run_are_made_by_one_at_a_time(journal: Journal, store: Store) -> None:
+    """Who comes second waits; other runs do not."""
     order = []
 
     async def second() -> None:
-        async with Journal(store, "one").alone(["a", "b"]):
+        async with Journal(store, "one").alone():
             order.append("second")
 
-    async with journal.alone(["a", "b"]):
+    async with journal.alone():
         waiting = asyncio.create_task(second())
-        async with journal.alone(["c"]), Journal(store, "other").alone(["a", "b"]):
+        async with Journal(store, "other").alone():
             order.append("first")
     await asyncio.wait_for(waiting, 5)
     assert order == ["first", "second"]

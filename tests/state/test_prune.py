@@ -162,7 +162,7 @@ async def test_the_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> 
     """However old: if it is killed, its retry needs them."""
     journals = await fill(store, clock, 4)
     for by_name in (True, False):
-        lease = journals[1].alone(["more"]) if by_name else journals[1].asking("more")
+        lease = journals[1].alone() if by_name else journals[1].asking("more")
         async with lease as take:
             if take is not None:
                 await take()
