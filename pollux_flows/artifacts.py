@@ -120,7 +120,7 @@ def answers_page(prompts: Sequence[str | None], target: Target, envelope: Result
         if finish_reasons[index] not in {"stop", None}:
             lines += [f"*finish reason: {finish_reasons[index]}*", ""]
     if len(prompts) > _SHOWN:
-        lines += [f"… and {len(prompts) - _SHOWN} more, in the result of this run.", ""]
+        lines += [f"… and {len(prompts) - _SHOWN} more, which are kept.", "", *_failed(envelope)]
     lines += _warned([envelope])
     return "\n".join(lines)
 
@@ -189,6 +189,14 @@ def _money(target: Target, envelopes: Sequence[ResultEnvelope]) -> dict[str, str
     return rows
 
 
+def _failed(envelope: ResultEnvelope) -> list[str]:
+    """The prompts without an answer among those that are not shown."""
+    failures = [each for each in (envelope.errors or [])[_SHOWN:] if each is not None]
+    shown = [f"- {each.index + 1}. **{each.kind}:** {_cell(each.message)}" for each in failures[:_SHOWN]]
+    more = [f"- … and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
+    return ["### Not answered either", "", *shown, *more, ""] if failures else []
+
+
 def _warned(envelopes: Sequence[ResultEnvelope]) -> list[str]:
     warnings = [warning for envelope in envelopes for warning in envelope.diagnostics.get("warnings", [])]
     shown = [f"- {_cell(warning)}" for warning in warnings[:_SHOWN]]
@@ -198,7 +206,7 @@ def _warned(envelopes: Sequence[ResultEnvelope]) -> list[str]:
 def _quoted(text: str) -> str:
     """As a quotation: whatever is inside, it stays inside."""
     if len(text) > _LONGEST_SHOWN:
-        text = text[:_LONGEST_SHOWN] + "\n\n… (cut here; the whole answer is in the result of this run)"
+        text = text[:_LONGEST_SHOWN] + "\n\n… (cut here; the whole answer is kept)"
     return "\n".join(f"> {line}" for line in _inert(text).splitlines())
 
 

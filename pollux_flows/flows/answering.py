@@ -13,12 +13,12 @@ from prefect.utilities.annotations import opaque
 from pollux_flows import artifacts, tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
-from pollux_flows.errors import ConfigurationError
+from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import typed
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.terms import Terms
-from pollux_flows.result import Outcome, ResultEnvelope
+from pollux_flows.result import CallFailure, Outcome, ResultEnvelope
 from pollux_flows.source import Source
 
 T = TypeVar("T")
@@ -91,7 +91,10 @@ async def _outcomes(
         held.count(len(found))
         missing = plan.parts(calls_per_task, without=found)
         made = await asyncio.gather(*(_part(part, provider.name, terms) for part in missing), return_exceptions=True)
-    found |= {outcome.index: outcome for part in made for outcome in _unless_raised(part)}
+    if not found and all(isinstance(each, BaseException) for each in made):
+        made = [_unless_raised(each) for each in made]  # raises the first
+    for part, outcomes in zip(missing, made, strict=True):
+        found |= {outcome.index: outcome for outcome in _unless_refused(part, outcomes)}
     return plan, [found[call.index] for call in plan.calls], time.monotonic() - started
 
 
@@ -101,6 +104,16 @@ async def _part(part: Plan, provider: str | None, terms: Terms) -> list[Outcome]
     state = await cast(Any, tasks.execute)(_whole(part), provider, terms, return_state=True)
     outcomes: list[Outcome] | Exception = await state.aresult(raise_on_failure=False)
     return _unless_raised(outcomes)
+
+
+def _unless_refused(part: Plan, outcomes: list[Outcome] | BaseException) -> list[Outcome]:
+    """A part that was not made, while others were, costs no more than its own answers."""
+    if not isinstance(outcomes, PolluxError):
+        return _unless_raised(outcomes)
+    return [
+        Outcome(index=call.index, identity=call.identity, failure=CallFailure.of(call.index, outcomes), attempts=0)
+        for call in part.calls
+    ]
 
 
 def _whole(value: T) -> T:
@@ -133,4 +146,6 @@ def _fail_if_unanswered(envelopes: Sequence[ResultEnvelope], target: Target, on_
         kept = "What was answered is kept: a retry asks only the others." if answered else None
         hint = " ".join(filter(None, [first.hint, kept]))
         first = first.model_copy(update={"message": told, "hint": hint or None})
-    raise first.error(target.provider)
+    error = first.error(target.provider)
+    error.envelope = envelopes[0] if len(envelopes) == 1 else None
+    raise error

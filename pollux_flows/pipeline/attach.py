@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
+from weakref import WeakValueDictionary
 
 from pollux_flows.errors import APIError, InternalError, PolluxError
 from pollux_flows.pipeline.cleanup import give_back, open_ledger
@@ -72,6 +73,7 @@ class Attachments:
         self._plan, self._session, self._holding = plan, session, holding
         self._turn = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._ready: dict[int, asyncio.Task[Material]] = {}
+        self._in_use: WeakValueDictionary[int, Material] = WeakValueDictionary()
 
     def pretended(self, sources: Sequence[int]) -> tuple[Material, ...]:
         """What the materials will look like, for a request that is only looked at. Nothing is read or sent."""
@@ -87,11 +89,20 @@ class Attachments:
 
     async def materials(self, sources: Sequence[int]) -> tuple[Material, ...]:
         """The materials of these sources, in their order."""
-        for index in sources:
-            if index not in self._ready:
-                self._ready[index] = asyncio.create_task(self._make(index))
+        held = {index: material for index in sources if (material := self._in_use.get(index)) is not None}
+        making = {index: self._making(index) for index in sources if index not in held}
         # Shielded: a call that is cancelled must not take the others' upload with it.
-        return tuple([await asyncio.shield(self._ready[index]) for index in sources])
+        held |= {index: await asyncio.shield(task) for index, task in making.items()}
+        for index, material in held.items():
+            if material.file is None:  # it holds the bytes: kept no longer than calls need them
+                self._in_use[index] = material
+                self._ready.pop(index, None)
+        return tuple(held[index] for index in sources)
+
+    def _making(self, index: int) -> asyncio.Task[Material]:
+        if index not in self._ready:
+            self._ready[index] = asyncio.create_task(self._make(index))
+        return self._ready[index]
 
     async def lost(self, error: APIError | None, sources: Sequence[int], materials: Sequence[Material]) -> bool:
         """Whether a call failed because the provider has forgotten files: with new ones it is worth another try."""
@@ -148,6 +159,7 @@ class Attachments:
             holding.owner,
             lambda marker: send(self._session, source, content, marker, partial(ledger.leave, key)),
             keep_s=self._session.config.keep_files_s,
+            patience_s=self._session.config.timeout_s,
             turn=self._turn,
         )
 

@@ -22,7 +22,7 @@ async def read_sources(request: Request) -> list[Content | None]:
     delivery = sources_module(request.target.provider).delivery
     for source, known in zip(request.sources, contents, strict=True):
         if known is None:
-            delivery(source, source.mime_type, None)
+            delivery(source, source.mime_type, source.size_bytes)
         elif delivery(source, known.mime_type, known.size_bytes) == "text" and not known.utf8:
             raise not_utf8(source)
     return contents

@@ -36,11 +36,14 @@ _ENDINGS: Final = {
     ".msg": "application/vnd.ms-outlook",
 }
 
+_KNOWN: Final = mimetypes.MimeTypes(filenames=())  # and not what this machine has a list of
+
 # Kinds that begin alike. Their names tell them apart, and where these are silent, what is inside.
 _ZIP: Final = b"PK\x03\x04"
 _IN_ZIP: Final = {"word/": _ENDINGS[".docx"], "xl/": _ENDINGS[".xlsx"], "ppt/": _ENDINGS[".pptx"]}
 _OFFICE: Final = ("[Content_Types].xml", "_rels/", "docProps/")
 _MIME_TYPE: Final = re.compile(rb"[\w.+-]{1,50}/[\w.+-]{1,100}", re.ASCII)
+_DOCUMENTS: Final = (b"%PDF-", b"{\\rtf")  # which look like text, and are more
 _OLE2: Final = bytes.fromhex("d0cf11e0a1b11ae1")
 _IN_OLE2: Final = {
     "worddocument": "application/msword",
@@ -71,6 +74,11 @@ def mime_type(name: str, head: bytes, peek: Peek) -> str:
         # Text has no magic numbers worth believing; a name that says some kind of text says it best. But a drawing
         # or a map that is XML or JSON is no more than text to a model, and few providers know it by its own name.
         return named if named and is_text_like(named) and "+" not in named else "text/plain"
+    if named and is_text_like(named) and not head.startswith(_DOCUMENTS):
+        # Of text in another encoding two letters may look like magic. Of text that holds zeros the name is a lie.
+        if b"\0" not in head:
+            return named if "+" not in named else "text/plain"
+        named = None
     possible = _possible(head[:_MAGIC])
     if named in possible:
         return str(named)
@@ -78,9 +86,10 @@ def mime_type(name: str, head: bytes, peek: Peek) -> str:
 
 
 def named_type(name: str) -> str | None:
-    """What a file's name says that it is."""
+    """What a file's name says that it is; the same on every machine."""
     last = file_name(name)
-    return _ENDINGS.get(PurePath(last).suffix.lower()) or (mimetypes.guess_type(last)[0] or "").lower() or None
+    named, packed = _KNOWN.guess_type(last)
+    return _ENDINGS.get(PurePath(last).suffix.lower()) or ("" if packed else (named or "").lower()) or None
 
 
 def ending(name: str, mime_type: str) -> str:
@@ -88,7 +97,7 @@ def ending(name: str, mime_type: str) -> str:
     if named_type(name) == mime_type:
         return PurePath(file_name(name)).suffix
     known = next((each for each, type_ in _ENDINGS.items() if type_ == mime_type), None)
-    return known or mimetypes.guess_extension(mime_type) or ""
+    return known or _KNOWN.guess_extension(mime_type) or ""
 
 
 def _possible(head: bytes) -> list[str]:
@@ -103,7 +112,7 @@ def _possible(head: bytes) -> list[str]:
 
 def _is_text(head: bytes) -> bool:
     encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-    if (b"\0" in head and encoding == "utf-8") or head.startswith((b"%PDF-", b"{\\rtf")):
+    if (b"\0" in head and encoding == "utf-8") or head.startswith(_DOCUMENTS):
         return False
     try:
         codecs.getincrementaldecoder(encoding)().decode(head)  # which minds no character cut in half at the end

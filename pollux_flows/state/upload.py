@@ -16,6 +16,7 @@ from pollux_flows.document import Document, Record
 from pollux_flows.errors import APIError, ConfigurationError, PolluxError
 from pollux_flows.plain import JsonObject, Text
 from pollux_flows.state.identity import digest
+from pollux_flows.state.process import is_dead, this_process
 from pollux_flows.state.store import Json
 
 # Whoever deletes a file and is not heard of for so long is taken for dead.
@@ -71,6 +72,13 @@ class Due:
 class Ownership(Record):
     until: float | None = Field(description="When an owner that is not heard of is taken for dead, if ever.")
     keep_s: float | None = Field(description="What it would have said at its release.")
+    process: list[str] | None = Field(default=None, description="The process that needs it, where it ends with one.")
+
+    def ended(self, now: float) -> float | None:
+        """When it was last known to need the file, if it does no more."""
+        if self.until is None or (self.until > now and not (self.process and is_dead(self.process))):
+            return None
+        return min(self.until, now)
 
 
 class Leftover(Record):
@@ -160,8 +168,8 @@ class Entry(Record):
         """What it is by now: owners may have died, files expired, failures be forgotten."""
         entry = self
         for owner, owned in self.owners.items():
-            if owned.until is not None and owned.until <= now:
-                entry = entry.released(owner, owned.keep_s, owned.until)
+            if (ended := owned.ended(now)) is not None:
+                entry = entry.released(owner, owned.keep_s, ended)
         if entry.uploaded is not None and not entry.uploaded.lives(now):
             entry = entry.without_file()
         leftovers = [each for each in entry.leftovers if each.uploaded is None or each.uploaded.lives(now)]
@@ -199,7 +207,8 @@ class Entry(Record):
         return entry.but(failure=Failure.of(error, marker, owner, now))
 
     def owned(self, owner: str, until: float | None, keep_s: float | None) -> Self:
-        return self.but(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s)})
+        process = None if until is None else this_process()
+        return self.but(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s, process=process)})
 
     def released(self, owner: str, keep_s: float | None, now: float) -> Self:
         """Whoever wants it longest has its way."""

@@ -193,3 +193,19 @@ async def test_a_container_of_unknown_kind_is_refused_with_the_way_out(tmp_path:
     (tmp_path / "download").write_bytes(ole2("Whatever"))
     with pytest.raises(ConfigurationError, match="takes no application/x-ole-storage file"):
         await run("What is it?", source=Source.from_file(tmp_path / "download"), config=config("openai"))
+
+
+def test_text_in_another_encoding_is_what_its_name_says() -> None:
+    """Two letters of it may look like magic: `BM` begins a bitmap as well."""
+    head = "BMW;Größe;Müll\n".encode("cp1252") * 20
+    assert mime.mime_type("plants.csv", head, lambda _offset, _length: b"") == "text/csv"
+
+
+def test_what_holds_zeros_is_no_text() -> None:
+    """Whatever it is called."""
+    assert mime.mime_type("report.txt", bytes(range(256)) * 4, lambda _offset, _length: b"") != "text/plain"
+
+
+def test_what_is_packed_is_not_what_is_inside() -> None:
+    """Its name says both."""
+    assert mime.named_type("data.csv.br") is None

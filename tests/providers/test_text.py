@@ -256,3 +256,13 @@ async def test_an_empty_source_is_refused_where_it_cannot_be_sent(config: MakeCo
     with pytest.raises(ConfigurationError, match="empty text"):
         await run("Hi.", source=Source.from_text("", identifier="nothing"), config=config("anthropic"))
     assert sim.requests == []
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+async def test_more_text_than_any_model_takes_is_refused(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """As it is when it stands in a file."""
+    with pytest.raises(ConfigurationError, match="fits no model"):
+        await run("Why?", source=Source.from_text("x" * (11 * 2**20)), config=config(provider))
+    assert sim.requests == []

@@ -231,3 +231,13 @@ async def test_an_entry_that_cannot_be_read_hides_no_other(
     assert len(unreadable) == 2
     assert any(keys[1].name in problem and "damaged" in problem for problem in unreadable)
     assert any("cannot be read: UploadKey" in problem for problem in unreadable)
+
+
+async def test_an_owner_whose_process_was_killed_is_done(
+    ledger: Ledger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: nobody waits until it is taken for dead."""
+    await ledger.hold(KEY, "run", provider.upload, keep_s=0)
+    assert await ledger.due() == []
+    monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)
+    assert [due.reason for due in await ledger.due()] == ["idle"]

@@ -18,6 +18,7 @@ def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery
     if source.source_type in {"text", "json"}:
         if not str(source.text).strip():
             raise ConfigurationError("Anthropic takes no empty text.", hint=f"Leave {source.identifier!r} out.")
+        check_size("Anthropic", source, size_bytes, _LARGEST_TEXT, "That much text fits no model; send a part of it.")
         return "text"
     if source.source_type == "youtube":
         raise refused("Anthropic", source, mime_type, "Use gemini, which watches YouTube itself.")

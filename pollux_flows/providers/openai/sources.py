@@ -23,6 +23,7 @@ _LARGEST_TEXT: Final = 10 * 1024 * 1024
 def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
     """Text-like files inside the request, other documents and images as uploads, addresses as they are."""
     if source.source_type in {"text", "json"}:
+        check_size("OpenAI", source, size_bytes, _LARGEST_TEXT, "That much text fits no model; send a part of it.")
         return "text"
     if source.source_type == "youtube":
         raise refused("OpenAI", source, mime_type, "Use gemini, which watches YouTube itself.")
