@@ -58,7 +58,8 @@ async def test_a_served_flow_is_started_from_the_ui(provider: PolluxProvider) ->
 
         async def deployed() -> Any:
             async with get_client() as client:
-                found = {f"{each.name}/{each.entrypoint}": each.id for each in await client.read_deployments()}
+                deployments = [each for each in await client.read_deployments() if each.name == "served"]
+            found = {str(each.entrypoint): each.id for each in deployments}
             return found if len(found) >= 2 else None
 
         ids = await until(deployed)
