@@ -194,13 +194,14 @@ def _key(name: str, pulse: Pulse) -> str | None:
 
 def _read(name: str, pulse: Pulse) -> Content:
     hashed, size, head = hashlib.sha256(), 0, b""
-    decoder, utf8 = codecs.getincrementaldecoder("utf-8")(), True
+    decoder, utf8, blank = codecs.getincrementaldecoder("utf-8")(), True, True
     for piece in pieces(name, pulse):
         hashed.update(piece)
         size += len(piece)
         head += piece[: mime.HEAD - len(head)]
         utf8 = utf8 and _decodes(decoder, piece)
-    if size == 0:
+        blank = blank and not piece.strip()
+    if blank:
         raise SourceError(f"{shown_file(name)!r} is empty.", hint="Leave it out, or check what should have written it.")
     return Content(
         sha256=hashed.hexdigest(),

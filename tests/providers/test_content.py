@@ -252,3 +252,10 @@ def test_files_in_memory_are_written_by_the_same_names() -> None:
     with fsspec.open("memory://reports/here.pdf", "wb") as file:
         file.write(PDF)
     assert asyncio.run(examine(Source.from_file("memory://reports/here.pdf"))).size_bytes == len(PDF)
+
+
+async def test_a_file_of_blanks_is_empty(tmp_path: Path) -> None:
+    """There is nothing in it to look at, and providers refuse it as text."""
+    (tmp_path / "blank.md").write_bytes(b"  \n\n")
+    with pytest.raises(SourceError, match=r"blank\.md' is empty"):
+        await examine(Source.from_file(tmp_path / "blank.md"))
