@@ -26,7 +26,7 @@ bench: $(READY)  ## measure what the documents state
 	$(BIN)/python -m benchmarks
 
 kills: $(READY)  ## kill a run of 1,000 prompts at fifty moments
-	POLLUX_TEST_KILLS=50 POLLUX_TEST_PROMPTS=1000 $(BIN)/pytest -q tests/pipeline/test_killed_run.py
+	TEST_KILLS=50 TEST_PROMPTS=1000 $(BIN)/pytest -q tests/pipeline/test_killed_run.py
 
 format: $(READY)  ## write the code the way `make check` wants it
 	$(BIN)/ruff format .

@@ -26,8 +26,8 @@ from tests.providers.test_killed import wait_until
 from tests.state.servers import Server
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("POLLUX_TEST_KILLS", "3"))
-PROMPTS = int(os.environ.get("POLLUX_TEST_PROMPTS", "200"))
+KILLS = int(os.environ.get("TEST_KILLS", "3"))
+PROMPTS = int(os.environ.get("TEST_PROMPTS", "200"))
 CONCURRENCY = 50
 LATENCY_S = 0.05
 PROGRAM = textwrap.dedent("""
