@@ -1,0 +1,113 @@
+"""Batches: what the `batch.py` of a provider says and is told, in words that mean the same for all three."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+from pollux_flows.providers.base import Call
+
+BatchState = Literal["queued", "running", "cancelling", "completed", "failed", "cancelled", "expired"]
+"""How far a batch is. "completed" says that the provider is done with it, not that its rows succeeded; "failed" that it
+was refused as a whole. A word that nobody here knows is "running"."""
+
+RowStatus = Literal["succeeded", "failed", "cancelled", "expired"]
+
+ENDED: frozenset[BatchState] = frozenset({"completed", "failed", "cancelled", "expired"})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one batch may hold."""
+
+    rows: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The input of one batch, as a file with one row a line."""
+
+    path: Path
+    count: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a provider says of one batch."""
+
+    id: str
+    state: BatchState
+    native: str
+    """The state in the provider's own word."""
+    tag: str | None = None
+    """The name that we gave it. None where the provider keeps no name."""
+    total: int | None = None
+    """How many rows it has; None while the provider does not say."""
+    succeeded: int = 0
+    failed: int = 0
+    """Rows that the provider will not answer: failed, cancelled and expired ones."""
+    created_at: float | None = None
+    ended_at: float | None = None
+    expires_at: float | None = None
+    problem: str | None = None
+    """Why it failed as a whole."""
+    queue_full: bool = False
+    """It failed only because too much is waiting already: the same batch may be handed in again later."""
+    results: tuple[str, ...] = ()
+    """Where its results are, as `download` wants it."""
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one row."""
+
+    key: str | None
+    """The row's key, as it was submitted; None if the line does not say."""
+    status: RowStatus
+    response: dict[str, Any] | None = None
+    """Of a row that succeeded: the same JSON that a call of its own would have been answered with."""
+    error: str | None = None
+    code: str | None = None
+    """The provider's own word or number for the error, or for the state of the response."""
+    retryable: bool | None = None
+    """Whether the same row may succeed in another batch; None where nobody can tell."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BatchModule(Protocol):
+    """`batch.py`: a provider's batch system."""
+
+    LIMITS: Limits
+    TAKES_A_FILE: bool
+    """Whether the rows are uploaded as a file before the batch is made."""
+
+    def row(self, call: Call, key: str, /) -> bytes:
+        """One line of the input, without its end."""
+        ...
+
+    async def create(self, client: Any, model: str, tag: str, rows: Rows, file_id: str | None, /) -> Batch:
+        """Hand a batch in. `file_id` is the uploaded file with the rows, where the provider takes one."""
+        ...
+
+    async def get(self, client: Any, batch_id: str, /) -> Batch: ...
+
+    def pages(self, client: Any, /) -> AsyncIterator[list[Batch]]:
+        """All batches of the account, the newest first, a page a request. It ends, whatever the provider says."""
+        ...
+
+    async def cancel(self, client: Any, batch_id: str, /) -> None: ...
+
+    async def download(self, client: Any, batch: Batch, into: IO[bytes], /) -> None:
+        """Write all results that there are as they come, one a line, in whatever order."""
+        ...
+
+    def result(self, line: bytes, /) -> Result:
+        """What one line of the results says; a ValueError if it says nothing that can be read."""
+        ...
