@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pollux_flows.caching.create import create_cache
     from pollux_flows.config import Config, RetryPolicy
+    from pollux_flows.deferred.defer import cancel_deferred, collect_deferred, defer, defer_many, inspect_deferred
     from pollux_flows.errors import (
         APIError,
         BudgetError,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         RateLimitError,
         SourceError,
     )
-    from pollux_flows.handles import CacheHandle
+    from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
     from pollux_flows.options import Options
     from pollux_flows.pipeline.run import run, run_many
     from pollux_flows.result import ResultEnvelope
@@ -36,7 +37,9 @@ __all__ = [
     "CacheHandle",
     "Config",
     "ConfigurationError",
+    "DeferredHandle",
     "DeferredNotReadyError",
+    "DeferredSnapshot",
     "InternalError",
     "Options",
     "PlanningError",
@@ -46,7 +49,12 @@ __all__ = [
     "RetryPolicy",
     "Source",
     "SourceError",
+    "cancel_deferred",
+    "collect_deferred",
     "create_cache",
+    "defer",
+    "defer_many",
+    "inspect_deferred",
     "run",
     "run_many",
 ]
@@ -56,9 +64,10 @@ _HOMES = {
     "source": ("Source",),
     "options": ("Options",),
     "result": ("ResultEnvelope",),
-    "handles": ("CacheHandle",),
+    "handles": ("CacheHandle", "DeferredHandle", "DeferredSnapshot"),
     "pipeline.run": ("run", "run_many"),
     "caching.create": ("create_cache",),
+    "deferred.defer": ("cancel_deferred", "collect_deferred", "defer", "defer_many", "inspect_deferred"),
 }
 
 

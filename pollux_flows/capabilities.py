@@ -131,6 +131,19 @@ def check(target: Target, options: Options, sources: Sequence[Source]) -> None:
     _check_not_built(options)
 
 
+def check_deferred(target: Target, options: Options) -> None:
+    """The same for what is handed in to a batch system, which answers later and once."""
+    require(target.provider, "deferred")
+    for name, given, instead in (
+        ("A cache handle", options.cache is not None, "Pass the sources themselves: batches have a discount already."),
+        ("A conversation", options.history is not None or options.continue_from is not None, "Use run."),
+        ("Tool calling", bool(options.tools or options.tool_choice), "Use run, which brings tool calls back at once."),
+        ("implicit_caching", options.implicit_caching is not None, "Leave it out."),
+    ):
+        if given:
+            raise ConfigurationError(f"{name} cannot be deferred.", hint=instead)
+
+
 def _asked_for(options: Options) -> Iterator[str]:
     if options.temperature is not None or options.top_p is not None:
         yield "sampling"

@@ -37,6 +37,7 @@ _WORDS: Final[dict[Kind, str]] = {
     "upload": "Files at providers",
     "owner": "Users of those",
     "account": "Accounts' salt",
+    "job": "Deferred jobs",
     "unknown": "Of another version",
 }
 _NOTHING: Final = "Nothing is kept yet."

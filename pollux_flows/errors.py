@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from pollux_flows.handles import DeferredSnapshot
     from pollux_flows.result import ResultEnvelope
 
 ErrorCategory = Literal["rate_limit", "auth", "capacity", "context_overflow", "network"]
@@ -64,7 +65,11 @@ class InternalError(PolluxError):
 
 
 class DeferredNotReadyError(PolluxError):
-    """The provider is still working on the job."""
+    """The provider is still working on the job; `snapshot` says how far it is."""
+
+    def __init__(self, message: str, *, hint: str | None = None, snapshot: DeferredSnapshot | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.snapshot = snapshot
 
 
 class APIError(PolluxError):

@@ -22,7 +22,9 @@ from pollux_flows.errors import (
 
 Status = Literal["ok", "partial", "error"]
 FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
-FailureKind = Literal["api_error", "rate_limit", "source", "budget", "state", "blocked", "empty"]
+FailureKind = Literal[
+    "api_error", "rate_limit", "source", "budget", "state", "blocked", "empty", "expired", "cancelled", "missing"
+]
 # What kept a call from being made at all, and the error that says so.
 _UNSENT: Final[dict[FailureKind, type[PolluxError]]] = {
     "source": SourceError,

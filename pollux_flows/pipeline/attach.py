@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
 
+from pollux_flows.config import Target
 from pollux_flows.errors import APIError, InternalError, PolluxError
 from pollux_flows.pipeline.cleanup import give_back, open_ledger
 from pollux_flows.pipeline.plan import Plan
@@ -19,8 +20,9 @@ from pollux_flows.pipeline.send import send
 from pollux_flows.providers.content import Content, load
 from pollux_flows.providers.material import Delivery, Material
 from pollux_flows.providers.session import Session
+from pollux_flows.providers.uploads import Purpose
 from pollux_flows.source import Source
-from pollux_flows.state.ledger import Ledger
+from pollux_flows.state.ledger import MARGIN_S, NO_TURN, OWNER_S, Ledger
 from pollux_flows.state.upload import Uploaded, UploadKey
 
 # Uploads share the way out with the calls; more at once would only make each slower.
@@ -39,7 +41,7 @@ async def attached(plan: Plan, session: Session, owner: str) -> AsyncIterator[At
         return
     ledger = open_ledger(session.config)
     account = await ledger.account(session.config.key())
-    attachments = Attachments(plan, session, _Holding(ledger, account, owner))
+    attachments = Attachments(plan, session, Holding(ledger, account, owner))
     renewing = asyncio.create_task(_renew(ledger, owner))
     try:
         yield attachments
@@ -60,16 +62,52 @@ async def _renew(ledger: Ledger, owner: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Holding:
+class Holding:
+    """For whom files are held at the provider, and for how long."""
+
     ledger: Ledger
     account: str
     owner: str
+    owner_s: float = OWNER_S
+    margin_s: float = MARGIN_S
+
+    async def file(
+        self,
+        session: Session,
+        source: Source,
+        content: Content,
+        *,
+        turn: AbstractAsyncContextManager[object] = NO_TURN,
+        purpose: Purpose = "source",
+    ) -> Uploaded:
+        """The provider's file with that content, uploaded if it has none."""
+        key, config = self.key(session.config.target, content), session.config
+        return await self.ledger.hold(
+            key,
+            self.owner,
+            lambda marker: send(session, source, content, marker, partial(self.ledger.leave, key), purpose=purpose),
+            margin_s=self.margin_s,
+            owner_s=self.owner_s,
+            keep_s=config.keep_files_s if purpose == "source" else 0.0,
+            patience_s=config.timeout_s,
+            turn=turn,
+        )
+
+    def key(self, target: Target, content: Content) -> UploadKey:
+        """What the ledger knows that content by."""
+        return UploadKey(
+            provider=target.provider,
+            base_url=target.base_url,
+            account=self.account,
+            sha256=content.sha256,
+            mime_type=content.mime_type,
+        )
 
 
 class Attachments:
     """The sources of one plan, made ready for one provider. Whoever asks for one waits until it is ready."""
 
-    def __init__(self, plan: Plan, session: Session, holding: _Holding | None = None) -> None:
+    def __init__(self, plan: Plan, session: Session, holding: Holding | None = None) -> None:
         self._plan, self._session, self._holding = plan, session, holding
         self._turn = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._ready: dict[int, asyncio.Task[Material]] = {}
@@ -152,29 +190,14 @@ class Attachments:
         return (await load(source, content)).decode()  # which a byte order mark is a part of
 
     async def _hold(self, index: int, source: Source, content: Content) -> Uploaded:
-        key, holding = self._key(index)
-        ledger = holding.ledger
-        return await ledger.hold(
-            key,
-            holding.owner,
-            lambda marker: send(self._session, source, content, marker, partial(ledger.leave, key)),
-            keep_s=self._session.config.keep_files_s,
-            patience_s=self._session.config.timeout_s,
-            turn=self._turn,
-        )
+        _, holding = self._key(index)
+        return await holding.file(self._session, source, content, turn=self._turn)
 
-    def _key(self, index: int) -> tuple[UploadKey, _Holding]:
-        content, target = self._plan.contents[index], self._plan.target
+    def _key(self, index: int) -> tuple[UploadKey, Holding]:
+        content = self._plan.contents[index]
         if content is None or self._holding is None:
             raise InternalError(f"Source {index} is no file.")
-        key = UploadKey(
-            provider=target.provider,
-            base_url=target.base_url,
-            account=self._holding.account,
-            sha256=content.sha256,
-            mime_type=content.mime_type,
-        )
-        return key, self._holding
+        return self._holding.key(self._plan.target, content), self._holding
 
 
 def delivery_of(plan: Plan, index: int) -> Delivery:

@@ -29,7 +29,12 @@ _log: Final = logging.getLogger("pollux_flows")
 
 def open_ledger(config: Config) -> Ledger:
     """Where it is written down which files the provider has."""
-    return Ledger(_simulated() if config.use_mock else open_store())
+    return Ledger(store_of(config))
+
+
+def store_of(config: Config) -> Store:
+    """Where it is written down what the provider has."""
+    return _simulated() if config.use_mock else open_store()
 
 
 async def give_back(session: Session, ledger: Ledger, owner: str) -> None:

@@ -6,11 +6,11 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
-from pollux_flows.config import RetryPolicy
+from pollux_flows.config import Config, RetryPolicy
 from pollux_flows.errors import APIError
 
 T = TypeVar("T")
@@ -80,6 +80,14 @@ async def attempt(
             return attempts
         await asyncio.sleep(delay)
         attempts.waited_s += delay
+
+
+async def insist(operation: Callable[[], Awaitable[T]], config: Config) -> T:
+    """What an operation brings that needs no slot, or its last error, raised."""
+    attempts: Attempts[T] = await attempt(
+        operation, policy=config.retry, timeout_s=config.timeout_s, slot=nullcontext()
+    )
+    return attempts.unwrap()
 
 
 async def _tried(operation: Callable[[], Awaitable[T]], attempts: Attempts[T], timeout_s: float) -> None:

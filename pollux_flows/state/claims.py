@@ -53,6 +53,10 @@ class Claim:
     clock: Clock
     token: str
 
+    async def write(self, change: Callable[[Json], Json]) -> None:
+        """Change what the record says and go on, or raise LeaseLostError."""
+        await self._write(lambda record, lease: {**change(record), _LEASE: {**lease, "until": self._until()}})
+
     async def settle(self, change: Change, *, lasts: Lasts = _for_ever) -> Json | None:
         """Write the outcome and end the lease, or raise LeaseLostError."""
         return await self._write(lambda record, _: change(record), lasts)
@@ -64,7 +68,7 @@ class Claim:
 
     async def renew(self) -> None:
         """Make the lease last from now on, or raise LeaseLostError."""
-        await self._write(lambda record, lease: {**record, _LEASE: {**lease, "until": self._until()}})
+        await self.write(dict)
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-Kind = Literal["answer", "pointer", "run", "claim", "hash", "upload", "owner", "account", "unknown"]
+Kind = Literal["answer", "pointer", "run", "claim", "hash", "upload", "owner", "account", "job", "unknown"]
 
 _RUN: Final = re.compile(r"run/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
 _KINDS: Final[dict[str, Kind]] = {
@@ -16,8 +16,10 @@ _KINDS: Final[dict[str, Kind]] = {
     "upload": "upload",
     "owner": "owner",
     "salt": "account",
+    "job": "job",
+    "asked": "job",
 }
-# The others say what is still at a provider, and whose it is: without them, nobody would delete it.
+# The others say what is still at a provider, and whose it is: without them, nobody would delete or collect it.
 _MAY_GO: Final[set[Kind]] = {"answer", "pointer", "run", "claim", "hash"}
 
 

@@ -28,8 +28,9 @@ Upload = Callable[[str], Awaitable[Uploaded]]
 """Uploads the file under a name that holds the marker it is given."""
 
 OWNER_S: Final = 3600.0
+MARGIN_S: Final = 600.0
 _DAY_S: Final = 86_400.0
-_NO_WAIT: Final = nullcontext()
+NO_TURN: Final = nullcontext()
 
 
 class Ledger:
@@ -55,11 +56,11 @@ class Ledger:
         owner: str,
         upload: Upload,
         *,
-        margin_s: float = 600.0,
+        margin_s: float = MARGIN_S,
         owner_s: float | None = OWNER_S,
         keep_s: float | None = 0.0,
         patience_s: float | None = None,
-        turn: AbstractAsyncContextManager[object] = _NO_WAIT,
+        turn: AbstractAsyncContextManager[object] = NO_TURN,
     ) -> Uploaded:
         """The file at the provider, which it will have for `margin_s` more, and which `owner` now uses.
 

@@ -1,0 +1,168 @@
+"""Book: where jobs are written down, and who works on one. A small protocol, and the book in the state store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+from uuid import uuid4
+
+from pollux_flows.deferred.job import Job, fingerprint
+from pollux_flows.document import Record
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.pipeline.plan import Plan, make_plan
+from pollux_flows.pipeline.request import Request
+from pollux_flows.providers.content import Content
+from pollux_flows.state import claims
+from pollux_flows.state.bounds import kept_s
+from pollux_flows.state.claims import Claim
+from pollux_flows.state.store import Json, Store
+
+
+class BusyError(Exception):
+    """Somebody else is at work on the job."""
+
+
+class Asked(Record):
+    """What a job asks: kept until its answers are, so that any process can hand in what is left of it."""
+
+    request: Request
+    contents: list[Content | None]
+
+    def plan(self, job: Job) -> Plan:
+        """Its calls, which are those that the job was made for."""
+        plan = make_plan(self.request, self.contents)
+        if job.rows is not None:
+            wanted = set(job.indexes())
+            plan = plan.model_construct(**{**dict(plan), "calls": [c for c in plan.calls if c.index in wanted]})
+        if fingerprint(plan) != job.fingerprint:
+            raise ConfigurationError(
+                f"The job {job.name} cannot be handed in: this version of pollux_flows would ask something else.",
+                hint="Let the version that submitted it hand in the rest, or submit it anew.",
+            )
+        return plan
+
+
+class Hold(Protocol):
+    """One job, for whoever works on it alone. What the holder writes down, it writes here."""
+
+    job: Job
+    """As it was last written down."""
+
+    async def save(self, job: Job) -> None:
+        """Write it down; LeaseLostError if somebody else has taken over."""
+        ...
+
+    async def renew(self) -> None:
+        """Make sure that nobody else has taken over, or raise LeaseLostError."""
+        ...
+
+    async def remove(self) -> None:
+        """Forget the job: nothing came of it."""
+        ...
+
+
+class Book(Protocol):
+    """Jobs by name, for many processes at once."""
+
+    async def ask(self, name: str, asked: Asked) -> None:
+        """Write down what a job of that name asks. It comes before the job itself."""
+        ...
+
+    async def asked(self, name: str) -> Asked: ...
+
+    async def add(self, job: Job) -> bool:
+        """Write the job down if there is none of that name. Of all who try, exactly one is told True."""
+        ...
+
+    async def find(self, name: str) -> Job | None: ...
+
+    def alone(self, name: str) -> AbstractAsyncContextManager[Hold]:
+        """Nobody else works on the job meanwhile; BusyError where somebody does."""
+        ...
+
+
+def no_such_job(name: str, where: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"There is no job called {name!r} in {where}.", hint="Its name is what `submit` gave; look for it there."
+    )
+
+
+class StoreBook:
+    """The book of those who have no Prefect server: in the state store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def ask(self, name: str, asked: Asked) -> None:
+        await self.store.put(_asked(name), asked.model_dump(mode="json"), ttl_s=kept_s())
+
+    async def asked(self, name: str) -> Asked:
+        if (record := await self.store.get(_asked(name))) is None:
+            raise ConfigurationError(
+                f"What the job {name} asks is not known in {self.store.where}, so the rest of it cannot be handed in.",
+                hint="Do it where it was submitted, or share the state of both places: POLLUX_STATE_URL.",
+            )
+        return Asked.model_validate(record)
+
+    async def add(self, job: Job) -> bool:
+        return await self.store.add(_key(job.name), _record(job), ttl_s=kept_s())
+
+    async def find(self, name: str) -> Job | None:
+        record = claims.bare(await self.store.get(_key(name)))
+        return Job.model_validate(record) if record else None
+
+    async def names(self, prefix: str = "") -> list[str]:
+        """The names of its jobs that begin so."""
+        return [name.removeprefix("job/") async for name in self.store.names(_key(prefix))]
+
+    @asynccontextmanager
+    async def alone(self, name: str) -> AsyncIterator[Hold]:
+        claim = await claims.claim(self.store, _key(name), uuid4().hex, intent=lambda record: record or None)
+        if claim is None:
+            if await self.find(name) is None:
+                raise no_such_job(name, self.store.where)
+            raise BusyError(name)
+        hold = _StoreHold(claim, Job.model_validate(claims.bare(await self.store.get(_key(name)))))
+        try:
+            async with claim.kept():
+                yield hold
+        finally:
+            await claims.unbroken(hold.end())
+
+
+class _StoreHold:
+    def __init__(self, claim: Claim, job: Job) -> None:
+        self._claim = claim
+        self._removed = False
+        self.job = job
+
+    async def save(self, job: Job) -> None:
+        await self._claim.write(lambda _: _record(job))
+        self.job = job
+
+    async def renew(self) -> None:
+        await self._claim.renew()
+
+    async def remove(self) -> None:
+        await self._claim.renew()
+        self._removed = True
+        await self._claim.store.delete(_asked(self.job.name))
+
+    async def end(self) -> None:
+        if self._removed:
+            await self._claim.settle(lambda _: None)
+        else:
+            await self._claim.release()
+
+
+def _record(job: Job) -> Json:
+    return job.model_dump(mode="json")
+
+
+def _key(name: str) -> str:
+    return f"job/{name}"
+
+
+def _asked(name: str) -> str:
+    return f"asked/{name}"

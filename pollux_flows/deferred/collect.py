@@ -1,0 +1,88 @@
+"""Collect: bring the results of a job here, and make one envelope of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pollux_flows.deferred.inspect import id_of, snapshot, submitted_at
+from pollux_flows.deferred.job import Job, Part
+from pollux_flows.deferred.results import Item, Results
+from pollux_flows.pipeline.extract import extract_envelope
+from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.retry import insist
+from pollux_flows.providers.batches import Batch
+from pollux_flows.providers.session import Session
+from pollux_flows.result import ResultEnvelope
+
+
+async def download(job: Job, session: Session, folder: Path) -> Results:
+    """The results of all its parts as they come, in files. What is there already is not fetched again."""
+    files: dict[int, Path] = {}
+    for number, part in enumerate(job.parts):
+        if part.batch_id is not None and part.results:
+            files[number] = folder / f"{job.tag(number)}.jsonl"
+            if not files[number].exists():
+                await insist(partial(_fetch, session, part, files[number]), session.config)
+    return Results(job, files)
+
+
+async def _fetch(session: Session, part: Part, path: Path) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        await session.download_batch(_batch(part), file)
+    unfinished.replace(path)
+
+
+def _batch(part: Part) -> Batch:
+    return Batch(
+        id=part.batch_id or "",
+        state=part.batch_state or "running",
+        native=part.native,
+        results=tuple(part.results),
+    )
+
+
+def make_envelope(
+    job: Job, items: Sequence[Item], *, oddities: Sequence[str] = (), duration_s: float = 0.0
+) -> ResultEnvelope:
+    """One envelope of what became of its prompts, in their order."""
+    plan = Plan.model_construct(
+        target=job.target, options=job.options, sources=[], contents=[], calls=[], sharing=job.count
+    )
+    envelope = extract_envelope(plan, [item.outcome for item in items], duration_s=duration_s)
+    return envelope.model_copy(
+        update={
+            "metrics": {**envelope.metrics, "deferred": True, "cache_mode": "none"},
+            "diagnostics": {
+                **envelope.diagnostics,
+                "warnings": [*envelope.diagnostics["warnings"], *oddities],
+                "deferred": {**_course(job), "items": [_told(item) for item in items]},
+            },
+        }
+    )
+
+
+def _course(job: Job) -> dict[str, Any]:
+    at, ended_at = submitted_at(job), snapshot(job).completed_at
+    return {
+        "job_id": id_of(job),
+        "job": job.name,
+        "batches": [part.batch_id for part in job.parts if part.batch_id],
+        "submitted_at": at,
+        "completed_at": ended_at,
+        "elapsed_s": None if ended_at is None else round(max(0.0, ended_at - at), 3),
+    }
+
+
+def _told(item: Item) -> dict[str, Any]:
+    problem, answer = item.outcome.problem, item.outcome.answer
+    return {
+        "request_id": item.key,
+        "status": item.bucket,
+        "error": problem.message if problem else item.warning,
+        "provider_status": item.code,
+        "finish_reason": answer and answer.finish_reason,
+    }

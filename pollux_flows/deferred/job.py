@@ -1,0 +1,220 @@
+"""Job: all that is known of deferred work, from the intent to hand it in until its answers are kept.
+
+A job is handed in as one or several parts, each of which becomes one batch at the provider. What is about to be done is
+written down before it is done, so that whoever comes after a crash knows what to look for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+from pydantic import Field, field_validator
+
+from pollux_flows.config import Target
+from pollux_flows.document import Record
+from pollux_flows.handles import VERSION, checked_version
+from pollux_flows.options import Options
+from pollux_flows.pipeline.plan import Plan
+from pollux_flows.providers.batches import ENDED, Batch, BatchState
+from pollux_flows.result import CallFailure
+from pollux_flows.state.identity import digest
+
+JobState = Literal["submitting", "submitted", "ambiguous", "collected"]
+OnLost = Literal["submit", "report"]
+"""What to do about a batch that was handed in, and that the provider does not seem to have: hand it in again, or leave
+that to a person."""
+
+PartState = Literal["waiting", "sending", "sent", "refused", "lost"]
+# Of the parts that are neither here nor there, what the job is to be called.
+_UNSETTLED: Final[dict[PartState, JobState]] = {
+    "sending": "submitting",
+    "lost": "ambiguous",
+}
+
+
+class Part(Record):
+    """One batch, or what is to become one: so many prompts of the job, one after the other."""
+
+    first: int = Field(description="Its first prompt, by the place in the job.")
+    count: int
+    attempt: int = Field(default=0, description="How many times it was handed in, or was about to be.")
+    state: PartState = Field(
+        default="waiting",
+        description="waiting to be handed in; sending, with an outcome that is not known yet; sent: the provider has "
+        "it; refused by the provider; lost: handed in, and the provider does not have it.",
+    )
+    not_before: float | None = Field(default=None, description="When a part that has to wait may be handed in again.")
+    sent_at: float | None = Field(default=None, description="From then on the provider may have it.")
+    batch_id: str | None = Field(default=None, description="The provider's id of it.")
+    batch_state: BatchState | None = None
+    native: str = ""
+    succeeded: int = 0
+    failed: int = 0
+    ended_at: float | None = None
+    expires_at: float | None = None
+    results: list[str] = Field(default_factory=list, description="Where the provider has its results.")
+    problem: CallFailure | None = Field(default=None, description="Why none of its prompts was answered, or waits.")
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state == "refused" or (self.state == "sent" and self.batch_state in ENDED)
+
+    def seen(self, batch: Batch) -> Part:
+        """The same with what the provider says of it now."""
+        problem = None
+        if batch.state == "failed":
+            problem = CallFailure(
+                index=0,
+                kind="api_error",
+                message=f"The provider refused the whole batch: {batch.problem or batch.native}",
+                retryable=batch.queue_full,
+            )
+        return self.model_copy(
+            update={
+                "state": "sent",
+                "batch_id": batch.id,
+                "batch_state": batch.state,
+                "native": batch.native,
+                "succeeded": batch.succeeded,
+                "failed": batch.failed,
+                "ended_at": batch.ended_at,
+                "expires_at": batch.expires_at,
+                "results": list(batch.results),
+                "problem": problem,
+            }
+        )
+
+    def cancelled(self) -> Part:
+        """The same, never to be handed in."""
+        problem = CallFailure(
+            index=0, kind="cancelled", message="The job was cancelled before this prompt was handed in.", retryable=True
+        )
+        return self.model_copy(update={"state": "refused", "batch_state": "cancelled", "problem": problem})
+
+    def waits(self, until: float, problem: CallFailure) -> Part:
+        """The same, to be handed in again later."""
+        return Part(
+            first=self.first,
+            count=self.count,
+            attempt=self.attempt,
+            not_before=until,
+            problem=problem,
+            native="waiting",
+        )
+
+
+class Job(Record):
+    """Deferred work: what was handed in, where, and what became of it."""
+
+    version: int = VERSION
+    name: str = Field(description="What people call it.")
+    submission: str = Field(description="What every batch of it carries in its name or in its rows.")
+    state: JobState = "submitting"
+    fingerprint: str = Field(description="Equal for jobs that ask the same.")
+    target: Target
+    options: Options
+    count: int = Field(description="How many prompts it has.")
+    rows: list[tuple[int, int]] | None = Field(
+        default=None, description="The prompts of its parent that it asks again, as first and last; None for all."
+    )
+    created_at: float
+    parts: list[Part] = Field(default_factory=list)
+    on_lost: OnLost = "submit"
+    cancelled: bool = Field(default=False, description="Whether somebody wants no more of it.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="What those who collect it are to know.")
+
+    @field_validator("version")
+    @classmethod
+    def _readable(cls, value: int) -> int:
+        return checked_version(value, "This job")
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return bool(self.parts) and all(part.is_ended for part in self.parts)
+
+    def due(self, now: float) -> list[int]:
+        """The numbers of the parts that may be handed in now."""
+        return [
+            number
+            for number, part in enumerate(self.parts)
+            if part.state == "waiting" and (part.not_before or 0.0) <= now
+        ]
+
+    def is_due(self, now: float) -> bool:
+        """Whether some of it may be handed in now."""
+        return not self.parts or bool(self.due(now))
+
+    def tag(self, number: int) -> str:
+        """What the batch of that part is called, in its present attempt."""
+        return f"{self.submission}-{number}-{self.parts[number].attempt}"
+
+    def with_part(self, number: int, part: Part) -> Job:
+        """The same with one part changed, and in the state that follows from that."""
+        parts = [*self.parts]
+        parts[number] = part
+        return self.with_parts(parts)
+
+    def with_parts(self, parts: Sequence[Part]) -> Job:
+        states = [_UNSETTLED[part.state] for part in parts if part.state in _UNSETTLED]
+        # One that was never tried is still being handed in; one that was told to wait is the provider's to take.
+        states += ["submitting" for part in parts if part.state == "waiting" and part.not_before is None]
+        state: JobState = "ambiguous" if "ambiguous" in states else "submitting" if states else "submitted"
+        return self.model_copy(update={"parts": list(parts), "state": state})
+
+    def indexes(self, part: Part | None = None) -> Iterator[int]:
+        """The numbers of its prompts, or of one part's, as the plan counts them."""
+        places = range(self.count) if part is None else range(part.first, part.first + part.count)
+        if self.rows is None:
+            yield from places
+            return
+        place = 0
+        for first, last in self.rows:
+            for index in range(first, last + 1):
+                if place in places:
+                    yield index
+                place += 1
+
+
+def new_job(name: str, plan: Plan, now: float, **more: Any) -> Job:
+    """A job that nobody knows of yet."""
+    return Job(
+        name=name,
+        submission=f"pollux-{uuid4().hex[:16]}",
+        fingerprint=fingerprint(plan),
+        target=plan.target,
+        options=plan.options,
+        count=len(plan.calls),
+        created_at=now,
+        **more,
+    )
+
+
+def fingerprint(plan: Plan) -> str:
+    """Equal for plans that ask the same."""
+    return digest("job", [call.identity for call in plan.calls])
+
+
+def key_of(tag: str, index: int) -> str:
+    """What a row is called within its batch."""
+    return f"{tag}-{index}"
+
+
+def index_in(key: str | None, tag: str) -> int | None:
+    """The number of the prompt that a row of that batch is about, if it is one."""
+    number = key.removeprefix(f"{tag}-") if key and key.startswith(f"{tag}-") else ""
+    return int(number) if number.isascii() and number.isdigit() else None
+
+
+def ranges(indexes: Sequence[int]) -> list[tuple[int, int]]:
+    """Numbers in order, as first and last of those that follow each other."""
+    found: list[tuple[int, int]] = []
+    for index in indexes:
+        if found and found[-1][1] == index - 1:
+            found[-1] = (found[-1][0], index)
+        else:
+            found.append((index, index))
+    return found

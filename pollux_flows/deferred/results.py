@@ -1,0 +1,167 @@
+"""Results: from what a provider gave back, in whatever order, to one outcome a prompt, in theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, Self, cast
+
+from pollux_flows.deferred.job import Job, Part, index_in, key_of
+from pollux_flows.pipeline.structured import structured_answers
+from pollux_flows.pricing import cost_of
+from pollux_flows.providers.base import UpstreamError
+from pollux_flows.providers.batches import BatchModule, Result
+from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome
+
+BUCKETS: Final = ("succeeded", "failed", "expired", "cancelled", "invalid_output", "missing")
+"""What can become of a prompt. Each is in one of these, so they add up to the number submitted."""
+
+_GONE: Final[dict[str, tuple[FailureKind, str]]] = {
+    "expired": ("expired", "The provider did not come to this prompt in time."),
+    "cancelled": ("cancelled", "The batch was cancelled before this prompt was answered."),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt of a job, and what became of it."""
+
+    key: str
+    bucket: str
+    outcome: Outcome
+    structured: Any = None
+    warning: str | None = None
+    code: str | None = None
+    """The provider's own word for it."""
+
+
+@dataclass
+class Results:
+    """The raw results of a job on this machine. Only places are held in memory: results are read one by one."""
+
+    job: Job
+    files: Mapping[int, Path]
+    """By the number of the part."""
+    oddities: list[str] = field(default_factory=list)
+    """What is wrong with the results as a whole."""
+
+    def __post_init__(self) -> None:
+        self._module = cast(BatchModule, import_module(f"pollux_flows.providers.{self.job.target.provider}.batch"))
+        generate = import_module(f"pollux_flows.providers.{self.job.target.provider}.generate")
+        self._read_answer = cast(Callable[[Any], Answer], generate.read_answer)
+        self._places: dict[int, tuple[int, int]] = {}
+        """Where each prompt's result begins: in which file, and how far into it."""
+        doubled = strangers = unreadable = 0
+        for number, path in self.files.items():
+            for at, line in _lines(path):
+                result = self._result(line)
+                index = None if result is None else index_in(result.key, self.job.tag(number))
+                if result is None:
+                    unreadable += 1
+                elif index is None:
+                    strangers += 1
+                elif index in self._places:
+                    doubled += 1
+                else:
+                    self._places[index] = (number, at)
+        for count, what in (
+            (doubled, "came twice; the first of each counts"),
+            (strangers, "came that belong to no prompt of this job"),
+            (unreadable, "cannot be read"),
+        ):
+            if count:
+                self.oddities.append(f"{count} results {what}.")
+
+    def items(self) -> Iterator[Item]:
+        """What became of each prompt, in their order."""
+        with _Open(self.files) as opened:
+            for number, part in enumerate(self.job.parts):
+                for index in self.job.indexes(part):
+                    place = self._places.get(index)
+                    line = None if place is None else opened.line(*place)
+                    yield self._item(index, key_of(self.job.tag(number), index), part, line)
+
+    def _item(self, index: int, key: str, part: Part, line: bytes | None) -> Item:
+        result = None if line is None else self._result(line)
+        answer, failure = self._answer(result, index) if result else (None, _without_result(part, index))
+        cost = answer and cost_of(self.job.target, answer, batch=True)
+        outcome = Outcome(
+            index=index,
+            identity=key,
+            answer=answer,
+            failure=failure,
+            attempts=part.attempt,
+            cost_usd=cost and cost.usd,
+            cost_unknown=cost and cost.unknown,
+        )
+        values, warnings = structured_answers(self.job.options, [answer]) if answer else (None, [])
+        value, warning = values[0] if values else None, warnings[0] if warnings else None
+        return Item(key, bucket_of(outcome, warning), outcome, value, warning, result.code if result else None)
+
+    def _answer(self, result: Result, index: int) -> tuple[Answer | None, CallFailure | None]:
+        if result.status == "succeeded":
+            try:
+                return self._read_answer(result.response), None
+            except UpstreamError as error:
+                said = f"The provider's result cannot be read as an answer: {str(error)[:300]}"
+                return None, CallFailure(index=index, kind="api_error", message=said, retryable=True)
+        if result.status in _GONE:
+            kind, message = _GONE[result.status]
+            return None, CallFailure(index=index, kind=kind, message=message, retryable=True)
+        message = result.error or result.code or "The provider did not say why."
+        return None, CallFailure(index=index, kind="api_error", message=message, retryable=bool(result.retryable))
+
+    def _result(self, line: bytes) -> Result | None:
+        try:
+            return self._module.result(line)
+        except ValueError:
+            return None
+
+
+def bucket_of(outcome: Outcome, warning: str | None) -> str:
+    """Which of the `BUCKETS` it is in."""
+    problem = outcome.problem
+    if problem is None:
+        return "invalid_output" if warning else "succeeded"
+    return problem.kind if problem.kind in BUCKETS else "failed"
+
+
+def _without_result(part: Part, index: int) -> CallFailure:
+    """Why there is no result for that prompt."""
+    if part.problem is not None:
+        return part.problem.model_copy(update={"index": index})
+    if part.batch_state in _GONE:
+        kind, message = _GONE[part.batch_state]
+        return CallFailure(index=index, kind=kind, message=message, retryable=True)
+    message = "The provider says that the batch is done, and gave no result for this prompt."
+    # It may have been answered, and billed.
+    return CallFailure(index=index, kind="missing", message=message, retryable=True, outcome_unknown=True)
+
+
+class _Open:
+    """Files that are read from here and there."""
+
+    def __init__(self, files: Mapping[int, Path]) -> None:
+        self._files = {number: path.open("rb") for number, path in files.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def line(self, number: int, at: int) -> bytes:
+        self._files[number].seek(at)
+        return self._files[number].readline()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield at, line
+            at += len(line)

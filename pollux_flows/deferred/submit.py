@@ -1,0 +1,236 @@
+"""Submit: hand a job in, so that each of its prompts is paid for once, whatever happens on the way.
+
+Before a batch is asked for, the job says so: from then on the provider may have it. Whoever finds a job that says so
+and does not say what came of it looks for the batch at the provider, and never simply asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from pollux_flows.capabilities import check_deferred
+from pollux_flows.deferred.book import Asked, Book, BusyError, Hold
+from pollux_flows.deferred.files import JobFiles, give_back_files, job_files
+from pollux_flows.deferred.job import Job, Part, PartState, key_of, new_job
+from pollux_flows.deferred.reconcile import SETTLED_S, find_batch
+from pollux_flows.deferred.rows import write_rows
+from pollux_flows.errors import APIError, ConfigurationError, PolluxError
+from pollux_flows.pipeline.attach import Attachments
+from pollux_flows.pipeline.plan import Plan, PlannedCall
+from pollux_flows.pipeline.retry import Attempts, attempt, insist
+from pollux_flows.providers.base import Call
+from pollux_flows.providers.batches import Batch, Limits, Rows
+from pollux_flows.providers.material import Material
+from pollux_flows.providers.session import Session
+from pollux_flows.result import CallFailure
+from pollux_flows.state.claims import Clock
+
+# A provider that says "not now" of a batch means minutes.
+_WAIT_S: Final = 60.0
+_LONGEST_WAIT_S: Final = 1800.0
+# After a reply that was lost, the batch most often shows at once.
+_LOOKS_S: Final = (0.0, 0.5, 1.0, 2.0)
+
+
+def check(plan: Plan) -> None:
+    """Refuse, before anything is written or sent, what cannot be deferred."""
+    check_deferred(plan.target, plan.options)
+    if not plan.calls:
+        raise ConfigurationError("There is nothing to defer: no prompts.", hint="Pass one prompt at least.")
+
+
+async def check_finished(session: Session, plan: Plan) -> None:
+    """Refuse, before any upload, what only a finished request shows."""
+    materials = Attachments(plan, session).pretended(range(len(plan.sources)))
+    await insist(partial(session.check, _call(plan, plan.calls[0], materials)), session.config)
+
+
+async def claim(book: Book, name: str, asked: Asked, plan: Plan, **more: object) -> Job:
+    """The job of that name: a new one or, when this was done before, the one that there is."""
+    await book.ask(name, asked)
+    job = new_job(name, plan, time.time(), **more)
+    if await book.add(job):
+        return job
+    found = await book.find(name)
+    if found is not None and found.fingerprint != job.fingerprint:
+        raise ConfigurationError(
+            f"The job {name} is there already, and asks something else.",
+            hint="Give this one another name, or another run_key.",
+        )
+    return found or job
+
+
+async def hand_in_first(book: Book, job: Job, session: Session, plan: Plan) -> Job:
+    """Hand in a job that was claimed. If the provider takes none of it, the job is forgotten and the reason raised."""
+    try:
+        async with book.alone(job.name) as hold:
+            try:
+                await hand_in(hold, session, plan)
+            except PolluxError:
+                await _forget_if_unsent(hold, session)
+                raise
+            problems = [part.problem for part in hold.job.parts if part.state == "refused"]
+            if len(problems) == len(hold.job.parts):
+                await _forget(hold, session)
+                raise next(problem for problem in problems if problem).error(job.target.provider)
+            return hold.job
+    except BusyError:
+        # Somebody who found it unfinished is at work on it: what that came to, the job will say.
+        return await book.find(job.name) or job
+
+
+async def hand_in(
+    hold: Hold, session: Session, plan: Plan, *, known: Collection[str] = (), clock: Clock = time.time
+) -> None:
+    """Do what is left to do until the provider has all of the job, or has said why not, or wants it later.
+
+    `known` are batches of this account that belong to other jobs.
+    """
+    await _HandingIn(hold, session, plan, known, clock).all()
+
+
+async def settle(hold: Hold, session: Session, *, known: Collection[str] = (), clock: Clock = time.time) -> None:
+    """Find out what became of parts that may have been handed in. It needs nothing but the job."""
+    for number, part in enumerate(hold.job.parts):
+        if part.state == "sending" or (part.state == "lost" and hold.job.on_lost == "submit"):
+            await _settled(hold, session, number, known, clock())
+
+
+class _HandingIn:
+    def __init__(self, hold: Hold, session: Session, plan: Plan, known: Collection[str], clock: Clock) -> None:
+        self._hold, self._session, self._plan, self._known, self._clock = hold, session, plan, known, clock
+
+    async def all(self) -> None:
+        await settle(self._hold, self._session, known=self._known, clock=self._clock)
+        if self._hold.job.is_due(self._clock()):
+            async with job_files(self._hold.job, self._plan, self._session) as files:
+                with tempfile.TemporaryDirectory(prefix="pollux-rows-") as folder:
+                    materials = await files.materials()
+                    written = await self._split(materials, Path(folder)) if not self._hold.job.parts else {}
+                    for number in self._hold.job.due(self._clock()):
+                        rows = written.get(number) or await self._written(number, materials, Path(folder))
+                        await self._hand_in(number, rows, files)
+                        rows.path.unlink()
+
+    async def _split(self, materials: Sequence[Material], folder: Path) -> dict[int, Rows]:
+        """All rows; and, in the job, which parts they make."""
+        module = self._session.batches
+        # Several attempts have names of the same length, so what fits once fits again.
+        rows = await asyncio.to_thread(write_rows, self._plan.calls, self._row(materials, 1), module.LIMITS, folder)
+        parts, first = [], 0
+        for each in rows:
+            parts.append(Part(first=first, count=each.count))
+            first += each.count
+        await self._hold.save(self._hold.job.with_parts(parts))
+        return dict(enumerate(rows))
+
+    async def _written(self, number: int, materials: Sequence[Material], folder: Path) -> Rows:
+        """The rows of one part, which were split off earlier."""
+        part = self._hold.job.parts[number]
+        calls = self._plan.calls[part.first : part.first + part.count]
+        row, limits = self._row(materials, part.attempt + 1), Limits(rows=part.count, size_bytes=1 << 62)
+        (rows,) = await asyncio.to_thread(write_rows, calls, row, limits, folder, number)
+        return rows
+
+    def _row(self, materials: Sequence[Material], attempt: int) -> Callable[[PlannedCall, int], bytes]:
+        make, submission = self._session.batches.row, self._hold.job.submission
+
+        def row(planned: PlannedCall, number: int) -> bytes:
+            return make(
+                _call(self._plan, planned, materials), key_of(f"{submission}-{number}-{attempt}", planned.index)
+            )
+
+        return row
+
+    async def _hand_in(self, number: int, rows: Rows, files: JobFiles) -> None:
+        hold, session = self._hold, self._session
+        file_id = await files.upload_rows(rows) if session.batches.TAKES_A_FILE else None
+        part = hold.job.parts[number]
+        intent = Part(
+            first=part.first, count=part.count, attempt=part.attempt + 1, state="sending", sent_at=self._clock()
+        )
+        await hold.save(hold.job.with_part(number, intent))
+        create = partial(session.submit_batch, hold.job.target.model, hold.job.tag(number), rows, file_id)
+        config = session.config
+        attempts: Attempts[Batch] = await attempt(
+            create, policy=config.retry, timeout_s=config.timeout_s, slot=_Turn(hold), repeatable=False
+        )
+        if attempts.error is None:
+            await hold.save(hold.job.with_part(number, intent.seen(attempts.unwrap())))
+        elif attempts.error.outcome_unknown:
+            await self._look(number)
+        elif attempts.error.retryable:
+            await hold.save(hold.job.with_part(number, self._waiting(intent, attempts.error)))
+        elif attempts.error.error_category == "auth":
+            await hold.save(hold.job.with_part(number, part))
+            raise attempts.error
+        else:
+            refused = intent.model_copy(
+                update={"state": "refused", "sent_at": None, "problem": CallFailure.of(0, attempts.error)}
+            )
+            await hold.save(hold.job.with_part(number, refused))
+
+    async def _look(self, number: int) -> None:
+        for pause in _LOOKS_S:
+            await asyncio.sleep(pause)
+            with suppress(APIError):  # whoever comes next looks again
+                await _settled(self._hold, self._session, number, self._known, self._clock())
+            if self._hold.job.parts[number].state != "sending":
+                return
+
+    def _waiting(self, part: Part, error: APIError) -> Part:
+        wait_s = max(error.retry_after_s or 0.0, waiting_s(part.attempt))
+        return part.waits(self._clock() + wait_s, CallFailure.of(0, error))
+
+
+class _Turn:
+    """Around each try: nobody has taken the job over who might be handing it in as well."""
+
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
+
+    async def __aenter__(self) -> None:
+        await self._hold.renew()
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+def waiting_s(attempt: int) -> float:
+    """How long a part waits that there was no room for at that attempt."""
+    return min(_WAIT_S * 2.0 ** max(0, attempt - 1), _LONGEST_WAIT_S)
+
+
+async def _settled(hold: Hold, session: Session, number: int, known: Collection[str], now: float) -> None:
+    """Write down what is found of a part that may have been handed in."""
+    part = hold.job.parts[number]
+    found = await find_batch(session, part, hold.job.tag(number), known=known)
+    if found == "unknown":
+        return
+    if found is not None:
+        await hold.save(hold.job.with_part(number, part.seen(found)))
+    elif now - (part.sent_at or 0.0) >= SETTLED_S:
+        state: PartState = "waiting" if hold.job.on_lost == "submit" else "lost"
+        again = Part(first=part.first, count=part.count, attempt=part.attempt, state=state, sent_at=part.sent_at)
+        await hold.save(hold.job.with_part(number, again))
+
+
+async def _forget_if_unsent(hold: Hold, session: Session) -> None:
+    if all(part.state in {"waiting", "refused"} and part.not_before is None for part in hold.job.parts):
+        await _forget(hold, session)
+
+
+async def _forget(hold: Hold, session: Session) -> None:
+    await hold.remove()
+    await give_back_files(hold.job, session)
+
+
+def _call(plan: Plan, planned: PlannedCall, materials: Sequence[Material]) -> Call:
+    return Call(model=plan.target.model, materials=tuple(materials), prompt=planned.prompt, options=plan.options)
