@@ -68,9 +68,9 @@ async def defer_many(
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")
     request = make_request(prompts, target=config.target, sources=sources, options=options)
+    check(request)
     asked = Asked(request=request, contents=await read_sources(request))
     plan = make_plan(request, asked.contents)
-    check(plan)
     book = StoreBook(store_of(config))
     async with open_session(config) as session:
         await check_finished(session, plan)

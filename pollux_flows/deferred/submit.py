@@ -24,6 +24,7 @@ from pollux_flows.deferred.rows import write_rows
 from pollux_flows.errors import APIError, ConfigurationError, PolluxError
 from pollux_flows.pipeline.attach import Attachments
 from pollux_flows.pipeline.plan import Plan, PlannedCall
+from pollux_flows.pipeline.request import Request
 from pollux_flows.pipeline.retry import Attempts, attempt, insist
 from pollux_flows.providers.base import Call
 from pollux_flows.providers.batches import Batch, Limits, Rows
@@ -39,10 +40,10 @@ _LONGEST_WAIT_S: Final = 1800.0
 _LOOKS_S: Final = (0.0, 0.5, 1.0, 2.0)
 
 
-def check(plan: Plan) -> None:
-    """Refuse, before anything is written or sent, what cannot be deferred."""
-    check_deferred(plan.target, plan.options)
-    if not plan.calls:
+def check(request: Request) -> None:
+    """Refuse, before anything is read, written or sent, what cannot be deferred."""
+    check_deferred(request.target, request.options)
+    if not request.prompts:
         raise ConfigurationError("There is nothing to defer: no prompts.", hint="Pass one prompt at least.")
 
 
@@ -157,7 +158,7 @@ class _HandingIn:
             first=part.first, count=part.count, attempt=part.attempt + 1, state="sending", sent_at=self._clock()
         )
         await hold.save(hold.job.with_part(number, intent))
-        create = partial(session.submit_batch, hold.job.target.model, hold.job.tag(number), rows, file_id)
+        create = partial(session.submit_batch, hold.job.tag(number), rows, file_id)
         config = session.config
         attempts: Attempts[Batch] = await attempt(
             create, policy=config.retry, timeout_s=config.timeout_s, slot=_Turn(hold), repeatable=False
