@@ -14,7 +14,7 @@ from pollux_flows.pipeline.retry import Attempts, attempt
 from pollux_flows.providers.content import Content, HashingReader, changed, forget, open_file
 from pollux_flows.providers.mime import ending
 from pollux_flows.providers.session import Session
-from pollux_flows.providers.uploads import FileToSend
+from pollux_flows.providers.uploads import FileToSend, Purpose
 from pollux_flows.source import Source
 from pollux_flows.state.claims import LEASE_S
 from pollux_flows.state.upload import Uploaded
@@ -28,10 +28,12 @@ class Leave(Protocol):
     async def __call__(self, name: str, uploaded: Uploaded | None = None, /, *, after_s: float = 0.0) -> None: ...
 
 
-async def send(session: Session, source: Source, content: Content, marker: str, leave: Leave) -> Uploaded:
+async def send(
+    session: Session, source: Source, content: Content, marker: str, leave: Leave, *, purpose: Purpose = "source"
+) -> Uploaded:
     """Have the provider keep the file, under a name that begins with `marker`."""
     try:
-        return await _Sending(session, source, content, marker, leave).done()
+        return await _Sending(session, source, content, marker, leave, purpose).done()
     except APIError as error:
         # What may have been stored is on record, and storing it cost nothing.
         error.outcome_unknown = False
@@ -46,6 +48,7 @@ class _Sending:
     content: Content
     marker: str
     leave: Leave
+    purpose: Purpose
     attempts: int = 0
     in_doubt: list[str] = field(default_factory=list)
     """The names of attempts that may have arrived all the same."""
@@ -93,7 +96,7 @@ class _Sending:
         with closing(await open_file(self.source)) as body:
             # The ending says what it is: OpenAI believes nothing else.
             file_name = name + ending(str(self.source.uri), mime_type)
-            file = FileToSend(file_name, mime_type, size_bytes, _Watched(body, size_bytes))
+            file = FileToSend(file_name, mime_type, size_bytes, _Watched(body, size_bytes), self.purpose)
             self.in_doubt.append(name)
             try:
                 return await self.session.files.upload(client, file), body.read_whole(self.content)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Final, Literal, Protocol
 
-from pollux_flows.providers.base import Call
+from pollux_flows.providers.base import Call, UpstreamError
 
 BatchState = Literal["queued", "running", "cancelling", "completed", "failed", "cancelled", "expired"]
 """How far a batch is. "completed" says that the provider is done with it, not that its rows succeeded; "failed" that it
@@ -111,3 +113,46 @@ class BatchModule(Protocol):
     def result(self, line: bytes, /) -> Result:
         """What one line of the results says; a ValueError if it says nothing that can be read."""
         ...
+
+
+# More than any account has. A provider that makes up pages without end is left at that.
+_MOST_PAGES: Final = 2000
+
+
+async def turned(
+    page: Callable[[str | None], Awaitable[tuple[list[Batch], str | None]]],
+) -> AsyncIterator[list[Batch]]:
+    """Page after page. `page` is told where to go on, and tells it: None where the provider says that it was the last.
+
+    An empty page may stand between others. One that brings only what was there before is the end, too.
+    """
+    seen: set[str] = set()
+    cursors: set[str | None] = set()
+    cursor: str | None = None
+    for _ in range(_MOST_PAGES):
+        cursors.add(cursor)
+        batches, cursor = await page(cursor)
+        new = [batch for batch in batches if batch.id not in seen]
+        if new:
+            seen |= {batch.id for batch in new}
+            yield new
+        if cursor is None or cursor in cursors or (batches and not new):
+            return
+
+
+def readable(read: Callable[[Any], Batch], listed: list[Any]) -> list[Batch]:
+    """The batches of a list, without those that cannot be read: others may be what somebody looks for."""
+    batches = []
+    for each in listed:
+        with suppress(UpstreamError):
+            batches.append(read(each))
+    return batches
+
+
+def moment(text: Any) -> float | None:
+    """The time that an RFC 3339 timestamp tells."""
+    try:
+        at = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

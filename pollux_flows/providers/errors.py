@@ -29,7 +29,10 @@ _OVERFLOW: Final = re.compile(
 )
 _NOT_A_NETWORK_ERROR: Final = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects)
 # What costs nothing is not left unknown: it is asked again.
-_FREE: Final = {"metadata"}
+_ABOUT_A_BATCH: Final = {"batch_inspect", "batch_collect", "batch_cancel"}
+_FREE: Final = {"metadata", *_ABOUT_A_BATCH}
+# What stays at the provider once it has arrived, whatever the answer was.
+_KEPT: Final = {"upload", "batch_submit"}
 _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
 # What reading an answer raises, in the SDKs or in us: no JSON, no text, nested without end, another shape.
 _UNREADABLE: Final = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError)
@@ -77,10 +80,12 @@ def refusal(
     lost_cache = status in {403, 404} and "CachedContent" in said
     category = None if lost_cache else _category(status, said, codes)
     retryable = status in _PASSING and category not in {"auth", "context_overflow"} and not codes & _OUT_OF_FUNDS
+    if phase == "batch_cancel" and status == 409:  # noqa: PLR2004
+        retryable = False  # it has ended
     kind = RateLimitError if category == "rate_limit" else _kind(phase)
     return kind(
         f"{config.provider} answered {status}: {said}",
-        hint=_LOST_CACHE_HINT if lost_cache else _hint(config, status, category, codes),
+        hint=_LOST_CACHE_HINT if lost_cache else _hint(config, phase, status, category, codes),
         retryable=retryable,
         status_code=status,
         retry_after_s=retry_after,
@@ -88,8 +93,15 @@ def refusal(
         phase=phase,
         error_category=category,
         # A gateway may have given up on a provider that went on: only a plain no says that nothing was stored.
-        outcome_unknown=phase == "upload" and not 400 <= status < 500,  # noqa: PLR2004 (HTTP's own range)
+        outcome_unknown=phase in _KEPT and not 400 <= status < 500,  # noqa: PLR2004 (HTTP's own range)
     )
+
+
+def may_pass(status: int | None, code: str | None = None) -> bool | None:
+    """Whether what was refused in this way may succeed another time; None where that is no way that is known."""
+    if status is None or not 400 <= status <= 599:  # noqa: PLR2004 (HTTP's own range)
+        return None
+    return (status in _PASSING or status >= 500) and code not in _OUT_OF_FUNDS  # noqa: PLR2004
 
 
 def unreadable(config: Config, phase: str, what: str) -> APIError:
@@ -126,6 +138,8 @@ def _without_answer(error: Exception, config: Config, phase: str) -> APIError:
             retryable=False,
             provider=config.provider,
             phase=phase,
+            # Whatever went wrong may have done so after a batch had arrived.
+            outcome_unknown=network is None and phase == "batch_submit",
         )
     sent = not isinstance(network, _NEVER_SENT)
     return _kind(phase)(
@@ -206,7 +220,7 @@ def _category(status: int, said: str, codes: set[str]) -> ErrorCategory | None:
     return "capacity" if status in _CAPACITY else None
 
 
-def _hint(config: Config, status: int, category: ErrorCategory | None, codes: set[str]) -> str:
+def _hint(config: Config, phase: str, status: int, category: ErrorCategory | None, codes: set[str]) -> str:
     if codes & _OUT_OF_FUNDS or status == 402:  # noqa: PLR2004
         return "The account is out of funds or over its quota; waiting does not help, paying does."
     if category == "auth":
@@ -219,9 +233,7 @@ def _hint(config: Config, status: int, category: ErrorCategory | None, codes: se
     if status == 413:  # noqa: PLR2004
         return "Send less at once: fewer or shorter sources."
     if status == 404:  # noqa: PLR2004
-        return f"Check the model's name ({config.model})" + (
-            f" and base_url ({config.base_url})." if config.base_url else "."
-        )
+        return _not_there(config, phase)
     if category == "rate_limit":
         return "Lower request_concurrency, or try again later."
     if status in _PASSING:
@@ -229,6 +241,14 @@ def _hint(config: Config, status: int, category: ErrorCategory | None, codes: se
     if status < 400:  # noqa: PLR2004
         return "This is no answer of a provider's API, and redirects are not followed: check base_url."
     return "The provider does not take this request as it stands; what it says above is what to change."
+
+
+def _not_there(config: Config, phase: str) -> str:
+    if phase in _ABOUT_A_BATCH:
+        return "The batch or its results are not there any more, or belong to another key."
+    return f"Check the model's name ({config.model})" + (
+        f" and base_url ({config.base_url})." if config.base_url else "."
+    )
 
 
 def _retry_after(headers: Mapping[str, str], body: Any) -> float | None:

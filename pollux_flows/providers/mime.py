@@ -34,6 +34,7 @@ _ENDINGS: Final = {
     ".odp": f"{_OPENDOCUMENT}presentation",
     ".epub": "application/epub+zip",
     ".msg": "application/vnd.ms-outlook",
+    ".jsonl": "application/jsonl",
 }
 
 _KNOWN: Final = mimetypes.MimeTypes(filenames=())  # and not what this machine has a list of

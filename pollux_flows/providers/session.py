@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module, util
 from types import ModuleType
-from typing import Any, Final, TypeVar, cast
+from typing import IO, Any, Final, TypeVar, cast
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.providers import limits
 from pollux_flows.providers.base import Call, ClientModule, GenerateModule, UpstreamError
+from pollux_flows.providers.batches import Batch, BatchModule, Rows
 from pollux_flows.providers.uploads import FilesModule, UploadThreads
 from pollux_flows.result import Answer
 from pollux_flows.state.upload import Uploaded
@@ -68,6 +69,27 @@ class Session:
         """For each marker the provider's files whose name holds it. One listing serves them all."""
         return await self._in_time(_LISTING_S, self._find_files(markers))
 
+    async def submit_batch(self, tag: str, rows: Rows, file_id: str | None = None) -> Batch:
+        """Hand a batch in, once. `file_id` is the uploaded file with the rows, where the provider takes one."""
+        creating = self.batches.create(self.client, self.config.model, tag, rows, file_id)
+        return await self.ask("batch_submit", creating)
+
+    async def inspect_batch(self, batch_id: str) -> Batch:
+        return await self.ask("batch_inspect", self.batches.get(self.client, batch_id))
+
+    async def batch_pages(self) -> AsyncIterator[list[Batch]]:
+        """All batches of the account, the newest first. After an error, begin again."""
+        pages = self.batches.pages(self.client)
+        while (page := await self.ask("batch_inspect", anext(pages, None))) is not None:
+            yield page
+
+    async def cancel_batch(self, batch_id: str) -> None:
+        await self.ask("batch_cancel", self.batches.cancel(self.client, batch_id))
+
+    async def download_batch(self, batch: Batch, into: IO[bytes]) -> None:
+        """Write the results, one a line. After an error, what was written is good for nothing."""
+        await self.ask("batch_collect", self.batches.download(self.client, batch, into))
+
     async def _find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {marker: [] for marker in markers}
         async for file_id, name in self.files.names(self.client):
@@ -93,13 +115,19 @@ class Session:
     def files(self) -> FilesModule:
         return cast(FilesModule, self.module("files"))
 
+    @property
+    def batches(self) -> BatchModule:
+        return cast(BatchModule, self.module("batch"))
+
     async def ask(self, phase: str, answer: Awaitable[T]) -> T:
         """The answer, or what went wrong as an error of ours."""
         from pollux_flows.providers import errors  # imports the HTTP library
 
         try:
             return await answer
-        except PolluxError:
+        except PolluxError as error:
+            if isinstance(error, APIError):
+                error.provider, error.phase = error.provider or self.config.provider, error.phase or phase
             raise
         except UpstreamError as error:
             failure = errors.upstream(error, self.config, phase)

@@ -16,13 +16,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from io import BufferedIOBase
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 from pollux_flows.config import Config
 from pollux_flows.providers.base import ClientModule
 from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")
+
+Purpose = Literal["source", "batch"]
+"""What a file is for: a source for calls, or the rows of a batch."""
 
 # How long a run that is over waits for uploads that do not take notice of that.
 _PATIENCE_S: Final = 3.0
@@ -37,6 +40,7 @@ class FileToSend:
     mime_type: str
     size_bytes: int
     body: BufferedIOBase
+    purpose: Purpose = "source"
 
 
 class FilesModule(Protocol):

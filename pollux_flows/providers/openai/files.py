@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from pollux_flows.providers.uploads import FileToSend
+from pollux_flows.providers.uploads import FileToSend, Purpose
 from pollux_flows.state.upload import Uploaded
 
 if TYPE_CHECKING:
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 # If nobody deletes it, the provider does. Longer than the batch window, so that the last row of a job still finds it.
 KEPT_S: Final = 48 * 3600
+_PURPOSES: Final[dict[Purpose, Literal["user_data", "batch"]]] = {"source": "user_data", "batch": "batch"}
 
 
 async def upload(client: AsyncOpenAI, file: FileToSend) -> Uploaded:
     kept = await client.files.create(
         file=(file.name, cast(Any, file.body), file.mime_type),
-        purpose="user_data",
+        purpose=_PURPOSES[file.purpose],
         expires_after={"anchor": "created_at", "seconds": KEPT_S},
     )
     return Uploaded(file_id=kept.id, expires_at=(kept.expires_at or kept.created_at + KEPT_S))
@@ -49,6 +50,7 @@ async def delete(client: AsyncOpenAI, file_id: str) -> None:
 
 
 async def names(client: AsyncOpenAI) -> AsyncIterator[tuple[str, str]]:
-    """The id and the name of every file."""
-    async for file in client.files.list(purpose="user_data"):
-        yield file.id, file.filename
+    """The id and the name of every file that was sent from here."""
+    for purpose in _PURPOSES.values():
+        async for file in client.files.list(purpose=purpose):
+            yield file.id, file.filename
