@@ -1,0 +1,187 @@
+"""Batches at Anthropic: the rows in one request, the results in one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import httpx2
+
+from pollux_flows.errors import APIError, InternalError
+from pollux_flows.providers import lines
+from pollux_flows.providers.anthropic.generate import request
+from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
+from pollux_flows.providers.batches import Batch, BatchState, Limits, Result, Rows, moment, readable, turned
+from pollux_flows.providers.errors import may_pass
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+
+# 256 MB is the limit of the whole body.
+LIMITS: Final = Limits(rows=100_000, size_bytes=256_000_000 - 1000)
+TAKES_A_FILE: Final = False
+
+_PATH: Final = "/v1/messages/batches"
+_KEY: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_BEFORE, _AFTER = b'{"requests":[', b"]}"
+_BLOCK: Final = 1 << 20
+_PAGE: Final = 1000
+_STATES: Final[dict[str, BatchState]] = {"in_progress": "running", "canceling": "cancelling", "ended": "completed"}
+# Rows fail by a word, not by an HTTP status; these are the statuses they stand for.
+_STATUSES: Final = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+
+def row(call: Call, key: str) -> bytes:
+    if not _KEY.fullmatch(key):
+        raise InternalError(f"Anthropic takes no row with the key {key!r}.")
+    return lines.line({"custom_id": key, "params": request(call)})
+
+
+async def create(client: AsyncAnthropic, _model: str, _tag: str, rows: Rows, _file_id: str | None) -> Batch:
+    # The SDK would want the rows as objects, hundreds of megabytes of them.
+    size = len(_BEFORE) + (await asyncio.to_thread(rows.path.stat)).st_size + len(_AFTER)
+    options: Any = {"headers": {"content-length": str(size)}}
+    return _batch(await client.post(_PATH, content=_body(rows.path), cast_to=object, options=options))
+
+
+async def _body(path: Path) -> AsyncIterator[bytes]:
+    """The rows as a list: the ends of lines are where its commas go, so it is as long as the file."""
+    yield _BEFORE
+    with await asyncio.to_thread(path.open, "rb") as file:
+        block = await asyncio.to_thread(file.read, _BLOCK)
+        while block:
+            following = await asyncio.to_thread(file.read, _BLOCK)
+            # Nothing comes after the last row.
+            ended = b"" if following or not block.endswith(b"\n") else b"\n"
+            yield block.removesuffix(ended).replace(b"\n", b",") + ended
+            block = following
+    yield _AFTER
+
+
+async def get(client: AsyncAnthropic, batch_id: str) -> Batch:
+    return _batch(await client.get(f"{_PATH}/{quote(batch_id, safe='')}", cast_to=object))
+
+
+def pages(client: AsyncAnthropic) -> AsyncIterator[list[Batch]]:
+    async def page(after: str | None) -> tuple[list[Batch], str | None]:
+        asked: dict[str, Any] = {"limit": _PAGE, **({"after_id": after} if after else {})}
+        listed: Any = await client.get(_PATH, cast_to=object, options={"params": asked})
+        if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+            raise UpstreamError.found_in(listed)
+        batches = readable(_batch, listed["data"])
+        return batches, batches[-1].id if batches and listed.get("has_more") is not False else None
+
+    return turned(page)
+
+
+async def cancel(client: AsyncAnthropic, batch_id: str) -> None:
+    await client.post(f"{_PATH}/{quote(batch_id, safe='')}/cancel", cast_to=object)
+
+
+async def download(client: AsyncAnthropic, batch: Batch, into: IO[bytes]) -> None:
+    if not batch.results:
+        raise APIError(
+            f"anthropic has no results of the batch {batch.id}.",
+            hint="It keeps them for 29 days." if batch.is_ended else "The batch has not ended.",
+            retryable=False,
+        )
+    results = lines.Lines(into)
+    for told in batch.results:
+        options: Any = {"headers": {"accept": "application/binary"}}
+        url = str(_at_home(client.base_url, told))
+        # The SDK's own `results` would ask for the batch again, and go wherever that says, with the key.
+        response = await client.get(url, cast_to=httpx2.Response, options=options, stream=True)
+        async with aclosing(response):
+            async for block in response.aiter_bytes():
+                results.write(block)
+        results.end()
+
+
+def _at_home(base: httpx2.URL, told: str) -> httpx2.URL:
+    """Where the results are, if that is where the key may go."""
+    try:
+        url = base.join(told)
+    except (httpx2.InvalidURL, TypeError, ValueError):
+        url = httpx2.URL()
+    if _origin(url) != _origin(base):
+        raise APIError(
+            f"anthropic says that the results are at {url.host or 'no address'}, and the key is for {base.host} only.",
+            hint="If that is right, set base_url to the address that the results are to come from.",
+            retryable=False,
+        )
+    return url
+
+
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def result(line: bytes) -> Result:
+    said = lines.read(line)
+    key, told = as_text(said.get("custom_id")), as_object(said.get("result"))
+    kind = as_text(told.get("type"))
+    match kind:
+        case None:
+            raise ValueError("a line of the results has no result")
+        case "succeeded" if isinstance(told.get("message"), dict):
+            message = told["message"]
+            return Result(key, "succeeded", response=message, code=as_text(message.get("stop_reason")))
+        case "canceled":
+            return Result(key, "cancelled", error="The batch was cancelled first.", code=kind, retryable=True)
+        case "expired":
+            return Result(key, "expired", error="The batch expired first.", code=kind, retryable=True)
+    error = as_object(told.get("error"))
+    inner = as_object(error.get("error")) or error
+    code = as_text(inner.get("type")) or kind
+    request_id = as_text(error.get("request_id"))
+    return Result(
+        key,
+        "failed",
+        error=as_text(inner.get("message")) or "no reason given",
+        code=code,
+        retryable=may_pass(_STATUSES.get(code)),
+        details={"request_id": request_id} if request_id else {},
+    )
+
+
+def _batch(body: Any) -> Batch:
+    if not isinstance(body, dict) or not isinstance(body.get("id"), str):
+        raise UpstreamError.found_in(body)
+    native = as_text(body.get("processing_status")) or "unknown"
+    counted = as_object(body.get("request_counts"))
+    processing, succeeded, errored, canceled, expired = (
+        as_count(counted.get(kind)) for kind in ("processing", "succeeded", "errored", "canceled", "expired")
+    )
+    total = processing + succeeded + errored + canceled + expired
+    state = _STATES.get(native, "running")
+    if native == "ended" and total and total in {canceled, expired}:
+        state = "cancelled" if canceled else "expired"
+    results_url = as_text(body.get("results_url"))
+    return Batch(
+        id=body["id"],
+        state=state,
+        native=native,
+        total=total or None,
+        succeeded=succeeded,
+        failed=errored + canceled + expired,
+        created_at=moment(body.get("created_at")),
+        ended_at=moment(body.get("ended_at")),
+        expires_at=moment(body.get("expires_at")),
+        results=(results_url,) if results_url else (),
+    )
