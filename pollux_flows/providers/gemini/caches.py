@@ -14,11 +14,11 @@ from pollux_flows.providers.gemini.sources import parts
 from pollux_flows.providers.material import Material
 
 if TYPE_CHECKING:
-    from google.genai import Client
+    from pollux_flows.providers.gemini.client import Connection
 
 
 async def create(
-    client: Client, model: str, materials: Sequence[Material], options: Options, ttl_seconds: int
+    client: Connection, model: str, materials: Sequence[Material], options: Options, ttl_seconds: int
 ) -> CacheHandle:
     """Have the content kept for `ttl_seconds`; the handle expires when Gemini says so."""
     from google.genai import types

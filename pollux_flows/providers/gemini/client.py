@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from pollux_flows.config import Config
 from pollux_flows.providers import http
+from pollux_flows.providers.base import UpstreamError
+from pollux_flows.providers.chat import json_or_text
 
 if TYPE_CHECKING:
+    import httpx2
     from google.genai import Client
+    from google.genai.client import AsyncClient
 
 URL = "https://generativelanguage.googleapis.com"
+_VERSION = "v1"
+_OK = 200
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The SDK and, for the JSON that it keeps to itself, a way beside it over the same connections."""
+
+    # The whole Client is kept, not its `aio` half: once the Client is collected, that half is closed.
+    sdk: Client
+    _transport: httpx2.AsyncClient
+    _base: str
+    _key: str = field(repr=False)
+
+    @property
+    def aio(self) -> AsyncClient:
+        return self.sdk.aio
+
+    async def ask(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+        """The JSON of an answer as it came."""
+        response = await self._transport.request(
+            method,
+            f"{self._base.rstrip('/')}/{_VERSION}/{path}",
+            params=query,
+            json=body,
+            headers={"x-goog-api-key": self._key},
+        )
+        if response.status_code != _OK:
+            raise UpstreamError(response.status_code, json_or_text(response), headers=response.headers)
+        return response.json()
 
 
 @asynccontextmanager
-async def connect(config: Config) -> AsyncIterator[Client]:
+async def connect(config: Config) -> AsyncIterator[Connection]:
     from google.genai import Client, types  # costs 0.3 s, needed only when a call is made
 
+    base, key = http.address(config, URL), http.key(config)
     async with http.sdk_client(config, URL) as transport:
         with http.idle_client() as idle:
-            # The whole Client is handed out, not its `aio` half: once the Client is collected, that half is closed.
-            yield Client(
-                api_key=http.key(config),
+            sdk = Client(
+                api_key=key,
                 vertexai=False,  # else GOOGLE_GENAI_USE_VERTEXAI in the environment would change every path
                 http_options=types.HttpOptions(
-                    base_url=http.address(config, URL),
-                    api_version="v1",
+                    base_url=base,
+                    api_version=_VERSION,
                     timeout=int(config.timeout_s * 1000),
                     httpx_async_client=transport,
                     httpx_client=idle,
                 ),
             )
+            yield Connection(sdk, transport, base, key)

@@ -12,7 +12,7 @@ from pollux_flows.providers.uploads import FileToSend
 from pollux_flows.state.upload import Uploaded
 
 if TYPE_CHECKING:
-    from google.genai import Client
+    from pollux_flows.providers.gemini.client import Connection
 
 # What Google keeps a file for; it cannot be chosen.
 KEPT_S: Final = 48 * 3600
@@ -22,7 +22,7 @@ _POLL_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 _GONE: Final = {403, 404}
 
 
-async def upload(client: Client, file: FileToSend) -> Uploaded:
+async def upload(client: Connection, file: FileToSend) -> Uploaded:
     from google.genai import types
 
     asked_at = time.time()
@@ -36,7 +36,7 @@ async def upload(client: Client, file: FileToSend) -> Uploaded:
     )
 
 
-async def ready(client: Client, uploaded: Uploaded) -> Uploaded:
+async def ready(client: Connection, uploaded: Uploaded) -> Uploaded:
     """Wait until Gemini has looked through it: a video takes a while."""
     polls = 0
     while uploaded.details:
@@ -52,7 +52,7 @@ async def ready(client: Client, uploaded: Uploaded) -> Uploaded:
     return uploaded
 
 
-async def exists(client: Client, file_id: str) -> bool:
+async def exists(client: Connection, file_id: str) -> bool:
     from google.genai import errors
 
     try:
@@ -64,7 +64,7 @@ async def exists(client: Client, file_id: str) -> bool:
     return True
 
 
-async def delete(client: Client, file_id: str) -> None:
+async def delete(client: Connection, file_id: str) -> None:
     from google.genai import errors
 
     try:
@@ -74,7 +74,7 @@ async def delete(client: Client, file_id: str) -> None:
             raise
 
 
-async def names(client: Client) -> AsyncIterator[tuple[str, str]]:
+async def names(client: Connection) -> AsyncIterator[tuple[str, str]]:
     """The id and the name of every file."""
     async for file in await client.aio.files.list(config={"page_size": 100}):
         yield file.name or "", file.display_name or ""

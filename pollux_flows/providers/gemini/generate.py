@@ -15,7 +15,9 @@ from pollux_flows.providers.gemini.sources import parts
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
-    from google.genai import Client, types
+    from google.genai import types
+
+    from pollux_flows.providers.gemini.client import Connection
 
 _BLOCKED: Final = {
     "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR",
@@ -26,7 +28,7 @@ _BUDGETS: Final = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, 
 _MODES: Final = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
 
 
-async def generate(client: Client, call: Call) -> Answer:
+async def generate(client: Connection, call: Call) -> Answer:
     response = await client.aio.models.generate_content(**request(call))
     came = response.sdk_http_response
     answer = read_answer(json.loads((came and came.body) or "null"))
