@@ -28,7 +28,7 @@ _LONGEST_CELL: Final = 300
 
 
 @asynccontextmanager
-async def _not_worth_an_answer() -> AsyncIterator[None]:
+async def not_worth_an_answer() -> AsyncIterator[None]:
     """What is shown is worth less than what was paid for: if it cannot be left, the run says so and goes on."""
     try:
         yield
@@ -38,7 +38,7 @@ async def _not_worth_an_answer() -> AsyncIterator[None]:
 
 async def leave_answers(kind: str, prompts: Sequence[str | None], target: Target, envelope: ResultEnvelope) -> None:
     """One page: what was asked, what was answered, what it took."""
-    async with _not_worth_an_answer():
+    async with not_worth_an_answer():
         await acreate_markdown_artifact(
             markdown=answers_page(prompts, target, envelope),
             key=f"pollux-{kind}",
@@ -53,7 +53,7 @@ async def leave_grid(
     envelopes: Sequence[ResultEnvelope],
 ) -> None:
     """One page: a row a source, a column a prompt."""
-    async with _not_worth_an_answer():
+    async with not_worth_an_answer():
         await acreate_markdown_artifact(
             markdown=grid_page(prompts, sources, target, envelopes),
             key="pollux-broadcast",
@@ -84,7 +84,7 @@ async def progress(total: int, description: str) -> AsyncIterator[Callable[[int]
 
     async def show() -> None:
         await asyncio.sleep(_PROGRESS_EVERY_S)
-        async with _not_worth_an_answer():
+        async with not_worth_an_answer():
             bar = await acreate_progress_artifact(
                 progress=_percent(done, total), description=f"{description}, of {total}"
             )
@@ -110,11 +110,11 @@ def answers_page(prompts: Sequence[str | None], target: Target, envelope: Result
     finish_reasons = envelope.metrics.get("finish_reasons", [])
     for index, prompt in list(enumerate(prompts))[:_SHOWN]:
         failure = envelope.errors[index] if envelope.errors else None
-        lines += [f"## {index + 1}. {_cell(prompt or '(sources only)', 80)}", ""]
+        lines += [f"## {index + 1}. {cell(prompt or '(sources only)', 80)}", ""]
         if prompt and len(prompt) > 80:  # noqa: PLR2004 (what the heading shows of it)
             lines += [_quoted(prompt), ""]
         if failure is not None:
-            lines += [f"**{failure.kind}:** {_cell(failure.message)} {_cell(failure.hint or '')}", ""]
+            lines += [f"**{failure.kind}:** {cell(failure.message)} {cell(failure.hint or '')}", ""]
         if envelope.answers[index]:
             lines += [_quoted(envelope.answers[index]), ""]
         if finish_reasons[index] not in {"stop", None}:
@@ -132,15 +132,15 @@ def grid_page(
     envelopes: Sequence[ResultEnvelope],
 ) -> str:
     """The Markdown of `leave_grid`."""
-    header = ["Source", *(_cell(prompt or "(no prompt)", 80) for prompt in prompts)]
+    header = ["Source", *(cell(prompt or "(no prompt)", 80) for prompt in prompts)]
     lines = [*_summary(target, envelopes), "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for source, envelope in list(zip(sources, envelopes, strict=True))[:_SHOWN]:
         cells = [
-            _cell(answer) if envelope.errors is None or (failure := envelope.errors[index]) is None
-            else f"**{failure.kind}:** {_cell(failure.message)}"
+            cell(answer) if envelope.errors is None or (failure := envelope.errors[index]) is None
+            else f"**{failure.kind}:** {cell(failure.message)}"
             for index, answer in enumerate(envelope.answers)
         ]  # fmt: skip
-        lines.append("| " + " | ".join([_cell(source.identifier, 60), *cells]) + " |")
+        lines.append("| " + " | ".join([cell(source.identifier, 60), *cells]) + " |")
     if len(sources) > _SHOWN:
         lines += ["", f"… and {len(sources) - _SHOWN} more sources, in the result of this run."]
     lines += ["", *_warned(envelopes)]
@@ -172,7 +172,7 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
     return [
         f"| Status | {_status(envelopes)} |",
         "| --- | --- |",
-        *(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
+        *(f"| {name} | {cell(value)} |" for name, value in rows.items()),
         "",
     ]
 
@@ -192,14 +192,14 @@ def _money(target: Target, envelopes: Sequence[ResultEnvelope]) -> dict[str, str
 def _failed(envelope: ResultEnvelope) -> list[str]:
     """The prompts without an answer among those that are not shown."""
     failures = [each for each in (envelope.errors or [])[_SHOWN:] if each is not None]
-    shown = [f"- {each.index + 1}. **{each.kind}:** {_cell(each.message)}" for each in failures[:_SHOWN]]
+    shown = [f"- {each.index + 1}. **{each.kind}:** {cell(each.message)}" for each in failures[:_SHOWN]]
     more = [f"- … and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
     return ["### Not answered either", "", *shown, *more, ""] if failures else []
 
 
 def _warned(envelopes: Sequence[ResultEnvelope]) -> list[str]:
     warnings = [warning for envelope in envelopes for warning in envelope.diagnostics.get("warnings", [])]
-    shown = [f"- {_cell(warning)}" for warning in warnings[:_SHOWN]]
+    shown = [f"- {cell(warning)}" for warning in warnings[:_SHOWN]]
     return ["### Warnings", "", *shown, ""] if shown else []
 
 
@@ -210,7 +210,7 @@ def _quoted(text: str) -> str:
     return "\n".join(f"> {line}" for line in _inert(text).splitlines())
 
 
-def _cell(text: str, longest: int = _LONGEST_CELL) -> str:
+def cell(text: str, longest: int = _LONGEST_CELL) -> str:
     """On one line, and without what would end a table's cell."""
     line = " ".join(text.split())
     line = line if len(line) <= longest else line[: longest - 1] + "…"

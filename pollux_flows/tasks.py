@@ -39,10 +39,10 @@ class _TaskSettings(TypedDict):
 
 
 # Cheap to make again, and the same each time: storing them would cost more than it saves.
-_UNSTORED: Final[_TaskSettings] = {"cache_policy": NO_CACHE, "persist_result": False}
+UNSTORED: Final[_TaskSettings] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
-@task(name="request", task_run_name="request", **_UNSTORED)
+@task(name="request", task_run_name="request", **UNSTORED)
 async def request(
     prompts: str | Sequence[str | None] | None,
     target: Target,
@@ -54,13 +54,13 @@ async def request(
     return make_request(prompts, target=target, sources=sources, options=options, each_source=each_source)
 
 
-@task(name="plan", task_run_name="plan", **_UNSTORED)
+@task(name="plan", task_run_name="plan", **UNSTORED)
 async def plan(request: Request) -> Plan:
     """Read what is to be sent, and work out the calls it comes to."""
     return make_plan(request, await read_sources(request))
 
 
-@task(name="execute", task_run_name="{plan.title}", **_UNSTORED)
+@task(name="execute", task_run_name="{plan.title}", **UNSTORED)
 async def execute(plan: Plan, provider: str | None = None, terms: Terms | None = None) -> list[Outcome]:
     """Make the calls that are not answered yet.
 
@@ -78,13 +78,13 @@ async def execute(plan: Plan, provider: str | None = None, terms: Terms | None =
         return await found.execution.outcomes(plan.calls, lambda _: found.count(1))
 
 
-@task(name="extract", task_run_name="extract", **_UNSTORED)
+@task(name="extract", task_run_name="extract", **UNSTORED)
 async def extract(plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0) -> ResultEnvelope:
     """Build the envelope."""
     return extract_envelope(plan, outcomes, duration_s=duration_s)
 
 
-@task(name="extract", task_run_name="extract", **_UNSTORED)
+@task(name="extract", task_run_name="extract", **UNSTORED)
 async def extract_each(plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0) -> list[ResultEnvelope]:
     """Build one envelope a source."""
     return make_envelopes(plan, outcomes, duration_s=duration_s)

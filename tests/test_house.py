@@ -27,7 +27,7 @@ FLOORS: tuple[set[str], ...] = (
     {"pipeline"},
     {"deferred", "caching"},
     {"blocks"},
-    {"serializer", "scope", "artifacts", "tasks"},
+    {"serializer", "scope", "events", "artifacts", "tasks", "jobs"},
     {"flows"},
     {"cli", "cli_state", "demo", "__init__"},
 )

@@ -1,5 +1,6 @@
 """The Prefect blocks: what an operator sets up once and flows are given by name."""
 
+from pollux_flows.blocks.deferred_job import PolluxDeferredJob
 from pollux_flows.blocks.provider import PolluxProvider
 
-__all__ = ["PolluxProvider"]
+__all__ = ["PolluxDeferredJob", "PolluxProvider"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 
 from pollux_flows.deferred.book import Hold
-from pollux_flows.deferred.inspect import look
+from pollux_flows.deferred.inspect import look, with_seen
 from pollux_flows.deferred.submit import hand_in, settle
 from pollux_flows.errors import APIError
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.retry import insist
+from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
 from pollux_flows.state.claims import Clock
 
@@ -21,15 +22,16 @@ async def advance(
     session: Session,
     plan: Callable[[], Awaitable[Plan]],
     *,
+    batches: Mapping[str, Batch] | None = None,
     known: Collection[str] = (),
     clock: Clock = time.time,
 ) -> None:
     """Find out what is not known of it, hand in what is due, and stop what is cancelled.
 
-    What it asks is needed only where something is handed in.
+    What it asks is needed only where something is handed in. `batches` are those that somebody has just looked at.
     """
     await settle(hold, session, known=known, clock=clock)
-    seen = await look(hold.job, session)
+    seen = await look(hold.job, session) if batches is None else with_seen(hold.job, batches, clock())
     if seen is not hold.job:
         await hold.save(seen)
     if hold.job.cancelled:

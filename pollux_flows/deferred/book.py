@@ -29,12 +29,17 @@ class Asked(Record):
     request: Request
     contents: list[Content | None]
 
-    def plan(self, job: Job) -> Plan:
-        """Its calls, which are those that the job was made for."""
+    def about(self, rows: list[tuple[int, int]] | None) -> Plan:
+        """Its calls; only those about some prompts, given as first and last."""
         plan = make_plan(self.request, self.contents)
-        if job.rows is not None:
-            wanted = set(job.indexes())
-            plan = plan.model_construct(**{**dict(plan), "calls": [c for c in plan.calls if c.index in wanted]})
+        if rows is None:
+            return plan
+        wanted = {index for first, last in rows for index in range(first, last + 1)}
+        return plan.model_construct(**{**dict(plan), "calls": [call for call in plan.calls if call.index in wanted]})
+
+    def plan(self, job: Job) -> Plan:
+        """The calls of that job."""
+        plan = self.about(job.rows)
         if fingerprint(plan) != job.fingerprint:
             raise ConfigurationError(
                 f"The job {job.name} cannot be handed in: this version of pollux_flows would ask something else.",

@@ -13,6 +13,7 @@ from uuid import uuid4
 from pydantic import Field, field_validator
 
 from pollux_flows.config import Target
+from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.document import Record
 from pollux_flows.handles import VERSION, checked_version
 from pollux_flows.options import Options
@@ -87,6 +88,10 @@ class Part(Record):
             }
         )
 
+    def again(self) -> Part:
+        """The same, to be handed in again at once."""
+        return Part(first=self.first, count=self.count, attempt=self.attempt)
+
     def cancelled(self) -> Part:
         """The same, never to be handed in."""
         problem = CallFailure(
@@ -124,7 +129,16 @@ class Job(Record):
     parts: list[Part] = Field(default_factory=list)
     on_lost: OnLost = "submit"
     cancelled: bool = Field(default=False, description="Whether somebody wants no more of it.")
-    settings: dict[str, Any] = Field(default_factory=dict, description="What those who collect it are to know.")
+    # What those who collect it are to know, and what they have done.
+    provider_block: str | None = Field(default=None, description="The PolluxProvider whose key it was handed in with.")
+    output: str | None = Field(default=None, description="Where its answers are to be written as JSONL.")
+    resubmit: int = Field(default=0, ge=0, description="How often what failed is to be handed in again.")
+    parent: str | None = Field(default=None, description="The job whose failed prompts it asks again.")
+    child: str | None = Field(default=None, description="The job that asks its failed prompts again, until it is done.")
+    children: int = Field(default=0, description="How many jobs have done so.")
+    waiting_runs: list[str] = Field(default_factory=list, description="Suspended flow runs that wait for it.")
+    manifest: Manifest | None = Field(default=None, description="What came of it, once that is kept.")
+    retired_at: float | None = Field(default=None, description="When all was done that its end asks for.")
 
     @field_validator("version")
     @classmethod
@@ -148,6 +162,11 @@ class Job(Record):
         """Whether some of it may be handed in now."""
         return not self.parts or bool(self.due(now))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether its answers are kept, those of prompts that were handed in again included."""
+        return self.manifest is not None and self.child is None
+
     def tag(self, number: int) -> str:
         """What the batch of that part is called, in its present attempt."""
         return f"{self.submission}-{number}-{self.parts[number].attempt}"
@@ -162,8 +181,21 @@ class Job(Record):
         states = [_UNSETTLED[part.state] for part in parts if part.state in _UNSETTLED]
         # One that was never tried is still being handed in; one that was told to wait is the provider's to take.
         states += ["submitting" for part in parts if part.state == "waiting" and part.not_before is None]
-        state: JobState = "ambiguous" if "ambiguous" in states else "submitting" if states else "submitted"
+        state: JobState
+        state = (
+            "collected"
+            if self.manifest
+            else "ambiguous"
+            if "ambiguous" in states
+            else "submitting"
+            if states
+            else "submitted"
+        )
         return self.model_copy(update={"parts": list(parts), "state": state})
+
+    def collected(self, manifest: Manifest) -> Job:
+        """The same, once its answers are kept."""
+        return self.model_copy(update={"manifest": manifest, "state": "collected"})
 
     def indexes(self, part: Part | None = None) -> Iterator[int]:
         """The numbers of its prompts, or of one part's, as the plan counts them."""

@@ -8,33 +8,33 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
+from pydantic import Field
+
 from pollux_flows.deferred.job import Job, Part, index_in, key_of
+from pollux_flows.deferred.manifest import Bucket
+from pollux_flows.document import Record
 from pollux_flows.pipeline.structured import structured_answers
 from pollux_flows.pricing import cost_of
 from pollux_flows.providers.base import UpstreamError
 from pollux_flows.providers.batches import BatchModule, Result
 from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome
 
-BUCKETS: Final = ("succeeded", "failed", "expired", "cancelled", "invalid_output", "missing")
-"""What can become of a prompt. Each is in one of these, so they add up to the number submitted."""
-
+_BUCKETS: Final[dict[FailureKind, Bucket]] = {"expired": "expired", "cancelled": "cancelled", "missing": "missing"}
 _GONE: Final[dict[str, tuple[FailureKind, str]]] = {
     "expired": ("expired", "The provider did not come to this prompt in time."),
     "cancelled": ("cancelled", "The batch was cancelled before this prompt was answered."),
 }
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(Record):
     """One prompt of a job, and what became of it."""
 
     key: str
-    bucket: str
+    bucket: Bucket
     outcome: Outcome
     structured: Any = None
     warning: str | None = None
-    code: str | None = None
-    """The provider's own word for it."""
+    code: str | None = Field(default=None, description="The provider's own word for it.")
 
 
 @dataclass
@@ -98,7 +98,14 @@ class Results:
         )
         values, warnings = structured_answers(self.job.options, [answer]) if answer else (None, [])
         value, warning = values[0] if values else None, warnings[0] if warnings else None
-        return Item(key, bucket_of(outcome, warning), outcome, value, warning, result.code if result else None)
+        return Item(
+            key=key,
+            bucket=bucket_of(outcome, warning),
+            outcome=outcome,
+            structured=value,
+            warning=warning,
+            code=result.code if result else None,
+        )
 
     def _answer(self, result: Result, index: int) -> tuple[Answer | None, CallFailure | None]:
         if result.status == "succeeded":
@@ -120,12 +127,12 @@ class Results:
             return None
 
 
-def bucket_of(outcome: Outcome, warning: str | None) -> str:
-    """Which of the `BUCKETS` it is in."""
+def bucket_of(outcome: Outcome, warning: str | None) -> Bucket:
+    """What it counts as."""
     problem = outcome.problem
     if problem is None:
         return "invalid_output" if warning else "succeeded"
-    return problem.kind if problem.kind in BUCKETS else "failed"
+    return _BUCKETS.get(problem.kind, "failed")
 
 
 def _without_result(part: Part, index: int) -> CallFailure:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pollux_flows.capabilities import check_deferred
 from pollux_flows.deferred.book import Asked, Book, BusyError, Hold
@@ -53,7 +53,7 @@ async def check_finished(session: Session, plan: Plan) -> None:
     await insist(partial(session.check, _call(plan, plan.calls[0], materials)), session.config)
 
 
-async def claim(book: Book, name: str, asked: Asked, plan: Plan, **more: object) -> Job:
+async def claim(book: Book, name: str, asked: Asked, plan: Plan, **more: Any) -> Job:
     """The job of that name: a new one or, when this was done before, the one that there is."""
     await book.ask(name, asked)
     job = new_job(name, plan, time.time(), **more)
@@ -75,12 +75,11 @@ async def hand_in_first(book: Book, job: Job, session: Session, plan: Plan) -> J
             try:
                 await hand_in(hold, session, plan)
             except PolluxError:
-                await _forget_if_unsent(hold, session)
+                await _forgotten(hold, session)
                 raise
-            problems = [part.problem for part in hold.job.parts if part.state == "refused"]
-            if len(problems) == len(hold.job.parts):
-                await _forget(hold, session)
-                raise next(problem for problem in problems if problem).error(job.target.provider)
+            problems = [part.problem for part in hold.job.parts if part.state == "refused" and part.problem]
+            if len(problems) == len(hold.job.parts) and await _forgotten(hold, session):
+                raise problems[0].error(job.target.provider)
             return hold.job
     except BusyError:
         # Somebody who found it unfinished is at work on it: what that came to, the job will say.
@@ -100,7 +99,7 @@ async def hand_in(
 async def settle(hold: Hold, session: Session, *, known: Collection[str] = (), clock: Clock = time.time) -> None:
     """Find out what became of parts that may have been handed in. It needs nothing but the job."""
     for number, part in enumerate(hold.job.parts):
-        if part.state == "sending" or (part.state == "lost" and hold.job.on_lost == "submit"):
+        if part.state in {"sending", "lost"}:
             await _settled(hold, session, number, known, clock())
 
 
@@ -219,18 +218,21 @@ async def _settled(hold: Hold, session: Session, number: int, known: Collection[
         await hold.save(hold.job.with_part(number, part.seen(found)))
     elif now - (part.sent_at or 0.0) >= SETTLED_S:
         state: PartState = "waiting" if hold.job.on_lost == "submit" else "lost"
-        again = Part(first=part.first, count=part.count, attempt=part.attempt, state=state, sent_at=part.sent_at)
-        await hold.save(hold.job.with_part(number, again))
+        if state != part.state:
+            again = Part(first=part.first, count=part.count, attempt=part.attempt, state=state, sent_at=part.sent_at)
+            await hold.save(hold.job.with_part(number, again))
 
 
-async def _forget_if_unsent(hold: Hold, session: Session) -> None:
-    if all(part.state in {"waiting", "refused"} and part.not_before is None for part in hold.job.parts):
-        await _forget(hold, session)
-
-
-async def _forget(hold: Hold, session: Session) -> None:
+async def _forgotten(hold: Hold, session: Session) -> bool:
+    """Forget the job if nothing of it can be at the provider, and nobody else relies on it; tell whether that is so."""
+    job = hold.job
+    unsent = all(part.state in {"waiting", "refused"} and part.attempt <= 1 for part in job.parts)
+    waits = any(part.not_before is not None for part in job.parts)
+    if not unsent or waits or job.parent is not None:
+        return False
     await hold.remove()
-    await give_back_files(hold.job, session)
+    await give_back_files(job, session)
+    return True
 
 
 def _call(plan: Plan, planned: PlannedCall, materials: Sequence[Material]) -> Call:

@@ -41,9 +41,9 @@ async def answer(
     plan, outcomes, duration_s = await _outcomes(
         prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=False
     )
-    envelope = await tasks.extract(_whole(plan), _whole(outcomes), duration_s)
+    envelope = await tasks.extract(whole(plan), whole(outcomes), duration_s)
     await artifacts.leave_answers(kind, prompts, plan.target, envelope)
-    _fail_if_unanswered([envelope], plan.target, on_partial)
+    fail_if_unanswered([envelope], plan.target, on_partial)
     return typed(envelope, plan.options)
 
 
@@ -61,9 +61,9 @@ async def answer_each(
     plan, outcomes, duration_s = await _outcomes(
         prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=True
     )
-    envelopes = await tasks.extract_each(_whole(plan), _whole(outcomes), duration_s)
+    envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s)
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
-    _fail_if_unanswered(envelopes, plan.target, on_partial)
+    fail_if_unanswered(envelopes, plan.target, on_partial)
     return [typed(envelope, plan.options) for envelope in envelopes]
 
 
@@ -83,8 +83,8 @@ async def _outcomes(
             hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
         )
     config = await provider.config()
-    asked = await tasks.request(_whole(prompts), config.target, _whole(sources), options, each_source)
-    plan = await tasks.plan(_whole(asked))
+    asked = await tasks.request(whole(prompts), config.target, whole(sources), options, each_source)
+    plan = await tasks.plan(whole(asked))
     started = time.monotonic()
     async with tasks.holding_execution(plan, config, terms) as held:
         found = await held.execution.answers.given(plan.calls)
@@ -101,7 +101,7 @@ async def _outcomes(
 async def _part(part: Plan, provider: str | None, terms: Terms) -> list[Outcome]:
     """The outcomes of one task run, which is shown as failed when a call of it failed."""
     # To Prefect's types, an async task that is asked for its state is not awaited; it is.
-    state = await cast(Any, tasks.execute)(_whole(part), provider, terms, return_state=True)
+    state = await cast(Any, tasks.execute)(whole(part), provider, terms, return_state=True)
     outcomes: list[Outcome] | Exception = await state.aresult(raise_on_failure=False)
     return _unless_raised(outcomes)
 
@@ -116,7 +116,7 @@ def _unless_refused(part: Plan, outcomes: list[Outcome] | BaseException) -> list
     ]
 
 
-def _whole(value: T) -> T:
+def whole(value: T) -> T:
     """As it is: Prefect need not look for task runs in each prompt and each answer, which takes it a second."""
     return cast(T, opaque(value))
 
@@ -127,7 +127,12 @@ def _unless_raised(found: T | BaseException) -> T:
     return found
 
 
-def _fail_if_unanswered(envelopes: Sequence[ResultEnvelope], target: Target, on_partial: OnPartial) -> None:
+def fail_if_unanswered(
+    envelopes: Sequence[ResultEnvelope],
+    target: Target,
+    on_partial: OnPartial,
+    retry: str = "a retry asks only the others",
+) -> None:
     """A run that lacks answers has failed, and says why; so a retry is offered, which asks only what is missing."""
     failures = [failure for envelope in envelopes for failure in envelope.errors or [] if failure is not None]
     if any("unkept" in call for envelope in envelopes for call in envelope.diagnostics["calls"]):
@@ -143,7 +148,7 @@ def _fail_if_unanswered(envelopes: Sequence[ResultEnvelope], target: Target, on_
     if count > 1:
         how_many = f"{len(failures)} of {count} prompts were not" if answered else f"None of {count} prompts was"
         told = f"{how_many} answered. The first: {first.message}"
-        kept = "What was answered is kept: a retry asks only the others." if answered else None
+        kept = f"What was answered is kept: {retry}." if answered else None
         hint = " ".join(filter(None, [first.hint, kept]))
         first = first.model_copy(update={"message": told, "hint": hint or None})
     error = first.error(target.provider)

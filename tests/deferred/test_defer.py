@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ from pollux_flows import (
 )
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator
-from tests.loopback import KEY, SDKS, MakeConfig
+from tests.loopback import KEY, MODELS, SDKS, MakeConfig
 
 every_batch_system = pytest.mark.parametrize("provider", SDKS)
 PROMPTS = ["one", "two", "three"]
@@ -241,7 +242,10 @@ async def test_nothing_to_defer(sim: Simulator, config: MakeConfig) -> None:
 
 @every_batch_system
 async def test_the_simulator_in_process(provider: ProviderName) -> None:
-    settings = Config(provider=provider, model="any", use_mock=True)
+    settings = Config(provider=provider, model=MODELS[provider], use_mock=True)
     handle = await defer_many(PROMPTS, config=settings)
-    envelope = await collect_deferred(handle)
-    assert envelope.status == "ok"
+    deadline = time.monotonic() + 10
+    while not (await inspect_deferred(handle)).is_terminal:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    assert (await collect_deferred(handle)).status == "ok"

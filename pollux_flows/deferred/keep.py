@@ -1,0 +1,190 @@
+"""Keep: a job's answers, a piece at a time, so that a job of any length fits into memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import posixpath
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator
+from itertools import islice
+from typing import IO, Any, Final, Protocol, cast
+
+import fsspec
+
+from pollux_flows.address import shown
+from pollux_flows.deferred.manifest import BUCKETS, Manifest
+from pollux_flows.deferred.results import Item
+from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.pricing import Cost, total
+
+_TOGETHER: Final = 1000
+
+
+class Shelf(Protocol):
+    """Where texts are kept by name, for every worker."""
+
+    async def put(self, name: str, text: str) -> None:
+        """Keep the text, whatever was there."""
+        ...
+
+    async def get(self, name: str) -> str | None: ...
+
+
+class Tally:
+    """Counts items as they come by."""
+
+    def __init__(self) -> None:
+        self._buckets: Counter[str] = Counter()
+        self._usage: Counter[str] = Counter()
+        self._costs: list[Cost] = []
+
+    def add(self, item: Item) -> None:
+        self._buckets[item.bucket] += 1
+        if (answer := item.outcome.answer) is not None:
+            self._usage.update(answer.usage)
+            self._costs.append(Cost(item.outcome.cost_usd, item.outcome.cost_unknown))
+
+    def manifest(self, **more: Any) -> Manifest:
+        cost = total(self._costs)
+        return Manifest(
+            submitted=self._buckets.total(),
+            **{bucket: self._buckets[bucket] for bucket in BUCKETS},
+            cost_usd=cost.usd,
+            cost_unknown=cost.unknown,
+            usage=dict(self._usage),
+            collected_at=time.time(),
+            **more,
+        )
+
+
+async def keep(shelf: Shelf, name: str, items: Iterator[Item]) -> Tally:
+    """Put all items of a job on the shelf."""
+    tally, number = Tally(), 0
+    # Off the event loop: reading the results of 50,000 prompts takes many seconds.
+    while some := await asyncio.to_thread(lambda: list(islice(items, _TOGETHER))):
+        for item in some:
+            tally.add(item)
+        await shelf.put(_piece(name, number), _written(some))
+        number += 1
+    return tally
+
+
+async def kept(shelf: Shelf, name: str) -> AsyncIterator[Item]:
+    """All items of a job, in the order of its prompts."""
+    number = 0
+    while (text := await shelf.get(_piece(name, number))) is not None:
+        for item in _read(text):
+            yield item
+        number += 1
+
+
+async def overlay(shelf: Shelf, name: str, newer: str) -> Tally:
+    """Put what succeeded in the job `newer` in the place of what did not. Doing it twice changes nothing."""
+    better = {item.outcome.index: item async for item in kept(shelf, newer) if item.bucket == "succeeded"}
+    tally, number = Tally(), 0
+    while (text := await shelf.get(_piece(name, number))) is not None:
+        items = [better.get(item.outcome.index, item) for item in _read(text)]
+        for item in items:
+            tally.add(item)
+        await shelf.put(_piece(name, number), _written(items))
+        number += 1
+    return tally
+
+
+async def worth_another_try(shelf: Shelf, name: str) -> list[int]:
+    """The prompts that did not succeed, and may when they are handed in again."""
+    return [item.outcome.index async for item in kept(shelf, name) if _may_succeed(item)]
+
+
+async def without_answer(shelf: Shelf, name: str) -> list[int]:
+    """All prompts that did not succeed."""
+    return [item.outcome.index async for item in kept(shelf, name) if item.bucket != "succeeded"]
+
+
+def output_of(output: str, name: str) -> str:
+    """The file for a job's lines: `output` itself or, if that is a folder, one in it."""
+    return f"{output}{name}.jsonl" if output.endswith("/") else output
+
+
+async def write_output(shelf: Shelf, name: str, output: str, manifest: Manifest) -> None:
+    """Write a line a prompt to `output`, and the manifest beside it. What is there already is replaced, as a whole."""
+    path = output_of(output, name)
+    try:
+        async with _written_to(path) as file:
+            async for item in kept(shelf, name):
+                file.write(line_of(item) + "\n")
+        async with _written_to(f"{posixpath.splitext(path)[0]}.manifest.json") as file:
+            file.write(manifest.model_dump_json(indent=2) + "\n")
+    except (OSError, ValueError, ImportError) as error:
+        raise SourceError(
+            f"The answers of {name} could not be written to {shown(path)}: {type(error).__name__}: {error}",
+            hint="Make room or give the worker the right to write there. The answers are kept; it is tried again.",
+        ) from None
+
+
+def check_output(output: str) -> None:
+    """Refuse, before anything is handed in, a place that nobody here can write to."""
+    try:
+        fsspec.core.url_to_fs(output)
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(
+            f"output cannot be {shown(output)!r}: {error}",
+            hint="Write a path, or an address such as s3://bucket/answers.jsonl, whose package is installed.",
+        ) from None
+
+
+def line_of(item: Item) -> str:
+    """One line of the output."""
+    outcome, answer, problem = item.outcome, item.outcome.answer, item.outcome.problem
+    said = {
+        "index": outcome.index,
+        "status": item.bucket,
+        "answer": None if answer is None else answer.text,
+        "structured": item.structured,
+        "finish_reason": answer and answer.finish_reason,
+        "usage": answer.usage if answer else {},
+        "cost_usd": outcome.cost_usd,
+        "error": problem.message if problem else item.warning,
+    }
+    return json.dumps(said, ensure_ascii=False)
+
+
+class _written_to:  # noqa: N801 (used like a function)
+    """A text file that is there only once it is whole."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._path = fsspec.core.url_to_fs(url)
+        # An object store shows an object when it is closed; a disk shows a file from its first byte.
+        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        self._writes = f"{self._path}.unfinished" if self._local else self._path
+
+    async def __aenter__(self) -> IO[str]:
+        if self._local and (folder := posixpath.dirname(self._path)):
+            self._fs.makedirs(folder, exist_ok=True)
+        self._file = cast(IO[str], self._fs.open(self._writes, "w", encoding="utf-8", newline="\n"))
+        return self._file
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        self._file.close()
+        if kind is None and self._local:
+            self._fs.mv(self._writes, self._path)
+
+
+def _may_succeed(item: Item) -> bool:
+    problem = item.outcome.problem
+    # An answer that does not fit, or that is missing, may be another the next time; so may an empty one.
+    return item.bucket != "succeeded" and (problem is None or problem.retryable or problem.kind == "empty")
+
+
+def _written(items: Collection[Item]) -> str:
+    return "\n".join(item.model_dump_json(exclude_defaults=True) for item in items)
+
+
+def _read(text: str) -> list[Item]:
+    return [Item.model_validate_json(line) for line in text.split("\n")]
+
+
+def _piece(name: str, number: int) -> str:
+    return f"{name}/answers-{number:04}"

@@ -1,0 +1,66 @@
+"""Poll: look at very many batches of one account with few requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from pollux_flows.deferred.inspect import under_way
+from pollux_flows.deferred.job import Job
+from pollux_flows.errors import APIError
+from pollux_flows.pipeline.retry import insist
+from pollux_flows.providers.batches import Batch
+from pollux_flows.providers.session import Session
+
+MOST_REQUESTS: Final = 60
+"""What one look at all jobs may cost. Those that are not seen this time are seen the next time: the oldest first."""
+
+# So few are asked after one by one: a list would bring all else that the account has.
+_FEW: Final = 3
+_SKEW_S: Final = 600.0
+
+
+@dataclass
+class Seen:
+    """What was found out, and what was not."""
+
+    batches: dict[str, Batch]
+    gone: dict[str, APIError]
+    """The provider does not have these, or not any more."""
+    requests: int = 0
+
+
+async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS) -> Seen:
+    """The batches of these jobs that were under way, as they are now."""
+    since = {batch_id: job.created_at for job in jobs for batch_id in under_way(job)}
+    seen = Seen({}, {})
+    if len(since) > _FEW:
+        await _listed(session, since, seen, most)
+    # Whatever no list showed, the oldest first: the young ones are not done, and can wait for the next time.
+    for batch_id in sorted(since.keys() - seen.batches.keys(), key=since.__getitem__):
+        if seen.requests >= most:
+            break
+        seen.requests += 1
+        try:
+            seen.batches[batch_id] = await insist(partial(session.inspect_batch, batch_id), session.config)
+        except APIError as error:
+            if error.status_code != 404:  # noqa: PLR2004 (HTTP's own)
+                raise
+            seen.gone[batch_id] = error
+    return seen
+
+
+async def _listed(session: Session, since: dict[str, float], seen: Seen, most: int) -> None:
+    oldest = min(since.values()) - _SKEW_S
+
+    async def pages() -> None:
+        async for page in session.batch_pages():
+            seen.requests += 1
+            seen.batches.update({batch.id: batch for batch in page if batch.id in since})
+            old = page and all(batch.created_at is not None and batch.created_at < oldest for batch in page)
+            if old or seen.batches.keys() >= since.keys() or seen.requests >= most:
+                return
+
+    await insist(pages, session.config)

@@ -1,0 +1,25 @@
+"""collect: bring home what the providers' batch systems have finished. Made to be run on a schedule."""
+
+from collections.abc import Sequence
+
+from pollux_flows.deferred.report import CollectReport
+from pollux_flows.flows.collecting import collect_jobs
+from pollux_flows.flows.forms import async_form, sync_form
+
+
+@sync_form("collect")
+async def collect(jobs: Sequence[str] | None = None) -> CollectReport:
+    """Look at deferred jobs, and keep the answers of those that are done. That others are not done is no failure.
+
+    It may be run as often as one likes, at the same time as others, and be killed at any moment.
+
+    Args:
+        jobs: The names of the jobs to look at; empty for all that are not collected yet.
+    """
+    return await collect_jobs(jobs)
+
+
+@async_form("collect", collect)
+async def acollect(jobs: Sequence[str] | None = None) -> CollectReport:
+    """Look at deferred jobs, and keep the answers of those that are done. To be awaited."""
+    return await collect_jobs(jobs)

@@ -1,0 +1,132 @@
+"""Collecting: one look at all jobs that are not done, with few requests, and what there is to do for each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from prefect import get_run_logger, task
+
+from pollux_flows.config import Config
+from pollux_flows.deferred.book import BusyError, no_such_job
+from pollux_flows.deferred.inspect import with_seen
+from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.poll import MOST_REQUESTS, Seen, poll
+from pollux_flows.deferred.report import CollectReport, JobRow, row_of
+from pollux_flows.errors import PolluxError
+from pollux_flows.jobs import pages
+from pollux_flows.jobs.book import BlockBook
+from pollux_flows.jobs.collecting import Pass, wants_work
+from pollux_flows.jobs.configs import Configs
+from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.providers.session import open_session
+from pollux_flows.state.claims import LeaseLostError
+from pollux_flows.tasks import UNSTORED
+
+# More at once would only stand in line at the Prefect server.
+_AT_ONCE: Final = 4
+# A task run for each job, up to so many that a person looks at.
+_SHOWN: Final = 50
+
+
+async def collect_jobs(names: Sequence[str] | None = None) -> CollectReport:
+    """Look at the jobs, or at those of these names, and do for each what can be done."""
+    book = BlockBook(await ResultShelf.open())
+    jobs, unreadable = await book.all()
+    if names is not None:
+        there = {job.name for job in jobs} | {each.name for each in unreadable}
+        for name in names:
+            if name not in there:
+                raise no_such_job(name, "this Prefect server")
+    wanted = [job for job in jobs if job.retired_at is None and (names is None or job.name in names)]
+    known = [part.batch_id for job in jobs for part in job.parts if part.batch_id]
+    look = _Look(Pass(book, known), show=len(wanted) <= _SHOWN)
+    await look.at_all(wanted)
+    if names is not None:  # what is done already is told again to whoever asks after it
+        look.rows |= {job.name: row_of(job, time.time()) for job in jobs if job.name in names and job.retired_at}
+    for each in unreadable:
+        if names is None or each.name in names:
+            look.rows[each.name] = JobRow(job=each.name, status="unreadable", problem=each.why)
+    report = CollectReport(rows=[look.rows[name] for name in sorted(look.rows)], requests=look.requests)
+    await pages.leave_report(report)
+    get_run_logger().info("%s.", report.headline)
+    return report
+
+
+class _Look:
+    def __init__(self, one_pass: Pass, *, show: bool) -> None:
+        self.rows: dict[str, JobRow] = {}
+        self.requests = 0
+        self._pass, self._show = one_pass, show
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def at_all(self, jobs: Sequence[Job]) -> None:
+        for config, some in await self._by_account(jobs):
+            await self._at_account(config, some)
+            while self._pass.made:  # what failed was handed in again: as a job of its own, which is new
+                made = [job for name in self._pass.made if (job := await self._pass.book.find(name))]
+                self._pass.made.clear()
+                await self._work_on({job.name: (job, config) for job in made}, None)
+
+    async def _by_account(self, jobs: Sequence[Job]) -> list[tuple[Config, list[Job]]]:
+        """The jobs of each account together, so that one list shows all of them."""
+        configs = Configs()
+        accounts: dict[tuple[str, str | None, str | None, bool], list[tuple[Config, Job]]] = defaultdict(list)
+        for job in jobs:
+            try:
+                config = await configs.of(job)
+            except PolluxError as error:
+                self._left_alone(job, error)
+                continue
+            accounts[config.provider, config.base_url, config.key(), config.use_mock].append((config, job))
+        return [(some[0][0], [job for _, job in some]) for some in accounts.values()]
+
+    async def _at_account(self, config: Config, jobs: Sequence[Job]) -> None:
+        try:
+            async with open_session(config) as session:
+                seen = await poll(session, jobs, max(1, MOST_REQUESTS - self.requests))
+        except PolluxError as error:
+            for job in jobs:
+                self._left_alone(job, error)
+            return
+        self.requests += seen.requests
+        now, working = time.time(), {}
+        for job in jobs:
+            current = with_seen(job, seen.batches, now)
+            self.rows[job.name] = row_of(current, now, _gone(job, seen))
+            if wants_work(current, now):
+                # In one account there may be jobs for several models.
+                working[job.name] = (job, config.model_copy(update={"model": job.target.model}))
+        await self._work_on(working, seen)
+
+    async def _work_on(self, working: Mapping[str, tuple[Job, Config]], seen: Seen | None) -> None:
+        async def one(job: Job, config: Config) -> None:
+            async with self._turn:
+                await self._one(job, config, seen)
+
+        await asyncio.gather(*(one(job, config) for job, config in working.values()))
+
+    async def _one(self, job: Job, config: Config, seen: Seen | None) -> None:
+        async def work() -> Job:
+            return await self._pass.work_on(job.name, config, None if seen is None else seen.batches)
+
+        shown = task(name="job", task_run_name=job.name, **UNSTORED)(work) if self._show else work
+        try:
+            self.rows[job.name] = row_of(await shown(), time.time())
+        except (BusyError, LeaseLostError):
+            row = self.rows.get(job.name) or row_of(job, time.time())
+            self.rows[job.name] = row.model_copy(update={"next": "somebody else is at work on it"})
+        except Exception as error:  # noqa: BLE001 (one job, whatever is wrong with it, does not stop the others)
+            self._left_alone(job, error)
+
+    def _left_alone(self, job: Job, error: Exception) -> None:
+        get_run_logger().warning("%s is left alone: %s", job.name, error)
+        self.rows[job.name] = row_of(job, time.time(), str(error) or type(error).__name__)
+
+
+def _gone(job: Job, seen: Seen) -> str | None:
+    gone = [str(seen.gone[part.batch_id]) for part in job.parts if part.batch_id in seen.gone]
+    return gone[0] if gone else None

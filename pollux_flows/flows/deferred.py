@@ -1,0 +1,62 @@
+"""deferred: submit, wait and give the answers, in one call."""
+
+from collections.abc import Sequence
+
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.deferred.job import OnLost
+from pollux_flows.flows.answering import OnPartial
+from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.submitting import submit_job
+from pollux_flows.flows.waiting import answers_of
+from pollux_flows.options import Options
+from pollux_flows.result import ResultEnvelope
+from pollux_flows.source import Source
+
+
+@sync_form("deferred")
+async def deferred(
+    prompts: Sequence[str],
+    provider: PolluxProvider,
+    sources: Sequence[Source] = (),
+    options: Options | None = None,
+    *,
+    output: str | None = None,
+    resubmit: int = 0,
+    on_lost: OnLost = "submit",
+    on_partial: OnPartial = "fail",
+) -> ResultEnvelope:
+    """Ask at batch prices, and wait for the answers.
+
+    In a run of a deployment nothing runs meanwhile: it is suspended, and resumed by `collect`, which must be deployed
+    on a schedule. Anywhere else it looks itself.
+
+    Args:
+        prompts: What is asked.
+        provider: The PolluxProvider that answers: gemini, openai or anthropic.
+        sources: What the prompts are about.
+        options: How to answer.
+        output: Where the answers are to be written as well, a line of JSON a prompt.
+        resubmit: How often what failed, and may succeed the next time, is handed in again by itself.
+        on_lost: When the provider seems to have nothing of what was handed in, after a crash perhaps: "submit" hands it
+            in again, "report" leaves that to a person.
+        on_partial: When some prompts have no answer, "fail" the run or "complete" it.
+    """
+    job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
+    return await answers_of(job.name, on_partial=on_partial, options=options)
+
+
+@async_form("deferred", deferred)
+async def adeferred(
+    prompts: Sequence[str],
+    provider: PolluxProvider,
+    sources: Sequence[Source] = (),
+    options: Options | None = None,
+    *,
+    output: str | None = None,
+    resubmit: int = 0,
+    on_lost: OnLost = "submit",
+    on_partial: OnPartial = "fail",
+) -> ResultEnvelope:
+    """Ask at batch prices, and wait for the answers. To be awaited."""
+    job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
+    return await answers_of(job.name, on_partial=on_partial, options=options)

@@ -1,0 +1,54 @@
+"""submit: hand work in to the provider's batch system, for answers that may come later and cost less."""
+
+from collections.abc import Sequence
+
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.deferred.job import OnLost
+from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.submitting import submit_job
+from pollux_flows.options import Options
+from pollux_flows.source import Source
+
+
+@sync_form("submit")
+async def submit(
+    prompts: Sequence[str],
+    provider: PolluxProvider,
+    sources: Sequence[Source] = (),
+    options: Options | None = None,
+    *,
+    output: str | None = None,
+    resubmit: int = 0,
+    on_lost: OnLost = "submit",
+) -> str:
+    """Hand in prompts about the same sources, and give the name of the PolluxDeferredJob that `collect` collects.
+
+    Args:
+        prompts: What is asked.
+        provider: The PolluxProvider that answers: gemini, openai or anthropic.
+        sources: What the prompts are about.
+        options: How to answer.
+        output: Where the answers are to be written, a line of JSON a prompt: a file or, with a slash at its end, a
+            folder, on this machine or as an address such as s3://bucket/answers.jsonl. A manifest is put beside it.
+        resubmit: How often what failed, and may succeed the next time, is handed in again by itself.
+        on_lost: When the provider seems to have nothing of what was handed in, after a crash perhaps: "submit" hands it
+            in again, "report" leaves that to a person.
+    """
+    job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
+    return job.name
+
+
+@async_form("submit", submit)
+async def asubmit(
+    prompts: Sequence[str],
+    provider: PolluxProvider,
+    sources: Sequence[Source] = (),
+    options: Options | None = None,
+    *,
+    output: str | None = None,
+    resubmit: int = 0,
+    on_lost: OnLost = "submit",
+) -> str:
+    """Hand in prompts about the same sources, and give the name of the job. To be awaited."""
+    job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
+    return job.name

@@ -1,0 +1,26 @@
+"""wait_for: the answers of a job that was submitted earlier."""
+
+from pollux_flows.flows.answering import OnPartial
+from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.waiting import answers_of
+from pollux_flows.result import ResultEnvelope
+
+
+@sync_form("wait-for")
+async def wait_for(job: str, *, on_partial: OnPartial = "fail") -> ResultEnvelope:
+    """Wait for a deferred job, and give its answers.
+
+    In a run of a deployment nothing runs meanwhile: it is suspended, and resumed by `collect`, which must be deployed
+    on a schedule. Anywhere else it looks itself.
+
+    Args:
+        job: The name of the PolluxDeferredJob.
+        on_partial: When some prompts have no answer, "fail" the run or "complete" it.
+    """
+    return await answers_of(job, on_partial=on_partial)
+
+
+@async_form("wait-for", wait_for)
+async def await_for(job: str, *, on_partial: OnPartial = "fail") -> ResultEnvelope:
+    """Wait for a deferred job, and give its answers. To be awaited."""
+    return await answers_of(job, on_partial=on_partial)

@@ -1,0 +1,77 @@
+"""Waiting: for a job's answers, suspended where that is possible, so that nothing runs meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+from prefect import get_run_logger
+
+from pollux_flows.deferred.book import BusyError, no_such_job
+from pollux_flows.deferred.job import Job
+from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
+from pollux_flows.flows.collecting import collect_jobs
+from pollux_flows.jobs.book import BlockBook
+from pollux_flows.jobs.collecting import Pass
+from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.waiters import may_suspend, suspend
+from pollux_flows.options import Options
+from pollux_flows.pipeline.extract import typed
+from pollux_flows.result import ResultEnvelope
+
+_FIRST_S: Final = 0.2
+_LONGEST_S: Final = 60.0
+
+
+async def answers_of(name: str, *, on_partial: OnPartial = "fail", options: Options | None = None) -> ResultEnvelope:
+    """The answers of the job, once they are there; with `options`, as instances of the caller's model.
+
+    A run of a deployment is suspended until `collect` resumes it. Any other looks itself, ever more seldom.
+    """
+    book = BlockBook(await ResultShelf.open())
+    for pause in _pauses():
+        job = await _found(book, name)
+        if job.is_complete:
+            break
+        if (run_id := may_suspend()) is not None and await _noted(book, name, run_id):
+            get_run_logger().info("%s is not done: this run is suspended until collect resumes it.", name)
+            await suspend()
+        else:
+            await collect_jobs(_family(job))
+            if not (await _found(book, name)).is_complete:
+                await asyncio.sleep(pause)
+    envelope = await Pass(book).envelope(job)
+    fail_if_unanswered([envelope], job.target, on_partial, retry=f"resubmit({name!r}) asks only the others")
+    return typed(envelope, options or job.options)
+
+
+async def _found(book: BlockBook, name: str) -> Job:
+    if (job := await book.find(name)) is None:
+        raise no_such_job(name, "this Prefect server")
+    return job
+
+
+async def _noted(book: BlockBook, name: str, run_id: str) -> bool:
+    """Write down that this run waits; False if somebody is at work on the job, or it is done by now."""
+    try:
+        async with book.alone(name) as hold:
+            if hold.job.is_complete:
+                return False
+            if run_id not in hold.job.waiting_runs:
+                await hold.save(hold.job.model_copy(update={"waiting_runs": [*hold.job.waiting_runs, run_id]}))
+            return True
+    except BusyError:
+        return False
+
+
+def _family(job: Job) -> list[str]:
+    """The job, and the one that asks its failed prompts again."""
+    return [job.name] if job.child is None else [job.name, job.child]
+
+
+def _pauses() -> Iterator[float]:
+    pause = _FIRST_S
+    while True:
+        yield pause
+        pause = min(pause * 1.5, _LONGEST_S)

@@ -1,0 +1,134 @@
+"""Book: the jobs of a Prefect server, a PolluxDeferredJob each. A block's name is given once, so it is a claim."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.actions import BlockDocumentCreate, BlockDocumentUpdate
+from prefect.client.schemas.objects import BlockDocument
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+from pollux_flows.blocks.deferred_job import PolluxDeferredJob
+from pollux_flows.deferred.book import Asked, BusyError, Hold, no_such_job
+from pollux_flows.deferred.job import Job
+from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.jobs.connection import connected
+from pollux_flows.jobs.lease import Lease, lease
+from pollux_flows.jobs.shelf import ResultShelf
+
+_SLUG = PolluxDeferredJob.get_block_type_slug()
+_WHERE = "this Prefect server"
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A job that nobody here can read, and why."""
+
+    name: str
+    why: str
+
+
+class BlockBook:
+    """The jobs of a Prefect server. What they ask is on the shelf: a block is no place for 50,000 prompts."""
+
+    def __init__(self, shelf: ResultShelf) -> None:
+        self.shelf = shelf
+
+    async def ask(self, name: str, asked: Asked) -> None:
+        await self.shelf.put(f"{name}/asked", asked)
+
+    async def asked(self, name: str) -> Asked:
+        if (asked := await self.shelf.get(f"{name}/asked")) is None:
+            raise ConfigurationError(
+                f"What the job {name} asks is not in this worker's result storage ({self.shelf.where}).",
+                hint="Give all workers that submit and collect the same result storage: set "
+                "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK to a storage that they share.",
+            )
+        if not isinstance(asked, Asked):
+            raise ConfigurationError(f"What is kept as {name}/asked in {self.shelf.where} is not what a job asks.")
+        return asked
+
+    async def add(self, job: Job) -> bool:
+        async with connected() as client:
+            await PolluxDeferredJob.register_type_and_schema(client=client)
+            type_id, schema_id = PolluxDeferredJob._block_type_id, PolluxDeferredJob._block_schema_id  # noqa: SLF001
+            document = BlockDocumentCreate(
+                name=job.name, data=_data(job), block_type_id=type_id, block_schema_id=schema_id
+            )
+            try:
+                await client.create_block_document(document)
+            except ObjectAlreadyExists:
+                # Ours, if the answer was lost and Prefect's client asked again.
+                found = await self.find(job.name)
+                return found is not None and found.submission == job.submission
+        return True
+
+    async def find(self, name: str) -> Job | None:
+        document = await _document(name)
+        return None if document is None else _job(document)
+
+    async def all(self) -> tuple[list[Job], list[Unreadable]]:
+        """Every job that there is, and those that cannot be read."""
+        async with connected() as client:
+            documents = await client.read_block_documents_by_type(_SLUG)
+        jobs, unreadable = [], []
+        for document in documents:
+            try:
+                jobs.append(_job(document))
+            except PolluxError as error:
+                unreadable.append(Unreadable(str(document.name), str(error)))
+        return jobs, unreadable
+
+    @asynccontextmanager
+    async def alone(self, name: str) -> AsyncIterator[Hold]:
+        async with lease(f"pollux-at-work-{name}") as won:
+            if won is None:
+                raise BusyError(name)
+            if (document := await _document(name)) is None:
+                raise no_such_job(name, _WHERE)
+            yield _BlockHold(won, document.id, _job(document))
+
+
+class _BlockHold:
+    def __init__(self, won: Lease, document_id: UUID, job: Job) -> None:
+        self._lease, self._id = won, document_id
+        self.job = job
+
+    async def save(self, job: Job) -> None:
+        await self._lease.check()
+        update = BlockDocumentUpdate(data=_data(job), merge_existing_data=False)
+        async with connected() as client:
+            await client.update_block_document(self._id, update)
+        self.job = job
+
+    async def renew(self) -> None:
+        await self._lease.renew()
+
+    async def remove(self) -> None:
+        await self._lease.check()
+        async with connected() as client:
+            await client.delete_block_document(self._id)
+
+
+async def _document(name: str) -> BlockDocument | None:
+    async with connected() as client:
+        try:
+            return await client.read_block_document_by_name(name, _SLUG)
+        except ObjectNotFound:
+            return None
+
+
+def _data(job: Job) -> dict[str, Any]:
+    block = PolluxDeferredJob.of(job)
+    return {name: getattr(block, name) for name in PolluxDeferredJob.model_fields}
+
+
+def _job(document: BlockDocument) -> Job:
+    said = document.data.get("job")
+    if not isinstance(said, dict):
+        raise ConfigurationError(f"The block {document.name} does not say what it is a job of: somebody has edited it.")
+    return Job.model_validate({**said, "name": document.name})

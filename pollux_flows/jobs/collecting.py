@@ -1,0 +1,153 @@
+"""Collecting: one pass over jobs. Each step is written down after it is done, and doing it twice does no harm.
+
+So a pass may be killed anywhere, and several may go on at once: a job is worked on by one at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pollux_flows import events
+from pollux_flows.config import Config
+from pollux_flows.deferred.advance import advance
+from pollux_flows.deferred.book import BusyError, Hold
+from pollux_flows.deferred.collect import download, make_envelope
+from pollux_flows.deferred.files import give_back_files
+from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.keep import Tally, keep, kept, output_of, overlay, worth_another_try, write_output
+from pollux_flows.deferred.manifest import Manifest
+from pollux_flows.deferred.resubmit import again, with_child
+from pollux_flows.jobs import pages
+from pollux_flows.jobs.book import BlockBook
+from pollux_flows.jobs.waiters import resume_all
+from pollux_flows.pipeline.plan import Plan
+from pollux_flows.providers.batches import Batch
+from pollux_flows.providers.session import Session, open_session
+from pollux_flows.result import ResultEnvelope
+from pollux_flows.state.home import home, prepared
+
+MOST_IN_ONE_ENVELOPE: Final = 10_000
+"""Of a longer job there is no envelope: its answers are lines in a file."""
+
+
+def wants_work(job: Job, now: float) -> bool:
+    """Whether there is anything to do for it but to wait."""
+    if job.manifest is not None:
+        return job.retired_at is None and job.child is None
+    if job.is_ended or job.is_due(now) or any(part.state in {"sending", "lost"} for part in job.parts):
+        return True
+    return job.cancelled and any(not part.is_ended and part.batch_state != "cancelling" for part in job.parts)
+
+
+@dataclass
+class Pass:
+    """One pass over the jobs of a server."""
+
+    book: BlockBook
+    known: Collection[str] = ()
+    """All batches that belong to a job."""
+    made: list[str] = field(default_factory=list)
+    """Jobs that came up on the way: what failed, handed in again."""
+
+    async def work_on(self, name: str, config: Config, batches: Mapping[str, Batch] | None = None) -> Job:
+        """Do all that can be done for a job now, and give it as it is then. BusyError where somebody else does."""
+        async with self.book.alone(name) as hold, open_session(config) as session:
+            before = hold.job.state
+
+            async def plan() -> Plan:
+                return (await self.book.asked(name)).plan(hold.job)
+
+            if hold.job.manifest is None:
+                await advance(hold, session, plan, batches=batches, known=self.known)
+                if hold.job.state == "ambiguous" != before:
+                    await events.tell("ambiguous", hold.job)
+            if hold.job.is_ended:
+                await self._finish(hold, session)
+            return hold.job
+
+    async def _finish(self, hold: Hold, session: Session) -> None:
+        folder = _folder(hold.job)
+        if hold.job.manifest is None:
+            results = await download(hold.job, session, prepared(folder))
+            tally = await keep(self.book.shelf, hold.job.name, results.items())
+            manifest = self._manifest(hold.job, tally, results.oddities)
+            await self._leave(hold.job, manifest)
+            await hold.save(await self._tried_again(hold.job.collected(manifest)))
+        if hold.job.child is not None:
+            return  # what it does not have yet, the child will bring
+        await self._retire(hold, session)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    async def _tried_again(self, job: Job) -> Job:
+        """The job, after what failed of it was handed in again, where that is wanted and worth it."""
+        if job.cancelled or not job.resubmit:
+            return job
+        if not (indexes := await worth_another_try(self.book.shelf, job.name)):
+            return job
+        child = await again(job, self.book, indexes, resubmit=job.resubmit - 1)
+        self.made.append(child.name)
+        return with_child(job, child)
+
+    async def _retire(self, hold: Hold, session: Session) -> None:
+        """All that is to be done once the answers are kept."""
+        job = hold.job
+        await give_back_files(job, session)
+        if job.parent is not None and not await self._completed(job.parent, job, session):
+            return
+        if job.manifest is not None:
+            happened: events.Happened = "collected" if job.manifest.succeeded else "failed"
+            await events.tell(happened, job, **job.manifest.model_dump(mode="json"))
+        waiting = await resume_all(job.waiting_runs)
+        retired_at = None if waiting else time.time()
+        await hold.save(job.model_copy(update={"waiting_runs": waiting, "retired_at": retired_at}))
+
+    async def _completed(self, name: str, child: Job, session: Session) -> bool:
+        """Complete the parent's answers with the child's. False if somebody is at work on it: later, then."""
+        try:
+            async with self.book.alone(name) as hold:
+                if hold.job.manifest is None:
+                    return False  # it was about to note that it has this child
+                if hold.job.child == child.name:
+                    tally = await overlay(self.book.shelf, name, child.name)
+                    manifest = self._manifest(hold.job, tally, hold.job.manifest.oddities)
+                    await self._leave(hold.job, manifest)
+                    await hold.save(hold.job.model_copy(update={"manifest": manifest, "child": None}))
+                if hold.job.is_complete and hold.job.retired_at is None:
+                    await self._retire(hold, session)
+        except BusyError:
+            return False
+        return True
+
+    def _manifest(self, job: Job, tally: Tally, oddities: list[str]) -> Manifest:
+        output = output_of(job.output, job.name) if job.output else None
+        return tally.manifest(oddities=oddities, output=output)
+
+    async def _leave(self, job: Job, manifest: Manifest) -> None:
+        """What people and programs find: the lines, the envelope, the page."""
+        if job.output is not None:
+            await write_output(self.book.shelf, job.name, job.output, manifest)
+        if job.count <= MOST_IN_ONE_ENVELOPE:
+            items = [item async for item in kept(self.book.shelf, job.name)]
+            envelope = make_envelope(job, items, oddities=manifest.oddities)
+            await self.book.shelf.put(f"{job.name}/envelope", envelope)
+            await pages.leave_job(job, manifest, envelope)
+        else:
+            await pages.leave_job(job, manifest, None)
+
+    async def envelope(self, job: Job) -> ResultEnvelope:
+        """The answers of a job that is complete."""
+        found = await self.book.shelf.get(f"{job.name}/envelope")
+        if isinstance(found, ResultEnvelope):
+            return found
+        items = [item async for item in kept(self.book.shelf, job.name)]
+        return make_envelope(job, items, oddities=job.manifest.oddities if job.manifest else [])
+
+
+def _folder(job: Job) -> Path:
+    """Where the provider's own words are until the job is retired."""
+    return home() / "deferred" / job.name

@@ -1,0 +1,283 @@
+"""Deferred flows: submitted once, collected once, on a real Prefect server and all three batch systems."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from pydantic import BaseModel, SecretStr
+
+from pollux_flows import ConfigurationError, Options, Source
+from pollux_flows.blocks import PolluxDeferredJob, PolluxProvider
+from pollux_flows.config import ProviderName
+from pollux_flows.flows import (
+    acancel,
+    acollect,
+    adeferred,
+    aresubmit,
+    asubmit,
+    await_for,
+    cancel,
+    collect,
+    deferred,
+    submit,
+)
+from pollux_flows.simulator import Fault, Simulator
+from tests.loopback import MODELS, SDKS
+
+every_batch_system = pytest.mark.parametrize("kind", SDKS)
+PROMPTS = ["one", "two", "three", "four"]
+ANSWERS = [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
+Saved = Callable[[ProviderName], Any]
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+async def _no_jobs_are_left() -> AsyncIterator[None]:
+    yield
+    async with get_client() as client:
+        for document in await client.read_block_documents_by_type("pollux-deferred-job"):
+            await client.delete_block_document(document.id)
+
+
+@pytest.fixture
+def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
+    """A provider that is saved on the server."""
+    simulator.batch_s = 0
+
+    async def save(kind: ProviderName, **more: Any) -> PolluxProvider:
+        block = PolluxProvider(
+            provider=kind,
+            model=MODELS[kind],
+            api_key=SecretStr("sk-deferred-sentinel"),
+            base_url=simulator.base_url(kind, origin=world[1]),
+            **more,
+        )
+        await block.asave(f"deferred-{kind}", overwrite=True)
+        return await PolluxProvider.aload(f"deferred-{kind}")
+
+    return save
+
+
+async def events_of(job: str) -> list[str]:
+    """What the server was told of the job, in order."""
+    body = {"filter": {"resource": {"id": [f"pollux.deferred-job.{job}"]}, "order": "ASC"}, "limit": 50}
+    deadline = time.monotonic() + 10
+    async with get_client() as client:
+        while True:
+            answer = await client.request("POST", "/events/filter", json=body)
+            found = [event["event"].removeprefix("pollux.deferred.") for event in answer.json()["events"]]
+            if len(found) > 1 or time.monotonic() > deadline:
+                return found
+            await asyncio.sleep(0.2)
+
+
+@every_batch_system
+async def test_submitted_and_collected(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+    simulator.batch_s = 3600
+    name = await asubmit(PROMPTS, await saved(kind))
+    block = await PolluxDeferredJob.aload(name)
+    assert (block.state, block.status in {"queued", "running"}, block.prompts) == ("submitted", True, 4)
+    assert block.batches == [simulator.batches[0].id]
+    assert "sk-deferred-sentinel" not in json.dumps(block.job)
+    report = await acollect()
+    (row,) = report.rows
+    assert (row.job, row.collected, row.pending, row.problem) == (name, False, 4, None)
+    simulator.clock = lambda: time.time() + 3601
+    try:
+        report = await acollect()
+    finally:
+        simulator.clock = time.time
+    (row,) = report.rows
+    assert (row.status, row.collected, row.succeeded, row.problem) == ("completed", True, 4, None)
+    assert row.cost_usd is not None
+    assert (await acollect()).rows == []
+    envelope = await await_for(name)
+    assert (envelope.status, envelope.answers) == ("ok", ANSWERS)
+    assert envelope.metrics["cost_usd"] == pytest.approx(row.cost_usd)
+    assert await events_of(name) == ["submitted", "collected"]
+    assert len(simulator.batches) == 1
+
+
+def test_without_a_loop(saved: Saved) -> None:
+    provider = asyncio.run(saved("openai"))
+    name = submit(PROMPTS, provider)
+    assert collect([name]).rows[0].collected
+    assert deferred(PROMPTS, provider).answers == ANSWERS
+
+
+@every_batch_system
+async def test_files_a_schema_and_a_system_instruction(
+    kind: ProviderName, saved: Saved, tmp_path: Path, simulator: Simulator
+) -> None:
+    pdf = tmp_path / "report.pdf"
+    pdf.write_bytes(b"%PDF-1.7\n" + bytes(200))
+    envelope = await adeferred(
+        ["Which city?"],
+        await saved(kind, keep_files_s=0.0),
+        [Source.from_file(pdf)],
+        Options(system_instruction="Be brief.", response_schema=City),
+    )
+    assert envelope.structured is not None
+    assert isinstance(envelope.structured[0], City)
+    left = [file for file in simulator.files if file.deleted_at is None and "output" not in str(file.purpose)]
+    assert [file.id for file in left if file.name and file.name.startswith("pollux-")] == []
+
+
+async def test_lines_and_a_manifest(saved: Saved, tmp_path: Path, simulator: Simulator) -> None:
+    simulator.batch(end="partial", answered=0.5)
+    output = tmp_path / "out" / "answers.jsonl"
+    name = await asubmit(PROMPTS, await saved("openai"), output=str(output))
+    (row,) = (await acollect([name])).rows
+    assert (row.succeeded, row.failed) == (2, 2)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2, 3]
+    assert [line["status"] for line in lines] == ["succeeded", "succeeded", "failed", "failed"]
+    assert [line["answer"] for line in lines] == [*ANSWERS[:2], None, None]
+    manifest = json.loads((tmp_path / "out" / "answers.manifest.json").read_text())
+    buckets = ("succeeded", "failed", "expired", "cancelled", "invalid_output", "missing")
+    assert sum(manifest[bucket] for bucket in buckets) == manifest["submitted"] == 4
+    assert manifest["cost_usd"] == pytest.approx(row.cost_usd)
+    assert sorted(path.name for path in output.parent.iterdir()) == ["answers.jsonl", "answers.manifest.json"]
+
+
+@every_batch_system
+async def test_only_what_failed_is_asked_again(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+    simulator.batch(end="expired", answered=0.5)
+    name = await asubmit(PROMPTS, await saved(kind))
+    assert (await acollect([name])).rows[0].succeeded == 2
+    with pytest.raises(Exception, match="resubmit"):
+        await await_for(name)
+    child = await aresubmit(name)
+    assert await aresubmit(name) == child, "asking twice is asking once"
+    await acollect()
+    envelope = await await_for(name)
+    assert (envelope.status, envelope.answers) == ("ok", ANSWERS)
+    assert [batch.rows for batch in simulator.batches] == [4, 2]
+    with pytest.raises(ConfigurationError, match="have their answer"):
+        await aresubmit(name)
+
+
+async def test_resubmitted_by_itself(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
+    simulator.batch(end="expired", answered=0.5)
+    simulator.batch(end="expired", answered=0.5)
+    output = tmp_path / "answers.jsonl"
+    envelope = await adeferred(PROMPTS, await saved("gemini"), resubmit=2, output=str(output))
+    assert envelope.answers == ANSWERS
+    assert [batch.rows for batch in simulator.batches] == [4, 2, 1]
+    assert [json.loads(line)["answer"] for line in output.read_text().splitlines()] == ANSWERS
+
+
+async def test_a_retry_finds_its_job(saved: Saved, simulator: Simulator) -> None:
+    """What is submitted is submitted, whatever goes wrong with the run after that."""
+    provider = await saved("openai")
+    names = []
+
+    @flow(retries=1)
+    async def nightly() -> None:
+        names.append(await asubmit(PROMPTS, provider))
+        if len(names) == 1:
+            raise RuntimeError("something else went wrong")
+
+    await nightly()
+    assert names[0] == names[1]
+    assert len(simulator.batches) == 1
+
+
+@every_batch_system
+async def test_the_reply_to_a_create_is_lost(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+    """One batch, adopted."""
+    simulator.fail(Fault(kind="drop_after"), operation="batch.create")
+    name = await asubmit(PROMPTS, await saved(kind))
+    await acollect()
+    assert (await await_for(name)).answers == ANSWERS
+    assert len(simulator.batches) == 1
+
+
+@every_batch_system
+async def test_refused_as_a_whole(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+    """Nothing was taken, so there is no job; and a retry hands it in."""
+    simulator.fail(Fault(status=400, message="not like this"), operation="batch.create")
+    provider = await saved(kind)
+    with pytest.raises(Exception, match="not like this"):
+        await asubmit(PROMPTS, provider)
+    async with get_client() as client:
+        assert await client.read_block_documents_by_type("pollux-deferred-job") == []
+    assert simulator.batches == []
+
+
+async def test_two_collectors_at_once(saved: Saved, simulator: Simulator) -> None:
+    provider = await saved("anthropic")
+    names = [await asubmit([*PROMPTS, str(number)], provider) for number in range(3)]
+    await asyncio.gather(acollect(), acollect(), acollect(names))
+    for name in names:
+        assert await events_of(name) == ["submitted", "collected"]
+        assert (await await_for(name)).status == "ok"
+    assert len(simulator.batches) == 3
+
+
+async def test_a_job_whose_provider_is_gone_stops_no_other(saved: Saved, simulator: Simulator) -> None:
+    gone = await asubmit(PROMPTS, await saved("openai"))
+    fine = await asubmit(PROMPTS, await saved("gemini"))
+    edited = await asubmit(["edited"], await saved("gemini"))
+    async with get_client() as client:
+        document = await client.read_block_document_by_name("deferred-openai", "pollux-provider")
+        await client.delete_block_document(document.id)
+    block = await PolluxDeferredJob.aload(edited)
+    block.job = {"version": 99}
+    await block.asave(edited, overwrite=True)
+    rows = {row.job: row for row in (await acollect()).rows}
+    assert rows[fine].collected
+    assert "no PolluxProvider called" in (rows[gone].problem or "")
+    assert rows[edited].problem
+    await saved("openai")
+    assert (await acollect([gone])).rows[0].collected
+
+
+async def test_cancelled(saved: Saved, simulator: Simulator) -> None:
+    simulator.batch_s = 3600
+    name = await asubmit(PROMPTS, await saved("openai"))
+    assert await acancel(name) == "cancelling"
+    simulator.clock = lambda: time.time() + 3600
+    try:
+        (row,) = (await acollect()).rows
+    finally:
+        simulator.clock = time.time
+    assert (row.status, row.collected, row.failed) == ("cancelled", True, 4)
+    assert await events_of(name) == ["submitted", "failed"]
+
+
+async def test_no_such_job(saved: Saved) -> None:
+    for call in (acollect(["nobody"]), acancel("nobody"), aresubmit("nobody"), await_for("nobody")):
+        with pytest.raises(ConfigurationError, match="no job called 'nobody'"):
+            await call
+    with pytest.raises(ConfigurationError, match="no job called"):
+        await asyncio.to_thread(cancel, "nobody")
+
+
+async def test_the_queue_is_full(saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job waits its turn, and is handed in again."""
+    monkeypatch.setattr("pollux_flows.deferred.submit._WAIT_S", 0.0)
+    simulator.batch(end="queue_full")
+    name = await asubmit(PROMPTS, await saved("openai"))
+    await acollect()
+    await acollect()
+    await acollect()
+    assert (await await_for(name)).answers == ANSWERS
+    assert len(simulator.batches) == 2
