@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
-from typing import Annotated, Any, Final, Literal, Self
+from functools import lru_cache
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -177,9 +179,14 @@ class Options(Document):
     def response_json_schema(self) -> dict[str, Any] | None:
         """The shape of the answer as JSON Schema."""
         if model := self.response_model():
-            return model.model_json_schema()
+            return cast(dict[str, Any], json.loads(_schema_of(model)))
         schema: dict[str, Any] | None = self.response_schema
         return schema
+
+
+@lru_cache(maxsize=64)  # a batch asks once a row
+def _schema_of(model: type[BaseModel]) -> str:
+    return json.dumps(model.model_json_schema())
 
 
 def _find_model(name: str) -> type[BaseModel]:

@@ -8,9 +8,11 @@ They never change their argument, and expect one that `validation.check` has pas
 
 from __future__ import annotations
 
+import json
 import re
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from pollux_flows.errors import ConfigurationError
@@ -26,6 +28,23 @@ class WireSchema:
     strict: bool  # whether the provider may be asked to hold the answer to it
 
 
+def _once(write: Callable[[Schema], WireSchema]) -> Callable[[Schema], WireSchema]:
+    """Writes a schema once, and gives copies: a batch asks for the same one with every row."""
+
+    @lru_cache(maxsize=64)
+    def written(text: str) -> tuple[str, bool]:
+        wire = write(json.loads(text))
+        return json.dumps(wire.schema), wire.strict
+
+    @wraps(write)
+    def kept(schema: Schema) -> WireSchema:
+        text, strict = written(json.dumps(schema))
+        return WireSchema(json.loads(text), strict)
+
+    return kept
+
+
+@_once
 def for_openai(schema: Schema) -> WireSchema:
     """For OpenAI, OpenRouter `openai/*`, and their tool parameters; `without_invented_nulls` undoes it.
 
@@ -42,6 +61,7 @@ def for_openai(schema: Schema) -> WireSchema:
     return WireSchema(wire if has_object_root else schema, strict=has_object_root)
 
 
+@_once
 def for_anthropic(schema: Schema) -> WireSchema:
     """For `output_config.format`, which has no strict flag: `strict=False` says that the API would refuse it.
 
@@ -57,6 +77,7 @@ def for_anthropic(schema: Schema) -> WireSchema:
         return WireSchema(schema, strict=False)
 
 
+@_once
 def for_gemini(schema: Schema) -> WireSchema:
     """For `response_json_schema`: plain JSON Schema, maps too, but only `$...` keywords beside a `$ref`."""
     schema = deepcopy(schema)

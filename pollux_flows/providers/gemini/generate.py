@@ -91,9 +91,10 @@ def _all_tools(call: Call) -> list[types.Tool] | None:
     from google.genai import types
 
     opens = any(material.source.gemini_url_context for material in call.materials)
+    # Functions last: the SDK sends them so, and a row of a batch, which goes past it, is to be the same.
     return [
-        *(tools(call.options.tools) or []),
         *([types.Tool(url_context=types.UrlContext())] if opens else []),
+        *(tools(call.options.tools) or []),
     ] or None
 
 

@@ -50,7 +50,8 @@ async def delete(client: AsyncOpenAI, file_id: str) -> None:
 
 
 async def names(client: AsyncOpenAI) -> AsyncIterator[tuple[str, str]]:
-    """The id and the name of every file that was sent from here."""
-    for purpose in _PURPOSES.values():
-        async for file in client.files.list(purpose=purpose):
+    """The id and the name of every file of a purpose that we send files for."""
+    # It can be asked for one purpose or for all; ten thousand files are one page.
+    async for file in client.files.list():
+        if file.purpose in _PURPOSES.values():
             yield file.id, file.filename
