@@ -167,4 +167,4 @@ async def test_two_kinds_of_files_are_listed(b: Batching) -> None:
     await b.upload("source.txt", "text/plain", b"Hello")
     await b.ended("Hello?")
     names = [name async for _, name in b.session.files.names(b.session.client)]
-    assert names == ["source.txt", "rows.jsonl"]
+    assert sorted(names) == ["rows.jsonl", "source.txt"]
