@@ -14,7 +14,9 @@ import pytest
 
 from pollux_flows import APIError, ConfigurationError, Options, RateLimitError, Source
 from pollux_flows.config import ProviderName
+from pollux_flows.pipeline.send import send
 from pollux_flows.providers.batches import Batch, Result, Rows, turned
+from pollux_flows.providers.content import examine
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.simulator import Fault, Simulator
@@ -456,6 +458,24 @@ async def test_the_file_with_the_rows_is_found_by_its_name(b: Batching) -> None:
     assert found["marker-b"] == [file_id]
     await b.session.delete_file(str(file_id))
     assert (await b.session.find_files(["marker-b"]))["marker-b"] == []
+
+
+async def test_the_rows_are_sent_as_a_source_is(b: Batching) -> None:
+    """Under a marker of ours, with the ending and the purpose that the provider wants to see."""
+    if not b.session.batches.TAKES_A_FILE:
+        pytest.skip("Anthropic takes the rows themselves")
+    rows = b.rows(*PROMPTS)
+    source = Source.from_file(rows.path, mime_type="application/jsonl")
+    (content,) = await examine([source])
+
+    async def leave(*_: Any, **__: Any) -> None:
+        raise AssertionError("there is nothing to leave")
+
+    uploaded = await send(b.session, source, content, "marker", leave, purpose="batch")
+    (file,) = b.sim.files
+    assert (file.filename, file.mime_type) == ("marker-0001.jsonl", "application/jsonl")
+    batch = await b.after(await b.session.submit_batch("tag-1", rows, uploaded.file_id))
+    assert (batch.state, batch.succeeded) == ("completed", 8)
 
 
 def session_at(server: Scripted, provider: ProviderName) -> AbstractAsyncContextManager[Session]:
