@@ -33,7 +33,15 @@ _SHOWN: Final = 50
 
 
 async def collect_jobs(names: Sequence[str] | None = None) -> CollectReport:
-    """Look at the jobs, or at those of these names, and do for each what can be done."""
+    """Look at the jobs, or at those of these names, do for each what can be done, and leave a report of it."""
+    report = await look_at(names)
+    await pages.leave_report(report)
+    get_run_logger().info("%s.", report.headline)
+    return report
+
+
+async def look_at(names: Sequence[str] | None = None) -> CollectReport:
+    """The same without a trace."""
     book = BlockBook(await ResultShelf.open())
     jobs, unreadable = await book.all()
     if names is not None:
@@ -41,7 +49,8 @@ async def collect_jobs(names: Sequence[str] | None = None) -> CollectReport:
         for name in names:
             if name not in there:
                 raise no_such_job(name, "this Prefect server")
-    wanted = [job for job in jobs if job.retired_at is None and (names is None or job.name in names)]
+    family = None if names is None else _family(names, jobs)
+    wanted = [job for job in jobs if job.retired_at is None and (family is None or job.name in family)]
     known = [part.batch_id for job in jobs for part in job.parts if part.batch_id]
     look = _Look(Pass(book, known), show=len(wanted) <= _SHOWN)
     await look.at_all(wanted)
@@ -50,10 +59,19 @@ async def collect_jobs(names: Sequence[str] | None = None) -> CollectReport:
     for each in unreadable:
         if names is None or each.name in names:
             look.rows[each.name] = JobRow(job=each.name, status="unreadable", problem=each.why)
-    report = CollectReport(rows=[look.rows[name] for name in sorted(look.rows)], requests=look.requests)
-    await pages.leave_report(report)
-    get_run_logger().info("%s.", report.headline)
-    return report
+    return CollectReport(rows=[look.rows[name] for name in sorted(look.rows)], requests=look.requests)
+
+
+def _family(names: Sequence[str], jobs: Sequence[Job]) -> set[str]:
+    """These jobs, and those that complete them."""
+    children = {job.name: job.child for job in jobs}
+    found: set[str] = set()
+    for name in names:
+        member: str | None = name
+        while member is not None and member not in found:
+            found.add(member)
+            member = children.get(member)
+    return found
 
 
 class _Look:

@@ -11,7 +11,7 @@ from prefect import get_run_logger
 from pollux_flows.deferred.book import BusyError, no_such_job
 from pollux_flows.deferred.job import Job
 from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
-from pollux_flows.flows.collecting import collect_jobs
+from pollux_flows.flows.collecting import look_at
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.collecting import Pass
 from pollux_flows.jobs.shelf import ResultShelf
@@ -38,7 +38,7 @@ async def answers_of(name: str, *, on_partial: OnPartial = "fail", options: Opti
             get_run_logger().info("%s is not done: this run is suspended until collect resumes it.", name)
             await suspend()
         else:
-            await collect_jobs(_family(job))
+            await look_at([name])
             if not (await _found(book, name)).is_complete:
                 await asyncio.sleep(pause)
     envelope = await Pass(book).envelope(job)
@@ -63,11 +63,6 @@ async def _noted(book: BlockBook, name: str, run_id: str) -> bool:
             return True
     except BusyError:
         return False
-
-
-def _family(job: Job) -> list[str]:
-    """The job, and the one that asks its failed prompts again."""
-    return [job.name] if job.child is None else [job.name, job.child]
 
 
 def _pauses() -> Iterator[float]:
