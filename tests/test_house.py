@@ -216,9 +216,13 @@ def test_no_test_is_at_home_in_anybodys_home() -> None:
 NAMES = {
     "Config", "RetryPolicy", "Source", "Options", "ResultEnvelope", "CacheHandle", "run", "run_many", "create_cache",
     "PolluxError", "ConfigurationError", "SourceError", "PlanningError", "InternalError", "APIError", "RateLimitError",
-    "BudgetError", "CacheError", "DeferredNotReadyError",
+    "BudgetError", "CacheError", "DeferredNotReadyError", "DeferredHandle", "DeferredSnapshot",
+    "defer", "defer_many", "inspect_deferred", "collect_deferred", "cancel_deferred",
 }  # fmt: skip
-FLOWS = {"realtime", "sweep", "fan_out", "fan_in", "broadcast"}
+FLOWS = {
+    "realtime", "sweep", "fan_out", "fan_in", "broadcast",
+    "submit", "collect", "cancel", "resubmit", "deferred", "wait_for",
+}  # fmt: skip
 
 
 def test_the_package_exports_its_names() -> None:
