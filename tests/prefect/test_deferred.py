@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import pytest
 from prefect import flow
@@ -35,7 +35,10 @@ from tests.loopback import MODELS, SDKS
 every_batch_system = pytest.mark.parametrize("kind", SDKS)
 PROMPTS = ["one", "two", "three", "four"]
 ANSWERS = [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
-Saved = Callable[[ProviderName], Any]
+
+
+class Saved(Protocol):
+    async def __call__(self, kind: ProviderName, **more: Any) -> PolluxProvider: ...
 
 
 class City(BaseModel):
@@ -70,7 +73,7 @@ def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
             **more,
         )
         await block.asave(f"deferred-{kind}", overwrite=True)
-        return await PolluxProvider.aload(f"deferred-{kind}")
+        return await PolluxProvider.named(f"deferred-{kind}")
 
     return save
 
@@ -92,7 +95,7 @@ async def events_of(job: str) -> list[str]:
 async def test_submitted_and_collected(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
     simulator.batch_s = 3600
     name = await asubmit(PROMPTS, await saved(kind))
-    block = await PolluxDeferredJob.aload(name)
+    block = cast(PolluxDeferredJob, await PolluxDeferredJob.aload(name))
     assert (block.state, block.status in {"queued", "running"}, block.prompts) == ("submitted", True, 4)
     assert block.batches == [simulator.batches[0].id]
     assert "sk-deferred-sentinel" not in json.dumps(block.job)
@@ -128,16 +131,18 @@ async def test_files_a_schema_and_a_system_instruction(
 ) -> None:
     pdf = tmp_path / "report.pdf"
     pdf.write_bytes(b"%PDF-1.7\n" + bytes(200))
-    envelope = await adeferred(
-        ["Which city?"],
-        await saved(kind, keep_files_s=0.0),
-        [Source.from_file(pdf)],
-        Options(system_instruction="Be brief.", response_schema=City),
-    )
+    provider = await saved(kind, keep_files_s=0.0)
+    options = Options(system_instruction="Be brief.", response_schema=City)
+    name = await asubmit(["Which city?"], provider, [Source.from_file(pdf)], options)
+    handed_in = {file.id for file in simulator.files}
+    assert handed_in
+    await acollect()
+    (city,) = (await await_for(name)).structured or []
+    assert isinstance(city, dict)
+    envelope = await adeferred(["Which city?"], provider, [Source.from_file(pdf)], options)
     assert envelope.structured is not None
     assert isinstance(envelope.structured[0], City)
-    left = [file for file in simulator.files if file.deleted_at is None and "output" not in str(file.purpose)]
-    assert [file.id for file in left if file.name and file.name.startswith("pollux-")] == []
+    assert [file.id for file in simulator.files if file.id in handed_in and file.deleted_at is None] == []
 
 
 async def test_lines_and_a_manifest(saved: Saved, tmp_path: Path, simulator: Simulator) -> None:
@@ -239,7 +244,7 @@ async def test_a_job_whose_provider_is_gone_stops_no_other(saved: Saved, simulat
     async with get_client() as client:
         document = await client.read_block_document_by_name("deferred-openai", "pollux-provider")
         await client.delete_block_document(document.id)
-    block = await PolluxDeferredJob.aload(edited)
+    block = cast(PolluxDeferredJob, await PolluxDeferredJob.aload(edited))
     block.job = {"version": 99}
     await block.asave(edited, overwrite=True)
     rows = {row.job: row for row in (await acollect()).rows}

@@ -11,26 +11,46 @@ from pollux_flows import (
     CacheHandle,
     Config,
     ConfigurationError,
+    DeferredHandle,
+    DeferredSnapshot,
     Options,
     PolluxError,
     RateLimitError,
     ResultEnvelope,
     RetryPolicy,
     Source,
+    cancel_deferred,
+    collect_deferred,
     create_cache,
+    defer,
+    defer_many,
+    inspect_deferred,
     run,
     run_many,
 )
-from pollux_flows.blocks import PolluxProvider
+from pollux_flows.blocks import PolluxDeferredJob, PolluxProvider
+from pollux_flows.deferred.report import CollectReport
 from pollux_flows.flows import (
     abroadcast,
+    acancel,
+    acollect,
+    adeferred,
     afan_in,
     afan_out,
     arealtime,
+    aresubmit,
+    asubmit,
+    await_for,
     broadcast,
+    cancel,
+    collect,
+    deferred,
     fan_in,
     fan_out,
     realtime,
+    resubmit,
+    submit,
+    wait_for,
 )
 
 
@@ -118,6 +138,39 @@ async def calls(config: Config, source: Source) -> None:
     assert_type(handle, CacheHandle)
     assert_type(handle.expires_at, float)
     Options(cache=handle)
+
+
+async def later(config: Config, source: Source) -> None:
+    """Handed in now, collected later."""
+    handle = await defer_many(["Why?", "How?"], sources=[source], config=config, options=Options(), run_key="nightly")
+    assert_type(handle, DeferredHandle)
+    assert_type(await defer("Why?", source=source, config=config), DeferredHandle)
+    assert_type(handle.to_dict(), dict[str, Any])
+    assert_type(DeferredHandle.from_dict({}), DeferredHandle)
+    snapshot = await inspect_deferred(handle)
+    assert_type(snapshot, DeferredSnapshot)
+    assert_type(snapshot.is_terminal, bool)
+    assert_type(await collect_deferred(handle, response_schema=Invoice, config=config), ResultEnvelope)
+    await cancel_deferred(handle, config=config)
+    await defer("Why?")  # type: ignore[call-arg]
+
+
+async def jobs(provider: PolluxProvider, source: Source) -> None:
+    """Deferred flows, each in both forms."""
+    name = submit(["Why?"], provider, [source], Options(), output="answers/", resubmit=2, on_lost="report")
+    assert_type(name, str)
+    assert_type(await asubmit(["Why?"], provider), str)
+    assert_type(collect(), CollectReport)
+    assert_type(await acollect([name]), CollectReport)
+    assert_type(cancel(name), str)
+    assert_type(await acancel(name), str)
+    assert_type(resubmit(name), str)
+    assert_type(await aresubmit(name), str)
+    assert_type(wait_for(name, on_partial="complete"), ResultEnvelope)
+    assert_type(await await_for(name), ResultEnvelope)
+    assert_type(deferred(["Why?"], provider, sources=[source]), ResultEnvelope)
+    assert_type(await adeferred(["Why?"], provider, output="answers.jsonl"), ResultEnvelope)
+    assert_type(PolluxDeferredJob(state="", status="", provider="", model="", prompts=1, job={}).handle, DeferredHandle)
 
 
 async def flows(provider: PolluxProvider, source: Source) -> None:
