@@ -48,10 +48,13 @@ _PATIENCE_S: Final = 60.0
 _TOGETHER: Final = 250  # operations in a transaction, so that other processes get their turn
 # Another process is at it, or is just setting the file up.
 _LATER: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_ABSENT: Final = object()
 # Which records were written first is asked for when the state grows too large.
 _BY_AGE: Final = "CREATE INDEX IF NOT EXISTS Cache_store_time ON Cache (store_time)"
 _PAGES: Final = ("page_count", "freelist_count", "page_size")
+_SELECT: Final = (
+    "SELECT key, mode, filename, value FROM Cache"
+    " WHERE key IN ({}) AND raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
+)
 _ROW: Final = "(?, 1, ?, ?, ?, 0, NULL, 0, 1, NULL, ?)"
 _UPSERT: Final = (
     "INSERT INTO Cache"
@@ -78,7 +81,7 @@ class PlainDisk(Disk):  # type: ignore[misc]  # diskcache has no types
         return 0, _RAW, None, value
 
     def fetch(self, mode: int, filename: str | None, value: object, _read: bool) -> object:
-        return value if mode == _RAW and filename is None else None
+        return _data(mode, filename, value)
 
 
 @dataclass
@@ -100,12 +103,11 @@ class DiskStore:
         self._start()
 
     async def get(self, key: str) -> Json | None:
-        return await self._ask(lambda cache: self._read(cache, key))
+        return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
         wanted = list(keys)
-        found = await self._ask(lambda cache: [(key, self._read(cache, key)) for key in wanted])
-        return {key: record for key, record in found if record is not None}
+        return await self._ask(lambda cache: self._read(cache, wanted))
 
     async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
         await self.put_many({key: record}, ttl_s)
@@ -125,7 +127,7 @@ class DiskStore:
 
         def swap(cache: Any) -> bool:
             # Only what was read can be compared: a damaged record is an error here, too.
-            now = None if (found := self._read(cache, key)) is None else written(key, found)
+            now = None if (found := self._read(cache, [key]).get(key)) is None else written(key, found)
             if now != expected:
                 return False
             if data is not None:
@@ -180,7 +182,7 @@ class DiskStore:
         while rows := await self._ask(page):
             for number, written_at, expires_at, key, mode, filename, value in rows:
                 last = (written_at, number)
-                data = value if mode == _RAW and filename is None else None
+                data = _data(mode, filename, value)
                 size = len(key.encode()) + (len(value) if isinstance(value, bytes) else 0)
                 expired = expires_at is not None and expires_at <= time.time()
                 yield Row(key, readable(data), size, written_at, expired)
@@ -278,9 +280,13 @@ class DiskStore:
         except PolluxError as error:  # that record cannot be read; the others can
             return error
 
-    def _read(self, cache: Any, key: str) -> Json | None:
-        data = cache.get(key, default=_ABSENT)
-        return None if data is _ABSENT else read(key, data, str(self.folder))
+    def _read(self, cache: Any, keys: Sequence[str]) -> dict[str, Json]:
+        found: dict[str, Json] = {}
+        for start in range(0, len(keys), _TOGETHER):
+            some = keys[start : start + _TOGETHER]
+            rows = cache._sql(_SELECT.format(", ".join("?" * len(some))), (*some, time.time())).fetchall()  # noqa: SLF001
+            found |= {key: read(key, _data(mode, filename, value), self.where) for key, mode, filename, value in rows}
+        return found
 
     def _opened(self) -> Any:
         file = self.folder / "cache.db"
@@ -333,6 +339,10 @@ def _cause(error: BaseException) -> BaseException:
     while error.__context__ is not None and isinstance(error.__context__, sqlite3.Error):
         error = error.__context__
     return error
+
+
+def _data(mode: int, filename: str | None, value: object) -> object:
+    return value if mode == _RAW and filename is None else None
 
 
 def _set_all(rows: list[tuple[str, bytes]], ttl_s: float | None, cache: Any) -> None:

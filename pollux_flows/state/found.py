@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,11 +106,6 @@ class _Found:
             if self._con.in_transaction:
                 self._sql("ROLLBACK")
             raise
-
-    def get(self, key: str, default: object) -> object:
-        query = "SELECT value FROM Cache WHERE key = ? AND raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
-        found = self._sql(query, (key, time.time())).fetchone()
-        return found[0] if found else default
 
     def close(self) -> None:
         self._con.close()
