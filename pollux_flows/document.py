@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.plain import mended
+
+MENDED: Final = "mended"
+"""The context to validate a record in that is made of what was mended before."""
 
 
 class Document(BaseModel):
@@ -59,6 +69,8 @@ class Document(BaseModel):
         return self.refusal(f"{kind} cannot be changed.", hint="Make another, or a copy with model_copy(update={…}).")
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         if not isinstance(other, Document) or type(self) is not type(other):
             return NotImplemented
         return self.model_dump_json() == other.model_dump_json()
@@ -75,8 +87,8 @@ class Record(Document):
 
     @model_validator(mode="before")
     @classmethod
-    def _storable(cls, data: Any) -> Any:
-        return mended(data)
+    def _storable(cls, data: Any, info: ValidationInfo) -> Any:
+        return data if info.context is MENDED else mended(data)
 
 
 def describe(cls: type[BaseModel], error: ValidationError) -> str:

@@ -175,7 +175,7 @@ class Answer(Record):
     finish_reason: FinishReason | None = Field(description="Why it ended; None where the provider did not say.")
     raw_finish_reason: str | None = Field(default=None, description="The same in the provider's own words.")
     usage: dict[str, int] = Field(default_factory=dict, description="As in ResultEnvelope.usage.")
-    billing: Billing = Field(default_factory=Billing)
+    billing: Billing = Billing()
     reasoning: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
     response_id: str | None = None
@@ -204,7 +204,7 @@ class Outcome(Record):
 
     def at(self, index: int) -> Outcome:
         """The same for the prompt of that number."""
-        return self if self.index == index else self.model_construct(**{**dict(self), "index": index})
+        return self if self.index == index else BaseModel.model_copy(self, update={"index": index})
 
     @property
     def problem(self) -> CallFailure | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final, NamedTuple
 
+from pollux_flows.document import MENDED
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Outcome
 from pollux_flows.state.store import Json, damaged, written
@@ -40,7 +41,8 @@ def answer_in(place: str, record: Json, where: str, reused: str | None = None) -
         case _:
             raise damaged(place, where)
     try:
-        return Outcome.model_validate({**outcome, "index": 0, "reused": reused})
+        # A half character cannot be written down, so none can be read.
+        return Outcome.model_validate({**outcome, "index": 0, "reused": reused}, context=MENDED)
     except ConfigurationError as error:
         problem = error.message
     raise damaged(place, where, problem)
