@@ -138,3 +138,11 @@ async def test_the_key_is_in_no_outcome(provider: ProviderName, config: MakeConf
     assert made[1].failure is not None
     assert "[REDACTED]" in made[1].failure.message
     assert KEY not in "".join(f"{outcome!r}{outcome.model_dump_json()}" for outcome in made)
+
+
+async def test_what_each_call_took(config: MakeConfig) -> None:
+    """The diagnostics say it, and no more than that: in a flow, Prefect looks at each word of it."""
+    envelope = await run_many(["first", "second"], config=config("openai"))
+    for call in envelope.diagnostics["calls"]:
+        assert call.keys() == {"attempts", "unknown_attempts", "duration_s", "cost_usd", "reused"}
+        assert (call["attempts"], call["unknown_attempts"], call["reused"]) == (1, 0, None)
