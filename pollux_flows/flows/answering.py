@@ -15,10 +15,11 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
+from pollux_flows.pipeline.execute import unasked
 from pollux_flows.pipeline.extract import typed
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.terms import Terms
-from pollux_flows.result import CallFailure, Outcome, ResultEnvelope
+from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
 
 T = TypeVar("T")
@@ -110,10 +111,7 @@ def _unless_refused(part: Plan, outcomes: list[Outcome] | BaseException) -> list
     """A part that was not made, while others were, costs no more than its own answers."""
     if not isinstance(outcomes, PolluxError):
         return _unless_raised(outcomes)
-    return [
-        Outcome(index=call.index, identity=call.identity, failure=CallFailure.of(call.index, outcomes), attempts=0)
-        for call in part.calls
-    ]
+    return [unasked(call, outcomes) for call in part.calls]
 
 
 def whole(value: T) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
 from functools import partial
 from uuid import uuid4
 
@@ -101,19 +101,15 @@ class Execution:
         return [await self.answers.keep_after_all(_unless_raised(outcome)) for outcome in outcomes]
 
     async def _settled(self, planned: PlannedCall, place: _Place) -> Outcome:
-        while True:
-            try:
-                async with self.answers.asking(planned) as may_ask:
-                    return await self._ask(planned, may_ask, place)
-            except TakenError:
-                pass
-            except PolluxError as error:
-                return _unasked(planned, error)
-            try:
+        try:
+            while True:
+                with suppress(TakenError):
+                    async with self.answers.asking(planned) as may_ask:
+                        return await self._ask(planned, may_ask, place)
                 if (outcome := await self.answers.somebody_elses(planned)) is not None:
                     return outcome
-            except PolluxError as error:
-                return _unasked(planned, error)
+        except PolluxError as error:
+            return unasked(planned, error)
 
     async def _ask(self, planned: PlannedCall, may_ask: MayAsk, place: _Place) -> Outcome:
         """What comes of asking. An answer is written down before its slot is given back."""
@@ -122,10 +118,7 @@ class Execution:
         async def keep(attempts: Attempts[Answer]) -> None:
             answered.append(await self.answers.keep(self._outcome(planned, attempts)))
 
-        try:
-            attempts = await self._attempts(planned, may_ask, place, keep)
-        except PolluxError as error:
-            return _unasked(planned, error)
+        attempts = await self._attempts(planned, may_ask, place, keep)
         return answered[0] if answered else self._outcome(planned, attempts)
 
     async def _attempts(
@@ -138,14 +131,10 @@ class Execution:
         await self.answers.may_ask()  # before a file is uploaded for it
         session, attachments = await self._met()
         sources = _sources(self.plan, planned)
-        begun = False
 
         async def ready() -> None:
-            nonlocal begun
             place.close()
-            if not begun:
-                await may_ask()
-                begun = True
+            await may_ask()
 
         for last_try in (False, True):
             materials = await attachments.materials(sources)
@@ -155,7 +144,7 @@ class Execution:
                 policy=self._config.retry,
                 timeout_s=self._config.timeout_s,
                 slot=session.slot,
-                ready=ready,
+                ready=None if last_try else ready,  # by then it is
                 keep=keep,
             )
             if last_try or not await attachments.lost(attempts.error, sources, materials):
@@ -222,7 +211,8 @@ class _Place:
             line.release()
 
 
-def _unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
+def unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
+    """What becomes of a call that could not be made."""
     failure = CallFailure.of(planned.index, error)
     return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
 
