@@ -16,11 +16,13 @@ Each error says what was wrong and, in `hint`, what to do about it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from pollux_flows.handles import DeferredSnapshot
     from pollux_flows.result import ResultEnvelope
+
+T = TypeVar("T")
 
 ErrorCategory = Literal["rate_limit", "auth", "capacity", "context_overflow", "network"]
 
@@ -110,3 +112,10 @@ class RateLimitError(APIError):
 
 class CacheError(APIError):
     """A cache handle could not be made or used."""
+
+
+def unless_raised(found: T | BaseException) -> T:
+    """What `asyncio.gather(…, return_exceptions=True)` found in one place; an exception is raised."""
+    if isinstance(found, BaseException):
+        raise found
+    return found

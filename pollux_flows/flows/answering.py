@@ -13,7 +13,7 @@ from prefect.utilities.annotations import opaque
 from pollux_flows import artifacts, tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
-from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.errors import ConfigurationError, PolluxError, unless_raised
 from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import unasked
 from pollux_flows.pipeline.extract import typed
@@ -93,7 +93,7 @@ async def _outcomes(
         missing = plan.parts(calls_per_task, without=found)
         made = await asyncio.gather(*(_part(part, provider.name, terms) for part in missing), return_exceptions=True)
     if not found and all(isinstance(each, BaseException) for each in made):
-        made = [_unless_raised(each) for each in made]  # raises the first
+        made = [unless_raised(each) for each in made]  # raises the first
     for part, outcomes in zip(missing, made, strict=True):
         found |= {outcome.index: outcome for outcome in _unless_refused(part, outcomes)}
     return plan, [found[call.index] for call in plan.calls], time.monotonic() - started
@@ -104,25 +104,19 @@ async def _part(part: Plan, provider: str | None, terms: Terms) -> list[Outcome]
     # To Prefect's types, an async task that is asked for its state is not awaited; it is.
     state = await cast(Any, tasks.execute)(whole(part), provider, terms, return_state=True)
     outcomes: list[Outcome] | Exception = await state.aresult(raise_on_failure=False)
-    return _unless_raised(outcomes)
+    return unless_raised(outcomes)
 
 
 def _unless_refused(part: Plan, outcomes: list[Outcome] | BaseException) -> list[Outcome]:
     """A part that was not made, while others were, costs no more than its own answers."""
     if not isinstance(outcomes, PolluxError):
-        return _unless_raised(outcomes)
+        return unless_raised(outcomes)
     return [unasked(call, outcomes) for call in part.calls]
 
 
 def whole(value: T) -> T:
     """As it is: Prefect need not look for task runs in each prompt and each answer, which takes it a second."""
     return cast(T, opaque(value))
-
-
-def _unless_raised(found: T | BaseException) -> T:
-    if isinstance(found, BaseException):
-        raise found
-    return found
 
 
 def fail_if_unanswered(

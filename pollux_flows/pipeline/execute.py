@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from pollux_flows.capabilities import implicit_caching
 from pollux_flows.config import Config
-from pollux_flows.errors import PolluxError
+from pollux_flows.errors import PolluxError, unless_raised
 from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
 from pollux_flows.pipeline.plan import Plan, PlannedCall
@@ -98,7 +98,7 @@ class Execution:
                 for each in asking:
                     each.cancel()
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
-        return [await self.answers.keep_after_all(_unless_raised(outcome)) for outcome in outcomes]
+        return [await self.answers.keep_after_all(unless_raised(outcome)) for outcome in outcomes]
 
     async def _settled(self, planned: PlannedCall, place: _Place) -> Outcome:
         try:
@@ -233,9 +233,3 @@ def _call(plan: Plan, planned: PlannedCall, materials: tuple[Material, ...]) -> 
         options=plan.options,
         implicit_caching=implicit_caching(plan.target.provider, plan.options, plan.sharing),
     )
-
-
-def _unless_raised(outcome: Outcome | BaseException) -> Outcome:
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pollux_flows.address import shown_file
 from pollux_flows.document import Record
-from pollux_flows.errors import PolluxError, SourceError
+from pollux_flows.errors import PolluxError, SourceError, unless_raised
 from pollux_flows.providers import mime
 from pollux_flows.providers.patience import THREADS, PatientFile, Pulse, apart
 from pollux_flows.providers.place import PIECE, Opened, is_stream, opened, pieces, version
@@ -176,13 +176,7 @@ async def _side_by_side(look: Callable[[str, Pulse], T], names: Sequence[str]) -
     size = max(1, -(-len(names) // THREADS))
     shares = [names[start : start + size] for start in range(0, len(names), size)]
     found = await asyncio.gather(*(apart(partial(of_share, share)) for share in shares), return_exceptions=True)
-    return [each for share in found for each in _unless_raised(share)]
-
-
-def _unless_raised(found: T | BaseException) -> T:
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    return [each for share in found for each in unless_raised(share)]
 
 
 def _key(name: str, pulse: Pulse) -> str | None:
