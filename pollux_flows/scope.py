@@ -49,11 +49,10 @@ async def run_key(plan: Plan) -> str:
     if task is not None and task.task_run.flow_run_id == run.id:
         places.append(_place(run, task.task_run, digest("calls", [call.identity for call in plan.calls])))
     called_by = _within.get()
-    async with get_client() as client:
-        while run.parent_task_run_id is not None:
-            caller = await client.read_task_run(run.parent_task_run_id)
-            places.append(called_by or f"{caller.task_key}-{caller.dynamic_key}")
-            called_by, run = None, await _flow_run(caller)
+    while run.parent_task_run_id is not None:
+        caller, run = await _caller(run.parent_task_run_id)
+        places.append(called_by or f"{caller.task_key}-{caller.dynamic_key}")
+        called_by = None
     return "/".join([str(run.id), *reversed(places)])
 
 
@@ -70,9 +69,10 @@ def _number(what: tuple[UUID, int, str], who: UUID) -> int:
     return others.index(who)
 
 
-async def _flow_run(task: TaskRun) -> FlowRun:
-    """The flow run that this task run is part of."""
-    if task.flow_run_id is None:
-        raise LookupError(f"The task run {task.name!r} stands for a sub-flow and belongs to no flow run.")
+async def _caller(task_run_id: UUID) -> tuple[TaskRun, FlowRun]:
+    """The task run that stands for a sub-flow, and the flow run that it is part of."""
     async with get_client() as client:
-        return await client.read_flow_run(task.flow_run_id)
+        task = await client.read_task_run(task_run_id)
+        if task.flow_run_id is None:
+            raise LookupError(f"The task run {task.name!r} stands for a sub-flow and belongs to no flow run.")
+        return task, await client.read_flow_run(task.flow_run_id)
