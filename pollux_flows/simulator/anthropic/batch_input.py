@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from pollux_flows.simulator.anthropic.rules import check_version, in_words
-from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, spooled
+from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, read_spooled
 from pollux_flows.simulator.long_json import LongJson
 from pollux_flows.simulator.shape import Misfit, anything, items, mapping, record, text
 from pollux_flows.simulator.spool import Spool
@@ -24,11 +24,7 @@ _REQUEST = record({"requests": items(anything)})
 
 async def receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
     check_version(call)
-    body = await spooled(incoming, LIMIT_BYTES)
-    try:
-        return await asyncio.to_thread(_read, call, body)
-    finally:
-        body.close()
+    return await read_spooled(incoming, LIMIT_BYTES, partial(_read, call))
 
 
 def _read(call: Call, body: Spool) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from typing import Any
 
 import orjson
@@ -13,15 +15,14 @@ from pollux_flows.simulator.spool import KEEP_BYTES, Spool
 from pollux_flows.simulator.wire import Refused
 
 
-async def spooled(incoming: AsyncIterator[bytes], limit_bytes: int) -> Spool:
-    """The body as it came; refused when it is longer than the provider takes."""
-    body = Spool()
-    async for piece in incoming:
-        body.write(piece)
-        if body.size > limit_bytes:
-            body.close()
-            raise Refused(413)
-    return body
+async def read_spooled(incoming: AsyncIterator[bytes], limit_bytes: int, read: Callable[[Spool], Any]) -> Any:
+    """What `read` makes of the body, which is refused when it is longer than the provider takes."""
+    with closing(Spool()) as body:
+        async for piece in incoming:
+            body.write(piece)
+            if body.size > limit_bytes:
+                raise Refused(413)
+        return await asyncio.to_thread(read, body)
 
 
 def read_rows(document: LongJson, check: Callable[[int, Any], Any]) -> Rows:

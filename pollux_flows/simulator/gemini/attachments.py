@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pollux_flows.simulator.gemini.files import ORIGIN, find
+from pollux_flows.simulator.gemini.files import ORIGIN, find_active
 from pollux_flows.simulator.media import is_base64, is_web_url
 from pollux_flows.simulator.wire import Call, Refused
 
@@ -61,13 +61,7 @@ def stored_name(call: Call, uri: str) -> str | None:
 
 
 def _check_stored(call: Call, uri: str, name: str) -> str:
-    file = find(call, name)
-    if file.state != "active":
-        raise Refused(
-            400,
-            f"The File {name.removeprefix('files/')} is not in an ACTIVE state and usage is not allowed.",
-            kind="FAILED_PRECONDITION",
-        )
+    file = find_active(call, name)
     call.files[uri] = file
     return file.mime_type
 

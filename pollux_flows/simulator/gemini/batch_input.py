@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
 
-from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, spooled
+from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, read_spooled
 from pollux_flows.simulator.batch.rows import Rows
 from pollux_flows.simulator.gemini import fields, rules
-from pollux_flows.simulator.gemini.files import find
+from pollux_flows.simulator.gemini.files import find_active
 from pollux_flows.simulator.gemini.uploads import is_job_input
 from pollux_flows.simulator.long_json import LongJson
 from pollux_flows.simulator.shape import Misfit
@@ -38,11 +38,7 @@ class Input:
 
 
 async def receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
-    body = await spooled(incoming, LIMIT_BYTES)
-    try:
-        return await asyncio.to_thread(_read, call, body)
-    finally:
-        body.close()
+    return await read_spooled(incoming, LIMIT_BYTES, partial(_read, call))
 
 
 def _read(call: Call, body: Spool) -> Any:
@@ -80,13 +76,7 @@ def read_file(call: Call) -> None:
 
 
 def _copy(call: Call, name: str, given: Input) -> None:
-    file = find(call, name)
-    if file.state != "active":
-        raise Refused(
-            400,
-            f"The File {name.removeprefix('files/')} is not in an ACTIVE state and usage is not allowed.",
-            kind="FAILED_PRECONDITION",
-        )
+    file = find_active(call, name)
     if not is_job_input(file.mime_type) or file.spool is None:
         raise Refused(400, f"Unsupported MIME type for the input of a batch: {file.mime_type}. Expected JSONL.")
     for number, line in enumerate(file.spool.lines(), start=1):

@@ -54,6 +54,18 @@ def find(call: Call, file_id: str) -> StoredFile:
     return file
 
 
+def find_active(call: Call, name: str) -> StoredFile:
+    """The same for one that is to be used."""
+    file = find(call, name)
+    if file.state != "active":
+        raise Refused(
+            400,
+            f"The File {name.removeprefix('files/')} is not in an ACTIVE state and usage is not allowed.",
+            kind="FAILED_PRECONDITION",
+        )
+    return file
+
+
 def name_taken(name: str) -> Refused:
     return Refused(409, f"File {name} already exists.")
 
