@@ -8,7 +8,7 @@ from typing import Any
 from pollux_flows.simulator.anthropic.batch_input import receive
 from pollux_flows.simulator.anthropic.batch_results import ResultLines
 from pollux_flows.simulator.anthropic.rules import check_version
-from pollux_flows.simulator.batch.settling import look_at
+from pollux_flows.simulator.batch.requests import accepted, looks_at_one, looks_at_page
 from pollux_flows.simulator.batch.stored import ENDINGS, Phase, Results, StoredBatch
 from pollux_flows.simulator.timestamps import timestamp
 from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
@@ -41,22 +41,15 @@ def _create(call: Call) -> Reply:
             or "This request would exceed your organization's limit of batch requests in the processing queue. Please "
             "try again when some batches have ended.",
         )
-    world = call.world
-    plan = world.batch_plans.take("anthropic")
-    batch = StoredBatch(
-        provider="anthropic",
-        id=f"msgbatch_{world.number():08d}{rows.spool.sha256[:8]}",
-        account=call.account,
-        created_at=world.now(),
-        takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
+    batch = accepted(
+        call,
+        "msgbatch_",
+        call.world.batch_plans.take("anthropic"),
+        rows,
         window_s=WINDOW_S,
-        plan=plan,
-        input=rows,
         words=_WORDS,
         given={"headers": {name: call.headers[name] for name in _HEADERS if name in call.headers}},
     )
-    world.batch_store.add(batch)
-    call.stored = batch.id
     return Reply(_as_json(call, batch, "starting"))
 
 
@@ -108,19 +101,9 @@ def _find(call: Call) -> StoredBatch:
     return batch
 
 
-def _look_at_one(call: Call) -> None:
-    batch = _find(call)
-    call.prepared = batch, look_at(batch, call, _RESULTS)
-
-
-def _look_at_page(call: Call) -> None:
-    check_version(call)
-    page, more = _page(call)
-    call.prepared = [(batch, look_at(batch, call, _RESULTS)) for batch in page], more
-
-
 def _page(call: Call) -> tuple[list[StoredBatch], bool]:
     """The newest first: behind `after_id`, or right before `before_id`. Are there more that way?"""
+    check_version(call)
     batches = call.world.batch_store.owned("anthropic", call.account)
     limit = _limit(call.query.get("limit", "20"))
     after, before = call.query.get("after_id"), call.query.get("before_id")
@@ -191,11 +174,13 @@ def _delete(call: Call) -> Reply:
     return Reply({"id": batch.id, "type": "message_batch_deleted"})
 
 
+_LOOK = looks_at_one(_find, _RESULTS)
+
 OPERATIONS = (
     Operation("batch.create", "POST", _PATH, _create, receive=receive),
-    Operation("batch.list", "GET", _PATH, _list, prepare=_look_at_page),
-    Operation("batch.get", "GET", _PATH + "/{id}", _get, prepare=_look_at_one),
+    Operation("batch.list", "GET", _PATH, _list, prepare=looks_at_page(_page, _RESULTS)),
+    Operation("batch.get", "GET", _PATH + "/{id}", _get, prepare=_LOOK),
     Operation("batch.cancel", "POST", _PATH + "/{id}/cancel", _cancel),
-    Operation("batch.results", "GET", _PATH + "/{id}/results", _results, prepare=_look_at_one),
+    Operation("batch.results", "GET", _PATH + "/{id}/results", _results, prepare=_LOOK),
     Operation("batch.delete", "DELETE", _PATH + "/{id}", _delete),
 )

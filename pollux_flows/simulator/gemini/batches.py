@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from pollux_flows.simulator.batch.settling import look_at
+from pollux_flows.simulator.batch.requests import accepted, looks_at_one, looks_at_page
 from pollux_flows.simulator.batch.stored import ENDINGS, STARTED, Phase, Results, StoredBatch
 from pollux_flows.simulator.gemini import rules
 from pollux_flows.simulator.gemini.batch_input import Input, read_file, receive
@@ -45,22 +45,18 @@ def _create(call: Call) -> Reply:
     given: Input = call.prepared
     if call.fault is not None and call.fault.kind == "queue_full":
         raise Refused(429, call.fault.message or _QUEUE_FULL)
-    world = call.world
-    plan = world.batch_plans.take("gemini")
+    plan = call.world.batch_plans.take("gemini")
     problem = given.problem and _status("INVALID_ARGUMENT", given.problem)
     if plan.end == "failed":
         problem = _status(plan.code or "INTERNAL", plan.message or "The batch could not be processed.")
     elif plan.end == "queue_full":
         problem = _status(plan.code or "RESOURCE_EXHAUSTED", plan.message or _QUEUE_FULL)
-    batch = StoredBatch(
-        provider="gemini",
-        id=f"batches/simulated{world.number():08d}{given.rows.spool.sha256[:8]}",
-        account=call.account,
-        created_at=world.now(),
-        takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
+    batch = accepted(
+        call,
+        "batches/simulated",
+        plan,
+        given.rows,
         window_s=WINDOW_S,
-        plan=plan,
-        input=given.rows,
         words=_WORDS,
         name=given.batch.get("displayName"),
         given={
@@ -71,8 +67,6 @@ def _create(call: Call) -> Reply:
         },
         problems=[problem] if problem else [],
     )
-    world.batch_store.add(batch)
-    call.stored = batch.id
     return Reply(_as_json(batch, "starting"))
 
 
@@ -148,16 +142,6 @@ def _find(call: Call) -> StoredBatch:
     return batch
 
 
-def _look_at_one(call: Call) -> None:
-    batch = _find(call)
-    call.prepared = batch, look_at(batch, call, _RESULTS)
-
-
-def _look_at_page(call: Call) -> None:
-    page, following = _page(call)
-    call.prepared = [(batch, look_at(batch, call, _RESULTS)) for batch in page], following
-
-
 def _page(call: Call) -> tuple[list[StoredBatch], str | None]:
     batches = call.world.batch_store.owned("gemini", call.account)
     size, start = call.query.get("pageSize", "0"), call.query.get("pageToken", "0")
@@ -209,8 +193,8 @@ OPERATIONS = (
         receive=receive,
         prepare=_read,
     ),
-    Operation("batch.list", "GET", _PATH, _list, prepare=_look_at_page),
-    Operation("batch.get", "GET", _PATH + "/{id}", _get, prepare=_look_at_one),
+    Operation("batch.list", "GET", _PATH, _list, prepare=looks_at_page(_page, _RESULTS)),
+    Operation("batch.get", "GET", _PATH + "/{id}", _get, prepare=looks_at_one(_find, _RESULTS)),
     Operation("batch.cancel", "POST", _PATH + "/{id}:cancel", _cancel),
     Operation("batch.delete", "DELETE", _PATH + "/{id}", _delete),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pollux_flows.simulator.batch.requests import accepted, looks_at_one, looks_at_page
 from pollux_flows.simulator.batch.rows import Rows
-from pollux_flows.simulator.batch.settling import look_at
 from pollux_flows.simulator.batch.stored import ENDINGS, RAN, STARTED, Phase, Results, StoredBatch
 from pollux_flows.simulator.openai.batch_input import read_input
 from pollux_flows.simulator.openai.batch_results import ResultFiles
@@ -92,21 +92,17 @@ def _create(call: Call) -> Reply:
     rows, problems, model = call.prepared
     if call.fault is not None and call.fault.kind == "queue_full":
         raise Refused(429, call.fault.message or _QUEUE_FULL.format(model=model), code="token_limit_exceeded")
-    world = call.world
-    plan = world.batch_plans.take("openai")
+    plan = call.world.batch_plans.take("openai")
     if plan.end == "failed":
         problems = [_problem(plan.code or "invalid_request", plan.message or "The batch could not be validated.")]
     elif plan.end == "queue_full":
         problems = [_problem(plan.code or "token_limit_exceeded", plan.message or _QUEUE_FULL.format(model=model))]
-    batch = StoredBatch(
-        provider="openai",
-        id=f"batch_{world.number():08d}{rows.spool.sha256[:8]}",
-        account=call.account,
-        created_at=world.now(),
-        takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
+    batch = accepted(
+        call,
+        "batch_",
+        plan,
+        rows,
         window_s=WINDOW_S,
-        plan=plan,
-        input=rows,
         words=_WORDS,
         metadata=call.body.get("metadata"),
         given={
@@ -116,8 +112,6 @@ def _create(call: Call) -> Reply:
         },
         problems=problems,
     )
-    world.batch_store.add(batch)
-    call.stored = batch.id
     return Reply(_as_json(batch, "starting"))
 
 
@@ -192,16 +186,6 @@ def _find(call: Call) -> StoredBatch:
     return batch
 
 
-def _look_at_one(call: Call) -> None:
-    batch = _find(call)
-    call.prepared = batch, look_at(batch, call, _RESULTS)
-
-
-def _look_at_page(call: Call) -> None:
-    page, more = _page(call)
-    call.prepared = [(batch, look_at(batch, call, _RESULTS)) for batch in page], more
-
-
 def _page(call: Call) -> tuple[list[StoredBatch], bool]:
     """The newest first; `after` is the last id of the page before."""
     batches = call.world.batch_store.owned("openai", call.account)
@@ -251,7 +235,7 @@ def _cancel(call: Call) -> Reply:
 
 OPERATIONS = (
     Operation("batch.create", "POST", "/batches", _create, prepare=_read),
-    Operation("batch.list", "GET", "/batches", _list, prepare=_look_at_page),
-    Operation("batch.get", "GET", "/batches/{id}", _get, prepare=_look_at_one),
+    Operation("batch.list", "GET", "/batches", _list, prepare=looks_at_page(_page, _RESULTS)),
+    Operation("batch.get", "GET", "/batches/{id}", _get, prepare=looks_at_one(_find, _RESULTS)),
     Operation("batch.cancel", "POST", "/batches/{id}/cancel", _cancel),
 )
