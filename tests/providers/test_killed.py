@@ -37,6 +37,18 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state that this process and those that are killed share."""
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
+    return tmp_path / "pollux"
+
+
+def sends(provider: ProviderName) -> str:
+    """The operation that stores a file."""
+    return "file.upload_chunk" if provider == "gemini" else "file.create"
+
+
 def started(provider: ProviderName, address: str, paths: Iterable[Path], home: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "POLLUX_HOME": str(home)}
     command = [sys.executable, "-c", PROGRAM, provider, MODELS[provider], KEY, address, *map(str, paths)]
@@ -59,13 +71,11 @@ def test_killed_in_the_middle_of_an_upload(
     config: MakeConfig,
     tmp_path: Path,
     *,
-    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
 ) -> None:
     """The provider has the file, the process that sent it never learns: kill -9. In the end nothing is left."""
-    home = tmp_path / "pollux"
-    monkeypatch.setenv("POLLUX_HOME", str(home))
     (tmp_path / "report.pdf").write_bytes(PDF)
-    operation = "file.upload_chunk" if provider == "gemini" else "file.create"
+    operation = sends(provider)
     sim.fail(Fault(kind="drop_after"), operation=operation, times=1)  # stored, no reply
     sim.fail(Fault(kind="hang"), operation=operation, times=None)  # and then nothing answers any more
     killed = started(provider, sim.base_url(provider, world[1]), [tmp_path / "report.pdf"], home)
@@ -99,15 +109,13 @@ def test_killed_in_the_middle_of_many_uploads(
     config: MakeConfig,
     tmp_path: Path,
     *,
-    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
 ) -> None:
     """It leaves no more claims than it had uploads under way, and one listing finds what those have left."""
-    home = tmp_path / "pollux"
-    monkeypatch.setenv("POLLUX_HOME", str(home))
     paths = [tmp_path / f"{index}.pdf" for index in range(30)]
     for index, path in enumerate(paths):
         path.write_bytes(PDF + bytes([index]))
-    operation = "file.upload_chunk" if provider == "gemini" else "file.create"
+    operation = sends(provider)
     sim.fail(Fault(kind="drop_after"), operation=operation, times=4)
     sim.fail(Fault(kind="hang"), operation=operation, times=None)
     killed = started(provider, sim.base_url(provider, world[1]), paths, home)

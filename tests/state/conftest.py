@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def address(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def disk_place(tmp_path: Path) -> str:
     return str(tmp_path / "state")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk with as much room as the module says."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    size = f"size={request.module.SMALL_DISK_MIB}m"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", folder], check=False).returncode:  # noqa: S607
+        pytest.skip("only root may mount a disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)  # noqa: S607
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
@@ -133,6 +134,24 @@ def damage(address: str, key: str, data: object) -> None:
         return
     with closing(sqlite3.connect(Path(place) / "cache.db", isolation_level=None)) as database:
         assert database.execute("UPDATE Cache SET value = ? WHERE key = ?", (data, key)).rowcount == 1
+
+
+def write_in_a_fork(store: Store) -> None:
+    """What this process and then a fork of it write is all there."""
+    run(store.put("a", {"by": "parent"}))
+    child = os.fork()
+    if child == 0:
+        try:
+            run(asyncio.wait_for(store.put("b", {"by": "child"}), 10))
+        except BaseException:  # noqa: BLE001 (nothing of the parent's tests may go on here)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert run(store.get_many(["a", "b"])) == {"a": {"by": "parent"}, "b": {"by": "child"}}
+
+
+def read_only(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)  # noqa: S607
 
 
 # --- What other processes do ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import disk
 from pollux_flows.state.disk import DiskStore
-from tests.state.places import listed
+from tests.state.places import listed, write_in_a_fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -229,16 +229,7 @@ async def test_one_that_fails_fails_alone(store: DiskStore) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking with threads: that is the point
 def test_a_store_works_in_a_fork(store: DiskStore) -> None:
     """Although its thread did not come along."""
-    asyncio.run(store.put("a", {"by": "parent"}))
-    child = os.fork()
-    if child == 0:
-        try:
-            asyncio.run(asyncio.wait_for(store.put("b", {"by": "child"}), 10))
-        except BaseException:  # noqa: BLE001 (nothing of the parent's tests may go on here)
-            os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert asyncio.run(store.get_many(["a", "b"])) == {"a": {"by": "parent"}, "b": {"by": "child"}}
+    write_in_a_fork(store)
 
 
 def test_what_was_written_survives_a_kill(store: DiskStore) -> None:

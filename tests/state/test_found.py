@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,23 +15,10 @@ from pollux_flows.state.found import FoundStore, found_store
 from pollux_flows.state.prune import prune
 from pollux_flows.state.redis import RedisStore
 from pollux_flows.state.survey import survey
-from tests.state.places import Clock, damage, listed
+from tests.state.places import Clock, damage, listed, read_only
 from tests.state.test_prune import fill
 
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk with room for 16 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", folder], check=False).returncode:  # noqa: S607
-        pytest.skip("only root may mount a disk")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)  # noqa: S607
-
-
-def read_only(disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)  # noqa: S607
+SMALL_DISK_MIB = 16
 
 
 def fill_up(disk: Path, left: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,9 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.home import home
 from pollux_flows.state.store import open_store
-from tests.state.places import opened, run
+from tests.state.places import opened, read_only, run
 
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk with room for 1 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=False).returncode:  # noqa: S607
-        pytest.skip("only root may mount a disk")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)  # noqa: S607
+SMALL_DISK_MIB = 1
 
 
 # --- Where --------------------------------------------------------------------------------------------------------
@@ -92,7 +82,7 @@ async def test_what_cannot_be_written_to_is_no_home(small_disk: Path) -> None:
     store = DiskStore(small_disk / "state")
     await store.put("a", {})
     store.close()
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)  # noqa: ASYNC221, S607
+    read_only(small_disk)
     for folder in ("state", "new"):
         with pytest.raises(ConfigurationError, match=r"cannot be written to.*POLLUX_HOME"):
             await opened(f"disk:{small_disk / folder}").get("a")

@@ -18,7 +18,7 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import redis
 from pollux_flows.state.redis import RedisStore
 from pollux_flows.state.store import STATE_URL, open_store
-from tests.state.places import names, opened
+from tests.state.places import names, opened, write_in_a_fork
 from tests.state.servers import BadLine, Server, client
 
 ROOT = Path(__file__).parents[2]
@@ -238,16 +238,7 @@ async def test_a_record_may_be_spelled_by_hand(redis_place: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking with threads: that is the point
 def test_a_store_works_in_a_fork(store: RedisStore) -> None:
     """On a connection of its own, and without harm to the parent's."""
-    asyncio.run(store.put("a", {"by": "parent"}))
-    child = os.fork()
-    if child == 0:
-        try:
-            asyncio.run(asyncio.wait_for(store.put("b", {"by": "child"}), 10))
-        except BaseException:  # noqa: BLE001 (nothing of the parent's tests may go on here)
-            os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert asyncio.run(store.get_many(["a", "b"])) == {"a": {"by": "parent"}, "b": {"by": "child"}}
+    write_in_a_fork(store)
     assert store._connected == 1
 
 
