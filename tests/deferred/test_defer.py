@@ -218,7 +218,7 @@ async def test_a_handle_that_is_none(config: MakeConfig) -> None:
         ("local", {}, "deferred"),
     ],
 )
-async def test_refused_before_any_upload(
+async def test_refused_before_any_upload(  # noqa: PLR0917 (each is a fixture or a parameter)
     provider: ProviderName,
     options: dict[str, Any],
     said: str,

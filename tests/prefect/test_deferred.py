@@ -138,7 +138,7 @@ async def test_files_a_schema_and_a_system_instruction(
     assert handed_in
     await acollect()
     (city,) = (await await_for(name)).structured or []
-    assert isinstance(city, dict)
+    assert isinstance(city, City), "found again by its import string"
     envelope = await adeferred(["Which city?"], provider, [Source.from_file(pdf)], options)
     assert envelope.structured is not None
     assert isinstance(envelope.structured[0], City)
@@ -237,7 +237,7 @@ async def test_two_collectors_at_once(saved: Saved, simulator: Simulator) -> Non
     assert len(simulator.batches) == 3
 
 
-async def test_a_job_whose_provider_is_gone_stops_no_other(saved: Saved, simulator: Simulator) -> None:
+async def test_a_job_whose_provider_is_gone_stops_no_other(saved: Saved) -> None:
     gone = await asubmit(PROMPTS, await saved("openai"))
     fine = await asubmit(PROMPTS, await saved("gemini"))
     edited = await asubmit(["edited"], await saved("gemini"))
@@ -268,7 +268,7 @@ async def test_cancelled(saved: Saved, simulator: Simulator) -> None:
     assert await events_of(name) == ["submitted", "failed"]
 
 
-async def test_no_such_job(saved: Saved) -> None:
+async def test_no_such_job() -> None:
     for call in (acollect(["nobody"]), acancel("nobody"), aresubmit("nobody"), await_for("nobody")):
         with pytest.raises(ConfigurationError, match="no job called 'nobody'"):
             await call
