@@ -40,13 +40,16 @@ def entering() -> Iterator[None]:
         _within.reset(token)
 
 
-async def run_key(plan: Plan) -> str:
-    """The name of the run that the calls of this plan belong to. The same in each attempt of that run."""
+async def run_key(plan: Plan | None = None) -> str:
+    """The name of the run that the calls of this plan belong to. The same in each attempt of that run.
+
+    A flow needs no plan to tell: there is one for each run of it.
+    """
     flow, task = FlowRunContext.get(), TaskRunContext.get()
     if flow is None or flow.flow_run is None:
         return f"task {task.task_run.id}" if task else uuid4().hex
     run, places = flow.flow_run, []
-    if task is not None and task.task_run.flow_run_id == run.id:
+    if plan is not None and task is not None and task.task_run.flow_run_id == run.id:
         places.append(_place(run, task.task_run, digest("calls", [call.identity for call in plan.calls])))
     called_by = _within.get()
     while run.parent_task_run_id is not None:

@@ -27,7 +27,7 @@ FLOORS: tuple[set[str], ...] = (
     {"pipeline"},
     {"deferred", "caching"},
     {"blocks"},
-    {"serializer", "scope", "events", "artifacts", "tasks", "jobs"},
+    {"serializer", "scope", "artifacts", "tasks", "jobs"},
     {"flows"},
     {"cli", "cli_state", "demo", "__init__"},
 )

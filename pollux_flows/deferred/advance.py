@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from functools import partial
+from typing import Final
 
 from pollux_flows.deferred.book import Hold
 from pollux_flows.deferred.inspect import look, with_seen
+from pollux_flows.deferred.job import Part
 from pollux_flows.deferred.submit import hand_in, settle
 from pollux_flows.errors import APIError
 from pollux_flows.pipeline.plan import Plan
@@ -15,6 +18,8 @@ from pollux_flows.pipeline.retry import insist
 from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
 from pollux_flows.state.claims import Clock
+
+_NOT_FOUND: Final = 404
 
 
 async def advance(
@@ -41,24 +46,36 @@ async def advance(
 
 
 async def cancel(hold: Hold, session: Session) -> None:
-    """Want no more of the job: what was not handed in is not, and what was, the provider is asked to stop."""
-    if not hold.job.is_ended:
-        await hold.save(hold.job.model_copy(update={"cancelled": True}))
-        await settle(hold, session)
-        await _stop(hold, session)
+    """Want no more of the job: what was not handed in is not, and what was, the provider is asked to stop.
+
+    What the provider does not have any more is given up: the job ends without it.
+    """
+    if hold.job.manifest is not None:
+        return
+    await hold.save(hold.job.model_copy(update={"cancelled": True}))
+    await settle(hold, session)
+    await _stop(hold, session)
 
 
 async def _stop(hold: Hold, session: Session) -> None:
-    parts = [part.cancelled() if part.state in {"waiting", "lost"} else part for part in hold.job.parts]
-    if parts != hold.job.parts:
-        await hold.save(hold.job.with_parts(parts))
-    for part in hold.job.parts:
-        if part.batch_id is not None and not part.is_ended and part.batch_state != "cancelling":
-            try:
-                await insist(partial(session.cancel_batch, part.batch_id), session.config)
-            except APIError:
-                if not (await session.inspect_batch(part.batch_id)).is_ended:  # too late is early enough
-                    raise
-    seen = await look(hold.job, session)
-    if seen is not hold.job:
-        await hold.save(seen)
+    job = hold.job
+    parts = job.parts or [Part(first=0, count=job.count)]
+    parts = [part.cancelled() if part.state in {"waiting", "lost"} else part for part in parts]
+    parts = [await _stopped(part, session) if part.state == "sent" else part for part in parts]
+    if parts != job.parts:
+        await hold.save(job.with_parts(parts))
+
+
+async def _stopped(part: Part, session: Session) -> Part:
+    """One batch after it was asked to stop, or as it is where that comes too late."""
+    inspect = partial(session.inspect_batch, part.batch_id or "")
+    try:
+        if not part.is_ended and part.batch_state != "cancelling":
+            with suppress(APIError):  # whether it could be stopped, a look at it tells
+                await insist(partial(session.cancel_batch, part.batch_id or ""), session.config)
+        batch = await insist(inspect, session.config)
+    except APIError as error:
+        if error.status_code == _NOT_FOUND:
+            return part.gone(f"The provider does not have the batch {part.batch_id} any more.")
+        raise
+    return part if part.is_ended else part.seen(batch)

@@ -13,6 +13,7 @@ from pollux_flows.deferred.results import Item, Results
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.retry import insist
+from pollux_flows.pricing import total
 from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
 from pollux_flows.result import ResultEnvelope
@@ -55,7 +56,7 @@ def make_envelope(
     envelope = extract_envelope(plan, [item.outcome for item in items], duration_s=duration_s)
     return envelope.model_copy(
         update={
-            "metrics": {**envelope.metrics, "deferred": True, "cache_mode": "none"},
+            "metrics": {**envelope.metrics, **_cost(items), "deferred": True, "cache_mode": "none"},
             "diagnostics": {
                 **envelope.diagnostics,
                 "warnings": [*envelope.diagnostics["warnings"], *oddities],
@@ -63,6 +64,12 @@ def make_envelope(
             },
         }
     )
+
+
+def _cost(items: Sequence[Item]) -> dict[str, Any]:
+    """What all of it cost, with what was answered and did not count in the end."""
+    cost = total(cost for item in items for _, cost in item.paid)
+    return {"cost_usd": cost.usd, **({} if cost.unknown is None else {"cost_unknown": cost.unknown})}
 
 
 def _course(job: Job) -> dict[str, Any]:

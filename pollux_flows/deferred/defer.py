@@ -75,7 +75,8 @@ async def defer_many(
     async with open_session(config) as session:
         await check_finished(session, plan)
         name = await _name(book, plan, run_key)
-        job = await hand_in_first(book, await claim(book, name, asked, plan), session, plan)
+        await claim(book, name, asked, plan, config.key())
+        job = await hand_in_first(book, name, session, plan)
     if any(part.state == "sending" for part in job.parts) or not job.parts:
         raise APIError(
             f"{config.provider} may have taken the batch, or not: its reply was lost, and no list shows it yet.",

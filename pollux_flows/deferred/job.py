@@ -48,6 +48,9 @@ class Part(Record):
     )
     not_before: float | None = Field(default=None, description="When a part that has to wait may be handed in again.")
     sent_at: float | None = Field(default=None, description="From then on the provider may have it.")
+    lost_at: float | None = Field(
+        default=None, description="Since when nobody waits for the provider's reply any more."
+    )
     batch_id: str | None = Field(default=None, description="The provider's id of it.")
     batch_state: BatchState | None = None
     native: str = ""
@@ -92,6 +95,11 @@ class Part(Record):
         """The same, to be handed in again at once."""
         return Part(first=self.first, count=self.count, attempt=self.attempt)
 
+    def gone(self, why: str) -> Part:
+        """The same, with nothing left of it at the provider."""
+        problem = CallFailure(index=0, kind="missing", message=why, retryable=True, outcome_unknown=True)
+        return self.model_copy(update={"state": "refused", "problem": problem})
+
     def cancelled(self) -> Part:
         """The same, never to be handed in."""
         problem = CallFailure(
@@ -130,6 +138,7 @@ class Job(Record):
     on_lost: OnLost = "submit"
     cancelled: bool = Field(default=False, description="Whether somebody wants no more of it.")
     # What those who collect it are to know, and what they have done.
+    account: str | None = Field(default=None, description="Tells whether a key is the one it was handed in with.")
     provider_block: str | None = Field(default=None, description="The PolluxProvider whose key it was handed in with.")
     output: str | None = Field(default=None, description="Where its answers are to be written as JSONL.")
     resubmit: int = Field(default=0, ge=0, description="How often what failed is to be handed in again.")
@@ -137,6 +146,7 @@ class Job(Record):
     child: str | None = Field(default=None, description="The job that asks its failed prompts again, until it is done.")
     children: int = Field(default=0, description="How many jobs have done so.")
     waiting_runs: list[str] = Field(default_factory=list, description="Suspended flow runs that wait for it.")
+    told: list[str] = Field(default_factory=list, description="The events that were sent.")
     manifest: Manifest | None = Field(default=None, description="What came of it, once that is kept.")
     retired_at: float | None = Field(default=None, description="When all was done that its end asks for.")
 
@@ -150,6 +160,11 @@ class Job(Record):
         """Whether nothing more will come of it."""
         return bool(self.parts) and all(part.is_ended for part in self.parts)
 
+    @property
+    def is_handed_in(self) -> bool:
+        """Whether the provider has all of it, or has said why not."""
+        return bool(self.parts) and all(part.state in {"sent", "refused"} for part in self.parts)
+
     def due(self, now: float) -> list[int]:
         """The numbers of the parts that may be handed in now."""
         return [
@@ -160,7 +175,7 @@ class Job(Record):
 
     def is_due(self, now: float) -> bool:
         """Whether some of it may be handed in now."""
-        return not self.parts or bool(self.due(now))
+        return not self.cancelled and (not self.parts or bool(self.due(now)))
 
     @property
     def is_complete(self) -> bool:
@@ -211,11 +226,13 @@ class Job(Record):
                 place += 1
 
 
-def new_job(name: str, plan: Plan, now: float, **more: Any) -> Job:
-    """A job that nobody knows of yet."""
+def new_job(name: str, plan: Plan, now: float, key: str | None, **more: Any) -> Job:
+    """A job that nobody knows of yet, handed in with that key."""
+    submission = f"pollux-{uuid4().hex[:16]}"
     return Job(
         name=name,
-        submission=f"pollux-{uuid4().hex[:16]}",
+        submission=submission,
+        account=account(submission, key),
         fingerprint=fingerprint(plan),
         target=plan.target,
         options=plan.options,
@@ -223,6 +240,11 @@ def new_job(name: str, plan: Plan, now: float, **more: Any) -> Job:
         created_at=now,
         **more,
     )
+
+
+def account(submission: str, key: str | None) -> str:
+    """A few letters by which a key can be told from another, and not be found out."""
+    return digest("account", [submission, key])[:8]
 
 
 def fingerprint(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from typing import IO, Any, Final, Protocol, cast
 import fsspec
 
 from pollux_flows.address import shown
+from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.manifest import BUCKETS, Manifest
 from pollux_flows.deferred.results import Item
 from pollux_flows.errors import ConfigurationError, SourceError
@@ -24,6 +25,11 @@ _TOGETHER: Final = 1000
 
 class Shelf(Protocol):
     """Where texts are kept by name, for every worker."""
+
+    @property
+    def where(self) -> str:
+        """In words for people."""
+        ...
 
     async def put(self, name: str, text: str) -> None:
         """Keep the text, whatever was there."""
@@ -42,9 +48,9 @@ class Tally:
 
     def add(self, item: Item) -> None:
         self._buckets[item.bucket] += 1
-        if (answer := item.outcome.answer) is not None:
+        for answer, cost in item.paid:
             self._usage.update(answer.usage)
-            self._costs.append(Cost(item.outcome.cost_usd, item.outcome.cost_unknown))
+            self._costs.append(cost)
 
     def manifest(self, **more: Any) -> Manifest:
         cost = total(self._costs)
@@ -71,36 +77,36 @@ async def keep(shelf: Shelf, name: str, items: Iterator[Item]) -> Tally:
     return tally
 
 
-async def kept(shelf: Shelf, name: str) -> AsyncIterator[Item]:
+async def kept(shelf: Shelf, job: Job) -> AsyncIterator[Item]:
     """All items of a job, in the order of its prompts."""
-    number = 0
-    while (text := await shelf.get(_piece(name, number))) is not None:
-        for item in _read(text):
+    for number in _numbers(job):
+        for item in await _taken(shelf, job, number):
             yield item
-        number += 1
 
 
-async def overlay(shelf: Shelf, name: str, newer: str) -> Tally:
-    """Put what succeeded in the job `newer` in the place of what did not. Doing it twice changes nothing."""
+async def overlay(shelf: Shelf, job: Job, newer: Job) -> Tally:
+    """Put what succeeded in the job `newer` in the place of what did not in this one. Doing it twice changes nothing.
+
+    What was paid for and is replaced stays behind it: it counts as a cost.
+    """
     better = {item.outcome.index: item async for item in kept(shelf, newer) if item.bucket == "succeeded"}
-    tally, number = Tally(), 0
-    while (text := await shelf.get(_piece(name, number))) is not None:
-        items = [better.get(item.outcome.index, item) for item in _read(text)]
+    tally = Tally()
+    for number in _numbers(job):
+        items = [_better(item, better.get(item.outcome.index)) for item in await _taken(shelf, job, number)]
         for item in items:
             tally.add(item)
-        await shelf.put(_piece(name, number), _written(items))
-        number += 1
+        await shelf.put(_piece(job.name, number), _written(items))
     return tally
 
 
-async def worth_another_try(shelf: Shelf, name: str) -> list[int]:
+async def worth_another_try(shelf: Shelf, job: Job) -> list[int]:
     """The prompts that did not succeed, and may when they are handed in again."""
-    return [item.outcome.index async for item in kept(shelf, name) if _may_succeed(item)]
+    return [item.outcome.index async for item in kept(shelf, job) if _may_succeed(item)]
 
 
-async def without_answer(shelf: Shelf, name: str) -> list[int]:
+async def without_answer(shelf: Shelf, job: Job) -> list[int]:
     """All prompts that did not succeed."""
-    return [item.outcome.index async for item in kept(shelf, name) if item.bucket != "succeeded"]
+    return [item.outcome.index async for item in kept(shelf, job) if item.bucket != "succeeded"]
 
 
 def output_of(output: str, name: str) -> str:
@@ -108,31 +114,41 @@ def output_of(output: str, name: str) -> str:
     return f"{output}{name}.jsonl" if output.endswith("/") else output
 
 
-async def write_output(shelf: Shelf, name: str, output: str, manifest: Manifest) -> None:
+async def write_output(shelf: Shelf, job: Job, output: str, manifest: Manifest) -> None:
     """Write a line a prompt to `output`, and the manifest beside it. What is there already is replaced, as a whole."""
-    path = output_of(output, name)
+    path = output_of(output, job.name)
     try:
         async with _written_to(path) as file:
-            async for item in kept(shelf, name):
+            async for item in kept(shelf, job):
                 file.write(line_of(item) + "\n")
-        async with _written_to(f"{posixpath.splitext(path)[0]}.manifest.json") as file:
+        async with _written_to(f"{path.removesuffix('.jsonl')}.manifest.json") as file:
             file.write(manifest.model_dump_json(indent=2) + "\n")
     except (OSError, ValueError, ImportError) as error:
         raise SourceError(
-            f"The answers of {name} could not be written to {shown(path)}: {type(error).__name__}: {error}",
+            f"The answers of {job.name} could not be written to {shown(path)}: {type(error).__name__}: {error}",
             hint="Make room or give the worker the right to write there. The answers are kept; it is tried again.",
         ) from None
 
 
-def check_output(output: str) -> None:
-    """Refuse, before anything is handed in, a place that nobody here can write to."""
+def checked_output(output: str) -> str:
+    """The place for the answers, whole; or a ConfigurationError, before anything is handed in."""
+    if not output.strip():
+        raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
     try:
-        fsspec.core.url_to_fs(output)
+        fs, path = fsspec.core.url_to_fs(output)
     except (ValueError, ImportError) as error:
         raise ConfigurationError(
             f"output cannot be {shown(output)!r}: {error}",
             hint="Write a path, or an address such as s3://bucket/answers.jsonl, whose package is installed.",
         ) from None
+    if not _is_local(fs):
+        return output
+    folder = output.endswith("/")
+    if not folder and fs.isdir(path):
+        raise ConfigurationError(
+            f"output {path!r} is a folder.", hint="Write a slash at its end, or name a file in it."
+        )
+    return f"{path}/" if folder else str(path)  # whoever collects may be at home elsewhere
 
 
 def line_of(item: Item) -> str:
@@ -157,7 +173,7 @@ class _written_to:  # noqa: N801 (used like a function)
     def __init__(self, url: str) -> None:
         self._fs, self._path = fsspec.core.url_to_fs(url)
         # An object store shows an object when it is closed; a disk shows a file from its first byte.
-        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        self._local = _is_local(self._fs)
         self._writes = f"{self._path}.unfinished" if self._local else self._path
 
     async def __aenter__(self) -> IO[str]:
@@ -170,6 +186,17 @@ class _written_to:  # noqa: N801 (used like a function)
         self._file.close()
         if kind is None and self._local:
             self._fs.mv(self._writes, self._path)
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
+def _better(item: Item, newer: Item | None) -> Item:
+    if newer is None or newer.key == item.key:
+        return item
+    earlier = [outcome for outcome in (*item.earlier, item.outcome) if outcome.answer is not None]
+    return newer.model_copy(update={"earlier": [*earlier, *newer.earlier]})
 
 
 def _may_succeed(item: Item) -> bool:
@@ -188,3 +215,20 @@ def _read(text: str) -> list[Item]:
 
 def _piece(name: str, number: int) -> str:
     return f"{name}/answers-{number:04}"
+
+
+def _numbers(job: Job) -> range:
+    return range(-(-job.count // _TOGETHER))
+
+
+async def _taken(shelf: Shelf, job: Job, number: int) -> list[Item]:
+    """A piece of the job's answers. One that is not there is never taken for an empty one."""
+    text = await shelf.get(_piece(job.name, number))
+    items = [] if text is None else _read(text)
+    if len(items) != min(_TOGETHER, job.count - number * _TOGETHER):
+        raise ConfigurationError(
+            f"The answers of {job.name} are not, or not all, in this worker's result storage ({shelf.where}).",
+            hint="Give all workers that submit and collect the same result storage: set "
+            "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK to a storage that they share.",
+        )
+    return items

@@ -19,6 +19,8 @@ MOST_REQUESTS: Final = 60
 
 # So few are asked after one by one: a list would bring all else that the account has.
 _FEW: Final = 3
+# No answer, no key or no room: it would be the same with the next one.
+_ABOUT_ALL: Final = {None, 401, 429}
 _SKEW_S: Final = 600.0
 
 
@@ -27,8 +29,8 @@ class Seen:
     """What was found out, and what was not."""
 
     batches: dict[str, Batch]
-    gone: dict[str, APIError]
-    """The provider does not have these, or not any more."""
+    refused: dict[str, APIError]
+    """What the provider said instead of telling how these are: that it does not have them any more, perhaps."""
     requests: int = 0
 
 
@@ -46,9 +48,9 @@ async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS)
         try:
             seen.batches[batch_id] = await insist(partial(session.inspect_batch, batch_id), session.config)
         except APIError as error:
-            if error.status_code != 404:  # noqa: PLR2004 (HTTP's own)
+            if error.status_code in _ABOUT_ALL:
                 raise
-            seen.gone[batch_id] = error
+            seen.refused[batch_id] = error  # which is nothing against the others
     return seen
 
 

@@ -9,13 +9,15 @@ from pollux_flows.deferred.book import Book
 from pollux_flows.deferred.job import Job, new_job, ranges
 
 
-async def again(job: Job, book: Book, indexes: Sequence[int], *, resubmit: int = 0) -> Job:
-    """The job that asks these prompts again. It was there already if this was cut off before it was noted."""
+async def again(job: Job, book: Book, indexes: Sequence[int], key: str | None, *, resubmit: int = 0) -> Job:
+    """The job that asks these prompts again, with that key. It may be there already: this was cut off, then."""
     asked, rows = await book.asked(job.name), ranges(indexes)
+    asked.plan(job)  # that it is what the job asked
     child = new_job(
-        f"{job.name}-r{job.children + 1}",
+        next_child(job),
         asked.about(rows),
         time.time(),
+        key,
         rows=rows,
         parent=job.name,
         resubmit=resubmit,
@@ -24,6 +26,11 @@ async def again(job: Job, book: Book, indexes: Sequence[int], *, resubmit: int =
     )
     await book.ask(child.name, asked)
     return child if await book.add(child) else await book.find(child.name) or child
+
+
+def next_child(job: Job) -> str:
+    """What the next job is called that asks its failed prompts again."""
+    return f"{job.name}-r{job.children + 1}"
 
 
 def with_child(job: Job, child: Job) -> Job:

@@ -14,7 +14,7 @@ from pollux_flows.deferred.job import Job, Part, index_in, key_of
 from pollux_flows.deferred.manifest import Bucket
 from pollux_flows.document import Record
 from pollux_flows.pipeline.structured import structured_answers
-from pollux_flows.pricing import cost_of
+from pollux_flows.pricing import Cost, cost_of
 from pollux_flows.providers.base import UpstreamError
 from pollux_flows.providers.batches import BatchModule, Result
 from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome
@@ -35,6 +35,16 @@ class Item(Record):
     structured: Any = None
     warning: str | None = None
     code: str | None = Field(default=None, description="The provider's own word for it.")
+    earlier: list[Outcome] = Field(default_factory=list, description="What was answered, and paid for, before.")
+
+    @property
+    def paid(self) -> list[tuple[Answer, Cost]]:
+        """All answers that there were, with what each cost."""
+        return [
+            (outcome.answer, Cost(outcome.cost_usd, outcome.cost_unknown))
+            for outcome in (*self.earlier, self.outcome)
+            if outcome.answer is not None
+        ]
 
 
 @dataclass

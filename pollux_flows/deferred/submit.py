@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Final
 from pollux_flows.capabilities import check_deferred
 from pollux_flows.deferred.book import Asked, Book, BusyError, Hold
 from pollux_flows.deferred.files import JobFiles, give_back_files, job_files
-from pollux_flows.deferred.job import Job, Part, PartState, key_of, new_job
+from pollux_flows.deferred.job import Job, Part, account, key_of, new_job
 from pollux_flows.deferred.reconcile import SETTLED_S, find_batch
 from pollux_flows.deferred.rows import write_rows
 from pollux_flows.errors import APIError, ConfigurationError, PolluxError
@@ -53,13 +53,15 @@ async def check_finished(session: Session, plan: Plan) -> None:
     await insist(partial(session.check, _call(plan, plan.calls[0], materials)), session.config)
 
 
-async def claim(book: Book, name: str, asked: Asked, plan: Plan, **more: Any) -> Job:
+async def claim(book: Book, name: str, asked: Asked, plan: Plan, key: str | None, **more: Any) -> Job:
     """The job of that name: a new one or, when this was done before, the one that there is."""
-    await book.ask(name, asked)
-    job = new_job(name, plan, time.time(), **more)
-    if await book.add(job):
-        return job
+    job = new_job(name, plan, time.time(), key, **more)
     found = await book.find(name)
+    if found is None:
+        await book.ask(name, asked)  # before the job: whoever finds one finds what it asks
+        if await book.add(job):
+            return job
+        found = await book.find(name)
     if found is not None and found.fingerprint != job.fingerprint:
         raise ConfigurationError(
             f"The job {name} is there already, and asks something else.",
@@ -68,22 +70,36 @@ async def claim(book: Book, name: str, asked: Asked, plan: Plan, **more: Any) ->
     return found or job
 
 
-async def hand_in_first(book: Book, job: Job, session: Session, plan: Plan) -> Job:
-    """Hand in a job that was claimed. If the provider takes none of it, the job is forgotten and the reason raised."""
+async def hand_in_first(
+    book: Book,
+    name: str,
+    session: Session,
+    plan: Plan | None = None,
+    then: Callable[[Hold], Awaitable[None]] | None = None,
+) -> Job:
+    """Hand in what a job that was claimed has left. If nothing of it is taken, it is forgotten and the reason raised.
+
+    `plan` is what it asks, where that is at hand; `then` is done with the job in hand once the provider has it.
+    """
     try:
-        async with book.alone(job.name) as hold:
-            try:
-                await hand_in(hold, session, plan)
-            except PolluxError:
-                await _forgotten(hold, session)
-                raise
+        async with book.alone(name) as hold:
+            if not hold.job.is_handed_in:
+                try:
+                    await hand_in(hold, session, plan or (await book.asked(name)).plan(hold.job))
+                except PolluxError:
+                    await _forgotten(hold, session)
+                    raise
             problems = [part.problem for part in hold.job.parts if part.state == "refused" and part.problem]
             if len(problems) == len(hold.job.parts) and await _forgotten(hold, session):
-                raise problems[0].error(job.target.provider)
+                raise problems[0].error(hold.job.target.provider)
+            if then is not None:
+                await then(hold)
             return hold.job
     except BusyError:
         # Somebody who found it unfinished is at work on it: what that came to, the job will say.
-        return await book.find(job.name) or job
+        if (job := await book.find(name)) is None:
+            raise
+        return job
 
 
 async def hand_in(
@@ -109,6 +125,7 @@ class _HandingIn:
 
     async def all(self) -> None:
         await settle(self._hold, self._session, known=self._known, clock=self._clock)
+        # A job that somebody wants no more of is never due.
         if self._hold.job.is_due(self._clock()):
             async with job_files(self._hold.job, self._plan, self._session) as files:
                 with tempfile.TemporaryDirectory(prefix="pollux-rows-") as folder:
@@ -165,6 +182,7 @@ class _HandingIn:
         if attempts.error is None:
             await hold.save(hold.job.with_part(number, intent.seen(attempts.unwrap())))
         elif attempts.error.outcome_unknown:
+            await hold.save(hold.job.with_part(number, intent.model_copy(update={"lost_at": self._clock()})))
             await self._look(number)
         elif attempts.error.retryable:
             await hold.save(hold.job.with_part(number, self._waiting(intent, attempts.error)))
@@ -210,17 +228,22 @@ def waiting_s(attempt: int) -> float:
 
 async def _settled(hold: Hold, session: Session, number: int, known: Collection[str], now: float) -> None:
     """Write down what is found of a part that may have been handed in."""
-    part = hold.job.parts[number]
-    found = await find_batch(session, part, hold.job.tag(number), known=known)
+    job, part = hold.job, hold.job.parts[number]
+    found = await find_batch(session, part, job.tag(number), known=known)
     if found == "unknown":
         return
     if found is not None:
-        await hold.save(hold.job.with_part(number, part.seen(found)))
-    elif now - (part.sent_at or 0.0) >= SETTLED_S:
-        state: PartState = "waiting" if hold.job.on_lost == "submit" else "lost"
-        if state != part.state:
-            again = Part(first=part.first, count=part.count, attempt=part.attempt, state=state, sent_at=part.sent_at)
-            await hold.save(hold.job.with_part(number, again))
+        settled = part.seen(found)
+    elif part.lost_at is None:
+        # Whoever handed it in is gone. What was on its way then may still arrive.
+        settled = part.model_copy(update={"lost_at": now})
+    elif part.state == "lost" or now - part.lost_at < SETTLED_S:
+        return
+    elif job.on_lost == "submit" and job.account == account(job.submission, session.config.key()):
+        settled = part.again()
+    else:  # with another key, another account's batches were looked through
+        settled = part.model_copy(update={"state": "lost"})
+    await hold.save(job.with_part(number, settled))
 
 
 async def _forgotten(hold: Hold, session: Session) -> bool:
@@ -228,7 +251,7 @@ async def _forgotten(hold: Hold, session: Session) -> bool:
     job = hold.job
     unsent = all(part.state in {"waiting", "refused"} and part.attempt <= 1 for part in job.parts)
     waits = any(part.not_before is not None for part in job.parts)
-    if not unsent or waits or job.parent is not None:
+    if not unsent or waits or job.parent is not None or job.cancelled:
         return False
     await hold.remove()
     await give_back_files(job, session)

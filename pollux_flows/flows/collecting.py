@@ -42,6 +42,7 @@ async def collect_jobs(names: Sequence[str] | None = None) -> CollectReport:
 
 async def look_at(names: Sequence[str] | None = None) -> CollectReport:
     """The same without a trace."""
+    names = names or None  # an empty form field stands for all
     book = BlockBook(await ResultShelf.open())
     jobs, unreadable = await book.all()
     if names is not None:
@@ -114,7 +115,7 @@ class _Look:
         now, working = time.time(), {}
         for job in jobs:
             current = with_seen(job, seen.batches, now)
-            self.rows[job.name] = row_of(current, now, _gone(job, seen))
+            self.rows[job.name] = row_of(current, now, _refusal(job, seen))
             if wants_work(current, now):
                 # In one account there may be jobs for several models.
                 working[job.name] = (job, config.model_copy(update={"model": job.target.model}))
@@ -133,7 +134,10 @@ class _Look:
 
         shown = task(name="job", task_run_name=job.name, **UNSTORED)(work) if self._show else work
         try:
-            self.rows[job.name] = row_of(await shown(), time.time())
+            done = await shown()
+            self.rows[job.name] = row_of(done, time.time())
+            if done.parent is not None and (parent := await self._pass.book.find(done.parent)):
+                self.rows[parent.name] = row_of(parent, time.time())  # which it may have completed
         except (BusyError, LeaseLostError):
             row = self.rows.get(job.name) or row_of(job, time.time())
             self.rows[job.name] = row.model_copy(update={"next": "somebody else is at work on it"})
@@ -145,6 +149,6 @@ class _Look:
         self.rows[job.name] = row_of(job, time.time(), str(error) or type(error).__name__)
 
 
-def _gone(job: Job, seen: Seen) -> str | None:
-    gone = [str(seen.gone[part.batch_id]) for part in job.parts if part.batch_id in seen.gone]
-    return gone[0] if gone else None
+def _refusal(job: Job, seen: Seen) -> str | None:
+    said = [str(seen.refused[part.batch_id]) for part in job.parts if part.batch_id in seen.refused]
+    return said[0] if said else None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from prefect import get_run_logger, task
 
-from pollux_flows import events, tasks
+from pollux_flows import tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
-from pollux_flows.deferred.book import Asked, BusyError, no_such_job
+from pollux_flows.deferred.book import Asked, BusyError, Hold, no_such_job
 from pollux_flows.deferred.job import Job, OnLost
-from pollux_flows.deferred.keep import check_output, without_answer
+from pollux_flows.deferred.keep import checked_output, without_answer
 from pollux_flows.deferred.resubmit import again, with_child
 from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first
 from pollux_flows.errors import ConfigurationError
@@ -20,7 +21,9 @@ from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.configs import Configs
 from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.telling import tell
 from pollux_flows.options import Options
+from pollux_flows.pipeline.plan import Plan
 from pollux_flows.providers.session import open_session
 from pollux_flows.scope import run_key
 from pollux_flows.source import Source
@@ -39,41 +42,18 @@ async def submit_job(
     on_lost: OnLost = "submit",
 ) -> Job:
     """Hand the work in, once for this run however often it is tried."""
-    if resubmit < 0:
-        raise ConfigurationError(f"resubmit is {resubmit}.", hint="Pass 0, or how often what failed is tried again.")
-    if output is not None:
-        check_output(output)
-    config = await provider.config()
-    asked = await tasks.request(whole(prompts), config.target, whole(sources), options)
-    check(asked)
-    plan = await tasks.plan(whole(asked))
-    if provider.name is None:
-        _warn_of_a_lost_key(config)
-    # The place in the run is part of the name: a retry finds what an earlier attempt has handed in.
-    name = f"{config.provider}-{digest('deferred', await run_key(plan))[:12]}"
     book = BlockBook(await ResultShelf.open())
-
-    async def hand_in() -> Job:
-        async with open_session(config) as session:
-            await check_finished(session, plan)
-            job = await claim(
-                book,
-                name,
-                Asked(request=asked, contents=plan.contents),
-                plan,
-                provider_block=provider.name,
-                output=output,
-                resubmit=resubmit,
-                on_lost=on_lost,
-            )
-            return await hand_in_first(book, job, session, plan)
-
-    # What it needs, a key among it, stays in this process: a task's arguments would not.
-    job = await task(name="submit", task_run_name=f"submit {name}", **UNSTORED)(hand_in)()
-    await pages.leave_submission(job)
-    await events.tell("submitted", job)
-    get_run_logger().info("Handed in as the job %s: %s.", job.name, job.state)
-    return job
+    # Named after the run: a retry of it, or its resumption a week later, finds what was handed in, and reads nothing.
+    name = f"deferred-{digest('deferred', await run_key())[:12]}"
+    job = await book.find(name)
+    if job is None:
+        asking = _Asking(prompts, sources, options, output, resubmit, on_lost)
+        config = await provider.config()
+        plan = await _claimed(book, name, provider.name, config, asking)
+        return await _handed_in(book, name, config, plan)
+    if job.is_handed_in or job.manifest is not None:
+        return job
+    return await _handed_in(book, name, await (Configs().of(job) if job.provider_block else provider.config()))
 
 
 async def submit_again(name: str) -> str:
@@ -88,30 +68,74 @@ async def submit_again(name: str) -> str:
             elif job.manifest is None:
                 raise ConfigurationError(f"{name} is not collected yet.", hint="Collect it first, or wait for it.")
             elif job.child is None:
-                if not (indexes := await without_answer(book.shelf, name)):
-                    raise ConfigurationError(
-                        f"All prompts of {name} have their answer.", hint="There is nothing to do."
-                    )
-                await hold.save(with_child(job, await again(job, book, indexes)))
+                if not (indexes := await without_answer(book.shelf, job)):
+                    raise ConfigurationError(f"All prompts of {name} have their answer.", hint="Nothing is left to do.")
+                config = await Configs().of(job)
+                await hold.save(with_child(job, await again(job, book, indexes, config.key())))
             name = hold.job.child or name
     except BusyError:
         raise ConfigurationError(f"Somebody is at work on {name} just now.", hint="Try again in a moment.") from None
-    job = await _found(book, name)
+    if (found := await book.find(name)) is None:
+        raise no_such_job(name, "this Prefect server")
+    return (await _handed_in(book, name, await Configs().of(found))).name
+
+
+@dataclass(frozen=True)
+class _Asking:
+    prompts: Sequence[str | None]
+    sources: Sequence[Source]
+    options: Options | None
+    output: str | None
+    resubmit: int
+    on_lost: OnLost
+
+
+async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config, asking: _Asking) -> Plan:
+    """What is asked, after all that can be refused was looked at and the job was written down. Nothing is sent yet."""
+    if asking.resubmit < 0:
+        raise ConfigurationError(
+            f"resubmit is {asking.resubmit}.", hint="Pass 0, or how often what failed is tried again."
+        )
+    output = None if asking.output is None else checked_output(asking.output)
+    asked = await tasks.request(whole(asking.prompts), config.target, whole(asking.sources), asking.options)
+    check(asked)
+    plan = await tasks.plan(whole(asked))
+    async with open_session(config) as session:
+        await check_finished(session, plan)
+    if saved is None:
+        _warn_of_a_lost_key(config)
+    await claim(
+        book,
+        name,
+        Asked(request=asked, contents=plan.contents),
+        plan,
+        config.key(),
+        provider_block=saved,
+        output=output,
+        resubmit=asking.resubmit,
+        on_lost=asking.on_lost,
+    )
+    return plan
+
+
+async def _handed_in(book: BlockBook, name: str, config: Config, plan: Plan | None = None) -> Job:
+    """The job, after whatever is left of it was handed in."""
 
     async def hand_in() -> Job:
-        async with open_session(await Configs().of(job)) as session:
-            return await hand_in_first(book, job, session, (await book.asked(name)).plan(job))
+        async with open_session(config) as session:
+            return await hand_in_first(book, name, session, plan, _told)
 
+    # What it needs, a key among it, stays in this process: a task's arguments would not.
     job = await task(name="submit", task_run_name=f"submit {name}", **UNSTORED)(hand_in)()
-    await pages.leave_submission(job)
-    await events.tell("submitted", job)
-    return name
-
-
-async def _found(book: BlockBook, name: str) -> Job:
-    if (job := await book.find(name)) is None:
-        raise no_such_job(name, "this Prefect server")
+    get_run_logger().info("The job %s is %s.", job.name, job.state)
     return job
+
+
+async def _told(hold: Hold) -> None:
+    if "submitted" not in hold.job.told:
+        await pages.leave_submission(hold.job)
+    if hold.job.is_handed_in:
+        await tell(hold, "submitted")
 
 
 def _warn_of_a_lost_key(config: Config) -> None:

@@ -10,6 +10,7 @@ from prefect import get_run_logger
 
 from pollux_flows.deferred.book import BusyError, no_such_job
 from pollux_flows.deferred.job import Job
+from pollux_flows.errors import ConfigurationError
 from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
 from pollux_flows.flows.collecting import look_at
 from pollux_flows.jobs.book import BlockBook
@@ -22,6 +23,8 @@ from pollux_flows.result import ResultEnvelope
 
 _FIRST_S: Final = 0.2
 _LONGEST_S: Final = 60.0
+# A look that fails may be the network's fault; one after the other is not.
+_PATIENCE: Final = 8
 
 
 async def answers_of(name: str, *, on_partial: OnPartial = "fail", options: Options | None = None) -> ResultEnvelope:
@@ -29,16 +32,21 @@ async def answers_of(name: str, *, on_partial: OnPartial = "fail", options: Opti
 
     A run of a deployment is suspended until `collect` resumes it. Any other looks itself, ever more seldom.
     """
-    book = BlockBook(await ResultShelf.open())
+    book, troubles = BlockBook(await ResultShelf.open()), 0
     for pause in _pauses():
         job = await _found(book, name)
         if job.is_complete:
             break
+        if job.state == "ambiguous":
+            raise _needs_a_person(job, "The provider does not have what was handed in.")
         if (run_id := may_suspend()) is not None and await _noted(book, name, run_id):
             get_run_logger().info("%s is not done: this run is suspended until collect resumes it.", name)
             await suspend()
         else:
-            await look_at([name])
+            problems = [row.problem for row in (await look_at([name])).rows if row.problem]
+            troubles = troubles + 1 if problems else 0
+            if troubles > _PATIENCE:
+                raise _needs_a_person(job, problems[0])
             if not (await _found(book, name)).is_complete:
                 await asyncio.sleep(pause)
     envelope = await Pass(book).envelope(job)
@@ -50,6 +58,14 @@ async def _found(book: BlockBook, name: str) -> Job:
     if (job := await book.find(name)) is None:
         raise no_such_job(name, "this Prefect server")
     return job
+
+
+def _needs_a_person(job: Job, problem: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The job {job.name} cannot be collected: {problem}",
+        hint="When that is mended, wait for it again. resubmit hands in what the provider does not have; cancel gives "
+        "up what it does not have any more.",
+    )
 
 
 async def _noted(book: BlockBook, name: str, run_id: str) -> bool:

@@ -85,6 +85,8 @@ class BlockBook:
 
     @asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[Hold]:
+        if await _document(name) is None:
+            raise no_such_job(name, _WHERE)
         async with lease(f"pollux-at-work-{name}") as won:
             if won is None:
                 raise BusyError(name)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pollux_flows import events
 from pollux_flows.config import Config
 from pollux_flows.deferred.advance import advance
 from pollux_flows.deferred.book import BusyError, Hold
@@ -21,9 +20,10 @@ from pollux_flows.deferred.files import give_back_files
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.keep import Tally, keep, kept, output_of, overlay, worth_another_try, write_output
 from pollux_flows.deferred.manifest import Manifest
-from pollux_flows.deferred.resubmit import again, with_child
+from pollux_flows.deferred.resubmit import again, next_child, with_child
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook
+from pollux_flows.jobs.telling import tell
 from pollux_flows.jobs.waiters import resume_all
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.providers.batches import Batch
@@ -57,39 +57,37 @@ class Pass:
     async def work_on(self, name: str, config: Config, batches: Mapping[str, Batch] | None = None) -> Job:
         """Do all that can be done for a job now, and give it as it is then. BusyError where somebody else does."""
         async with self.book.alone(name) as hold, open_session(config) as session:
-            before = hold.job.state
 
             async def plan() -> Plan:
                 return (await self.book.asked(name)).plan(hold.job)
 
             if hold.job.manifest is None:
                 await advance(hold, session, plan, batches=batches, known=self.known)
-                if hold.job.state == "ambiguous" != before:
-                    await events.tell("ambiguous", hold.job)
+            if hold.job.is_handed_in:
+                await tell(hold, "submitted")
+            if hold.job.state == "ambiguous" and await tell(hold, "ambiguous"):
+                await self._wake(hold)  # those who wait are told as well
             if hold.job.is_ended:
                 await self._finish(hold, session)
             return hold.job
 
     async def _finish(self, hold: Hold, session: Session) -> None:
-        folder = _folder(hold.job)
         if hold.job.manifest is None:
-            results = await download(hold.job, session, prepared(folder))
+            results = await download(hold.job, session, prepared(_folder(hold.job)))
             tally = await keep(self.book.shelf, hold.job.name, results.items())
             manifest = self._manifest(hold.job, tally, results.oddities)
             await self._leave(hold.job, manifest)
-            await hold.save(await self._tried_again(hold.job.collected(manifest)))
-        if hold.job.child is not None:
-            return  # what it does not have yet, the child will bring
-        await self._retire(hold, session)
-        shutil.rmtree(folder, ignore_errors=True)
+            await hold.save(await self._tried_again(hold.job.collected(manifest), session))
+        if hold.job.child is None:  # else that will bring what is not there yet
+            await self._retire(hold, session)
 
-    async def _tried_again(self, job: Job) -> Job:
+    async def _tried_again(self, job: Job, session: Session) -> Job:
         """The job, after what failed of it was handed in again, where that is wanted and worth it."""
         if job.cancelled or not job.resubmit:
             return job
-        if not (indexes := await worth_another_try(self.book.shelf, job.name)):
+        if not (indexes := await worth_another_try(self.book.shelf, job)):
             return job
-        child = await again(job, self.book, indexes, resubmit=job.resubmit - 1)
+        child = await again(job, self.book, indexes, session.config.key(), resubmit=job.resubmit - 1)
         self.made.append(child.name)
         return with_child(job, child)
 
@@ -99,12 +97,19 @@ class Pass:
         await give_back_files(job, session)
         if job.parent is not None and not await self._completed(job.parent, job, session):
             return
-        if job.manifest is not None:
-            happened: events.Happened = "collected" if job.manifest.succeeded else "failed"
-            await events.tell(happened, job, **job.manifest.model_dump(mode="json"))
-        waiting = await resume_all(job.waiting_runs)
-        retired_at = None if waiting else time.time()
-        await hold.save(job.model_copy(update={"waiting_runs": waiting, "retired_at": retired_at}))
+        if job.manifest is None or not await tell(hold, "collected" if job.manifest.succeeded else "failed"):
+            return
+        if not await self._wake(hold):
+            return
+        shutil.rmtree(_folder(job), ignore_errors=True)
+        await hold.save(hold.job.model_copy(update={"retired_at": time.time()}))
+
+    async def _wake(self, hold: Hold) -> bool:
+        """Resume the runs that wait for the job; whether all of them are."""
+        if hold.job.waiting_runs:
+            left = await resume_all(hold.job.waiting_runs)
+            await hold.save(hold.job.model_copy(update={"waiting_runs": left}))
+        return not hold.job.waiting_runs
 
     async def _completed(self, name: str, child: Job, session: Session) -> bool:
         """Complete the parent's answers with the child's. False if somebody is at work on it: later, then."""
@@ -112,11 +117,13 @@ class Pass:
             async with self.book.alone(name) as hold:
                 if hold.job.manifest is None:
                     return False  # it was about to note that it has this child
-                if hold.job.child == child.name:
-                    tally = await overlay(self.book.shelf, name, child.name)
+                # Whoever made the child may have been killed before that was noted.
+                if child.name in {hold.job.child, next_child(hold.job)}:
+                    tally = await overlay(self.book.shelf, hold.job, child)
                     manifest = self._manifest(hold.job, tally, hold.job.manifest.oddities)
                     await self._leave(hold.job, manifest)
-                    await hold.save(hold.job.model_copy(update={"manifest": manifest, "child": None}))
+                    completed = with_child(hold.job, child) if hold.job.child is None else hold.job
+                    await hold.save(completed.model_copy(update={"manifest": manifest, "child": None}))
                 if hold.job.is_complete and hold.job.retired_at is None:
                     await self._retire(hold, session)
         except BusyError:
@@ -130,9 +137,9 @@ class Pass:
     async def _leave(self, job: Job, manifest: Manifest) -> None:
         """What people and programs find: the lines, the envelope, the page."""
         if job.output is not None:
-            await write_output(self.book.shelf, job.name, job.output, manifest)
+            await write_output(self.book.shelf, job, job.output, manifest)
         if job.count <= MOST_IN_ONE_ENVELOPE:
-            items = [item async for item in kept(self.book.shelf, job.name)]
+            items = [item async for item in kept(self.book.shelf, job)]
             envelope = make_envelope(job, items, oddities=manifest.oddities)
             await self.book.shelf.put(f"{job.name}/envelope", envelope)
             await pages.leave_job(job, manifest, envelope)
@@ -144,7 +151,7 @@ class Pass:
         found = await self.book.shelf.get(f"{job.name}/envelope")
         if isinstance(found, ResultEnvelope):
             return found
-        items = [item async for item in kept(self.book.shelf, job.name)]
+        items = [item async for item in kept(self.book.shelf, job)]
         return make_envelope(job, items, oddities=job.manifest.oddities if job.manifest else [])
 
 

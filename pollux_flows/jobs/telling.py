@@ -1,0 +1,61 @@
+"""Telling: what happens to a job, as events of the Prefect server, so that automations can start what comes next."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+from uuid import NAMESPACE_URL, uuid5
+
+from prefect import get_run_logger
+from prefect.events import Event, RelatedResource, Resource, get_events_client
+from prefect.runtime import flow_run
+
+from pollux_flows.deferred.book import Hold
+from pollux_flows.deferred.job import Job
+
+Happened = Literal["submitted", "collected", "failed", "ambiguous"]
+
+_RESOURCE: Final = "pollux.deferred-job"
+
+
+async def tell(hold: Hold, happened: Happened) -> bool:
+    """Say once that this happened to the job; False if the server could not be told, so that it is said the next time.
+
+    An event that was sent just before its sender was killed is sent again under the same id, and counts once.
+    """
+    job = hold.job
+    # A job whose failed prompts were asked again is collected again.
+    once = f"{happened}-{job.children}" if happened in {"collected", "failed"} and job.children else happened
+    if once in job.told:
+        return True
+    try:
+        async with get_events_client() as client:
+            await client.emit(_event(job, happened, once))
+    except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the answers matter more)
+        get_run_logger().warning("pollux.deferred.%s of %s could not be told: %s", happened, job.name, error)
+        return False
+    await hold.save(job.model_copy(update={"told": [*job.told, once]}))
+    return True
+
+
+def _event(job: Job, happened: Happened, once: str) -> Event:
+    numbers = job.manifest.model_dump(mode="json") if job.manifest else {}
+    return Event(
+        id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{job.submission}/{once}"),
+        event=f"pollux.deferred.{happened}",
+        resource=Resource(
+            {
+                "prefect.resource.id": f"{_RESOURCE}.{job.name}",
+                "prefect.resource.name": job.name,
+                "provider": job.target.provider,
+                "model": job.target.model,
+            }
+        ),
+        related=_run(),
+        payload={"job": job.name, "state": job.state, "prompts": job.count, **numbers},
+    )
+
+
+def _run() -> list[RelatedResource]:
+    if not (run_id := flow_run.id):
+        return []
+    return [RelatedResource({"prefect.resource.id": f"prefect.flow-run.{run_id}", "prefect.resource.role": "flow-run"})]
