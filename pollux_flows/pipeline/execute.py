@@ -31,7 +31,6 @@ async def open_execution(plan: Plan, config: Config, terms: Terms | None = None)
     """What the calls of a plan share, closed whatever happens. The provider is met when the first call needs it."""
     async with AsyncExitStack() as stack:
         execution = Execution(plan, config, terms or Terms(), stack)
-        await stack.enter_async_context(execution.answers.alone())
         try:
             yield execution
         finally:
@@ -59,6 +58,7 @@ class Execution:
         self.plan = plan
         self.answers = Answers(config.target, terms)
         self._config, self._stack = config, stack
+        self._alone = False
         self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
         self._line = asyncio.Semaphore(2 * config.request_concurrency)
@@ -71,7 +71,7 @@ class Execution:
         if not calls:
             return []
         seen = on_outcome or _unseen
-        found = await self.answers.given(calls)
+        found = await self.given(calls)
         for outcome in found.values():
             seen(outcome)
         missing = [call for call in calls if call.index not in found]
@@ -79,6 +79,18 @@ class Execution:
             await self._begin(missing)
             found |= zip((call.index for call in missing), await self._ask_all(missing, seen), strict=True)
         return [found[call.index] for call in calls]
+
+    async def given(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
+        """The outcomes of those calls that need not be made, by the calls' numbers.
+
+        Unless that is all of them, nobody else makes calls of this run from then on: what somebody made is among them.
+        """
+        found = await self.answers.given(calls)
+        if len(found) < len(calls) and not self._alone:
+            await self._stack.enter_async_context(self.answers.alone())
+            self._alone = True
+            found = await self.answers.given(calls)
+        return found
 
     async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome) -> list[Outcome]:
         async def settled(planned: PlannedCall, place: _Place) -> Outcome:

@@ -29,6 +29,7 @@ from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state import redis
 from pollux_flows.state.journal import Journal
+from pollux_flows.state.store import open_store
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
 from tests.state.servers import Server
 
@@ -69,6 +70,19 @@ async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> 
     assert len(asked(sim)) == 4
     assert reused(envelope) == ["run", None, "run"]
     assert envelope.metrics["n_reused"] == 2
+
+
+async def test_a_finished_run_waits_for_nobody(openai: Config, sim: Simulator) -> None:
+    """Who has nothing to ask for writes nothing; who has, comes second."""
+    await run_many(PROMPTS, config=openai, run_key="monday")
+    async with Journal(open_store(), "monday").alone():
+        envelope = await run_many(PROMPTS, config=openai, run_key="monday")
+        more = asyncio.create_task(run_many([*PROMPTS, "more"], config=openai, run_key="monday"))
+        await asyncio.wait({more}, timeout=0.3)
+        assert not more.done()
+        assert len(asked(sim)) == 3
+    assert reused(envelope) == ["run"] * 3
+    assert reused(await more) == ["run", "run", "run", None]
 
 
 async def test_a_new_run_asks_again(openai: Config, sim: Simulator) -> None:
