@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 from uuid import uuid4
 
-from pollux_flows.deferred.job import Job, fingerprint
+from pollux_flows.deferred.job import Job, as_sent, fingerprint
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.pipeline.plan import Plan, make_plan
@@ -28,6 +28,13 @@ class Asked(Record):
 
     request: Request
     contents: list[Content | None]
+
+    @classmethod
+    def by(cls, request: Request, contents: Sequence[Content | None]) -> Asked:
+        """What is asked by a request, in a form that means the same anywhere."""
+        if (options := as_sent(request.options)) is not request.options:
+            request = request.model_copy(update={"options": options})
+        return cls(request=request, contents=list(contents))
 
     def about(self, rows: list[tuple[int, int]] | None) -> Plan:
         """Its calls; only those about some prompts, given as first and last."""

@@ -10,9 +10,11 @@ from typing import Any
 from pollux_flows.deferred.inspect import id_of, snapshot, submitted_at
 from pollux_flows.deferred.job import Job, Part
 from pollux_flows.deferred.results import Item, Results
+from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.retry import insist
+from pollux_flows.pipeline.structured import instance
 from pollux_flows.pricing import total
 from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
@@ -64,6 +66,26 @@ def make_envelope(
             },
         }
     )
+
+
+def as_instances(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:
+    """The same with `structured` as instances of the caller's own model, where there is one.
+
+    What fits the schema that was sent, and not the model as it is now, is None, and its reason a warning.
+    """
+    model = options.response_model()
+    if model is None or envelope.structured is None:
+        return envelope
+    values: list[Any] = []
+    warnings = [*envelope.diagnostics.get("warnings", [])]
+    for index, value in enumerate(envelope.structured):
+        try:
+            values.append(None if value is None else instance(model, value))
+        except Exception as error:  # noqa: BLE001 (a caller's validator may raise anything, and the answer is paid for)
+            values.append(None)
+            warnings.append(f"The answer to prompts[{index}] does not fit {model.__name__} as it is now: {error}")
+    diagnostics = {**envelope.diagnostics, "warnings": warnings}
+    return envelope.model_copy(update={"structured": values, "diagnostics": diagnostics})
 
 
 def _cost(items: Sequence[Item]) -> dict[str, Any]:

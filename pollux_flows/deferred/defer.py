@@ -14,7 +14,7 @@ from uuid import uuid4
 from pollux_flows.config import Config
 from pollux_flows.deferred.advance import advance, cancel
 from pollux_flows.deferred.book import Asked, BusyError, StoreBook
-from pollux_flows.deferred.collect import download, make_envelope
+from pollux_flows.deferred.collect import as_instances, download, make_envelope
 from pollux_flows.deferred.files import give_back_files
 from pollux_flows.deferred.inspect import id_of, look, snapshot, submitted_at
 from pollux_flows.deferred.job import Job, fingerprint
@@ -23,10 +23,10 @@ from pollux_flows.errors import APIError, ConfigurationError, DeferredNotReadyEr
 from pollux_flows.handles import DeferredHandle, DeferredSnapshot
 from pollux_flows.options import Options
 from pollux_flows.pipeline.cleanup import store_of
-from pollux_flows.pipeline.extract import typed
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
+from pollux_flows.pipeline.terms import Terms
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.source import Source
@@ -67,9 +67,10 @@ async def defer_many(
     """
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")
+    run_key = Terms(run_key=run_key).run_key
     request = make_request(prompts, target=config.target, sources=sources, options=options)
     check(request)
-    asked = Asked(request=request, contents=await read_sources(request))
+    asked = Asked.by(request, await read_sources(request))
     plan = make_plan(request, asked.contents)
     book = StoreBook(store_of(config))
     async with open_session(config) as session:
@@ -126,9 +127,7 @@ async def collect_deferred(
             duration_s = time.monotonic() - began
             envelope = make_envelope(job, items, oddities=results.oddities, duration_s=duration_s)
         await give_back_files(job, session)
-    if response_schema is None:
-        return envelope
-    return typed(envelope, Options(response_schema=response_schema))
+    return as_instances(envelope, Options(response_schema=response_schema))
 
 
 async def cancel_deferred(handle: DeferredHandle, *, config: Config | None = None) -> None:
@@ -151,7 +150,7 @@ async def cancel_deferred(handle: DeferredHandle, *, config: Config | None = Non
 def handle_of(job: Job) -> DeferredHandle:
     """What the caller keeps of a job: enough to collect it anywhere."""
     schema = job.options.response_json_schema()
-    kept = job.model_copy(update={"options": Options(response_schema=schema)})
+    kept = job.model_copy(update={"options": Options(response_schema=schema)})  # nothing else of what was asked
     return DeferredHandle(
         job_id=id_of(job),
         provider=job.target.provider,
@@ -191,7 +190,12 @@ async def _advanced(handle: DeferredHandle, session: Session) -> Job:
     book = StoreBook(store_of(session.config))
     known = await _known(book, handle)
     if known is None:
-        return await look(_job_in(handle), session)
+        if not (job := _job_in(handle)).is_handed_in:
+            raise ConfigurationError(
+                f"A part of {handle.job_id} was still to be handed in, which only the machine can do that has it.",
+                hint="Collect it where it was deferred, or let both places share their state: POLLUX_STATE_URL.",
+            )
+        return await look(job, session)
     try:
         async with book.alone(known.name) as hold:
 

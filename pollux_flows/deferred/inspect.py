@@ -49,7 +49,7 @@ def _seen(part: Part, batch: Batch, now: float) -> Part:
 def snapshot(job: Job, job_id: str | None = None) -> DeferredSnapshot:
     """Where it stands, in numbers."""
     status = status_of(job)
-    succeeded, failed = sum(part.succeeded for part in job.parts), sum(_failed(part) for part in job.parts)
+    succeeded, failed = _counts(job)
     return DeferredSnapshot(
         job_id=job_id or id_of(job),
         provider=job.target.provider,
@@ -59,7 +59,7 @@ def snapshot(job: Job, job_id: str | None = None) -> DeferredSnapshot:
         request_count=job.count,
         succeeded=succeeded,
         failed=failed,
-        pending=max(0, job.count - succeeded - failed),
+        pending=job.count - succeeded - failed,
         submitted_at=submitted_at(job),
         completed_at=max(_times(part.ended_at for part in job.parts), default=None) if job.is_ended else None,
         expires_at=min(_times(part.expires_at for part in job.parts), default=None),
@@ -71,7 +71,7 @@ def status_of(job: Job) -> DeferredStatus:
     states = {"failed" if part.state == "refused" else part.batch_state or "queued" for part in job.parts}
     if not job.is_ended:
         return "cancelling" if "cancelling" in states else "queued" if states <= {"queued"} else "running"
-    succeeded, failed = sum(part.succeeded for part in job.parts), sum(_failed(part) for part in job.parts)
+    succeeded, failed = _counts(job)
     if succeeded and not failed:
         return "completed"
     if succeeded:
@@ -90,9 +90,14 @@ def submitted_at(job: Job) -> float:
     return min(_times(part.sent_at for part in job.parts), default=job.created_at)
 
 
-def _failed(part: Part) -> int:
-    """Rows of it that will have no answer: once it is ended, all that were not answered."""
-    return part.count - part.succeeded if part.is_ended else part.failed
+def _counts(job: Job) -> tuple[int, int]:
+    """How many prompts have an answer, and how many will have none. Once a part is ended, it is one or the other."""
+    succeeded = failed = 0
+    for part in job.parts:
+        answered = min(part.succeeded, part.count)  # whatever the provider counts
+        succeeded += answered
+        failed += part.count - answered if part.is_ended else min(part.failed, part.count - answered)
+    return succeeded, failed
 
 
 def _times(times: Iterable[float | None]) -> list[float]:

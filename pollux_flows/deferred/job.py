@@ -28,6 +28,8 @@ OnLost = Literal["submit", "report"]
 that to a person."""
 
 PartState = Literal["waiting", "sending", "sent", "refused", "lost"]
+_DIGITS: Final = 9
+_LONGEST_PROBLEM: Final = 1000
 # Of the parts that are neither here nor there, what the job is to be called.
 _UNSETTLED: Final[dict[PartState, JobState]] = {
     "sending": "submitting",
@@ -73,7 +75,7 @@ class Part(Record):
             problem = CallFailure(
                 index=0,
                 kind="api_error",
-                message=f"The provider refused the whole batch: {batch.problem or batch.native}",
+                message=f"The provider refused the whole batch: {batch.problem or batch.native}"[:_LONGEST_PROBLEM],
                 retryable=batch.queue_full,
             )
         return self.model_copy(
@@ -184,7 +186,7 @@ class Job(Record):
 
     def tag(self, number: int) -> str:
         """What the batch of that part is called, in its present attempt."""
-        return f"{self.submission}-{number}-{self.parts[number].attempt}"
+        return tag_of(self.submission, number, self.parts[number].attempt)
 
     def with_part(self, number: int, part: Part) -> Job:
         """The same with one part changed, and in the state that follows from that."""
@@ -235,11 +237,18 @@ def new_job(name: str, plan: Plan, now: float, key: str | None, **more: Any) -> 
         account=account(submission, key),
         fingerprint=fingerprint(plan),
         target=plan.target,
-        options=plan.options,
+        options=as_sent(plan.options),
         count=len(plan.calls),
         created_at=now,
         **more,
     )
+
+
+def as_sent(options: Options) -> Options:
+    """The same with the schema that is sent. The class that it was made from may be another when the answers come."""
+    if options.response_schema is None:
+        return options
+    return options.model_copy(update={"response_schema": options.response_json_schema()})
 
 
 def account(submission: str, key: str | None) -> str:
@@ -252,6 +261,11 @@ def fingerprint(plan: Plan) -> str:
     return digest("job", [call.identity for call in plan.calls])
 
 
+def tag_of(submission: str, number: int, attempt: int) -> str:
+    """What the batch of that part is called in that attempt. As long in each, so that what fits once fits again."""
+    return f"{submission}-{number}-{attempt:02}"
+
+
 def key_of(tag: str, index: int) -> str:
     """What a row is called within its batch."""
     return f"{tag}-{index}"
@@ -260,7 +274,9 @@ def key_of(tag: str, index: int) -> str:
 def index_in(key: str | None, tag: str) -> int | None:
     """The number of the prompt that a row of that batch is about, if it is one."""
     number = key.removeprefix(f"{tag}-") if key and key.startswith(f"{tag}-") else ""
-    return int(number) if number.isascii() and number.isdigit() else None
+    if not number.isascii() or not number.isdigit() or len(number) > _DIGITS:
+        return None
+    return int(number) if key == key_of(tag, int(number)) else None
 
 
 def ranges(indexes: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +17,9 @@ from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
 
 MOST_REQUESTS: Final = 60
-"""What one look at all jobs may cost. Those that are not seen this time are seen the next time: the oldest first."""
+"""What one look at all jobs may cost. What is not seen this time has its chance the next time."""
 
+_YOUNG_S: Final = 600.0
 # So few are asked after one by one: a list would bring all else that the account has.
 _FEW: Final = 3
 # No answer, no key or no room: it would be the same with the next one.
@@ -39,9 +42,12 @@ async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS)
     since = {batch_id: job.created_at for job in jobs for batch_id in under_way(job)}
     seen = Seen({}, {})
     if len(since) > _FEW:
-        await _listed(session, since, seen, most)
-    # Whatever no list showed, the oldest first: the young ones are not done, and can wait for the next time.
-    for batch_id in sorted(since.keys() - seen.batches.keys(), key=since.__getitem__):
+        await _listed(session, since, seen, -(-most // 2))
+    # Whatever no list showed: in any order, so that each has its turn, but the young ones, which are not done, last.
+    young = time.time() - _YOUNG_S
+    unseen = [*(since.keys() - seen.batches.keys())]
+    random.shuffle(unseen)
+    for batch_id in sorted(unseen, key=lambda batch_id: since[batch_id] > young):
         if seen.requests >= most:
             break
         seen.requests += 1

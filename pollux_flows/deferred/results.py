@@ -19,6 +19,7 @@ from pollux_flows.providers.base import UpstreamError
 from pollux_flows.providers.batches import BatchModule, Result
 from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome
 
+_LONGEST_MESSAGE: Final = 1000
 _BUCKETS: Final[dict[FailureKind, Bucket]] = {"expired": "expired", "cancelled": "cancelled", "missing": "missing"}
 _GONE: Final[dict[str, tuple[FailureKind, str]]] = {
     "expired": ("expired", "The provider did not come to this prompt in time."),
@@ -65,9 +66,11 @@ class Results:
         """Where each prompt's result begins: in which file, and how far into it."""
         doubled = strangers = unreadable = 0
         for number, path in self.files.items():
+            its = set(self.job.indexes(self.job.parts[number]))
             for at, line in _lines(path):
                 result = self._result(line)
                 index = None if result is None else index_in(result.key, self.job.tag(number))
+                index = index if index in its else None
                 if result is None:
                     unreadable += 1
                 elif index is None:
@@ -127,7 +130,7 @@ class Results:
         if result.status in _GONE:
             kind, message = _GONE[result.status]
             return None, CallFailure(index=index, kind=kind, message=message, retryable=True)
-        message = result.error or result.code or "The provider did not say why."
+        message = (result.error or result.code or "The provider did not say why.")[:_LONGEST_MESSAGE]
         return None, CallFailure(index=index, kind="api_error", message=message, retryable=bool(result.retryable))
 
     def _result(self, line: bytes) -> Result | None:

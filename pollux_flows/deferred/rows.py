@@ -26,11 +26,7 @@ def write_rows(calls: Iterable[PlannedCall], row: Row, limits: Limits, folder: P
         for call in calls:
             number = first_part + len(written)
             line = row(call, number) + b"\n"
-            if len(line) > limits.size_bytes:
-                raise ConfigurationError(
-                    f"prompts[{call.index}] is a row of {len(line):,} bytes; a batch takes {limits.size_bytes:,}.",
-                    hint="Pass long texts as files (Source.from_file), or shorten the prompt.",
-                )
+            check_row(line, limits)
             if file is not None and (count == limits.rows or size + len(line) > limits.size_bytes):
                 file.close()
                 written.append(Rows(_path(folder, number), count))
@@ -44,6 +40,15 @@ def write_rows(calls: Iterable[PlannedCall], row: Row, limits: Limits, folder: P
         if file is not None:
             written.append(Rows(_path(folder, first_part + len(written)), count))
     return written
+
+
+def check_row(line: bytes, limits: Limits) -> None:
+    """Refuse what fits into no batch."""
+    if len(line) > limits.size_bytes:
+        raise ConfigurationError(
+            f"A prompt is a row of {len(line):,} bytes; a whole batch takes {limits.size_bytes:,}.",
+            hint="Pass long texts as files (Source.from_file), or shorten the prompt.",
+        )
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -18,9 +18,9 @@ from typing import Any, Final
 from pollux_flows.capabilities import check_deferred
 from pollux_flows.deferred.book import Asked, Book, BusyError, Hold
 from pollux_flows.deferred.files import JobFiles, give_back_files, job_files
-from pollux_flows.deferred.job import Job, Part, account, key_of, new_job
+from pollux_flows.deferred.job import Job, Part, account, key_of, new_job, tag_of
 from pollux_flows.deferred.reconcile import SETTLED_S, find_batch
-from pollux_flows.deferred.rows import write_rows
+from pollux_flows.deferred.rows import check_row, write_rows
 from pollux_flows.errors import APIError, ConfigurationError, PolluxError
 from pollux_flows.pipeline.attach import Attachments
 from pollux_flows.pipeline.plan import Plan, PlannedCall
@@ -50,7 +50,9 @@ def check(request: Request) -> None:
 async def check_finished(session: Session, plan: Plan) -> None:
     """Refuse, before any upload, what only a finished request shows."""
     materials = Attachments(plan, session).pretended(range(len(plan.sources)))
-    await insist(partial(session.check, _call(plan, plan.calls[0], materials)), session.config)
+    longest = _call(plan, max(plan.calls, key=lambda call: len(call.prompt or "")), materials)
+    await insist(partial(session.check, longest), session.config)
+    check_row(session.batches.row(longest, key_of(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS)
 
 
 async def claim(book: Book, name: str, asked: Asked, plan: Plan, key: str | None, **more: Any) -> Job:
@@ -112,10 +114,15 @@ async def hand_in(
     await _HandingIn(hold, session, plan, known, clock).all()
 
 
-async def settle(hold: Hold, session: Session, *, known: Collection[str] = (), clock: Clock = time.time) -> None:
-    """Find out what became of parts that may have been handed in. It needs nothing but the job."""
+async def settle(
+    hold: Hold, session: Session, *, known: Collection[str] = (), lost: bool = False, clock: Clock = time.time
+) -> None:
+    """Find out what became of parts that may have been handed in; with `lost`, also of those that were given up.
+
+    It needs nothing but the job.
+    """
     for number, part in enumerate(hold.job.parts):
-        if part.state in {"sending", "lost"}:
+        if part.state == "sending" or (lost and part.state == "lost"):
             await _settled(hold, session, number, known, clock())
 
 
@@ -161,7 +168,7 @@ class _HandingIn:
 
         def row(planned: PlannedCall, number: int) -> bytes:
             return make(
-                _call(self._plan, planned, materials), key_of(f"{submission}-{number}-{attempt}", planned.index)
+                _call(self._plan, planned, materials), key_of(tag_of(submission, number, attempt), planned.index)
             )
 
         return row
@@ -229,7 +236,7 @@ def waiting_s(attempt: int) -> float:
 async def _settled(hold: Hold, session: Session, number: int, known: Collection[str], now: float) -> None:
     """Write down what is found of a part that may have been handed in."""
     job, part = hold.job, hold.job.parts[number]
-    found = await find_batch(session, part, job.tag(number), known=known)
+    found = await find_batch(session, part, job.tag(number), now, known=known)
     if found == "unknown":
         return
     if found is not None:

@@ -83,8 +83,9 @@ class _Look:
         self._turn = asyncio.Semaphore(_AT_ONCE)
 
     async def at_all(self, jobs: Sequence[Job]) -> None:
-        for config, some in await self._by_account(jobs):
-            await self._at_account(config, some)
+        accounts = await self._by_account(jobs)
+        for config, some in accounts:
+            await self._at_account(config, some, max(2, MOST_REQUESTS // len(accounts)))
             while self._pass.made:  # what failed was handed in again: as a job of its own, which is new
                 made = [job for name in self._pass.made if (job := await self._pass.book.find(name))]
                 self._pass.made.clear()
@@ -103,10 +104,10 @@ class _Look:
             accounts[config.provider, config.base_url, config.key(), config.use_mock].append((config, job))
         return [(some[0][0], [job for _, job in some]) for some in accounts.values()]
 
-    async def _at_account(self, config: Config, jobs: Sequence[Job]) -> None:
+    async def _at_account(self, config: Config, jobs: Sequence[Job], most: int) -> None:
         try:
             async with open_session(config) as session:
-                seen = await poll(session, jobs, max(1, MOST_REQUESTS - self.requests))
+                seen = await poll(session, jobs, most)
         except PolluxError as error:
             for job in jobs:
                 self._left_alone(job, error)

@@ -27,8 +27,8 @@ async def deferred(
 ) -> ResultEnvelope:
     """Ask at batch prices, and wait for the answers.
 
-    In a run of a deployment nothing runs meanwhile: it is suspended, and resumed by `collect`, which must be deployed
-    on a schedule. Anywhere else it looks itself.
+    Deployed by itself, nothing runs meanwhile: its run is suspended, and resumed by `collect`, which must be deployed
+    on a schedule. Anywhere else, in a flow of yours for one, it looks itself, ever more seldom.
 
     Args:
         prompts: What is asked.

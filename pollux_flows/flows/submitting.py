@@ -14,7 +14,7 @@ from pollux_flows.deferred.book import Asked, BusyError, Hold, no_such_job
 from pollux_flows.deferred.job import Job, OnLost
 from pollux_flows.deferred.keep import checked_output, without_answer
 from pollux_flows.deferred.resubmit import again, with_child
-from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first
+from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first, settle
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.flows.answering import whole
 from pollux_flows.jobs import pages
@@ -63,8 +63,10 @@ async def submit_again(name: str) -> str:
         async with book.alone(name) as hold:
             job = hold.job
             if job.state == "ambiguous":
-                parts = [part.again() if part.state == "lost" else part for part in job.parts]
-                await hold.save(job.with_parts(parts))
+                async with open_session(await Configs().of(job)) as session:
+                    await settle(hold, session, lost=True)  # by now a list may show it
+                parts = [part.again() if part.state == "lost" else part for part in hold.job.parts]
+                await hold.save(hold.job.with_parts(parts))
             elif job.manifest is None:
                 raise ConfigurationError(f"{name} is not collected yet.", hint="Collect it first, or wait for it.")
             elif job.child is None:
@@ -107,7 +109,7 @@ async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config
     await claim(
         book,
         name,
-        Asked(request=asked, contents=plan.contents),
+        Asked.by(asked, plan.contents),
         plan,
         config.key(),
         provider_block=saved,

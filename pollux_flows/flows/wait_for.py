@@ -10,8 +10,8 @@ from pollux_flows.result import ResultEnvelope
 async def wait_for(job: str, *, on_partial: OnPartial = "fail") -> ResultEnvelope:
     """Wait for a deferred job, and give its answers.
 
-    In a run of a deployment nothing runs meanwhile: it is suspended, and resumed by `collect`, which must be deployed
-    on a schedule. Anywhere else it looks itself.
+    Deployed by itself, nothing runs meanwhile: its run is suspended, and resumed by `collect`, which must be deployed
+    on a schedule. Anywhere else, in a flow of yours for one, it looks itself, ever more seldom.
 
     Args:
         job: The name of the PolluxDeferredJob.

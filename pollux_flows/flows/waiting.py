@@ -9,6 +9,7 @@ from typing import Final
 from prefect import get_run_logger
 
 from pollux_flows.deferred.book import BusyError, no_such_job
+from pollux_flows.deferred.collect import as_instances
 from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
@@ -18,7 +19,6 @@ from pollux_flows.jobs.collecting import Pass
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.jobs.waiters import may_suspend, suspend
 from pollux_flows.options import Options
-from pollux_flows.pipeline.extract import typed
 from pollux_flows.result import ResultEnvelope
 
 _FIRST_S: Final = 0.2
@@ -51,7 +51,7 @@ async def answers_of(name: str, *, on_partial: OnPartial = "fail", options: Opti
                 await asyncio.sleep(pause)
     envelope = await Pass(book).envelope(job)
     fail_if_unanswered([envelope], job.target, on_partial, retry=f"resubmit({name!r}) asks only the others")
-    return typed(envelope, options or job.options)
+    return as_instances(envelope, options or job.options)
 
 
 async def _found(book: BlockBook, name: str) -> Job:

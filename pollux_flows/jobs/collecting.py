@@ -39,7 +39,7 @@ def wants_work(job: Job, now: float) -> bool:
     """Whether there is anything to do for it but to wait."""
     if job.manifest is not None:
         return job.retired_at is None and job.child is None
-    if job.is_ended or job.is_due(now) or any(part.state in {"sending", "lost"} for part in job.parts):
+    if job.is_ended or job.is_due(now) or any(part.state == "sending" for part in job.parts):
         return True
     return job.cancelled and any(not part.is_ended and part.batch_state != "cancelling" for part in job.parts)
 
@@ -113,6 +113,8 @@ class Pass:
 
     async def _completed(self, name: str, child: Job, session: Session) -> bool:
         """Complete the parent's answers with the child's. False if somebody is at work on it: later, then."""
+        if await self.book.find(name) is None:
+            return True  # somebody has removed it, and wants no more of it
         try:
             async with self.book.alone(name) as hold:
                 if hold.job.manifest is None:
