@@ -47,7 +47,7 @@ async def _search(
     unknown = False
     async for page in session.batch_pages():
         for batch in page:
-            if batch.tag is not None:
+            if session.batches.KEEPS_NAMES:
                 if batch.tag == tag:
                     return batch
             elif batch.id not in known and _may_be(batch, part, since, until):

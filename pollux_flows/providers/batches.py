@@ -89,6 +89,8 @@ class BatchModule(Protocol):
     LIMITS: Limits
     TAKES_A_FILE: bool
     """Whether the rows are uploaded as a file before the batch is made."""
+    KEEPS_NAMES: bool
+    """Whether each of our batches has its `tag` in every list."""
 
     def row(self, call: Call, key: str, /) -> bytes:
         """One line of the input, without its end."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # 256 MB is the limit of the whole body.
 LIMITS: Final = Limits(rows=100_000, size_bytes=256_000_000 - 1000)
 TAKES_A_FILE: Final = False
+KEEPS_NAMES: Final = False
 
 _PATH: Final = "/v1/messages/batches"
 _KEY: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")

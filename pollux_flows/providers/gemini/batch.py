@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Google publishes no number of rows for this API; on Vertex the same service takes 200,000 a job.
 LIMITS: Final = Limits(rows=200_000, size_bytes=2_000_000_000)
 TAKES_A_FILE: Final = True
+KEEPS_NAMES: Final = True
 
 _PAGE: Final = 100
 _IN_A_LIST: Final = {"operations", "nextPageToken", "unreachable"}

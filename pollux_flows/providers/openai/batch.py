@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LIMITS: Final = Limits(rows=50_000, size_bytes=200_000_000)
 TAKES_A_FILE: Final = True
+KEEPS_NAMES: Final = True
 
 _ENDPOINT: Final = "/v1/responses"
 _PAGE: Final = 100

@@ -1,0 +1,35 @@
+"""Strangers: batches of the same account that somebody else has handed in."""
+
+from __future__ import annotations
+
+import pytest
+from openai import AsyncOpenAI
+
+from pollux_flows import collect_deferred, defer_many, inspect_deferred
+from pollux_flows.simulator import Fault, Simulator
+from tests.loopback import KEY, ONCE, MakeConfig
+
+PROMPTS = ["one", "two", "three"]
+
+
+async def test_a_batch_without_a_name_of_ours_keeps_nobody_waiting(
+    sim: Simulator, config: MakeConfig, world: tuple[Simulator, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our create did not arrive. That a batch of as many rows is under way does not make that unknown."""
+    settings = config("openai", retry=ONCE)
+    async with AsyncOpenAI(api_key=KEY, base_url=sim.base_url("openai", world[1])) as client:
+        body = {"model": settings.model, "input": "theirs"}
+        rows = [
+            f'{{"custom_id": "{n}", "method": "POST", "url": "/v1/responses", "body": {body}}}'.replace("'", '"')
+            for n in range(len(PROMPTS))
+        ]
+        file = await client.files.create(file=("theirs.jsonl", "\n".join(rows).encode()), purpose="batch")
+        sim.batch(takes_s=3600)
+        await client.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
+    sim.batch_s = 0
+    sim.fail(Fault(kind="drop"), operation="batch.create")
+    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    handle = await defer_many(PROMPTS, config=settings)
+    await inspect_deferred(handle, config=settings)
+    assert (await collect_deferred(handle, config=settings)).status == "ok"
+    assert len(sim.batches) == 2
