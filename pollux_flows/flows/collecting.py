@@ -64,15 +64,13 @@ async def look_at(names: Sequence[str] | None = None) -> CollectReport:
 
 
 def _family(names: Sequence[str], jobs: Sequence[Job]) -> set[str]:
-    """These jobs, and those that complete them."""
-    children = {job.name: job.child for job in jobs}
-    found: set[str] = set()
-    for name in names:
-        member: str | None = name
-        while member is not None and member not in found:
-            found.add(member)
-            member = children.get(member)
-    return found
+    """These jobs, and those that complete them, or have done so."""
+    parents = {job.name: job.parent for job in jobs}
+
+    def belongs(name: str | None) -> bool:
+        return name is not None and (name in names or belongs(parents.get(name)))
+
+    return {name for name in [*names, *parents] if belongs(name)}
 
 
 class _Look:
