@@ -128,18 +128,21 @@ class _Look:
         await asyncio.gather(*(one(job, config) for job, config in working.values()))
 
     async def _one(self, job: Job, config: Config, seen: Seen | None) -> None:
-        async def work() -> Job:
-            return await self._pass.work_on(job.name, config, None if seen is None else seen.batches)
+        async def work() -> Job | None:
+            try:
+                return await self._pass.work_on(job.name, config, None if seen is None else seen.batches)
+            except (BusyError, LeaseLostError):
+                return None  # which is no failure
 
         shown = task(name="job", task_run_name=job.name, **UNSTORED)(work) if self._show else work
         try:
-            done = await shown()
-            self.rows[job.name] = row_of(done, time.time())
-            if done.parent is not None and (parent := await self._pass.book.find(done.parent)):
+            if (worked := await shown()) is None:
+                row = self.rows.get(job.name) or row_of(job, time.time())
+                self.rows[job.name] = row.model_copy(update={"next": "somebody else is at work on it"})
+                return
+            self.rows[job.name] = row_of(worked, time.time())
+            if worked.parent is not None and (parent := await self._pass.book.find(worked.parent)):
                 self.rows[parent.name] = row_of(parent, time.time())  # which it may have completed
-        except (BusyError, LeaseLostError):
-            row = self.rows.get(job.name) or row_of(job, time.time())
-            self.rows[job.name] = row.model_copy(update={"next": "somebody else is at work on it"})
         except Exception as error:  # noqa: BLE001 (one job, whatever is wrong with it, does not stop the others)
             self._left_alone(job, error)
 
