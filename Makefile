@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check bench kills format clean
+.PHONY: demo test check bench kills batch-kills format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
@@ -27,6 +27,9 @@ bench: $(READY)  ## measure what the documents state
 
 kills: $(READY)  ## kill a run of 1,000 prompts at fifty moments
 	TEST_KILLS=50 TEST_PROMPTS=1000 $(BIN)/pytest -q tests/pipeline/test_killed_run.py
+
+batch-kills: $(READY)  ## kill whoever submits or collects a batch, two hundred times
+	TEST_BATCH_KILLS=200 $(BIN)/pytest -q tests/prefect/test_killed_jobs.py
 
 format: $(READY)  ## write the code the way `make check` wants it
 	$(BIN)/ruff format .

@@ -1,0 +1,108 @@
+"""Killed while it defers: called again with the same arguments, it hands in one batch, and collects it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux_flows import APIError, Config, DeferredHandle, Source, collect_deferred, defer_many, inspect_deferred
+from pollux_flows.config import ProviderName
+from pollux_flows.simulator import Simulator
+from tests.loopback import KEY, MODELS, SDKS
+from tests.mortal import Death, started
+
+PROMPTS = ["one", "two", "three"]
+_BOOK, _SESSION = "pollux_flows.deferred.book", "pollux_flows.providers.session:Session"
+STEPS = (
+    f"{_BOOK}:StoreBook.ask",
+    f"{_BOOK}:StoreBook.add",
+    "pollux_flows.state.claims:claim",
+    f"{_SESSION}.upload",
+    f"{_SESSION}.submit_batch",
+    f"{_BOOK}:_StoreHold.save",
+    f"{_BOOK}:_StoreHold.end",
+)
+# The parts, the intent, the reply.
+_SAVES = 3
+DEATHS = [
+    Death(step, when, nth)
+    for step in STEPS
+    for when in ("before", "after")
+    for nth in (range(1, _SAVES + 1) if step.endswith("save") else (1,))
+]
+
+
+async def deferred(settings: dict[str, Any], run_key: str | None, file: Path, told: Path) -> None:
+    """Until it is told what became of it, as its error says."""
+    config = Config(**settings, keep_files_s=0.0)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            handle = await defer_many(PROMPTS, sources=[Source.from_file(file)], config=config, run_key=run_key)
+        except APIError as error:
+            if not error.outcome_unknown:
+                raise
+            await asyncio.sleep(0.2)
+        else:
+            _tell(told, handle)
+            return
+    raise TimeoutError
+
+
+def _tell(told: Path, handle: DeferredHandle) -> None:
+    told.write_text(json.dumps(handle.to_dict()))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("run_key", ["nightly", None])
+@pytest.mark.parametrize("provider", SDKS)
+async def test_killed_at_every_step(
+    provider: ProviderName, run_key: str | None, world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
+) -> None:
+    """One batch. Without a name of the run that holds until the provider's reply is written down."""
+    sim.batch_s = 0
+    base_url = sim.base_url(provider, world[1])
+    # A Config does not tell another process its key.
+    settings: dict[str, Any] = {"provider": provider, "model": MODELS[provider], "api_key": KEY, "base_url": base_url}
+    config = Config(**settings, keep_files_s=0.0)
+    deaths = [death for death in DEATHS if run_key or not _is_over(death)]
+    for number, death in enumerate(deaths[SDKS.index(provider) :: len(SDKS)]):
+        if death.function.endswith("upload") and provider == "anthropic":
+            continue  # nothing is uploaded
+        sim.batch_store.clear()
+        sim.file_store.clear()
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        home, handle = await _lived(death, settings, run_key, folder)
+        assert len(sim.batches) == 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("POLLUX_HOME", str(home))
+            assert (await inspect_deferred(handle, config=config)).status == "completed"
+            envelope = await collect_deferred(handle, config=config)
+        assert envelope.answers == [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
+        assert [file.filename for file in sim.files if file.is_there and "pollux-" in file.filename] == []
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_bytes(b"%PDF-1.7\n" + text.encode() + bytes(200))
+
+
+def _is_over(death: Death) -> bool:
+    return death.function.endswith("end") or (death.nth, death.when) == (_SAVES, "after")
+
+
+async def _lived(
+    death: Death, settings: dict[str, Any], run_key: str | None, folder: Path
+) -> tuple[Path, DeferredHandle]:
+    file, told, home = folder / "report.pdf", folder / "handle.json", folder / "home"
+    _write(file, str(death))
+    work: tuple[Any, ...] = (deferred, settings, run_key, file, told)
+    assert not await started(*work, death=death, home=home, said=folder / "said").ended(30), f"it lived: {death}"
+    assert not told.exists()
+    assert await started(*work, death=None, home=home, said=folder / "said").ended(60)
+    return home, DeferredHandle.from_dict(json.loads(told.read_text()))

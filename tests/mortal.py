@@ -1,0 +1,202 @@
+"""Mortal: processes that work until they kill themselves, at a place in our code or at any moment.
+
+Each is forked from one that has imported everything, and dies by a real SIGKILL: nothing of it is told, and nothing is
+cleaned up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import iscoroutinefunction
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pytest
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    temporary_settings,
+)
+
+from pollux_flows.providers.anthropic import batch as anthropic
+from pollux_flows.providers.batches import Limits
+from pollux_flows.providers.gemini import batch as gemini
+from pollux_flows.providers.lines import Lines
+from pollux_flows.providers.openai import batch as openai
+
+# What a process would else import once it works: it is there already when it is forked.
+for _name in (
+    "pollux_flows.flows", "pollux_flows.providers.anthropic.client", "pollux_flows.providers.gemini.client",
+    "pollux_flows.providers.openai.client", "anthropic.resources", "anthropic.types", "openai.resources",
+    "openai.types", "google.genai", "prefect.flow_engine", "prefect.task_engine", "prefect.concurrency.asyncio",
+    "fastapi", "graphviz", "httpcore2", "anyio._backends._asyncio", "opentelemetry.metrics", "truststore",
+):  # fmt: skip
+    import_module(_name)
+
+ROOT: Final = Path(__file__).parents[1]
+ROWS_A_BATCH: Final = 3
+_SETTLED_S: Final = 1.0
+_context: Final = multiprocessing.get_context("forkserver")
+
+
+@dataclass(frozen=True)
+class Death:
+    """Where a process dies: before or after its so-manieth call of a function, or so long after its start."""
+
+    function: str = ""
+    """As `module:name`, where it is looked up when it is called."""
+    when: Literal["before", "after"] = "before"
+    nth: int = 1
+    after_s: float | None = None
+
+    def __str__(self) -> str:
+        if self.after_s is not None:
+            return f"{self.after_s:.2f} s after its start"
+        return f"{self.when} call {self.nth} of {self.function.rpartition(':')[2]}"
+
+
+@dataclass
+class Mortal:
+    """A process that was started."""
+
+    process: ForkServerProcess
+    said: Path
+
+    async def ended(self, within_s: float) -> bool:
+        """Whether it came to its end; False if it was killed. Anything else is an error, and so is taking longer."""
+        deadline = time.monotonic() + within_s
+        while self.process.exitcode is None:
+            if time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(f"it hung:\n{self.said.read_text()}")
+            await asyncio.sleep(0.02)
+        assert self.process.exitcode in {0, -signal.SIGKILL}, self.said.read_text()
+        return self.process.exitcode == 0
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a process lives."""
+
+    home: Path
+    said: Path
+    api: str | None
+    split: bool
+
+
+def started(
+    work: Callable[..., Any], *arguments: Any, death: Death | None, home: Path, said: Path, split: bool = False
+) -> Mortal:
+    """Let a process of its own do this work. It says what it has to say in the file `said`."""
+    place = _Place(home, said, PREFECT_API_URL.value(), split)
+    process = _context.Process(target=_lived, args=(work, arguments, death, place))
+    _started(process)
+    return Mortal(process, said)
+
+
+@contextmanager
+def in_a_hurry() -> Iterator[None]:
+    """Ask a server that is busy again at once: Prefect's client waits for 2 to 32 seconds, and gives up after that."""
+    settings = {PREFECT_CLIENT_MAX_RETRIES: 100, PREFECT_LOGGING_TO_API_ENABLED: False}
+    with pytest.MonkeyPatch.context() as patch, temporary_settings(settings):
+        patch.setattr("prefect.client.base.clamped_poisson_interval", _soon)
+        yield
+
+
+def _soon(_seconds: float, _factor: float) -> float:
+    return random.uniform(0.1, 0.5)  # noqa: S311 (no secret)
+
+
+def _started(process: ForkServerProcess) -> None:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    try:
+        # pytest too: a new process imports what its ancestor was started with.
+        _context.set_forkserver_preload(["pytest", "tests.mortal", "tests.prefect.life"])
+        process.start()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _lived(
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    death: Death | None,
+    place: _Place,
+) -> None:
+    with place.said.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ["POLLUX_HOME"] = str(place.home)
+    random.seed()  # else all would wait for the same times
+    patch = pytest.MonkeyPatch()
+    patch.setattr("pollux_flows.deferred.submit.SETTLED_S", _SETTLED_S)
+    if place.split:
+        for module in (openai, anthropic, gemini):
+            patch.setattr(module, "LIMITS", Limits(ROWS_A_BATCH, module.LIMITS.size_bytes))
+    if death is not None:
+        _doom(death)
+    try:
+        with temporary_settings({PREFECT_API_URL: place.api}), in_a_hurry():
+            asyncio.run(work(*arguments))
+    except BaseException:  # noqa: BLE001 (whatever it was, it is told)
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _doom(death: Death) -> None:
+    if death.after_s is not None:
+        timer = threading.Timer(death.after_s, _die)
+        timer.daemon = True
+        timer.start()
+        return
+    module, _, path = death.function.partition(":")
+    owner: Any = import_module(module)
+    *outer, name = path.split(".")
+    for each in outer:
+        owner = getattr(owner, each)
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    async def waited(*arguments: Any, **named: Any) -> Any:
+        dies = next(calls) == death.nth
+        if dies and death.when == "before":
+            _die()
+        result = await function(*arguments, **named)
+        if dies:
+            _die()
+        return result
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        dies = next(calls) == death.nth
+        if dies and death.when == "before":
+            _die()
+        result = function(*arguments, **named)
+        if dies:
+            if isinstance(arguments[0], Lines):
+                arguments[0]._into.flush()  # so that a part of it is on the disk
+            _die()
+        return result
+
+    setattr(owner, name, waited if iscoroutinefunction(function) else called)
