@@ -236,7 +236,8 @@ def waiting_s(attempt: int) -> float:
 async def _settled(hold: Hold, session: Session, number: int, known: Collection[str], now: float) -> None:
     """Write down what is found of a part that may have been handed in."""
     job, part = hold.job, hold.job.parts[number]
-    found = await find_batch(session, part, job.tag(number), now, known=known)
+    own = [each.batch_id for each in job.parts if each.batch_id is not None]
+    found = await find_batch(session, part, job.tag(number), now, known={*known, *own})
     if found == "unknown":
         return
     if found is not None:

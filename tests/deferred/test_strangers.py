@@ -6,6 +6,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from pollux_flows import collect_deferred, defer_many, inspect_deferred
+from pollux_flows.providers.batches import Limits
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, ONCE, MakeConfig
 
@@ -33,3 +34,17 @@ async def test_a_batch_without_a_name_of_ours_keeps_nobody_waiting(
     await inspect_deferred(handle, config=settings)
     assert (await collect_deferred(handle, config=settings)).status == "ok"
     assert len(sim.batches) == 2
+
+
+async def test_a_part_is_no_stranger_to_the_others(
+    sim: Simulator, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One part is under way, and the create of another, with as many rows, did not arrive."""
+    settings = config("anthropic", retry=ONCE)
+    sim.batch_s = 3600
+    sim.fail(Fault(kind="drop"), operation="batch.create", contains="four")
+    monkeypatch.setattr("pollux_flows.providers.anthropic.batch.LIMITS", Limits(rows=3, size_bytes=1 << 20))
+    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    handle = await defer_many([*PROMPTS, "four", "five", "six"], config=settings)
+    assert (await inspect_deferred(handle, config=settings)).pending == len(PROMPTS) * 2
+    assert [batch.rows for batch in sim.batches] == [3, 3]
