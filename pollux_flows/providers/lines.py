@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import IO, Any
 
+import orjson
+
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import mended
 
@@ -17,12 +19,19 @@ def line(row: dict[str, Any]) -> bytes:
 def read(text: bytes) -> dict[str, Any]:
     """What a line says; a ValueError if that is no object."""
     try:
-        said = mended(json.loads(text))
-    except RecursionError:
-        said = None
+        said = orjson.loads(text)
+    except orjson.JSONDecodeError:  # it is strict, and quick; what it refuses may still be mended
+        said = _mended(text)
     if not isinstance(said, dict):
         raise ValueError("a line of the results is no JSON object")  # noqa: TRY004 (so is what is no JSON at all)
     return said
+
+
+def _mended(text: bytes) -> Any:
+    try:
+        return mended(json.loads(text))
+    except RecursionError:
+        return None
 
 
 class Lines:
