@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,14 +17,17 @@ from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
 
 MOST_REQUESTS: Final = 60
-"""What one look at all jobs may cost. What is not seen this time has its chance the next time."""
+"""What one look at all jobs may cost. Those that are not seen this time are seen another time."""
 
-_YOUNG_S: Final = 600.0
 # So few are asked after one by one: a list would bring all else that the account has.
 _FEW: Final = 3
+# The account may have thousands that are not ours, and a list begins with the newest: so much of it, and no more.
+_LISTED: Final = 2 / 3
 # No answer, no key or no room: it would be the same with the next one.
 _ABOUT_ALL: Final = {None, 401, 429}
 _SKEW_S: Final = 600.0
+# No batch takes much longer.
+_A_DAY_S: Final = 86_400.0
 
 
 @dataclass
@@ -42,14 +45,8 @@ async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS)
     since = {batch_id: job.created_at for job in jobs for batch_id in under_way(job)}
     seen = Seen({}, {})
     if len(since) > _FEW:
-        await _listed(session, since, seen, -(-most // 2))
-    # Whatever no list showed: in any order, so that each has its turn, but the young ones, which are not done, last.
-    young = time.time() - _YOUNG_S
-    unseen = [*(since.keys() - seen.batches.keys())]
-    random.shuffle(unseen)
-    for batch_id in sorted(unseen, key=lambda batch_id: since[batch_id] > young):
-        if seen.requests >= most:
-            break
+        await _listed(session, since, seen, max(1, int(most * _LISTED)))
+    for batch_id in _by_lot(since.keys() - seen.batches.keys(), since)[: most - seen.requests]:
         seen.requests += 1
         try:
             seen.batches[batch_id] = await insist(partial(session.inspect_batch, batch_id), session.config)
@@ -58,6 +55,20 @@ async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS)
                 raise
             seen.refused[batch_id] = error  # which is nothing against the others
     return seen
+
+
+def _by_lot(batch_ids: Iterable[str], since: Mapping[str, float]) -> list[str]:
+    """Those that are more likely to be done come more often: a young one can wait. But nobody waits for ever.
+
+    For who is last in a line by age may never come, behind those that the provider takes days for, or has no more.
+    """
+    now = time.time()
+
+    def lot(batch_id: str) -> float:
+        age_s = min(max(now - since[batch_id], 1.0), _A_DAY_S)
+        return age_s * random.random()  # noqa: S311 (guards nothing)
+
+    return sorted(batch_ids, key=lot, reverse=True)
 
 
 async def _listed(session: Session, since: dict[str, float], seen: Seen, most: int) -> None:

@@ -26,8 +26,8 @@ from pollux_flows.providers.session import open_session
 from pollux_flows.state.claims import LeaseLostError
 from pollux_flows.tasks import UNSTORED
 
-# More at once would only stand in line at the Prefect server.
-_AT_ONCE: Final = 4
+# A Prefect server on SQLite puts off those who write at the same time, for seconds: more at once would take longer.
+_AT_ONCE: Final = 2
 # A task run for each job, up to so many that a person looks at.
 _SHOWN: Final = 50
 
@@ -82,8 +82,10 @@ class _Look:
 
     async def at_all(self, jobs: Sequence[Job]) -> None:
         accounts = await self._by_account(jobs)
-        for config, some in accounts:
-            await self._at_account(config, some, max(2, MOST_REQUESTS // len(accounts)))
+        for before, (config, some) in enumerate(accounts):
+            # What one account leaves of its share, the next ones have.
+            share = (MOST_REQUESTS - self.requests) // (len(accounts) - before)
+            await self._at_account(config, some, max(1, share))
             while self._pass.made:  # what failed was handed in again: as a job of its own, which is new
                 made = [job for name in self._pass.made if (job := await self._pass.book.find(name))]
                 self._pass.made.clear()

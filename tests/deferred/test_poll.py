@@ -1,0 +1,96 @@
+"""Poll: many batches are looked at with few requests, whatever else the account has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from pollux_flows import defer
+from pollux_flows.config import ProviderName
+from pollux_flows.deferred.inspect import under_way
+from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.poll import MOST_REQUESTS, Seen, poll
+from pollux_flows.providers.session import open_session
+from pollux_flows.simulator import Simulator
+from tests.loopback import SDKS, MakeConfig
+
+every_batch_system = pytest.mark.parametrize("provider", SDKS)
+
+
+async def jobs_of(provider: ProviderName, count: int, sim: Simulator, config: MakeConfig) -> list[Job]:
+    """Jobs with a batch each, all pending: the first is handed in, the others are like it."""
+    handle = await defer("Why?", config=config(provider))
+    assert handle.provider_state is not None
+    job, batch = Job.model_validate(handle.provider_state["job"]), sim.batches[-1]
+    jobs = [job]
+    for number in range(1, count):
+        copy = replace(batch, id=f"{batch.id}{number:05}")
+        sim.batch_store.add(copy)
+        part = job.parts[0].model_copy(update={"batch_id": copy.id})
+        jobs.append(job.model_copy(update={"name": f"{job.name}-{number}", "parts": [part]}))
+    return jobs
+
+
+def others(count: int, sim: Simulator) -> None:
+    """So many batches of the same account that nobody here knows."""
+    for _ in range(count):
+        sim.batch_store.add(replace(sim.batches[-1], id=f"{sim.batches[-1].id[:20]}{uuid4().hex}"))
+
+
+async def polled(provider: ProviderName, jobs: list[Job], config: MakeConfig, most: int = MOST_REQUESTS) -> Seen:
+    async with open_session(config(provider)) as session:
+        return await poll(session, jobs, most)
+
+
+@every_batch_system
+async def test_a_list_shows_them_all(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
+    sim.batch_s = 3600
+    jobs = await jobs_of(provider, 1000, sim, config)
+    before = len(sim.requests)
+    seen = await polled(provider, jobs, config)
+    assert seen.batches.keys() == {batch_id for job in jobs for batch_id in under_way(job)}
+    assert len(sim.requests) - before == seen.requests <= 10
+
+
+@every_batch_system
+async def test_five_thousand_batches_of_others(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
+    """Between ours: the young are found in the list, the old are asked after, and 60 requests are enough."""
+    sim.batch_s = 3600
+    old = await jobs_of(provider, 20, sim, config)
+    others(5000, sim)
+    young = await jobs_of(provider, 20, sim, config)
+    before = len(sim.requests)
+    seen = await polled(provider, [*old, *young], config)
+    assert len(seen.batches) == 40
+    assert len(sim.requests) - before == seen.requests <= MOST_REQUESTS
+
+
+async def test_nobody_waits_for_ever(sim: Simulator, config: MakeConfig) -> None:
+    """Where no list shows them, each is asked after some time, and those that are gone do not stand in the way."""
+    sim.batch_s = 3600
+    jobs = await jobs_of("openai", 60, sim, config)
+    for batch in sim.batches[:30]:
+        sim.batch_store.delete(batch)
+    others(1000, sim)
+    found: set[str] = set()
+    for _ in range(200):
+        seen = await polled("openai", jobs, config, most=9)
+        assert seen.requests <= 9
+        found |= seen.batches.keys()
+        if len(found) == 30:
+            return
+    pytest.fail(f"only {len(found)} of 30 were ever looked at")
+
+
+async def test_the_young_are_asked_after_less_often(sim: Simulator, config: MakeConfig) -> None:
+    sim.batch_s = 3600
+    jobs = await jobs_of("openai", 40, sim, config)
+    others(1000, sim)
+    # As long ago as a list goes back to find the others.
+    old = [job.model_copy(update={"created_at": job.created_at - 7200}) for job in jobs[:20]]
+    young = [job.model_copy(update={"created_at": job.created_at - 60}) for job in jobs[20:]]
+    ids = {batch_id for job in old for batch_id in under_way(job)}
+    seen = [each for _ in range(20) for each in (await polled("openai", [*old, *young], config, most=9)).batches]
+    assert sum(each in ids for each in seen) > 0.8 * len(seen)
