@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,8 @@ async def download(job: Job, session: Session, folder: Path) -> Results:
             files[number] = folder / f"{job.tag(number)}.jsonl"
             if not files[number].exists():
                 await insist(partial(_fetch, session, part, files[number]), session.config)
-    return Results(job, files)
+    # Off the event loop: to find 50,000 results takes seconds.
+    return await asyncio.to_thread(Results, job, files)
 
 
 async def _fetch(session: Session, part: Part, path: Path) -> None:
@@ -56,16 +58,16 @@ def make_envelope(
         target=job.target, options=job.options, sources=[], contents=[], calls=[], sharing=job.count
     )
     envelope = extract_envelope(plan, [item.outcome for item in items], duration_s=duration_s)
-    return envelope.model_copy(
-        update={
-            "metrics": {**envelope.metrics, **_cost(items), "deferred": True, "cache_mode": "none"},
-            "diagnostics": {
-                **envelope.diagnostics,
-                "warnings": [*envelope.diagnostics["warnings"], *oddities],
-                "deferred": {**_course(job), "items": [_told(item) for item in items]},
-            },
-        }
-    )
+    more = {
+        "metrics": {**envelope.metrics, **_cost(items), "deferred": True, "cache_mode": "none"},
+        "diagnostics": {
+            **envelope.diagnostics,
+            "warnings": [*envelope.diagnostics["warnings"], *oddities],
+            "deferred": {**_course(job), "items": [_told(item) for item in items]},
+        },
+    }
+    # All of it comes from documents: to look at it again would take another copy of all answers.
+    return envelope.model_construct(**{**dict(envelope), **more})
 
 
 def as_instances(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:

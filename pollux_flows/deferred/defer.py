@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import tempfile
@@ -18,7 +19,8 @@ from pollux_flows.deferred.collect import as_instances, download, make_envelope
 from pollux_flows.deferred.files import give_back_files
 from pollux_flows.deferred.inspect import id_of, look, snapshot, submitted_at
 from pollux_flows.deferred.job import Job, fingerprint
-from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first
+from pollux_flows.deferred.results import Results
+from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first, planned
 from pollux_flows.errors import APIError, ConfigurationError, DeferredNotReadyError, SourceError
 from pollux_flows.handles import DeferredHandle, DeferredSnapshot
 from pollux_flows.options import Options
@@ -71,7 +73,8 @@ async def defer_many(
     request = make_request(prompts, target=config.target, sources=sources, options=options)
     check(request)
     asked = Asked.by(request, await read_sources(request))
-    plan = make_plan(request, asked.contents)
+    # Off the event loop, as all that takes seconds for 50,000 prompts.
+    plan = await asyncio.to_thread(make_plan, request, asked.contents)
     book = StoreBook(store_of(config))
     async with open_session(config) as session:
         await check_finished(session, plan)
@@ -123,11 +126,14 @@ async def collect_deferred(
             )
         with tempfile.TemporaryDirectory(prefix="pollux-results-") as folder:
             results = await download(job, session, Path(folder))
-            items = list(results.items())
-            duration_s = time.monotonic() - began
-            envelope = make_envelope(job, items, oddities=results.oddities, duration_s=duration_s)
+            envelope = await asyncio.to_thread(_envelope, job, results, began)
         await give_back_files(job, session)
     return as_instances(envelope, Options(response_schema=response_schema))
+
+
+def _envelope(job: Job, results: Results, began: float) -> ResultEnvelope:
+    items = list(results.items())
+    return make_envelope(job, items, oddities=results.oddities, duration_s=time.monotonic() - began)
 
 
 async def cancel_deferred(handle: DeferredHandle, *, config: Config | None = None) -> None:
@@ -200,7 +206,7 @@ async def _advanced(handle: DeferredHandle, session: Session) -> Job:
         async with book.alone(known.name) as hold:
 
             async def plan() -> Plan:
-                return (await book.asked(hold.job.name)).plan(hold.job)
+                return await planned(book, hold.job)
 
             await advance(hold, session, plan)
             return hold.job

@@ -7,7 +7,7 @@ import json
 import posixpath
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import islice
 from typing import IO, Any, Final, Protocol, cast
 
@@ -69,10 +69,8 @@ async def keep(shelf: Shelf, name: str, items: Iterator[Item]) -> Tally:
     """Put all items of a job on the shelf."""
     tally, number = Tally(), 0
     # Off the event loop: reading the results of 50,000 prompts takes many seconds.
-    while some := await asyncio.to_thread(lambda: list(islice(items, _TOGETHER))):
-        for item in some:
-            tally.add(item)
-        await shelf.put(_piece(name, number), _written(some))
+    while text := await asyncio.to_thread(_counted, tally, islice(items, _TOGETHER)):
+        await shelf.put(_piece(name, number), text)
         number += 1
     return tally
 
@@ -89,13 +87,18 @@ async def overlay(shelf: Shelf, job: Job, newer: Job) -> Tally:
 
     What was paid for and is replaced stays behind it: it counts as a cost.
     """
-    better = {item.outcome.index: item async for item in kept(shelf, newer) if item.bucket == "succeeded"}
     tally = Tally()
+    # Both come in the order of the prompts, so neither has to be held as a whole.
+    others = kept(shelf, newer)
+    other = await anext(others, None)
     for number in _numbers(job):
-        items = [_better(item, better.get(item.outcome.index)) for item in await _taken(shelf, job, number)]
-        for item in items:
-            tally.add(item)
-        await shelf.put(_piece(job.name, number), _written(items))
+        items, better = await _taken(shelf, job, number), {}
+        while other is not None and other.outcome.index <= items[-1].outcome.index:
+            if other.bucket == "succeeded":
+                better[other.outcome.index] = other
+            other = await anext(others, None)
+        completed = [_better(item, better.get(item.outcome.index)) for item in items]
+        await shelf.put(_piece(job.name, number), await asyncio.to_thread(_counted, tally, completed))
     return tally
 
 
@@ -119,8 +122,8 @@ async def write_output(shelf: Shelf, job: Job, output: str, manifest: Manifest) 
     path = output_of(output, job.name)
     try:
         async with _written_to(path) as file:
-            async for item in kept(shelf, job):
-                file.write(line_of(item) + "\n")
+            for number in _numbers(job):
+                file.write(await asyncio.to_thread(_lines, await _taken(shelf, job, number)))
         async with _written_to(f"{path.removesuffix('.jsonl')}.manifest.json") as file:
             file.write(manifest.model_dump_json(indent=2) + "\n")
     except (OSError, ValueError, ImportError) as error:
@@ -205,12 +208,21 @@ def _may_succeed(item: Item) -> bool:
     return item.bucket != "succeeded" and (problem is None or problem.retryable or problem.kind == "empty")
 
 
-def _written(items: Collection[Item]) -> str:
-    return "\n".join(item.model_dump_json(exclude_defaults=True) for item in items)
+def _counted(tally: Tally, items: Iterable[Item]) -> str:
+    """The items as text, each of them counted."""
+    lines = []
+    for item in items:
+        tally.add(item)
+        lines.append(item.model_dump_json(exclude_defaults=True))
+    return "\n".join(lines)
 
 
 def _read(text: str) -> list[Item]:
     return [Item.model_validate_json(line) for line in text.split("\n")]
+
+
+def _lines(items: Iterable[Item]) -> str:
+    return "".join(f"{line_of(item)}\n" for item in items)
 
 
 def _piece(name: str, number: int) -> str:
@@ -224,7 +236,7 @@ def _numbers(job: Job) -> range:
 async def _taken(shelf: Shelf, job: Job, number: int) -> list[Item]:
     """A piece of the job's answers. One that is not there is never taken for an empty one."""
     text = await shelf.get(_piece(job.name, number))
-    items = [] if text is None else _read(text)
+    items = [] if text is None else await asyncio.to_thread(_read, text)
     if len(items) != min(_TOGETHER, job.count - number * _TOGETHER):
         raise ConfigurationError(
             f"The answers of {job.name} are not, or not all, in this worker's result storage ({shelf.where}).",

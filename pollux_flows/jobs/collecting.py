@@ -5,6 +5,7 @@ So a pass may be killed anywhere, and several may go on at once: a job is worked
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Collection, Mapping
@@ -21,6 +22,7 @@ from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.keep import Tally, keep, kept, output_of, overlay, worth_another_try, write_output
 from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.deferred.resubmit import again, next_child, with_child
+from pollux_flows.deferred.submit import planned
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.telling import tell
@@ -59,7 +61,7 @@ class Pass:
         async with self.book.alone(name) as hold, open_session(config) as session:
 
             async def plan() -> Plan:
-                return (await self.book.asked(name)).plan(hold.job)
+                return await planned(self.book, hold.job)
 
             if hold.job.manifest is None:
                 await advance(hold, session, plan, batches=batches, known=self.known)
@@ -142,7 +144,7 @@ class Pass:
             await write_output(self.book.shelf, job, job.output, manifest)
         if job.count <= MOST_IN_ONE_ENVELOPE:
             items = [item async for item in kept(self.book.shelf, job)]
-            envelope = make_envelope(job, items, oddities=manifest.oddities)
+            envelope = await asyncio.to_thread(make_envelope, job, items, oddities=manifest.oddities)
             await self.book.shelf.put(f"{job.name}/envelope", envelope)
             await pages.leave_job(job, manifest, envelope)
         else:
@@ -154,7 +156,8 @@ class Pass:
         if isinstance(found, ResultEnvelope):
             return found
         items = [item async for item in kept(self.book.shelf, job)]
-        return make_envelope(job, items, oddities=job.manifest.oddities if job.manifest else [])
+        oddities = job.manifest.oddities if job.manifest else []
+        return await asyncio.to_thread(make_envelope, job, items, oddities=oddities)
 
 
 def _folder(job: Job) -> Path:
