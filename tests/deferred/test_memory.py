@@ -1,0 +1,33 @@
+"""A long job in a process of its own: what it takes in memory, and for how long it holds the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from benchmarks.simulated import simulated
+
+PROMPTS = 10_001  # of one less there would be an envelope as well
+# 200 for 50,000 prompts, in proportion, and what is loaded at first use.
+MOST_MIB = 200 * PROMPTS / 50_000 + 25
+
+
+async def test_a_long_job_streams() -> None:
+    with simulated(0.0) as world:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "benchmarks.deferred_memory",
+            "flows",
+            "openai",
+            str(PROMPTS),
+            world.base_url("openai"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said, _ = await process.communicate()
+    assert process.returncode == 0
+    steps = json.loads(said.splitlines()[-1])["steps"]
+    for name in ("submit", "collect"):
+        assert steps[name]["mib"] < MOST_MIB
+        assert steps[name]["held_s"] < 1.0
