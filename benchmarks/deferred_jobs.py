@@ -67,11 +67,11 @@ async def _submitted(number: int, configs: dict[str, Config]) -> None:
     kind = [*configs][number % len(configs)]
     config, book = configs[kind], BlockBook(await ResultShelf.open())
     request = make_request([f"Question {number}?", "And why?"], target=config.target)
-    plan, asked = make_plan(request), Asked(request=request, contents=[])
+    plan, asked, name = make_plan(request), Asked.by(request, []), f"{kind}-{number:05}"
     async with open_session(config) as session:
         scratch = StoreBook(store_of(config))
-        job = await claim(scratch, f"{kind}-{number:05}", asked, plan, provider_block=f"bench-{kind}")
-        job = await hand_in_first(scratch, job, session, plan)
+        await claim(scratch, name, asked, plan, config.key(), provider_block=f"bench-{kind}")
+        job = await hand_in_first(scratch, name, session, plan)
     await book.ask(job.name, asked)
     assert await book.add(job)
 

@@ -26,7 +26,7 @@ def write_rows(calls: Iterable[PlannedCall], row: Row, limits: Limits, folder: P
         for call in calls:
             number = first_part + len(written)
             line = row(call, number) + b"\n"
-            check_row(line, limits)
+            check_row(line, limits, call.index)
             if file is not None and (count == limits.rows or size + len(line) > limits.size_bytes):
                 file.close()
                 written.append(Rows(_path(folder, number), count))
@@ -42,11 +42,11 @@ def write_rows(calls: Iterable[PlannedCall], row: Row, limits: Limits, folder: P
     return written
 
 
-def check_row(line: bytes, limits: Limits) -> None:
+def check_row(line: bytes, limits: Limits, index: int) -> None:
     """Refuse what fits into no batch."""
     if len(line) > limits.size_bytes:
         raise ConfigurationError(
-            f"A prompt is a row of {len(line):,} bytes; a whole batch takes {limits.size_bytes:,}.",
+            f"prompts[{index}] is a row of {len(line):,} bytes; a batch takes {limits.size_bytes:,}.",
             hint="Pass long texts as files (Source.from_file), or shorten the prompt.",
         )
 

@@ -50,9 +50,10 @@ def check(request: Request) -> None:
 async def check_finished(session: Session, plan: Plan) -> None:
     """Refuse, before any upload, what only a finished request shows."""
     materials = Attachments(plan, session).pretended(range(len(plan.sources)))
-    longest = _call(plan, max(plan.calls, key=lambda call: len(call.prompt or "")), materials)
-    await insist(partial(session.check, longest), session.config)
-    check_row(session.batches.row(longest, key_of(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS)
+    longest = max(plan.calls, key=lambda call: len(call.prompt or ""))
+    call = _call(plan, longest, materials)
+    await insist(partial(session.check, call), session.config)
+    check_row(session.batches.row(call, key_of(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS, longest.index)
 
 
 async def claim(book: Book, name: str, asked: Asked, plan: Plan, key: str | None, **more: Any) -> Job:

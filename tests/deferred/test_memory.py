@@ -6,13 +6,17 @@ import asyncio
 import json
 import sys
 
+import pytest
+
 from benchmarks.simulated import simulated
 
 PROMPTS = 10_001  # of one less there would be an envelope as well
 # 200 for 50,000 prompts, in proportion, and what is loaded at first use.
+MOST_HELD_S = 5.0  # on a machine with other things to do; on a quiet one it is a tenth of that
 MOST_MIB = 200 * PROMPTS / 50_000 + 25
 
 
+@pytest.mark.timeout(180)
 async def test_a_long_job_streams() -> None:
     with simulated(0.0) as world:
         process = await asyncio.create_subprocess_exec(
@@ -30,4 +34,4 @@ async def test_a_long_job_streams() -> None:
     steps = json.loads(said.splitlines()[-1])["steps"]
     for name in ("submit", "collect"):
         assert steps[name]["mib"] < MOST_MIB
-        assert steps[name]["held_s"] < 1.0
+        assert steps[name]["held_s"] < MOST_HELD_S
