@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import cast
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source
-from pollux_flows.blocks import PolluxDeferredJob, PolluxProvider
+from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.config import ProviderName
 from pollux_flows.flows import (
     acancel,
@@ -30,65 +29,17 @@ from pollux_flows.flows import (
     submit,
 )
 from pollux_flows.simulator import Fault, Simulator
-from tests.loopback import MODELS, SDKS
+from tests.loopback import SDKS
+from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
+
+__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
 
 every_batch_system = pytest.mark.parametrize("kind", SDKS)
-PROMPTS = ["one", "two", "three", "four"]
-ANSWERS = [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
-
-
-class Saved(Protocol):
-    async def __call__(self, kind: ProviderName, **more: Any) -> PolluxProvider: ...
 
 
 class City(BaseModel):
     name: str
     people: int
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(autouse=True)
-async def _no_jobs_are_left() -> AsyncIterator[None]:
-    yield
-    async with get_client() as client:
-        for document in await client.read_block_documents_by_type("pollux-deferred-job"):
-            await client.delete_block_document(document.id)
-
-
-@pytest.fixture
-def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
-    """A provider that is saved on the server."""
-    simulator.batch_s = 0
-
-    async def save(kind: ProviderName, **more: Any) -> PolluxProvider:
-        block = PolluxProvider(
-            provider=kind,
-            model=MODELS[kind],
-            api_key=SecretStr("sk-deferred-sentinel"),
-            base_url=simulator.base_url(kind, origin=world[1]),
-            **more,
-        )
-        await block.asave(f"deferred-{kind}", overwrite=True)
-        return await PolluxProvider.named(f"deferred-{kind}")
-
-    return save
-
-
-async def events_of(job: str) -> list[str]:
-    """What the server was told of the job, in order."""
-    body = {"filter": {"resource": {"id": [f"pollux.deferred-job.{job}"]}, "order": "ASC"}, "limit": 50}
-    deadline = time.monotonic() + 10
-    async with get_client() as client:
-        while True:
-            answer = await client.request("POST", "/events/filter", json=body)
-            found = [event["event"].removeprefix("pollux.deferred.") for event in answer.json()["events"]]
-            if len(found) > 1 or time.monotonic() > deadline:
-                return found
-            await asyncio.sleep(0.2)
 
 
 @every_batch_system

@@ -1,0 +1,196 @@
+"""Deferred jobs in trouble: what is gone, changed, half done or in the way costs no answer, and is never hidden."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from pollux_flows import ConfigurationError, Options, PolluxError, Source
+from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.keep import without_answer
+from pollux_flows.deferred.resubmit import again
+from pollux_flows.flows import acancel, acollect, adeferred, aresubmit, asubmit, await_for
+from pollux_flows.jobs.book import BlockBook
+from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.simulator import Fault, Simulator
+from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
+
+__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
+
+
+async def found(name: str) -> Job:
+    job = await BlockBook(await ResultShelf.open()).find(name)
+    assert job is not None
+    return job
+
+
+async def folder(name: str) -> Path:
+    """Where this machine's result storage has what belongs to the job."""
+    return Path((await ResultShelf.open()).where) / "pollux-deferred" / name
+
+
+async def test_answers_that_are_kept_elsewhere_are_not_taken_for_none(
+    saved: Saved, simulator: Simulator, tmp_path: Path
+) -> None:
+    """Neither by whoever waits, nor by the child that would complete them."""
+    simulator.batch(end="expired", answered=0.5)
+    output = tmp_path / "answers.jsonl"
+    name = await asubmit(PROMPTS, await saved("openai"), output=str(output))
+    await acollect()
+    await aresubmit(name)
+    kept = await folder(name)
+    shutil.move(kept, tmp_path / "elsewhere")
+    lines = output.read_text()
+    rows = {row.job: row for row in (await acollect()).rows}
+    assert "are not, or not all, in this worker's result storage" in (rows[f"{name}-r1"].problem or "")
+    assert output.read_text() == lines
+    shutil.move(tmp_path / "elsewhere", kept)
+    await acollect()
+    assert (await await_for(name)).answers == ANSWERS
+
+
+async def test_a_retry_reads_nothing_that_was_handed_in(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
+    """The file may be gone by then, and the saved provider may be for another model."""
+    text = tmp_path / "report.txt"
+    text.write_text("first")
+    provider = await saved("openai")
+    names = []
+
+    @flow(retries=1)
+    async def nightly() -> None:
+        names.append(await asubmit(PROMPTS, provider, [Source.from_file(text)]))
+        if len(names) == 1:
+            text.unlink()
+            raise RuntimeError("something else went wrong")
+
+    await nightly()
+    assert names[0] == names[1]
+    assert len(simulator.batches) == 1
+
+
+async def test_one_batch_that_is_refused_stops_no_other(saved: Saved, simulator: Simulator) -> None:
+    provider = await saved("openai")
+    names = [await asubmit([*PROMPTS, str(number)], provider) for number in range(3)]
+    simulator.fail(Fault(status=403, message="not yours"), operation="batch.get")
+    rows = (await acollect()).rows
+    assert sorted(row.collected for row in rows) == [False, True, True]
+    assert [row.job for row in rows if "not yours" in (row.problem or "")] == [
+        row.job for row in rows if not row.collected
+    ]
+    assert {row.job for row in (await acollect()).rows} <= set(names)
+
+
+async def test_what_the_provider_does_not_have_any_more_is_given_up_by_a_person(
+    saved: Saved, simulator: Simulator
+) -> None:
+    simulator.batch_s = 3600
+    name = await asubmit(PROMPTS, await saved("gemini"))
+    for operation in ("batch.get", "batch.cancel", "batch.list"):
+        simulator.fail(Fault(status=404, message="no such batch"), operation=operation, times=10)
+    (row,) = (await acollect()).rows
+    assert "no such batch" in (row.problem or "")
+    await acancel(name)
+    (row,) = (await acollect()).rows
+    assert (row.collected, row.failed) == (True, 4)
+    simulator.faults.clear()
+    simulator.batch_s = 0
+    await aresubmit(name)
+    await acollect()
+    assert (await await_for(name)).answers == ANSWERS
+
+
+async def test_whoever_waits_hears_of_what_only_a_person_can_mend(
+    saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    simulator.fail(Fault(kind="drop"), operation="batch.create")
+    with pytest.raises(PolluxError, match="does not have what was handed in"):
+        await adeferred(PROMPTS, await saved("openai"), on_lost="report")
+    (row,) = (await acollect()).rows
+    assert row.status == "ambiguous"
+    assert await events_of(row.job) == ["ambiguous"]
+    assert await aresubmit(row.job) == row.job
+    await acollect()
+    assert (await await_for(row.job)).answers == ANSWERS
+    assert len(simulator.batches) == 1
+
+
+async def test_a_resubmission_that_was_cut_off_completes_its_job_all_the_same(
+    saved: Saved, simulator: Simulator
+) -> None:
+    """Its maker was killed before it had noted what it made."""
+    simulator.batch(end="expired", answered=0.5)
+    name = await asubmit(PROMPTS, await saved("openai"))
+    await acollect()
+    book = BlockBook(await ResultShelf.open())
+    job = await found(name)
+    child = await again(job, book, await without_answer(book.shelf, job), "sk-deferred-sentinel")
+    await acollect()
+    assert (await found(child.name)).retired_at is not None
+    assert (await await_for(name)).answers == ANSWERS
+    assert (await found(name)).children == 1
+
+
+async def test_what_was_replaced_was_paid_for_as_well(saved: Saved, simulator: Simulator) -> None:
+    """An answer that does not fit costs what any does."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    simulator.fail(Fault(kind="bad_json"), operation="batch.row")
+    name = await asubmit(["one"], await saved("gemini"), options=Options(response_schema=schema))
+    (row,) = (await acollect()).rows
+    assert row.cost_usd is not None
+    assert row.succeeded == 0
+    await aresubmit(name)
+    await acollect()
+    envelope = await await_for(name)
+    assert envelope.status == "ok"
+    assert envelope.metrics["cost_usd"] > row.cost_usd
+    manifest = (await found(name)).manifest
+    assert manifest is not None
+    assert manifest.cost_usd == pytest.approx(envelope.metrics["cost_usd"])
+
+
+async def test_events_of_a_job_that_is_completed_by_another(saved: Saved, simulator: Simulator) -> None:
+    """Each of the two is submitted and collected; and the first is collected again when it is complete."""
+    simulator.batch(end="expired", answered=0.5)
+    name = await asubmit(PROMPTS, await saved("openai"))
+    await acollect()
+    await aresubmit(name)
+    await acollect()
+    assert await events_of(name) == ["submitted", "collected", "collected"]
+    assert await events_of(f"{name}-r1") == ["submitted", "collected"]
+
+
+async def test_a_job_whose_parent_was_removed(saved: Saved, simulator: Simulator) -> None:
+    simulator.batch(end="expired", answered=0.5)
+    name = await asubmit(PROMPTS, await saved("openai"))
+    await acollect()
+    child = await aresubmit(name)
+    async with get_client() as client:
+        document = await client.read_block_document_by_name(name, "pollux-deferred-job")
+        await client.delete_block_document(document.id)
+    (row,) = (await acollect()).rows
+    assert (row.job, row.collected, row.problem) == (child, True, None)
+
+
+async def test_outputs_that_nobody_would_find(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
+    provider = await saved("openai")
+    for output, said in (("", "blank"), (" ", "blank"), (str(tmp_path), "is a folder"), ("nowhere://x", "cannot be")):
+        with pytest.raises(ConfigurationError, match=said):
+            await asubmit(PROMPTS, provider, output=output)
+    with pytest.raises(ConfigurationError, match="resubmit is -1"):
+        await asubmit(PROMPTS, provider, resubmit=-1)
+    assert simulator.batches == []
+    name = await asubmit(PROMPTS, provider, output=f"{tmp_path}/")
+    await acollect()
+    assert len((tmp_path / f"{name}.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", ["Upper", "a/b", "no such", "x" * 300, "-"])
+async def test_names_that_no_job_has(name: str) -> None:
+    for call in (acancel(name), aresubmit(name), await_for(name), acollect([name])):
+        with pytest.raises(ConfigurationError, match="no job called"):
+            await call
