@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from threading import Lock
+from typing import Any, cast
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.context import AsyncClientContext
 from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source
@@ -28,6 +31,8 @@ from pollux_flows.flows import (
     deferred,
     submit,
 )
+from pollux_flows.jobs.book import BlockBook
+from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
@@ -237,3 +242,35 @@ async def test_the_queue_is_full(saved: Saved, simulator: Simulator, monkeypatch
     await acollect()
     assert (await await_for(name)).answers == ANSWERS
     assert len(simulator.batches) == 2
+
+
+async def test_many_pending_jobs_are_looked_at_together(saved: Saved, simulator: Simulator) -> None:
+    """60 batches in three accounts, with a list of each; then five of them are done."""
+    simulator.batch_s = 3600
+    book = BlockBook(await ResultShelf.open())
+    for kind in SDKS:
+        name = await asubmit(PROMPTS, await saved(kind))
+        job, asked, batch = await book.find(name), await book.asked(name), simulator.batches[-1]
+        assert job is not None
+        async with AsyncClientContext():
+            for number in range(19):
+                copy = replace(batch, id=f"{batch.id}{number:03}", settling=Lock())
+                if kind == "gemini" and number < 5:
+                    copy.takes_s = 60
+                simulator.batch_store.add(copy)
+                part = job.parts[0].model_copy(update={"batch_id": copy.id})
+                await book.ask(f"{name}-{number:03}", asked)
+                assert await book.add(job.model_copy(update={"name": f"{name}-{number:03}", "parts": [part]}))
+    before = len(simulator.requests)
+    report = await acollect()
+    assert [row.problem for row in report.rows if row.problem or row.collected] == []
+    assert (len(report.rows), len(simulator.requests) - before) == (60, report.requests)
+    assert report.requests == len(SDKS)
+    simulator.clock = lambda: time.time() + 61
+    try:
+        report = await acollect()
+    finally:
+        simulator.clock = time.time
+    assert sum(row.collected and row.succeeded == len(PROMPTS) for row in report.rows) == 5
+    assert [row.problem for row in report.rows if row.problem] == []
+    assert len(report.rows) == 60
