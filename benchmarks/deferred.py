@@ -1,4 +1,4 @@
-"""Deferred delivery at its largest: `python -m benchmarks.deferred`. It takes a quarter of an hour.
+"""Deferred delivery at its largest: `python -m benchmarks.deferred`. It takes twenty minutes.
 
 `python -m benchmarks.deferred memory` and `… jobs` measure one half each; `… split` hands in 120,000 prompts.
 """
