@@ -37,7 +37,9 @@ async def advance(
     """
     await settle(hold, session, known=known, clock=clock)
     seen = await look(hold.job, session) if batches is None else with_seen(hold.job, batches, clock())
-    if seen is not hold.job:
+    if seen.is_ended:
+        hold.job = seen  # which whoever keeps its answers writes down with them
+    elif seen is not hold.job:
         await hold.save(seen)
     if hold.job.cancelled:
         await _stop(hold, session)

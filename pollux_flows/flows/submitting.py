@@ -21,7 +21,7 @@ from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.configs import Configs
 from pollux_flows.jobs.shelf import ResultShelf
-from pollux_flows.jobs.telling import tell
+from pollux_flows.jobs.telling import tell_of_submission, was_told
 from pollux_flows.options import Options
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.providers.session import open_session
@@ -134,10 +134,9 @@ async def _handed_in(book: BlockBook, name: str, config: Config, plan: Plan | No
 
 
 async def _told(hold: Hold) -> None:
-    if "submitted" not in hold.job.told:
+    if not was_told(hold.job, "submitted"):
         await pages.leave_submission(hold.job)
-    if hold.job.is_handed_in:
-        await tell(hold, "submitted")
+    await tell_of_submission(hold)
 
 
 def _warn_of_a_lost_key(config: Config) -> None:

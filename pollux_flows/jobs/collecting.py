@@ -25,7 +25,7 @@ from pollux_flows.deferred.resubmit import again, next_child, with_child
 from pollux_flows.deferred.submit import planned
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.telling import tell
+from pollux_flows.jobs.telling import Happened, tell_of_submission, told, was_told
 from pollux_flows.jobs.waiters import resume_all
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.providers.batches import Batch
@@ -42,6 +42,8 @@ def wants_work(job: Job, now: float) -> bool:
     if job.manifest is not None:
         return job.retired_at is None and job.child is None
     if job.is_ended or job.is_due(now) or any(part.state == "sending" for part in job.parts):
+        return True
+    if job.state == "ambiguous" and not was_told(job, "ambiguous"):
         return True
     return job.cancelled and any(not part.is_ended and part.batch_state != "cancelling" for part in job.parts)
 
@@ -65,10 +67,10 @@ class Pass:
 
             if hold.job.manifest is None:
                 await advance(hold, session, plan, batches=batches, known=self.known)
-            if hold.job.is_handed_in:
-                await tell(hold, "submitted")
-            if hold.job.state == "ambiguous" and await tell(hold, "ambiguous"):
-                await self._wake(hold)  # those who wait are told as well
+            await tell_of_submission(hold)
+            if hold.job.state == "ambiguous" and hold.job.waiting_runs:  # those who wait are told as well
+                waiting = await resume_all(hold.job.waiting_runs)
+                await hold.save(hold.job.model_copy(update={"waiting_runs": waiting}))
             if hold.job.is_ended:
                 await self._finish(hold, session)
             return hold.job
@@ -99,19 +101,15 @@ class Pass:
         await give_back_files(job, session)
         if job.parent is not None and not await self._completed(job.parent, job, session):
             return
-        if job.manifest is None or not await tell(hold, "collected" if job.manifest.succeeded else "failed"):
+        if job.manifest is None:
             return
-        if not await self._wake(hold):
-            return
+        happened: Happened = "collected" if job.manifest.succeeded else "failed"
+        job = await told(job, happened)
+        waiting = await resume_all(job.waiting_runs)
+        done = was_told(job, happened) and not waiting  # else the rest is done the next time
         shutil.rmtree(_folder(job), ignore_errors=True)
-        await hold.save(hold.job.model_copy(update={"retired_at": time.time()}))
-
-    async def _wake(self, hold: Hold) -> bool:
-        """Resume the runs that wait for the job; whether all of them are."""
-        if hold.job.waiting_runs:
-            left = await resume_all(hold.job.waiting_runs)
-            await hold.save(hold.job.model_copy(update={"waiting_runs": left}))
-        return not hold.job.waiting_runs
+        retired_at = time.time() if done else None
+        await hold.save(job.model_copy(update={"waiting_runs": waiting, "retired_at": retired_at}))
 
     async def _completed(self, name: str, child: Job, session: Session) -> bool:
         """Complete the parent's answers with the child's. False if somebody is at work on it: later, then."""

@@ -17,30 +17,48 @@ Happened = Literal["submitted", "collected", "failed", "ambiguous"]
 _RESOURCE: Final = "pollux.deferred-job"
 
 
-async def tell(hold: Hold, happened: Happened) -> bool:
-    """Say once that this happened to the job; False if the server could not be told, so that it is said the next time.
+async def told(job: Job, happened: Happened) -> Job:
+    """Say once that this happened to the job, which then knows that it was said.
 
-    An event that was sent just before its sender was killed is sent again under the same id, and counts once.
+    Where the server cannot be told, the job is given as it is, so that it is said the next time. An event that was sent
+    just before its sender was killed is sent again under the same id, and counts once.
     """
-    job = hold.job
-    # A job whose failed prompts were asked again is collected again.
-    once = f"{happened}-{job.children}" if happened in {"collected", "failed"} and job.children else happened
-    if once in job.told:
-        return True
+    if was_told(job, happened):
+        return job
     try:
         async with get_events_client() as client:
-            await client.emit(_event(job, happened, once))
+            await client.emit(_event(job, happened))
     except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the answers matter more)
         get_run_logger().warning("pollux.deferred.%s of %s could not be told: %s", happened, job.name, error)
-        return False
-    await hold.save(job.model_copy(update={"told": [*job.told, once]}))
-    return True
+        return job
+    return job.model_copy(update={"told": [*job.told, _once(job, happened)]})
 
 
-def _event(job: Job, happened: Happened, once: str) -> Event:
+def was_told(job: Job, happened: Happened) -> bool:
+    """Whether that was said of the job as it is."""
+    return _once(job, happened) in job.told
+
+
+async def tell_of_submission(hold: Hold) -> None:
+    """Say what came of handing it in, and write that down."""
+    job = hold.job
+    if job.is_handed_in:
+        job = await told(job, "submitted")
+    if job.state == "ambiguous":
+        job = await told(job, "ambiguous")
+    if job is not hold.job:
+        await hold.save(job)
+
+
+def _once(job: Job, happened: Happened) -> str:
+    """What is said once: a job whose failed prompts were asked again is collected again."""
+    return f"{happened}-{job.children}" if happened in {"collected", "failed"} and job.children else happened
+
+
+def _event(job: Job, happened: Happened) -> Event:
     numbers = job.manifest.model_dump(mode="json") if job.manifest else {}
     return Event(
-        id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{job.submission}/{once}"),
+        id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{job.submission}/{_once(job, happened)}"),
         event=f"pollux.deferred.{happened}",
         resource=Resource(
             {

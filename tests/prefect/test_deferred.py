@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from prefect import flow

@@ -57,12 +57,12 @@ async def test_a_retry_reads_nothing_that_was_handed_in(saved: Saved, simulator:
     """The file may be gone by then, and the saved provider may be for another model."""
     text = tmp_path / "report.txt"
     text.write_text("first")
-    provider = await saved("openai")
+    provider, sources = await saved("openai"), [Source.from_file(text)]
     names = []
 
     @flow(retries=1)
     async def nightly() -> None:
-        names.append(await asubmit(PROMPTS, provider, [Source.from_file(text)]))
+        names.append(await asubmit(PROMPTS, provider, sources))
         if len(names) == 1:
             text.unlink()
             raise RuntimeError("something else went wrong")
@@ -130,6 +130,7 @@ async def test_a_resubmission_that_was_cut_off_completes_its_job_all_the_same(
     job = await found(name)
     child = await again(job, book, await without_answer(book.shelf, job), "sk-deferred-sentinel")
     await acollect()
+    await acollect()
     assert (await found(child.name)).retired_at is not None
     assert (await await_for(name)).answers == ANSWERS
     assert (await found(name)).children == 1
@@ -138,7 +139,7 @@ async def test_a_resubmission_that_was_cut_off_completes_its_job_all_the_same(
 async def test_what_was_replaced_was_paid_for_as_well(saved: Saved, simulator: Simulator) -> None:
     """An answer that does not fit costs what any does."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    simulator.fail(Fault(kind="bad_json"), operation="batch.row")
+    simulator.fail(Fault(kind="invalid_json"), operation="batch.row")
     name = await asubmit(["one"], await saved("gemini"), options=Options(response_schema=schema))
     (row,) = (await acollect()).rows
     assert row.cost_usd is not None
