@@ -101,7 +101,7 @@ async def hand_in_first(
     except BusyError:
         # Somebody who found it unfinished is at work on it: what that came to, the job will say.
         if (job := await book.find(name)) is None:
-            raise
+            raise ConfigurationError(f"Nothing of {name} was taken.", hint="Whoever handed it in knows why.") from None
         return job
 
 

@@ -23,11 +23,14 @@ from pollux_flows.jobs.collecting import Pass, wants_work
 from pollux_flows.jobs.configs import Configs
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.providers.session import open_session
+from pollux_flows.state.bounds import kept_s
 from pollux_flows.state.claims import LeaseLostError
 from pollux_flows.tasks import UNSTORED
 
 # A Prefect server on SQLite puts off those who write at the same time, for seconds: more at once would take longer.
 _AT_ONCE: Final = 2
+# Of the jobs that are older than answers are kept, so many are forgotten at a time.
+_FORGOTTEN: Final = 20
 # A task run for each job, up to so many that a person looks at.
 _SHOWN: Final = 50
 
@@ -55,6 +58,8 @@ async def look_at(names: Sequence[str] | None = None) -> CollectReport:
     known = [part.batch_id for job in jobs for part in job.parts if part.batch_id]
     look = _Look(Pass(book, known), show=len(wanted) <= _SHOWN)
     await look.at_all(wanted)
+    old = [job.name for job in jobs if job.retired_at is not None and job.retired_at < time.time() - kept_s()]
+    await book.forget(old[:_FORGOTTEN])
     if names is not None:  # what is done already is told again to whoever asks after it
         look.rows |= {job.name: row_of(job, time.time()) for job in jobs if job.name in names and job.retired_at}
     for each in unreadable:

@@ -7,7 +7,7 @@ from pollux_flows.deferred.job import OnLost
 from pollux_flows.flows.answering import OnPartial
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.submitting import submit_job
-from pollux_flows.flows.waiting import answers_of
+from pollux_flows.flows.waiting import answers_of_retried
 from pollux_flows.options import Options
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.source import Source
@@ -39,10 +39,10 @@ async def deferred(
         resubmit: How often what failed, and may succeed the next time, is handed in again by itself.
         on_lost: When the provider seems to have nothing of what was handed in, after a crash perhaps: "submit" hands it
             in again, "report" leaves that to a person.
-        on_partial: When some prompts have no answer, "fail" the run or "complete" it.
+        on_partial: When some prompts have no answer, "fail" the run, so that a retry asks those, or "complete" it.
     """
     job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
-    return await answers_of(job.name, on_partial=on_partial, options=options)
+    return await answers_of_retried(job, on_partial=on_partial, options=options)
 
 
 @async_form("deferred", deferred)
@@ -59,4 +59,4 @@ async def adeferred(
 ) -> ResultEnvelope:
     """Ask at batch prices, and wait for the answers. To be awaited."""
     job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
-    return await answers_of(job.name, on_partial=on_partial, options=options)
+    return await answers_of_retried(job, on_partial=on_partial, options=options)

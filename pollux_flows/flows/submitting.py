@@ -12,7 +12,8 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.deferred.book import Asked, BusyError, Hold, no_such_job
 from pollux_flows.deferred.job import Job, OnLost
-from pollux_flows.deferred.keep import checked_output, without_answer
+from pollux_flows.deferred.keep import without_answer
+from pollux_flows.deferred.output import checked_output
 from pollux_flows.deferred.resubmit import again, with_child
 from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first, settle
 from pollux_flows.errors import ConfigurationError
@@ -56,8 +57,11 @@ async def submit_job(
     return await _handed_in(book, name, await (Configs().of(job) if job.provider_block else provider.config()))
 
 
-async def submit_again(name: str) -> str:
-    """Hand in what did not succeed of a collected job, or what the provider did not have of an ambiguous one."""
+async def submit_again(name: str, attempt: int | None = None) -> str:
+    """Hand in what did not succeed of a collected job, or what the provider did not have of an ambiguous one.
+
+    `attempt` is that of the run that wants it, which has it once.
+    """
     book = BlockBook(await ResultShelf.open())
     try:
         async with book.alone(name) as hold:
@@ -73,7 +77,8 @@ async def submit_again(name: str) -> str:
                 if not (indexes := await without_answer(book.shelf, job)):
                     raise ConfigurationError(f"All prompts of {name} have their answer.", hint="Nothing is left to do.")
                 config = await Configs().of(job)
-                await hold.save(with_child(job, await again(job, book, indexes, config.key())))
+                job = with_child(job, await again(job, book, indexes, config.key()))
+                await hold.save(job if attempt is None else job.model_copy(update={"attempt": attempt}))
             name = hold.job.child or name
     except BusyError:
         raise ConfigurationError(f"Somebody is at work on {name} just now.", hint="Try again in a moment.") from None

@@ -14,12 +14,14 @@ from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
 from pollux_flows.flows.collecting import look_at
+from pollux_flows.flows.submitting import submit_again
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.collecting import Pass
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.jobs.waiters import may_suspend, suspend
 from pollux_flows.options import Options
 from pollux_flows.result import ResultEnvelope
+from pollux_flows.scope import attempt
 
 _FIRST_S: Final = 0.2
 _LONGEST_S: Final = 60.0
@@ -27,7 +29,16 @@ _LONGEST_S: Final = 60.0
 _PATIENCE: Final = 8
 
 
-async def answers_of(name: str, *, on_partial: OnPartial = "fail", options: Options | None = None) -> ResultEnvelope:
+async def answers_of_retried(job: Job, *, on_partial: OnPartial, options: Options | None) -> ResultEnvelope:
+    """The answers of the job that this run has submitted. A retry of the run asks again what has no answer."""
+    if job.is_complete and job.manifest and not job.manifest.is_whole and (now := await attempt()) > job.attempt:
+        await submit_again(job.name, now)
+    return await answers_of(job.name, on_partial=on_partial, options=options, retry="a retry asks only the others")
+
+
+async def answers_of(
+    name: str, *, on_partial: OnPartial = "fail", options: Options | None = None, retry: str | None = None
+) -> ResultEnvelope:
     """The answers of the job, once they are there; with `options`, as instances of the caller's model.
 
     A run of a deployment is suspended until `collect` resumes it. Any other looks itself, ever more seldom.
@@ -50,7 +61,8 @@ async def answers_of(name: str, *, on_partial: OnPartial = "fail", options: Opti
             if not (await _found(book, name)).is_complete:
                 await asyncio.sleep(pause)
     envelope = await Pass(book).envelope(job)
-    fail_if_unanswered([envelope], job.target, on_partial, retry=f"resubmit({name!r}) asks only the others")
+    retry = retry or f"resubmit({name!r}) asks only the others"
+    fail_if_unanswered([envelope], job.target, on_partial, retry)
     return as_instances(envelope, options or job.options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +82,13 @@ class BlockBook:
             except PolluxError as error:
                 unreadable.append(Unreadable(str(document.name), str(error)))
         return jobs, unreadable
+
+    async def forget(self, names: Iterable[str]) -> None:
+        """Remove jobs that are done and old. Their answers stay where they are."""
+        async with connected() as client:
+            for name in names:
+                if (document := await _document(name)) is not None:
+                    await client.delete_block_document(document.id)
 
     @asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[Hold]:

@@ -19,8 +19,9 @@ from pollux_flows.deferred.book import BusyError, Hold
 from pollux_flows.deferred.collect import download, make_envelope
 from pollux_flows.deferred.files import give_back_files
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.keep import Tally, keep, kept, output_of, overlay, worth_another_try, write_output
+from pollux_flows.deferred.keep import Tally, keep, kept, overlay, worth_another_try
 from pollux_flows.deferred.manifest import Manifest
+from pollux_flows.deferred.output import output_of, write_output
 from pollux_flows.deferred.resubmit import again, next_child, with_child
 from pollux_flows.deferred.submit import planned
 from pollux_flows.jobs import pages

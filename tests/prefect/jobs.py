@@ -57,7 +57,7 @@ def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
     return save
 
 
-async def events_of(job: str) -> list[str]:
+async def events_of(job: str, count: int = 2) -> list[str]:
     """What the server was told of the job, in order."""
     body = {"filter": {"resource": {"id": [f"pollux.deferred-job.{job}"]}, "order": "ASC"}, "limit": 50}
     deadline = time.monotonic() + 10
@@ -65,6 +65,6 @@ async def events_of(job: str) -> list[str]:
         while True:
             answer = await client.request("POST", "/events/filter", json=body)
             found = [event["event"].removeprefix("pollux.deferred.") for event in answer.json()["events"]]
-            if len(found) > 1 or time.monotonic() > deadline:
+            if len(found) >= count or time.monotonic() > deadline:
                 return found
             await asyncio.sleep(0.2)

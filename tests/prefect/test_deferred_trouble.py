@@ -72,6 +72,32 @@ async def test_a_retry_reads_nothing_that_was_handed_in(saved: Saved, simulator:
     assert len(simulator.batches) == 1
 
 
+async def test_a_retry_of_the_whole_asks_what_has_no_answer(saved: Saved, simulator: Simulator) -> None:
+    """Once for each retry."""
+    simulator.batch(end="expired", answered=0.5)
+    simulator.batch(end="expired", answered=0.5)
+    provider, tried = await saved("openai"), []
+
+    @flow(retries=2)
+    async def nightly() -> list[str]:
+        tried.append(1)
+        return (await adeferred(PROMPTS, provider)).answers
+
+    assert await nightly() == ANSWERS
+    assert len(tried) == 3
+    assert [batch.rows for batch in simulator.batches] == [4, 2, 1]
+
+
+async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When their time is up, and never before they are collected."""
+    monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", "0.00000001")
+    name = await asubmit(PROMPTS, await saved("openai"))
+    assert (await acollect()).rows[0].collected
+    await acollect()
+    with pytest.raises(ConfigurationError, match="no job called"):
+        await await_for(name)
+
+
 async def test_one_batch_that_is_refused_stops_no_other(saved: Saved, simulator: Simulator) -> None:
     provider = await saved("openai")
     names = [await asubmit([*PROMPTS, str(number)], provider) for number in range(3)]
@@ -112,7 +138,7 @@ async def test_whoever_waits_hears_of_what_only_a_person_can_mend(
         await adeferred(PROMPTS, await saved("openai"), on_lost="report")
     (row,) = (await acollect()).rows
     assert row.status == "ambiguous"
-    assert await events_of(row.job) == ["ambiguous"]
+    assert await events_of(row.job, 1) == ["ambiguous"]
     assert await aresubmit(row.job) == row.job
     await acollect()
     assert (await await_for(row.job)).answers == ANSWERS
@@ -161,7 +187,7 @@ async def test_events_of_a_job_that_is_completed_by_another(saved: Saved, simula
     await acollect()
     await aresubmit(name)
     await acollect()
-    assert await events_of(name) == ["submitted", "collected", "collected"]
+    assert await events_of(name, 3) == ["submitted", "collected", "collected"]
     assert await events_of(f"{name}-r1") == ["submitted", "collected"]
 
 
@@ -179,7 +205,13 @@ async def test_a_job_whose_parent_was_removed(saved: Saved, simulator: Simulator
 
 async def test_outputs_that_nobody_would_find(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
     provider = await saved("openai")
-    for output, said in (("", "blank"), (" ", "blank"), (str(tmp_path), "is a folder"), ("nowhere://x", "cannot be")):
+    for output, said in (
+        ("", "blank"),
+        (" ", "blank"),
+        (str(tmp_path), "is a folder"),
+        ("nowhere://x", "cannot be"),
+        ("s3://a:b@c/d", "password"),
+    ):
         with pytest.raises(ConfigurationError, match=said):
             await asubmit(PROMPTS, provider, output=output)
     with pytest.raises(ConfigurationError, match="resubmit is -1"):
