@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pollux_flows.deferred.inspect import id_of, snapshot, submitted_at
 from pollux_flows.deferred.job import Job, Part
 from pollux_flows.deferred.results import Item, Results
+from pollux_flows.errors import APIError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan
@@ -21,15 +22,27 @@ from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
 from pollux_flows.result import ResultEnvelope
 
+_NOT_FOUND: Final = 404
+
 
 async def download(job: Job, session: Session, folder: Path) -> Results:
-    """The results of all its parts as they come, in files. What is there already is not fetched again."""
+    """The results of all its parts as they come, in files. What is there already is not fetched again.
+
+    Of a cancelled job, what the provider does not have any more is given up.
+    """
     files: dict[int, Path] = {}
     for number, part in enumerate(job.parts):
-        if part.batch_id is not None and part.results:
-            files[number] = folder / f"{job.tag(number)}.jsonl"
-            if not files[number].exists():
-                await insist(partial(_fetch, session, part, files[number]), session.config)
+        if part.batch_id is None or not part.results:
+            continue
+        path = folder / f"{job.tag(number)}.jsonl"
+        try:
+            if not path.exists():
+                await insist(partial(_fetch, session, part, path), session.config)
+        except APIError as error:
+            if error.status_code == _NOT_FOUND and job.cancelled:
+                continue
+            raise
+        files[number] = path
     # Off the event loop: to find 50,000 results takes seconds.
     return await asyncio.to_thread(Results, job, files)
 

@@ -35,7 +35,8 @@ async def write_output(shelf: Shelf, job: Job, output: str, manifest: Manifest) 
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
             f"The answers of {job.name} could not be written to {shown(path)}: {type(error).__name__}: {error}",
-            hint="Make room or give the worker the right to write there. The answers are kept; it is tried again.",
+            hint="Make room, or give the worker the right to write there: it is tried again. Or cancel the job: its "
+            "answers are kept all the same.",
         ) from None
 
 

@@ -23,8 +23,8 @@ MOST_REQUESTS: Final = 60
 _FEW: Final = 3
 # The account may have thousands that are not ours, and a list begins with the newest: so much of it, and no more.
 _LISTED: Final = 2 / 3
-# No answer, no key or no room: it would be the same with the next one.
-_ABOUT_ALL: Final = {None, 401, 429}
+# No key or no room: it would be the same with the next one.
+_ABOUT_ALL: Final = {401, 429}
 _SKEW_S: Final = 600.0
 # No batch takes much longer.
 _A_DAY_S: Final = 86_400.0
@@ -51,7 +51,7 @@ async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS)
         try:
             seen.batches[batch_id] = await insist(partial(session.inspect_batch, batch_id), session.config)
         except APIError as error:
-            if error.status_code in _ABOUT_ALL:
+            if error.error_category == "network" or error.status_code in _ABOUT_ALL:
                 raise
             seen.refused[batch_id] = error  # which is nothing against the others
     return seen

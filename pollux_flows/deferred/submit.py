@@ -246,6 +246,8 @@ async def _settled(hold: Hold, session: Session, number: int, known: Collection[
     own = [each.batch_id for each in job.parts if each.batch_id is not None]
     found = await find_batch(session, part, job.tag(number), now, known={*known, *own})
     if found == "unknown":
+        if part.state == "lost":  # given up too early: it is looked for again
+            await hold.save(job.with_part(number, part.model_copy(update={"state": "sending"})))
         return
     if found is not None:
         settled = part.seen(found)

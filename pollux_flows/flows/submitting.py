@@ -68,7 +68,7 @@ async def submit_again(name: str, attempt: int | None = None) -> str:
             job = hold.job
             if job.state == "ambiguous":
                 async with open_session(await Configs().of(job)) as session:
-                    await settle(hold, session, lost=True)  # by now a list may show it
+                    await settle(hold, session, lost=True)  # by now a list may show it, or what may be it
                 parts = [part.again() if part.state == "lost" else part for part in hold.job.parts]
                 await hold.save(hold.job.with_parts(parts))
             elif job.manifest is None:

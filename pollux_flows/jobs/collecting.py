@@ -24,6 +24,7 @@ from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.deferred.output import output_of, write_output
 from pollux_flows.deferred.resubmit import again, next_child, with_child
 from pollux_flows.deferred.submit import planned
+from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.telling import Happened, tell_of_submission, told, was_told
@@ -81,7 +82,7 @@ class Pass:
             results = await download(hold.job, session, prepared(_folder(hold.job)))
             tally = await keep(self.book.shelf, hold.job.name, results.items())
             manifest = self._manifest(hold.job, tally, results.oddities)
-            await self._leave(hold.job, manifest)
+            manifest = await self._left(hold.job, manifest)
             await hold.save(await self._tried_again(hold.job.collected(manifest), session))
         if hold.job.child is None:  # else that will bring what is not there yet
             await self._retire(hold, session)
@@ -124,7 +125,7 @@ class Pass:
                 if child.name in {hold.job.child, next_child(hold.job)}:
                     tally = await overlay(self.book.shelf, hold.job, child)
                     manifest = self._manifest(hold.job, tally, hold.job.manifest.oddities)
-                    await self._leave(hold.job, manifest)
+                    manifest = await self._left(hold.job, manifest)
                     completed = with_child(hold.job, child) if hold.job.child is None else hold.job
                     await hold.save(completed.model_copy(update={"manifest": manifest, "child": None}))
                 if hold.job.is_complete and hold.job.retired_at is None:
@@ -137,10 +138,16 @@ class Pass:
         output = output_of(job.output, job.name) if job.output else None
         return tally.manifest(oddities=oddities, output=output)
 
-    async def _leave(self, job: Job, manifest: Manifest) -> None:
-        """What people and programs find: the lines, the envelope, the page."""
+    async def _left(self, job: Job, manifest: Manifest) -> Manifest:
+        """The manifest, after all that people and programs find was left: the lines, the envelope, the page."""
         if job.output is not None:
-            await write_output(self.book.shelf, job, job.output, manifest)
+            try:
+                await write_output(self.book.shelf, job, job.output, manifest)
+            except ConfigurationError as error:
+                if not job.cancelled:
+                    raise  # until it can be written, or somebody gives up
+                oddities = [*manifest.oddities, error.message]
+                manifest = manifest.model_copy(update={"output": None, "oddities": oddities})
         if job.count <= MOST_IN_ONE_ENVELOPE:
             items = [item async for item in kept(self.book.shelf, job)]
             envelope = await asyncio.to_thread(make_envelope, job, items, oddities=manifest.oddities)
@@ -148,6 +155,7 @@ class Pass:
             await pages.leave_job(job, manifest, envelope)
         else:
             await pages.leave_job(job, manifest, None)
+        return manifest
 
     async def envelope(self, job: Job) -> ResultEnvelope:
         """The answers of a job that is complete."""

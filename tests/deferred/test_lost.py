@@ -14,7 +14,7 @@ from pollux_flows.deferred.advance import cancel
 from pollux_flows.deferred.book import Asked, StoreBook
 from pollux_flows.deferred.job import Job, OnLost
 from pollux_flows.deferred.reconcile import SETTLED_S
-from pollux_flows.deferred.submit import claim, hand_in, hand_in_first
+from pollux_flows.deferred.submit import claim, hand_in, hand_in_first, settle
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import Session, open_session
@@ -117,6 +117,20 @@ async def test_left_to_a_person(sim: Simulator, config: MakeConfig) -> None:
         job = await tried(book, session, plan, SETTLED_S + 5)
     assert (job.state, job.parts[0].state) == ("ambiguous", "lost")
     assert sim.batches == []
+
+
+async def test_what_was_given_up_too_early_is_looked_for_again(sim: Simulator, config: MakeConfig) -> None:
+    """It may be a batch that is still under way: nobody hands it in a second time."""
+    sim.batch_s = 3600
+    async with claimed(config("anthropic"), on_lost="report") as (book, session, plan):
+        sim.fail(Fault(kind="drop_after"), operation="batch.create")
+        job = await tried(book, session, plan)
+        async with book.alone("job") as hold:
+            lost = job.parts[0].model_copy(update={"state": "lost"})
+            await hold.save(hold.job.with_part(0, lost))
+            await settle(hold, session, lost=True)
+            assert hold.job.parts[0].state == "sending"
+    assert len(sim.batches) == 1
 
 
 async def test_another_key_looks_through_another_account(sim: Simulator, config: MakeConfig) -> None:

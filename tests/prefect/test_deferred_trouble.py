@@ -72,6 +72,27 @@ async def test_a_retry_reads_nothing_that_was_handed_in(saved: Saved, simulator:
     assert len(simulator.batches) == 1
 
 
+async def test_results_and_outputs_that_cannot_be_had_are_given_up_by_a_person(
+    saved: Saved, simulator: Simulator, tmp_path: Path
+) -> None:
+    """Until then they are tried again, and reported."""
+    (tmp_path / "file").touch()
+    name = await asubmit(PROMPTS, await saved("openai"), output=str(tmp_path / "file" / "answers.jsonl"))
+    (row,) = (await acollect()).rows
+    assert "could not be written" in (row.problem or "")
+    await acancel(name)
+    (row,) = (await acollect()).rows
+    assert (row.collected, row.succeeded) == (True, 4)
+    assert (await await_for(name)).answers == ANSWERS
+    gone = await asubmit(["gone"], await saved("openai"))
+    simulator.fail(Fault(status=404, message="no such file"), operation="file.content", times=2)
+    (row,) = (await acollect()).rows
+    assert "no such file" in (row.problem or "")
+    await acancel(gone)
+    (row,) = (await acollect()).rows
+    assert (row.collected, row.failed) == (True, 1)
+
+
 async def test_a_retry_of_the_whole_asks_what_has_no_answer(saved: Saved, simulator: Simulator) -> None:
     """Once for each retry."""
     simulator.batch(end="expired", answered=0.5)
