@@ -59,16 +59,16 @@ async def run_key(plan: Plan | None = None) -> str:
     return "/".join([str(run.id), *reversed(places)])
 
 
-async def attempt() -> int:
-    """Which attempt at the flow run at hand this is, those of the runs that it is part of counted as well."""
+async def attempt() -> str:
+    """Which attempt this is at the flow run at hand, and at those that it is part of."""
     flow = FlowRunContext.get()
     if flow is None or flow.flow_run is None:
-        return 1
-    run, attempts = flow.flow_run, flow.flow_run.run_count
+        return "1"
+    run, attempts = flow.flow_run, [flow.flow_run.run_count]
     while run.parent_task_run_id is not None:
         _, run = await _caller(run.parent_task_run_id)
-        attempts += run.run_count - 1
-    return attempts
+        attempts.append(run.run_count)
+    return "/".join(map(str, reversed(attempts)))
 
 
 def _place(run: FlowRun, task: TaskRun, what: str) -> str:

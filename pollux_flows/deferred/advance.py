@@ -10,9 +10,9 @@ from typing import Final
 
 from pollux_flows.deferred.book import Hold
 from pollux_flows.deferred.inspect import look, with_seen
-from pollux_flows.deferred.job import Part
+from pollux_flows.deferred.job import Job, Part, account
 from pollux_flows.deferred.submit import hand_in, settle
-from pollux_flows.errors import APIError
+from pollux_flows.errors import APIError, ConfigurationError
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.retry import insist
 from pollux_flows.providers.batches import Batch
@@ -63,12 +63,12 @@ async def _stop(hold: Hold, session: Session) -> None:
     job = hold.job
     parts = job.parts or [Part(first=0, count=job.count)]
     parts = [part.cancelled() if part.state in {"waiting", "lost"} else part for part in parts]
-    parts = [await _stopped(part, session) if part.state == "sent" else part for part in parts]
+    parts = [await _stopped(job, part, session) if part.state == "sent" else part for part in parts]
     if parts != job.parts:
         await hold.save(job.with_parts(parts))
 
 
-async def _stopped(part: Part, session: Session) -> Part:
+async def _stopped(job: Job, part: Part, session: Session) -> Part:
     """One batch after it was asked to stop, or as it is where that comes too late."""
     inspect = partial(session.inspect_batch, part.batch_id or "")
     try:
@@ -78,6 +78,11 @@ async def _stopped(part: Part, session: Session) -> Part:
         batch = await insist(inspect, session.config)
     except APIError as error:
         if error.status_code == _NOT_FOUND:
+            if job.account != account(job.submission, session.config.key()):
+                raise ConfigurationError(
+                    f"{job.name} was handed in with another key, and with this one its batch is not to be found.",
+                    hint="Give the provider that key back, or remove the job's block to give up its answers.",
+                ) from None
             return part.gone(f"The provider does not have the batch {part.batch_id} any more.")
         raise
     return part if part.is_ended else part.seen(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content
 from pollux_flows.state import claims
 from pollux_flows.state.bounds import kept_s
-from pollux_flows.state.claims import Claim
+from pollux_flows.state.claims import Claim, LeaseLostError
 from pollux_flows.state.store import Json, Store
 
 
@@ -24,7 +24,7 @@ class BusyError(Exception):
 
 
 class Asked(Record):
-    """What a job asks: kept until its answers are, so that any process can hand in what is left of it."""
+    """What a job asks: kept, so that any process can hand in what is left of it, or what failed."""
 
     request: Request
     contents: list[Content | None]
@@ -165,7 +165,8 @@ class _StoreHold:
         if self._removed:
             await self._claim.settle(lambda _: None)
         else:
-            await self._claim.release()
+            with suppress(LeaseLostError):
+                await self._claim.settle(lambda record: record or None, lasts=lambda _: kept_s())
 
 
 def _record(job: Job) -> Json:

@@ -81,6 +81,11 @@ async def defer_many(
         name = await _name(book, plan, run_key)
         await claim(book, name, asked, plan, config.key())
         job = await hand_in_first(book, name, session, plan)
+    if any(part.state == "lost" for part in job.parts):
+        raise ConfigurationError(
+            "What was handed in under this run_key was never answered for, and its key was another.",
+            hint="Call this again with that key: it looks for the batch in the account that it was handed in to.",
+        )
     if any(part.state == "sending" for part in job.parts) or not job.parts:
         raise APIError(
             f"{config.provider} may have taken the batch, or not: its reply was lost, and no list shows it yet.",

@@ -147,7 +147,7 @@ class Job(Record):
     parent: str | None = Field(default=None, description="The job whose failed prompts it asks again.")
     child: str | None = Field(default=None, description="The job that asks its failed prompts again, until it is done.")
     children: int = Field(default=0, description="How many jobs have done so.")
-    attempt: int = Field(default=1, description="The attempt of its run for which its failed prompts were asked again.")
+    failed_in: str | None = Field(default=None, description="The attempt of its run that failed for what it lacks.")
     waiting_runs: list[str] = Field(default_factory=list, description="Suspended flow runs that wait for it.")
     told: list[str] = Field(default_factory=list, description="The events that were sent.")
     manifest: Manifest | None = Field(default=None, description="What came of it, once that is kept.")

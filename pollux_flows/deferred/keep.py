@@ -95,8 +95,7 @@ async def overlay(shelf: Shelf, job: Job, newer: Job) -> Tally:
     for number in _numbers(job):
         items, better = await _taken(shelf, job, number), {}
         while other is not None and other.outcome.index <= items[-1].outcome.index:
-            if other.bucket == "succeeded":
-                better[other.outcome.index] = other
+            better[other.outcome.index] = other
             other = await anext(others, None)
         completed = [_better(item, better.get(item.outcome.index)) for item in items]
         await shelf.put(_piece(job.name, number), await asyncio.to_thread(_counted, tally, completed))
@@ -114,10 +113,13 @@ async def without_answer(shelf: Shelf, job: Job) -> list[int]:
 
 
 def _better(item: Item, newer: Item | None) -> Item:
+    """The newer one if it succeeded; either way, with all that was paid for."""
     if newer is None or newer.key == item.key:
         return item
-    earlier = [outcome for outcome in (*item.earlier, item.outcome) if outcome.answer is not None]
-    return newer.model_copy(update={"earlier": [*earlier, *newer.earlier]})
+    stays, goes = (newer, item) if newer.bucket == "succeeded" else (item, newer)
+    known = {outcome.identity for outcome in stays.earlier}
+    paid = [outcome for outcome in (*goes.earlier, goes.outcome) if outcome.answer and outcome.identity not in known]
+    return stays.model_copy(update={"earlier": [*stays.earlier, *paid]}) if paid else stays
 
 
 def _may_succeed(item: Item) -> bool:

@@ -27,10 +27,10 @@ async def write_output(shelf: Shelf, job: Job, output: str, manifest: Manifest) 
     """Write a line a prompt to `output`, and the manifest beside it. What is there already is replaced, as a whole."""
     path = output_of(output, job.name)
     try:
-        async with _written_to(path) as file:
+        async with _written_to(path, job.name) as file:
             async for items in pieces(shelf, job):
                 file.write(await asyncio.to_thread(_lines, items))
-        async with _written_to(f"{path.removesuffix('.jsonl')}.manifest.json") as file:
+        async with _written_to(f"{path.removesuffix('.jsonl')}.manifest.json", job.name) as file:
             file.write(manifest.model_dump_json(indent=2) + "\n")
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
@@ -83,11 +83,11 @@ def line_of(item: Item) -> str:
 class _written_to:  # noqa: N801 (used like a function)
     """A text file that is there only once it is whole."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, by: str) -> None:
         self._fs, self._path = fsspec.core.url_to_fs(url)
         # An object store shows an object when it is closed; a disk shows a file from its first byte.
         self._local = _is_local(self._fs)
-        self._writes = f"{self._path}.unfinished" if self._local else self._path
+        self._writes = f"{self._path}.{by}.unfinished" if self._local else self._path
 
     async def __aenter__(self) -> IO[str]:
         if self._local and (folder := posixpath.dirname(self._path)):
@@ -96,6 +96,9 @@ class _written_to:  # noqa: N801 (used like a function)
         return self._file
 
     async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is not None and not self._local:
+            cast(Any, self._file).detach().discard()  # to close it would be to keep it
+            return
         self._file.close()
         if kind is None and self._local:
             self._fs.mv(self._writes, self._path)

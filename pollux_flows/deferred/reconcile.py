@@ -15,7 +15,11 @@ from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
 
 SETTLED_S: Final = 30.0
-"""So long after it was handed in, a batch that no list shows is none."""
+"""So long after anybody waits for the reply, a batch that no list shows is none.
+
+The process that handed it in may have died, and the provider may have taken what it had in full by then. One that works
+on it for longer than that before it lists it would have the batch twice.
+"""
 
 # What an ended batch holds does not change, and is much to fetch for its first line.
 _REMEMBERED: Final = 1000

@@ -35,4 +35,6 @@ def next_child(job: Job) -> str:
 
 def with_child(job: Job, child: Job) -> Job:
     """The job, which now waits for another to complete it."""
-    return job.model_copy(update={"child": child.name, "children": job.children + 1, "retired_at": None})
+    return job.model_copy(
+        update={"child": child.name, "children": job.children + 1, "retired_at": None, "failed_in": None}
+    )

@@ -129,7 +129,8 @@ async def settle(
     It needs nothing but the job.
     """
     for number, part in enumerate(hold.job.parts):
-        if part.state == "sending" or (lost and part.state == "lost"):
+        again = lost or (hold.job.on_lost == "submit" and _is_same_key(hold.job, session))
+        if part.state == "sending" or (again and part.state == "lost"):
             await _settled(hold, session, number, known, clock())
 
 
@@ -254,13 +255,19 @@ async def _settled(hold: Hold, session: Session, number: int, known: Collection[
     elif part.lost_at is None:
         # Whoever handed it in is gone. What was on its way then may still arrive.
         settled = part.model_copy(update={"lost_at": now})
-    elif part.state == "lost" or now - part.lost_at < SETTLED_S:
+    elif now - part.lost_at < SETTLED_S:
         return
-    elif job.on_lost == "submit" and job.account == account(job.submission, session.config.key()):
+    elif job.on_lost == "submit" and _is_same_key(job, session):
         settled = part.again()
+    elif part.state == "lost":
+        return
     else:  # with another key, another account's batches were looked through
         settled = part.model_copy(update={"state": "lost"})
     await hold.save(job.with_part(number, settled))
+
+
+def _is_same_key(job: Job, session: Session) -> bool:
+    return job.account == account(job.submission, session.config.key())
 
 
 async def _forgotten(hold: Hold, session: Session) -> bool:

@@ -5,6 +5,7 @@ import asyncio
 from pollux_flows.deferred.advance import cancel as stop
 from pollux_flows.deferred.book import BusyError
 from pollux_flows.deferred.inspect import snapshot
+from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.jobs.book import BlockBook
@@ -32,13 +33,21 @@ async def acancel(job: str) -> str:
 
 
 async def _cancel(name: str) -> str:
+    """Cancel the job, and those that complete it."""
     book = BlockBook(await ResultShelf.open())
+    job = await _cancelled(book, name)
+    while job.child is not None:
+        job = await _cancelled(book, job.child)
+    return snapshot(job).status
+
+
+async def _cancelled(book: BlockBook, name: str) -> Job:
     for _ in range(_TRIES):
         try:
             async with book.alone(name) as hold:
                 async with open_session(await Configs().of(hold.job)) as session:
                     await stop(hold, session)
-                return snapshot(hold.job).status
+                return hold.job
         except BusyError:
             await asyncio.sleep(0.5)
     raise ConfigurationError(f"Somebody is at work on {name} just now.", hint="Cancel it again in a moment.")

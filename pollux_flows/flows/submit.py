@@ -29,7 +29,8 @@ async def submit(
         sources: What the prompts are about.
         options: How to answer.
         output: Where the answers are to be written, a line of JSON a prompt: a file or, with a slash at its end, a
-            folder, on this machine or as an address such as s3://bucket/answers.jsonl. A manifest is put beside it.
+            folder, on this machine or as an address such as s3://bucket/answers.jsonl. A manifest is put beside it. A
+            file that is there is replaced; in a folder each job has its own.
         resubmit: How often what failed, and may succeed the next time, is handed in again by itself.
         on_lost: When the provider seems to have nothing of what was handed in, after a crash perhaps: "submit" hands it
             in again, "report" leaves that to a person.

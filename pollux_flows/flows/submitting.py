@@ -57,11 +57,8 @@ async def submit_job(
     return await _handed_in(book, name, await (Configs().of(job) if job.provider_block else provider.config()))
 
 
-async def submit_again(name: str, attempt: int | None = None) -> str:
-    """Hand in what did not succeed of a collected job, or what the provider did not have of an ambiguous one.
-
-    `attempt` is that of the run that wants it, which has it once.
-    """
+async def submit_again(name: str) -> str:
+    """Hand in what did not succeed of a collected job, or what the provider did not have of an ambiguous one."""
     book = BlockBook(await ResultShelf.open())
     try:
         async with book.alone(name) as hold:
@@ -77,8 +74,7 @@ async def submit_again(name: str, attempt: int | None = None) -> str:
                 if not (indexes := await without_answer(book.shelf, job)):
                     raise ConfigurationError(f"All prompts of {name} have their answer.", hint="Nothing is left to do.")
                 config = await Configs().of(job)
-                job = with_child(job, await again(job, book, indexes, config.key()))
-                await hold.save(job if attempt is None else job.model_copy(update={"attempt": attempt}))
+                await hold.save(with_child(job, await again(job, book, indexes, config.key())))
             name = hold.job.child or name
     except BusyError:
         raise ConfigurationError(f"Somebody is at work on {name} just now.", hint="Try again in a moment.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -11,7 +12,7 @@ from prefect import get_run_logger
 from pollux_flows.deferred.book import BusyError, no_such_job
 from pollux_flows.deferred.collect import as_instances
 from pollux_flows.deferred.job import Job
-from pollux_flows.errors import ConfigurationError
+from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
 from pollux_flows.flows.collecting import look_at
 from pollux_flows.flows.submitting import submit_again
@@ -25,15 +26,21 @@ from pollux_flows.scope import attempt
 
 _FIRST_S: Final = 0.2
 _LONGEST_S: Final = 60.0
-# A look that fails may be the network's fault; one after the other is not.
-_PATIENCE: Final = 8
+# A look that fails may be the network's fault, or the provider's: for so long it is.
+_PATIENCE_S: Final = 120.0
 
 
 async def answers_of_retried(job: Job, *, on_partial: OnPartial, options: Options | None) -> ResultEnvelope:
-    """The answers of the job that this run has submitted. A retry of the run asks again what has no answer."""
-    if job.is_complete and job.manifest and not job.manifest.is_whole and (now := await attempt()) > job.attempt:
-        await submit_again(job.name, now)
-    return await answers_of(job.name, on_partial=on_partial, options=options, retry="a retry asks only the others")
+    """The answers of the job that this run has submitted. If it failed for what is missing, a retry asks that again."""
+    now = await attempt()
+    if job.failed_in not in {None, now} and on_partial == "fail":
+        await submit_again(job.name)
+    try:
+        return await answers_of(job.name, on_partial=on_partial, options=options, retry="a retry asks only the others")
+    except PolluxError as error:
+        if error.envelope is not None:
+            await _note(job.name, {"failed_in": now})
+        raise
 
 
 async def answers_of(
@@ -43,7 +50,7 @@ async def answers_of(
 
     A run of a deployment is suspended until `collect` resumes it. Any other looks itself, ever more seldom.
     """
-    book, troubles = BlockBook(await ResultShelf.open()), 0
+    book, well = BlockBook(await ResultShelf.open()), time.monotonic()
     for pause in _pauses():
         job = await _found(book, name)
         if job.is_complete:
@@ -55,8 +62,8 @@ async def answers_of(
             await suspend()
         else:
             problems = [row.problem for row in (await look_at([name])).rows if row.problem]
-            troubles = troubles + 1 if problems else 0
-            if troubles > _PATIENCE:
+            well = time.monotonic() if not problems else well
+            if time.monotonic() - well > _PATIENCE_S:
                 raise _needs_a_person(job, problems[0])
             if not (await _found(book, name)).is_complete:
                 await asyncio.sleep(pause)
@@ -91,6 +98,18 @@ async def _noted(book: BlockBook, name: str, run_id: str) -> bool:
             return True
     except BusyError:
         return False
+
+
+async def _note(name: str, what: dict[str, str]) -> None:
+    """Write something down in the job, once nobody else is at work on it."""
+    book = BlockBook(await ResultShelf.open())
+    for pause in _pauses():
+        try:
+            async with book.alone(name) as hold:
+                await hold.save(hold.job.model_copy(update=what))
+                return
+        except BusyError:
+            await asyncio.sleep(pause)
 
 
 def _pauses() -> Iterator[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -84,11 +84,12 @@ class BlockBook:
         return jobs, unreadable
 
     async def forget(self, names: Iterable[str]) -> None:
-        """Remove jobs that are done and old. Their answers stay where they are."""
-        async with connected() as client:
-            for name in names:
-                if (document := await _document(name)) is not None:
-                    await client.delete_block_document(document.id)
+        """Remove jobs that are done and old. What they asked and their answers stay on the shelf."""
+        for name in names:
+            with suppress(BusyError):
+                async with self.alone(name) as hold:
+                    if hold.job.retired_at is not None:  # and not asked again meanwhile
+                        await hold.remove()
 
     @asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[Hold]:

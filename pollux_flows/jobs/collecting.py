@@ -38,6 +38,8 @@ from pollux_flows.state.home import home, prepared
 MOST_IN_ONE_ENVELOPE: Final = 10_000
 """Of a longer job there is no envelope: its answers are lines in a file."""
 
+_WAITED_FOR_S: Final = 86_400.0
+
 
 def wants_work(job: Job, now: float) -> bool:
     """Whether there is anything to do for it but to wait."""
@@ -45,6 +47,8 @@ def wants_work(job: Job, now: float) -> bool:
         return job.retired_at is None and job.child is None
     if job.is_ended or job.is_due(now) or any(part.state == "sending" for part in job.parts):
         return True
+    if job.on_lost == "submit" and any(part.state == "lost" for part in job.parts):
+        return True  # with the key that it was handed in with, it is looked for again
     if job.state == "ambiguous" and not was_told(job, "ambiguous"):
         return True
     return job.cancelled and any(not part.is_ended and part.batch_state != "cancelling" for part in job.parts)
@@ -103,11 +107,13 @@ class Pass:
         await give_back_files(job, session)
         if job.parent is not None and not await self._completed(job.parent, job, session):
             return
-        if job.manifest is None:
+        if (manifest := job.manifest) is None:
             return
-        happened: Happened = "collected" if job.manifest.succeeded else "failed"
+        happened: Happened = "collected" if manifest.succeeded else "failed"
         job = await told(job, happened)
         waiting = await resume_all(job.waiting_runs)
+        if time.time() - manifest.collected_at > _WAITED_FOR_S:
+            waiting = []  # a run that is not suspended by now is none that waits
         done = was_told(job, happened) and not waiting  # else the rest is done the next time
         shutil.rmtree(_folder(job), ignore_errors=True)
         retired_at = time.time() if done else None

@@ -25,6 +25,7 @@ from pollux_flows.state.process import is_dead, this_process
 # A Prefect server on SQLite may take a minute to answer when many write at once.
 LEASE_S: Final = 120.0
 _BEAT_S: Final = LEASE_S / 6
+_SECOND_LOOK_S: Final = 2.0
 _GONE: Final = 404
 _VARIABLE: Final = "/variables/{id}"
 
@@ -79,6 +80,11 @@ async def _acquire(name: str) -> Lease | None:
             if found is not None:
                 if _is_held(found.value):
                     return None
+                if not _is_orphaned(found.value):
+                    await asyncio.sleep(_SECOND_LOOK_S)  # its renewal may be on its way to a slow server
+                    seen = await client.read_variable_by_name(name)
+                    if seen is None or seen.value != found.value:
+                        continue
                 await _removed(client, found.id)
                 continue
             until, token = time.time() + LEASE_S, uuid4().hex
@@ -108,8 +114,13 @@ async def _beat(won: Lease) -> None:
 def _is_held(said: Any) -> bool:
     if not isinstance(said, dict) or not isinstance(said.get("until"), int | float):
         return False  # somebody has edited it
-    process = said.get("process")
-    return said["until"] > time.time() and not (isinstance(process, list) and is_dead(process))
+    return said["until"] > time.time() and not _is_orphaned(said)
+
+
+def _is_orphaned(said: Any) -> bool:
+    """Whether its holder is known to have died."""
+    process = said.get("process") if isinstance(said, dict) else None
+    return isinstance(process, list) and is_dead(process)
 
 
 async def _changed(client: PrefectClient, variable_id: UUID, value: dict[str, Any]) -> bool:
