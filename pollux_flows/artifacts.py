@@ -106,7 +106,12 @@ async def progress(total: int, description: str) -> AsyncIterator[Callable[[int]
 
 def answers_page(prompts: Sequence[str | None], target: Target, envelope: ResultEnvelope) -> str:
     """The Markdown of `leave_answers`."""
-    lines = [*_summary(target, [envelope])]
+    return "\n".join([*_summary(target, [envelope]), *answered(prompts, envelope)])
+
+
+def answered(prompts: Sequence[str | None], envelope: ResultEnvelope) -> list[str]:
+    """The first prompts with their answers, and all that went wrong."""
+    lines: list[str] = []
     finish_reasons = envelope.metrics.get("finish_reasons", [])
     for index, prompt in list(enumerate(prompts))[:_SHOWN]:
         failure = envelope.errors[index] if envelope.errors else None
@@ -121,8 +126,7 @@ def answers_page(prompts: Sequence[str | None], target: Target, envelope: Result
             lines += [f"*finish reason: {finish_reasons[index]}*", ""]
     if len(prompts) > _SHOWN:
         lines += [f"… and {len(prompts) - _SHOWN} more, which are kept.", "", *_failed(envelope)]
-    lines += _warned([envelope])
-    return "\n".join(lines)
+    return [*lines, *_warned([envelope])]
 
 
 def grid_page(

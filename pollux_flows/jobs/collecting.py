@@ -158,10 +158,18 @@ class Pass:
             items = [item async for item in kept(self.book.shelf, job)]
             envelope = await asyncio.to_thread(make_envelope, job, items, oddities=manifest.oddities)
             await self.book.shelf.put(f"{job.name}/envelope", envelope)
-            await pages.leave_job(job, manifest, envelope)
+            await pages.leave_job(job, manifest, await self._prompts(job), envelope)
         else:
-            await pages.leave_job(job, manifest, None)
+            await pages.leave_job(job, manifest)
         return manifest
+
+    async def _prompts(self, job: Job) -> list[str | None]:
+        """What the job asks, for a page; nothing where that is kept elsewhere."""
+        try:
+            prompts = (await self.book.asked(job.name)).request.prompts
+        except ConfigurationError:
+            return [None] * job.count
+        return [prompts[index] for index in job.indexes()]
 
     async def envelope(self, job: Job) -> ResultEnvelope:
         """The answers of a job that is complete."""

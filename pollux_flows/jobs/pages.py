@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from pollux_flows.address import shown
-from pollux_flows.artifacts import answers_page, cell, not_worth_an_answer
+from pollux_flows.artifacts import answered, cell, not_worth_an_answer
 from pollux_flows.deferred.job import Job, Part
 from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.deferred.report import CollectReport
@@ -34,11 +35,13 @@ async def leave_submission(job: Job) -> None:
         )
 
 
-async def leave_job(job: Job, manifest: Manifest, envelope: ResultEnvelope | None) -> None:
+async def leave_job(
+    job: Job, manifest: Manifest, prompts: Sequence[str | None] = (), envelope: ResultEnvelope | None = None
+) -> None:
     """What came of a job: its numbers and, unless it is very long, its first answers."""
     async with not_worth_an_answer():
         await acreate_markdown_artifact(
-            markdown=job_page(job, manifest, envelope),
+            markdown=job_page(job, manifest, prompts, envelope),
             key=f"pollux-job-{job.name}",
             description=f"{job.target.model}: {_prompts(job.count)}, {_counted(manifest)}",
         )
@@ -90,19 +93,21 @@ def submission_page(job: Job) -> str:
     return "\n".join(lines)
 
 
-def job_page(job: Job, manifest: Manifest, envelope: ResultEnvelope | None) -> str:
+def job_page(job: Job, manifest: Manifest, prompts: Sequence[str | None], envelope: ResultEnvelope | None) -> str:
     """The Markdown of `leave_job`."""
     cost = f"unknown: {cell(manifest.cost_unknown or '')}" if manifest.cost_usd is None else dollars(manifest.cost_usd)
     rows = [*((bucket.replace("_", " "), str(count)) for bucket, count in manifest.counts.items()), ("cost", cost)]
+    rows += [(name.replace("_", " "), f"{count:,}") for name, count in manifest.usage.items() if count]
     if manifest.output:
         rows.append(("answers", cell(shown(manifest.output))))
-    lines = [f"## {cell(job.name)}: {_prompts(manifest.submitted)}", "", "| | |", "| --- | --- |"]
+    model = f"{job.target.provider} · {cell(job.target.model)}"
+    lines = [f"| {cell(job.name)} | {model} · {_prompts(manifest.submitted)} |", "| --- | --- |"]
     lines += [f"| {name} | {said} |" for name, said in rows]
     lines += ["", *(f"- {cell(oddity)}" for oddity in manifest.oddities)]
     if not manifest.is_whole:
         lines += ["", f'`resubmit("{job.name}")` hands in again what did not succeed.']
     if envelope is not None:
-        lines += ["", answers_page([None] * job.count, job.target, envelope)]
+        lines += ["", *answered(prompts, envelope)]
     return "\n".join(lines)
 
 

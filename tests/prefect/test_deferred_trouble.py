@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from pydantic import SecretStr
 
 from pollux_flows import ConfigurationError, Options, PolluxError, Source
 from pollux_flows.deferred.job import Job
@@ -200,6 +201,44 @@ async def test_what_was_replaced_was_paid_for_as_well(saved: Saved, simulator: S
     manifest = (await found(name)).manifest
     assert manifest is not None
     assert manifest.cost_usd == pytest.approx(envelope.metrics["cost_usd"])
+
+
+async def test_what_fits_never_was_paid_for_each_time(saved: Saved, simulator: Simulator) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    simulator.fail(Fault(kind="invalid_json"), operation="batch.row", times=2)
+    name = await asubmit(["one"], await saved("gemini"), options=Options(response_schema=schema), resubmit=1)
+    costs = []
+    for _ in range(3):
+        await acollect()
+    for each in (name, f"{name}-r1"):
+        manifest = (await found(each)).manifest
+        assert manifest is not None
+        assert manifest.invalid_output == 1
+        costs.append(manifest.cost_usd or 0.0)
+    assert costs[0] > costs[1] > 0
+
+
+async def test_cancel_reaches_what_is_asked_again(saved: Saved, simulator: Simulator) -> None:
+    simulator.batch(end="expired", answered=0.5)
+    name = await asubmit(PROMPTS, await saved("openai"))
+    await acollect()
+    simulator.batch_s = 3600
+    await aresubmit(name)
+    await acancel(name)
+    assert simulator.batches[1].cancel_asked_at is not None
+
+
+async def test_another_accounts_key_gives_nothing_up(saved: Saved) -> None:
+    """What that account does not have may well be there."""
+    provider = await saved("openai")
+    name = await asubmit(PROMPTS, provider)
+    other = provider.model_copy(update={"api_key": SecretStr("sk-another-account")})
+    await other.asave("deferred-openai", overwrite=True)
+    with pytest.raises(ConfigurationError, match="handed in with another key"):
+        await acancel(name)
+    await saved("openai")
+    await acollect()
+    assert (await await_for(name)).answers[:2] == ANSWERS[:2]
 
 
 async def test_events_of_a_job_that_is_completed_by_another(saved: Saved, simulator: Simulator) -> None:
