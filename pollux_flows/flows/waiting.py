@@ -33,7 +33,8 @@ _PATIENCE_S: Final = 120.0
 async def answers_of_retried(job: Job, *, on_partial: OnPartial, options: Options | None) -> ResultEnvelope:
     """The answers of the job that this run has submitted. If it failed for what is missing, a retry asks that again."""
     now = await attempt()
-    if job.failed_in not in {None, now} and on_partial == "fail":
+    failed_before = job.failed_in not in {None, now} and not (job.manifest and job.manifest.is_whole)
+    if failed_before and on_partial == "fail":
         await submit_again(job.name)
     try:
         return await answers_of(job.name, on_partial=on_partial, options=options, retry="a retry asks only the others")
