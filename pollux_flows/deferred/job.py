@@ -30,11 +30,6 @@ that to a person."""
 PartState = Literal["waiting", "sending", "sent", "refused", "lost"]
 _DIGITS: Final = 9
 _LONGEST_PROBLEM: Final = 1000
-# Of the parts that are neither here nor there, what the job is to be called.
-_UNSETTLED: Final[dict[PartState, JobState]] = {
-    "sending": "submitting",
-    "lost": "ambiguous",
-}
 
 
 class Part(Record):
@@ -196,20 +191,18 @@ class Job(Record):
         return self.with_parts(parts)
 
     def with_parts(self, parts: Sequence[Part]) -> Job:
-        states = [_UNSETTLED[part.state] for part in parts if part.state in _UNSETTLED]
+        """The same with other parts, and in the state that follows from those."""
+        return self.model_copy(update={"parts": list(parts), "state": self._state(parts)})
+
+    def _state(self, parts: Sequence[Part]) -> JobState:
+        if self.manifest is not None:
+            return "collected"
+        states = {part.state for part in parts}
+        if "lost" in states:
+            return "ambiguous"
         # One that was never tried is still being handed in; one that was told to wait is the provider's to take.
-        states += ["submitting" for part in parts if part.state == "waiting" and part.not_before is None]
-        state: JobState
-        state = (
-            "collected"
-            if self.manifest
-            else "ambiguous"
-            if "ambiguous" in states
-            else "submitting"
-            if states
-            else "submitted"
-        )
-        return self.model_copy(update={"parts": list(parts), "state": state})
+        untried = any(part.state == "waiting" and part.not_before is None for part in parts)
+        return "submitting" if untried or "sending" in states else "submitted"
 
     def collected(self, manifest: Manifest) -> Job:
         """The same, once its answers are kept."""

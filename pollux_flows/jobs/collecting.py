@@ -38,6 +38,7 @@ from pollux_flows.state.home import home, prepared
 MOST_IN_ONE_ENVELOPE: Final = 10_000
 """Of a longer job there is no envelope: its answers are lines in a file."""
 
+# A run notes that it waits, and is suspended a moment later: one that still is not, has died.
 _WAITED_FOR_S: Final = 86_400.0
 
 
@@ -113,9 +114,10 @@ class Pass:
         job = await told(job, happened)
         waiting = await resume_all(job.waiting_runs)
         if time.time() - manifest.collected_at > _WAITED_FOR_S:
-            waiting = []  # a run that is not suspended by now is none that waits
+            waiting = []
         done = was_told(job, happened) and not waiting  # else the rest is done the next time
-        shutil.rmtree(_folder(job), ignore_errors=True)
+        if done:
+            shutil.rmtree(_folder(job), ignore_errors=True)
         retired_at = time.time() if done else None
         await hold.save(job.model_copy(update={"waiting_runs": waiting, "retired_at": retired_at}))
 
