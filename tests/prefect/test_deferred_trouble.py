@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from prefect import flow
@@ -11,6 +13,8 @@ from prefect.client.orchestration import get_client
 from pydantic import SecretStr
 
 from pollux_flows import ConfigurationError, Options, PolluxError, Source
+from pollux_flows.blocks import PolluxDeferredJob
+from pollux_flows.config import ProviderName
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.keep import without_answer
 from pollux_flows.deferred.resubmit import again
@@ -108,6 +112,25 @@ async def test_a_retry_of_the_whole_asks_what_has_no_answer(saved: Saved, simula
     assert await nightly() == ANSWERS
     assert len(tried) == 3
     assert [batch.rows for batch in simulator.batches] == [4, 2, 1]
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+async def test_a_week_later_in_another_version(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+    """One that has more to say, and has not heard of all that this one says."""
+    name = await asubmit(PROMPTS, await saved(kind))
+    block = cast(PolluxDeferredJob, await PolluxDeferredJob.aload(name))
+    said = {**block.job, "something_new": {"a": [1]}}
+    del said["told"]
+    said["parts"] = [{**part, "something_new": True} for part in said["parts"]]
+    block.job = said
+    await block.asave(name, overwrite=True)
+    simulator.clock = lambda: time.time() + 7 * 86_400
+    try:
+        (row,) = (await acollect()).rows
+    finally:
+        simulator.clock = time.time
+    assert (row.collected, row.succeeded) == (True, 4)
+    assert (await await_for(name)).answers == ANSWERS
 
 
 async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
