@@ -29,7 +29,7 @@ kills: $(READY)  ## kill a run of 1,000 prompts at fifty moments
 	TEST_KILLS=50 TEST_PROMPTS=1000 $(BIN)/pytest -q tests/pipeline/test_killed_run.py
 
 batch-kills: $(READY)  ## kill whoever submits or collects a batch, two hundred times
-	TEST_BATCH_KILLS=200 $(BIN)/pytest -q tests/prefect/test_killed_jobs.py
+	TEST_BATCH_KILLS=200 $(BIN)/pytest -q tests/prefect/test_killed_jobs.py tests/deferred/test_killed_defer.py
 
 format: $(READY)  ## write the code the way `make check` wants it
 	$(BIN)/ruff format .
