@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,10 @@ os.environ["PREFECT_HOME"] = str(_HOME / "prefect")
 os.environ["POLLUX_HOME"] = str(_HOME / "pollux")
 os.environ |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}  # Prefect's own server is here
 os.environ |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}  # nobody is told that tests run
+
+# A shell that starts the tests in the background has Ctrl-C ignored; so would each process that they start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pollux_flows.config import KEY_VARIABLES, URL_VARIABLES  # noqa: E402 (after the homes have moved)
 
