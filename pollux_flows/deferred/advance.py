@@ -10,7 +10,7 @@ from typing import Final
 
 from pollux_flows.deferred.book import Hold
 from pollux_flows.deferred.inspect import look, with_seen
-from pollux_flows.deferred.job import Job, Part, account
+from pollux_flows.deferred.job import Job, Part
 from pollux_flows.deferred.submit import hand_in, settle
 from pollux_flows.errors import APIError, ConfigurationError
 from pollux_flows.pipeline.plan import Plan
@@ -78,7 +78,7 @@ async def _stopped(job: Job, part: Part, session: Session) -> Part:
         batch = await insist(inspect, session.config)
     except APIError as error:
         if error.status_code == _NOT_FOUND:
-            if job.account != account(job.submission, session.config.key()):
+            if not job.was_handed_in_with(session.config.key()):
                 raise ConfigurationError(
                     f"{job.name} was handed in with another key, and with this one its batch is not to be found.",
                     hint="Give the provider that key back, or remove the job's block to give up its answers.",

@@ -163,6 +163,10 @@ class Job(Record):
         """Whether the provider has all of it, or has said why not."""
         return bool(self.parts) and all(part.state in {"sent", "refused"} for part in self.parts)
 
+    def was_handed_in_with(self, key: str | None) -> bool:
+        """Whether that is the key. Another may be another account's, which has none of it."""
+        return self.account == _account(self.submission, key)
+
     def due(self, now: float) -> list[int]:
         """The numbers of the parts that may be handed in now."""
         return [
@@ -228,7 +232,7 @@ def new_job(name: str, plan: Plan, now: float, key: str | None, **more: Any) -> 
     return Job(
         name=name,
         submission=submission,
-        account=account(submission, key),
+        account=_account(submission, key),
         fingerprint=fingerprint(plan),
         target=plan.target,
         options=as_sent(plan.options),
@@ -245,7 +249,7 @@ def as_sent(options: Options) -> Options:
     return options.model_copy(update={"response_schema": options.response_json_schema()})
 
 
-def account(submission: str, key: str | None) -> str:
+def _account(submission: str, key: str | None) -> str:
     """A few letters by which a key can be told from another, and not be found out."""
     return digest("account", [submission, key])[:8]
 

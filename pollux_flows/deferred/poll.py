@@ -13,7 +13,7 @@ from pollux_flows.deferred.inspect import under_way
 from pollux_flows.deferred.job import Job
 from pollux_flows.errors import APIError
 from pollux_flows.pipeline.retry import insist
-from pollux_flows.providers.batches import Batch
+from pollux_flows.providers.batches import SKEW_S, Batch, are_before
 from pollux_flows.providers.session import Session
 
 MOST_REQUESTS: Final = 60
@@ -25,7 +25,6 @@ _FEW: Final = 3
 _LISTED: Final = 2 / 3
 # No key or no room: it would be the same with the next one.
 _ABOUT_ALL: Final = {401, 429}
-_SKEW_S: Final = 600.0
 # No batch takes much longer.
 _A_DAY_S: Final = 86_400.0
 
@@ -72,14 +71,13 @@ def _by_lot(batch_ids: Iterable[str], since: Mapping[str, float]) -> list[str]:
 
 
 async def _listed(session: Session, since: dict[str, float], seen: Seen, most: int) -> None:
-    oldest = min(since.values()) - _SKEW_S
+    oldest = min(since.values()) - SKEW_S
 
     async def pages() -> None:
         async for page in session.batch_pages():
             seen.requests += 1
             seen.batches.update({batch.id: batch for batch in page if batch.id in since})
-            old = page and all(batch.created_at is not None and batch.created_at < oldest for batch in page)
-            if old or seen.batches.keys() >= since.keys() or seen.requests >= most:
+            if are_before(page, oldest) or seen.batches.keys() >= since.keys() or seen.requests >= most:
                 return
 
     await insist(pages, session.config)

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from pollux_flows.deferred.job import Part, index_in
 from pollux_flows.errors import APIError
 from pollux_flows.pipeline.retry import insist
-from pollux_flows.providers.batches import Batch
+from pollux_flows.providers.batches import SKEW_S, Batch, are_before
 from pollux_flows.providers.session import Session
 
 SETTLED_S: Final = 30.0
@@ -25,8 +25,6 @@ on it for longer than that before it lists it would have the batch twice.
 _REMEMBERED: Final = 1000
 _keys: Final[dict[str, str]] = {}
 _DAY_S: Final = 86_400.0
-# The clocks of this machine and of the provider may differ by so much.
-_SKEW_S: Final = 600.0
 
 
 async def find_batch(
@@ -44,8 +42,8 @@ async def find_batch(
 async def _search(
     session: Session, part: Part, tag: str, now: float, known: Collection[str]
 ) -> Batch | Literal["unknown"] | None:
-    since = (part.sent_at or 0.0) - _SKEW_S
-    until = None if part.lost_at is None else part.lost_at + _SKEW_S
+    since = (part.sent_at or 0.0) - SKEW_S
+    until = None if part.lost_at is None else part.lost_at + SKEW_S
     # One whose results cannot be had may be ours for as long as it would be if somebody had just handed it in.
     recent = part.lost_at is None or now - part.lost_at < _DAY_S
     unknown = False
@@ -59,7 +57,7 @@ async def _search(
                 if index_in(key, tag) is not None:
                     return batch
                 unknown = unknown or not batch.is_ended or (key is None and recent)
-        if page and all(batch.created_at is not None and batch.created_at < since for batch in page):
+        if are_before(page, since):
             break  # the newest come first
     return "unknown" if unknown else None
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from pollux_flows.capabilities import check_deferred
 from pollux_flows.deferred.book import Asked, Book, BusyError, Hold
 from pollux_flows.deferred.files import JobFiles, give_back_files, job_files
-from pollux_flows.deferred.job import Job, Part, account, key_of, new_job, tag_of
+from pollux_flows.deferred.job import Job, Part, key_of, new_job, tag_of
 from pollux_flows.deferred.reconcile import SETTLED_S, find_batch
 from pollux_flows.deferred.rows import check_row, write_rows
 from pollux_flows.errors import APIError, ConfigurationError, PolluxError
@@ -88,6 +88,7 @@ async def hand_in_first(
         async with book.alone(name) as hold:
             if not hold.job.is_handed_in:
                 try:
+                    await settle(hold, session)
                     await hand_in(hold, session, plan or await planned(book, hold.job))
                 except PolluxError:
                     await _forgotten(hold, session)
@@ -114,9 +115,9 @@ async def planned(book: Book, job: Job) -> Plan:
 async def hand_in(
     hold: Hold, session: Session, plan: Plan, *, known: Collection[str] = (), clock: Clock = time.time
 ) -> None:
-    """Do what is left to do until the provider has all of the job, or has said why not, or wants it later.
+    """Hand in what is due, until the provider has it, or has said why not, or wants it later.
 
-    `known` are batches of this account that belong to other jobs.
+    What may have been handed in is to be settled before. `known` are batches of this account that belong to other jobs.
     """
     await _HandingIn(hold, session, plan, known, clock).all()
 
@@ -129,7 +130,7 @@ async def settle(
     It needs nothing but the job.
     """
     for number, part in enumerate(hold.job.parts):
-        again = lost or (hold.job.on_lost == "submit" and _is_same_key(hold.job, session))
+        again = lost or (hold.job.on_lost == "submit" and hold.job.was_handed_in_with(session.config.key()))
         if part.state == "sending" or (again and part.state == "lost"):
             await _settled(hold, session, number, known, clock())
 
@@ -139,7 +140,6 @@ class _HandingIn:
         self._hold, self._session, self._plan, self._known, self._clock = hold, session, plan, known, clock
 
     async def all(self) -> None:
-        await settle(self._hold, self._session, known=self._known, clock=self._clock)
         # A job that somebody wants no more of is never due.
         if self._hold.job.is_due(self._clock()):
             async with job_files(self._hold.job, self._plan, self._session) as files:
@@ -257,17 +257,13 @@ async def _settled(hold: Hold, session: Session, number: int, known: Collection[
         settled = part.model_copy(update={"lost_at": now})
     elif now - part.lost_at < SETTLED_S:
         return
-    elif job.on_lost == "submit" and _is_same_key(job, session):
+    elif job.on_lost == "submit" and job.was_handed_in_with(session.config.key()):
         settled = part.again()
     elif part.state == "lost":
         return
     else:  # with another key, another account's batches were looked through
         settled = part.model_copy(update={"state": "lost"})
     await hold.save(job.with_part(number, settled))
-
-
-def _is_same_key(job: Job, session: Session) -> bool:
-    return job.account == account(job.submission, session.config.key())
 
 
 async def _forgotten(hold: Hold, session: Session) -> bool:

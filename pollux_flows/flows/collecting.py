@@ -11,14 +11,14 @@ from typing import Final
 from prefect import get_run_logger, task
 
 from pollux_flows.config import Config
-from pollux_flows.deferred.book import BusyError, no_such_job
+from pollux_flows.deferred.book import BusyError
 from pollux_flows.deferred.inspect import with_seen
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.poll import MOST_REQUESTS, Seen, poll
 from pollux_flows.deferred.report import CollectReport, JobRow, row_of
 from pollux_flows.errors import PolluxError
 from pollux_flows.jobs import pages
-from pollux_flows.jobs.book import BlockBook
+from pollux_flows.jobs.book import BlockBook, missing
 from pollux_flows.jobs.collecting import Pass, wants_work
 from pollux_flows.jobs.configs import Configs
 from pollux_flows.jobs.shelf import ResultShelf
@@ -52,7 +52,7 @@ async def look_at(names: Sequence[str] | None = None) -> CollectReport:
         there = {job.name for job in jobs} | {each.name for each in unreadable}
         for name in names:
             if name not in there:
-                raise no_such_job(name, "this Prefect server")
+                raise missing(name)
     family = None if names is None else _family(names, jobs)
     wanted = [job for job in jobs if job.retired_at is None and (family is None or job.name in family)]
     known = [part.batch_id for job in jobs for part in job.parts if part.batch_id]

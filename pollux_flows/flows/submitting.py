@@ -10,7 +10,7 @@ from prefect import get_run_logger, task
 from pollux_flows import tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
-from pollux_flows.deferred.book import Asked, BusyError, Hold, no_such_job
+from pollux_flows.deferred.book import Asked, BusyError, Hold
 from pollux_flows.deferred.job import Job, OnLost
 from pollux_flows.deferred.keep import without_answer
 from pollux_flows.deferred.output import checked_output
@@ -78,9 +78,7 @@ async def submit_again(name: str) -> str:
             name = hold.job.child or name
     except BusyError:
         raise ConfigurationError(f"Somebody is at work on {name} just now.", hint="Try again in a moment.") from None
-    if (found := await book.find(name)) is None:
-        raise no_such_job(name, "this Prefect server")
-    return (await _handed_in(book, name, await Configs().of(found))).name
+    return (await _handed_in(book, name, await Configs().of(await book.get(name)))).name
 
 
 @dataclass(frozen=True)

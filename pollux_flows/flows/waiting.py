@@ -9,7 +9,7 @@ from typing import Final
 
 from prefect import get_run_logger
 
-from pollux_flows.deferred.book import BusyError, no_such_job
+from pollux_flows.deferred.book import BusyError
 from pollux_flows.deferred.collect import as_instances
 from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError, PolluxError
@@ -53,7 +53,7 @@ async def answers_of(
     """
     book, well = BlockBook(await ResultShelf.open()), time.monotonic()
     for pause in _pauses():
-        job = await _found(book, name)
+        job = await book.get(name)
         if job.is_complete:
             break
         if job.state == "ambiguous":
@@ -66,18 +66,12 @@ async def answers_of(
             well = time.monotonic() if not problems else well
             if time.monotonic() - well > _PATIENCE_S:
                 raise _needs_a_person(job, problems[0])
-            if not (await _found(book, name)).is_complete:
+            if not (await book.get(name)).is_complete:
                 await asyncio.sleep(pause)
     envelope = await Pass(book).envelope(job)
     retry = retry or f"resubmit({name!r}) asks only the others"
     fail_if_unanswered([envelope], job.target, on_partial, retry)
     return as_instances(envelope, options or job.options)
-
-
-async def _found(book: BlockBook, name: str) -> Job:
-    if (job := await book.find(name)) is None:
-        raise no_such_job(name, "this Prefect server")
-    return job
 
 
 def _needs_a_person(job: Job, problem: str) -> ConfigurationError:

@@ -21,7 +21,6 @@ from pollux_flows.jobs.lease import Lease, lease
 from pollux_flows.jobs.shelf import ResultShelf
 
 _SLUG = PolluxDeferredJob.get_block_type_slug()
-_WHERE = "this Prefect server"
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,12 @@ class BlockBook:
         document = await _document(name)
         return None if document is None else _job(document)
 
+    async def get(self, name: str) -> Job:
+        """The job of that name, or a ConfigurationError."""
+        if (job := await self.find(name)) is None:
+            raise missing(name)
+        return job
+
     async def all(self) -> tuple[list[Job], list[Unreadable]]:
         """Every job that there is, and those that cannot be read."""
         async with connected() as client:
@@ -94,12 +99,12 @@ class BlockBook:
     @asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[Hold]:
         if await _document(name) is None:
-            raise no_such_job(name, _WHERE)
+            raise missing(name)
         async with lease(f"pollux-at-work-{name}") as won:
             if won is None:
                 raise BusyError(name)
             if (document := await _document(name)) is None:
-                raise no_such_job(name, _WHERE)
+                raise missing(name)
             yield _BlockHold(won, document.id, _job(document))
 
 
@@ -122,6 +127,10 @@ class _BlockHold:
         await self._lease.check()
         async with connected() as client:
             await client.delete_block_document(self._id)
+
+
+def missing(name: str) -> ConfigurationError:
+    return no_such_job(name, "this Prefect server")
 
 
 async def _document(name: str) -> BlockDocument | None:

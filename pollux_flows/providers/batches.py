@@ -117,6 +117,9 @@ class BatchModule(Protocol):
         ...
 
 
+SKEW_S: Final = 600.0
+"""By so much the clocks of this machine and of a provider may differ."""
+
 # More than any account has. A provider that makes up pages without end is left at that.
 _MOST_PAGES: Final = 2000
 
@@ -140,6 +143,27 @@ async def turned(
             yield new
         if cursor is None or cursor in cursors or (batches and not new):
             return
+
+
+def listed(
+    client: Any, path: str, read: Callable[[Any], Batch], *, after: str, limit: int
+) -> AsyncIterator[list[Batch]]:
+    """The pages of a list that goes on after the last id, and says in `has_more` whether it does."""
+
+    async def page(last: str | None) -> tuple[list[Batch], str | None]:
+        asked: dict[str, Any] = {"limit": limit, **({after: last} if last else {})}
+        body: Any = await client.get(path, cast_to=object, options={"params": asked})
+        if not isinstance(body, dict) or not isinstance(body.get("data"), list):
+            raise UpstreamError.found_in(body)
+        batches = readable(read, body["data"])
+        return batches, batches[-1].id if batches and body.get("has_more") is not False else None
+
+    return turned(page)
+
+
+def are_before(page: list[Batch], moment: float) -> bool:
+    """Whether all on the page came earlier: of a list that begins with the newest, the rest did, too."""
+    return bool(page) and all(batch.created_at is not None and batch.created_at < moment for batch in page)
 
 
 def readable(read: Callable[[Any], Batch], listed: list[Any]) -> list[Batch]:

@@ -41,6 +41,7 @@ async def claimed(config: Config, on_lost: OnLost = "submit") -> AsyncIterator[t
 async def tried(book: StoreBook, session: Session, plan: Plan, later_s: float = 0.0) -> Job:
     """The job after somebody has tried to hand in what is left, so much later."""
     async with book.alone("job") as hold:
+        await settle(hold, session, clock=lambda: time.time() + later_s)
         await hand_in(hold, session, plan, clock=lambda: time.time() + later_s)
         return hold.job
 

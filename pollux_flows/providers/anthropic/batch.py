@@ -16,7 +16,7 @@ from pollux_flows.errors import APIError, InternalError
 from pollux_flows.providers import lines
 from pollux_flows.providers.anthropic.generate import request
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
-from pollux_flows.providers.batches import Batch, BatchState, Limits, Result, Rows, moment, readable, turned
+from pollux_flows.providers.batches import Batch, BatchState, Limits, Result, Rows, listed, moment
 from pollux_flows.providers.errors import may_pass
 
 if TYPE_CHECKING:
@@ -80,15 +80,7 @@ async def get(client: AsyncAnthropic, batch_id: str) -> Batch:
 
 
 def pages(client: AsyncAnthropic) -> AsyncIterator[list[Batch]]:
-    async def page(after: str | None) -> tuple[list[Batch], str | None]:
-        asked: dict[str, Any] = {"limit": _PAGE, **({"after_id": after} if after else {})}
-        listed: Any = await client.get(_PATH, cast_to=object, options={"params": asked})
-        if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
-            raise UpstreamError.found_in(listed)
-        batches = readable(_batch, listed["data"])
-        return batches, batches[-1].id if batches and listed.get("has_more") is not False else None
-
-    return turned(page)
+    return listed(client, _PATH, _batch, after="after_id", limit=_PAGE)
 
 
 async def cancel(client: AsyncAnthropic, batch_id: str) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pollux_flows.providers import lines
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
-from pollux_flows.providers.batches import ENDED, Batch, BatchState, Limits, Result, Rows, RowStatus, readable, turned
+from pollux_flows.providers.batches import ENDED, Batch, BatchState, Limits, Result, Rows, RowStatus, listed
 from pollux_flows.providers.errors import may_pass
 from pollux_flows.providers.openai.generate import request
 
@@ -63,15 +63,7 @@ async def get(client: AsyncOpenAI, batch_id: str) -> Batch:
 
 
 def pages(client: AsyncOpenAI) -> AsyncIterator[list[Batch]]:
-    async def page(after: str | None) -> tuple[list[Batch], str | None]:
-        asked: dict[str, Any] = {"limit": _PAGE, **({"after": after} if after else {})}
-        listed: Any = await client.get("/batches", cast_to=object, options={"params": asked})
-        if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
-            raise UpstreamError.found_in(listed)
-        batches = readable(_batch, listed["data"])
-        return batches, batches[-1].id if batches and listed.get("has_more") is not False else None
-
-    return turned(page)
+    return listed(client, "/batches", _batch, after="after", limit=_PAGE)
 
 
 async def cancel(client: AsyncOpenAI, batch_id: str) -> None:
