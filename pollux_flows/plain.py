@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from math import isfinite
 from typing import Annotated, Any, Final
@@ -14,6 +15,10 @@ _DEEPEST: Final = 100
 _LARGEST: Final = 10**4000
 # Half of a character: JSON can spell it, UTF-8 and with it every request and database cannot.
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+"""A value as JSON, in the one way that makes equal texts of equal values."""
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
@@ -113,6 +114,10 @@ class ResultEnvelope(Record):
     def _structured_as_json(self, values: list[Any] | None) -> list[Any] | None:
         """As the answers came: instances of the caller's model by their aliases."""
         return values and [_as_json(value) for value in values]
+
+    def __repr__(self) -> str:
+        """Short; `str` gives all of it. asyncio.run makes this text of what a task returns, be it a megabyte."""
+        return f"ResultEnvelope(status={self.status!r}, answers={reprlib.repr(self.answers)}, …)"
 
     @property
     def text(self) -> str:

@@ -19,8 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from diskcache import Cache, Disk, Timeout
 
@@ -63,8 +64,9 @@ _UPSERT: Final = (
     " store_time = excluded.store_time, expire_time = excluded.expire_time, access_time = excluded.access_time,"
     " access_count = 0, tag = NULL, size = 0, mode = 1, filename = NULL, value = excluded.value"
 )
-# A few at a time, as diskcache does it: whoever writes tidies up.
-_GONE: Final = "DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE expire_time < ? LIMIT 10)"
+# A few at a time, as diskcache does it: whoever writes tidies up, now and then.
+_GONE: Final = "DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE expire_time < ? LIMIT 250)"
+_TIDY_EVERY: Final = 25  # times that rows are written
 _RAW: Final = 1  # what diskcache calls a value that stands in its row as it is
 
 
@@ -93,6 +95,21 @@ class _Work:
     done: Future[Any] = field(default_factory=Future)
 
 
+class _NewRow(NamedTuple):
+    key: str
+    data: bytes
+    ttl_s: float | None
+
+
+@dataclass
+class _Put:
+    """Rows that wait to be written, together with those of whoever else waits."""
+
+    rows: list[_NewRow]
+    writes: ClassVar = True
+    done: Future[Any] = field(default_factory=Future)
+
+
 class DiskStore:
     """The Store of a folder, which is touched at the first operation."""
 
@@ -113,9 +130,9 @@ class DiskStore:
         await self.put_many({key: record}, ttl_s)
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
-        rows = [(key, written(key, record)) for key, record in records.items()]
+        rows = [_NewRow(key, written(key, record), ttl_s) for key, record in records.items()]
         for start in range(0, len(rows), _TOGETHER):
-            await self._ask(partial(_set_all, rows[start : start + _TOGETHER], ttl_s), writes=True)
+            await self._settled(_Put(rows[start : start + _TOGETHER]))
 
     async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
         data = written(key, record)
@@ -211,13 +228,17 @@ class DiskStore:
     def _start(self) -> None:
         self._process = os.getpid()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pollux-state")
-        self._waiting: deque[_Work] = deque()
+        self._waiting: deque[_Work | _Put] = deque()
         self._busy = False
+        self._written = 0
         self._cache: Any = None
         self._inode = 0
 
     async def _ask(self, do: Callable[[Any], T], *, writes: bool = False) -> T:
-        work = _Work(do, writes)
+        answer: T = await self._settled(_Work(do, writes))
+        return answer
+
+    async def _settled(self, work: _Work | _Put) -> Any:
         work.done.set_running_or_notify_cancel()  # from here on it will be done, whoever is still waiting
         with self._lock:
             if self._process != os.getpid():  # the thread did not come along when this process was forked
@@ -226,8 +247,7 @@ class DiskStore:
             if not self._busy:
                 self._executor.submit(self._work)
                 self._busy = True
-        answer: T = await asyncio.wrap_future(work.done)
-        return answer
+        return await asyncio.wrap_future(work.done)
 
     def _work(self) -> None:
         while True:
@@ -238,7 +258,7 @@ class DiskStore:
                     return
             self._settle(batch)
 
-    def _settle(self, batch: list[_Work]) -> None:
+    def _settle(self, batch: list[_Work | _Put]) -> None:
         try:
             outcomes = self._together(batch)
         except Exception as error:  # noqa: BLE001 (whoever waits is told; the thread goes on)
@@ -253,14 +273,18 @@ class DiskStore:
             else:
                 work.done.set_result(outcome)
 
-    def _together(self, batch: list[_Work]) -> list[Any]:
+    def _together(self, batch: list[_Work | _Put]) -> list[Any]:
         """Do all of them, in one transaction if any of them writes."""
+        steps = [list(works) for _, works in groupby(batch, type)]
+        one_statement = all(isinstance(work, _Put) for work in batch) and len(_rows(batch)) <= _TOGETHER
+        # which is a transaction by itself
+        transaction = any(work.writes for work in batch) and not one_statement
         give_up = time.monotonic() + _PATIENCE_S
         while True:
             try:
                 cache = self._opened()
-                with cache.transact() if any(work.writes for work in batch) else nullcontext():
-                    return [self._outcome(work, cache) for work in batch]
+                with cache.transact() if transaction else nullcontext():
+                    return [outcome for step in steps for outcome in self._outcomes(step, cache)]
             except OSError as error:
                 self._let_go()
                 raise refused(self.folder, error) from error
@@ -273,6 +297,11 @@ class DiskStore:
                 if code not in _LATER or time.monotonic() > give_up:
                     raise self._in_words(code, cause) from error
             time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 (to part those who collide, not to keep a secret)
+
+    def _outcomes(self, step: Sequence[_Work | _Put], cache: Any) -> list[Any]:
+        """What comes of operations that are all of one kind."""
+        self._write(_rows(step), cache)
+        return [None if isinstance(work, _Put) else self._outcome(work, cache) for work in step]
 
     def _outcome(self, work: _Work, cache: Any) -> Any:
         try:
@@ -287,6 +316,25 @@ class DiskStore:
             rows = cache._sql(_SELECT.format(", ".join("?" * len(some))), (*some, time.time())).fetchall()  # noqa: SLF001
             found |= {key: read(key, _data(mode, filename, value), self.where) for key, mode, filename, value in rows}
         return found
+
+    def _write(self, rows: Sequence[_NewRow], cache: Any) -> None:
+        """As `Cache.set` does it, in a statement for all instead of three for each.
+
+        After each, this thread has to get Python's lock back from an event loop that is reading answers: with the
+        slots of fifty calls held until theirs are written, that decides how fast a run is.
+        """
+        now = time.time()
+        for start in range(0, len(rows), _TOGETHER):
+            some = rows[start : start + _TOGETHER]
+            values = [
+                value
+                for key, data, ttl_s in some
+                for value in (key, now, None if ttl_s is None else now + ttl_s, now, data)
+            ]
+            cache._sql(_UPSERT.format(", ".join([_ROW] * len(some))), values)  # noqa: SLF001
+            if self._written % _TIDY_EVERY == 0:
+                cache._sql(_GONE, (now,))  # noqa: SLF001
+            self._written += 1
 
     def _opened(self) -> Any:
         file = self.folder / "cache.db"
@@ -334,6 +382,10 @@ class DiskStore:
                 )
 
 
+def _rows(works: Sequence[_Work | _Put]) -> list[_NewRow]:
+    return [row for work in works if isinstance(work, _Put) for row in work.rows]
+
+
 def _cause(error: BaseException) -> BaseException:
     """What SQLite said first: diskcache turns it into a Timeout, or fails to roll back what SQLite has rolled back."""
     while error.__context__ is not None and isinstance(error.__context__, sqlite3.Error):
@@ -343,19 +395,6 @@ def _cause(error: BaseException) -> BaseException:
 
 def _data(mode: int, filename: str | None, value: object) -> object:
     return value if mode == _RAW and filename is None else None
-
-
-def _set_all(rows: list[tuple[str, bytes]], ttl_s: float | None, cache: Any) -> None:
-    """As `Cache.set` does it, in two statements instead of three a row.
-
-    After each, this thread has to get Python's lock back from an event loop that is reading answers: with the slots of
-    fifty calls held until theirs are written, that decides how fast a run is.
-    """
-    now = time.time()
-    shared = (now, None if ttl_s is None else now + ttl_s, now)
-    given = [value for key, data in rows for value in (key, *shared, data)]
-    cache._sql(_UPSERT.format(", ".join([_ROW] * len(rows))), given)  # noqa: SLF001
-    cache._sql(_GONE, (now,))  # noqa: SLF001
 
 
 def _drop_all(rows: Sequence[Row], cache: Any) -> list[Row]:

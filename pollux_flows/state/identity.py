@@ -14,6 +14,7 @@ from typing import Any, Final
 from pollux_flows.config import ProviderName, Target
 from pollux_flows.document import Document
 from pollux_flows.options import Options
+from pollux_flows.plain import canonical
 from pollux_flows.source import Source
 
 TARGET_IN_KEY: Final = {"provider", "model", "base_url", "use_mock"}
@@ -52,8 +53,7 @@ SOURCE_LEFT_OUT: Final = {
 
 def digest(label: str, value: Any) -> str:
     """The name of `value` among all things called `label`."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(f"{label}\n{canonical}".encode()).hexdigest()
+    return hashlib.sha256(f"{label}\n{canonical(value)}".encode()).hexdigest()
 
 
 def source_identity(source: Source, provider: ProviderName, content: tuple[str, str] | None = None) -> str:

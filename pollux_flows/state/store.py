@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Final, Protocol
 from pydantic_core import from_json
 
 from pollux_flows.errors import ConfigurationError, InternalError
+from pollux_flows.plain import canonical
 from pollux_flows.state.home import home
 from pollux_flows.state.kinds import may_go
 
@@ -140,8 +140,7 @@ def _opened(place: str) -> Store:
 def written(key: str, record: Json) -> bytes:
     """The record as it is stored. Equal records are equal bytes: `swap` compares these."""
     try:
-        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return text.encode()
+        return canonical(record).encode()
     except (TypeError, ValueError, RecursionError) as error:
         # What it holds is not shown: it may be anything.
         raise InternalError(f"The record {key} is not JSON ({type(error).__name__}), so it was not kept.") from None
