@@ -29,7 +29,8 @@ FLOORS: tuple[set[str], ...] = (
     {"blocks"},
     {"serializer", "scope", "artifacts", "tasks", "jobs"},
     {"flows"},
-    {"cli", "cli_state", "demo", "__init__"},
+    {"deployments"},
+    {"cli", "demo", "__init__"},
 )
 ENGINE: set[str] = set().union(*FLOORS[:6])
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}

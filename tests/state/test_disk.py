@@ -189,13 +189,35 @@ async def test_who_waits_too_long_is_told(store: DiskStore, monkeypatch: pytest.
     await store.put("a", {"b": 2})
 
 
+async def test_what_gathers_is_done_in_its_order(store: DiskStore) -> None:
+    """Also where some of it is written together: whoever gave up waiting for a delete may have written anew since."""
+    await store.put("a", {"n": 0})
+    other = database(store)
+    other.execute("BEGIN IMMEDIATE")
+    doing = [
+        asyncio.create_task(each)
+        for each in (
+            store.put("b", {"n": 1}),
+            store.delete("a"),
+            store.put("a", {"n": 2}),
+            store.put("b", {"n": 3}),
+            store.delete("b"),
+            store.add("b", {"n": 4}),
+        )
+    ]
+    await asyncio.sleep(0)  # each has begun
+    other.rollback()
+    await asyncio.gather(*doing)
+    assert await store.get_many(["a", "b"]) == {"a": {"n": 2}, "b": {"n": 4}}
+
+
 async def test_many_writes_take_few_commits(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What gathers while one transaction is written goes into the next."""
     await store.put("a", {})
     sizes: list[int] = []
     together = store._together
 
-    def counting(batch: list[disk._Work]) -> list[object]:
+    def counting(batch: list[disk._Work | disk._Put]) -> list[object]:
         sizes.append(len(batch))
         return together(batch)
 

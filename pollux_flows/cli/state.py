@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from datetime import UTC, datetime
-from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
 from cyclopts import App, Parameter
@@ -14,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pollux_flows.errors import PolluxError
+from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.pricing import dollars
 from pollux_flows.state.damage import Damage, remove_damaged
 from pollux_flows.state.found import found_store
@@ -56,15 +54,15 @@ What tells of files at a provider never goes."""
 def show(
     *,
     runs: Annotated[int, Parameter(help="How many of the last runs to name.")] = 10,
-    json: Annotated[bool, Parameter(help="For machines.", negative="")] = False,
+    json: Json = False,
 ) -> None:
     """Show what is kept and where, how much room it takes, and the last runs."""
     store = _found(writes=False)
     found = None if store is None else _told(survey(store, last=runs))
     if json:
-        sys.stdout.write("null\n" if found is None else f"{found.model_dump_json(indent=2)}\n")
+        say("null" if found is None else found.model_dump_json(indent=2))
     elif found is None:
-        _say(_NOTHING)
+        say(_NOTHING)
     else:
         _print(found)
 
@@ -87,15 +85,16 @@ def prune_(
         raise SystemExit(_OPTIONS)
     if run is not None and (older_than is not None or max_size is not None):
         raise SystemExit("--run takes all answers of that run, however old: leave --older-than and --max-size out.")
-    limits = _refused_in_words(partial(_limits, older_than, max_size, run))
+    with refusals_in_words():
+        limits = _limits(older_than, max_size, run)
     store = _found(writes=not dry_run)
     if store is None:
-        _say(_NOTHING)
+        say(_NOTHING)
         return
     if damaged:
-        _say(_damage_in_words(_told(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
+        say(_damage_in_words(_told(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
     if limits:
-        _say(_pruned_in_words(_told(prune(store, **limits, dry_run=dry_run)), dry_run=dry_run))
+        say(_pruned_in_words(_told(prune(store, **limits, dry_run=dry_run)), dry_run=dry_run))
 
 
 def _limits(older_than: str | None, max_size: str | None, run: str | None) -> dict[str, Any]:
@@ -110,18 +109,13 @@ def _limits(older_than: str | None, max_size: str | None, run: str | None) -> di
 
 
 def _found(*, writes: bool) -> Store | None:
-    return _refused_in_words(partial(found_store, writes=writes))
+    with refusals_in_words():
+        return found_store(writes=writes)
 
 
 def _told(work: Coroutine[Any, Any, T]) -> T:
-    return _refused_in_words(partial(asyncio.run, work))
-
-
-def _refused_in_words(do: Callable[[], T]) -> T:
-    try:
-        return do()
-    except PolluxError as error:
-        raise SystemExit(str(error)) from None
+    with refusals_in_words():
+        return asyncio.run(work)
 
 
 # --- In words -------------------------------------------------------------------------------------------------------
@@ -129,18 +123,18 @@ def _refused_in_words(do: Callable[[], T]) -> T:
 
 def _print(found: Survey) -> None:
     most = "" if found.max_size_bytes is None else f" of at most {in_words(found.max_size_bytes)}"
-    _say(f"{found.where}: {in_words(found.size_bytes)}{most}. An answer is kept for {found.kept_days:g} days.")
+    say(f"{found.where}: {in_words(found.size_bytes)}{most}. An answer is kept for {found.kept_days:g} days.")
     if found.max_size_bytes is None:
-        _say("Only age bounds what is kept in a Redis: give it memory enough, and maxmemory-policy noeviction.")
+        say("Only age bounds what is kept in a Redis: give it memory enough, and maxmemory-policy noeviction.")
     if found.oldest_at is not None and found.newest_at is not None:
-        _say(f"The oldest answer is of {_when(found.oldest_at)}, the newest of {_when(found.newest_at)}.")
+        say(f"The oldest answer is of {_when(found.oldest_at)}, the newest of {_when(found.newest_at)}.")
     if found.unreadable:
-        _say(
+        say(
             f"{_some(found.unreadable, 'record')} cannot be read; what is damaged is named by"
             " pollux-flows state prune --damaged --dry-run."
         )
     if found.expired:
-        _say(f"{_some(found.expired, 'record')} more expired; the next writes, or any prune, make room of that.")
+        say(f"{_some(found.expired, 'record')} more expired; the next writes, or any prune, make room of that.")
     kinds = Table("Kept", "Records", "Size")
     for kind, words in _WORDS.items():
         if kind in found.records:
@@ -193,7 +187,3 @@ def _when(at: float) -> str:
         return f"{datetime.fromtimestamp(at, UTC).astimezone():%Y-%m-%d %H:%M}"
     except (OverflowError, OSError, ValueError):
         return "?"
-
-
-def _say(words: str) -> None:
-    sys.stdout.write(f"{words}\n")

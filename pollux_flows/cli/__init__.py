@@ -39,4 +39,20 @@ def simulator(
         raise SystemExit(f"The simulator cannot listen on port {port}: {error}. Choose another with --port.") from None
 
 
-app.command("pollux_flows.cli_state:state", name="state", help="Show and prune what is kept.")
+for _room, _commands in {
+    "apply": {"apply": "Put block documents on the Prefect server, from files."},
+    "serve": {"serve": "Serve all flows from this machine, until Ctrl-C."},
+    "ask": {
+        "run": "Ask, now, and print the answers.",
+        "submit": "Hand prompts in to the provider's batch system, and print the name of the job.",
+    },
+    "jobs": {
+        "jobs": "Show the deferred jobs. No provider is asked.",
+        "collect": "Look at deferred jobs, and keep the answers of those that are done.",
+        "cancel": "Ask the provider to stop a deferred job.",
+    },
+    "doctor": {"doctor": "Look whether all that a run needs is there. Nothing is asked of a provider."},
+    "state": {"state": "Show and prune what is kept."},
+}.items():
+    for _name, _help in _commands.items():
+        app.command(f"pollux_flows.cli.{_room}:{_name}", name=_name, help=_help)

@@ -1,0 +1,148 @@
+"""pollux-flows run and submit: prompts from a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_format
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from pollux_flows import flows
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.cli.words import Json, refusals_in_words, say
+from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.options import Options
+from pollux_flows.pipeline.terms import Reuse
+from pollux_flows.result import ResultEnvelope
+from pollux_flows.source import Source
+
+_STDIN: Final = "-"
+
+Provider = Annotated[str, Parameter(("--provider", "-p"), help="The name of the saved PolluxProvider that answers.")]
+Prompts = Annotated[
+    str | None,
+    Parameter(
+        "--prompts",
+        help="A file with a prompt a line or, as *.json, a list of them; - reads standard input.",
+        allow_leading_hyphen=True,
+    ),
+]
+Sources = Annotated[
+    list[str] | None,
+    Parameter(
+        ("--source", "-s"),
+        help="What the prompts are about: a file, an address that fsspec opens, a YouTube address, or arxiv:ID. "
+        "May be given several times.",
+        negative="",
+    ),
+]
+System = Annotated[str | None, Parameter(help="What the model is told before the prompt.")]
+Schema = Annotated[
+    str | None,
+    Parameter(help="The answers' shape: a file with a JSON Schema, or a class such as my_pkg.models:Invoice."),
+]
+
+
+def run(
+    *words: Annotated[str, Parameter(help="The prompts.")],
+    provider: Provider,
+    prompts: Prompts = None,
+    sources: Sources = None,
+    system: System = None,
+    schema: Schema = None,
+    reuse: Annotated[Reuse, Parameter(help='"always" takes an earlier answer to the same, "never" none.')] = "run",
+    max_cost_usd: Annotated[float | None, Parameter(help="No new call starts once the answers cost this much.")] = None,
+    json: Json = False,
+) -> None:
+    """Ask, now, and print the answers: a run of the flow fan-out on the Prefect server of your profile."""
+    with refusals_in_words():
+        asked = _prompts(words, prompts)
+        options = _options(system, schema)
+        block = asyncio.run(PolluxProvider.named(provider))
+        try:
+            envelope = flows.fan_out(asked, block, _sources(sources), options, reuse=reuse, max_cost_usd=max_cost_usd)
+        except PolluxError as error:
+            if error.envelope is not None:
+                _print(asked, error.envelope, json=json)
+            raise
+        _print(asked, envelope, json=json)
+
+
+def submit(
+    *words: Annotated[str, Parameter(help="The prompts.")],
+    provider: Provider,
+    prompts: Prompts = None,
+    sources: Sources = None,
+    system: System = None,
+    schema: Schema = None,
+    output: Annotated[
+        str | None, Parameter(help="Where the answers are to be written; a folder ends with a /.")
+    ] = None,
+    resubmit: Annotated[int, Parameter(help="How often what failed is handed in again by itself.")] = 0,
+) -> None:
+    """Hand prompts in to the provider's batch system, and print the name of the job that `collect` collects."""
+    with refusals_in_words():
+        asked = _prompts(words, prompts)
+        options = _options(system, schema)
+        block = asyncio.run(PolluxProvider.named(provider))
+        say(flows.submit(asked, block, _sources(sources), options, output=output, resubmit=resubmit))
+
+
+def _prompts(words: Sequence[str], file: str | None) -> list[str]:
+    if bool(words) == (file is not None):
+        raise ConfigurationError("There is nothing to ask." if not words else "Prompts are given twice.",
+                                 hint="Write the prompts, or name a file with --prompts.")  # fmt: skip
+    return list(words) if file is None else _read_prompts(file)
+
+
+def _read_prompts(file: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if file == _STDIN else Path(file).read_text(encoding="utf-8")
+        if not file.endswith(".json"):
+            return [line for line in text.splitlines() if line.strip()]
+        found = json_format.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found):
+        raise ConfigurationError(f"{file} is not a list of prompts.", hint='Write ["one", "two"], or a prompt a line.')
+    return found
+
+
+def _sources(said: Sequence[str] | None) -> list[Source]:
+    return [_source(each) for each in said or ()]
+
+
+def _source(said: str) -> Source:
+    kind, _, rest = said.partition(":")
+    if kind == "arxiv":
+        return Source.from_arxiv(rest)
+    if said.startswith(("https://www.youtube.com/", "https://youtube.com/", "https://youtu.be/")):
+        return Source.from_youtube(said)
+    return Source.from_file(said)
+
+
+def _options(system: str | None, schema: str | None) -> Options:
+    return Options(system_instruction=system, response_schema=None if schema is None else _schema(schema))
+
+
+def _schema(said: str) -> object:
+    if not said.endswith(".json"):
+        return said
+    try:
+        return json_format.loads(Path(said).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{said} cannot be read: {error}") from None
+
+
+def _print(prompts: Sequence[str], envelope: ResultEnvelope, *, json: bool) -> None:
+    if json:
+        say(envelope.model_dump_json(indent=2))
+    elif len(prompts) == 1:
+        say(envelope.text)
+    else:
+        for prompt, answer in zip(prompts, envelope.answers, strict=True):
+            say(f"# {prompt}\n\n{answer or '(no answer)'}\n")

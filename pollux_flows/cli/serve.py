@@ -1,0 +1,27 @@
+"""pollux-flows serve: all flows, from this machine."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+import prefect
+from cyclopts import Parameter
+
+from pollux_flows.cli.words import refusals_in_words
+from pollux_flows.deployments import deployments
+from pollux_flows.state.measures import seconds
+
+
+def serve(
+    *,
+    collect_every: Annotated[str, Parameter(help="How often deferred jobs are looked at, such as 10m or 1h.")] = "10m",
+    limit: Annotated[int | None, Parameter(help="How many runs may be under way here at once.")] = None,
+) -> None:
+    """Serve all flows from this machine, until Ctrl-C: the Prefect server of your profile starts them here.
+
+    `collect` and `sweep` run on schedules, the others from the UI, from automations or from code.
+    """
+    with refusals_in_words():
+        every = timedelta(seconds=seconds(collect_every, "--collect-every"))
+    prefect.serve(*deployments(collect_every=every), limit=limit)

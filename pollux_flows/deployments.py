@@ -1,0 +1,25 @@
+"""Deployments: all flows as they are served, with those on a schedule that look after what others have started."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Final
+
+from prefect.deployments.runner import RunnerDeployment
+
+from pollux_flows.flows import broadcast, cancel, collect, deferred, fan_in, fan_out, realtime, resubmit, submit, sweep
+
+# A look at all jobs costs a few requests, however many they are. Runs may overlap.
+_COLLECT_EVERY: Final = timedelta(minutes=10)
+_SWEEP_AT: Final = "17 3 * * *"
+
+
+def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEEP_AT) -> list[RunnerDeployment]:
+    """One for each flow, to be given to Prefect's `serve`. `sweep_at` is a cron expression."""
+    # `deferred` is suspended while the provider works, and resumed by `collect`.
+    on_request: tuple[Any, ...] = (realtime, fan_out, fan_in, broadcast, deferred, submit, cancel, resubmit)
+    return [
+        collect.to_deployment(collect.name, interval=collect_every),
+        sweep.to_deployment(sweep.name, cron=sweep_at),
+        *(flow.to_deployment(flow.name) for flow in on_request),
+    ]
