@@ -11,7 +11,6 @@ import asyncio
 import gc
 import inspect
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
@@ -20,7 +19,6 @@ from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 import orjson
 from prefect import Flow, runtime
 from prefect.context import AsyncClientContext, SyncClientContext
-from prefect.filesystems import WritableFileSystem
 from prefect.results import aget_default_result_storage
 from prefect.serializers import Serializer
 from prefect.settings import PREFECT_API_URL, get_current_settings
@@ -41,9 +39,6 @@ class _FlowSettings(TypedDict):
     result_serializer: Serializer[Any]
 
 
-# For so many seconds a server is believed about where results are kept: to ask takes longer than to read ten answers.
-_BELIEVED_S: Final = 60.0
-_storages: Final[dict[tuple[object, ...], tuple[float, WritableFileSystem]]] = {}
 _STORED: Final[_FlowSettings] = {"persist_result": True, "result_serializer": DOCUMENTS}
 
 
@@ -64,7 +59,7 @@ class _Form(Flow[P, R], Generic[P, R]):
         """Run on one connection, and ask the server only once where results are kept."""
         async with _connection():
             flow = copy(self)
-            flow.result_storage = self.result_storage or await _result_storage()
+            flow.result_storage = self.result_storage or await aget_default_result_storage()
             with _older_objects_left_alone(), entering():
                 return await cast(Coroutine[Any, Any, Any], Flow.__call__(flow, *args, **kwargs))
 
@@ -137,15 +132,6 @@ def _older_objects_left_alone() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-async def _result_storage() -> WritableFileSystem:
-    """Where results are kept, as the settings or the server say."""
-    settings, now = get_current_settings(), time.monotonic()
-    asked = (settings.api.url, settings.results.default_storage_block, settings.results.local_storage_path)
-    if asked not in _storages or now > _storages[asked][0] + _BELIEVED_S:
-        _storages[asked] = now, await aget_default_result_storage()
-    return _storages[asked][1]
 
 
 @asynccontextmanager

@@ -126,7 +126,11 @@ class Answers:
             if pause is None or self._broken is not None:
                 break
             self._well.clear()
-            await asyncio.sleep(pause)
+            try:
+                await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                self._well.set()  # others find out for themselves
+                raise
         self._broken = failure
         self._well.set()  # whoever waited is told
         return outcome.model_copy(update={"unkept": failure.message})

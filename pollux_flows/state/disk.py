@@ -64,7 +64,7 @@ _UPSERT: Final = (
     " store_time = excluded.store_time, expire_time = excluded.expire_time, access_time = excluded.access_time,"
     " access_count = 0, tag = NULL, size = 0, mode = 1, filename = NULL, value = excluded.value"
 )
-# A few at a time, as diskcache does it: whoever writes tidies up, now and then.
+# A few at a time, as diskcache does it: whoever writes tidies up.
 _GONE: Final = "DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE expire_time < ? LIMIT 250)"
 _TIDY_EVERY: Final = 25  # times that rows are written
 _RAW: Final = 1  # what diskcache calls a value that stands in its row as it is
@@ -93,6 +93,10 @@ class _Work:
     do: Callable[[Any], Any]
     writes: bool
     done: Future[Any] = field(default_factory=Future)
+
+
+class _LockedError(ConfigurationError):
+    """Another process is at it."""
 
 
 class _NewRow(NamedTuple):
@@ -130,9 +134,7 @@ class DiskStore:
         await self.put_many({key: record}, ttl_s)
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
-        rows = [_NewRow(key, written(key, record), ttl_s) for key, record in records.items()]
-        for start in range(0, len(rows), _TOGETHER):
-            await self._settled(_Put(rows[start : start + _TOGETHER]))
+        await self._settled(_Put([_NewRow(key, written(key, record), ttl_s) for key, record in records.items()]))
 
     async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
         data = written(key, record)
@@ -230,7 +232,7 @@ class DiskStore:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pollux-state")
         self._waiting: deque[_Work | _Put] = deque()
         self._busy = False
-        self._written = 0
+        self._untidy = _TIDY_EVERY  # so that a process which writes little does so at once
         self._cache: Any = None
         self._inode = 0
 
@@ -257,12 +259,14 @@ class DiskStore:
                     self._busy = False
                     return
             self._settle(batch)
+            self._tidy_up()
 
     def _settle(self, batch: list[_Work | _Put]) -> None:
         try:
             outcomes = self._together(batch)
         except Exception as error:  # noqa: BLE001 (whoever waits is told; the thread goes on)
-            if len(batch) > 1:  # one of them may be too large, or damaged: each gets its own answer
+            # One of them may be too large, or damaged: each gets its own answer. A lock is the same for all.
+            if len(batch) > 1 and not isinstance(error, _LockedError):
                 for work in batch:
                     self._settle([work])
                 return
@@ -332,9 +336,14 @@ class DiskStore:
                 for value in (key, now, None if ttl_s is None else now + ttl_s, now, data)
             ]
             cache._sql(_UPSERT.format(", ".join([_ROW] * len(some))), values)  # noqa: SLF001
-            if self._written % _TIDY_EVERY == 0:
-                cache._sql(_GONE, (now,))  # noqa: SLF001
-            self._written += 1
+            self._untidy += 1
+
+    def _tidy_up(self) -> None:
+        """Now and then, and when nobody waits for it. If it is not possible now, it will be another time."""
+        if self._untidy > _TIDY_EVERY and self._cache is not None:
+            with suppress(sqlite3.Error):
+                self._cache._sql(_GONE, (time.time(),))  # noqa: SLF001
+                self._untidy = 0
 
     def _opened(self) -> Any:
         file = self.folder / "cache.db"
@@ -371,7 +380,7 @@ class DiskStore:
                     hint="Restore that folder from a copy, or move it away to begin afresh without what it knew.",
                 )
             case _ if code in _LATER:
-                return ConfigurationError(
+                return _LockedError(
                     f"Another process has kept the state in {self.folder} locked for {_PATIENCE_S:.0f} seconds.",
                     hint="See whether one that uses it is stopped or stuck, and end it.",
                 )
