@@ -202,6 +202,7 @@ class Outcome(Record):
     duration_s: float = Field(default=0.0, description="Seconds from first request to outcome.")
     cost_usd: float | None = Field(default=None, description="What the answer cost; None where nobody can tell.")
     cost_unknown: str | None = Field(default=None, description="Why nobody can tell.")
+    paid_before_usd: float = Field(default=0.0, description="What this run paid for earlier answers to the same call.")
     reused: Literal["run", "always"] | None = Field(
         default=None, description="Not asked for now: this run had the answer already, or another one had."
     )

@@ -173,7 +173,7 @@ def test_a_run_is_pruned(state: Command) -> None:
     three_runs()
     assert state("prune", "--run", "today").startswith("Removed 10 answers, 1 run without answers")
     assert json.loads(state("--json"))["records"]["answer"] == 20
-    assert state("prune", "--run", "today").startswith("Removed 0 answers")
+    assert state("prune", "--run", "today").startswith("refused: No answers of a run called today are kept.")
 
 
 def test_a_damaged_answer_is_asked_for_again_once_it_is_pruned(

@@ -94,7 +94,10 @@ def prune_(
     if damaged:
         say(_damage_in_words(_told(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
     if limits:
-        say(_pruned_in_words(_told(prune(store, **limits, dry_run=dry_run)), dry_run=dry_run))
+        pruned = _told(prune(store, **limits, dry_run=dry_run))
+        if run is not None and not pruned.answers + pruned.runs:
+            raise SystemExit(f"No answers of a run called {run} are kept.")
+        say(_pruned_in_words(pruned, dry_run=dry_run))
 
 
 def _limits(older_than: str | None, max_size: str | None, run: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Final
@@ -20,7 +21,8 @@ from pollux_flows.state.store import open_store
 MayAsk = Callable[[], Awaitable[None]]
 """Returns when a call may be made, or raises why it may not."""
 
-# A store that is being restarted, or a disk that somebody makes room on, gets so much time to take a paid answer.
+# A store that is being restarted, or a disk that somebody makes room on, gets so much time to take a paid answer. One
+# that is locked takes longer than that to say so.
 _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
@@ -31,7 +33,7 @@ class Answers:
         self._terms = terms
         self._journal = Journal(open_store(), terms.run_key or uuid4().hex)
         self._spending = Spending(terms.max_cost_usd, target)
-        self._counted: set[str] = set()
+        self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         # While an answer cannot be written down, nothing new is asked for; and then, why it could not.
         self._well = asyncio.Event()
         self._well.set()
@@ -41,8 +43,9 @@ class Answers:
         """The outcomes of those calls that need not be made, by the calls' numbers."""
         # Also what the run paid for in an earlier attempt and cannot use.
         own = await self._own(calls)
-        self._spending.add(call for call in own.values() if call.identity not in self._counted)
-        self._counted |= own.keys()
+        earlier = {name: outcome for name, outcome in own.items() if name not in self._paid}
+        self._spending.add(earlier.values())
+        self._paid |= {name: (each.cost_usd or 0.0) + each.paid_before_usd for name, each in earlier.items()}
         return await self._found(calls, own)
 
     async def begin(self) -> None:
@@ -80,6 +83,8 @@ class Answers:
     async def keep(self, outcome: Outcome) -> Outcome:
         """Written down; or with the reason why that was not possible, for the answer is worth having all the same."""
         self._spending.add([outcome])
+        if paid_before := self._paid.get(outcome.identity):
+            outcome = outcome.model_copy(update={"paid_before_usd": paid_before})
         return await self._written(outcome)
 
     async def keep_after_all(self, outcome: Outcome) -> Outcome:
@@ -115,6 +120,7 @@ class Answers:
         self._spending.check()
 
     async def _written(self, outcome: Outcome) -> Outcome:
+        give_up = time.monotonic() + sum(_PAUSES)
         for pause in (*_PAUSES, None):
             try:
                 await self._journal.keep(outcome.identity, outcome)
@@ -123,7 +129,7 @@ class Answers:
             else:
                 self._well.set()
                 return outcome
-            if pause is None or self._broken is not None:
+            if pause is None or self._broken is not None or time.monotonic() > give_up:
                 break
             self._well.clear()
             try:

@@ -154,7 +154,7 @@ def _course(outcome: Outcome) -> dict[str, Any]:
     # needed. What was asked for in another run took nothing in this one.
     unsaid = {name for name in ("unknown_attempts", "waited_s", "cost_unknown", "unkept") if not getattr(outcome, name)}
     elsewhere = {"attempts", "duration_s", "waited_s"} if outcome.reused else set()
-    left_out = {"answer", "failure", "index", "identity"} | unsaid | elsewhere
+    left_out = {"answer", "failure", "index", "identity", "paid_before_usd"} | unsaid | elsewhere
     return outcome.model_dump(mode="json", exclude=left_out)
 
 

@@ -64,8 +64,8 @@ async def run_many(
     brought is the error's `envelope`.
 
     Every answer is kept. `run_key` names the run that these calls belong to: a later call with the same key asks only
-    what is not answered yet. `reuse="always"` takes any earlier answer to the same call, unless it is older than
-    `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. Once the answers have cost
+    what is not answered yet. `reuse="always"` takes another run's answer to the same call as well, unless that is older
+    than `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. Once the answers of a run have cost
     `max_cost_usd`, no new call starts.
     """
     if not isinstance(config, Config):

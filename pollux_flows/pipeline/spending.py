@@ -32,7 +32,7 @@ class Spending:
         """Answers that this run has paid for, in this attempt or an earlier one."""
         for outcome in outcomes:
             if outcome.answer is not None and outcome.reused != "always":
-                self._spent_usd += outcome.cost_usd or 0.0
+                self._spent_usd += (outcome.cost_usd or 0.0) + outcome.paid_before_usd
                 self._unknown = self._unknown or outcome.cost_unknown
 
     def check(self) -> None:

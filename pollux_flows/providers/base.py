@@ -46,6 +46,7 @@ class GenerateModule(Protocol):
 
 # What would make the provider answer in a form that `read_answer` does not read, or somebody else answer altogether:
 # paid for, and lost.
+_NO_CALL_TAKES: Final = 10**12  # tokens
 _OTHER_FORMS: Final = ("stream", "background", "n", "candidate_count", "http_options")
 
 
@@ -95,7 +96,7 @@ def as_count(value: Any) -> int:
 
 def counts(**found: Any) -> dict[str, int]:
     """Token counts. What is no count is unknown, and left out."""
-    return {name: count for name, count in found.items() if type(count) is int and count >= 0}
+    return {name: count for name, count in found.items() if type(count) is int and 0 <= count <= _NO_CALL_TAKES}
 
 
 class UpstreamError(Exception):

@@ -37,6 +37,8 @@ _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
 # What reading an answer raises, in the SDKs or in us: no JSON, no text, nested without end, another shape.
 _UNREADABLE: Final = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError)
 _LONGEST_QUOTE: Final = 500
+# Where in its error OpenRouter writes how many seconds to wait.
+_OPENROUTER: Final = (("availability", "retry_after"), ("metadata", "retry_after_seconds"))
 _LOST_CACHE_HINT: Final = "The cache handle is no longer there, or belongs to another key: make one with create_cache."
 
 
@@ -260,8 +262,9 @@ def _retry_after(headers: Mapping[str, str], body: Any) -> float | None:
     inner = body.get("error") if isinstance(body, dict) else None
     if not isinstance(inner, dict):
         return None
-    if isinstance(availability := inner.get("availability"), dict):  # OpenRouter
-        return _number(availability.get("retry_after"))
+    for place, name in _OPENROUTER:
+        if isinstance(told := inner.get(place), dict) and (seconds := _number(told.get(name))) is not None:
+            return seconds
     details = inner.get("details")
     delays = [item.get("retryDelay") for item in details if isinstance(item, dict)] if isinstance(details, list) else []
     return next((_number(delay.removesuffix("s")) for delay in delays if isinstance(delay, str)), None)  # Google

@@ -70,6 +70,26 @@ _TIDY_EVERY: Final = 25  # times that rows are written
 _RAW: Final = 1  # what diskcache calls a value that stands in its row as it is
 
 
+# Held while a thread is within SQLite, or at the list of what waits: a process that is forked just then would be left
+# with locks that nobody opens.
+_in_sqlite: Final = threading.RLock()
+_at_the_list: Final = threading.Lock()
+
+
+def _hold() -> None:
+    _in_sqlite.acquire()
+    _at_the_list.acquire()
+
+
+def _go_on() -> None:
+    _at_the_list.release()
+    _in_sqlite.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hold, after_in_parent=_go_on, after_in_child=_go_on)
+
+
 class PlainDisk(Disk):  # type: ignore[misc]  # diskcache has no types
     """Text for keys, bytes for values, and pickle nowhere: a row of another kind is not looked into."""
 
@@ -120,7 +140,6 @@ class DiskStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.where = str(folder)
-        self._lock = threading.Lock()
         self._start()
 
     async def get(self, key: str) -> Json | None:
@@ -242,7 +261,7 @@ class DiskStore:
 
     async def _settled(self, work: _Work | _Put) -> Any:
         work.done.set_running_or_notify_cancel()  # from here on it will be done, whoever is still waiting
-        with self._lock:
+        with _at_the_list:
             if self._process != os.getpid():  # the thread did not come along when this process was forked
                 self._start()
             self._waiting.append(work)
@@ -253,7 +272,7 @@ class DiskStore:
 
     def _work(self) -> None:
         while True:
-            with self._lock:
+            with _at_the_list:
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _TOGETHER))]
                 if not batch:
                     self._busy = False
@@ -270,7 +289,7 @@ class DiskStore:
                 for work in batch:
                     self._settle([work])
                 return
-            outcomes = [error]
+            outcomes = [error] * len(batch)
         for work, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 work.done.set_exception(outcome)
@@ -286,9 +305,10 @@ class DiskStore:
         give_up = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                cache = self._opened()
-                with cache.transact() if transaction else nullcontext():
-                    return [outcome for step in steps for outcome in self._outcomes(step, cache)]
+                with _in_sqlite:
+                    cache = self._opened()
+                    with cache.transact() if transaction else nullcontext():
+                        return [outcome for step in steps for outcome in self._outcomes(step, cache)]
             except OSError as error:
                 self._let_go()
                 raise refused(self.folder, error) from error
@@ -341,7 +361,7 @@ class DiskStore:
     def _tidy_up(self) -> None:
         """Now and then, and when nobody waits for it. If it is not possible now, it will be another time."""
         if self._untidy > _TIDY_EVERY and self._cache is not None:
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error), _in_sqlite:
                 self._cache._sql(_GONE, (time.time(),))  # noqa: SLF001
                 self._untidy = 0
 
@@ -365,7 +385,7 @@ class DiskStore:
     def _let_go(self) -> None:
         cache, self._cache = self._cache, None
         if cache is not None:
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error), _in_sqlite:
                 cache.close()
 
     def _in_words(self, code: int, cause: BaseException) -> ConfigurationError:

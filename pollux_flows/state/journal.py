@@ -60,12 +60,17 @@ class Journal:
     async def keep(self, call: str, outcome: Outcome) -> None:
         """Write an answer down; when this returns, it will survive."""
         now, place = self.clock(), self._place(call)
-        records = {place: kept(place, outcome, now), pointer_to(call): {"at": now, "place": place}}
+        pointer = {"at": now, "place": place}
         if outcome.problem is None:
-            await self.store.put_many(records, self._kept_s)
+            await self.store.put_many({place: kept(place, outcome, now), pointer_to(call): pointer}, self._kept_s)
             return
-        for name, record in records.items():  # what is no answer does not take the place of one
-            await self.store.add(name, record, self._kept_s)
+        # What is no answer does not take the place of one; but that it was paid for is not forgotten.
+        earlier = (await self.own([call])).get(call)
+        if earlier is not None and earlier.problem is None:
+            paid = earlier.paid_before_usd + (outcome.cost_usd or 0.0)
+            outcome = earlier.model_copy(update={"paid_before_usd": paid})
+        await self.store.put(place, kept(place, outcome, now), self._kept_s)
+        await self.store.add(pointer_to(call), pointer, self._kept_s)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:

@@ -24,7 +24,7 @@ from pollux_flows.pipeline import answers, execute
 from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.pipeline.terms import Terms
+from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state import redis
@@ -258,6 +258,35 @@ async def test_what_was_paid_for_and_is_of_no_use_was_paid_for(openai: Config, s
     for _ in range(3):
         await outcomes(openai, Terms(run_key="k", max_cost_usd=1e-9, **terms), ["[[simulate: blocked]] why?"])
     assert len(asked(sim)) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reuse"),
+    [("[[simulate: blocked]] why?", "run"), ("why?", "never"), ("[[simulate: blocked]] why?", "never")],
+)
+async def test_a_budget_holds_over_all_attempts_of_a_run(
+    openai: Config, sim: Simulator, prompt: str, reuse: Reuse
+) -> None:
+    """Whatever became of the answers: each was paid for."""
+    (probe,) = await outcomes(openai, Terms(), [prompt])
+    assert probe.cost_usd is not None
+    for _ in range(6):
+        (last,) = await outcomes(openai, Terms(run_key="k", reuse=reuse, max_cost_usd=2.5 * probe.cost_usd), [prompt])
+    assert last.failure is not None
+    assert last.failure.kind == "budget"
+    assert len(asked(sim)) == 1 + 3
+
+
+async def test_an_answer_stays_when_asking_again_brings_none(openai: Config, sim: Simulator) -> None:
+    """And what that cost is in the run's budget all the same."""
+    (first,) = await outcomes(openai, Terms(run_key="k"), ["why?"])
+    sim.fail(Fault(kind="blocked"), times=1)
+    (second,) = await outcomes(openai, Terms(run_key="k", reuse="never"), ["why?"])
+    (kept,) = await outcomes(openai, Terms(run_key="k"), ["why?"])
+    assert second.problem is not None
+    assert [each.answer and each.answer.text for each in (first, kept)] == ["Simulated answer to: why?"] * 2
+    assert kept.paid_before_usd == second.cost_usd
+    assert len(asked(sim)) == 2
 
 
 async def test_what_others_paid_for_is_not_in_the_budget(openai: Config, sim: Simulator) -> None:

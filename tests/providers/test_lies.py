@@ -134,18 +134,21 @@ MERELY_ODD: dict[ProviderName, list[dict[str, Any]]] = {
     "gemini": [
         {"usageMetadata": {"promptTokenCount": "many", "candidatesTokenCount": -5}},
         {"usageMetadata": 5},
+        {"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 10**400}},
         {"responseId": 5, "modelVersion": {"a": 1}, "unheardOf": True},
         {"candidates": [{"content": {"parts": [{"text": "fine"}]}, "finishReason": 5, "finishMessage": 5}]},
         {"candidates": [{"content": {"parts": [{"text": "fine"}, {"unheardOf": 1}]}}, None]},
     ],
     "openai": [
         {"usage": {"input_tokens": "many", "output_tokens_details": 5}},
+        {"usage": {"input_tokens": 10**400, "output_tokens": 5}},
         {"usage": 5},
         {"id": 5, "model": 5, "incomplete_details": 5},
         {"output": [*good("openai")["output"], {"type": "unheard_of"}]},
     ],
     "anthropic": [
         {"usage": {"input_tokens": "many", "output_tokens": 1.5}},
+        {"usage": {"input_tokens": 5, "output_tokens": 10**400}},
         {"usage": {"input_tokens": 5, "cache_read_input_tokens": "all"}},
         {"usage": 5},
         {"id": 5, "model": 5, "stop_details": 5, "stop_reason": 5},
@@ -153,12 +156,14 @@ MERELY_ODD: dict[ProviderName, list[dict[str, Any]]] = {
     ],
     "openrouter": [
         {"usage": {"prompt_tokens": "many", "prompt_tokens_details": 5}},
+        {"usage": {"prompt_tokens": 5, "total_tokens": 10**400}},
         {"usage": 5},
         {"id": 5, "model": 5},
         {"choices": [{"message": {"content": "fine", "reasoning": 5, "refusal": 5}, "finish_reason": 5}]},
     ],
     "local": [
         {"usage": None},
+        {"usage": {"prompt_tokens": 10**400, "completion_tokens": 10**400, "total_tokens": 10**400}},
         {"id": 5, "created": "yesterday"},
         {"choices": [{"message": {"content": [{"type": "text", "text": "fine"}]}}]},
     ],

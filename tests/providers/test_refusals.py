@@ -12,7 +12,7 @@ from pollux_flows import APIError, Config, RateLimitError, run
 from pollux_flows.config import PROVIDERS, ProviderName
 from pollux_flows.errors import ErrorCategory
 from pollux_flows.simulator import Fault, Simulator
-from tests.loopback import KEY, QUICK, MakeConfig, asked, every_provider, http, outcomes, scripted
+from tests.loopback import KEY, ONCE, QUICK, MakeConfig, asked, every_provider, http, outcomes, scripted
 
 FINAL: list[tuple[int, ErrorCategory | None]] = [
     (400, None), (401, "auth"), (402, None), (403, "auth"), (404, None), (405, None), (413, None), (422, None),
@@ -148,6 +148,16 @@ async def test_openrouter_passes_on_what_its_upstream_said() -> None:
     async with scripted(http(body, 400)) as server:
         with pytest.raises(APIError, match="Vendor: the image is too wide"):
             await run("p", config=server.config("openrouter"))
+
+
+@pytest.mark.parametrize("told", [{"availability": {"retry_after": 17}}, {"metadata": {"retry_after_seconds": 17}}])
+async def test_openrouter_says_in_its_body_how_long_to_wait(told: dict[str, Any]) -> None:
+    """Where there is no header."""
+    body = {"error": {"code": 429, "message": "Provider returned error", **told}}
+    async with scripted(http(body, 429)) as server:
+        with pytest.raises(RateLimitError) as caught:
+            await run("p", config=server.config("openrouter", retry=ONCE))
+    assert caught.value.retry_after_s == 17
 
 
 ERROR_BODIES: dict[str, tuple[bytes, str]] = {

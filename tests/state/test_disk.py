@@ -9,6 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -252,6 +254,40 @@ async def test_one_that_fails_fails_alone(store: DiskStore) -> None:
 def test_a_store_works_in_a_fork(store: DiskStore) -> None:
     """Although its thread did not come along."""
     write_in_a_fork(store)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_may_come_at_any_moment(store: DiskStore) -> None:
+    """Also while the thread is within SQLite, whose own locks nobody would open in the child."""
+    done = threading.Event()
+
+    async def write() -> None:
+        while not done.is_set():
+            await asyncio.gather(*(store.put(f"x/{index}", {}) for index in range(20)))
+
+    writing = threading.Thread(target=asyncio.run, args=(write(),))
+    writing.start()
+    try:
+        for _ in range(20):
+            write_in_a_fork(store)
+    finally:
+        done.set()
+        writing.join()
+
+
+@pytest.mark.parametrize("waiting", [1, 8])
+async def test_a_lock_is_told_once(store: DiskStore, monkeypatch: pytest.MonkeyPatch, waiting: int) -> None:
+    """However many wait for it: nobody waits for the patience of the others."""
+    await store.put("a", {})
+    monkeypatch.setattr(disk, "_PATIENCE_S", 0.3)
+    other = database(store)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    told = await asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(waiting)), return_exceptions=True)
+    assert all("locked" in str(each) for each in told)
+    assert time.monotonic() - began < 0.3 * 3
+    other.rollback()
 
 
 def test_what_was_written_survives_a_kill(store: DiskStore) -> None:
