@@ -94,12 +94,12 @@ def submit(
 
 def _prompts(words: Sequence[str], file: str | None) -> list[str]:
     if bool(words) == (file is not None):
-        raise ConfigurationError("There is nothing to ask." if not words else "Prompts are given twice.",
-                                 hint="Write the prompts, or name a file with --prompts.")  # fmt: skip
-    return list(words) if file is None else _read_prompts(file)
+        problem = "Prompts are given twice." if words else "There is nothing to ask."
+        raise ConfigurationError(problem, hint="Write the prompts, or name a file with --prompts.")
+    return list(words) if file is None else _read(file)
 
 
-def _read_prompts(file: str) -> list[str]:
+def _read(file: str) -> list[str]:
     try:
         text = sys.stdin.read() if file == _STDIN else Path(file).read_text(encoding="utf-8")
         if not file.endswith(".json"):
