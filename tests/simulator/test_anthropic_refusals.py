@@ -133,6 +133,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "A maximum of 4 blocks with cache_control may be provided. Found 5",
     ),
     "a breakpoint of another age": (turns(("user", [text("x", cache_control={**EPHEMERAL, "ttl": "2h"})])), "ttl"),
+    "a use without its tool": (
+        turns(("user", "hi"), ("assistant", [use("t1")]), ("user", [result("t1")])),
+        "must define tools",
+    ),
     "a result without a use": (
         {**TOOLS, **turns(("user", "hi"), ("assistant", "ho"), ("user", [result("t1")]))},
         "unexpected `tool_use_id`",

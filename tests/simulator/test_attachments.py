@@ -241,7 +241,8 @@ async def test_claude_reads_what_a_tool_gives_back(asker: Asker, http: httpx.Asy
             {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]},
             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": result}]},
         ]
-        ask = {"model": "claude-haiku-4-5", "max_tokens": 99, "messages": said}
+        tools = [{"name": "f", "input_schema": {"type": "object"}}]
+        ask = {"model": "claude-haiku-4-5", "max_tokens": 99, "messages": said, "tools": tools}
         answer = await http.post("/anthropic/v1/messages", json=ask)
         assert answer.status_code == status, answer.text
 

@@ -16,6 +16,11 @@ CALLS = {
 }
 RESULT = {"role": "tool", "tool_call_id": "c1", "content": "1"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+THOUGHT = {
+    "role": "assistant",
+    "content": "ho",
+    "reasoning_details": [{"type": "reasoning.text", "text": "why", "signature": "x", "format": "simulated-v1"}],
+}
 OPEN_SCHEMA = {"type": "json_schema", "json_schema": {"name": "o", "strict": True, "schema": {"type": "object"}}}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://e.x/a.png"}}]}
 LLAMA = "meta-llama/llama-3.3-70b-instruct"
@@ -66,6 +71,8 @@ AT_OPENROUTER: dict[str, tuple[int, dict[str, Any], str]] = {
         {"model": LLAMA, "response_format": OPEN_SCHEMA, "provider": {"require_parameters": True}},
         "requested parameters",
     ),
+    "calls without their tools": (400, {"messages": [USER, CALLS, RESULT]}, "Tools must be defined"),
+    "thoughts that were changed": (400, {"messages": [USER, THOUGHT, USER]}, "Invalid `signature`"),
     "two ways to limit reasoning": (400, {"reasoning": {"effort": "low", "max_tokens": 5}}, "Only one of"),
 }
 

@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from pollux_flows.simulator.gemini.signature import sign
+
 FLASH = "gemini-2.5-flash"
 GEMINI_3 = "gemini-3-flash-preview"
 USER = {"role": "user", "parts": [{"text": "hi"}]}
@@ -133,6 +135,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a call with another's signature on 3": (
         GEMINI_3,
         turns(HI, {**CALL, "thoughtSignature": "AAAA"}, RESPONSE),
+        "Thought signature is not valid",
+    ),
+    "a call with the signature of another call on 3": (
+        GEMINI_3,
+        turns(HI, {**CALL, "thoughtSignature": sign("g")}, RESPONSE),
         "Thought signature is not valid",
     ),
 }

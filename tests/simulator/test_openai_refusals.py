@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from pollux_flows.simulator.openai.seal import seal
+
 PATH = "/openai/v1/responses"
 CLOSED: dict[str, Any] = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
 USER = {"role": "user", "content": "hi"}
@@ -129,6 +131,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"input": [USER, {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}]},
         "No tool output found for function call c1",
     ),
+    "reasoning that was changed": (
+        {"input": [{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": seal("why")[::-1]}, USER]},
+        "The encrypted content for item rs_1 could not be verified",
+    ),
     "unknown previous response": ({"previous_response_id": "resp_x"}, "Previous response with id 'resp_x' not found"),
     "metadata that is no text": ({"metadata": {"n": 1}}, "Invalid type for 'metadata.n'"),
 }
@@ -166,7 +172,7 @@ TAKEN: dict[str, dict[str, Any]] = {
         "input": [
             USER,
             {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "ho"}]},
-            {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
+            {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": seal("why")},
             {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "c1", "output": "1"},
         ]

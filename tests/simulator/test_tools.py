@@ -136,6 +136,22 @@ async def test_a_stored_response_remembers_its_calls(http: httpx.AsyncClient) ->
     assert second["usage"]["input_tokens"] == first["usage"]["total_tokens"] + 2  # and "sunny"
 
 
+async def test_what_a_stored_response_remembers_is_not_sent_again(http: httpx.AsyncClient) -> None:
+    """Neither in the turn that brings the output, nor in a later one."""
+    tools = [{"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}]
+    ask = {"model": "gpt-4.1", "input": "Rain?", "tools": tools, "tool_choice": "required"}
+    first = (await http.post("/openai/v1/responses", json=ask)).json()
+    call = {name: first["output"][0][name] for name in ("type", "call_id", "name", "arguments")}
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
+    following = {"model": "gpt-4.1", "previous_response_id": first["id"], "input": [result]}
+    second = (await http.post("/openai/v1/responses", json=following)).json()
+    for before in (first["id"], second["id"]):
+        again = {"model": "gpt-4.1", "previous_response_id": before, "input": [call, result]}
+        answer = await http.post("/openai/v1/responses", json=again)
+        assert answer.status_code == 400
+        assert "Duplicate item found" in answer.json()["error"]["message"]
+
+
 async def test_claude_thinks_and_speaks_before_it_calls(http: httpx.AsyncClient) -> None:
     """A turn of thinking, text and call, which goes back as it came."""
     ask: dict[str, Any] = {

@@ -35,6 +35,7 @@ def check(call: Call) -> Model:
     _check_thinking(body, asked)
     _check_output(body, asked)
     _check_tools(body)
+    _check_tools_are_told(body)
     _check_breakpoints(body)
     _check_turns(body, asked)
     return asked
@@ -137,6 +138,12 @@ def _check_tools(body: dict[str, Any]) -> None:
         raise Refused(400, "tool_choice: may only be specified while providing tools")
     if choice and choice["type"] == "tool" and choice["name"] not in names:
         raise Refused(400, f"Tool '{choice['name']}' not found in provided tools")
+
+
+def _check_tools_are_told(body: dict[str, Any]) -> None:
+    blocks = [block for turn in body["messages"] for block in _blocks(turn)]
+    if not body.get("tools") and any(block["type"] in ("tool_use", "tool_result") for block in blocks):
+        raise Refused(400, "Requests which include `tool_use` or `tool_result` blocks must define tools.")
 
 
 def _check_breakpoints(body: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from pollux_flows.simulator.chat.completion import completion
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply, bearer, row
 
+_FORMAT = "simulated-v1"
+
 # By status, what an error says when nobody says more: error_type, message.
 _ERRORS: Mapping[int, tuple[str, str]] = {
     400: ("invalid_request", "Bad request"),
@@ -104,6 +106,7 @@ def _read(call: Call) -> Ask:
         raise Refused(400, f"{call.body['model']} is not a valid model ID", kind="invalid_model")
     supported = model["supported_parameters"]
     attachments.check(call.body, model)
+    _check_thoughts(call.body)
     if call.body.get("tools") and "tools" not in supported:
         raise Refused(404, "No endpoints found that support tool use.")
     if (call.body.get("provider") or {}).get("require_parameters"):
@@ -113,6 +116,20 @@ def _read(call: Call) -> Ask:
     return reading.read(
         call.body, context_window=model["context_length"], reasoning="reasoning" in supported and _reasons(call.body)
     )
+
+
+def _check_thoughts(body: dict[str, Any]) -> None:
+    """What was thought comes back with its signature, unchanged; tools are told beside their calls."""
+    for place, message in enumerate(body["messages"]):
+        for detail in message.get("reasoning_details") or []:
+            if detail.get("format") == _FORMAT and detail.get("signature") != _sign(detail.get("text") or ""):
+                raise Refused(400, f"messages.{place}.reasoning_details: Invalid `signature` in reasoning detail")
+        if message.get("tool_calls") and not body.get("tools"):
+            raise Refused(400, "Tools must be defined in each request of a conversation that calls them.")
+
+
+def _sign(reasoning: str) -> str:
+    return base64.b64encode(reasoning.encode()).decode()
 
 
 def _check_parameters(body: dict[str, Any], supported: Sequence[str]) -> None:
@@ -180,8 +197,8 @@ def _reasoning(answer: Answer) -> dict[str, Any]:
     detail = {
         "type": "reasoning.text",
         "text": answer.reasoning,
-        "signature": base64.b64encode(answer.reasoning.encode()).decode(),
-        "format": "simulated-v1",
+        "signature": _sign(answer.reasoning),
+        "format": _FORMAT,
         "index": 0,
     }
     return {"reasoning": answer.reasoning, "reasoning_details": [detail]}

@@ -218,5 +218,5 @@ def _check_signature(first_call: dict[str, Any], place: int) -> None:
             f"function call `default_api:{first_call['functionCall']['name']}` , position {place + 1}. Please refer to "
             "https://ai.google.dev/gemini-api/docs/thought-signatures for more details.",
         )
-    if not is_valid(signature):
+    if not is_valid(signature, first_call["functionCall"]["name"]):
         raise Refused(400, "Thought signature is not valid")

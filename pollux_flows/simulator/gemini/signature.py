@@ -13,7 +13,8 @@ def sign(content: str) -> str:
     return base64.b64encode(b"simulated:" + hashlib.sha256(content.encode()).digest()).decode()
 
 
-def is_valid(signature: str) -> bool:
+def is_valid(signature: str, content: str) -> bool:
+    """Whether this is what `content` was signed with."""
     if signature in _STAND_INS:
         return True
     try:
@@ -21,4 +22,4 @@ def is_valid(signature: str) -> bool:
         raw = base64.b64decode(signature.replace("-", "+").replace("_", "/") + "==")
     except ValueError:
         return False
-    return raw.startswith(b"simulated:") or raw.decode("latin-1") in _STAND_INS
+    return raw == base64.b64decode(sign(content)) or raw.decode("latin-1") in _STAND_INS

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from pollux_flows.simulator import tokens
 from pollux_flows.simulator.answers import Answer, compose
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.openai.memory import Remembered
-from pollux_flows.simulator.openai.reading import prompt_blocks, read, writes_are_billed
+from pollux_flows.simulator.openai.reading import input_items, prompt_blocks, read, writes_are_billed
+from pollux_flows.simulator.openai.seal import seal
 from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -36,7 +36,11 @@ def respond(call: Call) -> Reply:
         body["incomplete_details"] = {"reason": incomplete}
     if call.body.get("store", True) is not False:
         open_calls = {item["call_id"]: item["name"] for item in body["output"] if item["type"] == "function_call"}
-        call.world.openai_responses.store(body["id"], Remembered(body["usage"]["total_tokens"], open_calls))
+        before = call.world.openai_responses.get(call.body.get("previous_response_id") or "")
+        sent = [item for item in input_items(call.body) if item.get("type") == "function_call"]
+        all_calls = open_calls.keys() | {item["call_id"] for item in sent} | (before.all_calls if before else set())
+        stored = Remembered(body["usage"]["total_tokens"], open_calls, frozenset(all_calls))
+        call.world.openai_responses.store(body["id"], stored)
     return Reply(body)
 
 
@@ -85,7 +89,7 @@ def _output(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
         if (call.body.get("reasoning") or {}).get("summary"):
             item["summary"] = [{"type": "summary_text", "text": answer.reasoning}]
         if "reasoning.encrypted_content" in (call.body.get("include") or []):
-            item["encrypted_content"] = hashlib.sha256(answer.reasoning.encode()).hexdigest()
+            item["encrypted_content"] = seal(answer.reasoning)
         items.append(item)
     if answer.finish == "blocked":
         items.append(_message({"type": "refusal", "refusal": answer.text}, number, "completed"))

@@ -18,6 +18,8 @@ class Remembered:
     context_tokens: int
     #: Calls that wait for their output: call id to tool name.
     open_calls: Mapping[str, str]
+    #: Every call of the conversation so far, answered or not.
+    all_calls: frozenset[str] = frozenset()
 
 
 class ResponseMemory:

@@ -9,6 +9,7 @@ from typing import Any
 from pollux_flows.simulator import strict_schema
 from pollux_flows.simulator.openai import attachments
 from pollux_flows.simulator.openai.memory import Remembered
+from pollux_flows.simulator.openai.seal import is_whole
 from pollux_flows.simulator.openai.shapes import REQUEST
 from pollux_flows.simulator.shape import Misfit, Path
 from pollux_flows.simulator.wire import Call, Refused
@@ -208,7 +209,25 @@ def _check_turns(call: Call) -> Remembered | None:
     given: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
     open_calls = dict(previous.open_calls) if previous else {}
     for item in given:
+        if (
+            item.get("type") == "reasoning"
+            and item.get("encrypted_content")
+            and not is_whole(item["encrypted_content"])
+        ):
+            raise Refused(
+                400,
+                f"The encrypted content for item {item['id']} could not be verified.",
+                param="input",
+                code="invalid_encrypted_content",
+            )
         if item.get("type") == "function_call":
+            if previous and item["call_id"] in previous.all_calls:
+                raise Refused(
+                    400,
+                    f"Duplicate item found with id {item['call_id']}. Remove duplicate items from your input and try "
+                    "again.",
+                    param="input",
+                )
             open_calls[item["call_id"]] = item["name"]
         elif item.get("type") == "function_call_output" and open_calls.pop(item["call_id"], None) is None:
             raise Refused(
