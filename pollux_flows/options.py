@@ -26,6 +26,8 @@ from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.handles import CacheHandle
 from pollux_flows.plain import JsonObject, Text, plain
+from pollux_flows.result import STATE, ResultEnvelope
+from pollux_flows.turn import read_turns
 
 _IMPORT_STRING: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -72,8 +74,13 @@ class Options(Document):
     reasoning_budget_tokens: StrictInt | None = Field(
         default=None, ge=0, le=_TOKENS, description="How many tokens thinking may take."
     )
-    history: list[JsonObject] | None = Field(default=None, description="The conversation so far.")
-    continue_from: JsonObject | None = Field(default=None, description="An earlier envelope to go on from.")
+    history: list[JsonObject] | None = Field(
+        default=None,
+        description="The conversation so far, such as {'role': 'user', 'content': …}; an empty list begins one.",
+    )
+    continue_from: JsonObject | None = Field(
+        default=None, description="An earlier envelope, or its JSON, to go on from. Of it, the conversation is kept."
+    )
     max_tokens: StrictInt | None = Field(default=None, gt=0, le=_TOKENS, description="The longest answer, in tokens.")
     cache: CacheHandle | None = Field(default=None, description="A cache handle to answer from.")
     implicit_caching: StrictBool | None = Field(default=None, description="Anthropic's prompt caching, on or off.")
@@ -131,14 +138,17 @@ class Options(Document):
 
     @field_validator("history")
     @classmethod
-    def _turns_have_roles(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        for index, turn in enumerate(value or []):
-            if not isinstance(turn.get("role"), str):
-                raise ConfigurationError(
-                    f"history[{index}] says not whose turn it was.",
-                    hint="Write {'role': 'user', 'content': …}; roles are user, assistant and tool.",
-                )
+    def _usable_turns(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        read_turns(value or [])
         return value
+
+    @field_validator("continue_from", mode="before")
+    @classmethod
+    def _the_conversation_alone(cls, value: Any) -> Any:
+        if isinstance(value, ResultEnvelope):
+            value = value.model_dump(mode="json", include={"conversation_state"})
+        # Options go along with each run, and into its record: the rest of an envelope would go there for nothing.
+        return {STATE: value[STATE]} if isinstance(value, dict) and STATE in value else value
 
     @field_validator("provider_options")
     @classmethod

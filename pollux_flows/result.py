@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 from pydantic_core import PydanticSerializationError
 
 from pollux_flows.config import ProviderName
@@ -20,6 +20,9 @@ from pollux_flows.errors import (
     RateLimitError,
     SourceError,
 )
+
+STATE: Final = "_conversation_state"
+"""Under this key an envelope carries the conversation that it is part of."""
 
 Status = Literal["ok", "partial", "error"]
 FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
@@ -94,6 +97,8 @@ class ResultEnvelope(Record):
     (`envelope["answers"]`, `envelope.get("reasoning")`); a key that does not apply is absent.
     """
 
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
     status: Status
     answers: list[str]
     confidence: float = Field(description="0.9 when all is well, 0.5 otherwise.")
@@ -109,6 +114,12 @@ class ResultEnvelope(Record):
     reasoning: list[str | None] | None = None
     tool_calls: list[list[dict[str, str]]] | None = None
     errors: list[CallFailure | None] | None = Field(default=None, description="Per prompt, why it has no answer.")
+    conversation_state: dict[str, Any] | None = Field(
+        default=None,
+        alias=STATE,
+        exclude_if=lambda state: state is None,
+        description="The conversation with this turn, to go on from: Options(continue_from=envelope), continue_tool.",
+    )
 
     @field_serializer("structured")
     def _structured_as_json(self, values: list[Any] | None) -> list[Any] | None:
@@ -127,18 +138,22 @@ class ResultEnvelope(Record):
     def __getitem__(self, key: str) -> Any:
         if key not in self:
             raise KeyError(key)
-        return getattr(self, key)
+        return getattr(self, _KEYS[key])
 
     def __contains__(self, key: object) -> bool:
-        return key in type(self).model_fields and getattr(self, str(key)) is not None
+        return key in _KEYS and getattr(self, _KEYS[str(key)]) is not None
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value under `key`, or `default` where it does not apply."""
-        return getattr(self, key) if key in self else default
+        return getattr(self, _KEYS[key]) if key in self else default
 
     def keys(self) -> Iterator[str]:
         """The keys that apply."""
-        return (key for key in type(self).model_fields if key in self)
+        return (key for key in _KEYS if key in self)
+
+
+# As they are in JSON, and the fields that hold them.
+_KEYS: Final = {field.alias or name: name for name, field in ResultEnvelope.model_fields.items()}
 
 
 def _as_json(value: Any) -> Any:
@@ -187,6 +202,13 @@ class Answer(Record):
     model: str | None = Field(default=None, description="The model that answered, where the provider says.")
     note: str | None = Field(default=None, description="What the provider said about a blocked or cut answer.")
     artifacts: dict[str, Any] = Field(default_factory=dict, description="What fits nowhere else, for the curious.")
+    provider_state: dict[str, Any] | None = Field(
+        default=None, description="What the provider wants back, as it came, when the conversation goes on."
+    )
+
+    def by_itself(self) -> Answer:
+        """The same where nobody goes on from it: what a provider would want back is most of the answer again."""
+        return self if self.provider_state is None else BaseModel.model_copy(self, update={"provider_state": None})
 
 
 class Outcome(Record):

@@ -134,7 +134,8 @@ def options(draw: st.DrawFn) -> Options:
             },
         )
     )
-    turn = st.fixed_dictionaries({"role": st.just("user"), "content": json_values})
+    said = st.text(min_size=1).filter(str.strip)
+    turn = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": said})
     one_of: list[st.SearchStrategy[dict[str, Any]]] = [
         st.sampled_from([{}, {"reasoning_effort": "high"}, {"reasoning_budget_tokens": 0}]),
         st.sampled_from([{}])
@@ -172,4 +173,5 @@ envelopes = st.builds(
     tool_calls=st.none()
     | st.lists(st.lists(st.dictionaries(st.text(), st.text(), max_size=3), max_size=2), max_size=2),
     errors=st.none() | st.lists(st.none() | failures, max_size=3),
+    conversation_state=st.none() | json_objects,
 )

@@ -153,7 +153,9 @@ def test_implicit_caching_can_be_declined_everywhere(provider: ProviderName) -> 
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("asked", [{"history": []}, {"history": [{"role": "user"}]}, {"continue_from": {}}])
+@pytest.mark.parametrize(
+    "asked", [{"history": []}, {"history": [{"role": "user", "content": "a"}]}, {"continue_from": {}}]
+)
 def test_conversations_are_not_built_yet(provider: ProviderName, asked: dict[str, Any]) -> None:
     """So they are refused, not dropped."""
     with refused(ConfigurationError, "cannot send", "yet", "Put what was said before into the prompt"):

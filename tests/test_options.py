@@ -91,7 +91,7 @@ def test_options_never_change() -> None:
     "given",
     [
         lambda inside: Options(tools=[{"name": "f", "parameters": inside}]),
-        lambda inside: Options(history=[{"role": "user", "content": inside}]),
+        lambda inside: Options(history=[{"role": "assistant", "content": "a", "provider_state": inside}]),
         lambda inside: Options(continue_from={"state": inside}),
         lambda inside: Options(provider_options={"openai": {"metadata": inside}}),
         lambda inside: Options(response_schema={"type": "object", "default": inside}),

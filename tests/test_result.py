@@ -53,6 +53,22 @@ def test_only_fields_are_keys(key: Any) -> None:
         an_envelope()[key]
 
 
+def test_a_conversation_is_under_a_key_of_its_own() -> None:
+    """The same in the mapping, in a dict and in JSON; where there is none, none of them has it."""
+    state = {"version": 1, "history": []}
+    envelope = an_envelope(conversation_state=state)
+    assert (
+        envelope["_conversation_state"] == envelope.get("_conversation_state") == envelope.conversation_state == state
+    )
+    assert "conversation_state" not in envelope
+    for told in (dict(envelope), envelope.model_dump(mode="json")):
+        assert told["_conversation_state"] == state
+        assert ResultEnvelope.model_validate(told) == envelope
+    without = an_envelope()
+    assert "_conversation_state" not in {*without.keys(), *without.model_dump(mode="json")}
+    assert envelope.model_copy(update={"status": "error"})["_conversation_state"] == state
+
+
 def test_an_envelope_becomes_a_dict() -> None:
     """With the keys that apply, and no others."""
     assert set(dict(an_envelope())) == {
