@@ -15,6 +15,7 @@ from pollux_flows.config import ProviderName, Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.source import Source
+from pollux_flows.turn import Turn
 
 Support = Literal["yes", "no", "model"]  # "model": the model, the route or the server decides
 
@@ -88,7 +89,12 @@ MATRIX: Final[dict[str, Capability]] = {
     "tools": Capability(
         "Tool calling", ("yes", "yes", "yes", "model", "no"), "Leave tools out, or use another provider."
     ),
-    "conversation": Capability("Conversations", ("yes", "yes", "yes", "yes", "yes")),
+    "conversation": Capability("Conversations (`history`, `continue_from`)", ("yes", "yes", "yes", "yes", "yes")),
+    "tool_results": Capability(
+        "Tool results in a conversation (`continue_tool`)",
+        ("yes", "yes", "yes", "model", "no"),
+        "Leave the turns with tools out, or put what they said into text.",
+    ),
 }
 
 
@@ -117,18 +123,19 @@ def implicit_caching(provider: ProviderName, options: Options, calls: int) -> bo
     return support(provider, "implicit_caching") == "yes" and calls == 1
 
 
-def check(target: Target, options: Options, sources: Sequence[Source]) -> None:
+def check(target: Target, options: Options, sources: Sequence[Source], turns: Sequence[Turn] = ()) -> None:
     """The gate: refuse, before anything is sent, what cannot be answered. Reads no network."""
     for capability in _asked_for(options):
         require(target.provider, capability)
-    for source in sources:
+    if any(turn.tool_calls for turn in turns):
+        require(target.provider, "tool_results")
+    for source in (*sources, *(each.source for turn in turns for each in turn.attached)):
         _check_source(target.provider, source)
     for rule in _MODEL_RULES:
         if rule.provider == target.provider and re.match(rule.models, _bare(target.model)) and rule.asked(options):
             raise ConfigurationError(f"{target.model} {rule.refuses}", hint=rule.instead)
     _check_efforts(target, options)
     _check_cache(target, options, sources)
-    _check_not_built(options)
 
 
 def check_deferred(target: Target, options: Options) -> None:
@@ -340,14 +347,6 @@ def _check_cache(target: Target, options: Options, sources: Sequence[Source]) ->
             raise ConfigurationError(
                 f"{name} cannot go along with a cache handle.",
                 hint=f"Give them to create_cache({name}=…) instead.",
-            )
-
-
-def _check_not_built(options: Options) -> None:
-    for name in ("history", "continue_from"):
-        if getattr(options, name) is not None:
-            raise ConfigurationError(
-                f"This version cannot send {name} yet.", hint="Put what was said before into the prompt."
             )
 
 

@@ -45,6 +45,7 @@ reasoning_budget        yes    no     yes       no         no
 deferred                yes    yes    yes       no         no
 tools                   yes    yes    yes       model      no
 conversation            yes    yes    yes       yes        yes
+tool_results            yes    yes    yes       model      no
 """
 CELLS = [
     (row.split()[0], provider, said)
@@ -150,16 +151,6 @@ def test_sampling_is_the_models_business_or_refused(provider: ProviderName, aske
 def test_implicit_caching_can_be_declined_everywhere(provider: ProviderName) -> None:
     """False asks for nothing."""
     gate(provider, implicit_caching=False)
-
-
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize(
-    "asked", [{"history": []}, {"history": [{"role": "user", "content": "a"}]}, {"continue_from": {}}]
-)
-def test_conversations_are_not_built_yet(provider: ProviderName, asked: dict[str, Any]) -> None:
-    """So they are refused, not dropped."""
-    with refused(ConfigurationError, "cannot send", "yet", "Put what was said before into the prompt"):
-        gate(provider, **asked)
 
 
 @pytest.mark.parametrize("provider", [provider for provider in PROVIDERS if provider != "gemini"])

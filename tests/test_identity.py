@@ -15,7 +15,14 @@ from pollux_flows import Config, Options, Source
 from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.state import identity
-from pollux_flows.state.identity import call_identity, digest, request_identity, source_identity
+from pollux_flows.state.identity import (
+    call_identity,
+    conversation_identity,
+    digest,
+    request_identity,
+    source_identity,
+)
+from pollux_flows.turn import Attached, Turn, read_turns
 from tests.documents import configs, json_objects, json_values, options, sources
 
 # --- Every field is in the key, or left out for a reason ----------------------------------------------------
@@ -35,6 +42,7 @@ def unaccounted(document: type[Document], in_key: set[str], left_out: dict[str, 
         (Config, identity.TARGET_IN_KEY, identity.CONFIG_LEFT_OUT),
         (Options, identity.OPTIONS_IN_KEY, identity.OPTIONS_LEFT_OUT),
         (Source, identity.SOURCE_IN_KEY, identity.SOURCE_LEFT_OUT),
+        (Turn, identity.TURN_IN_KEY, identity.TURN_LEFT_OUT),
     ],
 )
 def test_every_field_is_in_the_key_or_left_out_for_a_reason(
@@ -101,6 +109,34 @@ def test_limits_and_keys_are_left_out(one: Config, other: Config) -> None:
     assert (request_identity(one.target, Options(), []) == request_identity(other.target, Options(), [])) == same
 
 
+@pytest.mark.parametrize("field", sorted(identity.TURN_IN_KEY))
+def test_every_field_of_a_turn_in_the_key_is_really_in_it(field: str) -> None:
+    """What was said before is sent again, and changes the answer."""
+    turn = Turn(role="assistant", content="a")
+    changed: dict[str, Any] = {
+        "role": "user",
+        "content": "b",
+        "tool_calls": [{"id": "c", "name": "f", "arguments": "{}"}],
+        "tool_call_id": "c",
+        "sources": [1],
+        "provider_state": {"signature": "s"},
+    }
+    other = turn.model_copy(update={field: changed[field]})
+    assert conversation_identity([turn], [], None) != conversation_identity([other], [], None)
+
+
+def test_what_was_attached_to_a_turn_is_what_is_in_it() -> None:
+    """Not where it lies; and the id under which the provider keeps it all counts as well."""
+    turn, elsewhere = (
+        Turn(role="user", content="a", sources=[Attached(source=Source.from_uri(address), sha256="1")])
+        for address in ("https://h/a", "https://h/b")
+    )
+    assert conversation_identity([turn], ["x"], None) == conversation_identity([elsewhere], ["x"], None)
+    assert conversation_identity([turn], ["x"], None) != conversation_identity([turn], ["y"], None)
+    assert conversation_identity([turn], ["x"], None) != conversation_identity([turn], ["x"], "resp_1")
+    assert conversation_identity([], [], None) is None
+
+
 # --- Digests ------------------------------------------------------------------------------------------------
 
 
@@ -153,16 +189,20 @@ TARGET = Target(provider="gemini", model="m")
 
 @given(options(), options())
 def test_options_that_say_different_things_have_different_names(one: Options, other: Options) -> None:
-    """And those that say the same have the same."""
+    """And those that say the same have the same. No history is an empty one."""
+
+    def named(options: Options) -> str:
+        turns = read_turns(options.history or [])
+        return request_identity(TARGET, options, [], conversation_identity(turns, [], None))
 
     def said(options: Options) -> Any:
-        told = options.model_dump(mode="json", exclude={"implicit_caching"})
+        told = options.model_dump(mode="json", exclude={"implicit_caching", "continue_from"})
+        told["history"] = told["history"] or None
         told["response_schema"] = options.response_json_schema()
         told["provider_options"] = (options.provider_options or {}).get("gemini")
         return json.dumps(told, sort_keys=True)
 
-    names = (request_identity(TARGET, one, []), request_identity(TARGET, other, []))
-    assert (names[0] == names[1]) == (said(one) == said(other))
+    assert (named(one) == named(other)) == (said(one) == said(other))
 
 
 @given(options())

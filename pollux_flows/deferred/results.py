@@ -123,7 +123,7 @@ class Results:
     def _answer(self, result: Result, index: int) -> tuple[Answer | None, CallFailure | None]:
         if result.status == "succeeded":
             try:
-                return self._read_answer(result.response), None
+                return self._read_answer(result.response).by_itself(), None
             except UpstreamError as error:
                 said = f"The provider's result cannot be read as an answer: {str(error)[:300]}"
                 return None, CallFailure(index=index, kind="api_error", message=said, retryable=True)

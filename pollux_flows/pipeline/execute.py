@@ -13,6 +13,7 @@ from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError, unless_raised
 from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
+from pollux_flows.pipeline.conversation import said_with
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.retry import Attempts, attempt
 from pollux_flows.pipeline.terms import Terms
@@ -165,6 +166,8 @@ class Execution:
 
     def _outcome(self, planned: PlannedCall, attempts: Attempts[Answer]) -> Outcome:
         answer, error = attempts.result, attempts.error
+        if answer is not None and not answer.tool_calls and self.plan.sharing > 1:
+            answer = answer.by_itself()
         cost = answer and cost_of(self.plan.target, answer)
         return Outcome(
             index=planned.index,
@@ -238,10 +241,13 @@ def _sources(plan: Plan, planned: PlannedCall) -> Sequence[int]:
 
 
 def _call(plan: Plan, planned: PlannedCall, materials: tuple[Material, ...]) -> Call:
+    own = len(materials) - len(plan.said.attached)
     return Call(
         model=plan.target.model,
-        materials=materials,
+        materials=materials[:own],
         prompt=planned.prompt,
         options=plan.options,
         implicit_caching=implicit_caching(plan.target.provider, plan.options, plan.sharing),
+        said=tuple(said_with(plan.said.turns, materials[own:])),
+        response_id=plan.said.response_id,
     )

@@ -9,11 +9,12 @@ from typing import Any, Final
 from pollux_flows.capabilities import implicit_caching
 from pollux_flows.document import MENDED
 from pollux_flows.options import Options
+from pollux_flows.pipeline.conversation import state_after
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.structured import instance, structured_answers, tool_arguments
 from pollux_flows.plain import mended
 from pollux_flows.pricing import Cost, price_table, total
-from pollux_flows.result import Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
+from pollux_flows.result import STATE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
 
 # How an answer can end and not be whole.
 _CUT: Final[dict[FinishReason | None, str]] = {
@@ -56,6 +57,7 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
         "reasoning": _if_any([answer and answer.reasoning for answer in answers]),
         "tool_calls": _if_any([_tool_calls(plan.options, answer) for answer in answers]),
         "errors": _if_any(failures),
+        STATE: _state(plan, outcomes),
     }
     return ResultEnvelope.model_validate(said, context=MENDED)
 
@@ -76,6 +78,15 @@ def typed(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:
         return envelope
     instances = [None if value is None else instance(model, value) for value in envelope.structured]
     return envelope.model_copy(update={"structured": instances})
+
+
+def _state(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """The conversation that one answered prompt makes; several prompts side by side are none."""
+    if len(plan.calls) != 1:
+        return None
+    sources, contents = plan.sources[: plan.own_sources], plan.contents[: plan.own_sources]
+    asked = (plan.calls[0].prompt, sources, contents)
+    return state_after(plan.said.turns, asked, plan.options, plan.target, outcomes[0])
 
 
 def _status(answers: Sequence[Answer | None], failures: Sequence[CallFailure | None]) -> Status:

@@ -13,10 +13,11 @@ from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
+from pollux_flows.pipeline.conversation import Conversation
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content
 from pollux_flows.source import Source
-from pollux_flows.state.identity import call_identity, request_identity, source_identity
+from pollux_flows.state.identity import call_identity, conversation_identity, request_identity, source_identity
 
 # A part for each call, up to so many that a person looks at them one by one; beyond, a few large ones.
 _SINGLE: Final = 32
@@ -42,6 +43,16 @@ class Plan(Document):
     contents: list[Content | None] = Field(description="What is known of each source that is a file.")
     calls: list[PlannedCall]
     sharing: int = Field(description="How many calls the whole plan makes about the same sources.")
+    said: Conversation = Field(
+        default=Conversation(),
+        exclude_if=lambda said: said.is_empty,
+        description="What was said before. What was attached to it ends `sources`.",
+    )
+
+    @property
+    def own_sources(self) -> int:
+        """How many of the sources the prompts are about; the others were attached to the turns before."""
+        return len(self.sources) - len(self.said.attached)
 
     @property
     def title(self) -> str:
@@ -77,17 +88,20 @@ def make_plan(request: Request, contents: Sequence[Content | None] | None = None
 
     `contents` is what `read_sources` found: a file is what is in it, not what it is called.
     """
-    contents = list(contents) if contents is not None else [None] * len(request.sources)
+    sources = request.every_source
+    contents = list(contents) if contents is not None else [None] * len(sources)
     named = [
         source_identity(source, request.target.provider, (content.sha256, content.mime_type) if content else None)
-        for source, content in zip(request.sources, contents, strict=True)
+        for source, content in zip(sources, contents, strict=True)
     ]
+    own, attached = named[: len(request.sources)], named[len(request.sources) :]
+    said = conversation_identity(request.said.turns, attached, request.said.response_id)
     _check_cache_alive(request.options)
     calls: list[PlannedCall] = []
     seen: Counter[tuple[str, str | None]] = Counter()
     for source in range(len(request.sources)) if request.each_source else (None,):
-        about = named if source is None else [named[source]]
-        shared = request_identity(request.target, request.options, about)
+        about = own if source is None else [own[source]]
+        shared = request_identity(request.target, request.options, about, said)
         for prompt in request.prompts:
             identity = call_identity(shared, prompt, seen[shared, prompt])
             calls.append(PlannedCall(index=len(calls), prompt=prompt, source=source, identity=identity))
@@ -95,10 +109,11 @@ def make_plan(request: Request, contents: Sequence[Content | None] | None = None
     return Plan(
         target=request.target,
         options=request.options,
-        sources=request.sources,
+        sources=sources,
         contents=contents,
         calls=calls,
         sharing=len(request.prompts),
+        said=request.said,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
+from pollux_flows.pipeline.conversation import check_unchanged
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content, examine, not_utf8
 from pollux_flows.providers.material import SourcesModule
@@ -13,18 +14,20 @@ from pollux_flows.state.store import open_store
 
 async def read_sources(request: Request) -> list[Content | None]:
     """What is known of each source that is a file; None for the others. The first that cannot be sent is an error."""
-    files = [index for index, source in enumerate(request.sources) if source.source_type == "file"]
-    contents: list[Content | None] = [None] * len(request.sources)
+    sources = request.every_source
+    files = [index for index, source in enumerate(sources) if source.source_type == "file"]
+    contents: list[Content | None] = [None] * len(sources)
     if files:
-        examined = await examine([request.sources[index] for index in files], open_store())
+        examined = await examine([sources[index] for index in files], open_store())
         for index, content in zip(files, examined, strict=True):
             contents[index] = content
     delivery = sources_module(request.target.provider).delivery
-    for source, known in zip(request.sources, contents, strict=True):
+    for source, known in zip(sources, contents, strict=True):
         if known is None:
             delivery(source, source.mime_type, source.size_bytes)
         elif delivery(source, known.mime_type, known.size_bytes) == "text" and not known.utf8:
             raise not_utf8(source)
+    check_unchanged(request.said.attached, contents[len(request.sources) :])
     return contents
 
 

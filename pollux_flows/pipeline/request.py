@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from pydantic import Field
+
 from pollux_flows import capabilities
 from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.options import Options
+from pollux_flows.pipeline.conversation import Conversation, conversation
 from pollux_flows.plain import Text
 from pollux_flows.providers import validation
 from pollux_flows.source import Source
@@ -28,6 +31,13 @@ class Request(Document):
     each_source: bool = False
     target: Target
     options: Options
+    # Not mentioned where there is none: what older versions wrote and read has no such field.
+    said: Conversation = Field(default=Conversation(), exclude_if=lambda said: said.is_empty)
+
+    @property
+    def every_source(self) -> list[Source]:
+        """Those of the prompts, then those that were attached to the turns before."""
+        return [*self.sources, *(each.source for each in self.said.attached)]
 
 
 def make_request(
@@ -39,17 +49,26 @@ def make_request(
     each_source: bool = False,
 ) -> Request:
     """Validate and normalise. No prompts at all is a legal request for nothing; `None` is one call without a prompt."""
+    options = Options() if options is None else _typed("options", options, Options)
+    prompts = _prompts(prompts)
+    said = conversation(options, target, prompts)
     request = Request(
-        prompts=_prompts(prompts),
+        prompts=prompts,
         sources=checked_sources(sources),
         each_source=each_source,
         target=target,
-        options=Options() if options is None else _typed("options", options, Options),
+        options=options,
+        said=said or Conversation(),
     )
-    if None in request.prompts and not (request.sources or request.options.cache):
+    if said is not None and each_source:
+        raise ConfigurationError(
+            "A conversation cannot be about each source by itself.", hint="Go on with each of its envelopes by itself."
+        )
+    asked_before = bool(request.said.turns) and request.said.turns[-1].role != "assistant"
+    if None in request.prompts and not (request.sources or request.options.cache or asked_before):
         raise ConfigurationError("There is nothing to send: no prompt and no source.", hint="Write a prompt.")
     _check_schema(request.options)
-    capabilities.check(request.target, request.options, request.sources)
+    capabilities.check(request.target, request.options, request.sources, request.said.turns)
     return request
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
 from pollux_flows.options import Options
+from pollux_flows.pipeline.conversation import with_results
 from pollux_flows.pipeline.execute import execute_plan, first_error
 from pollux_flows.pipeline.extract import extract_envelope, typed
 from pollux_flows.pipeline.plan import make_plan
@@ -81,6 +83,36 @@ async def run_many(
         error.envelope = envelope
         raise _with_what_is_kept(error, outcomes, run_key)
     return envelope
+
+
+async def continue_tool(
+    continue_from: ResultEnvelope | Mapping[str, Any],
+    tool_results: Sequence[Mapping[str, Any]],
+    *,
+    config: Config,
+    options: Options | None = None,
+    reuse: Reuse = "run",
+    max_age: float | timedelta | None = None,
+    run_key: str | None = None,
+    max_cost_usd: float | None = None,
+) -> ResultEnvelope:
+    """Go on after tool calls, with what the tools brought: `{"tool_call_id": …, "content": …}` for each call.
+
+    `options` are those of this turn: what an earlier one was told (system_instruction, tools, …) is told again where it
+    is to hold. The last four arguments are those of `run_many`.
+    """
+    if options is not None and not isinstance(options, Options):
+        raise ConfigurationError(f"options is a {type(options).__name__}.", hint="Pass Options(…).")
+    going_on = {"history": None, "continue_from": with_results(continue_from, tool_results)}
+    return await run_many(
+        None,
+        config=config,
+        options=(options or Options()).model_copy(update=going_on),
+        reuse=reuse,
+        max_age=max_age,
+        run_key=run_key,
+        max_cost_usd=max_cost_usd,
+    )
 
 
 def _with_what_is_kept(error: PolluxError, outcomes: Sequence[Outcome], run_key: str | None) -> PolluxError:

@@ -17,6 +17,19 @@ from pollux_flows.options import Options
 from pollux_flows.plain import mended
 from pollux_flows.providers.material import Material
 from pollux_flows.result import Answer
+from pollux_flows.turn import Turn
+
+
+@dataclass(frozen=True)
+class Said:
+    """A turn before this one. Of a user's turn, what was shown and what was asked, as in a Call."""
+
+    turn: Turn
+    materials: tuple[Material, ...] = ()
+    prompt: str | None = None
+
+
+_USER: Final = Turn(role="user")
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,26 @@ class Call:
     prompt: str | None
     options: Options
     implicit_caching: bool = False
+    said: tuple[Said, ...] = ()
+    response_id: str | None = None
+    """Under which the provider keeps what was said, up to the assistant's last turn."""
+
+    @property
+    def turns(self) -> tuple[Said, ...]:
+        """All turns; the last is this call's own, unless what was said ends with tool results or a question."""
+        if self.said and not self.materials and self.prompt is None:
+            return self.said
+        return (*self.said, Said(_USER, self.materials, self.prompt))
+
+    @property
+    def everything(self) -> tuple[Material, ...]:
+        """All that the model is shown, in this turn and those before."""
+        return (*(material for said in self.said for material in said.materials), *self.materials)
+
+    @property
+    def tools_called(self) -> list[str]:
+        """The names of the tools that were called before."""
+        return list(dict.fromkeys(call.name for said in self.said for call in said.turn.tool_calls))
 
 
 class ClientModule(Protocol):

@@ -35,7 +35,7 @@ async def complete(client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
         raise
 
 
-def body(call: Call, content: str | list[dict[str, Any]]) -> dict[str, Any]:
+def body(call: Call, turns: list[dict[str, Any]]) -> dict[str, Any]:
     """The fields that every server of this protocol knows; None where the caller said nothing."""
     options = call.options
     system = options.system_instruction
@@ -43,7 +43,7 @@ def body(call: Call, content: str | list[dict[str, Any]]) -> dict[str, Any]:
         "model": call.model,
         "messages": [
             *([{"role": "system", "content": system}] if system else []),
-            {"role": "user", "content": content},
+            *turns,
         ],
         "temperature": options.temperature,
         "top_p": options.top_p,

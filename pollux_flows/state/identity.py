@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pollux_flows.config import ProviderName, Target
@@ -16,6 +17,7 @@ from pollux_flows.document import Document
 from pollux_flows.options import Options
 from pollux_flows.plain import canonical
 from pollux_flows.source import Source
+from pollux_flows.turn import Turn
 
 TARGET_IN_KEY: Final = {"provider", "model", "base_url", "use_mock"}
 CONFIG_LEFT_OUT: Final = {
@@ -49,6 +51,11 @@ SOURCE_LEFT_OUT: Final = {
     "identifier": "a name for people, never sent",
     "size_bytes": "follows from the content",
 }
+TURN_IN_KEY: Final = {"role", "content", "tool_calls", "tool_call_id", "sources", "provider_state"}
+TURN_LEFT_OUT: Final = {
+    "name": "follows from the call that it answers",
+    "cache": "never sent; what is sent of it is in the options",
+}
 
 
 def digest(label: str, value: Any) -> str:
@@ -65,9 +72,24 @@ def source_identity(source: Source, provider: ProviderName, content: tuple[str, 
     return digest("source", {**_said(source, told - {"uri", "mime_type"}), "content": content})
 
 
-def request_identity(target: Target, options: Options, sources: list[str]) -> str:
-    """What all calls of one request have in common; `sources` are their identities, in order."""
-    said = _said(options, OPTIONS_IN_KEY - {"response_schema", "provider_options"})
+def conversation_identity(turns: Sequence[Turn], attached: Sequence[str], response_id: str | None) -> Any:
+    """What is sent of the turns before; None where there are none. `attached` are the identities of their sources."""
+    names = iter(attached)
+
+    def told(turn: Turn) -> dict[str, Any]:
+        said = _said(turn, TURN_IN_KEY - {"sources"})
+        return said | {"sources": [each if isinstance(each, int) else next(names) for each in turn.sources]}
+
+    return {"turns": [told(turn) for turn in turns], "response_id": response_id} if turns else None
+
+
+def request_identity(target: Target, options: Options, sources: list[str], conversation: Any = None) -> str:
+    """What all calls of one request have in common; `sources` are their identities, in order.
+
+    Of `history` and `continue_from` counts what is sent: `conversation`. What else an envelope holds (how long it took,
+    what was taken from the journal) is another each time the turn before is asked again.
+    """
+    said = _said(options, OPTIONS_IN_KEY - {"response_schema", "provider_options", "history", "continue_from"})
     # The shape counts, not the name it was imported by; and only the active provider's own fields are sent.
     if (schema := options.response_json_schema()) is not None:
         said["response_schema"] = _in_order(schema)
@@ -81,6 +103,7 @@ def request_identity(target: Target, options: Options, sources: list[str]) -> st
             "target": _said(target, TARGET_IN_KEY),
             "options": said,
             "sources": sources,
+            **({} if conversation is None else {"conversation": conversation}),
         },
     )
 

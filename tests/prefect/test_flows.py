@@ -65,6 +65,28 @@ async def test_arealtime_is_awaited(provider: PolluxProvider) -> None:
     assert (await arealtime("Who was it?", provider)).answers == ["Simulated answer to: Who was it?"]
 
 
+def test_a_conversation_goes_on_in_a_flow(provider: PolluxProvider) -> None:
+    """With the envelope itself, or with its JSON as a form gives it; several prompts at once are refused."""
+    begun = realtime(
+        "I am Ada. [[simulate: tool_call]]", provider, options=Options(history=[], tools=[{"name": "look"}])
+    )
+    ((call,),) = begun.tool_calls or []
+    state = begun["_conversation_state"]
+    state["history"].append({"role": "tool", "tool_call_id": call["id"], "content": "sea"})
+    from_a_form = Options.model_validate(
+        {"continue_from": begun.model_dump(mode="json") | {"_conversation_state": state}}
+    )
+    seen = realtime("What was it?", provider, options=from_a_form)
+    last = realtime("Who am I?", provider, options=Options(continue_from=seen))
+    assert last.text == "Simulated answer to: Who am I?"
+    roles = [turn["role"] for turn in last["_conversation_state"]["history"]]
+    assert roles == ["user", "assistant", "tool", "user", "assistant", "user", "assistant"]
+    with pytest.raises(ConfigurationError, match="one prompt"):
+        fan_out(PROMPTS, provider, options=Options(continue_from=last))
+    with pytest.raises(ConfigurationError, match="each source by itself"):
+        broadcast(["Who?"], SOURCES, provider, options=Options(continue_from=last))
+
+
 def test_fan_out_keeps_prompt_order(provider: PolluxProvider) -> None:
     """One envelope with an answer per prompt, in their order."""
     envelope = fan_out(PROMPTS, provider, sources=SOURCES)

@@ -21,6 +21,7 @@ from pollux_flows import (
     Source,
     cancel_deferred,
     collect_deferred,
+    continue_tool,
     create_cache,
     defer,
     defer_many,
@@ -128,6 +129,11 @@ async def calls(config: Config, source: Source) -> None:
     assert_type(await run("Why?", config=config), ResultEnvelope)
     assert_type(await run("Why?", source=source, config=config, options=Options()), ResultEnvelope)
     assert_type(await run(source=source, config=config), ResultEnvelope)
+    called = await run("And in Oslo?", config=config, options=Options(history=[{"role": "user", "content": "Hi."}]))
+    results = [{"tool_call_id": call["id"], "content": "rain"} for call in (called.tool_calls or [[]])[0]]
+    assert_type(await continue_tool(called, results, config=config), ResultEnvelope)
+    assert_type(await continue_tool({}, [], config=config, options=Options(), run_key="k"), ResultEnvelope)
+    assert_type(called.conversation_state, dict[str, Any] | None)
     assert_type(await run_many(["Why?", "How?"], sources=[source], config=config), ResultEnvelope)
     assert_type(await run_many(prompts=("Why?", None), sources=(source,), config=config), ResultEnvelope)
     assert_type(await run_many("Why?", config=config, options=None), ResultEnvelope)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
-from pollux_flows.providers.anthropic.sources import part
+from pollux_flows.providers.anthropic.turns import as_it_came, messages
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
@@ -48,17 +48,17 @@ def request(call: Call) -> dict[str, Any]:
     """The request's body."""
     options = call.options
     raw = (options.provider_options or {}).get("anthropic", {})
-    answer_tool = _answer_tool(options)
-    prompt = [] if call.prompt is None else [{"type": "text", "text": call.prompt}]
+    tools, tool_choice = _tools(call, raw)
+    thinking = _thinking(call.model, options)
     body: dict[str, Any] = {
         "model": call.model,
         "max_tokens": _max_tokens(call.model, options),
-        "messages": [{"role": "user", "content": [*map(part, call.materials), *prompt]}],
+        "messages": messages(call, thinks=(thinking or {}).get("type") == "enabled"),
         "system": options.system_instruction or None,
-        "thinking": _thinking(call.model, options),
+        "thinking": thinking,
         "output_config": _output_config(options),
-        "tools": [answer_tool] if answer_tool else [_tool(tool) for tool in options.tools or []] or None,
-        "tool_choice": _tool_choice({"name": _ANSWER_TOOL} if answer_tool else options.tool_choice),
+        "tools": tools,
+        "tool_choice": tool_choice,
         "cache_control": {"type": "ephemeral"} if call.implicit_caching and "cache_control" not in raw else None,
     }
     given = {name: value for name, value in body.items() if value is not None}
@@ -82,7 +82,8 @@ def read_answer(message: Any) -> Answer:
         if block.get("type") == "tool_use"
     ]
     finish_reason = None if reason is None else _FINISH_REASONS.get(reason, "other")
-    if calls and calls[0].name == _ANSWER_TOOL:
+    answered_in_a_call = bool(calls) and calls[0].name == _ANSWER_TOOL
+    if answered_in_a_call:
         texts, calls, finish_reason = [calls[0].arguments], [], "stop" if reason == "tool_use" else finish_reason
     details = as_object(message.get("stop_details"))
     known = {"text", "thinking", "redacted_thinking", "tool_use"}
@@ -100,6 +101,7 @@ def read_answer(message: Any) -> Answer:
         model=as_text(message.get("model")),
         note=as_text(details.get("explanation")) or as_text(details.get("category")),
         artifacts={"content_blocks": unknown} if unknown else {},
+        provider_state=None if answered_in_a_call else as_it_came(blocks),
     )
 
 
@@ -175,6 +177,21 @@ def _answer_tool(options: Options) -> dict[str, Any] | None:
             hint="Give it named fields only; or let its root be an object, and leave tools and reasoning out.",
         )
     return {"name": _ANSWER_TOOL, "description": "Give the answer.", "input_schema": answer_schema}
+
+
+def _tools(call: Call, raw: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, dict[str, str] | None]:
+    options = call.options
+    if answer_tool := _answer_tool(options):
+        return [answer_tool, *_called_before(call)], _tool_choice({"name": _ANSWER_TOOL})
+    if options.tools:
+        return [_tool(tool) for tool in options.tools], _tool_choice(options.tool_choice)
+    # Calls and results may only be among the messages of a request that has tools, though none is to be called now.
+    before = [] if "tools" in raw else _called_before(call)
+    return before or None, {"type": "none"} if before else None
+
+
+def _called_before(call: Call) -> list[dict[str, Any]]:
+    return [_tool({"name": name}) for name in call.tools_called]
 
 
 def _output_config(options: Options) -> dict[str, Any] | None:

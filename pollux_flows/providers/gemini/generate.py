@@ -11,7 +11,7 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
-from pollux_flows.providers.gemini.sources import parts
+from pollux_flows.providers.gemini.turns import as_it_came, contents
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
@@ -44,10 +44,6 @@ def request(call: Call) -> dict[str, Any]:
     from google.genai import types
 
     options = call.options
-    turn = [
-        *parts(call.materials),
-        *([types.Part(text=call.prompt)] if call.prompt is not None else []),
-    ]
     fields: dict[str, Any] = {
         "system_instruction": options.system_instruction or None,
         "temperature": options.temperature,
@@ -75,7 +71,7 @@ def request(call: Call) -> dict[str, Any]:
             f"provider_options['gemini'] does not fit Gemini's GenerateContentConfig: {_first_problem(error)}",
             hint="Write its fields, such as top_k or safety_settings.",
         ) from None
-    return {"model": call.model, "contents": [types.Content(role="user", parts=turn)], "config": config}
+    return {"model": call.model, "contents": contents(call), "config": config}
 
 
 def _in_snake_case(raw: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +86,7 @@ def _all_tools(call: Call) -> list[types.Tool] | None:
     """The caller's tools, and the one that opens addresses where a source asks for it."""
     from google.genai import types
 
-    opens = any(material.source.gemini_url_context for material in call.materials)
+    opens = any(material.source.gemini_url_context for material in call.everything)
     # Functions last: the SDK sends them so, and a row of a batch, which goes past it, is to be the same.
     return [
         *([types.Tool(url_context=types.UrlContext())] if opens else []),
@@ -149,6 +145,7 @@ def read_answer(response: Any) -> Answer:
         response_id=as_text(response.get("responseId")),
         model=as_text(response.get("modelVersion")),
         note=as_text(candidate.get("finishMessage")) or as_text(feedback.get("blockReasonMessage")),
+        provider_state=as_it_came(parts),
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pollux_flows.providers import chat, schema
 from pollux_flows.providers.base import Call, merged
+from pollux_flows.providers.local.turns import messages
 from pollux_flows.result import Answer
 
 if TYPE_CHECKING:
@@ -17,9 +18,8 @@ async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
 
 
 def request(call: Call) -> dict[str, Any]:
-    """The request's body. Many local servers take only a plain string, so sources and prompt become one."""
-    texts = [material.text or "" for material in call.materials]
-    body = chat.body(call, "\n\n".join([*texts, *([call.prompt] if call.prompt is not None else [])]))
+    """The request's body."""
+    body = chat.body(call, messages(call))
     if (answer_schema := call.options.response_json_schema()) is not None:
         body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
     given = {name: value for name, value in body.items() if value is not None}

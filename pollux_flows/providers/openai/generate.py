@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.options import Options
 from pollux_flows.providers import schema
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
-from pollux_flows.providers.openai.sources import part
+from pollux_flows.providers.openai.turns import as_it_came, items
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _CUT: Final[dict[str, FinishReason]] = {"max_output_tokens": "max_tokens", "content_filter": "blocked"}
+_FORGOTTEN: Final = "previous_response_not_found"
 # A failed response carries a code instead of an HTTP status; these are the statuses it stands for.
 _FAILED: Final = {"rate_limit_exceeded": 429, "server_error": 500, "vector_store_timeout": 504}
 
 
 async def generate(client: AsyncOpenAI, call: Call) -> Answer:
+    from openai import APIStatusError
+
     # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
-    return read_answer(await client.post("/responses", body=request(call), cast_to=object))
+    try:
+        return read_answer(await client.post("/responses", body=request(call), cast_to=object))
+    except APIStatusError as error:
+        if call.response_id is None or error.code != _FORGOTTEN:
+            raise
+    # It was refused, so nothing was billed: what OpenAI kept for a month, or in another account, we have as well.
+    return read_answer(await client.post("/responses", body=request(replace(call, response_id=None)), cast_to=object))
 
 
 def request(call: Call) -> dict[str, Any]:
     """The request's body."""
     options = call.options
-    prompt = [] if call.prompt is None else [{"type": "input_text", "text": call.prompt}]
+    raw = (options.provider_options or {}).get("openai", {})
     body: dict[str, Any] = {
         "model": call.model,
-        "input": [{"role": "user", "content": [*map(part, call.materials), *prompt]}],
+        "input": items(call),
+        "previous_response_id": call.response_id,
         "instructions": options.system_instruction or None,
         "temperature": options.temperature,
         "top_p": options.top_p,
         "max_output_tokens": options.max_tokens,
+        "include": None if "include" in raw else _include(options),
         "reasoning": options.reasoning_effort and {"effort": options.reasoning_effort, "summary": "auto"},
         "text": _text_format(options.response_json_schema()),
         "tools": [_tool(tool) for tool in options.tools or []] or None,
         "tool_choice": _tool_choice(options.tool_choice),
     }
     given = {name: value for name, value in body.items() if value is not None}
-    return merged(given, (options.provider_options or {}).get("openai", {}))
+    return merged(given, raw)
+
+
+def _include(options: Options) -> list[str] | None:
+    """With tools that the model thinks about, its thoughts, sealed: should the call and its result be sent again."""
+    thinks = options.reasoning_effort not in {None, "none"}
+    return ["reasoning.encrypted_content"] if options.tools and thinks else None
 
 
 @reader
@@ -76,9 +95,11 @@ def read_answer(response: Any) -> Answer:
         billing=_billing(response),
         reasoning="\n\n".join(thoughts) or None,
         tool_calls=calls,
-        response_id=as_text(response.get("id")),
+        # The id of what was not stored finds nothing.
+        response_id=None if response.get("store") is False else as_text(response.get("id")),
         model=as_text(response.get("model")),
         note=" ".join(refusals) or None,
+        provider_state=as_it_came(response["output"]),
     )
 
 

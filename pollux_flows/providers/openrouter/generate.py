@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pollux_flows.providers import chat, schema
 from pollux_flows.providers.base import Call, merged
-from pollux_flows.providers.openrouter.sources import part
+from pollux_flows.providers.openrouter.turns import as_it_came, messages
 from pollux_flows.result import Answer
 
 if TYPE_CHECKING:
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
-    return await chat.complete(client, request(call))
+    answer = await chat.complete(client, request(call))
+    return answer.model_copy(update={"provider_state": as_it_came(answer)})
 
 
 def request(call: Call) -> dict[str, Any]:
     """The request's body."""
     options = call.options
-    prompt = [] if call.prompt is None else [{"type": "text", "text": call.prompt}]
-    body = chat.body(call, [*map(part, call.materials), *prompt])
+    body = chat.body(call, messages(call))
     raw = (options.provider_options or {}).get("openrouter", {})
-    if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.materials):
+    if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.everything):
         # Without an engine by name, OpenRouter may choose one that is billed by the page.
         body["plugins"] = [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
     if (answer_schema := options.response_json_schema()) is not None:
@@ -33,6 +33,10 @@ def request(call: Call) -> dict[str, Any]:
     if options.tools:
         body["tools"] = [_tool(tool) for tool in options.tools]
         body["tool_choice"] = _tool_choice(options.tool_choice)
+    elif call.tools_called and "tools" not in raw:
+        # It looks at the tools of each request that has calls and results in it, though none is to be called now.
+        body["tools"] = [_tool({"name": name}) for name in call.tools_called]
+        body["tool_choice"] = "none"
     given = {name: value for name, value in body.items() if value is not None}
     return merged(given, raw)
 

@@ -55,10 +55,11 @@ async def check(client: httpx2.AsyncClient, call: Call) -> None:
         )
     if model.says is not None and "text" not in model.says:
         raise ConfigurationError(f"{call.model} does not answer in text.", hint="Choose a model that does.")
-    shown = any(material.mime_type.startswith("image/") for material in call.materials)
+    shown = any(material.mime_type.startswith("image/") for material in call.everything)
     if shown and model.sees is not None and "image" not in model.sees:
         raise ConfigurationError(f"{call.model} sees no images.", hint="Choose a model that does, or leave them out.")
-    for name, enough in _needed(call.options):
+    needed = [*_needed(call.options), *([("tools", {"tools"})] if call.tools_called else [])]
+    for name, enough in needed:
         if model.takes is not None and not enough.intersection(model.takes):
             raise ConfigurationError(
                 f"{call.model} does not support {name} on OpenRouter.",

@@ -1,0 +1,195 @@
+"""Conversation: the turns before this one, read from what the caller passes, and kept in the envelope for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import Field
+
+from pollux_flows.config import ProviderName, Target
+from pollux_flows.document import Document
+from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.options import Options
+from pollux_flows.providers.base import Said
+from pollux_flows.providers.content import Content
+from pollux_flows.providers.material import Material
+from pollux_flows.result import STATE, Outcome, ResultEnvelope
+from pollux_flows.source import Source
+from pollux_flows.turn import Attached, Turn, in_order, read_turns
+
+VERSION: Final = 1
+"""Of the state in an envelope. It grows when an older version of this package would misread one."""
+
+# Who keeps a conversation under the id of its last answer, so that only what is new need be sent.
+_REMEMBERS: Final[set[ProviderName]] = {"openai"}
+_STATE_HINT: Final = (
+    "An envelope can be gone on from when it answers one prompt, and that was asked with history (history=[] begins a "
+    "conversation) or continue_from, or was answered with tool calls."
+)
+
+
+class Conversation(Document):
+    """What was said before. `response_id` stands for all of it up to the last answer, where the provider keeps that."""
+
+    turns: list[Turn] = Field(default_factory=list)
+    response_id: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.turns
+
+    @property
+    def attached(self) -> list[Attached]:
+        return [each for turn in self.turns for each in turn.attached]
+
+
+def conversation(options: Options, target: Target, prompts: Sequence[str | None]) -> Conversation | None:
+    """What `options` goes on from, or an error that says why these prompts cannot."""
+    if options.history is not None:
+        turns, response_id = read_turns(options.history), None
+    elif options.continue_from is not None:
+        state = _state(options.continue_from, "continue_from")
+        _check_provider(state, target)
+        turns, response_id = read_turns(state["history"], f"{STATE}.history"), state.get("response_id")
+    else:
+        return None
+    if len(prompts) != 1:
+        raise ConfigurationError(
+            f"A conversation goes on with one prompt, not {len(prompts)}.",
+            hint="Ask them one after the other, each going on from the envelope before.",
+        )
+    turns, waiting = in_order(turns)
+    if waiting:
+        names = ", ".join(f"{call.id!r} ({call.name})" for call in waiting)
+        raise ConfigurationError(
+            f"The conversation waits for the result of the tool call {names}.",
+            hint="Give it first: continue_tool(envelope, [{'tool_call_id': …, 'content': …}], config=…).",
+        )
+    if options.cache is None and (about := next((turn.cache for turn in turns if turn.cache), None)):
+        raise ConfigurationError(
+            f"The conversation is about the cached content {about}, which would be missing.",
+            hint="Pass its handle again: Options(cache=…).",
+        )
+    said = Conversation(turns=turns)
+    answered = any(turn.role == "assistant" for turn in turns)
+    if response_id is None or not answered or target.provider not in _REMEMBERS or said.attached:
+        # What was attached may be gone from the provider: it is sent again, and with it everything.
+        return said
+    return Conversation(turns=turns, response_id=response_id)
+
+
+def said_with(turns: Sequence[Turn], materials: Iterable[Material]) -> Iterator[Said]:
+    """The turns as they are sent; `materials` are what was attached to them, in order."""
+    attached = iter(materials)
+    for turn in turns:
+        about, prompt = turn.pieces()
+        shown = (_text(piece) if isinstance(piece, str) else next(attached) for piece in about)
+        yield Said(turn, tuple(shown), prompt)
+
+
+def check_unchanged(attached: Sequence[Attached], contents: Sequence[Content | None]) -> None:
+    """Refuse to go on about a file that is another by now: what was said about it would be said of something else."""
+    for each, content in zip(attached, contents, strict=True):
+        if each.sha256 is not None and content is not None and content.sha256 != each.sha256:
+            raise SourceError(
+                f"The file {each.source.identifier!r}, which this conversation is about, has changed since.",
+                hint="Put back what it was, or begin a conversation about what it is now.",
+            )
+
+
+def state_after(
+    turns: Sequence[Turn],
+    asked: tuple[str | None, Sequence[Source], Sequence[Content | None]],
+    options: Options,
+    target: Target,
+    outcome: Outcome,
+) -> dict[str, Any] | None:
+    """The conversation with this turn, for whoever goes on from it; None where there is none."""
+    answer = outcome.answer
+    converses = options.history is not None or options.continue_from is not None
+    if answer is None or outcome.problem is not None or not (converses or answer.tool_calls):
+        return None
+    prompt, sources, contents = asked
+    about = [_about(source, content) for source, content in zip(sources, contents, strict=True)]
+    question = Turn.of_user(prompt, about, None if options.cache is None else options.cache.name)
+    reply = Turn(
+        role="assistant", content=answer.text, tool_calls=answer.tool_calls, provider_state=answer.provider_state
+    )
+    history = [*turns, *([] if prompt is None and not sources else [question]), reply]
+    latest = {"response_id": answer.response_id, "provider_state": answer.provider_state}
+    return {
+        "version": VERSION,
+        "provider": target.provider,
+        "history": [turn.as_item() for turn in history],
+        **{name: value for name, value in latest.items() if value is not None},
+    }
+
+
+def with_results(continue_from: ResultEnvelope | Mapping[str, Any], tool_results: Sequence[Any]) -> dict[str, Any]:
+    """The conversation of an envelope with the results of its tool calls, to go on from."""
+    if isinstance(continue_from, ResultEnvelope):
+        continue_from = continue_from.model_dump(mode="json", include={"conversation_state"})
+    if not isinstance(continue_from, Mapping):
+        raise ConfigurationError(
+            f"continue_from is of type {type(continue_from).__name__}.", hint="Pass the envelope with the tool calls."
+        )
+    state = _state(continue_from, "continue_from")
+    turns = read_turns(state["history"], f"{STATE}.history")
+    if not in_order(turns, f"{STATE}.history")[1]:
+        raise ConfigurationError(
+            "continue_from waits for no tool results: its last turn calls no tools.",
+            hint="Go on with a prompt: run(prompt, options=Options(continue_from=envelope)).",
+        )
+    if isinstance(tool_results, str | bytes | Mapping) or not isinstance(tool_results, Sequence):
+        raise ConfigurationError(
+            f"tool_results is of type {type(tool_results).__name__}.",
+            hint="Pass a list: [{'tool_call_id': …, 'content': …}].",
+        )
+    results = [{"role": "tool", **item} if isinstance(item, Mapping) else item for item in tool_results]
+    answers = read_turns(results, "tool_results")
+    if other := next((turn.role for turn in answers if turn.role != "tool"), None):
+        raise ConfigurationError(
+            f"tool_results has a turn of role {other}.",
+            hint="Give the results alone; a prompt follows in the next turn.",
+        )
+    _, waiting = in_order([turns[-1], *answers], "tool_results", first=-1)
+    if waiting:
+        raise ConfigurationError("tool_results is empty.", hint="Give the result of each call in envelope.tool_calls.")
+    return {STATE: {**state, "history": [*state["history"], *(turn.as_item() for turn in answers)]}}
+
+
+def _state(envelope: Mapping[str, Any], name: str) -> dict[str, Any]:
+    state = envelope.get(STATE)
+    if state is None:
+        raise ConfigurationError(f"{name} carries no conversation ({STATE}).", hint=_STATE_HINT)
+    version = state.get("version", VERSION) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or type(version) is not int or not isinstance(state.get("history"), list):
+        raise ConfigurationError(f"The {STATE} of {name} is none.", hint="Pass the envelope as it came.")
+    if version > VERSION:
+        raise ConfigurationError(
+            f"The conversation in {name} was written by a newer version of pollux_flows (its version is {version}).",
+            hint="Update pollux_flows here.",
+        )
+    if not isinstance(state.get("response_id"), str | None):
+        raise ConfigurationError(f"The response_id of {name} is no text.", hint="Pass the envelope as it came.")
+    return state
+
+
+def _check_provider(state: Mapping[str, Any], target: Target) -> None:
+    provider = state.get("provider")
+    if provider is not None and provider != target.provider:
+        raise ConfigurationError(
+            f"The conversation was with {provider}, and {target.provider} knows nothing of it.",
+            hint=f"Go on with {provider}, or pass its turns, which are plain text, as Options(history=…).",
+        )
+
+
+def _about(source: Source, content: Content | None) -> str | Attached:
+    if source.source_type in {"text", "json"}:
+        return str(source.text)
+    return Attached(source=source, sha256=content and content.sha256)
+
+
+def _text(piece: str) -> Material:
+    return Material(Source.from_text(piece), "text/plain", text=piece)
