@@ -80,8 +80,9 @@ def _text(ask: Ask, prompt: str) -> str:
 
 
 def _tools_to_call(ask: Ask, fault: Fault | None) -> list[str]:
-    """Which tools the model calls. It never answers a tool result with a call, so that loops end."""
-    if not ask.tools or ask.tool_choice == "none" or ask.tool_results:
+    """Which tools the model calls. It answers a tool result with no call but one it is forced to, so that loops end."""
+    forced = isinstance(ask.tool_choice, tuple)
+    if not ask.tools or ask.tool_choice == "none" or (ask.tool_results and not forced):
         return []
     allowed = list(ask.tools)
     if isinstance(ask.tool_choice, tuple):

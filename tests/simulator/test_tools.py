@@ -120,6 +120,13 @@ async def test_tool_results_are_answered_with_text(protocol: str, http: httpx.As
     assert "Simulated answer from the results of: weather" in answer.text
 
 
+async def test_a_tool_that_is_named_is_called_again(http: httpx.AsyncClient) -> None:
+    """Results end a loop, but not for a model that is given no choice."""
+    path, body = ANSWERED["anthropic"]
+    answer = await http.post(path, json={**body, "tool_choice": {"type": "tool", "name": "weather"}})
+    assert answer.json()["stop_reason"] == "tool_use"
+
+
 async def test_a_stored_response_remembers_its_calls(http: httpx.AsyncClient) -> None:
     """With `previous_response_id` only the outputs are sent; the calls are with OpenAI."""
     tools = [{"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}]
