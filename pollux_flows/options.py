@@ -74,12 +74,16 @@ class Options(Document):
     reasoning_budget_tokens: StrictInt | None = Field(
         default=None, ge=0, le=_TOKENS, description="How many tokens thinking may take."
     )
+    # Neither is for logs: long as they are, they may hold addresses, and what follows the ? of one may be secret.
     history: list[JsonObject] | None = Field(
         default=None,
+        repr=False,
         description="The conversation so far, such as {'role': 'user', 'content': …}; an empty list begins one.",
     )
     continue_from: JsonObject | None = Field(
-        default=None, description="An earlier envelope, or its JSON, to go on from. Of it, the conversation is kept."
+        default=None,
+        repr=False,
+        description="An earlier envelope, or its JSON, to go on from. Of it, the conversation is kept.",
     )
     max_tokens: StrictInt | None = Field(default=None, gt=0, le=_TOKENS, description="The longest answer, in tokens.")
     cache: CacheHandle | None = Field(default=None, description="A cache handle to answer from.")

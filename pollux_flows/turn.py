@@ -73,6 +73,16 @@ class Turn(Document):
     def says_nothing(self) -> bool:
         return not (self.content.strip() or self.tool_calls or self.sources or self.cache or self.provider_state)
 
+    def came(self, name: str) -> list[dict[str, Any]]:
+        """What the provider wants back of that, or nothing: another provider's state says nothing to this one."""
+        kept = (self.provider_state or {}).get(name) or []
+        if not isinstance(kept, list) or not all(isinstance(piece, dict) for piece in kept):
+            raise ConfigurationError(
+                f"The provider_state of an assistant's turn is not what came ({name}).",
+                hint="Pass the turn as it came, or leave provider_state out of it.",
+            )
+        return kept
+
     def pieces(self) -> tuple[list[str | Attached], str | None]:
         """The reverse of `of_user`: what it was about, and what was asked."""
         about: list[str | Attached] = []

@@ -222,6 +222,13 @@ def test_effort_may_be_written_in_any_case() -> None:
     assert Options(reasoning_effort=" High ").reasoning_effort == "high"
 
 
+def test_a_conversation_is_not_for_logs() -> None:
+    """It is long, and what follows the ? of an address in it may be secret."""
+    history = [{"role": "user", "content": "hi, secret"}]
+    state = {"_conversation_state": {"history": history}}
+    assert "secret" not in f"{Options(history=history)} {Options(continue_from=state)!r}"
+
+
 @pytest.mark.parametrize("turn", [{}, {"content": "hi"}, {"role": None}, {"role": 1}])
 def test_every_turn_says_whose_it_was(turn: dict[str, Any]) -> None:
     """Or the provider would."""

@@ -135,6 +135,9 @@ async def test_a_local_server_gets_no_tool_turns(config: MakeConfig, sim: Simula
           for provider, model in (("anthropic", "claude-sonnet-4-6"), ("gemini", "gemini-2.5-flash"))),
         ("gemini", "gemini-2.5-flash", [SAID[0], {**SAID[1], "provider_state": {"parts": [{"text": 1}]}}], {},
          "cannot be sent back to Gemini"),
+        *((provider, model, [SAID[0], {**SAID[1], "provider_state": {name: ["x"]}}], {}, f"not what came .{name}")
+          for provider, model, name in (("anthropic", "claude-sonnet-4-6", "content"), ("openai", "gpt-5", "output"),
+                                        ("gemini", "gemini-2.5-flash", "parts"))),
     ],
 )  # fmt: skip
 async def test_what_one_provider_does_not_take_is_refused_unsent(

@@ -15,6 +15,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Fault, Simulator
 from tests.documents import goes_through_json
 from tests.loopback import MODELS, MakeConfig, asked, every_provider, with_tools
+from tests.providers.shapes import Map
 from tests.providers.test_tools import CLOCK, WEATHER
 
 TOOLS = Options(tools=[WEATHER, CLOCK])
@@ -292,6 +293,18 @@ async def test_a_prompt_may_follow_the_results(provider: ProviderName, config: M
     ]
     await run("In words.", config=config(provider), options=TOOLS.model_copy(update={"history": history}))
     assert said_in(provider, bodies(sim)[0])[-1] == ("user", ["In words."])
+
+
+@with_tools
+async def test_results_may_be_answered_in_a_shape(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
+    """Also in one that Anthropic gives only as the arguments of a call: the next turn is told the answer."""
+    first = await called(config(provider), sim, 1)
+    options = Options(response_schema=Map)
+    second = await continue_tool(first, results_for(first), config=config(provider), options=options)
+    assert second.structured is not None
+    assert Map.model_validate(second.structured[0])
+    await run("Thanks.", config=config(provider), options=Options(continue_from=second))
+    assert len(bodies(sim)) == 3
 
 
 async def test_gemini_takes_results_as_objects(config: MakeConfig, sim: Simulator) -> None:

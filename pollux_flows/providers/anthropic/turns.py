@@ -29,7 +29,12 @@ def messages(call: Call, *, thinks: bool) -> list[dict[str, Any]]:
             hint="Begin history with a user's turn, or put that greeting into system_instruction.",
         )
     answers = made[-1]["content"][:1]
-    if thinks and answers and answers[0]["type"] == "tool_result" and made[-2]["content"][0]["type"] not in _THOUGHTS:
+    if (
+        thinks
+        and answers
+        and answers[0]["type"] == "tool_result"
+        and made[-2]["content"][0].get("type") not in _THOUGHTS
+    ):
         raise ConfigurationError(
             "The tool calls that are being answered were made without thinking; Anthropic cannot begin to think now.",
             hint="Leave reasoning out until the model has answered with text.",
@@ -56,10 +61,9 @@ def _content(said: Said) -> list[dict[str, Any]]:
 
 
 def _spoken(turn: Turn) -> list[dict[str, Any]]:
-    came = (turn.provider_state or {}).get("content")
-    if isinstance(came, list):
+    if came := turn.came("content"):
         # A text without letters is one that the API gives, and does not take.
-        return [block for block in came if block.get("type") != "text" or block["text"].strip()]
+        return [block for block in came if block.get("type") != "text" or str(block.get("text")).strip()]
     calls = [
         {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_of(call)} for call in turn.tool_calls
     ]

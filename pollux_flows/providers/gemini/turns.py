@@ -56,8 +56,7 @@ def _parts(said: Said, model: str, calling: types.Content | None) -> list[types.
             prompt = [] if said.prompt is None else [types.Part(text=said.prompt)]
             return [*parts(said.materials), *prompt]
         case "assistant":
-            came = (turn.provider_state or {}).get("parts")
-            return [_replayed(part) for part in came] if isinstance(came, list) else _rebuilt(turn, model)
+            return [_replayed(part) for part in turn.came("parts")] or _rebuilt(turn, model)
         case "tool":
             return [types.Part(function_response=_response(turn, calling))]
 

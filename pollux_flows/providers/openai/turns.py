@@ -35,8 +35,7 @@ def _items(said: Said) -> Iterator[dict[str, Any]]:
             prompt = [] if said.prompt is None else [{"type": "input_text", "text": said.prompt}]
             yield {"role": "user", "content": [*map(part, said.materials), *prompt]}
         case "assistant":
-            came = (turn.provider_state or {}).get("output")
-            yield from map(_replayed, came) if isinstance(came, list) else _rebuilt(turn)
+            yield from map(_replayed, turn.came("output")) if turn.came("output") else _rebuilt(turn)
         case "tool":
             yield {"type": "function_call_output", "call_id": turn.tool_call_id, "output": turn.content}
 

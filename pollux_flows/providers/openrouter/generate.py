@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
     answer = await chat.complete(client, request(call))
-    return answer.model_copy(update={"provider_state": as_it_came(answer)})
+    came = as_it_came(answer)
+    return answer if came is None else answer.model_copy(update={"provider_state": came})
 
 
 def request(call: Call) -> dict[str, Any]:
