@@ -6,15 +6,26 @@ The simulator holds each request to that protocol: roles and their order, ids of
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pollux_flows import Config, ConfigurationError, Options, ResultEnvelope, Source, continue_tool, run, run_many
+from pollux_flows import (
+    APIError,
+    Config,
+    ConfigurationError,
+    Options,
+    ResultEnvelope,
+    Source,
+    continue_tool,
+    run,
+    run_many,
+)
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Fault, Simulator
 from tests.documents import goes_through_json
-from tests.loopback import MODELS, MakeConfig, asked, every_provider, with_tools
+from tests.loopback import MODELS, MakeConfig, asked, every_provider, good, http, scripted, with_tools
 from tests.providers.shapes import Map
 from tests.providers.test_tools import CLOCK, WEATHER
 
@@ -332,6 +343,24 @@ async def test_openai_has_forgotten(config: MakeConfig, sim: Simulator) -> None:
     assert [item.get("type", item.get("role")) for item in asked(sim)[2].body["input"]] == [
         "user", "function_call", "function_call", "function_call_output", "function_call_output",
     ]  # fmt: skip
+
+
+async def test_openai_says_in_other_words_that_it_has_forgotten() -> None:
+    """By status and words alone. What it refuses for another reason is refused."""
+    state = {"version": 1, "provider": "openai", "history": SAID, "response_id": "resp_1"}
+    options = Options(continue_from={"_conversation_state": state})
+
+    def refusing(status: int, message: str) -> Callable[[bytes], bytes]:
+        refusal = http({"error": {"message": message}}, status)
+        return lambda body: refusal if b"previous_response_id" in body else http(good("openai"))
+
+    async with scripted(refusing(404, "Response resp_1 not found."), by_body=True) as server:
+        assert (await run("Who am I?", config=server.config("openai"), options=options)).text == "fine"
+        assert len(server.requests) == 2
+    async with scripted(refusing(400, "No."), by_body=True) as server:
+        with pytest.raises(APIError, match="No"):
+            await run("Who am I?", config=server.config("openai"), options=options)
+        assert len(server.requests) == 1
 
 
 async def test_openai_keeps_nothing_when_it_is_told_so(config: MakeConfig, sim: Simulator) -> None:

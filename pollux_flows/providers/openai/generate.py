@@ -13,7 +13,7 @@ from pollux_flows.providers.openai.turns import as_it_came, items
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
 _CUT: Final[dict[str, FinishReason]] = {"max_output_tokens": "max_tokens", "content_filter": "blocked"}
 _FORGOTTEN: Final = "previous_response_not_found"
@@ -28,10 +28,15 @@ async def generate(client: AsyncOpenAI, call: Call) -> Answer:
     try:
         return read_answer(await client.post("/responses", body=request(call), cast_to=object))
     except APIStatusError as error:
-        if call.response_id is None or error.code != _FORGOTTEN:
+        if call.response_id is None or not _forgot(call.response_id, error):
             raise
     # It was refused, so nothing was billed: what OpenAI kept for a month, or in another account, we have as well.
     return read_answer(await client.post("/responses", body=request(replace(call, response_id=None)), cast_to=object))
+
+
+def _forgot(response_id: str, error: APIStatusError) -> bool:
+    """Whether that is what was refused. Not everybody who speaks this protocol gives the refusal its code."""
+    return error.code == _FORGOTTEN or (error.status_code in {400, 404} and response_id in error.message)
 
 
 def request(call: Call) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from pollux_flows.providers.base import Call, Said
 from pollux_flows.providers.openai.sources import part
 from pollux_flows.turn import Turn
+
+_REASONING: Final = ("type", "id", "summary", "encrypted_content")
 
 
 def items(call: Call) -> list[dict[str, Any]]:
@@ -41,9 +43,10 @@ def _items(said: Said) -> Iterator[dict[str, Any]]:
 
 
 def _replayed(item: dict[str, Any]) -> dict[str, Any]:
-    """Without the ids of what OpenAI stored, and may have forgotten; a reasoning item keeps its own."""
-    left_out = {"status"} if item.get("type") == "reasoning" else {"id", "status"}
-    return {name: value for name, value in item.items() if name not in left_out}
+    """Without the ids of what OpenAI stored, and may have forgotten. Reasoning goes sealed, and takes its own id."""
+    if item.get("type") == "reasoning":
+        return {"summary": [], **{name: item[name] for name in _REASONING if name in item}}
+    return {name: value for name, value in item.items() if name not in {"id", "status"}}
 
 
 def _rebuilt(turn: Turn) -> Iterator[dict[str, Any]]:
