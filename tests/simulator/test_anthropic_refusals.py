@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from pollux_flows.simulator.anthropic.signature import sign
+
 PATH = "/anthropic/v1/messages"
 USER = {"role": "user", "content": "hi"}
 EPHEMERAL = {"type": "ephemeral"}
@@ -191,6 +193,18 @@ async def test_anthropic_refuses(name: str, http: httpx.AsyncClient) -> None:
 
 
 TAKEN: dict[str, dict[str, Any]] = {
+    "a loop that thought when it began": {
+        "max_tokens": 4000,
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        **TOOLS,
+        **turns(
+            ("user", "hi"),
+            ("assistant", [{"type": "thinking", "thinking": "why", "signature": sign("why")}, use("t1")]),
+            ("user", [result("t1")]),
+            ("assistant", [use("t2")]),
+            ("user", [result("t2")]),
+        ),
+    },
     "a text": {},
     "two turns of one role": turns(("user", "hi"), ("user", "ho")),
     "effort on Opus 4.5": {"model": "claude-opus-4-5-20251101", "output_config": {"effort": "high"}},

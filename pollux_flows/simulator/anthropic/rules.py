@@ -175,7 +175,9 @@ def _check_turns(body: dict[str, Any], asked: Model) -> None:
             continue
         if waiting:
             _without_results(place - 1, waiting)
-        _check_thinking_turn(place, blocks, thinks)
+        # A loop of calls and results is one turn, and thinks when it begins.
+        goes_on = place > 0 and any(block["type"] == "tool_result" for block in turns[place - 1][2])
+        _check_thinking_turn(place, blocks, thinks, goes_on=goes_on)
         waiting = [block["id"] for block in blocks if block["type"] == "tool_use"]
     if waiting:
         _without_results(len(turns) - 1, waiting)
@@ -240,14 +242,14 @@ def _without_results(place: int, missing: list[str]) -> None:
     )
 
 
-def _check_thinking_turn(place: int, blocks: list[dict[str, Any]], thinks: str) -> None:
+def _check_thinking_turn(place: int, blocks: list[dict[str, Any]], thinks: str, *, goes_on: bool) -> None:
     """A turn that thought begins with its thoughts, as they were."""
     if thinks == "disabled":
         return
     kinds = [block["type"] for block in blocks]
     thought = any(kind in _THINKING_BLOCKS for kind in kinds)
     # Adaptive thinking alone may go without thoughts on a turn that calls tools.
-    must = thought or (thinks == "enabled" and "tool_use" in kinds)
+    must = thought or (thinks == "enabled" and "tool_use" in kinds and not goes_on)
     if must and kinds[0] not in _THINKING_BLOCKS:
         raise Refused(
             400,
