@@ -1,6 +1,7 @@
 """What every provider is: a folder of modules with these functions, and nothing to inherit from.
 
-`client.py` opens a connection, `generate.py` makes one call. What a provider cannot do has no file.
+`client.py` opens a connection, `generate.py` makes one call, `turns.py` says what was said before it. What a provider
+cannot do has no file.
 """
 
 from __future__ import annotations

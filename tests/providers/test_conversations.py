@@ -318,6 +318,21 @@ async def test_results_may_be_answered_in_a_shape(provider: ProviderName, config
     assert len(bodies(sim)) == 3
 
 
+async def test_claude_thinks_when_a_loop_begins(config: MakeConfig, sim: Simulator) -> None:
+    """Further calls of the loop may come without a thought."""
+    options = TOOLS.model_copy(update={"reasoning_budget_tokens": 1024})
+    claude = config("anthropic", model="claude-opus-4-5")
+    first = await called(claude, sim, 1, options)
+    history = [
+        *first["_conversation_state"]["history"],
+        {"role": "tool", "tool_call_id": calls_of(first)[0]["id"], "content": "rain"},
+        {"role": "assistant", "tool_calls": [{"id": "c2", "name": "get_time", "arguments": "{}"}]},
+        {"role": "tool", "tool_call_id": "c2", "content": "noon"},
+    ]
+    assert (await run(config=claude, options=options.model_copy(update={"history": history}))).status == "ok"
+    assert len(bodies(sim)) == 2
+
+
 async def test_gemini_takes_results_as_objects(config: MakeConfig, sim: Simulator) -> None:
     """A JSON object as it is; whatever else as the result of one."""
     first = await called(config("gemini"), sim, 2)

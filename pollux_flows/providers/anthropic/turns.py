@@ -28,18 +28,21 @@ def messages(call: Call, *, thinks: bool) -> list[dict[str, Any]]:
             "Anthropic takes no conversation that the assistant begins.",
             hint="Begin history with a user's turn, or put that greeting into system_instruction.",
         )
-    answers = made[-1]["content"][:1]
-    if (
-        thinks
-        and answers
-        and answers[0]["type"] == "tool_result"
-        and made[-2]["content"][0].get("type") not in _THOUGHTS
-    ):
+    if thinks and _calls_without_thought(made):
         raise ConfigurationError(
             "The tool calls that are being answered were made without thinking; Anthropic cannot begin to think now.",
             hint="Leave reasoning out until the model has answered with text.",
         )
     return made
+
+
+def _calls_without_thought(made: list[dict[str, Any]]) -> bool:
+    """Whether results are sent of calls that no thought led to. Of a loop, it is the first turn that thinks."""
+    begins = [message["content"][0].get("type") if message["content"] else None for message in made]
+    first = len(made) - 1
+    while begins[first] == "tool_result":
+        first -= 2
+    return first < len(made) - 1 and begins[first + 1] not in _THOUGHTS
 
 
 def as_it_came(blocks: list[dict[str, Any]]) -> dict[str, Any] | None:
