@@ -47,11 +47,11 @@ class Conversation(Document):
 def conversation(options: Options, target: Target, prompts: Sequence[str | None]) -> Conversation | None:
     """What `options` goes on from, or an error that says why these prompts cannot."""
     if options.history is not None:
-        turns, response_id = read_turns(options.history), None
+        name, items, response_id = "history", options.history, None
     elif options.continue_from is not None:
         state = _state(options.continue_from, "continue_from")
         _check_provider(state, target)
-        turns, response_id = read_turns(state["history"], f"{STATE}.history"), state.get("response_id")
+        name, items, response_id = f"{STATE}.history", state["history"], state.get("response_id")
     else:
         return None
     if len(prompts) != 1:
@@ -59,7 +59,7 @@ def conversation(options: Options, target: Target, prompts: Sequence[str | None]
             f"A conversation goes on with one prompt, not {len(prompts)}.",
             hint="Ask them one after the other, each going on from the envelope before.",
         )
-    turns, waiting = in_order(turns)
+    turns, waiting = in_order(read_turns(items, name), name)
     if waiting:
         names = ", ".join(f"{call.id!r} ({call.name})" for call in waiting)
         raise ConfigurationError(
