@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL
 
 from pollux_flows import ResultEnvelope
@@ -112,6 +113,7 @@ async def test_ctrl_c_in_a_sync_flow_ends_the_run(provider: PolluxProvider, simu
     process.send_signal(signal.SIGINT)
     process.wait(30)
     async with get_client() as client:
-        run = next(run for run in await client.read_flow_runs() if run.parameters.get("prompt") == "Stop me.")
+        newest = await client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=10)
+    run = next(run for run in newest if run.parameters.get("prompt") == "Stop me.")
     ended = await until(lambda: finished(run), within_s=10)
     assert ended.state.is_crashed() or ended.state.is_cancelled()
