@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from pydantic import SecretStr
 
+from pollux_flows import ConfigurationError
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator
@@ -40,10 +42,11 @@ async def no_jobs_are_left() -> AsyncIterator[None]:
 
 @pytest.fixture
 def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
-    """A provider that is saved on the server."""
+    """A provider that is saved on the server, unless just this one is saved there already."""
     simulator.batch_s = 0
 
     async def save(kind: ProviderName, **more: Any) -> PolluxProvider:
+        name = f"deferred-{kind}"
         block = PolluxProvider(
             provider=kind,
             model=MODELS[kind],
@@ -51,8 +54,12 @@ def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
             base_url=simulator.base_url(kind, origin=world[1]),
             **more,
         )
-        await block.asave(f"deferred-{kind}", overwrite=True)
-        return await PolluxProvider.named(f"deferred-{kind}")
+        with suppress(ConfigurationError):
+            there = await PolluxProvider.named(name)
+            if all(getattr(there, field) == getattr(block, field) for field in PolluxProvider.model_fields):
+                return there
+        await block.asave(name, overwrite=True)
+        return await PolluxProvider.named(name)
 
     return save
 
