@@ -26,18 +26,14 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import pytest
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_CLIENT_MAX_RETRIES,
-    PREFECT_LOGGING_TO_API_ENABLED,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from pollux_flows.providers.anthropic import batch as anthropic
 from pollux_flows.providers.batches import Limits
 from pollux_flows.providers.gemini import batch as gemini
 from pollux_flows.providers.lines import Lines
 from pollux_flows.providers.openai import batch as openai
+from tests.hurry import hurried
 
 # What a process would else import once it works: it is there already when it is forked.
 for _name in (
@@ -111,15 +107,9 @@ def started(
 
 @contextmanager
 def in_a_hurry() -> Iterator[None]:
-    """Ask a server that is busy again at once: Prefect's client waits for 2 to 32 seconds, and gives up after that."""
-    settings = {PREFECT_CLIENT_MAX_RETRIES: 100, PREFECT_LOGGING_TO_API_ENABLED: False}
-    with pytest.MonkeyPatch.context() as patch, temporary_settings(settings):
-        patch.setattr("prefect.client.base.clamped_poisson_interval", _soon)
+    """Ask a server that is busy again at once, as `tests.hurry` does, and tell it nothing that nobody reads."""
+    with hurried(), temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
         yield
-
-
-def _soon(_seconds: float, _factor: float) -> float:
-    return random.uniform(0.1, 0.5)  # noqa: S311 (no secret)
 
 
 def _started(process: ForkServerProcess) -> None:

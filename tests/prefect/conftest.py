@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
+from prefect.settings import PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.simulator import Simulator, serve
+from tests.hurry import hurried
+
+# What the server was told is seen five seconds later, unless it is asked to write it down more often.
+_BRISK: Final = {PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL: 0.5}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+    with hurried(), temporary_settings(_BRISK), prefect_test_harness(server_startup_timeout=120):
         yield
 
 
