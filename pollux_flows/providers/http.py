@@ -40,7 +40,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
     try:
         return httpx2.AsyncClient(
             transport=transport,
-            verify=_tls(),
+            verify=tls(),
             # Read and write are bounded by the deadline around the whole call; the pool by request_concurrency.
             timeout=httpx2.Timeout(None, connect=_CONNECT_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=config.request_concurrency),
@@ -68,7 +68,7 @@ def idle_client() -> httpx2.Client:
     """For the half of an SDK that nobody uses: left to itself it would make one from whatever is in the environment."""
     import httpx2
 
-    return httpx2.Client(verify=_tls(), trust_env=False)
+    return httpx2.Client(verify=tls(), trust_env=False)
 
 
 def web_client(timeout_s: float) -> httpx.Client:
@@ -93,7 +93,7 @@ def key(config: Config) -> str:
 
 
 @cache
-def _tls() -> ssl.SSLContext:
+def tls() -> ssl.SSLContext:
     """Reading the certificates takes 15 ms: once a process is enough."""
     import httpx2
 

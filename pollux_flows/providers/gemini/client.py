@@ -66,6 +66,7 @@ async def connect(config: Config) -> AsyncIterator[Connection]:
                     timeout=int(config.timeout_s * 1000),
                     httpx_async_client=transport,
                     httpx_client=idle,
+                    async_client_args={"ssl": http.tls()},  # for what is not used; else it reads all certificates
                 ),
             )
             yield Connection(sdk, transport, base, key)
