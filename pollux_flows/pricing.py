@@ -36,7 +36,7 @@ _TOKENS: Final = {
     "output_mtok": "output",
 }
 _TOOLS: Final = {"web_searches_kcount", "storage_searches_kcount"}
-_NO_CALL_TAKES: Final = 10**12  # tokens
+NO_CALL_TAKES: Final = 10**12  # tokens
 
 # Steps from the highest to the base: the first whose start the prompt is longer than sets the price of a million.
 _Price = tuple[tuple[int, Decimal], ...]
@@ -199,7 +199,7 @@ def _bill(prices: Mapping[str, _Price], target: Target, answer: Answer) -> float
         "cache_audio_read_mtok": heard_before,
         "output_mtok": usage["output_tokens"],
     }
-    if min(counted.values()) < 0 or max(counted.values()) > _NO_CALL_TAKES:
+    if min(counted.values()) < 0 or max(counted.values()) > NO_CALL_TAKES:
         raise _UnknownError(f"The provider's token counts cannot be right: {usage}.")
     if missing := [what for name, what in _TOKENS.items() if counted[name] and name not in prices]:
         raise _UnknownError(f"{price_table()} has no price for {missing[0]} of {answer.model or target.model!r}.")

@@ -16,6 +16,7 @@ from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
 from pollux_flows.plain import mended
+from pollux_flows.pricing import NO_CALL_TAKES
 from pollux_flows.providers.material import Material
 from pollux_flows.result import Answer
 from pollux_flows.turn import Turn
@@ -80,7 +81,6 @@ class GenerateModule(Protocol):
 
 # What would make the provider answer in a form that `read_answer` does not read, or somebody else answer altogether:
 # paid for, and lost.
-_NO_CALL_TAKES: Final = 10**12  # tokens
 _OTHER_FORMS: Final = ("stream", "background", "n", "candidate_count", "http_options")
 
 
@@ -130,7 +130,7 @@ def as_count(value: Any) -> int:
 
 def counts(**found: Any) -> dict[str, int]:
     """Token counts. What is no count is unknown, and left out."""
-    return {name: count for name, count in found.items() if type(count) is int and 0 <= count <= _NO_CALL_TAKES}
+    return {name: count for name, count in found.items() if type(count) is int and 0 <= count <= NO_CALL_TAKES}
 
 
 class UpstreamError(Exception):
