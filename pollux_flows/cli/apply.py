@@ -27,7 +27,7 @@ _LIKE_THIS: Final = "Write it as\n\npollux-provider/a-name:\n  provider: gemini\
 
 
 def apply(
-    *paths: Annotated[Path, Parameter(help="Files, or folders with *.yaml files; blocks/ if there is none.")],
+    *paths: Annotated[Path, Parameter(help="Files, or folders with *.yaml files; blocks/ if none is named.")],
 ) -> None:
     """Put block documents on the Prefect server, from YAML files: each under its type and name, as `type/name`.
 

@@ -24,4 +24,4 @@ def serve(
     """
     with refusals_in_words():
         every = timedelta(seconds=seconds(collect_every, "--collect-every"))
-    prefect.serve(*deployments(collect_every=every), limit=limit)
+        prefect.serve(*deployments(collect_every=every), limit=limit)

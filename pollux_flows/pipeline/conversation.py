@@ -128,9 +128,7 @@ def state_after(
 
 def with_results(continue_from: ResultEnvelope | Mapping[str, Any], tool_results: Sequence[Any]) -> dict[str, Any]:
     """The conversation of an envelope with the results of its tool calls, to go on from."""
-    if isinstance(continue_from, ResultEnvelope):
-        continue_from = continue_from.model_dump(mode="json", include={"conversation_state"})
-    if not isinstance(continue_from, Mapping):
+    if not isinstance(continue_from, ResultEnvelope | Mapping):
         raise ConfigurationError(
             f"continue_from is of type {type(continue_from).__name__}.", hint="Pass the envelope with the tool calls."
         )
@@ -159,7 +157,7 @@ def with_results(continue_from: ResultEnvelope | Mapping[str, Any], tool_results
     return {STATE: {**state, "history": [*state["history"], *(turn.as_item() for turn in answers)]}}
 
 
-def _state(envelope: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _state(envelope: ResultEnvelope | Mapping[str, Any], name: str) -> dict[str, Any]:
     state = envelope.get(STATE)
     if state is None:
         raise ConfigurationError(f"{name} carries no conversation ({STATE}).", hint=_STATE_HINT)
