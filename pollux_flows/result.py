@@ -229,6 +229,7 @@ class Outcome(Record):
         default=None, description="Not asked for now: this run had the answer already, or another one had."
     )
     unkept: str | None = Field(default=None, description="Why the answer could not be written down.")
+    spilled: str | None = Field(default=None, description="The file that has it instead, for the next run to take up.")
 
     def at(self, index: int) -> Outcome:
         """The same for the prompt of that number."""

@@ -1,93 +1,171 @@
-"""Scope: which run a call belongs to, so that a retry finds the answers it has paid for.
+"""Scope: which run a call belongs to, and where in that run it is made.
 
-That is the place in the outermost flow run: Prefect gives a sub-flow that did not complete a new run when its parent is
-retried, but in the same place, which it numbers by the order in which tasks and sub-flows are called.
+The run is the outermost flow run: a retry of it keeps its id, whatever becomes of its sub-flows and tasks. Where in it
+is a chain of flow runs and tasks, each with a mark that changes whenever it starts again: of a flow run its latest
+Running state (the run count stays when it is resumed), of a task its run count.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Final
-from uuid import UUID, uuid4
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
 
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import ObjectNotFound
 
-from pollux_flows.pipeline.plan import Plan
-from pollux_flows.state.identity import digest
+from pollux_flows.state.slots import Chain, RunScope
 
-_REMEMBERED: Final = 10_000
-# Prefect numbers sub-flows by their order, tasks it does not: those that came first to do a thing, in one attempt.
-_came: Final[defaultdict[tuple[UUID, int, str], list[UUID]]] = defaultdict(list)
-_within: Final[ContextVar[str | None]] = ContextVar("pollux_flows_within", default=None)
+
+@dataclass(frozen=True)
+class Link:
+    """A flow run, and the tasks of it that are being run, outermost first."""
+
+    run: FlowRun
+    mark: str
+    tasks: Chain
+
+    @property
+    def chain(self) -> Chain:
+        return ((str(self.run.id), self.mark), *self.tasks)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The flow run at hand and those that it is part of."""
+
+    outermost: FlowRun
+    chain: Chain
+    flow_run: FlowRun
+    asked: str
+    """A digest of the flow's name and parameters; empty for a flow that is not one of ours."""
+
+    @property
+    def scope(self) -> RunScope:
+        """The scope of calls that are made here."""
+        return RunScope(str(self.outermost.id), self.chain, str(self.flow_run.id))
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether the flow run at hand is no part of another."""
+        return self.flow_run.id == self.outermost.id
+
+    @property
+    def sub_flow_chain(self) -> Chain:
+        """The chain of a sub-flow; empty for a flow run that is no part of another."""
+        return () if self.is_outermost else self.chain
+
+    @property
+    def attempt(self) -> str:
+        """A text that changes with each attempt at the flow run at hand or at one that it is part of."""
+        return " ".join(mark for _, mark in self.chain)
+
+
+@dataclass(frozen=True)
+class FlowCall:
+    """The call of a flow: what it asks, and the flow runs that were open, innermost first.
+
+    Noted when it is made: by the time the flow runs, its callers may have started again.
+    """
+
+    asked: str
+    callers: tuple[Link, ...]
+
+
+_call: Final[ContextVar[FlowCall | None]] = ContextVar("pollux_flows_call", default=None)
 
 
 @contextmanager
-def entering() -> Iterator[None]:
-    """Around the call of a flow: notes the task that calls it, if one does."""
-    flow, task, place = FlowRunContext.get(), TaskRunContext.get(), None
-    if flow is not None and flow.flow_run is not None and task is not None:
-        attempt = (task.task_run.id, task.task_run.run_count, "")
-        place = f"{_place(flow.flow_run, task.task_run, task.task_run.task_key)}.{_number(attempt, uuid4())}"
-    token = _within.set(place)
+def remember(call: FlowCall) -> Iterator[None]:
+    """Note the call of a flow while it runs."""
+    token = _call.set(call)
     try:
         yield
     finally:
-        _within.reset(token)
+        _call.reset(token)
 
 
-async def run_key(plan: Plan | None = None) -> str:
-    """The name of the run that the calls of this plan belong to. The same in each attempt of that run.
-
-    A flow needs no plan to tell: there is one for each run of it.
-    """
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
-    if flow is None or flow.flow_run is None:
-        return f"task {task.task_run.id}" if task else uuid4().hex
-    run, places = flow.flow_run, []
-    if plan is not None and task is not None and task.task_run.flow_run_id == run.id:
-        places.append(_place(run, task.task_run, digest("calls", [call.identity for call in plan.calls])))
-    called_by = _within.get()
-    while run.parent_task_run_id is not None:
-        caller, run = await _caller(run.parent_task_run_id)
-        places.append(called_by or f"{caller.task_key}-{caller.dynamic_key}")
-        called_by = None
-    return "/".join([str(run.id), *reversed(places)])
+def callers() -> tuple[Link, ...]:
+    """The flow runs that are open in this context, innermost first."""
+    tasks = [context.task_run for context in _open_contexts(TaskRunContext)]
+    return tuple(
+        Link(
+            run, _mark(run.state) or str(run.run_count), _chain([task for task in tasks if task.flow_run_id == run.id])
+        )
+        for run in (context.flow_run for context in _open_contexts(FlowRunContext))
+        if run is not None
+    )
 
 
-async def attempt() -> str:
-    """Which attempt this is at the flow run at hand, and at those that it is part of."""
-    flow = FlowRunContext.get()
-    if flow is None or flow.flow_run is None:
-        return "1"
-    run, attempts = flow.flow_run, [flow.flow_run.run_count]
-    while run.parent_task_run_id is not None:
-        _, run = await _caller(run.parent_task_run_id)
-        attempts.append(run.run_count)
-    return "/".join(map(str, reversed(attempts)))
+async def lineage() -> Lineage | None:
+    """The lineage of the flow run at hand; None outside a flow run."""
+    here = callers()
+    if not here:
+        return None
+    call = _call.get()
+    links = [here[0], *(here[1:] if call is None else call.callers)]
+    if links[-1].run.parent_task_run_id is not None:  # its parent is in another process
+        async with get_client() as client:
+            while (parent := links[-1].run.parent_task_run_id) is not None:
+                links.append(await _read_parent(client, parent))
+    chain = tuple(each for link in reversed(links) for each in link.chain)
+    return Lineage(links[-1].run, chain, links[0].run, call.asked if call else "")
 
 
-def _place(run: FlowRun, task: TaskRun, what: str) -> str:
-    return f"{what}-{_number((run.id, run.run_count, what), task.id)}"
+async def run_scope() -> RunScope | None:
+    """The scope of calls that are made here: that of the flow run at hand, or of a task that is run by itself."""
+    if (here := await lineage()) is not None:
+        return here.scope
+    task = TaskRunContext.get()
+    if task is None:
+        return None
+    return RunScope(f"task {task.task_run.id}", ((str(task.task_run.id), str(task.task_run.run_count)),))
 
 
-def _number(what: tuple[UUID, int, str], who: UUID) -> int:
-    while len(_came) > _REMEMBERED:
-        del _came[next(iter(_came))]
-    others = _came[what]
-    if who not in others:
-        others.append(who)
-    return others.index(who)
+async def _read_parent(client: PrefectClient, task_run_id: UUID) -> Link:
+    """Read the flow run that a sub-flow is part of, by the task run that stands for the sub-flow in it."""
+    tracking = await client.read_task_run(task_run_id)
+    if tracking.flow_run_id is None:
+        raise LookupError(f"The task run {tracking.name!r} stands for a sub-flow and belongs to no flow run.")
+    run = await client.read_flow_run(tracking.flow_run_id)
+    mark = _mark(run.state)
+    if mark is None:
+        states = await client.read_flow_run_states(run.id)
+        mark = next((found for state in reversed(states) if (found := _mark(state))), str(run.run_count))
+    tasks: list[TaskRun] = []
+    seen = tracking
+    while inputs := seen.task_inputs.get("__parents__"):
+        caller = next((each.id for each in inputs if each.input_type == "task_run"), None)
+        try:
+            seen = await client.read_task_run(caller) if caller is not None else tracking
+        except ObjectNotFound:  # task runs are recorded with a delay
+            break
+        if seen is tracking:
+            break
+        tasks.append(seen)
+    return Link(run, mark, _chain(tasks))
 
 
-async def _caller(task_run_id: UUID) -> tuple[TaskRun, FlowRun]:
-    """The task run that stands for a sub-flow, and the flow run that it is part of."""
-    async with get_client() as client:
-        task = await client.read_task_run(task_run_id)
-        if task.flow_run_id is None:
-            raise LookupError(f"The task run {task.name!r} stands for a sub-flow and belongs to no flow run.")
-        return task, await client.read_flow_run(task.flow_run_id)
+def _chain(tasks: list[TaskRun]) -> Chain:
+    """Of task runs that are listed innermost first."""
+    return tuple((str(task.id), str(task.run_count)) for task in reversed(tasks))
+
+
+def _mark(state: State[Any] | None) -> str | None:
+    return str(state.id) if state is not None and state.is_running() else None
+
+
+def _open_contexts(kind: type[Any]) -> Iterator[Any]:
+    """The contexts of this kind that are entered, innermost first."""
+    context: Any = kind.get()
+    while context is not None:
+        yield context
+        # Prefect has no public way to the context around the current one.
+        token = context._token  # noqa: SLF001
+        outer = Token.MISSING if token is None else token.old_value
+        context = None if outer is Token.MISSING else outer

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -29,7 +29,7 @@ from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
-from pollux_flows.scope import run_key
+from pollux_flows.scope import run_scope
 from pollux_flows.source import Source
 
 
@@ -69,6 +69,11 @@ async def execute(plan: Plan, provider: str | None = None, terms: Terms | None =
     `provider` names the PolluxProvider with the key, for when no flow is at hand that holds one. A call belongs to
     the flow run, unless `terms` names another run.
     """
+    return await execute_calls(plan, provider, terms)
+
+
+async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -> list[Outcome]:
+    """Make the calls of the plan. A task on another machine is pickled with all that it refers to, but for this."""
     held = _held.get()
     # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
     if held and held.loop is asyncio.get_running_loop() and held.execution.plan.sources is plan.sources:
@@ -92,10 +97,11 @@ async def extract_each(plan: Plan, outcomes: Sequence[Outcome], duration_s: floa
     return make_envelopes(plan, outcomes, duration_s=duration_s)
 
 
-def _shown_as_failed(outcomes: list[Outcome]) -> Any:
+def _shown_as_failed(outcomes: list[Outcome]) -> list[Outcome]:
     problems = [outcome.failure.message for outcome in outcomes if outcome.failure is not None]
     message = problems[0] if len(outcomes) == 1 else f"{len(problems)} of {len(outcomes)} failed: {problems[0]}"
-    return Failed(data=_Told(outcomes), message=message)
+    # To Prefect, a task that returns a state has ended in it.
+    return cast(list[Outcome], Failed(data=_Told(outcomes), message=message))
 
 
 class _Told(list[Outcome]):
@@ -118,10 +124,9 @@ _held: ContextVar[_Held | None] = ContextVar("pollux_flows_execution", default=N
 @asynccontextmanager
 async def holding_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIterator[_Held]:
     """What all tasks of a flow share; the key stays in this process's memory."""
-    if terms.run_key is None:
-        terms = terms.model_copy(update={"run_key": await run_key(plan)})
+    scope = await run_scope() if terms.run_key is None else None
     async with (
-        open_execution(plan, config, terms) as execution,
+        open_execution(plan, config, terms, scope) as execution,
         progress(len(plan.calls), "Calls answered") as count,
     ):
         held = _Held(execution, asyncio.get_running_loop(), count)

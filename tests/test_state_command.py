@@ -19,6 +19,7 @@ from pollux_flows.simulator import Simulator
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
 from tests.loopback import MakeConfig, asked, config, sim, world
+from tests.state import places
 from tests.state.conftest import redis_place, server, shared_redis
 from tests.state.places import DAY, Clock, damage
 from tests.state.servers import Server
@@ -221,7 +222,7 @@ def test_a_run_at_work_is_named(state: Command) -> None:
     three_runs()
 
     async def at_work(*words: str) -> str:
-        async with Journal(open_store(), "today").alone():
+        async with places.at_work(open_store(), "today"):
             return await asyncio.to_thread(state, "prune", *words)
 
     assert "At work, so that its answers stay: 1 run." in asyncio.run(at_work("--older-than", "0d"))

@@ -21,6 +21,7 @@ from pollux_flows.pipeline.plan import Plan
 from pollux_flows.providers.batches import ENDED, Batch, BatchState
 from pollux_flows.result import CallFailure
 from pollux_flows.state.identity import digest
+from pollux_flows.state.slots import Chain
 
 JobState = Literal["submitting", "submitted", "ambiguous", "collected"]
 OnLost = Literal["submit", "report"]
@@ -147,6 +148,7 @@ class Job(Record):
     told: list[str] = Field(default_factory=list, description="The events that were sent.")
     manifest: Manifest | None = Field(default=None, description="What came of it, once that is kept.")
     retired_at: float | None = Field(default=None, description="When all was done that its end asks for.")
+    taken_by: Chain = Field(default=(), description="Where in a flow run it is waited for, when that is a sub-flow.")
 
     @field_validator("version")
     @classmethod

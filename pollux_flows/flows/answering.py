@@ -88,7 +88,7 @@ async def _outcomes(
     plan = await tasks.plan(whole(asked))
     started = time.monotonic()
     async with tasks.holding_execution(plan, config, terms) as held:
-        found = await held.execution.given(plan.calls)
+        found = await held.execution.answers.load_reusable(plan.calls)
         held.count(len(found))
         missing = plan.parts(calls_per_task, without=found)
         made = await asyncio.gather(*(_part(part, provider.name, terms) for part in missing), return_exceptions=True)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import inspect
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
+from functools import update_wrapper
+from types import FunctionType
 from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 import orjson
@@ -26,7 +29,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.callables import get_call_parameters
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.scope import entering
+from pollux_flows.scope import FlowCall, callers, remember
 from pollux_flows.serializer import DOCUMENTS
 
 Context = TypeVar("Context", SyncClientContext, AsyncClientContext)
@@ -43,24 +46,30 @@ _STORED: Final[_FlowSettings] = {"persist_result": True, "result_serializer": DO
 
 
 class _Form(Flow[P, R], Generic[P, R]):
-    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse in words what the server would refuse in a wall of text, with all of it quoted."""
-        given = {name: value for name, value in kwargs.items() if name not in {"return_state", "wait_for"}}
-        parameters = self.serialize_parameters(get_call_parameters(self.fn, args, given))
-        size, most = len(orjson.dumps(parameters)), get_current_settings().server.api.max_parameter_size
+    def _serialized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """The parameters as JSON, or a short refusal of what the server would refuse with all of it quoted."""
+        own = {name: value for name, value in kwargs.items() if name not in {"return_state", "wait_for"}}
+        serialized = orjson.dumps(self.serialize_parameters(get_call_parameters(self.fn, args, own)))
+        size, most = len(serialized), get_current_settings().server.api.max_parameter_size
         if most and size > most:
             raise ConfigurationError(
                 f"The prompts and sources of this run are {size:,} bytes; a Prefect server keeps {most:,} at the most.",
                 hint="Pass long texts as files (Source.from_file), split the run, use run_many, or raise "
                 "PREFECT_SERVER_API_MAX_PARAMETER_SIZE here and on the server.",
             )
+        return serialized
 
-    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        asked = hashlib.sha256(f"{self.name}\n".encode() + self._serialized(args, kwargs)).hexdigest()
+        return self._run(args, kwargs, FlowCall(asked, callers()))
+
+    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: FlowCall) -> Any:
         """Run on one connection, and ask the server only once where results are kept."""
         async with _connection():
             flow = copy(self)
+            flow.fn = _named_after(self.fn, call.asked)
             flow.result_storage = self.result_storage or await aget_default_result_storage()
-            with _older_objects_left_alone(), entering():
+            with _older_objects_left_alone(), remember(call):
                 return await cast(Coroutine[Any, Any, Any], Flow.__call__(flow, *args, **kwargs))
 
     def with_options(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,20 +82,33 @@ class AsyncForm(_Form[P, Coroutine[Any, Any, R]]):
     """A flow to await."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._checked(args, kwargs)
-        return self._run(args, kwargs)
+        return self._start(args, kwargs)
 
 
 class SyncForm(_Form[P, R]):
     """A flow to call, although its function is async."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._checked(args, kwargs)
-        run = self._run(args, kwargs)
+        run = self._start(args, kwargs)
         # Not from within an `except`, whose error would stand above every error of the run in its log.
         if _in_a_loop():
             return run_coro_as_sync(run)
         return asyncio.run(run)  # which on Ctrl-C lets the run report that it was crashed
+
+
+def _named_after(function: Callable[P, R], asked: str) -> Callable[P, R]:
+    """A copy of the function that is named after what is asked.
+
+    In a flow run, Prefect finds the result of a sub-flow by the name of its function and a number, in the order of the
+    calls. A parent that is retried may call in another order, and would be given another question's result.
+    """
+    plain = cast(FunctionType, function)
+    copied = FunctionType(plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
+    update_wrapper(copied, plain)
+    del copied.__dict__["__wrapped__"]
+    copied.__kwdefaults__ = plain.__kwdefaults__
+    copied.__qualname__ = f"{plain.__qualname__}-{asked[:16]}"
+    return cast(Callable[P, R], copied)
 
 
 def _in_a_loop() -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from prefect import get_run_logger, task
 
@@ -11,12 +13,12 @@ from pollux_flows import tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.deferred.book import Asked, BusyError, Hold
-from pollux_flows.deferred.job import Job, OnLost
+from pollux_flows.deferred.job import Job, OnLost, fingerprint
 from pollux_flows.deferred.keep import without_answer
 from pollux_flows.deferred.output import checked_output
 from pollux_flows.deferred.resubmit import again, with_child
 from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first, settle
-from pollux_flows.errors import ConfigurationError
+from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
 from pollux_flows.flows.answering import whole
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook
@@ -24,11 +26,15 @@ from pollux_flows.jobs.configs import Configs
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.jobs.telling import tell_of_submission, was_told
 from pollux_flows.options import Options
-from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.plan import Plan, make_plan
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import open_session
-from pollux_flows.scope import run_key
+from pollux_flows.scope import Lineage, lineage
 from pollux_flows.source import Source
+from pollux_flows.state.claims import pauses
 from pollux_flows.state.identity import digest
+from pollux_flows.state.slots import Chain, has_lapsed
 from pollux_flows.tasks import UNSTORED
 
 
@@ -44,17 +50,73 @@ async def submit_job(
 ) -> Job:
     """Hand the work in, once for this run however often it is tried."""
     book = BlockBook(await ResultShelf.open())
-    # Named after the run: a retry of it, or its resumption a week later, finds what was handed in, and reads nothing.
-    name = f"deferred-{digest('deferred', await run_key())[:12]}"
-    job = await book.find(name)
-    if job is None:
-        asking = _Asking(prompts, sources, options, output, resubmit, on_lost)
-        config = await provider.config()
-        plan = await _claimed(book, name, provider.name, config, asking)
-        return await _handed_in(book, name, config, plan)
-    if job.is_handed_in or job.manifest is not None:
-        return job
-    return await _handed_in(book, name, await (Configs().of(job) if job.provider_block else provider.config()))
+    if (here := await lineage()) is None:
+        raise InternalError("Deferred work is submitted by a flow, and no flow run is at hand.")
+    asking = _Asking(prompts, sources, options, output, resubmit, on_lost, here.sub_flow_chain)
+    # A retry of this run, or its resumption a week later, finds what was handed in.
+    async for name in _names(here):
+        job = await book.find(name)
+        if job is None:
+            config = await provider.config()
+            plan = await _claimed(book, name, provider.name, config, asking)
+            if plan is not None:
+                return await _handed_in(book, name, config, plan)
+        elif await _taken(book, job, here):
+            await _warn_if_changed(job, asking)
+            if job.is_handed_in or job.manifest is not None:
+                return job
+            config = await (Configs().of(job) if job.provider_block else provider.config())
+            return await _handed_in(book, name, config)
+    raise AssertionError
+
+
+async def _names(here: Lineage) -> AsyncIterator[str]:
+    """The names that the job of this flow run may have.
+
+    The run itself has one job. Sub-flows that ask the same have one each, told apart by an ordinal alone.
+    """
+    if here.is_outermost:
+        yield f"deferred-{digest('deferred', str(here.outermost.id))[:12]}"
+        return
+    for ordinal in count():
+        yield f"deferred-{digest('deferred', [str(here.outermost.id), here.asked, ordinal])[:12]}"
+
+
+async def _taken(book: BlockBook, job: Job, here: Lineage) -> bool:
+    """Take a job that an earlier attempt has handed in. False if another sub-flow of this attempt has it."""
+    if here.is_outermost or job.taken_by == here.chain:
+        return True
+    for pause in pauses():
+        if not has_lapsed(job.taken_by, here.chain):
+            return False
+        try:
+            async with book.alone(job.name) as hold:
+                job = hold.job
+                if has_lapsed(job.taken_by, here.chain):
+                    await hold.save(job.model_copy(update={"taken_by": here.chain}))
+                    return True
+        except BusyError:
+            await asyncio.sleep(pause)
+            job = await book.get(job.name)
+    raise AssertionError
+
+
+async def _warn_if_changed(job: Job, asking: _Asking) -> None:
+    """The answers are about what was handed in: a file that was changed since makes no second batch."""
+    if not any(source.source_type == "file" for source in asking.sources):
+        return
+    try:
+        request = make_request(list(asking.prompts), target=job.target, sources=asking.sources, options=asking.options)
+        plan = await asyncio.to_thread(make_plan, request, await read_sources(request))
+    except PolluxError as error:
+        get_run_logger().warning("The sources of %s cannot be read any more: %s", job.name, error)
+        return
+    if job.rows is None and fingerprint(plan) != job.fingerprint:
+        get_run_logger().warning(
+            "A source has changed since %s was handed in. Its answers are about what was handed in; for answers about "
+            "the present content, start a new run.",
+            job.name,
+        )
 
 
 async def submit_again(name: str) -> str:
@@ -89,10 +151,15 @@ class _Asking:
     output: str | None
     resubmit: int
     on_lost: OnLost
+    taken_by: Chain
+    """Where in a flow run the job is waited for, when that is a sub-flow."""
 
 
-async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config, asking: _Asking) -> Plan:
-    """What is asked, after all that can be refused was looked at and the job was written down. Nothing is sent yet."""
+async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config, asking: _Asking) -> Plan | None:
+    """What is asked, after all that can be refused was looked at and the job was written down. Nothing is sent yet.
+
+    None if another sub-flow that asks the same was faster: the name is taken.
+    """
     if asking.resubmit < 0:
         raise ConfigurationError(
             f"resubmit is {asking.resubmit}.", hint="Pass 0, or how often what failed is tried again."
@@ -105,7 +172,7 @@ async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config
         await check_finished(session, plan)
     if saved is None:
         _warn_of_a_lost_key(config)
-    await claim(
+    job = await claim(
         book,
         name,
         Asked.by(asked, plan.contents),
@@ -115,8 +182,9 @@ async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config
         output=output,
         resubmit=asking.resubmit,
         on_lost=asking.on_lost,
+        taken_by=asking.taken_by,
     )
-    return plan
+    return plan if job.taken_by == asking.taken_by else None
 
 
 async def _handed_in(book: BlockBook, name: str, config: Config, plan: Plan | None = None) -> Job:

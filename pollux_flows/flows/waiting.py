@@ -22,7 +22,7 @@ from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.jobs.waiters import may_suspend, suspend
 from pollux_flows.options import Options
 from pollux_flows.result import ResultEnvelope
-from pollux_flows.scope import attempt
+from pollux_flows.scope import lineage
 
 _FIRST_S: Final = 0.2
 _LONGEST_S: Final = 60.0
@@ -32,10 +32,12 @@ _PATIENCE_S: Final = 120.0
 
 async def answers_of_retried(job: Job, *, on_partial: OnPartial, options: Options | None) -> ResultEnvelope:
     """The answers of the job that this run has submitted. If it failed for what is missing, a retry asks that again."""
-    now = await attempt()
+    here = await lineage()
+    now = here.attempt if here else ""
     failed_before = job.failed_in not in {None, now} and not (job.manifest and job.manifest.is_whole)
     if failed_before and on_partial == "fail":
         await submit_again(job.name)
+        await _note(job.name, {"failed_in": None})  # once an attempt, however often it is resumed
     try:
         return await answers_of(job.name, on_partial=on_partial, options=options, retry="a retry asks only the others")
     except PolluxError as error:
@@ -95,7 +97,7 @@ async def _noted(book: BlockBook, name: str, run_id: str) -> bool:
         return False
 
 
-async def _note(name: str, what: dict[str, str]) -> None:
+async def _note(name: str, what: dict[str, str | None]) -> None:
     """Write something down in the job, once nobody else is at work on it."""
     book = BlockBook(await ResultShelf.open())
     for pause in _pauses():

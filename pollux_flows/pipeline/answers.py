@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -15,7 +16,10 @@ from pollux_flows.pipeline.plan import PlannedCall
 from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
+from pollux_flows.state.claims import LeaseLostError
 from pollux_flows.state.journal import Journal, TakenError
+from pollux_flows.state.slots import RunScope, Slot, Slots
+from pollux_flows.state.spill import spill
 from pollux_flows.state.store import open_store
 
 MayAsk = Callable[[], Awaitable[None]]
@@ -29,39 +33,58 @@ _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 class Answers:
     """The answers of one run, on its terms."""
 
-    def __init__(self, target: Target, terms: Terms) -> None:
+    def __init__(self, target: Target, terms: Terms, scope: RunScope | None = None) -> None:
+        store = open_store()
         self._terms = terms
-        self._journal = Journal(open_store(), terms.run_key or uuid4().hex)
+        self._scope = scope or (None if terms.run_key is None else RunScope(terms.run_key))
+        self._journal = Journal(store, self._scope.run if self._scope else uuid4().hex)
+        # With "always", calls are claimed for all runs at once; and a run without a name has no other attempt.
+        self._slots = Slots(store, self._scope) if self._scope and terms.reuse != "always" else None
+        self._taken: dict[int, Slot] = {}
         self._spending = Spending(terms.max_cost_usd, target)
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
+        self._has_begun = False
         # While an answer cannot be written down, nothing new is asked for; and then, why it could not.
         self._well = asyncio.Event()
         self._well.set()
         self._broken: PolluxError | None = None
 
-    async def given(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
+    async def load_reusable(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         """The outcomes of those calls that need not be made, by the calls' numbers."""
+        if not self._has_begun:
+            await self._journal.take_up_spilled()
+            self._has_begun = True
+        if self._slots is not None:
+            return await self._take(self._slots, calls)
         # Also what the run paid for in an earlier attempt and cannot use.
         own = await self._own(calls)
         earlier = {name: outcome for name, outcome in own.items() if name not in self._paid}
         self._spending.add(earlier.values())
         self._paid |= {name: (each.cost_usd or 0.0) + each.paid_before_usd for name, each in earlier.items()}
+        if self._scope is not None:
+            await self._journal.index(calls, self._scope.flow_run)
         return await self._found(calls, own)
 
     async def begin(self) -> None:
         """Note that the run asks something, or raise why its answers could not be kept."""
         await self._journal.begin()
 
-    def alone(self) -> AbstractAsyncContextManager[None]:
-        """Nobody else makes calls of this run meanwhile. Of a run without a name nobody else can know."""
-        return nullcontext() if self._terms.run_key is None else self._journal.alone()
+    async def close(self) -> None:
+        """Leave what was not answered to others."""
+        if self._slots is not None:
+            await self._slots.close()
 
     @asynccontextmanager
     async def asking(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
         """What says whether the call may be made: asked with the slot in hand, so that what came meanwhile counts.
 
-        Where the call may be somebody else's as well, it is claimed until this ends, or TakenError is raised.
+        Raises TakenError, at once or then, where another execution is asking it: `wait` has more.
         """
+        if self._slots is not None:
+            if planned.index not in self._taken:
+                raise TakenError
+            yield partial(self._may_ask_in_slot, self._slots)
+            return
         if self._terms.reuse != "always":
             yield self.may_ask
             return
@@ -75,10 +98,20 @@ class Answers:
 
             yield may_ask
 
-    async def somebody_elses(self, planned: PlannedCall) -> Outcome | None:
-        """The outcome of a call that was taken, once whoever took it is done; None if that brought no answer."""
-        await self._journal.free(planned.identity)
-        return (await self._found([planned])).get(planned.index)
+    async def wait(self, planned: PlannedCall) -> Outcome | None:
+        """The outcome of a call that another execution is asking, once that has ended; None if it brought no answer."""
+        if self._slots is None:
+            await self._journal.free(planned.identity)
+            return (await self._found([planned])).get(planned.index)
+        if planned.index in self._taken:  # and lost again, with the lease
+            await self._slots.renew()
+        self._taken[planned.index] = slot = await self._slots.wait(planned)
+        return self._reusable(planned, slot)
+
+    def identity(self, planned: PlannedCall) -> str:
+        """The name under which the run has the answer to this call."""
+        slot = self._taken.get(planned.index)
+        return planned.identity if slot is None else slot.identity
 
     async def keep(self, outcome: Outcome) -> Outcome:
         """Written down; or with the reason why that was not possible, for the answer is worth having all the same."""
@@ -89,26 +122,51 @@ class Answers:
 
     async def keep_after_all(self, outcome: Outcome) -> Outcome:
         """What could not be written down when it came may be now."""
-        if outcome.unkept is None:
+        if outcome.unkept is None or outcome.spilled is not None:
             return outcome
         return await self._written(outcome.model_copy(update={"unkept": None}))
 
+    async def _take(self, slots: Slots, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
+        new = [call for call in calls if call.index not in self._taken]
+        self._taken |= await slots.take(new, anew=self._terms.reuse == "never")
+        found = {call.index: self._reusable(call, slot) for call in new if (slot := self._taken.get(call.index))}
+        return {index: outcome for index, outcome in found.items() if outcome is not None}
+
+    def _reusable(self, planned: PlannedCall, slot: Slot) -> Outcome | None:
+        """The answer in this slot as the outcome of the call, unless it has none, or none that is of use."""
+        outcome = slot.outcome
+        self._spending.add_cost(slot.spent_usd)
+        if outcome is None:
+            return None
+        self._spending.add([outcome])
+        if outcome.problem is None:
+            paid_before = outcome.paid_before_usd + slot.spent_usd
+            return outcome.model_copy(update={"index": planned.index, "paid_before_usd": paid_before})
+        # The slot of an answer that a provider blocked, or left empty, is asked again: that is what a retry is for.
+        self._paid[slot.identity] = (outcome.cost_usd or 0.0) + outcome.paid_before_usd
+        return None
+
+    async def _may_ask_in_slot(self, slots: Slots) -> None:
+        await self.may_ask()
+        try:
+            await slots.check()
+        except LeaseLostError:
+            raise TakenError from None
+
     async def _found(self, calls: Sequence[PlannedCall], own: dict[str, Outcome] | None = None) -> dict[int, Outcome]:
         terms, names = self._terms, [call.identity for call in calls]
-        if own is None:
-            own = await self._own(calls)
-        found = {} if terms.reuse == "never" else own
-        if terms.reuse == "always":
-            found = await self._journal.anybodys([name for name in names if name not in found], terms.max_age) | found
+        if terms.reuse != "always":
+            return {}
+        found = await self._own(calls) if own is None else own
+        found = await self._journal.anybodys([name for name in names if name not in found], terms.max_age) | found
         return {
             call.index: outcome.at(call.index)
             for call in calls
-            # What a provider blocked, or left empty, is kept as well; but that is what a retry is for.
             if (outcome := found.get(call.identity)) and outcome.problem is None
         }
 
     async def _own(self, calls: Sequence[PlannedCall]) -> dict[str, Outcome]:
-        if self._terms.run_key is None:
+        if self._scope is None:
             return {}
         return await self._journal.own([call.identity for call in calls])
 
@@ -138,5 +196,6 @@ class Answers:
                 self._well.set()  # others find out for themselves
                 raise
         self._broken = failure
-        self._well.set()  # whoever waited is told
-        return outcome.model_copy(update={"unkept": failure.message})
+        self._well.set()  # those who waited are refused
+        spilled = await asyncio.to_thread(spill, self._journal.records(outcome.identity, outcome))
+        return outcome.model_copy(update={"unkept": failure.message, "spilled": spilled and str(spilled)})

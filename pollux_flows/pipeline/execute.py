@@ -23,15 +23,21 @@ from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import Answer, CallFailure, Outcome
 from pollux_flows.state.journal import TakenError
+from pollux_flows.state.slots import RunScope
 
 OnOutcome = Callable[[Outcome], None]
 
 
 @asynccontextmanager
-async def open_execution(plan: Plan, config: Config, terms: Terms | None = None) -> AsyncIterator[Execution]:
-    """What the calls of a plan share, closed whatever happens. The provider is met when the first call needs it."""
+async def open_execution(
+    plan: Plan, config: Config, terms: Terms | None = None, scope: RunScope | None = None
+) -> AsyncIterator[Execution]:
+    """Open what the calls of a plan share, and close it whatever happens.
+
+    The provider is met when the first call needs it. Without a `scope`, the run is the one that the terms name.
+    """
     async with AsyncExitStack() as stack:
-        execution = Execution(plan, config, terms or Terms(), stack)
+        execution = Execution(plan, config, Answers(config.target, terms or Terms(), scope), stack)
         try:
             yield execution
         finally:
@@ -55,11 +61,10 @@ def first_error(outcomes: Sequence[Outcome], provider: str) -> PolluxError | Non
 class Execution:
     """The calls of a plan on their way: one connection, each file uploaded once, each answer kept as it comes."""
 
-    def __init__(self, plan: Plan, config: Config, terms: Terms, stack: AsyncExitStack) -> None:
+    def __init__(self, plan: Plan, config: Config, answers: Answers, stack: AsyncExitStack) -> None:
         self.plan = plan
-        self.answers = Answers(config.target, terms)
+        self.answers = answers
         self._config, self._stack = config, stack
-        self._alone = False
         self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
         self._line = asyncio.Semaphore(2 * config.request_concurrency)
@@ -72,7 +77,7 @@ class Execution:
         if not calls:
             return []
         seen = on_outcome or _unseen
-        found = await self.given(calls)
+        found = await self.answers.load_reusable(calls)
         for outcome in found.values():
             seen(outcome)
         missing = [call for call in calls if call.index not in found]
@@ -80,18 +85,6 @@ class Execution:
             await self._begin(missing)
             found |= zip((call.index for call in missing), await self._ask_all(missing, seen), strict=True)
         return [found[call.index] for call in calls]
-
-    async def given(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
-        """The outcomes of those calls that need not be made, by the calls' numbers.
-
-        Unless that is all of them, nobody else makes calls of this run from then on: what somebody made is among them.
-        """
-        found = await self.answers.given(calls)
-        if len(found) < len(calls) and not self._alone:
-            await self._stack.enter_async_context(self.answers.alone())
-            self._alone = True
-            found = await self.answers.given(calls)
-        return found
 
     async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome) -> list[Outcome]:
         async def settled(planned: PlannedCall, place: _Place) -> Outcome:
@@ -119,7 +112,7 @@ class Execution:
                 with suppress(TakenError):
                     async with self.answers.asking(planned) as may_ask:
                         return await self._ask(planned, may_ask, place)
-                if (outcome := await self.answers.somebody_elses(planned)) is not None:
+                if (outcome := await self.answers.wait(planned)) is not None:
                     return outcome
         except PolluxError as error:
             return unasked(planned, error)
@@ -171,7 +164,7 @@ class Execution:
         cost = answer and cost_of(self.plan.target, answer)
         return Outcome(
             index=planned.index,
-            identity=planned.identity,
+            identity=self.answers.identity(planned),
             answer=answer,
             failure=None if error is None else CallFailure.of(planned.index, error),
             attempts=attempts.number,
@@ -204,10 +197,11 @@ class Execution:
         return await asyncio.shield(self._meeting)
 
     async def close(self) -> None:
-        """Give up on a session that is still being opened."""
+        """Give up on a session that is still being opened, and leave what was not answered to others."""
         if self._meeting is not None:
             self._meeting.cancel()
             await asyncio.wait([self._meeting])
+        await self.answers.close()
 
     async def _meet(self) -> tuple[Session, Attachments]:
         session = await self._stack.enter_async_context(open_session(self._config))

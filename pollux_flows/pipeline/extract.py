@@ -163,7 +163,11 @@ def _course(outcome: Outcome) -> dict[str, Any]:
     """What it took to get the answer, and where something went wrong, what."""
     # Prefect looks at each name and value in here, which takes a third of the time that a rerun does: no more than
     # needed. What was asked for in another run took nothing in this one.
-    unsaid = {name for name in ("unknown_attempts", "waited_s", "cost_unknown", "unkept") if not getattr(outcome, name)}
+    unsaid = {
+        name
+        for name in ("unknown_attempts", "waited_s", "cost_unknown", "unkept", "spilled")
+        if not getattr(outcome, name)
+    }
     elsewhere = {"attempts", "duration_s", "waited_s"} if outcome.reused else set()
     left_out = {"answer", "failure", "index", "identity", "paid_before_usd"} | unsaid | elsewhere
     return outcome.model_dump(mode="json", exclude=left_out)

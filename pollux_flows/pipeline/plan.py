@@ -32,6 +32,8 @@ class PlannedCall(Document):
     prompt: str | None
     source: int | None = None  # the one source it is about; None for all of them
     identity: str
+    request: str = Field(default="", description="The identity of what it shares with the other calls of its request.")
+    occurrence: int = Field(default=0, description="How many identical calls the plan has before this one.")
 
 
 class Plan(Document):
@@ -103,9 +105,18 @@ def make_plan(request: Request, contents: Sequence[Content | None] | None = None
         about = own if source is None else [own[source]]
         shared = request_identity(request.target, request.options, about, said)
         for prompt in request.prompts:
-            identity = call_identity(shared, prompt, seen[shared, prompt])
-            calls.append(PlannedCall(index=len(calls), prompt=prompt, source=source, identity=identity))
+            occurrence = seen[shared, prompt]
             seen[shared, prompt] += 1
+            calls.append(
+                PlannedCall(
+                    index=len(calls),
+                    prompt=prompt,
+                    source=source,
+                    identity=call_identity(shared, prompt, occurrence),
+                    request=shared,
+                    occurrence=occurrence,
+                )
+            )
     return Plan(
         target=request.target,
         options=request.options,

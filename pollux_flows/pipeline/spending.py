@@ -35,6 +35,10 @@ class Spending:
                 self._spent_usd += (outcome.cost_usd or 0.0) + outcome.paid_before_usd
                 self._unknown = self._unknown or outcome.cost_unknown
 
+    def add_cost(self, usd: float) -> None:
+        """Money that went for answers which are of no use."""
+        self._spent_usd += usd
+
     def check(self) -> None:
         """Refuse a new call once the answered ones have reached the limit, or once nobody can tell."""
         if self._most_usd is None:

@@ -52,19 +52,23 @@ class Claim:
     lease_s: float
     clock: Clock
     token: str
+    until: float = 0.0
+    """Until then, by the clock, no other process can have taken over."""
 
     async def write(self, change: Callable[[Json], Json]) -> None:
         """Change what the record says and go on, or raise LeaseLostError."""
-        await self._write(lambda record, lease: {**change(record), _LEASE: {**lease, "until": self._until()}})
+        until = self._until()
+        await self._write(lambda record, lease: {**change(record), _LEASE: {**lease, "until": until}})
+        self.until = until
 
     async def settle(self, change: Change, *, lasts: Lasts = _for_ever) -> Json | None:
         """Write the outcome and end the lease, or raise LeaseLostError."""
         return await self._write(lambda record, _: change(record), lasts)
 
-    async def release(self) -> None:
+    async def release(self, *, lasts: Lasts = _for_ever) -> None:
         """End the lease and leave the record as it is. If the lease was lost, there is nothing to end."""
         with suppress(LeaseLostError):
-            await self.settle(lambda record: record or None)
+            await self.settle(lambda record: record or None, lasts=lasts)
 
     async def renew(self) -> None:
         """Make the lease last from now on, or raise LeaseLostError."""
@@ -99,7 +103,8 @@ class Claim:
                 return record
 
     async def take(self, found: Json | None, record: Json) -> bool:
-        lease = {"owner": self.owner, "token": self.token, "until": self._until(), "process": this_process()}
+        self.until = self._until()
+        lease = {"owner": self.owner, "token": self.token, "until": self.until, "process": this_process()}
         swapping = asyncio.ensure_future(self.store.swap(self.key, found, {**record, _LEASE: lease}))
 
         async def give_back() -> None:
@@ -115,6 +120,17 @@ class Claim:
 
     def _until(self) -> float:
         return self.clock() + self.lease_s
+
+
+@asynccontextmanager
+async def held(claim: Claim, *, lasts: Lasts = _for_ever) -> AsyncIterator[None]:
+    """Renew the lease while the work in here lasts, then end it."""
+    try:
+        async with claim.kept():
+            yield
+    finally:
+        with suppress(PolluxError):  # nothing can be written now: the lease runs out by itself
+            await unbroken(claim.release(lasts=lasts))
 
 
 async def claim(
@@ -146,6 +162,11 @@ def holder(record: Json | None, now: float) -> str | None:
         return None
     owner: str = lease["owner"]
     return owner
+
+
+def has_lease(record: Json) -> bool:
+    """Return whether a lease is on record, be it over or not."""
+    return _LEASE in record
 
 
 def bare(record: Json | None) -> Json:

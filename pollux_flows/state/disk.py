@@ -176,6 +176,19 @@ class DiskStore:
 
         return await self._ask(swap, writes=True)
 
+    async def swap_many(self, changes: Mapping[str, tuple[Json | None, Json]], ttl_s: float | None = None) -> set[str]:
+        def swap(some: Sequence[str], cache: Any) -> list[str]:
+            found = self._read(cache, some)
+            done = [key for key in some if found.get(key) == changes[key][0]]
+            self._write([_NewRow(key, written(key, changes[key][1]), ttl_s) for key in done], cache)
+            return done
+
+        keys, done = list(changes), set[str]()
+        for start in range(0, len(keys), _TOGETHER):
+            some = keys[start : start + _TOGETHER]
+            done.update(await self._ask(partial(swap, some), writes=True))
+        return done
+
     async def delete(self, *keys: str) -> None:
         await self._ask(lambda cache: [cache.delete(key) for key in keys], writes=True)
 

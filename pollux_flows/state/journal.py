@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
-from pollux_flows.errors import PolluxError
 from pollux_flows.result import Outcome
 from pollux_flows.state import claims
 from pollux_flows.state.bounds import keep_within_bounds, kept_s
 from pollux_flows.state.claims import LEASE_S, Claim, Clock
 from pollux_flows.state.identity import digest
+from pollux_flows.state.index import Call, write_index
 from pollux_flows.state.kept import answer_in, kept, pointer_in, pointer_to
-from pollux_flows.state.store import Store
+from pollux_flows.state.spill import take_up
+from pollux_flows.state.store import Json, Store
 
 
 class TakenError(Exception):
@@ -34,6 +35,10 @@ class Journal:
         self.lease_s = lease_s
         self._kept_s = kept_s()
         self._name = digest("run", run)
+
+    async def take_up_spilled(self) -> None:
+        """Save the answers that an earlier attempt on this machine could only write to a file."""
+        await take_up(self.store)
 
     async def begin(self) -> None:
         """Note that the run asks something. A store that cannot be written to says so here, before anything is paid."""
@@ -57,12 +62,17 @@ class Journal:
         there = {call: place for call, place in places.items() if place in records}
         return {call: answer_in(place, records[place], where, "always") for call, place in there.items()}
 
+    async def index(self, calls: Sequence[Call], flow_run: str | None) -> None:
+        """Note what is asked, so that the answers of the run can be listed."""
+        found_as = [(call, call.identity) for call in calls]
+        await write_index(self.store, self._name, flow_run, found_as, at=self.clock())
+
     async def keep(self, call: str, outcome: Outcome) -> None:
         """Write an answer down; when this returns, it will survive."""
         now, place = self.clock(), self._place(call)
         pointer = {"at": now, "place": place}
         if outcome.problem is None:
-            await self.store.put_many({place: kept(place, outcome, now), pointer_to(call): pointer}, self._kept_s)
+            await self.store.put_many(self.records(call, outcome), self._kept_s)
             return
         # What is no answer does not take the place of one; but that it was paid for is not forgotten.
         earlier = (await self.own([call])).get(call)
@@ -72,14 +82,10 @@ class Journal:
         await self.store.put(place, kept(place, outcome, now), self._kept_s)
         await self.store.add(pointer_to(call), pointer, self._kept_s)
 
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Nobody else makes calls of this run meanwhile; who comes second waits for the first."""
-        key = f"making/{self._name}"
-        while (claim := await self._claimed(key)) is None:
-            await claims.freed(self.store, key, clock=self.clock)
-        async with _held(claim):
-            yield
+    def records(self, call: str, outcome: Outcome) -> dict[str, Json]:
+        """The records of an answer: the answer itself, and the pointer by which other runs find it."""
+        now, place = self.clock(), self._place(call)
+        return {place: kept(place, outcome, now), pointer_to(call): {"at": now, "place": place}}
 
     @asynccontextmanager
     async def asking(self, call: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -93,7 +99,7 @@ class Journal:
                     claim = await self._claimed(_asked(call))
                     if claim is None:
                         raise TakenError
-                    await stack.enter_async_context(_held(claim))
+                    await stack.enter_async_context(claims.held(claim))
 
             yield take
 
@@ -106,16 +112,6 @@ class Journal:
 
     def _place(self, call: str) -> str:
         return f"run/{self._name}/{call}"
-
-
-@asynccontextmanager
-async def _held(claim: Claim) -> AsyncIterator[None]:
-    try:
-        async with claim.kept():
-            yield
-    finally:
-        with suppress(PolluxError):  # nothing can be written now: the lease runs out by itself
-            await claims.unbroken(claim.release())
 
 
 def _asked(call: str) -> str:

@@ -11,7 +11,7 @@ from pollux_flows.result import Outcome
 from pollux_flows.state.store import Json, damaged, written
 
 # What is true of one run only.
-_NOT_KEPT: Final = {"index", "reused", "unkept"}
+_NOT_KEPT: Final = {"index", "reused", "unkept", "spilled"}
 
 
 class Pointer(NamedTuple):

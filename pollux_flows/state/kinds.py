@@ -5,11 +5,28 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-Kind = Literal["answer", "pointer", "run", "claim", "hash", "upload", "owner", "account", "job", "unknown"]
+Kind = Literal[
+    "answer",
+    "pointer",
+    "run",
+    "slot",
+    "taker",
+    "index",
+    "claim",
+    "hash",
+    "upload",
+    "owner",
+    "account",
+    "job",
+    "unknown",
+]
 
-_RUN: Final = re.compile(r"run/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
+_RUN: Final = re.compile(r"(?:run|slot|taker|index)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
 _KINDS: Final[dict[str, Kind]] = {
     "answer": "pointer",
+    "slot": "slot",
+    "taker": "taker",
+    "index": "index",
     "making": "claim",
     "asking": "claim",
     "hash": "hash",
@@ -20,18 +37,18 @@ _KINDS: Final[dict[str, Kind]] = {
     "asked": "job",
 }
 # The others say what is still at a provider, and whose it is: without them, nobody would delete or collect it.
-_MAY_GO: Final[set[Kind]] = {"answer", "pointer", "run", "claim", "hash"}
+_MAY_GO: Final[set[Kind]] = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash"}
 
 
 def kind_of(key: str) -> Kind:
     """What a record of this name is about."""
-    if match := _RUN.fullmatch(key):
+    if key.startswith("run/") and (match := _RUN.fullmatch(key)):
         return "answer" if match[2] else "run"
     return _KINDS.get(key.partition("/")[0], "unknown")
 
 
 def run_of(key: str) -> str | None:
-    """Whose answer it is, or which run it is about: the name of that run, as a hash."""
+    """The run that a record belongs to, as a hash of its name."""
     match = _RUN.fullmatch(key)
     return match[1] if match else None
 

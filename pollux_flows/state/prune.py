@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Final
 
 from pydantic import Field
@@ -67,7 +67,7 @@ async def prune(
 async def _at_work(store: Store, now: float) -> set[str]:
     """The runs that have claimed calls, as hashes."""
     found = set()
-    for prefix in ("making/", "asking/"):
+    for prefix in ("taker/", "asking/"):
         async for key, record in store.scan(prefix):
             if (owner := _holder(store, key, record, now)) is not None:
                 found.add(digest("run", owner))
@@ -107,7 +107,7 @@ class _Walk:
         self._gone: Counter[Kind] = Counter()
         self._places: set[str] = set()  # of answers that go
         self._pointers: dict[str, Row] = {}  # which go with what they lead to
-        self._headers: dict[str, Row] = {}  # which go when nothing is left of their run
+        self._headers: defaultdict[str, list[Row]] = defaultdict(list)  # which go when no answer is left of their run
         self._left: set[str] = set()  # runs of which something is
         self._spared: set[str] = set()
 
@@ -159,15 +159,16 @@ class _Walk:
         elif kind == "pointer":
             self._pointers[place] = row
         else:
-            self._headers[run] = row
+            self._headers[run].append(row)
 
     async def end(self, *, saw_all: bool) -> Pruned:
         if saw_all:  # what still waits for what it leads to, leads nowhere
             for pointer in self._pointers.values():
                 await self._go(pointer)
-        for run, header in self._headers.items():
+        for run, headers in self._headers.items():
             if run not in self._left and (saw_all or await self._is_empty(run)):
-                await self._go(header)
+                for header in headers:
+                    await self._go(header)
         await self._flush()
         size = None if self._dry_run else await self._store.size()
         freed = self._room * self._freed

@@ -156,6 +156,17 @@ class RedisStore:
                 return False
             spelled = now
 
+    async def swap_many(self, changes: Mapping[str, tuple[Json | None, Json]], ttl_s: float | None = None) -> set[str]:
+        commands = []
+        for key, (old, new) in changes.items():
+            expected = b"" if old is None else written(key, old)
+            commands.append(self._writing(key, "absent" if old is None else "same", expected, written(key, new), ttl_s))
+        replies = dict(zip(changes, await self._write(commands), strict=True))
+        # One that is spelled in another way, put there by hand perhaps, is still what it says: `swap` compares that.
+        odd = [key for key, reply in replies.items() if isinstance(reply, bytes)]
+        swapped = {key for key, reply in replies.items() if reply == 1}
+        return swapped | {key for key in odd if await self.swap(key, *changes[key], ttl_s)}
+
     async def delete(self, *keys: str) -> None:
         await self._write([self._writing(key, "any", b"", b"", None) for key in keys])
 

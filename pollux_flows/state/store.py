@@ -70,6 +70,10 @@ class Store(Protocol):
         """Write `new` if the record is still `old`, and tell whether it was. None stands for no record."""
         ...
 
+    async def swap_many(self, changes: Mapping[str, tuple[Json | None, Json]], ttl_s: float | None = None) -> set[str]:
+        """`swap` for many records, each by itself: the keys of those that were written."""
+        ...
+
     async def delete(self, *keys: str) -> None:
         """Remove the records, those that cannot be read included."""
         ...

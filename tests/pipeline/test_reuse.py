@@ -31,6 +31,7 @@ from pollux_flows.state import redis
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
+from tests.state.places import at_work
 from tests.state.servers import Server
 
 PROMPTS = ["first", "second", "third"]
@@ -72,17 +73,18 @@ async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> 
     assert envelope.metrics["n_reused"] == 2
 
 
-async def test_a_finished_run_waits_for_nobody(openai: Config, sim: Simulator) -> None:
-    """Who has nothing to ask for writes nothing; who has, comes second."""
-    await run_many(PROMPTS, config=openai, run_key="monday")
-    async with Journal(open_store(), "monday").alone():
-        envelope = await run_many(PROMPTS, config=openai, run_key="monday")
-        more = asyncio.create_task(run_many([*PROMPTS, "more"], config=openai, run_key="monday"))
-        await asyncio.wait({more}, timeout=0.3)
-        assert not more.done()
+async def test_a_run_waits_for_what_another_process_is_asking_for_it(openai: Config, sim: Simulator) -> None:
+    """Only for that: the rest it asks at once, and a question that comes free it asks itself."""
+    plan = make_plan(make_request(["more"], target=openai.target))
+    async with at_work(open_store(), "monday") as slots:
+        await slots.take(plan.calls)
+        running = asyncio.create_task(run_many([*PROMPTS, "more"], config=openai, run_key="monday"))
+        await until(lambda: len(asked(sim)) == 3)
+        await asyncio.wait({running}, timeout=0.3)
+        assert not running.done()
         assert len(asked(sim)) == 3
-    assert reused(envelope) == ["run"] * 3
-    assert reused(await more) == ["run", "run", "run", None]
+    assert reused(await running) == [None] * 4
+    assert len(asked(sim)) == 4
 
 
 async def test_a_new_run_asks_again(openai: Config, sim: Simulator) -> None:

@@ -7,9 +7,9 @@ import os
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context
@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from pollux_flows.errors import PolluxError
 from pollux_flows.state.claims import claim
 from pollux_flows.state.ledger import Due, Ledger, Uploaded, UploadKey
+from pollux_flows.state.slots import RunScope, Slots
 from pollux_flows.state.store import Row, Store
 
 P = ParamSpec("P")
@@ -74,6 +75,19 @@ class Provider:
     async def asked(self, count: int = 1) -> None:
         while len(self.markers) < count:  # noqa: ASYNC110 (seen from outside)
             await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def at_work(
+    store: Store, run: str, clock: Callable[[], float] = time.time, lease_s: float = 20
+) -> AsyncIterator[Slots]:
+    """A run that is asking: it holds a lease."""
+    slots = Slots(store, RunScope(run), clock, lease_s=lease_s)
+    await slots.take([])
+    try:
+        yield slots
+    finally:
+        await slots.close()
 
 
 async def names(store: Store) -> list[str]:

@@ -14,7 +14,7 @@ from pollux_flows.state import bounds
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import Store
-from tests.state.places import DAY, Clock, damage, opened
+from tests.state.places import DAY, Clock, at_work, damage, opened
 
 ANSWER = Outcome(index=0, identity="a", answer=Answer(text="x" * 2000, finish_reason="stop"), attempts=1)
 CALLS = [f"{index}" for index in range(100)]
@@ -121,12 +121,12 @@ async def test_a_run_at_work_loses_nothing_to_another(
 ) -> None:
     """Though its answers are the oldest, and the limit is far too low for all."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "300kB")
-    at_work = Journal(disk, "run", clock, lease_s=100 * DAY)
-    async with at_work.alone():
+    journal = Journal(disk, "run", clock)
+    async with at_work(disk, "run", clock, 100 * DAY):
         await ran(disk, clock, "run")
         others = [await ran(disk, clock, f"other {day}") for day in range(3)]
         await Journal(disk, "next", clock).begin()
-        assert await kept(at_work) == 100
+        assert await kept(journal) == 100
     assert [await kept(other) for other in others] == [0, 0, 0]
 
 
@@ -136,9 +136,9 @@ async def test_what_cannot_be_pruned_costs_nobody_anything(
     """It is told, and the run goes on."""
     journal = await ran(disk, clock, "run")
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1kB")
-    await disk.put("making/odd", {})
-    damage(f"disk:{disk.folder}", "making/odd", b"{")
-    with pytest.warns(RuntimeWarning, match=r"not kept within its size.*record making/odd.*prune --damaged"):
+    await disk.put("taker/odd", {})
+    damage(f"disk:{disk.folder}", "taker/odd", b"{")
+    with pytest.warns(RuntimeWarning, match=r"not kept within its size.*record taker/odd.*prune --damaged"):
         await Journal(disk, "next", clock).begin()
     assert await kept(journal) == 100
 

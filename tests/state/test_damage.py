@@ -14,7 +14,7 @@ from pollux_flows.state.identity import digest
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import Store
-from tests.state.places import KEY, Clock, Provider, damage, listed, names
+from tests.state.places import KEY, Clock, Provider, at_work, damage, listed, names
 
 RUN = f"run/{digest('run', 'one')}"
 ANSWER = Outcome(index=0, identity="a", answer=Answer(text="forty-two", finish_reason="stop"), attempts=1, cost_usd=0.5)
@@ -134,11 +134,11 @@ async def test_what_is_damaged_is_removed(journal: Journal, store: Store, addres
     """By name, and nothing else; after that, the run asks for what is missing."""
     well = {row.key for row in await listed(store)}
     await store.put("hash/1", {"sha256": "a"})
-    await store.put("making/1", {"lease": {"until": "soon"}})
+    await store.put("taker/1", {"lease": {"until": "soon"}})
     await journal.keep("c", ANSWER)
     await spoil(store, address, f"{RUN}/c", instead(b"forty-two", b"forty-six"))
     await spoil(store, address, "answer/c", less("place"))
-    damaged = {"hash/1", "making/1", f"{RUN}/c", "answer/c"}
+    damaged = {"hash/1", "taker/1", f"{RUN}/c", "answer/c"}
     told = await remove_damaged(store, dry_run=True)
     assert set(told.removed) == damaged
     assert {row.key for row in await listed(store)} == well | damaged
@@ -155,7 +155,7 @@ async def test_what_is_well_is_well(journal: Journal, store: Store, ledger: Ledg
     await ledger.hold(KEY, "run", provider.upload)
     await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
     await store.put("of a later version", {"what": "ever"})
-    async with journal.alone(), journal.asking("d") as take:
+    async with at_work(store, "run"), journal.asking("d") as take:
         await take()
         await ledger._claim(None, KEY.model_copy(update={"sha256": "new"}), "run", "marker")
         assert await remove_damaged(store) == Damage()

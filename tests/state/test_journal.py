@@ -58,22 +58,6 @@ async def test_a_pointer_to_a_pruned_run_leads_nowhere(journal: Journal, store: 
     assert await journal.anybodys(["a"], None) == {}
 
 
-async def test_the_calls_of_a_run_are_made_by_one_at_a_time(journal: Journal, store: Store) -> None:
-    """Who comes second waits; other runs do not."""
-    order = []
-
-    async def second() -> None:
-        async with Journal(store, "one").alone():
-            order.append("second")
-
-    async with journal.alone():
-        waiting = asyncio.create_task(second())
-        async with Journal(store, "other").alone():
-            order.append("first")
-    await asyncio.wait_for(waiting, 5)
-    assert order == ["first", "second"]
-
-
 async def test_one_call_is_claimed_by_one_run(journal: Journal, store: Store) -> None:
     """The other is told, and can wait until it is free."""
     other = Journal(store, "other")

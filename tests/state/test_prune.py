@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from pollux_flows.state.journal import Journal
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.prune import Pruned, prune
 from pollux_flows.state.store import Row, Store
-from tests.state.places import DAY, KEY, Clock, Provider, at_once, damage, listed, names, opened, run, till
+from tests.state.places import DAY, KEY, Clock, Provider, at_once, at_work, damage, listed, names, opened, run, till
 
 TEXT = "x" * 2000
 
@@ -126,7 +127,7 @@ async def test_what_leads_nowhere_goes(store: Store, clock: Clock) -> None:
     """And the claims of the dead; those of the living stay."""
     journal = await ask(store, clock, "one", "a", "b")
     await store.delete(*[key for key in await names(store) if key.endswith("/a")][1:])
-    await claim(store, "making/dead", "dead run", lease_s=1, clock=clock)
+    await claim(store, "asking/dead", "dead run", lease_s=1, clock=clock)
     await claim(store, "asking/alive", "run", lease_s=10 * DAY, clock=clock)
     clock.now += 2 * DAY
     assert (await prune(store, older_than_s=30 * DAY, clock=clock)).others == 1
@@ -162,10 +163,10 @@ async def test_the_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> 
     """However old: if it is killed, its retry needs them."""
     journals = await fill(store, clock, 4)
     for by_name in (True, False):
-        lease = journals[1].alone() if by_name else journals[1].asking("more")
-        async with lease as take:
-            if take is not None:
-                await take()
+        lease: Any = at_work(store, "run 1", clock) if by_name else journals[1].asking("more")
+        async with lease as work:
+            if not by_name:
+                await work()
             pruned = await prune(store, older_than_s=DAY, max_size=0, dry_run=by_name, clock=clock)
             assert (pruned.answers, pruned.runs, pruned.spared_runs) == (30, 3, 1)
             with pytest.raises(ConfigurationError, match="run 1 is at work"):
@@ -212,8 +213,8 @@ async def test_what_is_damaged_is_not_judged_by_age(store: Store, clock: Clock, 
 async def test_a_claim_that_cannot_be_read_is_told(store: Store, clock: Clock) -> None:
     """Whose answers are to stay is not known then."""
     await fill(store, clock, 1)
-    await store.put("making/odd", {"lease": {"owner": "somebody"}})
-    with pytest.raises(ConfigurationError, match=r"record making/odd in .* is damaged.*prune --damaged"):
+    await store.put("taker/odd", {"lease": {"owner": "somebody"}})
+    with pytest.raises(ConfigurationError, match=r"record taker/odd in .* is damaged.*prune --damaged"):
         await prune(store, older_than_s=0, clock=clock)
 
 
