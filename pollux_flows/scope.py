@@ -117,14 +117,13 @@ async def lineage() -> Lineage | None:
     return Lineage(links[-1].run, chain, links[0].run, call.asked if call else "")
 
 
-async def run_scope() -> RunScope | None:
-    """The scope of calls that are made here: that of the flow run at hand, or of a task that is run by itself."""
-    if (here := await lineage()) is not None:
-        return here.scope
-    task = TaskRunContext.get()
-    if task is None:
+def task_scope() -> RunScope | None:
+    """The scope of calls that a task makes which is part of no flow run."""
+    context = TaskRunContext.get()
+    if context is None:
         return None
-    return RunScope(f"task {task.task_run.id}", ((str(task.task_run.id), str(task.task_run.run_count)),))
+    task = str(context.task_run.id)
+    return RunScope(f"task {task}", ((task, str(context.task_run.run_count)),))
 
 
 async def _read_parent(client: PrefectClient, task_run_id: UUID) -> Link:

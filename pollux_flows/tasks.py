@@ -29,8 +29,9 @@ from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
-from pollux_flows.scope import run_scope
+from pollux_flows.scope import lineage, task_scope
 from pollux_flows.source import Source
+from pollux_flows.store_label import confirm_store
 
 
 class _TaskSettings(TypedDict):
@@ -124,7 +125,12 @@ _held: ContextVar[_Held | None] = ContextVar("pollux_flows_execution", default=N
 @asynccontextmanager
 async def holding_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIterator[_Held]:
     """What all tasks of a flow share; the key stays in this process's memory."""
-    scope = await run_scope() if terms.run_key is None else None
+    scope = None
+    if terms.run_key is None and (here := await lineage()) is not None:
+        await confirm_store(here)
+        scope = here.scope
+    elif terms.run_key is None:
+        scope = task_scope()
     async with (
         open_execution(plan, config, terms, scope) as execution,
         progress(len(plan.calls), "Calls answered") as count,

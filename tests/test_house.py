@@ -27,7 +27,7 @@ FLOORS: tuple[set[str], ...] = (
     {"pipeline"},
     {"deferred", "caching"},
     {"blocks"},
-    {"serializer", "scope", "artifacts", "tasks", "jobs"},
+    {"serializer", "scope", "store_label", "artifacts", "tasks", "jobs"},
     {"flows"},
     {"deployments"},
     {"cli", "demo", "__init__"},

@@ -127,12 +127,11 @@ def fail_if_unanswered(
 ) -> None:
     """A run that lacks answers has failed, and says why; so a retry is offered, which asks only what is missing."""
     failures = [failure for envelope in envelopes for failure in envelope.errors or [] if failure is not None]
-    if any("unkept" in call for envelope in envelopes for call in envelope.diagnostics["calls"]):
-        # A run that fails has no result, and of these answers there is no other copy.
-        get_run_logger().error(
-            "Answers could not be written down: they are in the result of this run, and nowhere else."
-        )
-        return
+    calls = [call for envelope in envelopes for call in envelope.diagnostics["calls"]]
+    for file in sorted({call["spilled"] for call in calls if call.get("spilled")}):
+        get_run_logger().error("Answers could not be saved in the state: they wait in %s for the next run here.", file)
+    if any("unkept" in call and "spilled" not in call for call in calls):
+        get_run_logger().error("Answers could not be saved: they are on the page of this run, and nowhere else.")
     answered = any(envelope.status != "error" for envelope in envelopes)
     if not failures or (answered and on_partial == "complete"):
         return

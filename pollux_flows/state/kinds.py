@@ -18,6 +18,7 @@ Kind = Literal[
     "owner",
     "account",
     "job",
+    "store",
     "unknown",
 ]
 
@@ -33,6 +34,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "upload": "upload",
     "owner": "owner",
     "salt": "account",
+    "store": "store",
     "job": "job",
     "asked": "job",
 }

@@ -125,7 +125,7 @@ class Slots:
             if not all([await self._revoke(each) for each in dead]):
                 continue
             changes = {
-                self._slot_key(name): (pending[name].record, {"takers": choice.takers})
+                self._slot_key(name): (pending[name].record, {"at": self._clock(), "takers": choice.takers})
                 for name, choice in choices.items()
                 if choice.takers != (pending[name].record or {}).get("takers", [])
             }
