@@ -83,7 +83,7 @@ class Answers:
         if self._slots is not None:
             if planned.index not in self._taken:
                 raise TakenError
-            yield partial(self._may_ask_in_slot, self._slots)
+            yield partial(self._may_ask_in_slot, self._slots, self._taken[planned.index])
             return
         if self._terms.reuse != "always":
             yield self.may_ask
@@ -103,9 +103,7 @@ class Answers:
         if self._slots is None:
             await self._journal.free(planned.identity)
             return (await self._found([planned])).get(planned.index)
-        if planned.index in self._taken:  # and lost again, with the lease
-            await self._slots.renew()
-        self._taken[planned.index] = slot = await self._slots.wait(planned)
+        self._taken[planned.index] = slot = await self._slots.wait(planned, self._taken.get(planned.index))
         return self._reusable(planned, slot)
 
     def identity(self, planned: PlannedCall) -> str:
@@ -146,10 +144,10 @@ class Answers:
         self._paid[slot.identity] = (outcome.cost_usd or 0.0) + outcome.paid_before_usd
         return None
 
-    async def _may_ask_in_slot(self, slots: Slots) -> None:
+    async def _may_ask_in_slot(self, slots: Slots, slot: Slot) -> None:
         await self.may_ask()
         try:
-            await slots.check()
+            await slots.check(slot)
         except LeaseLostError:
             raise TakenError from None
 

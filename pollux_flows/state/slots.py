@@ -64,6 +64,7 @@ class Slot:
     """A place for one answer, taken by this execution."""
 
     identity: str
+    taker: str
     outcome: Outcome | None = None
     """The answer that an earlier attempt paid for."""
     spent_usd: float = 0.0
@@ -139,26 +140,26 @@ class Slots:
         await index.write_index(self._store, self._run, self._scope.flow_run, found_as, at=self._clock())
         return taken
 
-    async def wait(self, call: Call) -> Slot:
-        """The slot of a call that has to wait, once another execution has answered it or has stopped."""
+    async def wait(self, call: Call, lost: Slot | None = None) -> Slot:
+        """The slot of a call that has to wait, once another execution has answered it or has stopped.
+
+        `lost` is the slot that it had until the lease ran out.
+        """
+        if lost is not None:
+            await self._begin_again(lost.taker)
         for pause in claims.pauses():
             if (slot := (await self.take([call])).get(call.index)) is not None:
                 return slot
             await asyncio.sleep(pause)
         raise AssertionError
 
-    async def check(self) -> None:
-        """Raise LeaseLostError where these slots may have been taken over. It asks the store only where it must."""
+    async def check(self, slot: Slot) -> None:
+        """Raise LeaseLostError where the slot may have been taken over. It asks the store only where it must."""
         claim = await self._open()
+        if claim.token != slot.taker:
+            raise LeaseLostError(slot.taker)
         if self._clock() >= claim.until - min(_MARGIN_S, self._lease_s / 4):
             await claim.renew()
-
-    async def renew(self) -> None:
-        """Begin again as another taker, after the lease was lost."""
-        async with self._opening:
-            if self._claim is not None:
-                await self._stack.aclose()
-                self._claim = None
 
     async def close(self) -> None:
         """End the lease. What was answered stays taken, what was not is free."""
@@ -173,6 +174,13 @@ class Slots:
                 await self._stack.enter_async_context(claims.held(claim, lasts=lambda _: kept_s()))
                 self._claim = claim
         return self._claim
+
+    async def _begin_again(self, taker: str) -> None:
+        """Become another taker, after the lease was lost."""
+        async with self._opening:
+            if self._claim is not None and self._claim.token == taker:
+                await self._stack.aclose()
+                self._claim = None
 
     async def _load(self, questions: Iterable[_Question]) -> dict[str, _Taker]:
         """Read the slots of these questions and their answers; the takers of those slots."""
@@ -242,7 +250,7 @@ class Slots:
         slots: dict[int, Slot] = {}
         for call, ordinal in zip(question.calls, ordinals, strict=False):
             outcome = question.answers.get(ordinal)
-            slots[call.index] = Slot(question.identity(ordinal), outcome, costs if not slots else 0.0)
+            slots[call.index] = Slot(question.identity(ordinal), token, outcome, costs if not slots else 0.0)
         return _Choice(listed, slots, dead)
 
     async def _revoke(self, token: str) -> bool:

@@ -49,7 +49,7 @@ class Round:
     done: int = 0
 
     def __post_init__(self) -> None:
-        self.dice = random.Random(self.seed)
+        self.dice = random.Random(self.seed)  # noqa: S311 (no secret)
         count = self.dice.randint(2, 8)
         distinct = self.dice.choice([count, count, max(1, count - 2)])
         self.topics = [f"r{self.seed} t{number % distinct}" for number in range(count)]

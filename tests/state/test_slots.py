@@ -1,0 +1,198 @@
+"""Slots: which execution takes which answer of a run, and what becomes of those of the dead."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.result import Answer, Outcome
+from pollux_flows.state.claims import LeaseLostError
+from pollux_flows.state.identity import call_identity
+from pollux_flows.state.journal import Journal
+from pollux_flows.state.slots import Chain, RunScope, Slots, has_lapsed
+from pollux_flows.state.store import Store
+from tests.state.places import Clock, names
+
+FIRST: Chain = (("flow", "1"),)
+AGAIN: Chain = (("flow", "2"),)
+
+
+@dataclass(frozen=True)
+class Asked:
+    index: int = 0
+    prompt: str | None = "why?"
+    occurrence: int = 0
+    request: str = "request"
+    source: int | None = None
+
+    @property
+    def identity(self) -> str:
+        return call_identity(self.request, self.prompt, self.occurrence)
+
+
+def answered(text: str) -> Outcome:
+    return Outcome(index=0, identity="a", answer=Answer(text=text, finish_reason="stop"), attempts=1, cost_usd=0.25)
+
+
+class Run:
+    """A run in a store, and executions of it."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store, self.clock = store, clock
+        self.journal = Journal(store, "run", clock)
+
+    def at(self, chain: Chain) -> Slots:
+        return Slots(self.store, RunScope("run", chain), self.clock)
+
+    async def answer(self, slots: Slots, text: str, *calls: Asked, anew: bool = False) -> str:
+        """Ask as an execution does, unless there is an answer: the text of it."""
+        (slot,) = (await slots.take(calls or [Asked()], anew=anew)).values()
+        if slot.outcome is not None and slot.outcome.answer is not None:
+            return slot.outcome.answer.text
+        await self.journal.keep(slot.identity, answered(text))
+        return text
+
+
+@pytest.fixture
+def run(store: Store, clock: Clock) -> Run:
+    return Run(store, clock)
+
+
+async def test_a_retry_takes_the_answers_of_the_attempt_before(run: Run) -> None:
+    """Each of them once: identical questions keep an answer each."""
+    for chain, brought in ((FIRST, ["one", "two"]), (AGAIN, ["three", "four"])):
+        found = [await run.answer(run.at((*chain, (f"sub {text}", "1"))), text) for text in brought]
+        assert sorted(found) == ["one", "two"]
+
+
+async def test_siblings_have_an_answer_each(run: Run) -> None:
+    """An answer is taken until its taker's run starts again."""
+    assert await run.answer(run.at((*FIRST, ("a", "1"))), "one") == "one"
+    assert await run.answer(run.at((*FIRST, ("b", "1"))), "two") == "two"
+
+
+async def test_a_task_that_is_retried_alone_takes_its_own(run: Run) -> None:
+    """The run goes on around it, and what its siblings have stays theirs."""
+    await run.answer(run.at((*FIRST, ("task", "1"))), "one")
+    await run.answer(run.at((*FIRST, ("sibling", "1"))), "two")
+    assert await run.answer(run.at((*FIRST, ("task", "2"))), "three") == "one"
+
+
+async def test_what_a_sibling_is_asking_is_not_waited_for(run: Run) -> None:
+    """It is the answer to another question, though the same is asked."""
+    asking, other = run.at((*FIRST, ("a", "1"))), run.at((*FIRST, ("b", "1")))
+    (slot,) = (await asking.take([Asked()])).values()
+    (second,) = (await other.take([Asked()])).values()
+    assert slot.identity != second.identity
+
+
+async def test_what_an_earlier_attempt_is_still_asking_is_waited_for(run: Run) -> None:
+    """It will be paid for; asking beside it would pay twice."""
+    earlier, retry = run.at(FIRST), run.at(AGAIN)
+    (slot,) = (await earlier.take([Asked()])).values()
+    assert await retry.take([Asked()]) == {}
+    waiting = asyncio.create_task(retry.wait(Asked()))
+    await run.journal.keep(slot.identity, answered("one"))
+    outcome = (await asyncio.wait_for(waiting, 10)).outcome
+    assert outcome is not None
+    assert outcome.answer is not None
+    assert outcome.answer.text == "one"
+
+
+async def test_a_slot_comes_free_when_its_taker_ends_without_an_answer(run: Run) -> None:
+    """Also for a sibling."""
+    ended = run.at((*FIRST, ("a", "1")))
+    (slot,) = (await ended.take([Asked()])).values()
+    await ended.close()
+    taken = await run.at((*FIRST, ("b", "1"))).take([Asked()])
+    assert taken[0].identity == slot.identity
+
+
+async def test_a_taker_whose_lease_ran_out_asks_nothing_more(run: Run) -> None:
+    """Its slot was taken over: it learns so before its next request, and begins again as another taker."""
+    paused, successor = run.at(FIRST), run.at(AGAIN)
+    lost, other = (await paused.take([Asked(), Asked(1, "how?")])).values()
+    await paused.check(lost)
+    run.clock.now += 60
+    (slot,) = (await successor.take([Asked()])).values()
+    for each in (lost, other):
+        with pytest.raises(LeaseLostError):
+            await paused.check(each)
+    assert (await paused.wait(Asked(1, "how?"), other)).identity == other.identity
+    for each in (lost, other):  # those of the taker that it was
+        with pytest.raises(LeaseLostError):
+            await paused.check(each)
+    waiting = asyncio.create_task(paused.wait(Asked(), lost))
+    await run.journal.keep(slot.identity, answered("one"))
+    assert (await asyncio.wait_for(waiting, 10)).outcome is not None
+
+
+async def test_a_lease_that_ran_out_and_was_not_missed_goes_on(run: Run) -> None:
+    """No other execution wanted its slots meanwhile."""
+    slots = run.at(FIRST)
+    (slot,) = (await slots.take([Asked()])).values()
+    run.clock.now += 60
+    await slots.check(slot)
+    assert await run.at(AGAIN).take([Asked()]) == {}
+
+
+async def test_anew_takes_no_earlier_answer(run: Run) -> None:
+    """It records under an ordinal of its own; what was paid before is counted."""
+    await run.answer(run.at(FIRST), "one")
+    slots = run.at(AGAIN)
+    (slot,) = (await slots.take([Asked()], anew=True)).values()
+    assert (slot.outcome, slot.spent_usd) == (None, 0.25)
+    await run.journal.keep(slot.identity, answered("two"))
+    assert sorted(await run.journal.own([call_identity("request", "why?", n) for n in range(3)])) == sorted(
+        call_identity("request", "why?", n) for n in range(2)
+    )
+
+
+async def test_answers_of_an_earlier_version_are_found(run: Run) -> None:
+    """It wrote no slots, and the ordinal was the place in the plan."""
+    calls = [Asked(index, "same", index) for index in range(3)]
+    for call in calls[:2]:
+        await run.journal.keep(call.identity, answered(f"{call.index}"))
+    taken = await run.at(FIRST).take(calls)
+    assert [slot.outcome is not None for slot in taken.values()] == [True, True, False]
+    assert [slot.identity for slot in taken.values()] == [call.identity for call in calls]
+
+
+async def test_many_at_once_take_each_slot_once(run: Run) -> None:
+    """However they collide."""
+    calls = [Asked(index, f"q{index % 5}") for index in range(10)]
+    each = [run.at((*FIRST, (f"sub {number}", "1"))) for number in range(8)]
+    taken = await asyncio.gather(*(slots.take(calls[number % 3 :]) for number, slots in enumerate(each)))
+    identities = [slot.identity for slots in taken for slot in slots.values()]
+    assert len(identities) == len(set(identities)) == sum(10 - number % 3 for number in range(8))
+
+
+@pytest.mark.parametrize(
+    ("take", "asker", "lapsed"),
+    [
+        ((), FIRST, True),
+        (FIRST, (), True),
+        (FIRST, FIRST, False),
+        (FIRST, AGAIN, True),
+        ((*FIRST, ("a", "1")), (*FIRST, ("b", "1")), False),
+        ((*FIRST, ("a", "1")), (*FIRST, ("a", "2")), True),
+        ((*FIRST, ("a", "1"), ("x", "1")), (*FIRST, ("a", "2"), ("y", "1")), True),
+        (FIRST, (*FIRST, ("a", "1")), False),
+    ],
+)
+def test_a_take_lapses_when_a_shared_ancestor_starts_again(take: Chain, asker: Chain, *, lapsed: bool) -> None:
+    """Whoever does not start again keeps what it has."""
+    assert has_lapsed(take, asker) is lapsed
+
+
+@pytest.mark.parametrize("record", [{"takers": "x"}, {"takers": [1]}, {}])
+async def test_a_damaged_slot_is_named(run: Run, record: dict[str, object]) -> None:
+    """It is not taken for an empty one: an answer may be in it."""
+    await run.answer(run.at(FIRST), "one")
+    (key,) = [name for name in await names(run.store) if name.startswith("slot/")]
+    await run.store.put(key, record)
+    with pytest.raises(ConfigurationError, match=rf"record {key} in .* is damaged"):
+        await run.at(AGAIN).take([Asked()])
