@@ -41,6 +41,7 @@ class Answers:
         # With "always", calls are claimed for all runs at once; and a run without a name has no other attempt.
         self._slots = Slots(store, self._scope) if self._scope and terms.reuse != "always" else None
         self._taken: dict[int, Slot] = {}
+        self._answered: set[str] = set()
         self._spending = Spending(terms.max_cost_usd, target)
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         self._has_begun = False
@@ -72,7 +73,8 @@ class Answers:
     async def close(self) -> None:
         """Leave what was not answered to others."""
         if self._slots is not None:
-            await self._slots.close()
+            asked = {slot.identity for slot in self._taken.values()}
+            await self._slots.close(complete=asked <= self._answered)
 
     @asynccontextmanager
     async def asking(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
@@ -138,6 +140,7 @@ class Answers:
             return None
         self._spending.add([outcome])
         if outcome.problem is None:
+            self._answered.add(slot.identity)
             paid_before = outcome.paid_before_usd + slot.spent_usd
             return outcome.model_copy(update={"index": planned.index, "paid_before_usd": paid_before})
         # The slot of an answer that a provider blocked, or left empty, is asked again: that is what a retry is for.
@@ -184,6 +187,8 @@ class Answers:
                 failure = error
             else:
                 self._well.set()
+                if outcome.problem is None:
+                    self._answered.add(outcome.identity)
                 return outcome
             if pause is None or self._broken is not None or time.monotonic() > give_up:
                 break

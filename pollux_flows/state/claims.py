@@ -38,6 +38,10 @@ def _for_ever(_: Json) -> None:
     return None
 
 
+def _or_nothing(record: Json) -> Json | None:
+    return record or None
+
+
 class LeaseLostError(Exception):
     """The lease had run out, and somebody else took over."""
 
@@ -65,10 +69,10 @@ class Claim:
         """Write the outcome and end the lease, or raise LeaseLostError."""
         return await self._write(lambda record, _: change(record), lasts)
 
-    async def release(self, *, lasts: Lasts = _for_ever) -> None:
-        """End the lease and leave the record as it is. If the lease was lost, there is nothing to end."""
+    async def release(self, change: Change = _or_nothing, *, lasts: Lasts = _for_ever) -> None:
+        """End the lease, and leave the record as it is or changed. If the lease was lost, there is nothing to end."""
         with suppress(LeaseLostError):
-            await self.settle(lambda record: record or None, lasts=lasts)
+            await self.settle(change, lasts=lasts)
 
     async def renew(self) -> None:
         """Make the lease last from now on, or raise LeaseLostError."""
@@ -123,14 +127,14 @@ class Claim:
 
 
 @asynccontextmanager
-async def held(claim: Claim, *, lasts: Lasts = _for_ever) -> AsyncIterator[None]:
-    """Renew the lease while the work in here lasts, then end it."""
+async def held(claim: Claim, change: Change = _or_nothing, *, lasts: Lasts = _for_ever) -> AsyncIterator[None]:
+    """Renew the lease while the work in here lasts, then end it; `change` is made to the record as it ends."""
     try:
         async with claim.kept():
             yield
     finally:
         with suppress(PolluxError):  # nothing can be written now: the lease runs out by itself
-            await unbroken(claim.release(lasts=lasts))
+            await unbroken(claim.release(change, lasts=lasts))
 
 
 async def claim(

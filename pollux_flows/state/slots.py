@@ -76,6 +76,8 @@ class _Taker:
     chain: Chain
     is_alive: bool
     has_lease: bool
+    is_complete: bool
+    """Whether all that it asked is answered, so that its flow run need not come back."""
 
 
 @dataclass
@@ -104,6 +106,7 @@ class Slots:
         self._store, self._scope, self._clock, self._lease_s = store, scope, clock, lease_s
         self._run = digest("run", scope.run)
         self._claim: Claim | None = None
+        self._complete = False
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
 
@@ -161,8 +164,9 @@ class Slots:
         if self._clock() >= claim.until - min(_MARGIN_S, self._lease_s / 4):
             await claim.renew()
 
-    async def close(self) -> None:
+    async def close(self, *, complete: bool = False) -> None:
         """End the lease. What was answered stays taken, what was not is free."""
+        self._complete = complete
         await self._stack.aclose()
 
     async def _open(self) -> Claim:
@@ -171,7 +175,7 @@ class Slots:
                 token = uuid4().hex
                 claim = Claim(self._store, self._taker_key(token), self._scope.run, self._lease_s, self._clock, token)
                 await claim.take(None, {"at": self._clock(), "chain": [list(link) for link in self._scope.chain]})
-                await self._stack.enter_async_context(claims.held(claim, lasts=lambda _: kept_s()))
+                await self._stack.enter_async_context(claims.held(claim, self._ended, lasts=lambda _: kept_s()))
                 self._claim = claim
         return self._claim
 
@@ -181,6 +185,9 @@ class Slots:
             if self._claim is not None and self._claim.token == taker:
                 await self._stack.aclose()
                 self._claim = None
+
+    def _ended(self, record: Json) -> Json:
+        return {**record, "complete": self._complete}
 
     async def _load(self, questions: Iterable[_Question]) -> dict[str, _Taker]:
         """Read the slots of these questions and their answers; the takers of those slots."""
@@ -210,11 +217,13 @@ class Slots:
                 alive = claims.holder(record, now) is not None
             except (KeyError, TypeError, ValueError):
                 raise damaged(key, self._store.where) from None
-            found[key.rpartition("/")[2]] = _Taker(chain, alive, claims.has_lease(record))
+            complete = record.get("complete") is True
+            found[key.rpartition("/")[2]] = _Taker(chain, alive, claims.has_lease(record), complete)
         return found
 
     def _choose(self, question: _Question, takers: dict[str, _Taker], token: str, *, anew: bool) -> _Choice:
         good: list[int] = []
+        settled: list[int] = []
         poor: list[int] = []
         free: list[int] = []
         busy, dead = 0, set[str]()
@@ -226,16 +235,17 @@ class Slots:
                 continue
             if (outcome := question.answers.get(ordinal)) is not None:
                 if lapsed:
-                    (good if outcome.problem is None else poor).append(ordinal)
+                    is_settled = taker is not None and taker.is_complete
+                    (poor if outcome.problem else settled if is_settled else good).append(ordinal)
             elif taker is not None and taker.is_alive:
                 busy += lapsed
             else:
                 free.append(ordinal)
         count = len(question.calls)
-        reused = [] if anew else (good + poor)[:count]
+        # An execution that has all its answers may not come back: Prefect has its result. So what it has comes last.
+        ordinals = free[:count] if anew else [*good, *poor, *free, *settled][:count]
         # Answers that are of no use count as spent. The others stay, for identical questions elsewhere in the run.
-        spent = [ordinal for ordinal in (good + poor if anew else poor) if ordinal not in reused]
-        ordinals = reused + free[: count - len(reused)]
+        spent = [ordinal for ordinal in ([*good, *settled, *poor] if anew else poor) if ordinal not in ordinals]
         waiting = 0 if anew else min(busy, count - len(ordinals))
         ordinals += range(len(listed), len(listed) + count - len(ordinals) - waiting)
         for ordinal in sorted({*ordinals, *spent}):

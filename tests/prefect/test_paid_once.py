@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.states import Scheduled
 
-from pollux_flows import APIError, ConfigurationError, ResultEnvelope
+from pollux_flows import APIError, ResultEnvelope
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import afan_out, broadcast, fan_out, realtime
 from pollux_flows.simulator import Fault, Logged, Simulator
@@ -303,7 +303,7 @@ async def test_retry_on_a_failed_run(provider: PolluxProvider) -> None:
         ended = await until(partial(finished, run))
     assert ended.state.is_completed()
     assert (await ended.state.aresult()).metrics["n_reused"] == 2
-    assert len(await artifacts_of(run)) == 2
+    assert len([page for page in await artifacts_of(run) if page.type != "progress"]) == 2
 
 
 @pytest.mark.timeout(180)
@@ -346,22 +346,3 @@ async def test_retry_on_a_run_that_was_killed(provider: PolluxProvider, simulato
     assert envelope.answers == [f"Simulated answer to: {prompt}" for prompt in prompts]
     assert envelope.metrics["n_reused"] >= 6
     assert len(asked(simulator)) <= len(prompts) + 2
-
-
-async def test_a_run_whose_answers_could_not_be_kept_does_not_fail(
-    provider: PolluxProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its result is the only copy of them, and a run that fails has none."""
-
-    async def full(*_: Any) -> None:
-        raise ConfigurationError("The disk is full.")
-
-    monkeypatch.setattr("pollux_flows.pipeline.answers._PAUSES", (0.0,))
-    monkeypatch.setattr("pollux_flows.state.journal.Journal.keep", full)
-    envelope = await afan_out(PROMPTS, provider.model_copy(update={"request_concurrency": 1}))
-    assert sorted(bool(text) for text in envelope.answers) == [False, False, True]
-    assert "The disk is full." in envelope.diagnostics["warnings"][0]
-    assert len(asked(simulator)) == 1
-    run = await newest_run("fan-out")
-    assert run.state is not None
-    assert await run.state.aresult() == envelope

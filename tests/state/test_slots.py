@@ -139,6 +139,18 @@ async def test_a_lease_that_ran_out_and_was_not_missed_goes_on(run: Run) -> None
     assert await run.at(AGAIN).take([Asked()]) == {}
 
 
+async def test_the_answers_of_a_sub_flow_that_completed_are_left_to_it(run: Run) -> None:
+    """Prefect has its result, and does not call it again; who failed beside it asks for an answer of its own."""
+    done, failed = run.at((*FIRST, ("a", "1"))), run.at((*FIRST, ("b", "1")))
+    await run.answer(done, "one")
+    await failed.take([Asked()])
+    await done.close(complete=True)
+    await failed.close()
+    assert await run.answer(run.at((*AGAIN, ("c", "1"))), "two") == "two"
+    # Had it been called again, it would have found its own.
+    assert await run.answer(run.at((*AGAIN, ("d", "1"))), "three") == "one"
+
+
 async def test_anew_takes_no_earlier_answer(run: Run) -> None:
     """It records under an ordinal of its own; what was paid before is counted."""
     await run.answer(run.at(FIRST), "one")
