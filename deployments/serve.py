@@ -5,7 +5,9 @@ As `pollux-flows serve` does it; copy this file, and serve flows of your own bes
 
 from prefect import serve
 
+from pollux_flows.blocks.registration import register_block_types
 from pollux_flows.deployments import deployments
 
 if __name__ == "__main__":
+    register_block_types()
     serve(*deployments())

@@ -1,52 +1,127 @@
 """How results are stored: as JSON that can only ever become this package's own documents and errors.
 
+Each class that is stored has a short name, which never changes, and a version. So files and classes may be moved and
+renamed, and what was stored before still reads. Three names must stay for that, as Prefect stores them beside results:
+those of this module, `encode` and `decode`.
+
 Prefect's own JSON serializer restores any class that a dict names under `__class__`. A model's structured answer is
 such a dict, written by whoever talked the model into it: here it stays data.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from prefect.serializers import JSONSerializer
 
-from pollux_flows import errors
+from pollux_flows import __version__, errors
+from pollux_flows.config import Config, Target
+from pollux_flows.deferred.book import Asked
+from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.manifest import Manifest
+from pollux_flows.deferred.report import CollectReport, JobRow
+from pollux_flows.deferred.results import Item
 from pollux_flows.document import Document
+from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
+from pollux_flows.options import Options
+from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.request import Request
+from pollux_flows.result import Answer, CallFailure, Outcome, ResultEnvelope, SweepReport
+from pollux_flows.source import Source
 
-_DOCUMENT = {"pollux_document", "json"}
-_ERROR = {"pollux_error", "message"}
+
+class Kind(NamedTuple):
+    """A class whose documents are stored. Raise `version` when an older version of this package would misread them."""
+
+    document: type[Document]
+    version: int = 1
+
+
+# What a flow returns, or a job stores, must be here. Add names; never rename or reuse one.
+KINDS: Final[dict[str, Kind]] = {
+    "answer": Kind(Answer),
+    "cache-handle": Kind(CacheHandle),
+    "call-failure": Kind(CallFailure),
+    "collect-report": Kind(CollectReport),
+    "config": Kind(Config),
+    "deferred-handle": Kind(DeferredHandle),
+    "deferred-snapshot": Kind(DeferredSnapshot),
+    "job": Kind(Job),
+    "job-item": Kind(Item),
+    "job-request": Kind(Asked),
+    "job-row": Kind(JobRow),
+    "manifest": Kind(Manifest),
+    "options": Kind(Options),
+    "outcome": Kind(Outcome),
+    "plan": Kind(Plan),
+    "request": Kind(Request),
+    "result-envelope": Kind(ResultEnvelope),
+    "source": Kind(Source),
+    "sweep-report": Kind(SweepReport),
+    "target": Kind(Target),
+}
+
+# Version 0.1.0 stored the module and the class instead. This list is complete: nothing is ever added.
+_MODULE_PATHS: Final[dict[str, str]] = {
+    "pollux_flows.config:Config": "config",
+    "pollux_flows.config:Target": "target",
+    "pollux_flows.deferred.book:Asked": "job-request",
+    "pollux_flows.deferred.job:Job": "job",
+    "pollux_flows.deferred.manifest:Manifest": "manifest",
+    "pollux_flows.deferred.report:CollectReport": "collect-report",
+    "pollux_flows.deferred.report:JobRow": "job-row",
+    "pollux_flows.deferred.results:Item": "job-item",
+    "pollux_flows.handles:CacheHandle": "cache-handle",
+    "pollux_flows.handles:DeferredHandle": "deferred-handle",
+    "pollux_flows.handles:DeferredSnapshot": "deferred-snapshot",
+    "pollux_flows.options:Options": "options",
+    "pollux_flows.pipeline.plan:Plan": "plan",
+    "pollux_flows.pipeline.request:Request": "request",
+    "pollux_flows.result:Answer": "answer",
+    "pollux_flows.result:CallFailure": "call-failure",
+    "pollux_flows.result:Outcome": "outcome",
+    "pollux_flows.result:ResultEnvelope": "result-envelope",
+    "pollux_flows.result:SweepReport": "sweep-report",
+    "pollux_flows.source:Source": "source",
+}
+
+_NAMES: Final = {kind.document: name for name, kind in KINDS.items()}
+_UNVERSIONED: Final = {"pollux_document", "json"}
+_DOCUMENT: Final = {*_UNVERSIONED, "version"}
+_ERROR: Final = {"pollux_error", "message"}
 
 
 def encode(value: Any) -> dict[str, Any]:
-    """A document as its name and its JSON, in one string: nothing inside is looked at when it is read."""
-    kind = type(value)
-    if isinstance(value, Document) and kind.__module__.startswith("pollux_flows."):
-        return {"pollux_document": f"{kind.__module__}:{kind.__qualname__}", "json": value.model_dump_json()}
+    """Return a document as its name, its version and its JSON, in one string that is not searched when it is read."""
+    if (name := _NAMES.get(type(value))) is not None:
+        return {"pollux_document": name, "version": KINDS[name].version, "json": value.model_dump_json()}
     if isinstance(value, BaseException):
-        return {"pollux_error": kind.__name__, "message": str(value)}
-    raise TypeError(f"A {kind.__name__} is no part of a result.")
+        return {"pollux_error": type(value).__name__, "message": str(value)}
+    raise TypeError(
+        f"A {type(value).__name__} cannot be part of a stored result: it is not in pollux_flows.serializer."
+    )
 
 
 def decode(data: dict[str, Any]) -> Any:
-    """The reverse."""
-    if data.keys() == _DOCUMENT:
-        return _document(str(data["pollux_document"])).model_validate_json(data["json"])
+    """Return the document or the error that this describes, or else the data as it is."""
+    if data.keys() in (_DOCUMENT, _UNVERSIONED):
+        name = data["pollux_document"]
+        return _kind(name, data.get("version", 1)).document.model_validate_json(data["json"])
     if data.keys() == _ERROR:
         return _error(str(data["pollux_error"]), str(data["message"]))
     return data
 
 
-def _document(name: str) -> type[Document]:
-    module, _, kind = name.partition(":")
-    if module.startswith("pollux_flows."):
-        try:
-            found = getattr(import_module(module), kind)
-        except (ImportError, AttributeError):
-            found = None
-        if isinstance(found, type) and issubclass(found, Document):
-            return found
-    raise ValueError(f"{name!r} is no document of this pollux_flows.")
+def _kind(name: object, version: object) -> Kind:
+    kind = KINDS.get(_MODULE_PATHS.get(str(name), str(name)))
+    if kind is None:
+        raise ValueError(f"{name!r} is not a document that this version of pollux_flows ({__version__}) knows.")
+    if not isinstance(version, int) or version > kind.version:
+        raise ValueError(
+            f"This {name} was stored by a newer version of pollux_flows (its format is {version}; version "
+            f"{__version__} reads up to {kind.version}). Update pollux_flows here."
+        )
+    return kind
 
 
 def _error(name: str, message: str) -> Exception:

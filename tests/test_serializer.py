@@ -20,6 +20,8 @@ HOSTILE: list[dict[str, Any]] = [
     {"__exc_type__": "subprocess.CalledProcessError", "message": "x"},
     {"pollux_document": "pollux_flows.config:Config", "json": "{}"},
     {"pollux_document": "os:system", "json": "echo owned"},
+    {"pollux_document": "os:system", "version": 1, "json": "echo owned"},
+    {"pollux_document": "config", "version": 1, "json": "{}"},
     {"pollux_error": "SystemExit", "message": "bye"},
 ]
 
@@ -66,8 +68,8 @@ def test_prefects_own_marks_mean_nothing_here(data: dict[str, Any]) -> None:
 def test_stored_text_holds_no_class_to_load() -> None:
     """What is on disk names documents of ours, and nothing else."""
     stored = json.loads(DOCUMENTS.dumps(Answer(text="fine", finish_reason="stop")))
-    assert set(stored) == {"pollux_document", "json"}
-    assert stored["pollux_document"] == "pollux_flows.result:Answer"
+    assert set(stored) == {"pollux_document", "version", "json"}
+    assert (stored["pollux_document"], stored["version"]) == ("answer", 1)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,9 @@ def test_stored_text_holds_no_class_to_load() -> None:
         "pollux_flows.nowhere:Thing",
         "pollux_flows.result:Nothing",
         "pollux_flows.result:Literal",
+        "pollux_flows.result:Record",
+        "pollux_flows.serializer:KINDS",
+        "Answer",
         "pollux_flows.document:BaseModel",
         "pollux_flows.options:importlib",
         "pollux_flowsx.result:Answer",
@@ -86,8 +91,16 @@ def test_stored_text_holds_no_class_to_load() -> None:
 )
 def test_a_name_that_is_no_document_of_ours_is_refused(name: str) -> None:
     """Somebody wrote there who should not, or another version did."""
-    with pytest.raises(ValueError, match="is no document of this pollux_flows"):
-        decode({"pollux_document": name, "json": "{}"})
+    for version in ({}, {"version": 1}):
+        with pytest.raises(ValueError, match="is not a document that this version of pollux_flows"):
+            decode({"pollux_document": name, **version, "json": "{}"})
+
+
+@pytest.mark.parametrize("version", [2, "1", None, [1]])
+def test_a_document_of_a_newer_format_is_refused(version: Any) -> None:
+    """Reading it as if it were of this one could lose what it says."""
+    with pytest.raises(ValueError, match="stored by a newer version of pollux_flows"):
+        decode({"pollux_document": "answer", "version": version, "json": "{}"})
 
 
 def test_data_that_only_resembles_a_document_is_data() -> None:
@@ -114,7 +127,7 @@ def test_other_errors_come_back_as_what_they_said() -> None:
 @pytest.mark.parametrize("value", [print, b"raw", {1, 2}, object()])
 def test_what_is_no_document_is_not_stored(value: Any) -> None:
     """A result is plain data, or the run says what in it is not."""
-    with pytest.raises(TypeError, match="no part of a result"):
+    with pytest.raises(TypeError, match="cannot be part of a stored result"):
         encode(value)
     with pytest.raises(TypeError):
         DOCUMENTS.dumps(value)
@@ -126,5 +139,5 @@ def test_a_document_of_somebody_else_is_not_stored() -> None:
     class Mine(Answer):
         pass
 
-    with pytest.raises(TypeError, match="A Mine is no part of a result"):
+    with pytest.raises(TypeError, match="A Mine cannot be part of a stored result"):
         encode(Mine(text="x", finish_reason="stop"))

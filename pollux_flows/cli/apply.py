@@ -17,6 +17,7 @@ from prefect.utilities.dispatch import lookup_type
 from pydantic import ValidationError
 
 from pollux_flows import blocks
+from pollux_flows.blocks.registration import aregister_block_types
 from pollux_flows.cli.words import refusals_in_words, say
 from pollux_flows.document import describe
 from pollux_flows.errors import ConfigurationError
@@ -84,7 +85,8 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         found = sorted(path.glob("*.yaml"))
         if not found:
             raise ConfigurationError(
-                f"There is no {path}, as a file or as a folder with *.yaml files.", hint="Name the file to apply."
+                f"There is no file {path}, nor a folder of that name with *.yaml files.",
+                hint=f"Name the file to apply: pollux-flows apply FILE. {_LIKE_THIS}",
             )
         yield from found
 
@@ -147,9 +149,7 @@ def _resolved(value: Any, where: str) -> Any:
 
 
 async def _applied(wanted: Sequence[_Wanted]) -> list[str]:
-    # The UI shows what it knows of: also the types that no file has a block of.
-    for name in blocks.__all__:
-        await getattr(blocks, name).register_type_and_schema()
+    await aregister_block_types()  # also those types that no file has a block of
     return [f"{one.kind.get_block_type_slug()}/{one.name}: {await _saved(one)}" for one in wanted]
 
 

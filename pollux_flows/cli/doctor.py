@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from typing import Final, Literal, NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import prefect
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.settings import PREFECT_API_URL
 
 from pollux_flows import __version__
 from pollux_flows.address import shown
 from pollux_flows.blocks import PolluxDeferredJob, PolluxProvider
+from pollux_flows.blocks.registration import read_documents
+from pollux_flows.cli.schedules import find_stuck, read_scheduled
+from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
 from pollux_flows.cli.words import NO_SERVER, say
 from pollux_flows.errors import PolluxError
+from pollux_flows.flows import collect
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.state import claims
 from pollux_flows.state.measures import in_words
@@ -51,6 +54,8 @@ async def _looked() -> int:
 async def _all() -> AsyncIterator[_Found]:
     versions = f"pollux_flows {__version__}, Prefect {prefect.__version__}, Python {platform.python_version()}"
     yield _Found("Versions", versions)
+    for problem in find_conflicts(installed()):
+        yield _Found("Versions", problem, "NO")
     yield await _state()
     url = PREFECT_API_URL.value()
     if not url:
@@ -61,11 +66,17 @@ async def _all() -> AsyncIterator[_Found]:
         return
     try:
         async with get_client() as client:
-            yield _Found("Server", f"{shown(url)}, Prefect {await client.api_version()}")
+            version = await client.api_version()
+            yield _Found("Server", f"{shown(url)}, Prefect {version}")
+            if outdated := find_server_problem(version):
+                yield _Found("Server", outdated, "?")
             yield _Found("Results", (await ResultShelf.open()).where)
             async for found in _providers(client):
                 yield found
-            yield await _jobs(client)
+            stuck = await find_stuck(client, await read_scheduled(client))
+            for problem in stuck.values():
+                yield _Found("Schedule", problem, "?")
+            yield await _jobs(client, stuck)
     except NO_SERVER as error:
         yield _Found("Server", f"{shown(url)} does not answer ({error}). Start it, or correct PREFECT_API_URL.", "NO")
 
@@ -83,9 +94,9 @@ async def _state() -> _Found:
 
 
 async def _providers(client: PrefectClient) -> AsyncIterator[_Found]:
-    documents = await client.read_block_documents_by_type(PolluxProvider.get_block_type_slug())
+    documents = await read_documents(client, PolluxProvider)
     if not documents:
-        yield _Found("Providers", "none is saved. Save one in the UI under Blocks, or with pollux-flows apply.", "?")
+        yield _Found("Providers", "none yet. Save one in the UI under Blocks, or with pollux-flows apply.", "?")
     for document in documents:
         name = str(document.name)
         try:
@@ -97,15 +108,17 @@ async def _providers(client: PrefectClient) -> AsyncIterator[_Found]:
         yield _Found(f"Provider {name}", f"{config.provider} {config.model}, {how}")
 
 
-async def _jobs(client: PrefectClient) -> _Found:
-    """Whether somebody collects what is under way."""
-    documents = await client.read_block_documents_by_type(PolluxDeferredJob.get_block_type_slug())
+async def _jobs(client: PrefectClient, stuck: Container[UUID]) -> _Found:
+    """Whether deferred jobs are collected; `stuck` are the deployments whose scheduled runs do not start."""
+    documents = await read_documents(client, PolluxDeferredJob)
     waiting = sum(document.data.get("state") != "collected" for document in documents)
-    deployed = await client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["collect"])))
-    scheduled = any(each.active for deployment in deployed for each in deployment.schedules)
-    if waiting and not scheduled:
-        told = (
-            f"{waiting} under way, and nobody collects them: deploy collect on a schedule, or run pollux-flows serve."
-        )
-        return _Found("Deferred jobs", told, "?")
-    return _Found("Deferred jobs", f"{waiting} under way, collect is {'' if scheduled else 'not '}on a schedule.")
+    collectors = await read_scheduled(client, collect.name)
+    under_way = f"{waiting:,} under way" if documents else "none yet"
+    if all(each.id in stuck for each in collectors):
+        if waiting:
+            why = "the scheduled runs of collect do not start" if collectors else "collect is not on a schedule"
+            told = f"{under_way}, but {why}: run pollux-flows serve, or deploy collect on a schedule."
+            return _Found("Deferred jobs", told, "?")
+        if not collectors:
+            return _Found("Deferred jobs", f"{under_way}, collect is not on a schedule.")
+    return _Found("Deferred jobs", f"{under_way}, collect is on a schedule.")

@@ -8,6 +8,7 @@ from typing import Annotated
 import prefect
 from cyclopts import Parameter
 
+from pollux_flows.blocks.registration import register_block_types
 from pollux_flows.cli.words import refusals_in_words
 from pollux_flows.deployments import deployments
 from pollux_flows.state.measures import seconds
@@ -24,4 +25,5 @@ def serve(
     """
     with refusals_in_words():
         every = timedelta(seconds=seconds(collect_every, "--collect-every"))
+        register_block_types()
         prefect.serve(*deployments(collect_every=every), limit=limit)

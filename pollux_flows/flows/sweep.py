@@ -6,6 +6,7 @@ from prefect.client.orchestration import get_client
 
 from pollux_flows import artifacts
 from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.blocks.registration import read_documents
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows.forms import async_form, sync_form
@@ -62,7 +63,7 @@ async def _sweep() -> SweepReport:
 
 async def _configs(unusable: list[str]) -> AsyncIterator[tuple[str, Config]]:
     async with get_client() as client:
-        documents = await client.read_block_documents_by_type(PolluxProvider.get_block_type_slug())
+        documents = await read_documents(client, PolluxProvider)
     for name in sorted(document.name for document in documents if document.name):
         try:
             yield name, await (await PolluxProvider.named(name)).config()

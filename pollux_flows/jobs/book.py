@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import BlockDocument
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from pollux_flows.blocks.deferred_job import PolluxDeferredJob
+from pollux_flows.blocks.registration import read_documents
 from pollux_flows.deferred.book import Asked, BusyError, Hold, no_such_job
 from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError, PolluxError
@@ -79,7 +80,7 @@ class BlockBook:
     async def all(self) -> tuple[list[Job], list[Unreadable]]:
         """Every job that there is, and those that cannot be read."""
         async with connected() as client:
-            documents = await client.read_block_documents_by_type(_SLUG)
+            documents = await read_documents(client, PolluxDeferredJob)
         jobs, unreadable = [], []
         for document in documents:
             try:

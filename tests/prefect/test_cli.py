@@ -116,7 +116,7 @@ def test_refused_before_anything_is_saved(pollux: Command, text: str, said: str)
 
 
 def test_no_files(pollux: Command) -> None:
-    assert "There is no blocks, as a file or as a folder" in pollux("apply")
+    assert "There is no file blocks, nor a folder of that name" in pollux("apply")
 
 
 # --- run and submit -----------------------------------------------------------------------------------------

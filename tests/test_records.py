@@ -1,0 +1,178 @@
+"""Results, jobs, answers, handles and conversations that an earlier version stored are still read.
+
+The files in `records/0.1.0` were written by that version and are never written again. A new format adds its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultStore
+
+import pollux_flows
+from pollux_flows import (
+    CacheHandle,
+    Config,
+    DeferredHandle,
+    Options,
+    ResultEnvelope,
+    flows,
+    run_many,
+)
+from pollux_flows.blocks import PolluxDeferredJob
+from pollux_flows.config import Target
+from pollux_flows.deferred.book import Asked
+from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.keep import kept
+from pollux_flows.deferred.report import CollectReport
+from pollux_flows.document import Document
+from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.result import SweepReport
+from pollux_flows.serializer import _MODULE_PATHS, DOCUMENTS, KINDS, decode
+from pollux_flows.state.store import open_store
+
+RECORDS = Path(__file__).parent / "records" / "0.1.0"
+JOB = "deferred-330d58e38766"
+
+
+def record(name: str) -> Any:
+    return json.loads((RECORDS / f"{name}.json").read_text())
+
+
+def result(name: str) -> Any:
+    """The result in this file, read as Prefect reads it."""
+    return DOCUMENTS.loads((RECORDS / f"{name}.json").read_bytes())
+
+
+# --- Records of 0.1.0 -----------------------------------------------------------------------------------------------
+
+
+def test_results_of_flows_are_read() -> None:
+    envelopes = result("result-list-of-envelopes")
+    assert [type(envelope) for envelope in envelopes] == [ResultEnvelope, ResultEnvelope]
+    assert envelopes[1].answers == ["Simulated answer to: Who?"]
+    report = result("result-collect")
+    assert isinstance(report, CollectReport)
+    assert [(row.job, row.collected) for row in report.rows] == [(JOB, True)]
+    assert result("result-sweep") == SweepReport()
+
+
+def test_a_conversation_goes_on() -> None:
+    envelope = result("result-conversation")
+    target = Target(provider="openai", model="gpt-4.1-mini")
+    request = make_request("Who am I?", target=target, options=Options(continue_from=envelope))
+    assert [turn.role for turn in request.said.turns] == ["user", "assistant"]
+    assert request.said.response_id == "resp_00000002"
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> ResultShelf:
+    """The result storage of a worker that has submitted and collected a job."""
+    folder = tmp_path / "pollux-deferred" / JOB
+    folder.mkdir(parents=True)
+    for name, stored_as in {"asked": "asked", "answers": "answers-0000", "envelope": "envelope"}.items():
+        (folder / stored_as).write_bytes((RECORDS / f"shelf-{name}.json").read_bytes())
+    storage = LocalFileSystem(basepath=str(tmp_path))
+    return ResultShelf(ResultStore(result_storage=storage, serializer=DOCUMENTS, cache_result_in_memory=False))
+
+
+async def test_a_job_can_be_handed_in_and_its_answers_are_there(shelf: ResultShelf) -> None:
+    block = record("block-deferred-job")
+    job = Job.model_validate({**block["data"]["job"], "name": block["name"]})
+    assert PolluxDeferredJob.model_validate(block["data"]).handle.request_count == 2
+    asked = await shelf.get(f"{JOB}/asked")
+    assert isinstance(asked, Asked)
+    assert [call.prompt for call in asked.plan(job).calls] == ["one", "two"]
+    assert [item.bucket async for item in kept(shelf, job)] == ["succeeded", "succeeded"]
+    envelope = await shelf.get(f"{JOB}/envelope")
+    assert isinstance(envelope, ResultEnvelope)
+    assert envelope.answers == ["Simulated answer to: one", "Simulated answer to: two"]
+
+
+def test_handles_are_read() -> None:
+    deferred = DeferredHandle.from_dict(record("handle-deferred"))
+    assert Job.model_validate((deferred.provider_state or {})["job"]).is_handed_in
+    assert CacheHandle.model_validate(record("handle-cache")).provider == "gemini"
+
+
+@pytest.mark.parametrize(("reuse", "run_key"), [("run", "nightly"), ("always", "another")])
+async def test_a_journaled_answer_is_not_paid_for_again(
+    reuse: Any, run_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its run, and through the pointer that leads any run to it. At the address of the provider, nothing listens."""
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
+    monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", "36500")
+    journal = record("journal")
+    await open_store().put_many(journal["records"])
+    config = Config(
+        provider="gemini",
+        model="gemini-2.5-flash-lite",
+        api_key="k-x",
+        base_url=record("handle-deferred")["provider_state"]["job"]["target"]["base_url"],
+    )
+    envelope = await run_many(["Who?"], config=config, run_key=run_key, reuse=reuse)
+    assert envelope.answers == ["Simulated answer to: Who?"]
+    assert envelope.metrics["n_reused"] == 1
+
+
+def test_a_record_of_today_is_read() -> None:
+    stored = {"pollux_document": "cache-handle", "version": 1, "json": json.dumps(record("handle-cache"))}
+    assert decode(stored) == CacheHandle.model_validate(record("handle-cache"))
+
+
+# --- The table of names ---------------------------------------------------------------------------------------------
+
+# These are stored within other documents, or in records that have a form of their own.
+PARTS = {
+    "Attached", "Billing", "Content", "Conversation", "Damage", "Entry", "Failure", "Leftover", "Ownership", "Part",
+    "PlannedCall", "Pruned", "Record", "RetryPolicy", "RunSeen", "Survey", "SweptFile", "Terms", "ToolCall", "Turn",
+    "UploadKey", "Uploaded", "VideoSettings",
+}  # fmt: skip
+
+
+def documents(base: type[Document] = Document) -> Iterator[type[Document]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from documents(kind)
+
+
+def test_every_document_has_a_stored_name_or_is_a_part_of_others() -> None:
+    """A new class goes into KINDS or, if it is never stored by itself, into PARTS."""
+    for module in pkgutil.walk_packages(pollux_flows.__path__, "pollux_flows."):
+        importlib.import_module(module.name)
+    ours = {kind for kind in documents() if kind.__module__.startswith("pollux_flows.")}
+    stored = {kind.document for kind in KINDS.values()}
+    assert {kind.__name__ for kind in ours - stored} == PARTS
+    assert len(stored) == len(KINDS)
+
+
+def documents_in(annotation: Any) -> set[type[Document]]:
+    if isinstance(annotation, type) and issubclass(annotation, Document):
+        return {annotation}
+    return {found for each in typing.get_args(annotation) for found in documents_in(each)}
+
+
+@pytest.mark.parametrize("name", flows.__all__)
+def test_every_flow_returns_what_can_be_stored(name: str) -> None:
+    returned = typing.get_type_hints(getattr(flows, name).fn)["return"]
+    assert documents_in(returned) <= {kind.document for kind in KINDS.values()}
+
+
+def test_stored_names_never_change() -> None:
+    """Add to these freely; one that is gone or renamed makes results unreadable."""
+    names = {
+        "answer", "cache-handle", "call-failure", "collect-report", "config", "deferred-handle", "deferred-snapshot",
+        "job", "job-item", "job-request", "job-row", "manifest", "options", "outcome", "plan", "request",
+        "result-envelope", "source", "sweep-report", "target",
+    }  # fmt: skip
+    assert names <= KINDS.keys()
+    assert set(_MODULE_PATHS.values()) == names
