@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -38,7 +39,17 @@ URL_VARIABLES: Final[dict[ProviderName, str]] = {
     "openrouter": "OPENROUTER_BASE_URL",
     "local": "POLLUX_LOCAL_BASE_URL",
 }
+OWN_ADDRESSES: Final[dict[ProviderName, str]] = {
+    "gemini": "https://generativelanguage.googleapis.com",
+    "openai": "https://api.openai.com/v1",
+    "anthropic": "https://api.anthropic.com",
+    "openrouter": "https://openrouter.ai/api/v1",
+}
+ALLOWED_ADDRESSES: Final = "POLLUX_ALLOW_BASE_URLS"
+"""Names more addresses, separated by commas, that may have the environment's keys, and all that begins with them."""
 
+# Prefect sets it for each flow run that a worker or a served deployment starts.
+_DEPLOYED_RUN: Final = "PREFECT__FLOW_RUN_ID"
 _MOST_A_MINUTE: Final = 10**12  # a number that anybody reads back
 _LIKE_A_NAME: Final = re.compile("[A-Za-z _-]{1,20}")
 
@@ -73,8 +84,11 @@ class Target(Document):
 class Config(Document):
     """Which provider and model answer, with which key, and how hard they may be pressed.
 
-    The key comes from `api_key`, or else from the provider's own variable, or else from a `.env` file. It is
-    kept in memory only: it is no part of the JSON, the pickle, the repr or the equality of a Config.
+    The key comes from `api_key`, or else from the provider's own variable, or else from the `.env` file of the working
+    folder. It is kept in memory only: it is no part of the JSON, the pickle, the repr or the equality of a Config.
+
+    A key that is passed goes to any `base_url`. A key from the environment goes only to the provider's own address, to
+    the one that the environment names (`OPENAI_BASE_URL` and its like), and to those in `POLLUX_ALLOW_BASE_URLS`.
     """
 
     provider: ProviderName = Field(description="gemini, openai, anthropic, openrouter or local.")
@@ -155,7 +169,9 @@ class Config(Document):
     def _complete(self, info: ValidationInfo) -> Self:
         if self.use_mock:
             return self
-        if self.base_url is None and (address := from_environment(URL_VARIABLES[self.provider])):
+        # A file that happens to lie in the working folder does not decide where a key goes that was passed.
+        file_counts = self.api_key is None
+        if self.base_url is None and (address := from_environment(URL_VARIABLES[self.provider], dotenv=file_counts)):
             _fill(self, "base_url", checked_address(address))
         if self.provider == "local":
             if self.base_url is None:
@@ -163,7 +179,7 @@ class Config(Document):
                     "The local provider needs to know where your server listens.",
                     hint="Pass Config(base_url='http://127.0.0.1:8000/v1') or set POLLUX_LOCAL_BASE_URL.",
                 )
-        elif self.api_key is None and (key := from_environment(KEY_VARIABLES[self.provider])):
+        elif self.api_key is None and self.may_use_environment and (key := environment_key(self.provider)):
             _fill(self, "api_key", SecretStr(key))
         # A Config that was read back from JSON describes who answers; whoever makes the call must hold the key,
         # whoever only looks at the document need not.
@@ -184,12 +200,12 @@ class Config(Document):
             return self.api_key.get_secret_value()
         if self.use_mock or self.provider == "local":
             return None
-        variable = KEY_VARIABLES[self.provider]
-        raise ConfigurationError(
-            f"There is no API key for {self.provider}.",
-            hint=f"Set {variable}, put it into a .env file, or pass Config(api_key=…). "
-            "To try things without a key, pass use_mock=True.",
-        )
+        raise _no_key(self.provider, self.base_url)
+
+    @property
+    def may_use_environment(self) -> bool:
+        """Whether what the environment holds for this provider (key, organization, headers) may go to its address."""
+        return not self.use_mock and may_have_environment_key(self.provider, self.base_url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled as its JSON, it leaves the key behind and looks for one in the environment where it arrives.
@@ -200,20 +216,92 @@ class Config(Document):
         yield "api_key", "[REDACTED]" if self.api_key is not None else None
 
 
-def from_environment(name: str) -> str | None:
-    """The variable's value, from the environment or else from a `.env` file; None when blank or absent."""
+def in_deployed_run() -> bool:
+    """Return whether this process runs a flow that a Prefect worker or a served deployment has started."""
+    return bool(os.environ.get(_DEPLOYED_RUN))
+
+
+def from_environment(name: str, *, dotenv: bool = True) -> str | None:
+    """Return a variable's value from the environment or, with `dotenv`, the working folder's `.env`; None when blank.
+
+    Folders above are not searched, and a deployed run reads no file: either may hold what others have written.
+    """
     if value := os.environ.get(name, "").strip():
         return value
+    file = Path(".env")
+    if not dotenv or in_deployed_run() or not file.exists():
+        return None
     # Read, not loaded: other people's variables in that file stay out of this process's environment.
-    from dotenv import dotenv_values, find_dotenv  # costs 10 ms, needed only when a variable is missing
+    from dotenv import dotenv_values  # costs 10 ms, needed only when a variable is missing
 
-    file = find_dotenv(usecwd=True)
     try:
         return (dotenv_values(file).get(name) or "").strip() or None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"{file} cannot be read ({type(error).__name__}).", hint=f"Make it readable UTF-8 text, or set {name}."
+            f"{file.absolute()} cannot be read ({type(error).__name__}).",
+            hint=f"Make it readable UTF-8 text, or set {name}.",
         ) from None
+
+
+def environment_key(provider: ProviderName) -> str | None:
+    """Return the provider's key from the environment. A local server has none."""
+    variable = KEY_VARIABLES.get(provider)
+    return from_environment(variable) if variable else None
+
+
+def may_have_environment_key(provider: ProviderName, base_url: str | None) -> bool:
+    """Return whether an address is the provider's own, or named by this environment, and so may have its key."""
+    if base_url is None or _is_own_address(provider, base_url):
+        return True
+    if (named := from_environment(URL_VARIABLES[provider])) and checked_address(named) == base_url.rstrip("/"):
+        return True
+    return any(_begins_with(base_url, allowed) for allowed in _allowed_addresses())
+
+
+def _is_own_address(provider: ProviderName, base_url: str) -> bool:
+    """The provider's host, or one below it: OpenAI has one for each region."""
+    if (own := OWN_ADDRESSES.get(provider)) is None:
+        return False
+    host = re.escape(urlsplit(own).hostname or "")
+    return re.match(rf"https://([a-z0-9-]+\.)*{host}(:\d+)?(/|$)", base_url) is not None
+
+
+def _allowed_addresses() -> list[str]:
+    listed = [each.strip() for each in (from_environment(ALLOWED_ADDRESSES) or "").split(",")]
+    try:
+        return [checked_address(each) for each in listed if each]
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{ALLOWED_ADDRESSES} cannot be used: {error.message}", hint="Write addresses, separated by commas."
+        ) from None
+
+
+def _begins_with(base_url: str, allowed: str) -> bool:
+    """Whether it is that address, or a path below it that leads nowhere else."""
+    rest = base_url.rstrip("/").removeprefix(allowed)
+    return base_url.startswith(allowed) and (not rest or rest[0] == "/") and ".." not in rest and "%" not in rest
+
+
+def _no_key(provider: ProviderName, base_url: str | None) -> ConfigurationError:
+    """Say why there is no key for that address, and which line would mend it."""
+    variable = KEY_VARIABLES[provider]
+    if may_have_environment_key(provider, base_url):
+        return ConfigurationError(
+            f"There is no API key for {provider}.",
+            hint=f"Set {variable}, put it into the working folder's .env file, or pass Config(api_key=…). "
+            "To try things without a key, pass use_mock=True.",
+        )
+    line = f"{ALLOWED_ADDRESSES}={','.join([*_allowed_addresses(), str(base_url)])}"
+    if environment_key(provider) is None:
+        return ConfigurationError(
+            f"There is no API key for {provider} at {base_url}.",
+            hint=f"Pass it as api_key, or set {variable} and allow it to go there: {line}",
+        )
+    return ConfigurationError(
+        f"The key in {variable} is not sent to {base_url}: nothing in this environment names that address.",
+        hint="Pass the key for that address as api_key, use a saved PolluxProvider with that base_url, or allow the "
+        f"address where this runs: {line}",
+    )
 
 
 def checked_address(value: str) -> str:

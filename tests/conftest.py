@@ -36,7 +36,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 from pollux_flows.config import KEY_VARIABLES, URL_VARIABLES  # noqa: E402 (after the homes have moved)
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-_SDK_VARIABLES = ("GOOGLE_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+_SDK_VARIABLES = (
+    "GOOGLE_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "ANTHROPIC_CUSTOM_HEADERS",
+    "OPENAI_CUSTOM_HEADERS",
+    "OPENAI_ORG_ID",
+    "OPENAI_PROJECT_ID",
+    "PREFECT__FLOW_RUN_ID",
+)
 
 settings.register_profile(
     "default",
@@ -63,10 +71,8 @@ def _older_objects_left_alone() -> None:
 
 @pytest.fixture(scope="session")
 def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to work in. The empty `.env` is where the search for one ends."""
-    folder = tmp_path_factory.mktemp("empty")
-    (folder / ".env").touch()
-    return folder
+    """A folder to work in, without a `.env`."""
+    return tmp_path_factory.mktemp("empty")
 
 
 @pytest.fixture(autouse=True)

@@ -141,6 +141,7 @@ class Scripted:
         self.listing: Reply = http({"data": [{"id": MODELS["openrouter"]}]})
         self.connections = 0
         self.requests: list[bytes] = []
+        self.heads: list[bytes] = []
         self.listings = 0
         self.origin = ""
         self._open: set[asyncio.StreamWriter] = set()
@@ -169,6 +170,7 @@ class Scripted:
             reply = self.listing
         else:
             self.requests.append(body)
+            self.heads.append(head)
             reply = self._choose(body)
         if isinstance(reply, bytes):
             writer.write(reply)

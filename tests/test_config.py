@@ -207,13 +207,46 @@ def test_the_key_that_is_written_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_key_comes_from_a_dotenv_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here or in a folder above; the rest of that file stays out of this process."""
+    """The working folder's own; the rest of that file stays out of this process."""
     (tmp_path / ".env").write_text(f"OPENAI_API_KEY={SENTINEL}\nSOMEBODY_ELSES=secret\n")
-    (tmp_path / "below").mkdir()
-    monkeypatch.chdir(tmp_path / "below")
+    monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     assert Config(provider="openai", model="m").key() == SENTINEL
     assert dict(os.environ) == before
+
+
+def test_a_dotenv_file_in_a_folder_above_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a stranger's: it names neither a key nor an address."""
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY={SENTINEL}\nOPENAI_BASE_URL=http://strangers/v1\n")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with refused(ConfigurationError, "no API key for openai"):
+        Config(provider="openai", model="m")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
+    assert Config(provider="openai", model="m").base_url is None
+
+
+def test_a_deployed_run_reads_no_dotenv_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its working folder holds what a worker pulled or a run left there."""
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY={SENTINEL}\nOPENAI_BASE_URL=http://strangers/v1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "6f1c1b0e-0000-0000-0000-000000000000")
+    with refused(ConfigurationError, "no API key for openai"):
+        Config(provider="openai", model="m")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
+    assert Config(provider="openai", model="m").base_url is None
+
+
+@with_key
+def test_an_address_from_a_dotenv_file_never_takes_a_passed_key(
+    provider: ProviderName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file says where keys of the environment go; a key that was passed goes where the code says."""
+    (tmp_path / ".env").write_text(f"{URL_VARIABLES[provider]}=http://gateway/v1\n{KEY_VARIABLES[provider]}=sk-file\n")
+    monkeypatch.chdir(tmp_path)
+    assert make(provider=provider).base_url is None
+    config = Config(provider=provider, model="m")
+    assert (config.base_url, config.key()) == ("http://gateway/v1", "sk-file")
 
 
 def test_the_environment_wins_over_a_dotenv_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +363,128 @@ def test_a_wrong_address_in_a_variable_is_refused_too(monkeypatch: pytest.Monkey
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
     with refused(ConfigurationError, "not an http address"):
         make()
+
+
+# --- Where a key from the environment may go ----------------------------------------------------------------
+
+ELSEWHERE = "http://127.0.0.1:1234/v1"
+
+
+@with_key
+def test_a_key_from_the_environment_goes_to_no_address_that_only_the_config_names(
+    provider: ProviderName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error holds the line that would allow it; a key that is passed goes anywhere."""
+    monkeypatch.setenv(KEY_VARIABLES[provider], SENTINEL)
+    with refused(
+        ConfigurationError, KEY_VARIABLES[provider], f"not sent to {ELSEWHERE}", f"POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"
+    ):
+        Config(provider=provider, model="m", base_url=ELSEWHERE)
+    assert make(provider=provider, base_url=ELSEWHERE).key() == SENTINEL
+
+
+def test_without_any_key_the_error_says_how_to_give_one_for_that_address() -> None:
+    """Both ways, so that the first try that follows it works."""
+    with refused(ConfigurationError, "no API key for openai at", "api_key", "OPENAI_API_KEY", "POLLUX_ALLOW_BASE_URLS"):
+        Config(provider="openai", model="m", base_url=ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("provider", "address"),
+    [
+        ("openai", "https://api.openai.com/v1"),
+        ("openai", "https://eu.api.openai.com/v1/"),
+        ("anthropic", "https://api.anthropic.com"),
+        ("gemini", "https://generativelanguage.googleapis.com"),
+        ("openrouter", "https://openrouter.ai/api/v1"),
+    ],
+)
+def test_the_providers_own_address_has_the_key_of_the_environment(
+    provider: ProviderName, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written out, or a region's."""
+    monkeypatch.setenv(KEY_VARIABLES[provider], SENTINEL)
+    assert Config(provider=provider, model="m", base_url=address).key() == SENTINEL
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://api.openai.com/v1",
+        "https://api.openai.com.example/v1",
+        "https://example/api.openai.com",
+        "https://notapi.openai.com.example",
+        "https://xapi.openai.com",
+        "https://example\\.api.openai.com/v1",
+        "https://api.anthropic.com",
+    ],
+)
+def test_what_only_looks_like_the_providers_own_address_has_no_key(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the clear, nor at another host, nor at another provider."""
+    monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
+    with refused(ConfigurationError, "not sent to"):
+        Config(provider="openai", model="m", base_url=address)
+
+
+@with_key
+def test_the_address_that_the_environment_names_has_its_key(
+    provider: ProviderName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the code writes it once more or not."""
+    monkeypatch.setenv(KEY_VARIABLES[provider], SENTINEL)
+    monkeypatch.setenv(URL_VARIABLES[provider], f"{ELSEWHERE}/")
+    for config in (
+        Config(provider=provider, model="m"),
+        Config(provider=provider, model="m", base_url=ELSEWHERE),
+        Config.model_validate_json(Config(provider=provider, model="m").model_dump_json()),
+    ):
+        assert (config.base_url, config.key()) == (ELSEWHERE, SENTINEL)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "address", "is_allowed"),
+    [
+        ("http://127.0.0.1:1234", ELSEWHERE, True),
+        (f"https://gateway, {ELSEWHERE}/", ELSEWHERE, True),
+        ("http://127.0.0.1:12", ELSEWHERE, False),
+        ("http://gateway", "http://gateway.example/v1", False),
+        ("http://gateway/a", "http://gateway/a/v1", True),
+        ("http://gateway/a", "http://gateway/ab", False),
+        ("http://gateway/a", "http://gateway/a/../b", False),
+        ("http://gateway/a", "http://gateway/a/%2e%2e/b", False),
+        (" , ", ELSEWHERE, False),
+    ],
+)
+def test_a_setting_allows_more_addresses(
+    allowed: str, address: str, is_allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address, and all that is below it."""
+    monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
+    monkeypatch.setenv("POLLUX_ALLOW_BASE_URLS", allowed)
+    if is_allowed:
+        assert Config(provider="openai", model="m", base_url=address).key() == SENTINEL
+    else:
+        with refused(ConfigurationError, "not sent to"):
+            Config(provider="openai", model="m", base_url=address)
+
+
+def test_a_setting_that_names_no_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not skipped, or the next refusal would be a riddle."""
+    monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
+    monkeypatch.setenv("POLLUX_ALLOW_BASE_URLS", "gateway")
+    with refused(ConfigurationError, "POLLUX_ALLOW_BASE_URLS cannot be used"):
+        Config(provider="openai", model="m", base_url=ELSEWHERE)
+
+
+def test_json_with_another_address_can_be_read_and_is_given_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document from elsewhere is looked at for free; a call with the environment's key is refused."""
+    monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
+    config = Config.model_validate_json(make(base_url=ELSEWHERE).model_dump_json())
+    assert config.api_key is None
+    with refused(ConfigurationError, "not sent to"):
+        config.key()
 
 
 # --- The local provider and the mock ------------------------------------------------------------------------

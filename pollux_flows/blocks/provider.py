@@ -7,7 +7,15 @@ from typing import Any, Self, cast
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 
-from pollux_flows.config import KEY_VARIABLES, Config, ProviderName, RetryPolicy, checked_address
+from pollux_flows.config import (
+    KEY_VARIABLES,
+    Config,
+    ProviderName,
+    RetryPolicy,
+    checked_address,
+    environment_key,
+    may_have_environment_key,
+)
 from pollux_flows.document import describe
 from pollux_flows.errors import ConfigurationError
 
@@ -98,9 +106,7 @@ class PolluxProvider(Block):
 
     async def config(self) -> Config:
         """The Config for calls made now, with the key from this block, the saved one, or the environment."""
-        key = self.api_key.get_secret_value() if self.api_key else ""
-        if key and not key.strip("*"):
-            key = await self._saved_key()
+        key = await self._key()
         return Config(
             provider=self.provider,
             model=self.model,
@@ -126,23 +132,37 @@ class PolluxProvider(Block):
                 hint="Save it in the UI under Blocks, or with PolluxProvider(…).save(name).",
             ) from None
 
-    async def _saved_key(self) -> str:
-        """Prefect shows a secret in a run's parameters as asterisks: the key itself is where it was saved."""
-        if self.name is not None:
-            saved = await PolluxProvider.named(self.name)
-            if (saved.provider, saved.base_url) != (self.provider, self.base_url):
-                # Parameters can be written by anybody who may start a run; a key goes only where it was meant to go.
-                raise ConfigurationError(
-                    f"This run asks for the key of the saved PolluxProvider {self.name!r}, for another address.",
-                    hint="Start it again with the saved provider as it is now.",
-                )
-            if saved.api_key is not None and (key := saved.api_key.get_secret_value()).strip("*"):
-                return key
-        try:
-            return Config(provider=self.provider, model=self.model, base_url=self.base_url or None).key() or ""
-        except ConfigurationError:
+    async def _key(self) -> str | None:
+        """The key to send: this block's own, the saved block's, or the environment's. None leaves it to the Config."""
+        own = self.api_key.get_secret_value() if self.api_key else ""
+        if own.strip("*"):
+            return own
+        masked = own != ""  # Prefect shows a secret in a run's parameters as asterisks
+        if self.name is not None and (masked or not self._may_have_environment_key):
+            return await self._saved_key(self.name, masked=masked)
+        if masked and environment_key(self.provider) is None:
+            variable = KEY_VARIABLES.get(self.provider)
             raise ConfigurationError(
                 "This run knows its API key only as asterisks: the PolluxProvider it was given was never saved.",
-                hint=f"Save it once with PolluxProvider(…).save('a-name') and pass PolluxProvider.load('a-name'), "
-                f"or set {KEY_VARIABLES.get(self.provider, 'the key')} where the flow runs.",
-            ) from None
+                hint="Save it once with PolluxProvider(…).save('a-name') and pass PolluxProvider.load('a-name')"
+                + (f", or set {variable} where the flow runs." if variable else "."),
+            )
+        return None
+
+    @property
+    def _may_have_environment_key(self) -> bool:
+        return may_have_environment_key(self.provider, checked_address(self.base_url) if self.base_url else None)
+
+    async def _saved_key(self, name: str, *, masked: bool) -> str | None:
+        """The key of the block that is saved under that name, or the environment's for a saved block without one."""
+        saved = await PolluxProvider.named(name)
+        if (saved.provider, saved.base_url) != (self.provider, self.base_url):
+            # Run parameters are written by whoever may start a run; a key goes only where it was meant to go.
+            raise ConfigurationError(
+                f"This run asks for the key of the saved PolluxProvider {name!r}, for another address.",
+                hint="Start it again with the saved provider as it is now.",
+            )
+        if masked and saved.api_key is not None and (key := saved.api_key.get_secret_value()).strip("*"):
+            return key
+        # The saved block names the address, so the environment's key may go there.
+        return environment_key(self.provider)

@@ -17,6 +17,7 @@ from pollux_flows.address import shown_in
 from pollux_flows.config import KEY_VARIABLES, Config
 from pollux_flows.errors import APIError, CacheError, ErrorCategory, PolluxError, RateLimitError, SourceError
 from pollux_flows.providers.base import UpstreamError
+from pollux_flows.providers.redaction import Redactor
 
 _PASSING: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
 _CAPACITY: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
@@ -119,11 +120,8 @@ def unreadable(config: Config, phase: str, what: str) -> APIError:
 
 
 def redact(text: str, config: Config) -> str:
-    """The text without secrets, in case somebody echoed them, and no longer than a person reads."""
-    text = shown_in(text)
-    secret = config.api_key.get_secret_value() if config.api_key else ""
-    if secret:
-        text = text.replace(secret, "[REDACTED]")
+    """The text without secrets, should they be echoed in it, and no longer than a person reads."""
+    text = shown_in(Redactor(config).message(text))
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 

@@ -15,6 +15,7 @@ from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.providers import limits
 from pollux_flows.providers.base import Call, ClientModule, GenerateModule, UpstreamError
 from pollux_flows.providers.batches import Batch, BatchModule, Rows
+from pollux_flows.providers.redaction import Redactor
 from pollux_flows.providers.uploads import FilesModule, UploadThreads
 from pollux_flows.result import Answer
 from pollux_flows.state.upload import Uploaded
@@ -88,7 +89,8 @@ class Session:
 
     async def download_batch(self, batch: Batch, into: IO[bytes]) -> None:
         """Write the results, one a line. After an error, what was written is good for nothing."""
-        await self.ask("batch_collect", self.batches.download(self.client, batch, into))
+        results = cast(IO[bytes], self.redactor.results(into, self.batches.result))
+        await self.ask("batch_collect", self.batches.download(self.client, batch, results))
 
     async def _find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {marker: [] for marker in markers}
@@ -119,13 +121,18 @@ class Session:
     def batches(self) -> BatchModule:
         return cast(BatchModule, self.module("batch"))
 
+    @property
+    def redactor(self) -> Redactor:
+        return Redactor(self.config)
+
     async def ask(self, phase: str, answer: Awaitable[T]) -> T:
-        """The answer, or what went wrong as an error of ours."""
+        """The answer, or what went wrong as an error of ours; either way without the key, should it have come back."""
         from pollux_flows.providers import errors  # imports the HTTP library
 
         try:
-            return await answer
+            return self.redactor.answer(await answer)
         except PolluxError as error:
+            self.redactor.error(error)
             if isinstance(error, APIError):
                 error.provider, error.phase = error.provider or self.config.provider, error.phase or phase
             raise

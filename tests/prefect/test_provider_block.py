@@ -12,8 +12,11 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import SecretStr
 
-from pollux_flows import ConfigurationError, RetryPolicy
+from pollux_flows import ConfigurationError, Options, RetryPolicy
 from pollux_flows.blocks import PolluxProvider
+from pollux_flows.config import Target
+from pollux_flows.deferred.job import Job
+from pollux_flows.jobs.configs import Configs
 
 SENTINEL = "sk-sentinel-1d9c7f"
 
@@ -95,6 +98,60 @@ async def test_asterisks_in_a_runs_parameters_are_resolved_from_the_saved_block(
     assert SENTINEL not in json.dumps(stored)
     restored = taking.validate_parameters(stored)["provider"]
     assert (await restored.config()).key() == SENTINEL
+
+
+ELSEWHERE = "http://127.0.0.1:9/v1"
+
+
+@pytest.mark.parametrize("key", [{}, {"api_key": "********"}])
+@pytest.mark.parametrize("name", [{}, {"_block_document_name": "names-another-address"}])
+async def test_run_parameters_do_not_send_the_workers_key_elsewhere(
+    key: dict[str, str], name: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may start a run writes its parameters: an address that only they name gets no key of the environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
+    await PolluxProvider(provider="openai", model="m").asave("names-another-address", overwrite=True)
+    written = {"provider": "openai", "model": "m", "base_url": ELSEWHERE, **key, **name}
+    restored = _restored(written)
+    with pytest.raises(ConfigurationError, match=f"another address|POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
+        await restored.config()
+    monkeypatch.setenv("OPENAI_BASE_URL", ELSEWHERE)
+    if not name:
+        assert (await restored.config()).key() == SENTINEL
+
+
+@pytest.mark.parametrize("key", [{}, {"api_key": "********"}])
+async def test_the_workers_key_goes_to_the_address_of_a_saved_block(
+    key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may save a block may say where keys go; the block itself needs none."""
+    monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
+    saved = PolluxProvider(provider="openai", model="m", base_url=ELSEWHERE)
+    await saved.asave("names-an-address", overwrite=True)
+    written = {"provider": "openai", "model": "m", "base_url": ELSEWHERE, "_block_document_name": "names-an-address"}
+    for block in (await PolluxProvider.named("names-an-address"), _restored({**written, **key})):
+        assert (await block.config()).key() == SENTINEL
+
+
+async def test_a_deferred_job_does_not_send_the_workers_key_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that was handed in with a key of its starter's own is collected by workers with a key of theirs."""
+    monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
+    target = Target(provider="openai", model="m", base_url=ELSEWHERE)
+    job = Job(
+        name="j", submission="s", fingerprint="f", target=target, options=Options(), count=1, created_at=0.0, parts=[]
+    )
+    with pytest.raises(ConfigurationError, match=f"POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
+        await Configs().of(job)
+
+
+def _restored(written: dict[str, str]) -> PolluxProvider:
+    """The provider of a run with these parameters."""
+
+    @flow
+    async def taking(provider: PolluxProvider) -> None: ...
+
+    restored: PolluxProvider = taking.validate_parameters({"provider": written})["provider"]
+    return restored
 
 
 async def test_asterisks_of_a_block_that_was_never_saved_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pollux_flows import APIError, Config, ConfigurationError, Options, run, run_many
-from pollux_flows.config import PROVIDERS, ProviderName
+from pollux_flows.config import PROVIDERS, URL_VARIABLES, ProviderName
 from pollux_flows.pipeline.retry import attempt
 from pollux_flows.providers import http as http_clients
 from pollux_flows.providers.session import open_session
@@ -177,25 +177,62 @@ async def test_a_proxy_that_nobody_can_use_is_a_mistake_in_the_setup(
 
 SWITCHES = {
     "GOOGLE_GENAI_USE_VERTEXAI": "true",
+    "GOOGLE_GENAI_USE_ENTERPRISE": "true",
+    "GOOGLE_GENAI_CLIENT_MODE": "replay",
+    "GOOGLE_GENAI_ACCESS_TOKEN": "somebody-elses",
+    "GOOGLE_GENAI_API_KEY": "somebody-elses",
+    "GOOGLE_GENAI_DEFAULT_HEADERS": "x-extra: somebody-elses",
+    "GOOGLE_CLOUD_PROJECT": "somebody-elses",
     "GOOGLE_GENAI_API_VERSION": "beta",
     "GOOGLE_GENAI_HTTP_CLIENT": "httpx",
     "GOOGLE_API_KEY": "somebody-elses",
-    "OPENAI_ORG_ID": "org",
+    "OPENAI_ADMIN_KEY": "somebody-elses",
+    "OPENAI_ORG_ID": "somebody-elses",
+    "OPENAI_PROJECT_ID": "somebody-elses",
+    "OPENAI_CUSTOM_HEADERS": "x-extra: somebody-elses\nauthorization: Bearer somebody-elses",
     "ANTHROPIC_AUTH_TOKEN": "somebody-elses",
+    "ANTHROPIC_CUSTOM_HEADERS": "x-extra: somebody-elses\nauthorization: Bearer somebody-elses",
+    "ANTHROPIC_IDENTITY_TOKEN": "somebody-elses",
+    "ANTHROPIC_FEDERATION_RULE_ID": "somebody-elses",
+    "ANTHROPIC_ORGANIZATION_ID": "somebody-elses",
 }
 
 
 @pytest.mark.parametrize("provider", SDKS)
 async def test_no_variable_of_an_sdk_changes_what_is_asked(
-    provider: ProviderName, config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+    provider: ProviderName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment may be set up for something else; the Config says what is meant here."""
+    """The environment may be set up for something else; none of it goes to an address that only the Config names."""
     for name, value in SWITCHES.items():
         monkeypatch.setenv(name, value)
-    await run("p", config=config(provider))
-    (entry,) = asked(sim)
-    assert entry.path.startswith(f"/{provider}/v1/")
-    assert "somebody-elses" not in str(entry)
+    async with scripted(http(good(provider))) as server:
+        await run("p", config=server.config(provider, api_key="sk-passed"))
+    (head,) = server.heads
+    assert b"sk-passed" in head
+    assert b"somebody-elses" not in head + server.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [
+        ("openai", [b"openai-organization: org-1", b"openai-project: project-1", b"x-extra: for-openai"]),
+        ("anthropic", [b"x-extra: for-anthropic"]),
+    ],
+)
+async def test_what_the_environment_adds_to_its_key_goes_to_the_address_that_it_names(
+    provider: ProviderName, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the bare SDK: an organization, a project, and the headers that a gateway asks for."""
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-extra: for-openai")
+    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", "x-extra: for-anthropic")
+    async with scripted(http(good(provider))) as server:
+        config = server.config(provider)
+        monkeypatch.setenv(URL_VARIABLES[provider], str(config.base_url))
+        await run("p", config=config)
+    (head,) = server.heads
+    assert [header for header in expected if header not in head.lower()] == []
 
 
 @every_provider

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from pollux_flows.config import Config
+from pollux_flows.config import OWN_ADDRESSES, Config
 from pollux_flows.providers import http
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
-URL = "https://api.anthropic.com"
+URL = OWN_ADDRESSES["anthropic"]
 
 
 @asynccontextmanager
@@ -21,10 +21,14 @@ async def connect(config: Config) -> AsyncIterator[AsyncAnthropic]:
 
     async with http.sdk_client(config, URL) as transport:
         # Retries are ours: the SDK's would obey a Retry-After of any length, inside our slot.
-        yield AsyncAnthropic(
+        client = AsyncAnthropic(
             api_key=http.key(config),
             base_url=http.address(config, URL),
             max_retries=0,
             timeout=transport.timeout,
             http_client=transport,
         )
+        client.auth_token = None  # the key is the only credential, whatever else the environment holds
+        if not config.may_use_environment:  # the SDK has read the environment all the same
+            client._custom_headers = {}  # noqa: SLF001 (ANTHROPIC_CUSTOM_HEADERS: no argument switches it off)
+        yield client

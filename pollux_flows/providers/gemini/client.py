@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pollux_flows.config import Config
+from pollux_flows.config import OWN_ADDRESSES, Config
 from pollux_flows.providers import http
 from pollux_flows.providers.base import UpstreamError
 from pollux_flows.providers.chat import json_or_text
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from google.genai import Client
     from google.genai.client import AsyncClient
 
-URL = "https://generativelanguage.googleapis.com"
+URL = OWN_ADDRESSES["gemini"]
 _VERSION = "v1"
 _OK = 200
 
@@ -53,6 +53,7 @@ class Connection:
 @asynccontextmanager
 async def connect(config: Config) -> AsyncIterator[Connection]:
     from google.genai import Client, types  # costs 0.3 s, needed only when a call is made
+    from google.genai.client import DebugConfig
 
     base, key = http.address(config, URL), http.key(config)
     async with http.sdk_client(config, URL) as transport:
@@ -60,6 +61,8 @@ async def connect(config: Config) -> AsyncIterator[Connection]:
             sdk = Client(
                 api_key=key,
                 vertexai=False,  # else GOOGLE_GENAI_USE_VERTEXAI in the environment would change every path
+                # Else GOOGLE_GENAI_CLIENT_MODE would have each call written to a file, or answered from one.
+                debug_config=DebugConfig(client_mode=None),
                 http_options=types.HttpOptions(
                     base_url=base,
                     api_version=_VERSION,

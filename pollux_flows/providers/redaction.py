@@ -1,0 +1,115 @@
+"""Redaction: the gate that all words of a provider pass before anything keeps, shows or logs them.
+
+A provider, or a gateway before it, may echo the key that it was called with: in an error, in a row of a batch, in an
+answer. Everything that it says arrives through a `Session`, which takes the key out here. So the journal, jobs, the
+result storage, artifacts, events, output files and logs are made of words that hold no key, and need no gate of their
+own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import IO, Any, Final, TypeVar, cast
+
+from pollux_flows.config import Config
+from pollux_flows.document import Document
+from pollux_flows.errors import PolluxError
+from pollux_flows.providers import lines
+from pollux_flows.providers.batches import Batch, Result
+
+T = TypeVar("T")
+
+_REDACTED: Final = "[REDACTED]"
+# What stands for a key where none is needed, such as `not-needed` or `ollama`, may be a word of an answer.
+_SHORTEST_IN_ANSWERS: Final = 12
+# JSON may spell a letter of the key in these ways.
+_ESCAPED: Final = re.compile(rb"\\u00[2-7]|\\/")
+
+
+class Redactor:
+    """Takes one key out of whatever its provider said."""
+
+    def __init__(self, config: Config) -> None:
+        self._key = config.api_key.get_secret_value() if config.api_key else ""
+        self._in_json = json.dumps(self._key)[1:-1].encode()
+        self._in_answers = len(self._key) >= _SHORTEST_IN_ANSWERS
+
+    def message(self, text: str) -> str:
+        """Return the text of an error without the key."""
+        return text.replace(self._key, _REDACTED) if self._key else text
+
+    def error(self, error: PolluxError) -> None:
+        """Take the key out of an error of ours that quotes the provider."""
+        error.message = self.message(error.message)
+        error.hint = self.message(error.hint) if error.hint else error.hint
+        error.args = (error.message,)
+
+    def answer(self, value: T) -> T:
+        """Return what a provider answered without the key; the object itself where the key is not in it."""
+        if isinstance(value, Batch) and value.problem:
+            value = cast(T, replace(value, problem=self.message(value.problem)))
+        return cast(T, self._replaced(value)) if self._in_answers else value
+
+    def results(self, into: IO[bytes], result: Callable[[bytes], Result]) -> RedactedResults:
+        """Return a file that writes the results of a batch to `into`, without the key. `result` reads one line."""
+        return RedactedResults(into, self, result)
+
+    def line(self, line: bytes, result: Callable[[bytes], Result]) -> bytes:
+        """Return one line of a batch's results without the key; an answer keeps a key that is but a short word."""
+        if not self._key or not (self._in_json in line or _ESCAPED.search(line)):
+            return line
+        try:
+            if not self._in_answers and result(line).status == "succeeded":
+                return line
+            said = lines.read(line)
+            redacted = self._replaced(said)
+            return line if redacted is said else lines.line(redacted)
+        except ValueError:  # no JSON, so no escapes either
+            return line.replace(self._key.encode(), _REDACTED.encode())
+
+    def _replaced(self, value: Any) -> Any:
+        """A copy with each occurrence replaced, or the very object where there is none."""
+        if isinstance(value, str):
+            return value.replace(self._key, _REDACTED) if self._key in value else value
+        if isinstance(value, dict):
+            redacted = {self._replaced(name): self._replaced(item) for name, item in value.items()}
+            same = redacted.keys() == value.keys() and all(redacted[name] is item for name, item in value.items())
+            return value if same else redacted
+        if isinstance(value, list | tuple):
+            items = [self._replaced(item) for item in value]
+            if all(new is old for new, old in zip(items, value, strict=True)):
+                return value
+            return tuple(items) if isinstance(value, tuple) else items
+        if isinstance(value, Document):
+            return self._changed(value, dict(value), lambda changes: value.model_copy(update=changes))
+        if is_dataclass(value) and not isinstance(value, type):
+            held = {field.name: getattr(value, field.name) for field in fields(value)}
+            return self._changed(value, held, lambda changes: replace(value, **changes))
+        return value
+
+    def _changed(self, value: Any, held: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> Any:
+        changes = {name: new for name, old in held.items() if (new := self._replaced(old)) is not old}
+        return change(changes) if changes else value
+
+
+class RedactedResults:
+    """Takes down the results of a batch as they come, and writes each line when it has come to its end."""
+
+    def __init__(self, into: IO[bytes], redactor: Redactor, result: Callable[[bytes], Result]) -> None:
+        self._into, self._redactor, self._result = into, redactor, result
+        self._unfinished: list[bytes] = []
+
+    def write(self, block: bytes) -> int:
+        ended, newline, rest = block.rpartition(b"\n")
+        if newline:
+            self._write(b"".join([*self._unfinished, ended]).split(b"\n"))
+            self._unfinished = []
+        if rest:
+            self._unfinished.append(rest)
+        return len(block)
+
+    def _write(self, ended: list[bytes]) -> None:
+        self._into.write(b"".join(self._redactor.line(line, self._result) + b"\n" for line in ended))
