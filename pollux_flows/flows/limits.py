@@ -1,7 +1,8 @@
 """Limits: what the parameters of a deployed run may reach, when the deployment itself does not name it.
 
 Only a run that a deployment started, of a flow of ours, has limits. A person's own script has none, and neither has a
-flow of theirs that calls ours: such a call is a run without a deployment.
+flow of theirs that calls ours: such a call is a run without a deployment. One that they start by `run_deployment` does
+have limits: its parameters came through the API, where any starter may name any run as the parent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from prefect.filesystems import LocalFileSystem
 from prefect.results import aget_default_result_storage
 from prefect.settings import PREFECT_HOME
 
-from pollux_flows.access import Limits, limited
+from pollux_flows.access import Limits, current_limits, limited
 from pollux_flows.state.home import home
 
 P = ParamSpec("P")
@@ -33,7 +34,8 @@ def under_limits(work: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
 
     @wraps(work)
     async def done(*args: P.args, **kwargs: P.kwargs) -> R:
-        with limited(await _limits_of_run()):
+        # Limits hold for all that a run does, sub-flows included, which have no deployment of their own.
+        with limited(current_limits() or await _limits_of_run()):
             return await work(*args, **kwargs)
 
     return done

@@ -18,12 +18,13 @@ from pollux_flows.access import HOSTS, Limits
 from pollux_flows.errors import SourceError
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_PROXIES: Final = {"http", "https", "all"}
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 def limited_client(limits: Limits, timeout_s: float) -> httpx.Client:
     """Return a client that connects to no address that the limits refuse."""
-    if getproxies():  # a proxy resolves names itself: what can be resolved here is checked here
+    if getproxies().keys() & _PROXIES:  # a proxy resolves names itself: here they can be checked, but not pinned
         hooks = {"request": [lambda request: _check_before_proxy(limits, request.url)]}
         return httpx.Client(timeout=timeout_s, follow_redirects=True, event_hooks=hooks)
     return httpx.Client(timeout=timeout_s, follow_redirects=True, transport=_PinnedTransport(limits))

@@ -65,7 +65,7 @@ def pieces(name: str, pulse: Pulse) -> Iterator[bytes]:
 
 def version(name: str) -> Any:
     """What changes when the file does; None where nothing tells, or where it is too young to tell."""
-    access.check_source(name)
+    in_words(name, partial(access.check_source, name))
     if protocol(name) == "file":
         status = _status(name)
         settled = time.time() - status.st_mtime > _SETTLED_S

@@ -11,15 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import pytest
 from prefect import Flow, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments import run_deployment
 from prefect.flow_engine import run_flow_async
 from pydantic import SecretStr
 
@@ -39,8 +40,22 @@ SECRET = "hunter2 opens the vault"
 
 class Start(Protocol):
     async def __call__(
-        self, flow: Flow[..., Any], parameters: dict[str, Any], *, own: dict[str, Any] | None = None, **more: Any
+        self,
+        flow: Flow[..., Any],
+        parameters: dict[str, Any],
+        *,
+        own: dict[str, Any] | None = None,
+        scheduled: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
     ) -> State[Any]: ...
+
+
+async def executed(flow: Flow[..., Any], run: FlowRun) -> State[Any]:
+    """The state that a run ends in, which is executed as a worker does it."""
+    engine: Any = run_flow_async(flow, flow_run=run, parameters=run.parameters, return_type="state")
+    # In a task, so that nothing it enters is left behind here.
+    state: State[Any] = await asyncio.create_task(engine)
+    return state
 
 
 @pytest.fixture
@@ -83,10 +98,7 @@ def start(served_folder: Path) -> Start:  # noqa: ARG001 (where it is served fro
             made = await client.create_flow_run_from_deployment(
                 deployment, parameters=parameters, job_variables={"env": env} if env else None
             )
-        # In a task, so that nothing it enters is left behind here.
-        return await asyncio.create_task(
-            run_flow_async(flow, flow_run=made, parameters=made.parameters, return_type="state")
-        )
+        return await executed(flow, made)
 
     return run
 
@@ -94,10 +106,6 @@ def start(served_folder: Path) -> Start:  # noqa: ARG001 (where it is served fro
 def why(state: State[Any]) -> str:
     assert state.is_failed(), state
     return str(state.message)
-
-
-def sent(simulator: Simulator) -> str:
-    return " ".join(str(entry.body) for entry in simulator.requests) + str([file.sha256 for file in simulator.files])
 
 
 # --- Files --------------------------------------------------------------------------------------------------
@@ -177,7 +185,7 @@ def our_home(folder: Path) -> str:  # noqa: ARG001
 def prefects_home(folder: Path) -> str:  # noqa: ARG001
     from prefect.settings import PREFECT_HOME
 
-    path = Path(PREFECT_HOME.value()) / "profiles.toml"
+    path = Path(PREFECT_HOME.value()) / "notes.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(SECRET)
     return str(path)
@@ -269,6 +277,26 @@ async def test_a_script_and_a_flow_of_theirs_are_free(
     assert simulator.files
 
 
+async def test_a_run_that_names_a_parent_is_held_to_its_limits(
+    start: Start,  # noqa: ARG001 (where it is served from)
+    gemini: dict[str, Any],
+) -> None:
+    """Any starter may name one: `run_deployment` in a flow of theirs does no more than that."""
+    parameters = {"prompt": "What is it?", "provider": gemini, "sources": [ENVIRON]}
+    name = f"starters-{uuid4().hex}"
+    async with get_client() as client:
+        await client.create_deployment(await client.create_flow(arealtime), name)
+
+    @flow
+    async def theirs() -> FlowRun:
+        return cast(FlowRun, await cast(Any, run_deployment)(f"realtime/{name}", parameters=parameters, timeout=0))
+
+    made = await theirs()
+    assert made.parent_task_run_id is not None
+    state = await executed(arealtime, made)
+    assert "'/proc/self/environ' may not be read" in why(state)
+
+
 # --- Outputs ------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +332,7 @@ async def test_a_starter_writes_over_nothing(  # noqa: PLR0917 (fixtures)
 
 
 async def test_a_starter_writes_what_is_new_or_ours(start: Start, served_folder: Path, openai: dict[str, Any]) -> None:
-    """A second run may replace what a first one wrote, even one that was killed before it was done."""
+    """A second run may replace what a first one wrote."""
     for _ in range(2):
         state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, "output": "answers.jsonl"})
         await acollect([await state.aresult()])
