@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 
+from pollux_flows.access import are_schemas_postponed, check_schema
 from pollux_flows.config import PROVIDERS
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
@@ -97,9 +98,10 @@ class Options(Document):
     @classmethod
     def _usable_schema(cls, value: Any) -> Any:
         if isinstance(value, str) and _IMPORT_STRING.fullmatch(value):
-            _check_model(_find_model(value))
+            if not are_schemas_postponed():
+                _schema_of(_find_model(value))
         elif isinstance(value, type) and issubclass(value, BaseModel):
-            _check_model(value)
+            _schema_of(value)
         elif isinstance(value, dict):
             return plain(value)
         elif value is not None:
@@ -200,10 +202,17 @@ class Options(Document):
 
 @lru_cache(maxsize=64)  # a batch asks once a row
 def _schema_of(model: type[BaseModel]) -> str:
-    return json.dumps(model.model_json_schema())
+    try:
+        return json.dumps(plain(model.model_json_schema()))
+    except Exception as error:  # noqa: BLE001 (a model may write its schema itself)
+        raise ConfigurationError(
+            f"{model.__name__} has no JSON Schema to send as response_schema: {error}",
+            hint="Keep to fields that JSON has: text, numbers, booleans, lists, dicts and models of them.",
+        ) from None
 
 
 def _find_model(name: str) -> type[BaseModel]:
+    check_schema(name)
     hint = "Write package.module:Model, and install the package where the flow runs."
     module, _, path = name.partition(":")
     try:
@@ -217,16 +226,6 @@ def _find_model(name: str) -> type[BaseModel]:
     if not (isinstance(found, type) and issubclass(found, BaseModel)):
         raise ConfigurationError(f"response_schema {name!r} is no Pydantic model.", hint=hint)
     return found
-
-
-def _check_model(model: type[BaseModel]) -> None:
-    try:
-        plain(model.model_json_schema())
-    except Exception as error:  # noqa: BLE001 (a model may write its schema itself)
-        raise ConfigurationError(
-            f"{model.__name__} has no JSON Schema to send as response_schema: {error}",
-            hint="Keep to fields that JSON has: text, numbers, booleans, lists, dicts and models of them.",
-        ) from None
 
 
 def _check_tool(index: int, tool: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pydantic import Field, field_validator
 
+from pollux_flows.access import guards_output
 from pollux_flows.config import Target
 from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.document import Record
@@ -149,6 +150,7 @@ class Job(Record):
     manifest: Manifest | None = Field(default=None, description="What came of it, once that is kept.")
     retired_at: float | None = Field(default=None, description="When all was done that its end asks for.")
     taken_by: Chain = Field(default=(), description="Where in a flow run it is waited for, when that is a sub-flow.")
+    guards_output: bool = Field(default=False, description="Whether `output` may only replace what a job wrote.")
 
     @field_validator("version")
     @classmethod
@@ -240,6 +242,7 @@ def new_job(name: str, plan: Plan, now: float, key: str | None, **more: Any) -> 
         options=as_sent(plan.options),
         count=len(plan.calls),
         created_at=now,
+        guards_output=guards_output(more.get("output")),
         **more,
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import posixpath
 from collections.abc import Iterable
 from typing import IO, Any, cast
 
 import fsspec
 
+from pollux_flows import access
 from pollux_flows.address import check_no_credentials, is_path, shown
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.keep import Shelf, pieces
@@ -24,14 +26,20 @@ def output_of(output: str, name: str) -> str:
 
 
 async def write_output(shelf: Shelf, job: Job, output: str, manifest: Manifest) -> None:
-    """Write a line a prompt to `output`, and the manifest beside it. What is there already is replaced, as a whole."""
+    """Write a line a prompt to `output`, and the manifest beside it. What is there already is replaced, as a whole.
+
+    Where `job.guards_output`, only a file with its manifest is replaced. That is then written first: a pass that is
+    killed after the lines must find them to be its own.
+    """
     path = output_of(output, job.name)
     try:
+        if job.guards_output:
+            await asyncio.to_thread(_check_replaceable, path)
+            await _write_manifest(path, job, manifest)
         async with _written_to(path, job.name) as file:
             async for items in pieces(shelf, job):
                 file.write(await asyncio.to_thread(_lines, items))
-        async with _written_to(f"{path.removesuffix('.jsonl')}.manifest.json", job.name) as file:
-            file.write(manifest.model_dump_json(indent=2) + "\n")
+        await _write_manifest(path, job, manifest)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
             f"The answers of {job.name} could not be written to {shown(path)}: {type(error).__name__}: {error}",
@@ -46,7 +54,13 @@ def checked_output(output: str) -> str:
         raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
     try:
         check_no_credentials(output, path=is_path(output))
+        access.check_protocols(output)
         fs, path = fsspec.core.url_to_fs(output)
+        if access.guards_output(output):
+            path = os.path.realpath(path) if _is_local(fs) else path
+            access.check_output(output, path if _is_local(fs) else None)
+            if not output.endswith("/"):
+                _check_replaceable(path if _is_local(fs) else output)
     except SourceError as error:
         raise ConfigurationError(f"output cannot be used: {error.message}", hint=error.hint) from None
     except (ValueError, ImportError) as error:
@@ -62,6 +76,34 @@ def checked_output(output: str) -> str:
             f"output {path!r} is a folder.", hint="Write a slash at its end, or name a file in it."
         )
     return f"{path}/" if folder else str(path)  # whoever collects may be at home elsewhere
+
+
+async def _write_manifest(path: str, job: Job, manifest: Manifest) -> None:
+    async with _written_to(_manifest_of(path), job.name) as file:
+        file.write(manifest.model_dump_json(indent=2) + "\n")
+
+
+def _manifest_of(path: str) -> str:
+    return f"{path.removesuffix('.jsonl')}.manifest.json"
+
+
+def _check_replaceable(output: str) -> None:
+    """Refuse to write over a file that no job wrote, which is one without its manifest, or through a link."""
+    fs, _ = fsspec.core.url_to_fs(output)
+    places = [output, _manifest_of(output)]
+    if _is_local(fs) and any(os.path.realpath(place) != place for place in places):
+        raise ConfigurationError(f"output {shown(output)!r} is a link.", hint="Name the file that it leads to.")
+    if not any(fs.exists(place) for place in places):
+        return
+    try:
+        written = Manifest.model_validate_json(fs.cat_file(places[1])).output or ""
+    except (FileNotFoundError, ConfigurationError):
+        written = ""
+    if output not in {written, os.path.realpath(written)}:
+        raise ConfigurationError(
+            f"output {shown(output)!r} is there already, and no job of this package wrote it.",
+            hint="Name another file. The deployment's own parameters may name any, and replace what is there.",
+        )
 
 
 def line_of(item: Item) -> str:

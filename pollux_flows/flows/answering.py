@@ -14,6 +14,7 @@ from pollux_flows import artifacts, tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, unless_raised
+from pollux_flows.flows.limits import under_limits
 from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import unasked
 from pollux_flows.pipeline.extract import typed
@@ -68,6 +69,7 @@ async def answer_each(
     return [typed(envelope, plan.options) for envelope in envelopes]
 
 
+@under_limits
 async def _outcomes(
     prompts: Sequence[str | None],
     provider: PolluxProvider,

@@ -28,6 +28,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.callables import get_call_parameters
 
+from pollux_flows.access import postponed_schemas
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.scope import FlowCall, callers, remember
 from pollux_flows.serializer import DOCUMENTS
@@ -71,6 +72,10 @@ class _Form(Flow[P, R], Generic[P, R]):
             flow.result_storage = self.result_storage or await aget_default_result_storage()
             with _older_objects_left_alone(), remember(call):
                 return await cast(Coroutine[Any, Any, Any], Flow.__call__(flow, *args, **kwargs))
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        with postponed_schemas():  # what they may import depends on the run, which Prefect enters later
+            return super().validate_parameters(parameters)
 
     def with_options(self, *args: Any, **kwargs: Any) -> Any:
         changed = super().with_options(*args, **kwargs)

@@ -20,6 +20,7 @@ from pollux_flows.deferred.resubmit import again, with_child
 from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first, settle
 from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
 from pollux_flows.flows.answering import whole
+from pollux_flows.flows.limits import under_limits
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.configs import Configs
@@ -38,6 +39,7 @@ from pollux_flows.state.slots import Chain, has_lapsed
 from pollux_flows.tasks import UNSTORED
 
 
+@under_limits
 async def submit_job(
     prompts: Sequence[str | None],
     provider: PolluxProvider,

@@ -108,6 +108,7 @@ def _typed(name: str, value: Any, wanted: type[T]) -> T:
 
 
 def _check_schema(options: Options) -> None:
+    options.response_json_schema()  # imports what an import string names, which validation may have postponed
     # A class made its own schema; what a person wrote by hand is looked at before it is paid for.
     if isinstance(options.response_schema, dict) and (problem := validation.check(options.response_schema)):
         raise ConfigurationError(f"response_schema is no usable JSON Schema: {problem}", hint="Correct it there.")

@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pollux_flows.access import current_limits
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers.limits import limiter_of
@@ -73,6 +74,10 @@ def idle_client() -> httpx2.Client:
 
 def web_client(timeout_s: float) -> httpx.Client:
     """For files on the web, one at a time, wherever their address leads."""
+    if (limits := current_limits()) is not None:
+        from pollux_flows.providers.hosts import limited_client
+
+        return limited_client(limits, timeout_s)
     import httpx
 
     return httpx.Client(timeout=timeout_s, follow_redirects=True)

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -135,10 +136,11 @@ class PatientFile(io.RawIOBase):
 def _begun(work: Callable[[], T]) -> Future[T]:
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()  # from here on it is done, whoever still waits
+    context = copy_context()  # with the limits of the run
 
     def run() -> None:
         try:
-            result = work()
+            result = context.run(work)
         except BaseException as error:  # noqa: BLE001 (whoever waits is told)
             done.set_exception(error)
         else:

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, Final, Protocol, TypeVar, cast
 
+from pollux_flows import access
 from pollux_flows.address import local_path, protocol, shown_file, shown_in
 from pollux_flows.errors import PolluxError, SourceError
 from pollux_flows.providers.patience import Pulse
@@ -64,6 +65,7 @@ def pieces(name: str, pulse: Pulse) -> Iterator[bytes]:
 
 def version(name: str) -> Any:
     """What changes when the file does; None where nothing tells, or where it is too young to tell."""
+    in_words(name, partial(access.check_source, name))
     if protocol(name) == "file":
         status = _status(name)
         settled = time.time() - status.st_mtime > _SETTLED_S
@@ -131,10 +133,15 @@ def _refusal(name: str, error: Exception) -> SourceError:
 
 
 def _open(name: str) -> Opened:
+    access.check_source(name)
     if protocol(name) == "file":
         _status(name)
-        # Without a buffer: a read that hangs would hold its lock for ever.
-        return cast(Opened, Path(local_path(name)).open("rb", buffering=0))
+        with ExitStack() as stack:
+            # Without a buffer: a read that hangs would hold its lock for ever.
+            local = stack.enter_context(Path(local_path(name)).open("rb", buffering=0))
+            access.check_opened(name, local.fileno())
+            stack.pop_all()  # from here on it is the caller's to close
+        return cast(Opened, local)
     if is_stream(name):
         from pollux_flows.providers import web
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -213,3 +214,12 @@ def test_a_state_that_cannot_be_written_to(ask: Command, monkeypatch: pytest.Mon
     told = ask("doctor")
     assert told.startswith("refused: 1 of these would stand in a run's way.")
     assert "NO  State: " in told
+
+
+def test_serve_allows_folders(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Besides those that the setting names; runs inherit it."""
+    seen = []
+    monkeypatch.setattr("prefect.serve", lambda *_, **__: seen.append(os.environ["POLLUX_ALLOW_PATHS"]))
+    monkeypatch.setenv("POLLUX_ALLOW_PATHS", "/data")
+    pollux("serve", "--allow", "more", "--allow", "s3://bucket/answers")
+    assert seen == [f"/data:{Path.cwd()}/more:s3://bucket/answers"]

@@ -53,7 +53,8 @@ class _File(io.BytesIO):
 
 
 @pytest.fixture
-def shelf() -> Iterator[Shelf]:
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+    monkeypatch.setenv("POLLUX_ALLOW_PROTOCOLS", "shelf")
     shelf = Shelf()
 
     class ShelfFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types

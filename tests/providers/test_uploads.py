@@ -68,6 +68,7 @@ class NeverEnding(io.BytesIO):
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Source]]:
     """Files that hang. In the end they can be read after all, and whoever was left behind ends, too."""
     monkeypatch.setattr(uploads, "_PATIENCE_S", 0.3)
+    monkeypatch.setenv("POLLUX_ALLOW_PROTOCOLS", "stuck")
     fsspec.register_implementation("stuck", Stuck, clobber=True)
     Stuck.opened.clear()
     Stuck.well_again.clear()
@@ -144,6 +145,7 @@ def test_a_process_ends_although_a_read_hangs(world: tuple[Simulator, str], sim:
     """)
     command = [sys.executable, "-c", program, sim.base_url("openai", world[1])]
     environment = {"PYTHONPATH": str(ROOT), "POLLUX_HOME": str(tmp_path / "pollux")}
+    environment |= {"POLLUX_ALLOW_PROTOCOLS": "stuck"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=True)
     assert ended.stdout.strip() == "No answer came within 0.5 seconds."
 

@@ -1,0 +1,293 @@
+"""Access: which files, modules and addresses a run may reach.
+
+A program reaches whatever its user may. A run of a deployment is different: those who start it choose its parameters,
+and often have no account on the machine. The flows therefore enter `Limits` for such a run, and everything that opens
+a file, writes one or imports a module asks here first. Limits travel in a context variable, which threads must copy.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import PurePath
+from typing import Final
+
+from pollux_flows.address import is_path, local_path, protocol, shown, shown_file
+from pollux_flows.errors import ConfigurationError, SourceError
+
+PATHS: Final = "POLLUX_ALLOW_PATHS"
+HOSTS: Final = "POLLUX_ALLOW_HOSTS"
+SCHEMAS: Final = "POLLUX_ALLOW_SCHEMAS"
+PROTOCOLS: Final = "POLLUX_ALLOW_PROTOCOLS"
+
+# fsspec knows others: some run commands, some lead on to whatever address a file holds.
+_PROTOCOLS: Final = frozenset(
+    {"file", "memory", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "sftp", "ssh", "github"}
+)
+# Only the address of these says which machine is asked; the others go to their cloud.
+_WITH_HOSTS: Final = {"http", "https", "sftp", "ssh"}
+_SYSTEM: Final = ("/proc", "/sys", "/dev")
+# A new file of another kind could be one that a program runs or obeys.
+_OUTPUT_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
+_BARE_PROTOCOL: Final = re.compile(r"[a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the parameters of one run may reach, besides what the settings in `environment` allow."""
+
+    folders: Sequence[str] = ()
+    """Folders to read from and to write to."""
+    private: Sequence[str] = ()
+    """Folders that stay closed, even within an allowed one."""
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    # What the deployment itself names is its operator's choice, not the starter's.
+    sources: frozenset[str] = frozenset()
+    outputs: frozenset[str] = frozenset()
+    schemas: frozenset[str] = frozenset()
+
+    def trusts_output(self, output: str) -> bool:
+        """Check whether the deployment itself names this output."""
+        return _output_place(output) in {_output_place(each) for each in self.outputs}
+
+    def allow_line(self, variable: str, value: str) -> str:
+        """Return the setting that would allow `value`, with what is allowed already."""
+        separator = os.pathsep if variable == PATHS else ","
+        return f"{variable}={separator.join(filter(None, [self.environment.get(variable), value]))}"
+
+    def named_paths(self) -> list[str]:
+        """Return the entries of POLLUX_ALLOW_PATHS; one may be an address, such as s3://bucket/answers."""
+        separator = rf"{re.escape(os.pathsep)}(?!//)"
+        return [each for each in re.split(separator, self.environment.get(PATHS, "")) if each.strip()]
+
+    def why_closed(self, path: str) -> str | None:
+        """Return None for a path that may be reached, or else what to name in POLLUX_ALLOW_PATHS."""
+        named = [os.path.realpath(each) for each in self.named_paths() if is_path(each)]
+        folders = [each for each in map(os.path.realpath, self.folders) if each not in {os.sep, *self._private()}]
+        around = [each for each in [*named, *folders] if _is_within(path, each)]
+        parent = os.path.dirname(path)  # noqa: PTH120 (paths are compared as text)
+        inside = path if parent == os.sep or PurePath(path).name.startswith(".") else parent
+        if not around:
+            return next((each for each in _SYSTEM if _is_within(path, each)), inside)
+        for closed in self._private():
+            if _is_within(path, closed) and not any(_is_within(each, closed) for each in around):
+                return closed if closed in _SYSTEM else inside
+        hidden = any(part.startswith(".") for part in PurePath(path).relative_to(max(around, key=len)).parts)
+        return inside if hidden else None
+
+    def _private(self) -> list[str]:
+        return [*_SYSTEM, *map(os.path.realpath, self.private)]
+
+
+_limits: Final[ContextVar[Limits | None]] = ContextVar("pollux_flows_limits", default=None)
+_postponed: Final[ContextVar[bool]] = ContextVar("pollux_flows_postponed_schemas", default=False)
+
+
+@contextmanager
+def limited(limits: Limits | None) -> Iterator[None]:
+    """Hold everything within to these limits."""
+    token = _limits.set(limits)
+    try:
+        yield
+    finally:
+        _limits.reset(token)
+
+
+def current_limits() -> Limits | None:
+    """Return the limits of the run at hand; None where there are none."""
+    return _limits.get()
+
+
+@contextmanager
+def postponed_schemas() -> Iterator[None]:
+    """Import no `response_schema` within: the run that its limits depend on is not known yet."""
+    token = _postponed.set(True)
+    try:
+        yield
+    finally:
+        _postponed.reset(token)
+
+
+def are_schemas_postponed() -> bool:
+    """Check whether a `response_schema` is to be imported later."""
+    return _postponed.get()
+
+
+# --- Addresses ----------------------------------------------------------------------------------------------
+
+
+def check_protocols(address: str) -> None:
+    """Refuse an address with a protocol that is not on the list, in any part of a chain."""
+    limits = current_limits()
+    environment = os.environ if limits is None else limits.environment
+    more = environment.get(PROTOCOLS, "")
+    allowed = _PROTOCOLS | {each.lower() for each in re.split(r"[\s,]+", more) if each}
+    for part in address.split("::"):
+        if (name := _protocol_of(part)) not in allowed:
+            line = f"{PROTOCOLS}={','.join(filter(None, [more, name]))}"
+            raise SourceError(
+                f"{shown_file(address)!r} uses the protocol {name!r}, which is not allowed here.",
+                hint=f"If you trust it with what this machine can reach, set this where the flow runs: {line}",
+            )
+
+
+def _protocol_of(part: str) -> str:
+    """Return the protocol of one part of a chain, as fsspec reads it."""
+    if part.startswith("data:"):
+        return "data"
+    if "://" not in part and _BARE_PROTOCOL.fullmatch(part):
+        return "file" if part == "local" else part
+    return protocol(part)
+
+
+def check_source(name: str) -> None:
+    """Refuse a file that this run may not read."""
+    if not is_path(name):
+        check_protocols(name)
+    limits = current_limits()
+    if limits is None or name in limits.sources:
+        return
+    if is_path(name):
+        _check_path(limits, name, os.path.realpath(local_path(name)))
+        return
+    parts = name.split("::")
+    for part in parts:
+        kind = _protocol_of(part)
+        if kind == "file" and part not in {"file", "local"}:
+            _check_path(limits, name, os.path.realpath(local_path(part)))
+        # A plain web address is checked at each of its redirects, when it is opened.
+        if kind in _WITH_HOSTS and (len(parts) > 1 or kind not in {"http", "https"}):
+            _check_host_is_named(limits, name, part)
+
+
+def check_opened(name: str, descriptor: int) -> None:
+    """Refuse a local file that, now that it is open, turns out to lie where this run may not read."""
+    limits = current_limits()
+    if limits is None or name in limits.sources:
+        return
+    real = os.path.realpath(local_path(name))
+    with suppress(OSError):  # a link may have changed since; the system knows what was opened
+        real = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 (the same)
+    _check_path(limits, name, real)
+
+
+def _check_path(limits: Limits, name: str, real: str) -> None:
+    if (wanted := limits.why_closed(real)) is not None:
+        raise SourceError(
+            f"{shown_file(name)!r} may not be read by a run of this deployment.",
+            hint="Put the file into the folder that the flow is served from, or allow it. To allow it, set this where "
+            f"the flow runs: {limits.allow_line(PATHS, wanted)}",
+        )
+
+
+def _check_host_is_named(limits: Limits, name: str, part: str) -> None:
+    host = re.split(r"[/?#]", part.partition("://")[2], maxsplit=1)[0].rpartition("@")[2].partition(":")[0].lower()
+    if host not in re.split(r"[\s,]+", limits.environment.get(HOSTS, "").lower()):
+        raise SourceError(
+            f"{shown_file(name)!r} may not be read by a run of this deployment: where its host leads is not checked.",
+            hint=f"To allow it, set this where the flow runs: {limits.allow_line(HOSTS, host)}",
+        )
+
+
+# --- Outputs ------------------------------------------------------------------------------------------------
+
+
+def guards_output(output: str | None) -> bool:
+    """Check whether this output was chosen by the starter of a run that has limits."""
+    limits = current_limits()
+    return output is not None and limits is not None and not limits.trusts_output(output)
+
+
+def check_output(output: str, path: str | None) -> None:
+    """Refuse an output that this run may not write; `path` is its real path, where it is on this machine."""
+    limits = current_limits()
+    if limits is None or limits.trusts_output(output):
+        return
+    if not output.endswith(("/", *_OUTPUT_SUFFIXES)):
+        raise ConfigurationError(
+            f"output {shown(output)!r} is neither a folder nor a file with lines of JSON.",
+            hint="End it with a slash, or with .jsonl.",
+        )
+    wanted = limits.why_closed(path) if path is not None else _why_closed_elsewhere(limits, output)
+    if wanted is not None:
+        raise ConfigurationError(
+            f"output {shown(output)!r} may not be written by a run of this deployment.",
+            hint="Write into the folder that the flow is served from, or allow it. To allow it, set this where the "
+            f"flow runs: {limits.allow_line(PATHS, wanted)}",
+        )
+
+
+def _why_closed_elsewhere(limits: Limits, output: str) -> str | None:
+    named = [each.rstrip("/") for each in limits.named_paths() if not is_path(each)]
+    climbs = ".." in output.split("/")
+    if not climbs and any(output == each or output.startswith(f"{each}/") for each in named):
+        return None
+    return output.rpartition("/")[0]
+
+
+def _output_place(output: str) -> str:
+    """Return one spelling for all those of one place."""
+    if not is_path(output):
+        return output.rstrip("/")
+    return os.path.abspath(os.path.expanduser(local_path(output)))  # noqa: PTH100, PTH111 (compared as text)
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder.rstrip(os.sep)}{os.sep}")
+
+
+# --- Schemas ------------------------------------------------------------------------------------------------
+
+
+def check_schema(name: str) -> None:
+    """Refuse a `response_schema` whose module this run may not import."""
+    limits = current_limits()
+    if limits is None or name in limits.schemas:
+        return
+    module = name.partition(":")[0]
+    if named := [each for each in re.split(r"[\s,]+", limits.environment.get(SCHEMAS, "")) if each]:
+        refused = not any(module == each or module.startswith(f"{each}.") for each in named)
+        why = f"{SCHEMAS} does not name it"
+    else:
+        package = module.partition(".")[0]
+        is_standard = package in sys.stdlib_module_names
+        refused = is_standard or not _is_installed(package)
+        why = "it belongs to Python itself" if is_standard else "it is not part of an installed package"
+    if refused:
+        raise ConfigurationError(
+            f"response_schema {name!r} may not be imported by a run of this deployment: {why}.",
+            hint="Pass the JSON Schema itself, or allow the module. To allow it, set this where the flow runs: "
+            f"{limits.allow_line(SCHEMAS, module)}",
+        )
+
+
+@cache
+def _is_installed(package: str) -> bool:
+    """Check whether a distribution brought the package, without importing it."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    if spec is None:
+        return False
+    places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    places |= {site.getusersitepackages()} if site.ENABLE_USER_SITE else set()
+    found = [spec.origin, *(spec.submodule_search_locations or ())]
+    if any(_is_within(os.path.realpath(each), os.path.realpath(place)) for each in found if each for place in places):
+        return True
+    # One that is installed as editable lies elsewhere, under a distribution of its name.
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,94 @@
+"""Limits: what the parameters of a deployed run may reach, when the deployment itself does not name it.
+
+Only a run that a deployment started, of a flow of ours, has limits. A person's own script has none, and neither has a
+flow of theirs that calls ours: such a call is a run without a deployment. One that they start by `run_deployment` does
+have limits: its parameters came through the API, where any starter may name any run as the parent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
+from prefect.filesystems import LocalFileSystem
+from prefect.results import aget_default_result_storage
+from prefect.settings import PREFECT_HOME
+
+from pollux_flows.access import Limits, current_limits, limited
+from pollux_flows.state.home import home
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FORMS = "pollux_flows.flows.forms"
+
+
+def under_limits(work: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+    """Hold what a flow does to the limits of its run."""
+
+    @wraps(work)
+    async def done(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Limits hold for all that a run does, sub-flows included, which have no deployment of their own.
+        with limited(current_limits() or await _limits_of_run()):
+            return await work(*args, **kwargs)
+
+    return done
+
+
+async def _limits_of_run() -> Limits | None:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
+        return None
+    if type(context.flow).__module__ != _FORMS:  # a deployed flow of theirs, in which ours is a plain function
+        return None
+    own = await _own_parameters(context.flow_run)
+    return Limits(
+        folders=await _folders(),
+        private=[str(PREFECT_HOME.value()), str(home())],
+        environment=_environment(context.flow_run),
+        sources=frozenset(_texts([each.get(name) for each in own for name in ("sources", "options")])),
+        outputs=frozenset(_texts([each.get("output") for each in own])),
+        schemas=frozenset(_texts([each.get("options") for each in own])),
+    )
+
+
+async def _own_parameters(run: FlowRun) -> Sequence[dict[str, Any]]:
+    """Return the parameters that the deployment and its schedules are set up with."""
+    if run.deployment_id is None:
+        return []
+    try:
+        async with get_client() as client:
+            deployment = await client.read_deployment(run.deployment_id)
+    except ObjectNotFound:  # deleted since
+        return []
+    return [deployment.parameters or {}, *(schedule.parameters for schedule in deployment.schedules)]
+
+
+async def _folders() -> list[str]:
+    storage = await aget_default_result_storage()
+    stored = [str(storage.basepath)] if isinstance(storage, LocalFileSystem) and storage.basepath else []
+    return [os.getcwd(), *stored]  # noqa: PTH109 (paths are compared as text)
+
+
+def _environment(run: FlowRun) -> dict[str, str]:
+    """Return the environment without what the starter has put there: a run does not allow itself anything."""
+    brought = (run.job_variables or {}).get("env") or {}
+    return {name: value for name, value in os.environ.items() if name not in brought}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for each in value.values():
+                yield from _texts(each)
+        case list():
+            for each in value:
+                yield from _texts(each)

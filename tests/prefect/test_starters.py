@@ -1,0 +1,481 @@
+"""Those who start a run of a deployment choose its parameters, and must not reach the machine with them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+from uuid import uuid4
+
+import pytest
+from prefect import Flow, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments import run_deployment
+from prefect.flow_engine import run_flow_async
+from pydantic import SecretStr
+
+from pollux_flows import Options, Source, flows
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.flows import acollect, arealtime, asubmit
+from pollux_flows.simulator import Simulator
+from tests.loopback import MODELS
+from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, jobs_home, no_jobs_are_left, saved
+from tests.prefect.test_served import finished, started, until
+
+__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
+
+ENVIRON = {"source_type": "file", "uri": "/proc/self/environ"}
+SECRET = "hunter2 opens the vault"
+
+
+class Start(Protocol):
+    async def __call__(
+        self,
+        flow: Flow[..., Any],
+        parameters: dict[str, Any],
+        *,
+        own: dict[str, Any] | None = None,
+        scheduled: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+    ) -> State[Any]: ...
+
+
+async def executed(flow: Flow[..., Any], run: FlowRun) -> State[Any]:
+    """The state that a run ends in, which is executed as a worker does it."""
+    engine: Any = run_flow_async(flow, flow_run=run, parameters=run.parameters, return_type="state")
+    # In a task, so that nothing it enters is left behind here.
+    state: State[Any] = await asyncio.create_task(engine)
+    return state
+
+
+@pytest.fixture
+def served_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def gemini(world: tuple[Simulator, str], simulator: Simulator) -> dict[str, Any]:
+    """A provider that takes files of any kind, as it is written into a run's parameters."""
+    address = simulator.base_url("gemini", origin=world[1])
+    block = PolluxProvider(
+        provider="gemini", model=MODELS["gemini"], api_key=SecretStr("sk-typed-in"), base_url=address
+    )
+    return {**block.model_dump(mode="json"), "api_key": "sk-typed-in"}
+
+
+@pytest.fixture
+def start(served_folder: Path) -> Start:  # noqa: ARG001 (where it is served from)
+    """Start a run of a deployment as a worker does, and bring the state that it ends in."""
+
+    async def run(
+        flow: Flow[..., Any],
+        parameters: dict[str, Any],
+        *,
+        own: dict[str, Any] | None = None,
+        scheduled: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+    ) -> State[Any]:
+        schedule = DeploymentScheduleCreate(
+            schedule=CronSchedule(cron="0 0 1 1 *"), active=False, parameters=scheduled or {}
+        )
+        async with get_client() as client:
+            deployment = await client.create_deployment(
+                await client.create_flow(flow), f"starters-{uuid4().hex}", parameters=own or {}, schedules=[schedule]
+            )
+            made = await client.create_flow_run_from_deployment(
+                deployment, parameters=parameters, job_variables={"env": env} if env else None
+            )
+        return await executed(flow, made)
+
+    return run
+
+
+def why(state: State[Any]) -> str:
+    assert state.is_failed(), state
+    return str(state.message)
+
+
+# --- Files --------------------------------------------------------------------------------------------------
+
+WITH_SOURCES = sorted(
+    name
+    for name in flows.__all__
+    if inspect.iscoroutinefunction(getattr(flows, name).fn)
+    and {"sources", "provider"} <= inspect.signature(getattr(flows, name).fn).parameters.keys()
+    and name.startswith("a")
+)
+
+
+@pytest.mark.parametrize("name", WITH_SOURCES)
+async def test_a_starter_reads_no_environment_of_the_worker(
+    name: str, start: Start, gemini: dict[str, Any], simulator: Simulator
+) -> None:
+    """In no flow that takes sources."""
+    asks = "prompts" if "prompts" in inspect.signature(getattr(flows, name).fn).parameters else "prompt"
+    parameters = {asks: ["What is it?"] if asks == "prompts" else "What is it?", "provider": gemini}
+    state = await start(getattr(flows, name), {**parameters, "sources": [ENVIRON]})
+    assert "'/proc/self/environ' may not be read by a run of this deployment" in why(state)
+    assert "POLLUX_ALLOW_PATHS=/proc" in why(state)
+    assert simulator.requests == []
+
+
+Plant = Callable[[Path], str]
+
+
+def outside(folder: Path) -> str:
+    (folder.parent / "secret.txt").write_text(SECRET)
+    return str(folder.parent / "secret.txt")
+
+
+def link(folder: Path) -> str:
+    (folder / "innocent.txt").symlink_to(outside(folder))
+    return "innocent.txt"
+
+
+def link_to_a_folder(folder: Path) -> str:
+    outside(folder)
+    (folder / "innocent").symlink_to(folder.parent)
+    return "innocent/secret.txt"
+
+
+def climbing(folder: Path) -> str:
+    outside(folder)
+    return "../secret.txt"
+
+
+def file_address(folder: Path) -> str:
+    return f"file://{outside(folder)}"
+
+
+def escaped_address(folder: Path) -> str:
+    return f"file://{outside(folder).replace('/s', '/%73')}"
+
+
+def dot_file(folder: Path) -> str:
+    (folder / ".env").write_text(SECRET)
+    return ".env"
+
+
+def dot_folder(folder: Path) -> str:
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text(SECRET)
+    return ".git/config"
+
+
+def our_home(folder: Path) -> str:  # noqa: ARG001
+    home = Path(os.environ["POLLUX_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "notes.txt").write_text(SECRET)
+    return str(home / "notes.txt")
+
+
+def prefects_home(folder: Path) -> str:  # noqa: ARG001
+    from prefect.settings import PREFECT_HOME
+
+    path = Path(PREFECT_HOME.value()) / "notes.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(SECRET)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [outside, link, link_to_a_folder, climbing, file_address, escaped_address, dot_file, dot_folder, our_home,
+     prefects_home],
+)  # fmt: skip
+async def test_a_starter_reads_nothing_outside_the_served_folder(
+    plant: Plant, start: Start, served_folder: Path, gemini: dict[str, Any], simulator: Simulator
+) -> None:
+    """By whatever name; and the refusal says what would allow it."""
+    source = {"source_type": "file", "uri": plant(served_folder)}
+    state = await start(arealtime, {"prompt": "What is it?", "provider": gemini, "sources": [source]})
+    assert simulator.requests == []
+    assert "may not be read" in why(state)
+    line = why(state).rpartition("set this where the flow runs: ")[2]
+    variable, _, path = line.partition("=")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, path)
+        state = await start(arealtime, {"prompt": "What is it?", "provider": gemini, "sources": [source]})
+    assert state.is_completed(), state
+
+
+async def test_a_starter_reads_what_lies_in_the_served_folder(
+    start: Start, served_folder: Path, gemini: dict[str, Any]
+) -> None:
+    (served_folder / "report.txt").write_text("All is well.")
+    source = {"source_type": "file", "uri": "report.txt"}
+    assert (await start(arealtime, {"prompt": "Well?", "provider": gemini, "sources": [source]})).is_completed()
+
+
+async def test_a_starter_does_not_allow_itself_anything(start: Start, gemini: dict[str, Any]) -> None:
+    """The environment may come with a run; what allows things must not."""
+    parameters = {"prompt": "What is it?", "provider": gemini, "sources": [ENVIRON]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLLUX_ALLOW_PATHS", "/proc")
+        state = await start(arealtime, parameters, env={"POLLUX_ALLOW_PATHS": "/proc"})
+    assert "may not be read" in why(state)
+
+
+async def test_earlier_turns_attach_no_file_either(start: Start, served_folder: Path, gemini: dict[str, Any]) -> None:
+    """A conversation brings the files that it was about."""
+    name = outside(served_folder)
+    source = Source.from_file(name)
+    first = await arealtime("What is it?", PolluxProvider(**gemini), sources=[source], options=Options(history=[]))
+    told = first.model_dump(mode="json", by_alias=True)
+    state = await start(
+        arealtime, {"prompt": "And?", "provider": gemini, "options": {"continue_from": json.loads(json.dumps(told))}}
+    )
+    assert "may not be read" in why(state)
+
+
+# --- Who stays free -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["own", "scheduled"])
+async def test_the_deployments_own_parameters_are_trusted(
+    where: str, start: Start, served_folder: Path, gemini: dict[str, Any]
+) -> None:
+    """Its schedules' too; the starter may ask something else of the same file."""
+    source = {"source_type": "file", "uri": outside(served_folder)}
+    mine: dict[str, Any] = {"sources": [source]}
+    parameters = {"prompt": "Another question?", "provider": gemini, "sources": [source]}
+    state = await start(arealtime, parameters, **{where: mine})
+    assert state.is_completed(), state
+    other = {**parameters, "sources": [source, ENVIRON]}
+    assert "'/proc/self/environ' may not be read" in why(await start(arealtime, other, **{where: mine}))
+
+
+async def test_a_script_and_a_flow_of_theirs_are_free(
+    start: Start, served_folder: Path, gemini: dict[str, Any], simulator: Simulator
+) -> None:
+    """They run with what their author wrote. A deployed flow of theirs is theirs as well."""
+    name, block = outside(served_folder), PolluxProvider(**gemini)
+
+    @flow
+    async def theirs(name: str) -> str:
+        by_sub_flow = await arealtime("What is it?", block, sources=[Source.from_file(name)])
+        by_function = await arealtime.fn("What is it?", block, sources=[Source.from_file(name)])
+        return by_sub_flow.text + by_function.text
+
+    assert (await arealtime("What is it?", block, sources=[Source.from_file(name)])).text
+    assert await theirs(name)
+    state = await start(theirs, {"name": name})
+    assert state.is_completed(), state
+    assert simulator.files
+
+
+async def test_a_run_that_names_a_parent_is_held_to_its_limits(
+    start: Start,  # noqa: ARG001 (where it is served from)
+    gemini: dict[str, Any],
+) -> None:
+    """Any starter may name one: `run_deployment` in a flow of theirs does no more than that."""
+    parameters = {"prompt": "What is it?", "provider": gemini, "sources": [ENVIRON]}
+    name = f"starters-{uuid4().hex}"
+    async with get_client() as client:
+        await client.create_deployment(await client.create_flow(arealtime), name)
+
+    @flow
+    async def theirs() -> FlowRun:
+        return cast(FlowRun, await cast(Any, run_deployment)(f"realtime/{name}", parameters=parameters, timeout=0))
+
+    made = await theirs()
+    assert made.parent_task_run_id is not None
+    state = await executed(arealtime, made)
+    assert "'/proc/self/environ' may not be read" in why(state)
+
+
+# --- Outputs ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def openai(saved: Saved) -> dict[str, Any]:
+    return {"$ref": {"block_document_id": str((await saved("openai"))._block_document_id)}}
+
+
+@pytest.mark.parametrize(
+    ("output", "refusal"),
+    [
+        ("../answers.jsonl", "POLLUX_ALLOW_PATHS="),
+        ("link/answers.jsonl", "POLLUX_ALLOW_PATHS="),
+        (".hidden/answers.jsonl", "POLLUX_ALLOW_PATHS="),
+        ("memory://bucket/answers.jsonl", "POLLUX_ALLOW_PATHS=memory://bucket"),
+        ("json.py", "neither a folder nor a file with lines of JSON"),
+        ("theirs.jsonl", "is there already, and no job of this package wrote it"),
+        ("other.jsonl", "is there already, and no job of this package wrote it"),  # whose manifest is theirs
+    ],
+)
+async def test_a_starter_writes_over_nothing(  # noqa: PLR0917 (fixtures)
+    output: str, refusal: str, start: Start, served_folder: Path, openai: dict[str, Any], simulator: Simulator
+) -> None:
+    """Nor outside the served folder, nor a file that a program could run."""
+    (served_folder / "link").symlink_to(served_folder.parent)
+    theirs = [served_folder / "theirs.jsonl", served_folder / "other.manifest.json"]
+    for file in theirs:
+        file.write_text("mine")
+    state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, "output": output})
+    assert refusal in why(state)
+    assert simulator.requests == []
+    assert [file.read_text() for file in theirs] == ["mine", "mine"]
+
+
+async def test_a_starter_writes_what_is_new_or_ours(start: Start, served_folder: Path, openai: dict[str, Any]) -> None:
+    """A second run may replace what a first one wrote."""
+    for _ in range(2):
+        state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, "output": "answers.jsonl"})
+        await acollect([await state.aresult()])
+        lines = (served_folder / "answers.jsonl").read_text().splitlines()
+        assert [json.loads(line)["answer"] for line in lines] == ANSWERS
+
+
+@pytest.mark.parametrize("swap", ["link", "file"])
+async def test_what_changes_before_the_answers_come_is_no_way_out(
+    swap: str, start: Start, served_folder: Path, openai: dict[str, Any]
+) -> None:
+    """It is looked at again when it is written."""
+    (served_folder / "answers").mkdir()
+    theirs = served_folder.parent / "theirs"
+    theirs.mkdir()
+    state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, "output": "answers/new.jsonl"})
+    job = await state.aresult()
+    if swap == "link":
+        (served_folder / "answers").rmdir()
+        (served_folder / "answers").symlink_to(theirs)
+    else:
+        (served_folder / "answers" / "new.jsonl").write_text("mine")
+    (row,) = (await acollect([job])).rows
+    assert row.problem is not None
+    assert ("is a link" if swap == "link" else "no job of this package wrote it") in row.problem
+    assert list(theirs.iterdir()) == []
+
+
+async def test_the_deployments_own_output_replaces_what_is_there(
+    start: Start, served_folder: Path, openai: dict[str, Any]
+) -> None:
+    """Its operator says so."""
+    output = served_folder.parent / "theirs.txt"
+    output.write_text("mine")
+    own = {"output": str(output)}
+    state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, **own}, own=own)
+    await acollect([await state.aresult()])
+    assert len(output.read_text().splitlines()) == len(PROMPTS)
+
+
+# --- Schemas ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def local_module(served_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module in the served folder, which says when it is imported."""
+    name = f"local_{uuid4().hex[:8]}"
+    code = (
+        "import os\nfrom pydantic import BaseModel\nos.environ['IMPORTED'] = '1'\nclass Shape(BaseModel):\n    a: int"
+    )
+    (served_folder / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(served_folder))
+    monkeypatch.delenv("IMPORTED", raising=False)
+    yield name
+    sys.modules.pop(name, None)
+    os.environ.pop("IMPORTED", None)
+
+
+@pytest.mark.parametrize("module", ["os", "antigravity", "this", "local"])
+async def test_a_starter_imports_no_module_of_its_choice(
+    module: str, start: Start, gemini: dict[str, Any], local_module: str, simulator: Simulator
+) -> None:
+    """Neither Python's own nor one that merely lies there: it is refused before it is imported."""
+    name = local_module if module == "local" else module
+    if module in {"antigravity", "this"}:
+        sys.modules.pop(module, None)
+    state = await start(arealtime, {"prompt": "?", "provider": gemini, "options": {"response_schema": f"{name}:path"}})
+    assert f"response_schema '{name}:path' may not be imported" in why(state)
+    assert why(state).endswith(f"POLLUX_ALLOW_SCHEMAS={name}")
+    assert module == "os" or name not in sys.modules
+    assert "IMPORTED" not in os.environ
+    assert simulator.requests == []
+
+
+async def test_installed_schemas_may_be_used_unless_a_setting_names_others(
+    start: Start, gemini: dict[str, Any], local_module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parameters(name: str) -> dict[str, Any]:
+        return {"prompt": "?", "provider": gemini, "options": {"response_schema": name}}
+
+    installed, local = "prefect.client.schemas.schedules:CronSchedule", f"{local_module}:Shape"
+    assert "may not be imported" not in str((await start(arealtime, parameters(installed))).message)
+    monkeypatch.setenv("POLLUX_ALLOW_SCHEMAS", local_module)
+    state = await start(arealtime, parameters(local))
+    assert state.is_completed(), state
+    assert "may not be imported" in why(await start(arealtime, parameters(installed)))
+
+
+async def test_the_deployments_own_schema_is_trusted(start: Start, gemini: dict[str, Any], local_module: str) -> None:
+    own = {"options": {"response_schema": f"{local_module}:Shape"}}
+    state = await start(arealtime, {"prompt": "?", "provider": gemini, **own}, own=own)
+    assert state.is_completed(), state
+
+
+# --- The web ------------------------------------------------------------------------------------------------
+
+
+async def test_a_starter_reads_nothing_from_the_workers_network(
+    start: Start, gemini: dict[str, Any], world: tuple[Simulator, str], simulator: Simulator
+) -> None:
+    """Here the simulator itself, on loopback, which sees no request of it."""
+    source = {"source_type": "file", "uri": f"{world[1]}/report.pdf"}
+    state = await start(arealtime, {"prompt": "What is it?", "provider": gemini, "sources": [source]})
+    assert "is on a private network, or on this machine" in why(state)
+    assert "POLLUX_ALLOW_HOSTS=127.0.0.1" in why(state)
+    assert simulator.requests == []
+
+
+# --- As it is served ----------------------------------------------------------------------------------------
+
+SERVE = """
+import sys
+from prefect import serve
+from pollux_flows.flows import realtime
+serve(realtime.to_deployment("starters-served"))
+"""
+
+
+@pytest.mark.timeout(120)
+async def test_a_served_deployment_keeps_its_worker_to_itself(
+    gemini: dict[str, Any], simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a real runner, in a process of its own."""
+    monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
+    server = started(SERVE)
+    try:
+
+        async def deployed() -> Any:
+            async with get_client() as client:
+                return next((each for each in await client.read_deployments() if each.name == "starters-served"), None)
+
+        deployment = await until(deployed)
+        attacks: list[dict[str, Any]] = [{"sources": [ENVIRON]}, {"options": {"response_schema": "antigravity:x"}}]
+        async with get_client() as client:
+            runs = [
+                await client.create_flow_run_from_deployment(
+                    deployment.id, parameters={"prompt": "What is it?", "provider": gemini, **attack}
+                )
+                for attack in attacks
+            ]
+        ended = [await until(partial(finished, run)) for run in runs]
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+    assert ["may not be read" in why(ended[0].state), "may not be imported" in why(ended[1].state)] == [True, True]
+    assert simulator.requests == []
