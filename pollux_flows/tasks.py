@@ -27,6 +27,7 @@ from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import Request, make_request
+from pollux_flows.pipeline.structured import LONGEST_S
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.scope import run_key
@@ -81,15 +82,19 @@ async def execute(plan: Plan, provider: str | None = None, terms: Terms | None =
 
 
 @task(name="extract", task_run_name="extract", **UNSTORED)
-async def extract(plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0) -> ResultEnvelope:
+async def extract(
+    plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0, limit_s: float = LONGEST_S
+) -> ResultEnvelope:
     """Build the envelope."""
-    return extract_envelope(plan, outcomes, duration_s=duration_s)
+    return await asyncio.to_thread(extract_envelope, plan, outcomes, duration_s=duration_s, limit_s=limit_s)
 
 
 @task(name="extract", task_run_name="extract", **UNSTORED)
-async def extract_each(plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0) -> list[ResultEnvelope]:
+async def extract_each(
+    plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0, limit_s: float = LONGEST_S
+) -> list[ResultEnvelope]:
     """Build one envelope a source."""
-    return make_envelopes(plan, outcomes, duration_s=duration_s)
+    return await asyncio.to_thread(make_envelopes, plan, outcomes, duration_s=duration_s, limit_s=limit_s)
 
 
 def _shown_as_failed(outcomes: list[Outcome]) -> Any:

@@ -133,7 +133,7 @@ async def collect_deferred(
             results = await download(job, session, Path(folder))
             envelope = await asyncio.to_thread(_envelope, job, results, began)
         await give_back_files(job, session)
-    return as_instances(envelope, Options(response_schema=response_schema))
+    return await asyncio.to_thread(as_instances, envelope, Options(response_schema=response_schema))
 
 
 def _envelope(job: Job, results: Results, began: float) -> ResultEnvelope:
