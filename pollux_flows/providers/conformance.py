@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -46,12 +46,8 @@ class Conformance:
         self._limit_s = limit_s
         self._deadline = 0.0
         self._references = References(schema)
-        self._nullable = make_validator(schema)
         self._forbidden: dict[tuple[int, str], bool] = {}
         self._fits = _Reading(schema, self._search, formats=_CHECKED_FORMATS)
-        self._fault_finder = self._make_fault_finder()
-        # As on the wire, where objects are closed: as it is and, if that fits no branch, with nulls for the optional.
-        self._closed = [_Reading(schema, self._search, closed=True, nulls=nulls) for nulls in (False, True)]
         self._cleaned: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def problems(self, value: Any) -> list[str]:
@@ -78,7 +74,7 @@ class Conformance:
     def _begin(self) -> None:
         self._deadline = time.monotonic() + self._limit_s
         self._cleaned.clear()
-        for reading in (self._fits, *self._closed):
+        for reading in (self._fits, *(self._closed if "_closed" in vars(self) else ())):
             reading.forget()
 
     def _search(self, pattern: str, text: str) -> bool:
@@ -92,7 +88,9 @@ class Conformance:
 
     # --- Faults -------------------------------------------------------------------------------------------
 
-    def _make_fault_finder(self) -> Any:
+    # To make one takes a millisecond, and few answers need it.
+    @cached_property
+    def _fault_finder(self) -> Any:
         """A validator that goes only where something is wrong, and leaves it open which branch of a union was meant."""
 
         def follow(keyword: str, original: Keyword) -> Keyword:
@@ -130,6 +128,15 @@ class Conformance:
         return error
 
     # --- Invented nulls -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _closed(self) -> list[_Reading]:
+        """As on the wire, where objects are closed: as it is and, if that fits no branch, with invented nulls."""
+        return [_Reading(self._schema, self._search, closed=True, nulls=nulls) for nulls in (False, True)]
+
+    @cached_property
+    def _nullable(self) -> Any:
+        return make_validator(self._schema)
 
     def _clean(self, value: Any, schema: Any) -> Any:
         """The value itself where nothing is to go, so that it need not be looked at again."""

@@ -163,9 +163,7 @@ async def test_an_answer_that_is_given_up_costs_its_siblings_nothing() -> None:
 
     async with scripted(choose, by_body=True) as server:
         config = server.config("local", timeout_s=0.4)
-        envelope = await run_many(
-            ["first", "second", "third"], config=config, options=Options(response_schema=Looping)
-        )
+        envelope = await run_many(["first", "second", "third"], config=config, options=Options(response_schema=Looping))
     assert envelope.structured == [Looping(name="fine"), None, Looping(name="fine")]
 
 
