@@ -25,6 +25,7 @@ from pollux_flows.pipeline.execute import Execution, open_execution
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
+from pollux_flows.pipeline.read import LONGEST_S as LONGEST_READ_S
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.pipeline.structured import LONGEST_S
@@ -56,9 +57,9 @@ async def request(
 
 
 @task(name="plan", task_run_name="plan", **UNSTORED)
-async def plan(request: Request) -> Plan:
+async def plan(request: Request, limit_s: float = LONGEST_READ_S) -> Plan:
     """Read what is to be sent, and work out the calls it comes to."""
-    contents = await read_sources(request)
+    contents = await read_sources(request, limit_s=limit_s)
     # Off the event loop: 50,000 calls take a second.
     return await asyncio.to_thread(make_plan, request, contents)
 

@@ -72,7 +72,7 @@ async def defer_many(
     run_key = Terms(run_key=run_key).run_key
     request = make_request(prompts, target=config.target, sources=sources, options=options)
     check(request)
-    asked = Asked.by(request, await read_sources(request))
+    asked = Asked.by(request, await read_sources(request, limit_s=config.timeout_s))
     # Off the event loop, as all that takes seconds for 50,000 prompts.
     plan = await asyncio.to_thread(make_plan, request, asked.contents)
     book = StoreBook(store_of(config))

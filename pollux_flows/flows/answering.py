@@ -84,7 +84,7 @@ async def _outcomes(
         )
     config = await provider.config()
     asked = await tasks.request(whole(prompts), config.target, whole(sources), options, each_source)
-    plan = await tasks.plan(whole(asked))
+    plan = await tasks.plan(whole(asked), provider.timeout_s)
     started = time.monotonic()
     async with tasks.holding_execution(plan, config, terms) as held:
         found = await held.execution.given(plan.calls)

@@ -76,7 +76,7 @@ async def run_many(
     # A timedelta is turned into seconds where the terms are made.
     terms = Terms.model_validate({"reuse": reuse, "max_age": max_age, "run_key": run_key, "max_cost_usd": max_cost_usd})
     request = make_request(prompts, target=config.target, sources=sources, options=options)
-    plan = make_plan(request, await read_sources(request))
+    plan = make_plan(request, await read_sources(request, limit_s=config.timeout_s))
     started = time.monotonic()
     outcomes = await execute_plan(plan, config, terms)
     duration_s = time.monotonic() - started
