@@ -25,8 +25,10 @@ from pollux_flows.pipeline.execute import Execution, open_execution
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
+from pollux_flows.pipeline.read import LONGEST_S as LONGEST_READ_S
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import Request, make_request
+from pollux_flows.pipeline.structured import LONGEST_S
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.scope import lineage, task_scope
@@ -56,9 +58,9 @@ async def request(
 
 
 @task(name="plan", task_run_name="plan", **UNSTORED)
-async def plan(request: Request) -> Plan:
+async def plan(request: Request, limit_s: float = LONGEST_READ_S) -> Plan:
     """Read what is to be sent, and work out the calls it comes to."""
-    contents = await read_sources(request)
+    contents = await read_sources(request, limit_s=limit_s)
     # Off the event loop: 50,000 calls take a second.
     return await asyncio.to_thread(make_plan, request, contents)
 
@@ -87,15 +89,19 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
 
 
 @task(name="extract", task_run_name="extract", **UNSTORED)
-async def extract(plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0) -> ResultEnvelope:
+async def extract(
+    plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0, limit_s: float = LONGEST_S
+) -> ResultEnvelope:
     """Build the envelope."""
-    return extract_envelope(plan, outcomes, duration_s=duration_s)
+    return await asyncio.to_thread(extract_envelope, plan, outcomes, duration_s=duration_s, limit_s=limit_s)
 
 
 @task(name="extract", task_run_name="extract", **UNSTORED)
-async def extract_each(plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0) -> list[ResultEnvelope]:
+async def extract_each(
+    plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0, limit_s: float = LONGEST_S
+) -> list[ResultEnvelope]:
     """Build one envelope a source."""
-    return make_envelopes(plan, outcomes, duration_s=duration_s)
+    return await asyncio.to_thread(make_envelopes, plan, outcomes, duration_s=duration_s, limit_s=limit_s)
 
 
 def _shown_as_failed(outcomes: list[Outcome]) -> list[Outcome]:

@@ -41,7 +41,7 @@ async def create_cache(
         )
     if not request.sources and not system_instruction and not tools:
         raise ConfigurationError("There is nothing to keep.", hint="Pass sources, a system_instruction or tools.")
-    plan = make_plan(request, await read_sources(request))
+    plan = make_plan(request, await read_sources(request, limit_s=config.timeout_s))
     async with open_session(config) as session, attached(plan, session, uuid4().hex) as attachments:
         create = session.module("caches").create
 

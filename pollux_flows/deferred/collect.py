@@ -16,7 +16,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.retry import insist
-from pollux_flows.pipeline.structured import instance
+from pollux_flows.pipeline.structured import Reading, read_instances
 from pollux_flows.pricing import total
 from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
@@ -70,12 +70,15 @@ def make_envelope(
     plan = Plan.model_construct(
         target=job.target, options=job.options, sources=[], contents=[], calls=[], sharing=job.count
     )
-    envelope = extract_envelope(plan, [item.outcome for item in items], duration_s=duration_s)
+    # Each answer was read when its item was made: a caller's validators run once.
+    readings = None if job.options.response_schema is None else [Reading(item.structured) for item in items]
+    envelope = extract_envelope(plan, [item.outcome for item in items], duration_s=duration_s, readings=readings)
+    misfits = [item.warning for item in items if item.warning]
     more = {
         "metrics": {**envelope.metrics, **_cost(items), "deferred": True, "cache_mode": "none"},
         "diagnostics": {
             **envelope.diagnostics,
-            "warnings": [*envelope.diagnostics["warnings"], *oddities],
+            "warnings": [*misfits, *envelope.diagnostics["warnings"], *oddities],
             "deferred": {**_course(job), "items": [_told(item) for item in items]},
         },
     }
@@ -84,21 +87,21 @@ def make_envelope(
 
 
 def as_instances(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:
-    """The same with `structured` as instances of the caller's own model, where there is one.
+    """The envelope with `structured` as instances of the caller's own model, where there is one. Blocks.
 
     What fits the schema that was sent, and not the model as it is now, is None, and its reason a warning.
     """
     model = options.response_model()
     if model is None or envelope.structured is None:
         return envelope
-    values: list[Any] = []
+    readings = read_instances(model, envelope.structured)
+    values = [reading.instance for reading in readings]
     warnings = [*envelope.diagnostics.get("warnings", [])]
-    for index, value in enumerate(envelope.structured):
-        try:
-            values.append(None if value is None else instance(model, value))
-        except Exception as error:  # noqa: BLE001 (a caller's validator may raise anything, and the answer is paid for)
-            values.append(None)
-            warnings.append(f"The answer to prompts[{index}] does not fit {model.__name__} as it is now: {error}")
+    warnings += [
+        f"The answer to prompts[{index}] does not fit {model.__name__} as it is now: {reading.problem}"
+        for index, reading in enumerate(readings)
+        if reading.problem
+    ]
     diagnostics = {**envelope.diagnostics, "warnings": warnings}
     return envelope.model_copy(update={"structured": values, "diagnostics": diagnostics})
 

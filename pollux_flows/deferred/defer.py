@@ -72,7 +72,7 @@ async def defer_many(
     run_key = Terms(run_key=run_key).run_key
     request = make_request(prompts, target=config.target, sources=sources, options=options)
     check(request)
-    asked = Asked.by(request, await read_sources(request))
+    asked = Asked.by(request, await read_sources(request, limit_s=config.timeout_s))
     # Off the event loop, as all that takes seconds for 50,000 prompts.
     plan = await asyncio.to_thread(make_plan, request, asked.contents)
     book = StoreBook(store_of(config))
@@ -133,7 +133,7 @@ async def collect_deferred(
             results = await download(job, session, Path(folder))
             envelope = await asyncio.to_thread(_envelope, job, results, began)
         await give_back_files(job, session)
-    return as_instances(envelope, Options(response_schema=response_schema))
+    return await asyncio.to_thread(as_instances, envelope, Options(response_schema=response_schema))
 
 
 def _envelope(job: Job, results: Results, began: float) -> ResultEnvelope:

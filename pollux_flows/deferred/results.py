@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -13,13 +14,15 @@ from pydantic import Field
 from pollux_flows.deferred.job import Job, Part, index_in, key_of
 from pollux_flows.deferred.manifest import Bucket
 from pollux_flows.document import Record
-from pollux_flows.pipeline.structured import structured_answers
+from pollux_flows.pipeline.structured import Reading, read_answers, shape_warning
 from pollux_flows.pricing import Cost, cost_of
 from pollux_flows.providers.base import UpstreamError
 from pollux_flows.providers.batches import BatchModule, Result
 from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome
 
 _LONGEST_MESSAGE: Final = 1000
+# So many answers are read by one thread, and are in memory at once.
+_TOGETHER: Final = 200
 _BUCKETS: Final[dict[FailureKind, Bucket]] = {"expired": "expired", "cancelled": "cancelled", "missing": "missing"}
 _GONE: Final[dict[str, tuple[FailureKind, str]]] = {
     "expired": ("expired", "The provider did not come to this prompt in time."),
@@ -90,13 +93,23 @@ class Results:
     def items(self) -> Iterator[Item]:
         """What became of each prompt, in their order."""
         with _Open(self.files) as opened:
-            for number, part in enumerate(self.job.parts):
-                for index in self.job.indexes(part):
-                    place = self._places.get(index)
-                    line = None if place is None else opened.line(*place)
-                    yield self._item(index, key_of(self.job.tag(number), index), part, line)
+            found = self._outcomes(opened)
+            while together := list(islice(found, _TOGETHER)):
+                answers = [outcome.answer for outcome, _ in together]
+                readings = read_answers(self.job.options, answers) or [Reading()] * len(answers)
+                yield from (
+                    _item(outcome, code, read) for (outcome, code), read in zip(together, readings, strict=True)
+                )
 
-    def _item(self, index: int, key: str, part: Part, line: bytes | None) -> Item:
+    def _outcomes(self, opened: _Open) -> Iterator[tuple[Outcome, str | None]]:
+        """The outcome of each prompt, and the provider's own word for it."""
+        for number, part in enumerate(self.job.parts):
+            for index in self.job.indexes(part):
+                place = self._places.get(index)
+                line = None if place is None else opened.line(*place)
+                yield self._outcome(index, key_of(self.job.tag(number), index), part, line)
+
+    def _outcome(self, index: int, key: str, part: Part, line: bytes | None) -> tuple[Outcome, str | None]:
         result = None if line is None else self._result(line)
         answer, failure = self._answer(result, index) if result else (None, _without_result(part, index))
         cost = answer and cost_of(self.job.target, answer, batch=True)
@@ -109,16 +122,7 @@ class Results:
             cost_usd=cost and cost.usd,
             cost_unknown=cost and cost.unknown,
         )
-        values, warnings = structured_answers(self.job.options, [answer]) if answer else (None, [])
-        value, warning = values[0] if values else None, warnings[0] if warnings else None
-        return Item(
-            key=key,
-            bucket=bucket_of(outcome, warning),
-            outcome=outcome,
-            structured=value,
-            warning=warning,
-            code=result.code if result else None,
-        )
+        return outcome, result.code if result else None
 
     def _answer(self, result: Result, index: int) -> tuple[Answer | None, CallFailure | None]:
         if result.status == "succeeded":
@@ -138,6 +142,18 @@ class Results:
             return self._module.result(line)
         except ValueError:
             return None
+
+
+def _item(outcome: Outcome, code: str | None, reading: Reading) -> Item:
+    warning = shape_warning(outcome.index, reading.problem) if reading.problem else None
+    return Item(
+        key=outcome.identity,
+        bucket=bucket_of(outcome, warning),
+        outcome=outcome,
+        structured=reading.value,
+        warning=warning,
+        code=code,
+    )
 
 
 def bucket_of(outcome: Outcome, warning: str | None) -> Bucket:

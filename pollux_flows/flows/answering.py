@@ -17,7 +17,6 @@ from pollux_flows.errors import ConfigurationError, PolluxError, unless_raised
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import unasked
-from pollux_flows.pipeline.extract import typed
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
@@ -43,10 +42,10 @@ async def answer(
     plan, outcomes, duration_s = await _outcomes(
         prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=False
     )
-    envelope = await tasks.extract(whole(plan), whole(outcomes), duration_s)
+    envelope = await tasks.extract(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
     await artifacts.leave_answers(kind, prompts, plan.target, envelope)
     fail_if_unanswered([envelope], plan.target, on_partial)
-    return typed(envelope, plan.options)
+    return envelope
 
 
 async def answer_each(
@@ -63,10 +62,10 @@ async def answer_each(
     plan, outcomes, duration_s = await _outcomes(
         prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=True
     )
-    envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s)
+    envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
     fail_if_unanswered(envelopes, plan.target, on_partial)
-    return [typed(envelope, plan.options) for envelope in envelopes]
+    return envelopes
 
 
 @under_limits
@@ -87,7 +86,7 @@ async def _outcomes(
         )
     config = await provider.config()
     asked = await tasks.request(whole(prompts), config.target, whole(sources), options, each_source)
-    plan = await tasks.plan(whole(asked))
+    plan = await tasks.plan(whole(asked), provider.timeout_s)
     started = time.monotonic()
     async with tasks.holding_execution(plan, config, terms) as held:
         found = await held.execution.answers.load_reusable(plan.calls)

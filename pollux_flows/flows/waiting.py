@@ -73,7 +73,7 @@ async def answers_of(
     envelope = await Pass(book).envelope(job)
     retry = retry or f"resubmit({name!r}) asks only the others"
     fail_if_unanswered([envelope], job.target, on_partial, retry)
-    return as_instances(envelope, options or job.options)
+    return await asyncio.to_thread(as_instances, envelope, options or job.options)
 
 
 def _needs_a_person(job: Job, problem: str) -> ConfigurationError:

@@ -178,7 +178,7 @@ class Attachments:
             case "text":
                 return replace(material, text=await self._text(source, content))
             case "inline" if content is not None:
-                return replace(material, data=await load(source, content))
+                return replace(material, data=await load(source, content, limit_s=self._session.config.timeout_s))
             case "upload" if content is not None:
                 return replace(material, file=await self._hold(index, source, content))
             case _:
@@ -187,7 +187,9 @@ class Attachments:
     async def _text(self, source: Source, content: Content | None) -> str:
         if content is None:
             return source.text or ""
-        return (await load(source, content)).decode()  # which a byte order mark is a part of
+        return (
+            await load(source, content, limit_s=self._session.config.timeout_s)
+        ).decode()  # which a byte order mark is a part of
 
     async def _hold(self, index: int, source: Source, content: Content) -> Uploaded:
         _, holding = self._key(index)

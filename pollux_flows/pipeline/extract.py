@@ -11,7 +11,7 @@ from pollux_flows.document import MENDED
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import state_after
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.structured import instance, structured_answers, tool_arguments
+from pollux_flows.pipeline.structured import LONGEST_S, Reading, read_answers, shape_warning, tool_arguments
 from pollux_flows.plain import mended
 from pollux_flows.pricing import Cost, price_table, total
 from pollux_flows.result import STATE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
@@ -23,8 +23,19 @@ _CUT: Final[dict[FinishReason | None, str]] = {
 }
 
 
-def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: float) -> ResultEnvelope:
-    """One envelope from all outcomes of a plan, given in the order of its calls."""
+def extract_envelope(
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    *,
+    duration_s: float,
+    limit_s: float = LONGEST_S,
+    readings: Sequence[Reading] | None = None,
+) -> ResultEnvelope:
+    """One envelope from all outcomes of a plan, in the order of its calls. Blocks; call it off the event loop.
+
+    Where `structured` was asked for, it holds instances of the caller's model; an answer that takes longer than
+    `limit_s` to read has none. `readings` are those of answers that were read before.
+    """
     # In a broadcast, calls are numbered through all sources; in its envelope, each source's prompts start at 0.
     outcomes = [outcome.at(index) for index, outcome in enumerate(outcomes)]
     answers = [outcome.answer for outcome in outcomes]
@@ -32,7 +43,11 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
         (problem := outcome.problem) and problem.model_copy(update={"index": index})
         for index, outcome in enumerate(outcomes)
     ]
-    structured, warnings = structured_answers(plan.options, answers)
+    if readings is None:
+        readings = read_answers(plan.options, answers, limit_s=limit_s)
+    warnings = [
+        shape_warning(index, reading.problem) for index, reading in enumerate(readings or []) if reading.problem
+    ]
     warnings += [warning for outcome in outcomes for warning in _warnings(outcome)]
     status = _status(answers, failures)
     usage = _usage(answers)
@@ -53,7 +68,7 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
             "calls": [_course(outcome) for outcome in outcomes],
             "warnings": mended(warnings),  # a validator of the caller's may have been heard
         },
-        "structured": structured,
+        "structured": None if readings is None else [reading.typed for reading in readings],
         "reasoning": _if_any([answer and answer.reasoning for answer in answers]),
         "tool_calls": _if_any([_tool_calls(plan.options, answer) for answer in answers]),
         "errors": _if_any(failures),
@@ -62,22 +77,16 @@ def extract_envelope(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: flo
     return ResultEnvelope.model_validate(said, context=MENDED)
 
 
-def extract_each(plan: Plan, outcomes: Sequence[Outcome], *, duration_s: float) -> list[ResultEnvelope]:
+def extract_each(
+    plan: Plan, outcomes: Sequence[Outcome], *, duration_s: float, limit_s: float = LONGEST_S
+) -> list[ResultEnvelope]:
     """One envelope a source, in source order, from the outcomes of a plan that asks about each by itself."""
     by_call = {call.index: outcome for call, outcome in zip(plan.calls, outcomes, strict=True)}
     parts = [plan.about(source) for source in range(len(plan.sources))]
     return [
-        extract_envelope(part, [by_call[call.index] for call in part.calls], duration_s=duration_s) for part in parts
+        extract_envelope(part, [by_call[call.index] for call in part.calls], duration_s=duration_s, limit_s=limit_s)
+        for part in parts
     ]
-
-
-def typed(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:
-    """The same envelope with `structured` as instances of the caller's own model, where there is one."""
-    model = options.response_model()
-    if model is None or envelope.structured is None:
-        return envelope
-    instances = [None if value is None else instance(model, value) for value in envelope.structured]
-    return envelope.model_copy(update={"structured": instances})
 
 
 def _state(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:

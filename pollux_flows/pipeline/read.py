@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import cast
+from typing import Final, cast
 
 from pollux_flows.pipeline.conversation import check_unchanged
 from pollux_flows.pipeline.request import Request
@@ -11,14 +11,20 @@ from pollux_flows.providers.content import Content, examine, not_utf8
 from pollux_flows.providers.material import SourcesModule
 from pollux_flows.state.store import open_store
 
+LONGEST_S: Final = 600.0
+"""How long one file may be read where no Config says: as long as its timeout_s is by default."""
 
-async def read_sources(request: Request) -> list[Content | None]:
-    """What is known of each source that is a file; None for the others. The first that cannot be sent is an error."""
+
+async def read_sources(request: Request, *, limit_s: float = LONGEST_S) -> list[Content | None]:
+    """What is known of each source that is a file; None for the others. The first that cannot be sent is an error.
+
+    Each file may take `limit_s`.
+    """
     sources = request.every_source
     files = [index for index, source in enumerate(sources) if source.source_type == "file"]
     contents: list[Content | None] = [None] * len(sources)
     if files:
-        examined = await examine([sources[index] for index in files], open_store())
+        examined = await examine([sources[index] for index in files], open_store(), limit_s=limit_s)
         for index, content in zip(files, examined, strict=True):
             contents[index] = content
     delivery = sources_module(request.target.provider).delivery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -12,7 +13,7 @@ from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import with_results
 from pollux_flows.pipeline.execute import execute_plan, first_error
-from pollux_flows.pipeline.extract import extract_envelope, typed
+from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
@@ -75,10 +76,13 @@ async def run_many(
     # A timedelta is turned into seconds where the terms are made.
     terms = Terms.model_validate({"reuse": reuse, "max_age": max_age, "run_key": run_key, "max_cost_usd": max_cost_usd})
     request = make_request(prompts, target=config.target, sources=sources, options=options)
-    plan = make_plan(request, await read_sources(request))
+    plan = make_plan(request, await read_sources(request, limit_s=config.timeout_s))
     started = time.monotonic()
     outcomes = await execute_plan(plan, config, terms)
-    envelope = typed(extract_envelope(plan, outcomes, duration_s=time.monotonic() - started), request.options)
+    duration_s = time.monotonic() - started
+    envelope = await asyncio.to_thread(
+        extract_envelope, plan, outcomes, duration_s=duration_s, limit_s=config.timeout_s
+    )
     if error := first_error(outcomes, config.provider):
         error.envelope = envelope
         raise _with_what_is_kept(error, outcomes, run_key)

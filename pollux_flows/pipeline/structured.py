@@ -5,41 +5,66 @@ from __future__ import annotations
 import json
 import re
 from asyncio import CancelledError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
 from pollux_flows.options import Options
+from pollux_flows.pipeline.aside import GivenUp, each_in_time
 from pollux_flows.plain import plain
-from pollux_flows.providers.validation import problems, without_invented_nulls
+from pollux_flows.providers.conformance import Conformance
 from pollux_flows.result import Answer
 
 _FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
+LONGEST_S: Final = 30.0
+"""How long one answer may be read, unless timeout_s is shorter. An ordinary one takes less than a millisecond."""
+# Pydantic tries every combination of the branches of nested unions, in one go that nothing interrupts. A quarter of a
+# million steps take it about a second.
+_MOST_STEPS: Final = 250_000
 
 
-def structured_answers(options: Options, answers: Sequence[Answer | None]) -> tuple[list[Any] | None, list[str]]:
-    """The answers as JSON values of the asked-for shape; None, and a warning that says why, for each of another."""
+@dataclass(frozen=True)
+class Reading:
+    """An answer's text as data, or the problem that it has."""
+
+    value: Any = None
+    instance: Any = None
+    """The value as the caller's own model, where there is one."""
+    problem: str | None = None
+
+    @property
+    def typed(self) -> Any:
+        """The instance of the caller's model, else the plain value."""
+        return self.value if self.instance is None else self.instance
+
+
+def read_answers(
+    options: Options, answers: Sequence[Answer | None], *, limit_s: float = LONGEST_S
+) -> list[Reading] | None:
+    """Each answer as data of the asked-for shape; None where no shape was asked for.
+
+    A caller's validators run once an answer, and none of them for longer than `limit_s`.
+    """
     schema = options.response_json_schema()
     if schema is None:
-        return None, []
-    model = options.response_model()
-    values: list[Any] = []
-    warnings = []
-    for index, answer in enumerate(answers):
-        value, problem = None, None
-        if answer is not None and answer.text.strip():
-            value, problem = _read(answer.text, schema, model)
-        values.append(value)
-        if problem:
-            warnings.append(f"The answer to prompts[{index}] does not fit response_schema: {problem}")
-    return values, warnings
+        return None
+    limit_s = min(limit_s, LONGEST_S)
+    read = partial(_read, Conformance(schema, limit_s=limit_s), options.response_model())
+    texts = [None if answer is None or not answer.text.strip() else answer.text for answer in answers]
+    return each_in_time(read, texts, limit_s=limit_s, late=_late(limit_s))
 
 
-def instance(model: type[BaseModel], value: Any) -> Any:
-    """The value as the caller's own type."""
-    # As JSON, so that dates, enums and the like are read as the model reads them from JSON.
-    return value if isinstance(value, model) else model.model_validate_json(json.dumps(value))
+def read_instances(model: type[BaseModel], values: Sequence[Any], *, limit_s: float = LONGEST_S) -> list[Reading]:
+    """Each value, read before, as an instance of the caller's model."""
+    make = partial(_guarded, partial(_instance, Conformance(model.model_json_schema()), model))
+    return each_in_time(make, values, limit_s=limit_s, late=_late(limit_s))
+
+
+def shape_warning(index: int, problem: str) -> str:
+    return f"The answer to prompts[{index}] does not fit response_schema: {problem}"
 
 
 def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str) -> str:
@@ -48,37 +73,60 @@ def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str) -
     if not schema:
         return arguments
     try:
-        return json.dumps(without_invented_nulls(plain(json.loads(arguments)), schema), ensure_ascii=False)
-    except (ValueError, RecursionError):
+        value = Conformance(schema, limit_s=1.0).without_invented_nulls(plain(json.loads(arguments)))
+        return json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError, TimeoutError):
         return arguments  # whoever runs the tool sees what the model wrote
 
 
-def _read(text: str, schema: dict[str, Any], model: type[BaseModel] | None) -> tuple[Any, str | None]:
+def _late(limit_s: float) -> Reading:
+    return Reading(
+        problem=f"it took longer than {limit_s:g} seconds to check. Look for a loop or a slow pattern in the schema's "
+        "validators; the text of the answer is kept."
+    )
+
+
+def _read(conformance: Conformance, model: type[BaseModel] | None, text: str | None) -> Reading:
+    return Reading() if text is None else _guarded(partial(_parse, conformance, model), text)
+
+
+def _guarded(read: Callable[[Any], Reading], value: Any) -> Reading:
     try:
-        return _checked(text, schema, model)
-    except (KeyboardInterrupt, SystemExit, CancelledError):
+        return read(value)
+    except (KeyboardInterrupt, SystemExit, CancelledError, GivenUp):
         raise
     except BaseException as error:  # noqa: BLE001 (a caller's validator may raise anything, pydantic's core may panic)
         # The answer is paid for: whatever goes wrong while it is looked at, its text stays.
-        return None, f"it could not be looked at ({type(error).__name__}: {error})."
+        return Reading(problem=f"it could not be looked at ({type(error).__name__}: {error}).")
 
 
-def _checked(text: str, schema: dict[str, Any], model: type[BaseModel] | None) -> tuple[Any, str | None]:
+def _parse(conformance: Conformance, model: type[BaseModel] | None, text: str) -> Reading:
     # Where a provider cannot be held to the schema, models like to put their JSON into a Markdown fence.
     fenced = _FENCED.fullmatch(text)
     try:
         value = plain(json.loads(fenced.group(1) if fenced else text))
     except ValueError as error:
-        return None, f"it is no JSON ({error})."
+        return Reading(problem=f"it is no JSON ({error}).")
     except RecursionError:
-        return None, "it is nested without end."
-    value = without_invented_nulls(value, schema)
-    if model is None:
-        found = problems(value, schema)
-        return (None, "; ".join(found)) if found else (value, None)
+        return Reading(problem="it is nested without end.")
+    value = conformance.without_invented_nulls(value)
+    if model is not None:
+        return _instance(conformance, model, value)
+    found = conformance.problems(value)
+    return Reading(problem="; ".join(found)) if found else Reading(value)
+
+
+def _instance(conformance: Conformance, model: type[BaseModel], value: Any) -> Reading:
+    if value is None or isinstance(value, model):
+        return Reading(value, value)
+    if conformance.count_steps(value) > _MOST_STEPS:
+        return Reading(
+            problem=f"it is nested too deeply in a union whose branches {model.__name__} would try one by one. Tell "
+            "the branches apart by a field: Field(discriminator=…)."
+        )
     try:
-        instance(model, value)
+        # As JSON, so that dates, enums and the like are read as the model reads them from JSON.
+        return Reading(value, model.model_validate_json(json.dumps(value)))
     except ValidationError as error:
         said = [f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}" for item in error.errors(include_url=False)]
-        return None, "; ".join(said)
-    return value, None
+        return Reading(problem="; ".join(said))

@@ -21,6 +21,9 @@ from pollux_flows.providers.material import Material
 from pollux_flows.result import Answer
 from pollux_flows.turn import Turn
 
+LARGEST_ANSWER: Final = 64 << 20
+"""The most bytes that one answer may have, once it is unpacked."""
+
 
 @dataclass(frozen=True)
 class Said:

@@ -7,6 +7,7 @@ import codecs
 import hashlib
 import io
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -42,13 +43,16 @@ class Content(Record):
     utf8: bool | None = Field(default=None, description="Whether all of it is UTF-8; None where nobody looked.")
 
 
-async def examine(sources: Sequence[Source], store: Store | None = None) -> list[Content]:
-    """Read each of these files once, from end to end; not at all if the store remembers this very version of it."""
+async def examine(sources: Sequence[Source], store: Store | None = None, *, limit_s: float = math.inf) -> list[Content]:
+    """Read each of these files once, from end to end; not at all if the store remembers this very version of it.
+
+    Each of them may take `limit_s`.
+    """
     names = list(dict.fromkeys(str(source.uri) for source in sources))
-    memory = _Memory(store, dict(zip(names, await _side_by_side(_key, names), strict=True)) if store else {})
+    memory = _Memory(store, dict(zip(names, await _side_by_side(_key, names, limit_s), strict=True)) if store else {})
     known = await memory.recall()
     unread = [name for name in names if name not in known]
-    fresh = dict(zip(unread, await _side_by_side(_read, unread), strict=True))
+    fresh = dict(zip(unread, await _side_by_side(_read, unread, limit_s), strict=True))
     await memory.keep(fresh)
     found = known | fresh
     contents = [found[str(source.uri)] for source in sources]
@@ -109,9 +113,9 @@ async def open_file(source: Source) -> HashingReader:
     return _reader(name, await apart(partial(_rewindable, name)))
 
 
-async def load(source: Source, content: Content) -> bytes:
+async def load(source: Source, content: Content, *, limit_s: float = math.inf) -> bytes:
     """The whole of a file that travels inside a request. Its size was checked before."""
-    data = await apart(partial(_load, str(source.uri), content))
+    data = await apart(partial(_load, str(source.uri), content), limit_s=limit_s)
     if data is None:
         await forget(source)
         raise changed(source)
@@ -167,7 +171,7 @@ class _Memory:
         _log.warning("What was read of files is not remembered, so they will be read again: %s", error)
 
 
-async def _side_by_side(look: Callable[[str, Pulse], T], names: Sequence[str]) -> list[T]:
+async def _side_by_side(look: Callable[[str, Pulse], T], names: Sequence[str], limit_s: float) -> list[T]:
     """What `look` says of each, in order; of several errors, the first. A thread takes many: each hand-over costs."""
 
     def of_share(share: Sequence[str], pulse: Pulse) -> list[T]:
@@ -175,7 +179,9 @@ async def _side_by_side(look: Callable[[str, Pulse], T], names: Sequence[str]) -
 
     size = max(1, -(-len(names) // THREADS))
     shares = [names[start : start + size] for start in range(0, len(names), size)]
-    found = await asyncio.gather(*(apart(partial(of_share, share)) for share in shares), return_exceptions=True)
+    found = await asyncio.gather(
+        *(apart(partial(of_share, share), limit_s=limit_s) for share in shares), return_exceptions=True
+    )
     return [each for share in found for each in unless_raised(share)]
 
 

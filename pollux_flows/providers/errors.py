@@ -17,6 +17,7 @@ from pollux_flows.address import shown_in
 from pollux_flows.config import KEY_VARIABLES, Config
 from pollux_flows.errors import APIError, CacheError, ErrorCategory, PolluxError, RateLimitError, SourceError
 from pollux_flows.providers.base import UpstreamError
+from pollux_flows.providers.body import BodyError
 from pollux_flows.providers.redaction import Redactor
 
 _PASSING: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
@@ -48,6 +49,8 @@ def as_api_error(error: Exception, config: Config, phase: str) -> PolluxError:
     for cause in _chain(error):
         if isinstance(cause, SourceError):  # the file failed, not the provider it was on its way to
             return SourceError(cause.message, hint=cause.hint)
+        if isinstance(cause, BodyError):
+            return _unread(config, phase, cause)
     if isinstance(error, APIError):
         error.provider = error.provider or config.provider
         error.phase = error.phase or phase
@@ -113,6 +116,17 @@ def unreadable(config: Config, phase: str, what: str) -> APIError:
         f"{config.provider} sent an answer that cannot be read: {redact(what, config)}",
         hint="If it happens again, the address may not belong to this provider's API: check base_url.",
         retryable=True,
+        provider=config.provider,
+        phase=phase,
+        outcome_unknown=phase not in _FREE,
+    )
+
+
+def _unread(config: Config, phase: str, why: BodyError) -> APIError:
+    return _kind(phase)(
+        f"The answer of {config.provider} was not read to its end: {why}.",
+        hint="No answer of a provider is like that: check base_url, and what stands between this machine and it.",
+        retryable=False,
         provider=config.provider,
         phase=phase,
         outcome_unknown=phase not in _FREE,

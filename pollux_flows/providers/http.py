@@ -28,6 +28,8 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
     """The client that the three SDKs are given."""
     import httpx2  # only when a call is made
 
+    from pollux_flows.providers import body
+
     limiter, transport = limiter_of(config), None
 
     async def note_limits(response: httpx2.Response) -> None:
@@ -39,7 +41,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
 
         transport = httpx2.ASGITransport(app=in_process().app)
     try:
-        return httpx2.AsyncClient(
+        client = httpx2.AsyncClient(
             transport=transport,
             verify=tls(),
             # Read and write are bounded by the deadline around the whole call; the pool by request_concurrency.
@@ -49,7 +51,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             follow_redirects=False,
             # A proxy is for the way out; what listens on this machine is never behind one.
             trust_env=not _on_this_machine(address(config, default_url)),
-            event_hooks={"response": [note_limits]},
+            event_hooks={"response": [note_limits, body.bound]},
             **settings,
         )
     except (ImportError, ValueError) as error:
@@ -57,6 +59,8 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             f"The proxy that the environment names cannot be used: {error}",
             hint="Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or except the provider's host in NO_PROXY.",
         ) from None
+    client.headers["accept-encoding"] = body.ACCEPTED
+    return client
 
 
 def own_client(config: Config, default_url: str) -> httpx2.AsyncClient:

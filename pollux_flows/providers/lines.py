@@ -9,6 +9,7 @@ import orjson
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import mended
+from pollux_flows.providers.base import LARGEST_ANSWER
 
 
 def line(row: dict[str, Any]) -> bytes:
@@ -35,25 +36,32 @@ def _mended(text: bytes) -> Any:
 
 
 class Lines:
-    """Takes down what comes, block by block, and sees to it that each file ends with the end of a line."""
+    """Writes what comes, block by block, and sees to it that each file ends with the end of a line.
+
+    A line that is longer than any answer is cut, and then is none that can be read: the others are kept.
+    """
 
     def __init__(self, into: IO[bytes]) -> None:
         self._into = into
-        self._last = b"\n"
+        self._length = 0  # of the line so far
 
     def write(self, block: bytes) -> int:
-        if block:
-            try:
-                self._into.write(block)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"The results of a batch cannot be written down: {error.strerror or error}",
-                    hint="Make room where temporary files are, or set TMPDIR to a place that has some.",
-                ) from None
-            self._last = block[-1:]
+        first, newline, rest = block.partition(b"\n")
+        room = max(0, LARGEST_ANSWER - self._length)
+        self._put(block if len(first) <= room else first[:room] + newline + rest)
+        self._length = len(rest) - rest.rfind(b"\n") - 1 if newline else self._length + len(first)
         return len(block)
 
     def end(self) -> None:
         """One file is over; another may follow."""
-        if self._last != b"\n":
+        if self._length:
             self.write(b"\n")
+
+    def _put(self, data: bytes) -> None:
+        try:
+            self._into.write(data)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The results of a batch cannot be written down: {error.strerror or error}",
+                hint="Make room where temporary files are, or set TMPDIR to a place that has some.",
+            ) from None

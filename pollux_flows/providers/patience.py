@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
 import threading
 import time
@@ -48,31 +49,42 @@ class NobodyWaits(Exception):  # noqa: N818 (it is no error: it ends work that w
 class Pulse:
     """How work on files shows that it goes on: a beat for each file, and for each piece of one."""
 
-    def __init__(self, name: str = "") -> None:
-        self._name, self._last, self._over = name, time.monotonic(), False
+    def __init__(self, name: str = "", limit_s: float = math.inf) -> None:
+        self._name, self._limit_s, self._over = name, limit_s, False
+        self._began = self._last = time.monotonic()
 
     def beat(self, name: str) -> None:
         """It goes on, with this file."""
         if self._over:
             raise NobodyWaits
-        self._name, self._last = name, time.monotonic()
+        self._last = time.monotonic()
+        if name != self._name:
+            self._name, self._began = name, self._last
 
     def stop(self) -> None:
         """The work ends at its next beat."""
         self._over = True
 
     def patience(self) -> float:
-        """How long it may go on without a beat; an error that names the file when that time is up."""
-        left = STALL_S - (time.monotonic() - self._last)
-        if left <= 0:
+        """How long it may go on without a beat; an error that names the file when that time is up.
+
+        A file that brings a byte now and then has its time, too.
+        """
+        now = time.monotonic()
+        if (left := STALL_S - (now - self._last)) <= 0:
             raise _stalled(self._name)
-        return left
+        if (left_in_all := self._limit_s - (now - self._began)) <= 0:
+            raise _too_slow(self._name, self._limit_s)
+        return min(left, left_in_all)
 
 
-async def apart(work: Callable[[Pulse], T]) -> T:
-    """What `work` brings, on a thread of its own, which is left behind if it stalls or nobody waits for it."""
+async def apart(work: Callable[[Pulse], T], *, limit_s: float = math.inf) -> T:
+    """What `work` brings, on a thread of its own, which is left behind if it stalls or nobody waits for it.
+
+    `limit_s` is how long it may take over one file.
+    """
     async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(THREADS)):
-        pulse = Pulse()
+        pulse = Pulse(limit_s=limit_s)
         working = asyncio.wrap_future(_begun(lambda: work(pulse)))
         try:
             while not working.done():
@@ -167,4 +179,11 @@ def _stalled(name: str) -> SourceError:
     return SourceError(
         f"{shown_file(name)!r} has brought nothing for {STALL_S:g} seconds.",
         hint="See whether this machine can still reach what it lies on, and run again.",
+    )
+
+
+def _too_slow(name: str, limit_s: float) -> SourceError:
+    return SourceError(
+        f"{shown_file(name)!r} was not read to its end within {limit_s:g} seconds.",
+        hint="Raise Config.timeout_s, or copy the file to where it is read faster.",
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.providers import patience
+from pollux_flows.providers.body import UNPACKED, Unpacker
 from pollux_flows.providers.http import web_client
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 # The bytes as they are kept: what is packed on the way may differ each time.
 _UNPACKED: Final = {"accept-encoding": "identity"}
+_LARGEST: Final = 2 << 30
 _GONE: Final = {404, 410}
 _FORBIDDEN: Final = {401, 403}
 
@@ -32,8 +35,8 @@ class WebFile(io.RawIOBase):
     """The body of an answer. It is read once, forward."""
 
     def __init__(self, answer: httpx.Response, connection: ExitStack) -> None:
-        self._pieces, self._connection = answer.iter_bytes(), connection
-        self._rest = b""
+        self._pieces, self._connection = _pieces(answer), connection
+        self._rest, self._room = b"", _LARGEST
 
     def read(self, size: int = -1, /) -> bytes:
         if size < 0:
@@ -41,7 +44,9 @@ class WebFile(io.RawIOBase):
         while not self._rest:
             if (piece := next(self._pieces, None)) is None:
                 return b""
-            self._rest = piece
+            self._rest, self._room = piece, self._room - len(piece)
+            if self._room < 0:
+                raise OSError(f"it is larger than {_LARGEST >> 30} GiB, which no provider takes")
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
 
@@ -66,6 +71,16 @@ def headers(address: str) -> dict[str, Any]:
     with web_client(patience.STALL_S) as client:
         answer = client.head(address, headers=_UNPACKED)
     return dict(answer.headers) if answer.is_success else {}
+
+
+def _pieces(answer: httpx.Response) -> Iterator[bytes]:
+    """The body as it is kept, a piece at a time: unpacked by httpx, a piece may be a thousand times what came."""
+    if answer.headers.get("content-encoding", "").strip().lower() not in UNPACKED:
+        yield from answer.iter_bytes()
+        return
+    unpacker = Unpacker()
+    for block in answer.iter_raw():
+        yield from unpacker.pieces(block)
 
 
 def _refused(status: int) -> OSError:

@@ -43,6 +43,7 @@ class Site:
         self.asked: list[str] = []
         self.hang = threading.Event()  # set when nobody is to wait any more
         self.hangs_after: int | None = None
+        self.drips = False
         self.origin = ""
 
     def source(self, path: str = "/report.pdf") -> Source:
@@ -65,6 +66,10 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
                     self.wfile.write(site.body[: site.hangs_after])
                     site.hang.wait(30)
                     return
+                place = 0
+                while site.drips and not site.hang.wait(0.02):
+                    self.wfile.write(site.body[place : place + 1])
+                    place += 1
                 self.wfile.write(site.body if site.sends_all else site.body[:-1])
 
         def _answer(self, status: int) -> None:
@@ -198,6 +203,25 @@ async def test_a_server_that_goes_silent_is_not_waited_for(site: Site, monkeypat
     with pytest.raises(SourceError, match=r"report\.pdf.*(0\.3 seconds|ReadTimeout)"):
         await look(site.source())
     assert time.monotonic() - started < 5
+
+
+async def test_a_server_that_drips_has_until_timeout_s(site: Site, config: MakeConfig, sim: Simulator) -> None:
+    """A byte now and then is no silence; without an end, a run would wait for it for months."""
+    site.drips = True
+    started = time.monotonic()
+    with pytest.raises(SourceError, match=r"report\.pdf' was not read to its end within 0\.4 seconds") as caught:
+        await run("What is it?", source=site.source(), config=config("openai", timeout_s=0.4))
+    assert time.monotonic() - started < 5
+    assert "timeout_s" in str(caught.value.hint)
+    assert sim.requests == []
+
+
+async def test_what_swells_on_the_way_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte that unpacks to gigabytes is read no further than any provider would take, a piece at a time."""
+    monkeypatch.setattr("pollux_flows.providers.web._LARGEST", 8 << 20)
+    site.body, site.headers = gzip.compress(bytes(100 << 20)), {"Content-Encoding": "gzip"}
+    with pytest.raises(SourceError, match="larger than"):
+        await look(site.source())
 
 
 async def test_no_log_holds_what_is_secret_in_an_address(

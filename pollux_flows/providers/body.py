@@ -1,0 +1,89 @@
+"""Body: the answer to a request is read piece by piece, and no more of it than any answer needs.
+
+A server that goes on for ever, or that packs gigabytes into a megabyte, costs its own call and no memory. Only the
+results of a batch may be larger: they go to disk as they come, see `downloading`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, cast
+
+import httpx2
+
+from pollux_flows.providers.base import LARGEST_ANSWER
+
+ACCEPTED: Final = "gzip"
+"""What an answer may be packed with. What else httpx2 could unpack, it unpacks in one piece of any size."""
+UNPACKED: Final = {"gzip", "x-gzip", "deflate"}
+_PIECE: Final = 1 << 20
+_ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32  # whichever its first bytes say
+_is_downloading: ContextVar[bool] = ContextVar("pollux_flows_downloading", default=False)
+
+
+class BodyError(Exception):
+    """The body of an answer is not read any further, and why."""
+
+
+@contextmanager
+def downloading() -> Iterator[None]:
+    """Answers may be of any size: whoever asks for them keeps no more than a piece in memory."""
+    token = _is_downloading.set(True)
+    try:
+        yield
+    finally:
+        _is_downloading.reset(token)
+
+
+async def bound(response: httpx2.Response) -> None:
+    """Have the body unpacked here, under the bound. An event hook: the body has not been read yet."""
+    packed = response.headers.pop("content-encoding", "identity").strip().lower()
+    if packed not in {"", "identity", *UNPACKED}:
+        raise BodyError(f"it is packed with {packed[:40]!r}, which was not asked for")
+    largest = None if _is_downloading.get() else LARGEST_ANSWER
+    length = response.headers.get("content-length", "")
+    if largest is not None and length.isdecimal() and int(length) > largest:
+        raise _too_large()
+    response.stream = _Bounded(cast(httpx2.AsyncByteStream, response.stream), packed in UNPACKED, largest)
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream, is_packed: bool, largest: int | None) -> None:
+        self._stream, self._is_packed, self._largest = stream, is_packed, largest
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        came = read = 0
+        unpack = Unpacker() if self._is_packed else None
+        async for block in self._stream:
+            came += len(block)  # what follows the end of a packed body counts, too
+            for piece in unpack.pieces(block) if unpack else (block,):
+                read += len(piece)
+                if self._largest is not None and max(came, read) > self._largest:
+                    raise _too_large()
+                yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Unpacker:
+    """Unpacks a body, never more than a piece at once."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(_ZLIB_OR_GZIP)
+
+    def pieces(self, block: bytes) -> Iterator[bytes]:
+        try:
+            piece = self._zlib.decompress(block, _PIECE)
+            while piece:
+                yield piece
+                piece = self._zlib.decompress(self._zlib.unconsumed_tail, _PIECE)
+        except zlib.error as error:
+            raise httpx2.DecodingError(str(error)) from error
+
+
+def _too_large() -> BodyError:
+    return BodyError(f"it is larger than {LARGEST_ANSWER >> 20} MiB")

@@ -1,0 +1,221 @@
+"""Hostile answers: texts that are made to keep whoever checks them busy. They cost their own structure, and no time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar
+
+import pytest
+from pydantic import BaseModel, Field, field_validator
+
+from pollux_flows import Options, ResultEnvelope, run, run_many
+from pollux_flows.providers.conformance import Conformance, problems, without_invented_nulls
+from pollux_flows.providers.validation import check
+from tests.loopback import good, http, scripted
+
+# Ten levels of it took 54 seconds: each level tries all three branches, and each of those all below.
+TREE: dict[str, Any] = {
+    "$ref": "#/$defs/node",
+    "$defs": {
+        "node": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}, {"$ref": "#/$defs/c"}]},
+        **{
+            name: {
+                "type": "object",
+                "properties": {"kind": {"const": name}, "child": {"$ref": "#/$defs/node"}, "note": {"type": "string"}},
+                "required": ["kind"],
+            }
+            for name in "abc"
+        },
+    },
+}
+
+
+def nested(depth: int, leaf: dict[str, Any]) -> dict[str, Any]:
+    value = leaf
+    for _ in range(depth):
+        value = {"kind": "c", "child": value, "note": None}
+    return value
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds
+
+
+@pytest.mark.parametrize("leaf", [{"kind": "a"}, {"kind": "b", "note": None}])
+def test_a_recursive_union_is_read_in_linear_time(leaf: dict[str, Any]) -> None:
+    """Each value is held against each branch once, however deep it lies."""
+    with within(5):
+        cleaned = without_invented_nulls(nested(30, leaf), TREE)
+        assert problems(cleaned, TREE) == []
+    assert "note" not in json.dumps(cleaned)
+
+
+def test_the_fault_at_the_bottom_of_a_recursive_union_is_named() -> None:
+    """And not "not valid under any of the given schemas" at its root."""
+    with within(5):
+        (problem,) = problems(nested(30, {"kind": "a", "note": 5}) | {"note": "x"}, TREE)[:1]
+    assert problem.startswith("$.child")
+
+
+def test_an_answer_with_many_faults_tells_the_first_ones() -> None:
+    """A million lines help no reader."""
+    assert len(problems(["x"] * 100_000, {"type": "array", "items": {"type": "integer"}})) == 20
+
+
+def test_unique_items_are_compared_by_hash() -> None:
+    """Each with each would be two hundred million comparisons here. 1 is 1.0, and not true."""
+    schema = {"uniqueItems": True}
+    with within(3):
+        assert problems([{"n": number} for number in range(20_000)], schema) == []
+    assert problems([[1, {"a": True}], [1.0, {"a": True}]], schema) != []
+    assert problems([1, True, "1", None, [1], [True]], schema) == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"pattern": "^(a|a)*$"}, "a" * 60 + "!"),
+        ({"patternProperties": {"^(a|a)*$": {}}}, {"a" * 60 + "!": 1}),
+        ({"patternProperties": {"^(a|a)*$": {}}, "additionalProperties": False}, {"a" * 60 + "!": 1}),
+        ({"propertyNames": {"pattern": "^(a|a)*$"}}, {"a" * 60 + "!": 1}),
+    ],
+)
+def test_a_pattern_that_backtracks_for_ever_is_stopped(schema: dict[str, Any], value: Any) -> None:
+    """At the deadline, with its name."""
+    with within(5), pytest.raises(TimeoutError, match=r"pattern .*\(a\|a\)\*"):
+        Conformance(schema, limit_s=0.1).problems(value)
+
+
+def test_names_that_jsonschema_would_match_itself_are_refused() -> None:
+    """Before the call: its own engine cannot be stopped."""
+    assert "unevaluatedProperties" in str(check({"patternProperties": {"a": {}}, "unevaluatedProperties": False}))
+
+
+# --- Through a run ------------------------------------------------------------------------------------------
+
+
+async def answered(text: str, schema: Any, **settings: Any) -> ResultEnvelope:
+    """The envelope of a run whose event loop stays alive while the answer is read."""
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.01)
+            beats += 1
+
+    async with scripted(http(good("local", text))) as server:
+        beating = asyncio.create_task(beat())
+        started = time.monotonic()
+        envelope = await run("p", config=server.config("local", **settings), options=Options(response_schema=schema))
+        took = time.monotonic() - started
+        beating.cancel()
+    assert beats > took / 0.01 / 10
+    assert envelope.answers == [text]
+    return envelope
+
+
+async def test_a_pattern_for_ever_costs_the_structure_and_not_the_envelope() -> None:
+    """It obeys timeout_s, and other work goes on meanwhile."""
+    with within(5):
+        schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a|a)*$"}}}
+        envelope = await answered(json.dumps({"a": "a" * 60 + "!"}), schema, timeout_s=0.4)
+    assert envelope.structured == [None]
+    assert "0.4 s" in envelope.diagnostics["warnings"][0]
+
+
+class Looping(BaseModel):
+    """A caller's validator that never returns for what a model may well write."""
+
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _loops(cls, value: str) -> str:
+        while value == "loop":
+            pass
+        while value == "sleep":
+            time.sleep(60)
+        return value
+
+
+@pytest.mark.parametrize("text", ["loop", "sleep"])
+async def test_a_validator_that_never_returns_is_given_up(text: str) -> None:
+    """At timeout_s; the text stays."""
+    with within(5):
+        envelope = await answered(json.dumps({"name": text}), Looping, timeout_s=0.4)
+    assert envelope.structured == [None]
+    assert "longer than 0.4 seconds" in envelope.diagnostics["warnings"][0]
+
+
+async def test_an_answer_that_is_given_up_costs_its_siblings_nothing() -> None:
+    """Those before it and after it become what they are."""
+
+    def choose(body: bytes) -> bytes:
+        return http(good("local", json.dumps({"name": "loop" if b"second" in body else "fine"})))
+
+    async with scripted(choose, by_body=True) as server:
+        config = server.config("local", timeout_s=0.4)
+        envelope = await run_many(["first", "second", "third"], config=config, options=Options(response_schema=Looping))
+    assert envelope.structured == [Looping(name="fine"), None, Looping(name="fine")]
+
+
+class Left(BaseModel):
+    left: Branch | None = None
+    a: int = 0
+
+
+class Right(BaseModel):
+    left: Branch | None = None
+    b: int = 0
+
+
+class Other(BaseModel):
+    left: Branch | None = None
+    c: int = 0
+
+
+Branch = Annotated[Left | Right | Other, Field(union_mode="smart")]
+for _model in (Left, Right, Other):
+    _model.model_rebuild()
+
+
+async def test_a_model_that_would_try_all_combinations_is_refused_in_words() -> None:
+    """Pydantic would try three to the thirtieth, in one go that nothing interrupts. A few levels it takes in its
+    stride."""
+    text = '{"left": ' * 30 + "{}" + "}" * 30
+    with within(5):
+        envelope = await answered(text, Left)
+    assert envelope.structured == [None]
+    assert "discriminator" in envelope.diagnostics["warnings"][0]
+    assert (await answered('{"left": {"left": {"b": 5}}}', Left)).diagnostics["warnings"] == []
+
+
+class Once(BaseModel):
+    """A validator with a memory, such as one that looks for doubled invoices."""
+
+    seen: ClassVar[list[str]] = []
+    number: str
+
+    @field_validator("number")
+    @classmethod
+    def _is_new(cls, value: str) -> str:
+        if value in cls.seen:
+            raise RuntimeError(f"{value} came before")
+        cls.seen.append(value)
+        return value
+
+
+async def test_a_callers_validators_run_once_an_answer() -> None:
+    """One that fails on a second call lost the envelope."""
+    Once.seen.clear()
+    envelope = await answered('{"number": "7"}', Once)
+    assert Once.seen == ["7"]
+    assert [value.number for value in envelope.structured or []] == ["7"]
