@@ -1,0 +1,76 @@
+"""Tasks that run in processes of their own, as on Dask or Ray: side by side, each question answered for itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from prefect import flow, task
+from prefect.futures import as_completed
+from prefect.task_runners import ProcessPoolTaskRunner
+
+from pollux_flows import ResultEnvelope
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.config import Target
+from pollux_flows.flows import realtime
+from pollux_flows.simulator import Simulator
+from pollux_flows.tasks import execute, plan, request
+from tests.prefect.test_paid_once import PROMPTS, asked
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PREFECT_LOGGING_TO_API_ENABLED", "false")
+
+
+@task
+def ask(prompt: str, provider: PolluxProvider) -> tuple[str, str, int]:
+    envelope: ResultEnvelope = realtime(prompt, provider)
+    return envelope.text, envelope.diagnostics["raw_responses"][0]["response_id"], os.getpid()
+
+
+@pytest.mark.timeout(300)
+def test_tasks_in_other_processes_that_call_a_flow(provider: PolluxProvider, simulator: Simulator) -> None:
+    """They do not queue behind each other, and the same question in three of them gets three answers, also on a retry."""
+    simulator.latency_s = 1.0
+    provider.save("elsewhere", overwrite=True)
+    attempts: list[list[tuple[str, str, int]]] = []
+
+    @flow(retries=1, retry_delay_seconds=0, task_runner=ProcessPoolTaskRunner(max_workers=3))
+    def mine() -> None:
+        futures = [ask.submit(prompt, provider) for prompt in ("same", "same", "same", "other")]
+        attempts.append([future.result() for future in futures])
+        if len(attempts) == 1:
+            raise RuntimeError("something else went wrong")
+
+    mine()
+    first, second = attempts
+    assert [text for text, _, _ in first] == [f"Simulated answer to: {p}" for p in ("same", "same", "same", "other")]
+    assert len({answer for _, answer, _ in first}) == 4
+    assert sorted(answer for _, answer, _ in second) == sorted(answer for _, answer, _ in first)
+    assert sorted(asked(simulator)) == ["other", "same", "same", "same"]
+    begun = sorted(entry.received_at for entry in simulator.requests if entry.operation == "generate")
+    assert os.getpid() not in {process for _, _, process in first}
+    assert begun[1] - begun[0] < simulator.latency_s  # side by side
+
+
+@pytest.mark.timeout(300)
+def test_the_execute_task_in_another_process(provider: PolluxProvider, simulator: Simulator) -> None:
+    """It is sent documents alone, and finds its provider by name."""
+    provider.save("elsewhere-by-name", overwrite=True)
+
+    @flow(task_runner=ProcessPoolTaskRunner(max_workers=2))
+    def mine() -> list[str]:
+        target = Target(provider="openai", model=provider.model, base_url=provider.base_url)
+        planned = plan.submit(request.submit(PROMPTS, target).result()).result()
+        futures = [execute.submit(part, "elsewhere-by-name") for part in planned.parts(1)]
+        outcomes = [outcome for future in as_completed(futures) for outcome in future.result()]
+        return sorted(outcome.answer.text for outcome in outcomes if outcome.answer)
+
+    assert mine() == sorted(f"Simulated answer to: {prompt}" for prompt in PROMPTS)
+    assert sorted(asked(simulator)) == sorted(PROMPTS)
