@@ -114,11 +114,10 @@ async def _jobs(client: PrefectClient, stuck: Container[UUID]) -> _Found:
     waiting = sum(document.data.get("state") != "collected" for document in documents)
     collectors = await read_scheduled(client, collect.name)
     under_way = f"{waiting:,} under way" if documents else "none yet"
-    if all(each.id in stuck for each in collectors):
-        if waiting:
-            why = "the scheduled runs of collect do not start" if collectors else "collect is not on a schedule"
-            told = f"{under_way}, but {why}: run pollux-flows serve, or deploy collect on a schedule."
-            return _Found("Deferred jobs", told, "?")
-        if not collectors:
-            return _Found("Deferred jobs", f"{under_way}, collect is not on a schedule.")
-    return _Found("Deferred jobs", f"{under_way}, collect is on a schedule.")
+    if any(each.id not in stuck for each in collectors):
+        return _Found("Deferred jobs", f"{under_way}, collect is on a schedule.")
+    problem = "the scheduled runs of collect do not start" if collectors else "collect is not on a schedule"
+    if not waiting:
+        return _Found("Deferred jobs", f"{under_way}, {problem}.")
+    told = f"{under_way}, but {problem}: run pollux-flows serve, or deploy collect on a schedule."
+    return _Found("Deferred jobs", told, "?")

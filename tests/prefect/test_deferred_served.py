@@ -1,17 +1,35 @@
-"""Served: a run that waits for a batch is suspended, and whoever collects it resumes it in another process."""
+"""Served: a run that waits for a batch is suspended; the schedule of `collect` alone brings it and resumes the run."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from socket import socket
 from typing import Any
+from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pollux_flows import ResultEnvelope
-from pollux_flows.flows import acollect, asubmit
+from pollux_flows.flows import asubmit
 from pollux_flows.simulator import Simulator
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
 from tests.prefect.test_served import finished, started, until
@@ -20,8 +38,13 @@ __all__ = ["jobs_home", "no_jobs_are_left", "saved"]
 
 SERVE = """
 from prefect import serve
-from pollux_flows.flows import await_for, deferred
-serve(deferred.to_deployment("deferred-served"), await_for.to_deployment("deferred-served"))
+from prefect.schedules import Interval
+from pollux_flows.flows import await_for, collect, deferred
+serve(
+    collect.to_deployment("collect", schedule=Interval(15, active=False)),
+    deferred.to_deployment("deferred"),
+    await_for.to_deployment("await-for"),
+)
 """
 
 
@@ -33,12 +56,57 @@ async def suspended(run: FlowRun) -> bool:
     return seen.state.is_paused()
 
 
-@pytest.mark.timeout(180)
-async def test_a_run_is_suspended_while_the_provider_works(
-    saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+@contextmanager
+def scheduling_server(folder: Path) -> Iterator[None]:
+    """A server as people start it. The one of the other tests has no scheduler."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'server.db'}",
+        "PREFECT_SERVER_UI_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.5",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 90
+        while not _answers(f"http://127.0.0.1:{port}/api/health"):
+            assert server.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+            yield
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
+
+
+async def _switch_on(deployment_id: UUID) -> None:
+    async with get_client() as client:
+        (schedule,) = await client.read_deployment_schedules(deployment_id)
+        await client.update_deployment_schedule(deployment_id, schedule.id, active=True)
+
+
+@pytest.mark.timeout(300)
+async def test_the_schedule_alone_collects_a_batch_and_completes_a_suspended_run(
+    saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of either form; and nothing is handed in twice when it starts again."""
+    """Runs of `deferred` and of `wait_for`; and nothing is handed in twice when they start again."""
     monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
+    with scheduling_server(tmp_path):
+        await _collected_on_schedule(saved, simulator)
+
+
+async def _collected_on_schedule(saved: Saved, simulator: Simulator) -> None:
     simulator.batch_s = 3600
     provider = await saved("openai")
     document = provider._block_document_id
@@ -48,28 +116,35 @@ async def test_a_run_is_suspended_while_the_provider_works(
 
         async def deployed() -> Any:
             async with get_client() as client:
-                found = [each for each in await client.read_deployments() if each.name == "deferred-served"]
-            return {str(each.entrypoint): each.id for each in found} if len(found) == 2 else None
+                found = {each.name: each.id for each in await client.read_deployments()}
+            return found if {"deferred", "collect", "await-for"} <= found.keys() else None
 
-        ids = await until(deployed)
-        deferred_id = next(found for entry, found in ids.items() if "deferred.py" in entry)
-        wait_id = next(found for entry, found in ids.items() if "wait_for.py" in entry)
+        ids = await until(deployed, within_s=120)
         picked = {"$ref": {"block_document_id": str(document)}}
         async with get_client() as client:
             runs = [
                 await client.create_flow_run_from_deployment(
-                    deferred_id, parameters={"prompts": PROMPTS, "provider": picked}
+                    ids["deferred"], parameters={"prompts": PROMPTS, "provider": picked}
                 ),
-                await client.create_flow_run_from_deployment(wait_id, parameters={"job": name}),
+                await client.create_flow_run_from_deployment(ids["await-for"], parameters={"job": name}),
             ]
         for run in runs:
-            await until(partial(suspended, run))
+            await until(partial(suspended, run), within_s=120)
         assert len(simulator.batches) == 2
         simulator.batch_s = 0
         for batch in simulator.batches:
             batch.takes_s = 0.0
-        assert all(row.collected for row in (await acollect()).rows)
-        ended = [await until(partial(finished, run)) for run in runs]
+        await _switch_on(ids["collect"])
+        ended = [await until(partial(finished, run), within_s=120) for run in runs]
+        async with get_client() as client:
+            collected = await client.read_flow_runs(
+                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[ids["collect"]])),
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Completed"]))
+                ),
+            )
+        assert collected
+        assert all(run.auto_scheduled for run in collected)
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(30)

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.importtools import import_object
 
+from pollux_flows.blocks.registration import register_block_types
 from pollux_flows.deployments import deployments
 
 FILE = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
@@ -35,3 +37,9 @@ def test_the_file_names_what_is_served() -> None:
         each.name: (each.flow_name, [in_words(one.schedule) for one in each.schedules or []]) for each in deployments()
     }
     assert said == served
+
+
+def test_deploying_the_file_registers_the_block_types() -> None:
+    """By a step that Prefect finds under the name that the file gives."""
+    (step,) = yaml.safe_load(FILE.read_text())["build"]
+    assert [import_object(name) for name in step] == [register_block_types]
