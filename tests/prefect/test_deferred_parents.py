@@ -1,0 +1,83 @@
+"""Deferred work in flows that are retried: each sub-flow finds its own batch again, and none is handed in twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from pollux_flows import ResultEnvelope, Source
+from pollux_flows.flows import adeferred
+from pollux_flows.simulator import Simulator
+from tests.prefect.jobs import Saved, jobs_home, no_jobs_are_left, saved
+
+__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
+
+TOPICS = ["ants", "bees", "cats", "bees"]
+
+
+@pytest.mark.timeout(180)
+async def test_sub_flows_of_a_parent_that_is_retried(saved: Saved, simulator: Simulator) -> None:
+    """Whatever their order; those that ask the same have a batch each."""
+    provider = await saved("openai")
+    dice, attempts = random.Random(7), [0]  # noqa: S311 (no secret)
+
+    async def ask(topic: str) -> tuple[str, ResultEnvelope]:
+        await asyncio.sleep(dice.random() / 20)
+        return topic, await adeferred([topic], provider)
+
+    @flow(retries=1, retry_delay_seconds=0)
+    async def mine() -> list[tuple[str, ResultEnvelope]]:
+        attempts[0] += 1
+        topics = TOPICS if attempts[0] == 1 else [*reversed(TOPICS)]
+        found = await asyncio.gather(*map(ask, topics))
+        if attempts[0] == 1:
+            raise RuntimeError("something else went wrong")
+        return found
+
+    found = await mine()
+    assert [(topic, envelope.answers) for topic, envelope in found] == [
+        (topic, [f"Simulated answer to: {topic}"]) for topic in reversed(TOPICS)
+    ]
+    assert len(simulator.batches) == len(TOPICS)
+    ids = [envelope.diagnostics["raw_responses"][0]["response_id"] for _, envelope in found]
+    assert len(set(ids)) == len(TOPICS)
+
+
+@pytest.mark.timeout(120)
+async def test_a_retry_that_asks_something_else(saved: Saved, simulator: Simulator) -> None:
+    """It gets an answer to that, and not the first attempt's."""
+    provider, attempts = await saved("openai"), [0]
+
+    @flow(retries=1, retry_delay_seconds=0)
+    async def mine() -> ResultEnvelope:
+        attempts[0] += 1
+        envelope = await adeferred([f"question {attempts[0]}"], provider)
+        if attempts[0] == 1:
+            raise RuntimeError("something else went wrong")
+        return envelope
+
+    assert (await mine()).answers == ["Simulated answer to: question 2"]
+    assert len(simulator.batches) == 2
+
+
+@pytest.mark.timeout(120)
+async def test_a_file_that_changed_since_makes_no_second_batch(
+    saved: Saved, simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answers are about what was handed in, and the log says so."""
+    provider, attempts, file = await saved("openai"), [0], tmp_path / "report.txt"
+    simulator.batch(end="expired", answered=0.5)
+
+    @flow(retries=1, retry_delay_seconds=0)
+    async def mine() -> ResultEnvelope:
+        attempts[0] += 1
+        file.write_text(f"version {attempts[0]}")
+        return await adeferred(["what?", "who?"], provider, [Source.from_file(str(file))])
+
+    assert (await mine()).status == "ok"
+    assert [batch.rows for batch in simulator.batches] == [2, 1]  # what the first one lacked
+    assert "A source has changed since" in caplog.text
