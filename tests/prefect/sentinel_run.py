@@ -6,7 +6,6 @@ import asyncio
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
 
 from pydantic import SecretStr
 
@@ -14,9 +13,8 @@ from pollux_flows import Config, Source, run_many
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import ProviderName
 from pollux_flows.errors import PolluxError
-from pollux_flows.flows import abroadcast, afan_out, broadcast, collect, fan_in, fan_out, realtime, submit, wait_for
+from pollux_flows.flows import abroadcast, afan_out, broadcast, fan_in, fan_out, realtime
 from tests.hurry import hurried
-from tests.loopback import SDKS
 
 MODELS: dict[ProviderName, str] = {
     "openai": "gpt-4.1-mini",
@@ -57,24 +55,7 @@ def main(key: str, origin: str) -> None:
             except PolluxError as error:
                 print(repr(error), str(error), vars(error))
                 traceback.print_exc()
-    batches(SDKS)
     print("every flow ran")
-
-
-def batches(names: Sequence[ProviderName]) -> None:
-    """Of each provider a batch with a row that fails and one that is refused as a whole, both with the key in hand."""
-    jobs: list[str] = []
-    for name in names:
-        saved = asyncio.run(PolluxProvider.named(f"sentinel-{name}"))
-        jobs += [
-            submit(["Echo it.", "Who?"], saved, output=f"answers/{kind}-{name}.jsonl") for kind in ("rows", "whole")
-        ]
-    print(collect())
-    for job in jobs:
-        try:
-            print(wait_for(job))
-        except PolluxError as error:
-            print(repr(error), vars(error))
 
 
 if __name__ == "__main__":

@@ -32,14 +32,8 @@ def test_no_key_anywhere(tmp_path: Path) -> None:
     environment.pop("PREFECT_API_URL", None)
     environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
     simulator = Simulator()
-    simulator.batch_s = 0
-    # A provider that repeats the key it was called with: in answers to calls, in rows of a batch, and of whole batches.
-    for operation in ("generate", "batch.row"):
-        echo = Fault(status=400, message=f"bad key {KEY}")
-        simulator.fail(echo, operation=operation, times=None, contains="Echo it.")
-    for provider in ("openai", "anthropic", "gemini"):
-        simulator.batch(provider=provider)
-        simulator.batch(provider=provider, end="failed", message=f"bad key {KEY}")
+    # A provider that tells everybody the key it was called with.
+    simulator.fail(Fault(status=400, message=f"bad key {KEY}"), times=None, contains="Echo it.")
     with serve(simulator) as origin:
         done = subprocess.run(
             [sys.executable, "-m", "tests.prefect.sentinel_run", KEY, origin],
@@ -53,8 +47,6 @@ def test_no_key_anywhere(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "every flow ran" in done.stdout
     assert "[REDACTED]" in done.stdout  # the echo did come, and was cut out
-    assert "bad key [REDACTED]" in (tmp_path / "answers" / "rows-openai.jsonl").read_text()
-    assert "bad key [REDACTED]" in (tmp_path / "answers" / "whole-openai.jsonl").read_text()
     (tmp_path / "output").write_text(done.stdout + done.stderr)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name.startswith("prefect.db") for path in files)
