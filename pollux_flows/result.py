@@ -24,6 +24,9 @@ from pollux_flows.errors import (
 STATE: Final = "_conversation_state"
 """Under this key an envelope carries the conversation that it is part of."""
 
+UNREADABLE: Final = "unreadable"
+"""Under this key the artifacts of an answer hold, as they came, those parts of it that could not be read."""
+
 Status = Literal["ok", "partial", "error"]
 FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
 FailureKind = Literal[

@@ -14,7 +14,7 @@ from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.structured import LONGEST_S, Reading, read_answers, shape_warning, tool_arguments
 from pollux_flows.plain import mended
 from pollux_flows.pricing import Cost, price_table, total
-from pollux_flows.result import STATE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
+from pollux_flows.result import STATE, UNREADABLE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
 
 # How an answer can end and not be whole.
 _CUT: Final[dict[FinishReason | None, str]] = {
@@ -113,6 +113,11 @@ def _warnings(outcome: Outcome) -> list[str]:
     if outcome.answer is not None and (why := _CUT.get(outcome.answer.finish_reason)):
         raw = outcome.answer.raw_finish_reason
         told.append(f"The answer to prompts[{outcome.index}] {why} (finish reason: {raw}).")
+    if outcome.answer is not None and (unread := outcome.answer.artifacts.get(UNREADABLE)):
+        told.append(
+            f"The answer to prompts[{outcome.index}] has {len(unread)} part(s) that cannot be read. The rest is kept; "
+            f"they are in diagnostics.raw_responses[{outcome.index}].artifacts.{UNREADABLE}."
+        )
     if outcome.unkept is not None:
         told.append(
             f"The answer to prompts[{outcome.index}] could not be written down, so another run would ask, and pay, "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError
@@ -18,8 +18,10 @@ from pollux_flows.options import Options
 from pollux_flows.plain import mended
 from pollux_flows.pricing import NO_CALL_TAKES
 from pollux_flows.providers.material import Material
-from pollux_flows.result import Answer
+from pollux_flows.result import UNREADABLE, Answer
 from pollux_flows.turn import Turn
+
+T = TypeVar("T")
 
 LARGEST_ANSWER: Final = 64 << 20
 """The most bytes that one answer may have, once it is unpacked."""
@@ -103,6 +105,40 @@ def merged(request: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**request, **raw}
 
 
+# What reading something of another shape raises; a PolluxError where a document refuses it.
+_STUMBLES: Final = (LookupError, TypeError, AttributeError, ValueError, RecursionError, PolluxError)
+
+
+class ItemReader:
+    """Reads an answer item by item. What cannot be read is set aside, so that it costs no more than itself."""
+
+    def __init__(self) -> None:
+        self._unreadable: list[Any] = []
+
+    def read_each(self, items: Any, read: Callable[[int, Any], T]) -> list[T]:
+        """What `read` makes of each item that it can read, from its number and the item; None has no items."""
+        if items is not None and not isinstance(items, list):
+            self.set_aside(items)
+        found = []
+        for index, item in enumerate(items if isinstance(items, list) else ()):
+            try:
+                found.append(read(index, item))
+            except _STUMBLES:
+                self.set_aside(item)
+        return found
+
+    def set_aside(self, item: Any) -> None:
+        self._unreadable.append(item)
+
+    def finish(self, answer: Answer, response: Any) -> Answer:
+        """The answer, with what could not be read of it beside it; an UpstreamError if that leaves no answer."""
+        if not self._unreadable:
+            return answer
+        if not (answer.text.strip() or answer.tool_calls or answer.finish_reason == "blocked"):
+            raise UpstreamError.found_in(response)
+        return answer.model_copy(update={"artifacts": {**answer.artifacts, UNREADABLE: self._unreadable}})
+
+
 def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
     """Makes what `read` stumbles over the response's own fault: it has not the shape that its protocol promises."""
 
@@ -110,7 +146,7 @@ def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
     def guarded(response: Any) -> Answer:
         try:
             return read(mended(response))
-        except (LookupError, TypeError, AttributeError, ValueError, RecursionError, PolluxError):
+        except _STUMBLES:
             raise UpstreamError.found_in(response) from None
 
     return guarded
@@ -119,6 +155,13 @@ def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
 def as_text(value: Any) -> str | None:
     """A text that is not one is unknown, and no reason to lose the answer beside it."""
     return value if isinstance(value, str) else None
+
+
+def text_in(item: dict[str, Any], name: str) -> str:
+    """The text under that name, without which the item says nothing."""
+    if not isinstance(text := item[name], str):
+        raise TypeError(f"{name} is no text")
+    return text
 
 
 def as_object(value: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text, counts, reader
+from pollux_flows.providers.base import Call, ItemReader, UpstreamError, as_object, as_text, counts, reader, text_in
 from pollux_flows.providers.schema import WireSchema
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
@@ -70,20 +70,25 @@ def read_answer(response: Any) -> Answer:
     message = choice["message"]
     reason = as_text(choice.get("finish_reason"))
     refusal = as_text(message.get("refusal")) or None
-    return Answer(
-        text=_text(message.get("content")),
+    items = ItemReader()
+    artifacts = {
+        name: items.read_each(message.get(name), _read_object) for name in ("annotations", "reasoning_details")
+    }
+    answer = Answer(
+        text=_text(items, message.get("content")),
         finish_reason="blocked" if refusal else None if reason is None else _FINISH_REASONS.get(reason, "other"),
         raw_finish_reason=as_text(choice.get("native_finish_reason")) or reason,
         usage=_usage(response.get("usage")),
         billing=_billing(response.get("usage")),
         # OpenRouter and newer servers say `reasoning`, llama.cpp, LM Studio and older ones `reasoning_content`.
         reasoning=as_text(message.get("reasoning")) or as_text(message.get("reasoning_content")) or None,
-        tool_calls=[_tool_call(index, call) for index, call in enumerate(message.get("tool_calls") or [])],
+        tool_calls=items.read_each(message.get("tool_calls") or None, _tool_call),
         response_id=as_text(response.get("id")),
         model=as_text(response.get("model")),
         note=refusal,
-        artifacts={name: message[name] for name in ("annotations", "reasoning_details") if message.get(name)},
+        artifacts={name: found for name, found in artifacts.items() if found},
     )
+    return items.finish(answer, response)
 
 
 def _tool_call(index: int, call: dict[str, Any]) -> ToolCall:
@@ -96,11 +101,16 @@ def _tool_call(index: int, call: dict[str, Any]) -> ToolCall:
     )
 
 
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(item.get("text") or "" for item in content if item.get("type") == "text")
-    text: str = "" if content is None else content
-    return text
+def _text(items: ItemReader, content: Any) -> str:
+    return content if isinstance(content, str) else "".join(items.read_each(content, _read_piece))
+
+
+def _read_piece(_: int, piece: dict[str, Any]) -> str:
+    return text_in(piece, "text") if piece.get("type") == "text" and piece.get("text") else ""
+
+
+def _read_object(_: int, item: Any) -> dict[str, Any]:
+    return {**item}  # a TypeError where it is none
 
 
 def _usage(usage: Any) -> dict[str, int]:

@@ -6,6 +6,8 @@ nothing but that.
 
 from __future__ import annotations
 
+import json
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from pollux_flows import APIError, Options, run
 from pollux_flows.config import PROVIDERS, ProviderName
 from pollux_flows.pipeline.execute import first_error
-from tests.loopback import KEY, MODELS, every_provider, good, http, outcomes, scripted
+from tests.loopback import KEY, MODELS, QUICK, SDKS, every_provider, good, http, outcomes, scripted
 
 ANYWHERE: dict[str, bytes] = {
     "html": http(b"<html>Welcome to the hotel</html>", content_type="text/html"),
@@ -179,6 +181,106 @@ async def test_an_odd_detail_loses_no_answer(provider: ProviderName, odd: dict[s
     assert envelope.answers == ["fine"]
     assert all(type(count) is int and count >= 0 for count in envelope.usage.values())
     assert type(envelope).model_validate_json(envelope.model_dump_json()) == envelope
+
+
+BESIDE: dict[ProviderName, list[tuple[Any, Any]]] = {
+    "gemini": [
+        (None, None),
+        (5, 5),
+        ({"text": 5}, {"text": 5}),
+        ({"functionCall": {"args": {}}}, {"functionCall": {"args": {}}}),
+    ],
+    "openai": [
+        (None, None),
+        ({"type": "reasoning", "summary": "it thought"}, "it thought"),
+        ({"type": "reasoning", "summary": [5], "encrypted_content": "x"}, 5),
+        ({"type": "function_call", "name": "f"}, {"type": "function_call", "name": "f"}),
+        ({"type": "message", "content": [None]}, None),
+        ({"type": "message", "content": "text"}, "text"),
+    ],
+    "anthropic": [
+        (None, None),
+        ({"type": "text", "text": None}, {"type": "text", "text": None}),
+        ({"type": "thinking"}, {"type": "thinking"}),
+        ({"type": "tool_use", "name": "f", "input": {}}, {"type": "tool_use", "name": "f", "input": {}}),
+    ],
+    "openrouter": [(None, None), ({"type": "text", "text": 5}, {"type": "text", "text": 5})],
+    "local": [("stray", "stray")],
+}
+BESIDES = [(provider, odd, raw) for provider in PROVIDERS for odd, raw in BESIDE[provider]]
+
+
+def with_beside(provider: ProviderName, odd: Any) -> dict[str, Any]:
+    """A good answer with an odd item before its text."""
+    fine = {"type": "text", "text": "fine"}
+    match provider:
+        case "gemini":
+            return {"candidates": [{"content": {"parts": [odd, {"text": "fine"}]}, "finishReason": "STOP"}]}
+        case "openai":
+            return good(provider, output=[odd, *good(provider)["output"]])
+        case "anthropic":
+            return good(provider, content=[odd, fine])
+        case _:
+            return {"choices": [{"message": {"content": [odd, fine]}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(("provider", "odd", "raw"), BESIDES, ids=[f"{p}-{str(o)[:40]}" for p, o, _ in BESIDES])
+async def test_an_odd_item_costs_no_more_than_itself(provider: ProviderName, odd: Any, raw: Any) -> None:
+    """The text was answered and paid for: it is kept with a warning, with the item as it came, and asked for once."""
+    async with scripted(http(with_beside(provider, odd))) as server:
+        envelope = await run("p", config=server.config(provider, retry=QUICK))
+        assert len(server.requests) == 1
+    assert (envelope.answers, envelope.status) == (["fine"], "ok")
+    (warning,) = envelope.diagnostics["warnings"]
+    assert "prompts[0]" in warning
+    assert envelope.diagnostics["raw_responses"][0]["artifacts"]["unreadable"] == [raw]
+    assert type(envelope).model_validate_json(envelope.model_dump_json()) == envelope
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "fine", "tool_calls": [{"id": "a"}]},
+        {"content": "fine", "tool_calls": {"id": "a"}},
+        {"content": "fine", "reasoning_details": [None]},
+    ],
+)
+async def test_odd_calls_beside_a_chat_message_cost_no_text(message: dict[str, Any]) -> None:
+    """Wherever a list of the message has what is none of its items."""
+    async with scripted(http({"choices": [{"message": message, "finish_reason": "stop"}]})) as server:
+        envelope = await run("p", config=server.config("openrouter", retry=QUICK))
+        assert len(server.requests) == 1
+    assert envelope.answers == ["fine"]
+    assert envelope.tool_calls is None
+    assert len(envelope.diagnostics["warnings"]) == 1
+
+
+async def test_what_cannot_be_read_does_not_go_back_when_the_conversation_goes_on() -> None:
+    """The provider would refuse all that was said."""
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    content = [thought, None, {"type": "text", "text": "fine"}]
+    async with scripted(http(good("anthropic", content=content))) as server:
+        config = server.config("anthropic")
+        first = await run("p", config=config, options=Options(history=[]))
+        await run("q", config=config, options=Options(continue_from=first))
+        (_, second) = map(json.loads, server.requests)
+    assert second["messages"][1]["content"] == [thought, {"type": "text", "text": "fine"}]
+
+
+@pytest.mark.parametrize("provider", SDKS)
+async def test_an_odd_item_in_a_batch_costs_no_more_than_itself(provider: ProviderName) -> None:
+    """A row of results is read as an answer to a call is."""
+    response = with_beside(provider, None)
+    rows: dict[str, Any] = {
+        "gemini": {"key": "k", "response": response},
+        "openai": {"custom_id": "k", "response": {"status_code": 200, "body": response}},
+        "anthropic": {"custom_id": "k", "result": {"type": "succeeded", "message": response}},
+    }
+    batch = import_module(f"pollux_flows.providers.{provider}.batch")
+    generate = import_module(f"pollux_flows.providers.{provider}.generate")
+    answer = generate.read_answer(batch.result(json.dumps(rows[provider]).encode()).response)
+    assert answer.text == "fine"
+    assert answer.artifacts["unreadable"] == [None]
 
 
 @every_provider

@@ -10,7 +10,18 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
 from pollux_flows.providers.anthropic.turns import as_it_came, messages
-from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
+from pollux_flows.providers.base import (
+    Call,
+    ItemReader,
+    UpstreamError,
+    as_count,
+    as_object,
+    as_text,
+    counts,
+    merged,
+    reader,
+    text_in,
+)
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
 if TYPE_CHECKING:
@@ -73,14 +84,13 @@ def read_answer(message: Any) -> Answer:
         raise UpstreamError(_STATUSES.get(str(error.get("type")), 500), message)
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         raise UpstreamError.found_in(message)
-    blocks = message["content"]
+    items = ItemReader()
+    read = items.read_each(message["content"], _read_block)
+    blocks = [block for block, _ in read]
     reason = as_text(message.get("stop_reason"))
-    texts = [block["text"] for block in blocks if block.get("type") == "text"]
-    calls = [
-        ToolCall(id=block["id"], name=block["name"], arguments=json.dumps(block.get("input") or {}, ensure_ascii=False))
-        for block in blocks
-        if block.get("type") == "tool_use"
-    ]
+    texts = [said for block, said in read if block.get("type") == "text" and isinstance(said, str)]
+    thoughts = [said for block, said in read if block.get("type") == "thinking" and isinstance(said, str) and said]
+    calls = [call for _, call in read if isinstance(call, ToolCall)]
     finish_reason = None if reason is None else _FINISH_REASONS.get(reason, "other")
     answered_in_a_call = bool(calls) and calls[0].name == _ANSWER_TOOL
     if answered_in_a_call:
@@ -88,8 +98,7 @@ def read_answer(message: Any) -> Answer:
     details = as_object(message.get("stop_details"))
     known = {"text", "thinking", "redacted_thinking", "tool_use"}
     unknown = [block for block in blocks if block.get("type") not in known]
-    thoughts = [block["thinking"] for block in blocks if block.get("type") == "thinking" and block["thinking"]]
-    return Answer(
+    answer = Answer(
         text="\n\n".join(texts),
         finish_reason=finish_reason,
         raw_finish_reason=reason,
@@ -103,6 +112,21 @@ def read_answer(message: Any) -> Answer:
         artifacts={"content_blocks": unknown} if unknown else {},
         provider_state=None if answered_in_a_call else as_it_came(blocks),
     )
+    return items.finish(answer, message)
+
+
+def _read_block(_: int, block: dict[str, Any]) -> tuple[dict[str, Any], str | ToolCall | None]:
+    """A content block, and what it says."""
+    match block.get("type"):
+        case "text":
+            return block, text_in(block, "text")
+        case "thinking":
+            return block, text_in(block, "thinking")
+        case "tool_use":
+            arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
+            return block, ToolCall(id=block["id"], name=block["name"], arguments=arguments)
+        case _:
+            return block, None
 
 
 def _usage(usage: Any) -> dict[str, int]:

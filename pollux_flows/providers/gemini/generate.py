@@ -10,7 +10,18 @@ from pydantic import ValidationError
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
-from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
+from pollux_flows.providers.base import (
+    Call,
+    ItemReader,
+    UpstreamError,
+    as_count,
+    as_object,
+    as_text,
+    counts,
+    merged,
+    reader,
+    text_in,
+)
 from pollux_flows.providers.gemini.turns import as_it_came, contents
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
@@ -122,19 +133,13 @@ def read_answer(response: Any) -> Answer:
     if response.get("error") or not (candidates or blocked):
         raise UpstreamError.found_in(response)
     candidate = candidates[0] if candidates else {}
-    parts = (candidate.get("content") or {}).get("parts") or []
+    items = ItemReader()
+    read = items.read_each((candidate.get("content") or {}).get("parts"), _read_part)
+    parts = [part for part, _ in read]
     texts = [(part["text"], part.get("thought")) for part in parts if part.get("text")]
-    calls = [
-        ToolCall(
-            id=part["functionCall"].get("id") or f"call_{index}",
-            name=part["functionCall"]["name"],
-            arguments=json.dumps(part["functionCall"].get("args") or {}, ensure_ascii=False),
-        )
-        for index, part in enumerate(parts)
-        if part.get("functionCall")
-    ]
+    calls = [call for _, call in read if call is not None]
     reason = blocked or as_text(candidate.get("finishReason"))
-    return Answer(
+    answer = Answer(
         text="".join(text for text, thought in texts if not thought),
         finish_reason="blocked" if blocked else _finish_reason(reason, calls),
         raw_finish_reason=reason,
@@ -147,6 +152,17 @@ def read_answer(response: Any) -> Answer:
         note=as_text(candidate.get("finishMessage")) or as_text(feedback.get("blockReasonMessage")),
         provider_state=as_it_came(parts),
     )
+    return items.finish(answer, response)
+
+
+def _read_part(index: int, part: dict[str, Any]) -> tuple[dict[str, Any], ToolCall | None]:
+    """A part, and the call that it is."""
+    if part.get("text"):
+        text_in(part, "text")
+    if not (called := part.get("functionCall")):
+        return part, None
+    arguments = json.dumps(called.get("args") or {}, ensure_ascii=False)
+    return part, ToolCall(id=called.get("id") or f"call_{index}", name=called["name"], arguments=arguments)
 
 
 def _finish_reason(raw: str | None, calls: list[ToolCall]) -> FinishReason | None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
-from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text, counts, merged, reader
+from pollux_flows.providers.base import (
+    Call,
+    ItemReader,
+    UpstreamError,
+    as_count,
+    as_object,
+    as_text,
+    counts,
+    merged,
+    reader,
+    text_in,
+)
 from pollux_flows.providers.openai.turns import as_it_came, items
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
@@ -75,37 +87,66 @@ def read_answer(response: Any) -> Answer:
     if response.get("status") in {"failed", "cancelled", "queued", "in_progress"} or response.get("error"):
         error = response.get("error") or {"message": f"the response is {response.get('status')}"}
         raise UpstreamError(_FAILED.get(str(error.get("code")), 400), error)
-    said: list[str] = []
-    refusals: list[str] = []
-    thoughts: list[str] = []
-    calls: list[ToolCall] = []
-    for item in response["output"]:
-        match item.get("type"):
-            case "message":
-                for piece in item.get("content") or []:
-                    (refusals if piece.get("type") == "refusal" else said).append(
-                        piece.get("text") or piece.get("refusal") or ""
-                    )
-            case "reasoning":
-                thoughts += [piece["text"] for piece in item.get("summary") or [] if piece.get("text")]
-            case "function_call":
-                calls.append(ToolCall(id=item["call_id"], name=item["name"], arguments=item.get("arguments") or "{}"))
+    items = ItemReader()
+    output = items.read_each(response["output"], partial(_read_item, items))
+    pieces = [piece for item in output if item.get("type") == "message" for piece in item["content"]]
+    said = [_said_in(piece) for piece in pieces if piece.get("type") != "refusal"]
+    refusals = [_said_in(piece) for piece in pieces if piece.get("type") == "refusal"]
+    thoughts = [
+        piece["text"]
+        for item in output
+        if item.get("type") == "reasoning"
+        for piece in item["summary"]
+        if piece.get("text")
+    ]
+    calls = [_tool_call(item) for item in output if item.get("type") == "function_call"]
     status = as_text(response.get("status"))
     cut = as_text(as_object(response.get("incomplete_details")).get("reason"))
-    return Answer(
+    answer = Answer(
         text="".join(said),
         finish_reason="blocked" if refusals else _finish_reason(status, cut, calls),
         raw_finish_reason=cut or status,
         usage=_usage(response.get("usage")),
-        billing=_billing(response),
+        billing=_billing(response, output),
         reasoning="\n\n".join(thoughts) or None,
         tool_calls=calls,
         # The id of what was not stored finds nothing.
         response_id=None if response.get("store") is False else as_text(response.get("id")),
         model=as_text(response.get("model")),
         note=" ".join(refusals) or None,
-        provider_state=as_it_came(response["output"]),
+        provider_state=as_it_came(output),
     )
+    return items.finish(answer, response)
+
+
+def _read_item(items: ItemReader, _: int, item: dict[str, Any]) -> dict[str, Any]:
+    """An item of the output, with those of its pieces that can be read."""
+    match item.get("type"):
+        case "message":
+            return {**item, "content": items.read_each(item.get("content"), _read_piece)}
+        case "reasoning":
+            return {**item, "summary": items.read_each(item.get("summary"), _read_summary)}
+        case "function_call":
+            _tool_call(item)  # one without a name or an id is none
+    return item
+
+
+def _read_piece(_: int, piece: dict[str, Any]) -> dict[str, Any]:
+    _said_in(piece)
+    return piece
+
+
+def _said_in(piece: dict[str, Any]) -> str:
+    name = "text" if piece.get("text") else "refusal"
+    return text_in(piece, name) if piece.get(name) else ""
+
+
+def _read_summary(_: int, piece: dict[str, Any]) -> dict[str, Any]:
+    return piece if piece.get("text") is None else {**piece, "text": text_in(piece, "text")}
+
+
+def _tool_call(item: dict[str, Any]) -> ToolCall:
+    return ToolCall(id=item["call_id"], name=item["name"], arguments=item.get("arguments") or "{}")
 
 
 def _finish_reason(status: str | None, cut: str | None, calls: list[ToolCall]) -> FinishReason | None:
@@ -131,9 +172,9 @@ def _usage(usage: Any) -> dict[str, int]:
     )
 
 
-def _billing(response: dict[str, Any]) -> Billing:
+def _billing(response: dict[str, Any], output: list[dict[str, Any]]) -> Billing:
     read = as_object(as_object(response.get("usage")).get("input_tokens_details"))
-    used = [str(item.get("type")) for item in response["output"]]
+    used = [str(item.get("type")) for item in output]
     return Billing(
         service_tier=as_text(response.get("service_tier")),
         long_cache_write_tokens=as_count(as_object(read.get("cache_write_tokens_details")).get("ttl_12h_tokens")),
