@@ -118,7 +118,12 @@ def _warnings(outcome: Outcome) -> list[str]:
             f"The answer to prompts[{outcome.index}] has {len(unread)} part(s) that cannot be read. The rest is kept; "
             f"they are in diagnostics.raw_responses[{outcome.index}].artifacts.{UNREADABLE}."
         )
-    if outcome.unkept is not None:
+    if outcome.spilled is not None:
+        told.append(
+            f"The answer to prompts[{outcome.index}] could not be saved in the state, and waits in {outcome.spilled} "
+            f"for the next run on that machine: {outcome.unkept}"
+        )
+    elif outcome.unkept is not None:
         told.append(
             f"The answer to prompts[{outcome.index}] could not be written down, so another run would ask, and pay, "
             f"again: {outcome.unkept}"

@@ -1,6 +1,6 @@
-"""Spill: answers that the store does not take, in a file on this machine until it does.
+"""Spill: answers that the store does not take, each in a file on this machine until it does.
 
-They were paid for, and a run that fails has no result to keep them in. Whatever run begins here next hands them to the
+They were paid for, and a run that fails has no result to keep them in. The run that begins here next hands them to the
 store, before it looks for answers.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -23,23 +22,20 @@ from pollux_flows.state.kinds import kind_of
 from pollux_flows.state.store import Json, Store
 
 _FOLDER: Final = "spill"
-_SUFFIX: Final = ".jsonl"
-_writing: Final = threading.Lock()
-# One file a process: no other appends to it.
-_name: Final = uuid4().hex
 
 
 def spill(records: dict[str, Json]) -> Path | None:
     """Write these records to a file that survives this process. None where no disk takes it."""
-    line = canonical({"records": records}) + "\n"
     for folder in _folders():
-        with suppress(OSError), _writing:
+        path = folder / f"{uuid4().hex}.json"
+        part = path.with_suffix(".part")  # until all of it is written, so that no other process reads half of it
+        with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = folder / f"{_name}-{os.getpid()}{_SUFFIX}"
-            with open(path, "a", opener=_owner_only) as file:
-                file.write(line)
+            with open(part, "x", opener=_open_for_owner) as file:
+                file.write(canonical(records))
                 file.flush()
                 os.fsync(file.fileno())
+            part.rename(path)
             return path
     return None
 
@@ -47,8 +43,15 @@ def spill(records: dict[str, Json]) -> Path | None:
 async def take_up(store: Store) -> int:
     """Hand what was spilled on this machine to the store, and return how many answers that were."""
     count = 0
-    for path in [path for folder in _folders() if folder.is_dir() for path in sorted(folder.glob(f"*{_SUFFIX}"))]:
-        records = _records_in(path)
+    for path in [path for folder in _folders() if folder.is_dir() for path in folder.glob("*.json")]:
+        try:
+            records: dict[str, Json] = json.loads(path.read_text())
+        except FileNotFoundError:  # another process has taken it up
+            continue
+        except ValueError:
+            warnings.warn(f"{path} is damaged: the answer in it will be asked for again.", RuntimeWarning, stacklevel=2)
+            path.rename(path.with_suffix(".damaged"))
+            continue
         there = await store.get_many(records)
         # An answer that came later is not replaced by one that was spilled before it.
         missing = {key: record for key, record in records.items() if key not in there}
@@ -59,25 +62,11 @@ async def take_up(store: Store) -> int:
     return count
 
 
-def _records_in(path: Path) -> dict[str, Json]:
-    records: dict[str, Json] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            records |= json.loads(line)["records"]
-        except (ValueError, KeyError, TypeError):
-            warnings.warn(
-                f"Line {number} of {path} is damaged: the answers in it are lost, and will be asked for again.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    return records
-
-
 def _folders() -> list[Path]:
     """In order of preference. The disk of the state may be the one that is full."""
-    elsewhere = Path(tempfile.gettempdir()) / f"pollux-{_FOLDER}-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-    return [home() / _FOLDER, elsewhere]
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return [home() / _FOLDER, Path(tempfile.gettempdir()) / f"pollux-{_FOLDER}-{user}"]
 
 
-def _owner_only(path: str, flags: int) -> int:
+def _open_for_owner(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)

@@ -374,7 +374,7 @@ async def test_a_redis_that_goes_away_costs_no_answer(
     envelope = raised.value.envelope
     assert envelope is not None
     assert [bool(text) for text in envelope.answers] == [True, True, False]
-    assert sum("could not be written down" in warning for warning in envelope.diagnostics["warnings"]) == 2
+    assert sum("waits in" in warning for warning in envelope.diagnostics["warnings"]) == 2
     assert len(asked(sim)) == 2
 
 
