@@ -199,7 +199,8 @@ def test_options_that_say_different_things_have_different_names(one: Options, ot
         told = options.model_dump(mode="json", exclude={"implicit_caching", "continue_from"})
         told["history"] = told["history"] or None
         told["response_schema"] = options.response_json_schema()
-        told["provider_options"] = (options.provider_options or {}).get("gemini")
+        own = (options.provider_options or {}).get("gemini")
+        told["provider_options"] = None if own is None else json.dumps({name: own[name] for name in sorted(own)})
         return json.dumps(told, sort_keys=True)
 
     assert (named(one) == named(other)) == (said(one) == said(other))
@@ -213,10 +214,29 @@ def test_a_name_survives_storage(options: Options) -> None:
 
 
 @given(json_objects)
-def test_the_order_of_fields_in_options_does_not_matter(fields: dict[str, Any]) -> None:
-    """As in all JSON."""
-    one, other = (Options(provider_options={"gemini": each}) for each in (fields, shuffled(fields)))
+def test_the_order_of_request_fields_in_provider_options_does_not_matter(fields: dict[str, Any]) -> None:
+    """They are members of one JSON object that the provider reads by name."""
+    one, other = (
+        Options(provider_options={"gemini": each}) for each in (fields, {key: fields[key] for key in reversed(fields)})
+    )
     assert request_identity(TARGET, one, []) == request_identity(TARGET, other, [])
+
+
+def _with_schema(*fields: str) -> Options:
+    properties = {name: {"type": "string"} for name in fields}
+    return Options(provider_options={"gemini": {"response_json_schema": {"properties": properties, "type": "object"}}})
+
+
+def test_the_order_of_a_schemas_fields_in_provider_options_counts() -> None:
+    """Providers answer a schema's fields in their order: a verdict before its reasons is another answer."""
+    one, other = _with_schema("reasons", "verdict"), _with_schema("verdict", "reasons")
+    assert request_identity(TARGET, one, []) != request_identity(TARGET, other, [])
+
+
+def test_sorted_provider_options_keep_the_identity_that_they_were_stored_under() -> None:
+    """Computed by version 0.1.0, before order counted: those answers are found."""
+    earlier = "04dbf6f23c974f5f569968b149900c1c3979cc97440daff98b4346a128730289"
+    assert request_identity(TARGET, _with_schema("a", "b"), []) == earlier
 
 
 @given(sources, sources)

@@ -97,6 +97,10 @@ def request_identity(target: Target, options: Options, sources: list[str], conve
         said["tools"] = _in_order(said["tools"])
     if (own := (options.provider_options or {}).get(target.provider)) is not None:
         said["provider_options"] = own
+        # Inside a field, a schema's for one, the order of keys counts. Keys that are sorted add nothing: such requests
+        # keep the identity that they had before order counted.
+        if (ordered := _in_order({name: own[name] for name in sorted(own)})) != canonical(own):
+            said["provider_options_in_order"] = ordered
     return digest(
         "request",
         {
