@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from pollux_flows.access import current_limits
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import Text
@@ -48,6 +49,7 @@ OWN_ADDRESSES: Final[dict[ProviderName, str]] = {
 ALLOWED_ADDRESSES: Final = "POLLUX_ALLOW_BASE_URLS"
 """Names more addresses, separated by commas, that may have the environment's keys, and all that begins with them."""
 
+_ADDRESS_VARIABLES: Final = {ALLOWED_ADDRESSES, *URL_VARIABLES.values()}
 # Prefect sets it for each flow run that a worker or a served deployment starts.
 _DEPLOYED_RUN: Final = "PREFECT__FLOW_RUN_ID"
 _MOST_A_MINUTE: Final = 10**12  # a number that anybody reads back
@@ -226,7 +228,10 @@ def from_environment(name: str, *, dotenv: bool = True) -> str | None:
 
     Folders above are not searched, and a deployed run reads no file: either may hold what others have written.
     """
-    if value := os.environ.get(name, "").strip():
+    limits = current_limits()
+    # A run may bring variables of its own: a key, but no say in where the worker's key goes.
+    environment = limits.environment if limits and name in _ADDRESS_VARIABLES else os.environ
+    if value := environment.get(name, "").strip():
         return value
     file = Path(".env")
     if not dotenv or in_deployed_run() or not file.exists():

@@ -25,7 +25,7 @@ from pollux_flows import (
     inspect_deferred,
     run_many,
 )
-from pollux_flows.config import ProviderName
+from pollux_flows.config import KEY_VARIABLES, URL_VARIABLES, ProviderName
 from pollux_flows.simulator import Simulator
 from tests.loopback import KEY, MODELS, SDKS, MakeConfig
 
@@ -188,8 +188,11 @@ async def test_collected_elsewhere_from_the_handle_alone(
     told["provider_state"]["job"]["something_new"] = {"a": 1}
     told["something_new"] = True
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv(f"{provider.upper()}_API_KEY", KEY)
+    monkeypatch.setenv(KEY_VARIABLES[provider], KEY)
     handle = DeferredHandle.from_dict(told)
+    with pytest.raises(ConfigurationError, match="not sent to"):  # a handle says where to ask, not where keys go
+        await inspect_deferred(handle)
+    monkeypatch.setenv(URL_VARIABLES[provider], str(config(provider).base_url))
     assert (await inspect_deferred(handle)).status == "completed"
     assert (await collect_deferred(handle)).status == "ok"
 

@@ -107,6 +107,7 @@ def test_sweep_names_what_it_has_no_key_for(
     stranger = provider.model_copy(update={"keep_files_s": 1.0, "api_key": None})
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OPENAI_API_KEY", "sk-only-for-this-run")
+        environment.setenv("OPENAI_BASE_URL", str(provider.base_url))
         fan_out(["What is it?"], stranger, sources=papers[:1])
     deadline = time.monotonic() + 20
     while not (report := sweep()).left:
