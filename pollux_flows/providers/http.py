@@ -16,10 +16,13 @@ from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers.limits import limiter_of
 from pollux_flows.providers.rate_headers import used_up_for
+from pollux_flows.state.home import home
 
 if TYPE_CHECKING:
     import httpx
     import httpx2
+
+    from pollux_flows.simulator import Simulator
 
 _CONNECT_S = 10.0
 
@@ -37,9 +40,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             limiter.used_up(used_up_for(response.headers))
 
     if config.use_mock:
-        from pollux_flows.simulator import in_process
-
-        transport = httpx2.ASGITransport(app=in_process().app)
+        transport = httpx2.ASGITransport(app=_simulator().app)
     try:
         client = httpx2.AsyncClient(
             transport=transport,
@@ -90,9 +91,7 @@ def web_client(timeout_s: float) -> httpx.Client:
 def address(config: Config, default_url: str) -> str:
     """Where to send: the simulator, the configured address, or the provider's own."""
     if config.use_mock:
-        from pollux_flows.simulator import in_process  # only for those who ask for it
-
-        return in_process().base_url(config.provider, origin="http://simulator")
+        return _simulator().base_url(config.provider, origin="http://simulator")
     return config.base_url or default_url
 
 
@@ -107,6 +106,13 @@ def tls() -> ssl.SSLContext:
     import httpx2
 
     return httpx2.create_ssl_context()
+
+
+def _simulator() -> Simulator:
+    """Return the simulator of this process, with the batches that any process here has submitted."""
+    from pollux_flows.simulator import in_process  # only when a config asks for it
+
+    return in_process(home() / "simulator")
 
 
 def _on_this_machine(url: str) -> bool:

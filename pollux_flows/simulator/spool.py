@@ -48,6 +48,11 @@ class Spool:
     def is_kept(self) -> bool:
         return self._content is not None
 
+    @property
+    def keeps_all(self) -> bool:
+        """Was it meant to be read again, however much it is?"""
+        return self._whole
+
     def keep_little(self) -> None:
         """From now on (and for what is in it already), do without the content of more than `KEEP_BYTES`."""
         self._whole = False

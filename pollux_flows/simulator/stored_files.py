@@ -6,14 +6,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pollux_flows.simulator.spool import Spool
+from pollux_flows.simulator.storage import Record, Storage
 
 State = Literal["processing", "active", "failed", "expired", "deleted"]
 
 #: A world in a worker lives as long as the worker: of files that are gone only the last ones are remembered.
 KEEP_GONE = 10_000
+#: What is saved of a file, beside its content where a job reads or writes that.
+_SAVED: Final = (
+    "provider", "id", "account", "filename", "mime_type", "size", "sha256", "created_at", "purpose", "expires_at",
+    "deleted_at", "ready_at", "fails",
+)  # fmt: skip
 
 
 class NameTaken(Exception):  # noqa: N818 (a provider puts it into its own words)
@@ -99,21 +105,24 @@ class FileStore:
         self._arrivals = 0
         self._order: dict[StoredFile, int] = {}
         self._sweep_at = KEEP_GONE
+        #: Where other processes find them.
+        self._storage: Storage | None = None
+
+    def share(self, storage: Storage) -> None:
+        """From now on, have them in common with other processes."""
+        with self._lock:
+            self._storage = storage
 
     def add(self, file: StoredFile) -> None:
-        file.clock = self._clock
         key = (file.provider, file.id)
         with self._lock:
+            self._load()
             before = self._current.get(key)
-            if before is not None:
-                if before.is_there:
-                    raise NameTaken(file.id)
-                self._bury(before)
-            self._current[key] = file
-            self._arrivals += 1
-            self._order[file] = self._arrivals
-            if len(self._current) > self._sweep_at:
-                self._sweep()
+            if before is not None and before.is_there:
+                raise NameTaken(file.id)
+            if self._storage is not None:
+                self._storage.add(key, _record(file), _content(file))
+            self._remember(file)
 
     def find(self, provider: str, file_id: str, account: str) -> StoredFile | None:
         """The file of that account, as long as it is there."""
@@ -123,6 +132,7 @@ class FileStore:
     def remembered(self, provider: str, file_id: str, account: str) -> StoredFile | None:
         """The file of that account, also when it has expired or was deleted."""
         with self._lock:
+            self._load()
             file = self._current.get((provider, file_id))
         return file if file is not None and file.account == account else None
 
@@ -133,11 +143,14 @@ class FileStore:
     def delete(self, file: StoredFile) -> None:
         with self._lock:
             file.deleted_at = self._clock()
+            if self._storage is not None:
+                self._storage.set((file.provider, file.id), deleted_at=file.deleted_at)
             file.release()
 
     def all(self) -> list[StoredFile]:
         """In order of arrival; those that are gone too."""
         with self._lock:
+            self._load()
             return sorted([*self._gone, *self._current.values()], key=self._order.__getitem__)
 
     def clear(self) -> None:
@@ -147,6 +160,32 @@ class FileStore:
             self._current.clear()
             self._gone.clear()
             self._order.clear()
+            if self._storage is not None:
+                self._storage.clear()
+
+    def _load(self) -> None:
+        """Take in what other processes have done."""
+        if self._storage is None:
+            return
+        for record in self._storage.changed():
+            file = self._current.get((record["provider"], record["id"]))
+            if file is None or file.created_at != record["created_at"]:
+                file = StoredFile(**{name: record[name] for name in _SAVED})
+                if record["has_content"]:
+                    file.spool = self._storage.content((file.provider, file.id), "content", file.size)
+                self._remember(file)
+            file.deleted_at = record["deleted_at"]
+
+    def _remember(self, file: StoredFile) -> None:
+        file.clock = self._clock
+        key = (file.provider, file.id)
+        if key in self._current:
+            self._bury(self._current[key])
+        self._current[key] = file
+        self._arrivals += 1
+        self._order[file] = self._arrivals
+        if len(self._current) > self._sweep_at:
+            self._sweep()
 
     def _bury(self, file: StoredFile) -> None:
         file.release()
@@ -159,3 +198,12 @@ class FileStore:
         for file in [file for file in self._current.values() if not file.is_there]:
             self._bury(file)
         self._sweep_at = KEEP_GONE + 2 * len(self._current)
+
+
+def _record(file: StoredFile) -> Record:
+    return {**{name: getattr(file, name) for name in _SAVED}, "has_content": bool(_content(file))}
+
+
+def _content(file: StoredFile) -> dict[str, Spool]:
+    """What another process may read of it: not what is only looked at when it is attached."""
+    return {"content": file.spool} if file.spool is not None and file.spool.keeps_all else {}

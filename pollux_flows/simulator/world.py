@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -23,6 +25,7 @@ from pollux_flows.simulator.log import Logged, RequestLog
 from pollux_flows.simulator.openai.memory import ResponseMemory
 from pollux_flows.simulator.prefixes import PrefixCache
 from pollux_flows.simulator.providers import PROVIDERS
+from pollux_flows.simulator.storage import Storage
 from pollux_flows.simulator.stored_files import FileStore, StoredFile
 
 
@@ -59,7 +62,16 @@ class Simulator:
         self.gemini_caches = CacheStore()
         self.gemini_uploads = UploadSessions()
         self.openai_responses = ResponseMemory()
-        self._numbers = itertools.count(1)
+        self._folder: Path | None = None
+        self._numbers = self._new_numbers()
+
+    def share(self, folder: Path) -> None:
+        """Have files and batches in common with all processes that share this folder."""
+        if folder != self._folder:
+            self._folder = folder
+            self.file_store.share(Storage(folder, "file", self.now))
+            self.batch_store.share(Storage(folder, "batch", self.now))
+            self._numbers = self._new_numbers()
 
     @cached_property
     def app(self) -> ASGIApp:
@@ -142,11 +154,15 @@ class Simulator:
         self.gemini_caches.clear()
         self.gemini_uploads.clear()
         self.openai_responses.clear()
-        self._numbers = itertools.count(1)
+        self._numbers = self._new_numbers()
 
     def number(self) -> int:
-        """The next number of this world: ids are unique, and the same in every run."""
+        """The next number of this world: ids are unique and, unless processes share it, the same in every run."""
         return next(self._numbers)
+
+    def _new_numbers(self) -> Iterator[int]:
+        # Of processes that share a world, each begins elsewhere: no two give the same id to different things.
+        return itertools.count(1 if self._folder is None else random.randrange(10**7, 10**8))  # noqa: S311 (no secret)
 
 
 @lru_cache(maxsize=1)
@@ -158,7 +174,13 @@ def _only_one() -> Simulator:
 _CREATION = threading.Lock()
 
 
-def in_process() -> Simulator:
-    """The simulator of this process, from which `Config(use_mock=True)` is answered."""
+def in_process(folder: Path | None = None) -> Simulator:
+    """The simulator of this process, from which `Config(use_mock=True)` is answered.
+
+    With `folder`, what it is given is found by all processes that name the same one.
+    """
     with _CREATION:
-        return _only_one()
+        world = _only_one()
+        if folder is not None:
+            world.share(folder)
+        return world

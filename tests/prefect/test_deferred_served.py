@@ -46,6 +46,7 @@ serve(
     await_for.to_deployment("await-for"),
 )
 """
+MOCK = {"provider": "openai", "model": "gpt-4.1-mini", "use_mock": True}
 
 
 async def suspended(run: FlowRun) -> bool:
@@ -100,7 +101,7 @@ async def _switch_on(deployment_id: UUID) -> None:
 async def test_the_schedule_alone_collects_a_batch_and_completes_a_suspended_run(
     saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Runs of `deferred` and of `wait_for`; and nothing is handed in twice when they start again."""
+    """Runs of `deferred` and of `wait_for`, a simulated one too; nothing is handed in twice when they start again."""
     monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
     with scheduling_server(tmp_path):
         await _collected_on_schedule(saved, simulator)
@@ -127,6 +128,9 @@ async def _collected_on_schedule(saved: Saved, simulator: Simulator) -> None:
                     ids["deferred"], parameters={"prompts": PROMPTS, "provider": picked}
                 ),
                 await client.create_flow_run_from_deployment(ids["await-for"], parameters={"job": name}),
+                await client.create_flow_run_from_deployment(
+                    ids["deferred"], parameters={"prompts": PROMPTS, "provider": MOCK}
+                ),
             ]
         for run in runs:
             await until(partial(suspended, run), within_s=120)
@@ -149,6 +153,6 @@ async def _collected_on_schedule(saved: Saved, simulator: Simulator) -> None:
         server.send_signal(signal.SIGINT)
         server.wait(30)
     envelopes: list[ResultEnvelope] = [await run.state.aresult() for run in ended]
-    assert [envelope.answers for envelope in envelopes] == [ANSWERS, ["Simulated answer to: earlier"]]
+    assert [envelope.answers for envelope in envelopes] == [ANSWERS, ["Simulated answer to: earlier"], ANSWERS]
     assert len(simulator.batches) == 2
     assert await events_of(name) == ["submitted", "collected"]

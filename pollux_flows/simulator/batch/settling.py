@@ -90,7 +90,7 @@ def _settle(batch: StoredBatch, call: Call, writer: RowWriter) -> None:
         with call.world.at(batch.ends_at):
             _Settling(batch, call, writer, results).run()
             writer.put_away(batch, results, call)
-    batch.results = results
+    call.world.batch_store.settle(batch, results)
     batch.input.spool.keep_little()
 
 

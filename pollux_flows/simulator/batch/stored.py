@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
 
 import orjson
 
 from pollux_flows.simulator.batch.plan import ANSWERED, Plan
-from pollux_flows.simulator.batch.rows import Rows
+from pollux_flows.simulator.batch.rows import Rows, SavedRows
 from pollux_flows.simulator.spool import Spool
+from pollux_flows.simulator.storage import Record, Storage
 
 Phase = Literal["starting", "running", "finishing", "cancelling", "completed", "expired", "cancelled", "failed"]
 
@@ -24,6 +25,11 @@ RAN = 0.9
 _STOPPING = 0.1
 #: A world in a worker lives as long as the worker: the oldest batches go first.
 KEEP = 10_000
+#: What is saved of a batch, beside its plan, its requests and their results.
+_SAVED: Final = (
+    "provider", "id", "account", "created_at", "takes_s", "window_s", "words", "name", "metadata", "given", "problems",
+    "cancel_asked_at", "deleted_at",
+)  # fmt: skip
 
 
 @dataclass
@@ -41,6 +47,17 @@ class Results:
     #: The ids of the files that they are in.
     output_file: str | None = None
     error_file: str | None = None
+
+    def as_record(self) -> Record:
+        """What is saved of them, beside the lines."""
+        return {
+            "output_bytes": self.output.size,
+            "error_bytes": self.errors.size,
+            "counts": dict(self.counts),
+            "usage": dict(self.usage),
+            "output_file": self.output_file,
+            "error_file": self.error_file,
+        }
 
 
 @dataclass(eq=False)
@@ -175,17 +192,25 @@ class BatchStore:
         self._lock = threading.Lock()
         #: By provider and id, in order of arrival.
         self._batches: dict[tuple[str, str], StoredBatch] = {}
+        #: Where other processes find them.
+        self._storage: Storage | None = None
+
+    def share(self, storage: Storage) -> None:
+        """From now on, have them in common with other processes."""
+        with self._lock:
+            self._storage = storage
 
     def add(self, batch: StoredBatch) -> None:
-        batch.clock = self._clock
         with self._lock:
-            self._batches[batch.provider, batch.id] = batch
-            if len(self._batches) > KEEP:
-                self._batches.pop(next(iter(self._batches))).release()
+            self._load()
+            if self._storage is not None:
+                self._storage.add((batch.provider, batch.id), _record(batch), {"rows": batch.input.spool})
+            self._remember(batch)
 
     def find(self, provider: str, batch_id: str, account: str) -> StoredBatch | None:
         """The batch of that account, unless it was deleted."""
         with self._lock:
+            self._load()
             batch = self._batches.get((provider, batch_id))
         return batch if batch is not None and batch.account == account and batch.deleted_at is None else None
 
@@ -201,16 +226,28 @@ class BatchStore:
         """From now on it is being cancelled, unless it has ended."""
         with self._lock:
             if batch.cancel_asked_at is None and not batch.is_ended:
-                batch.cancel_asked_at = self._clock()
+                self._set(batch, cancel_asked_at=self._clock())
 
     def delete(self, batch: StoredBatch) -> None:
         with self._lock:
-            batch.deleted_at = self._clock()
+            self._set(batch, deleted_at=self._clock())
             batch.release()
+
+    def settle(self, batch: StoredBatch, results: Results) -> None:
+        """Its rows came to this, unless another process was faster."""
+        with self._lock:
+            batch.results = results
+            if self._storage is not None:
+                in_files = results.output_file or results.error_file
+                contents = {} if in_files else {"output": results.output}
+                saved = self._storage.set((batch.provider, batch.id), contents, results=results.as_record())
+                if saved is not None and saved["results"] != results.as_record():
+                    batch.results = _results(saved, self._storage)
 
     def all(self) -> list[StoredBatch]:
         """In order of arrival; those that were deleted too."""
         with self._lock:
+            self._load()
             return list(self._batches.values())
 
     def clear(self) -> None:
@@ -218,3 +255,53 @@ class BatchStore:
             for batch in self._batches.values():
                 batch.release()
             self._batches.clear()
+            if self._storage is not None:
+                self._storage.clear()
+
+    def _remember(self, batch: StoredBatch) -> None:
+        batch.clock = self._clock
+        self._batches[batch.provider, batch.id] = batch
+        if len(self._batches) > KEEP:
+            self._batches.pop(next(iter(self._batches))).release()
+
+    def _set(self, batch: StoredBatch, **fields: float) -> None:
+        if self._storage is not None:
+            fields = self._storage.set((batch.provider, batch.id), None, **fields) or fields
+        batch.cancel_asked_at = fields.get("cancel_asked_at", batch.cancel_asked_at)
+        batch.deleted_at = fields.get("deleted_at", batch.deleted_at)
+
+    def _load(self) -> None:
+        """Take in what other processes have done."""
+        if self._storage is None:
+            return
+        for record in self._storage.changed():
+            batch = self._batches.get((record["provider"], record["id"]))
+            if batch is None:
+                batch = _batch(record, self._storage)
+                self._remember(batch)
+            batch.cancel_asked_at, batch.deleted_at = record["cancel_asked_at"], record["deleted_at"]
+            if batch.results is None and record["results"] is not None:
+                batch.results = _results(record, self._storage)
+
+
+def _record(batch: StoredBatch) -> Record:
+    record = {name: getattr(batch, name) for name in _SAVED}
+    return {**record, "plan": asdict(batch.plan), "rows": batch.rows, "bytes": batch.input.spool.size, "results": None}
+
+
+def _batch(record: Record, storage: Storage) -> StoredBatch:
+    key = record["provider"], record["id"]
+    rows = SavedRows(storage.content(key, "rows", record["bytes"]), record["rows"])
+    return StoredBatch(**{name: record[name] for name in _SAVED}, plan=Plan(**record["plan"]), input=rows)
+
+
+def _results(record: Record, storage: Storage) -> Results:
+    key, saved = (record["provider"], record["id"]), record["results"]
+    return Results(
+        output=storage.content(key, "output", saved["output_bytes"]),
+        errors=storage.content(key, "errors", saved["error_bytes"]),
+        counts=Counter(saved["counts"]),
+        usage=Counter(saved["usage"]),
+        output_file=saved["output_file"],
+        error_file=saved["error_file"],
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from typing_extensions import override
 from pollux_flows.simulator.batch.settling import Row, RowWriter
 from pollux_flows.simulator.batch.stored import Results, StoredBatch
 from pollux_flows.simulator.gemini import generate
-from pollux_flows.simulator.stored_files import StoredFile
+from pollux_flows.simulator.stored_files import NameTaken, StoredFile
 from pollux_flows.simulator.wire import Call
 
 LASTS_S = 48 * 3600
@@ -98,5 +99,6 @@ class InlineOrFile(RowWriter):
             expires_at=batch.ends_at + LASTS_S,
             spool=content,
         )
-        call.world.file_store.add(file)
+        with suppress(NameTaken):  # another process that shares the world was faster
+            call.world.file_store.add(file)
         results.output_file = file.id

@@ -1,0 +1,172 @@
+"""What a world keeps in a folder, so that the other processes which share it find it: its files and batches.
+
+One SQLite file has a record of each; their content lies beside it. A field of a record that was null is set once and
+never changed again (`deleted_at`, `results`), so it does not matter which process sets it first. Each change has a
+number: a process asks for what changed since it last looked.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+from typing_extensions import override
+
+from pollux_flows.simulator.spool import Spool
+
+Record = dict[str, Any]
+Key = tuple[str, str]
+"""The provider and the id."""
+
+#: Of more than this, the oldest are deleted for all, and forgotten later.
+KEEP_ITEMS: Final = 2_000
+KEEP_BYTES: Final = 500_000_000
+_WAIT_S: Final = 30.0
+_TABLE: Final = """
+CREATE TABLE IF NOT EXISTS items (
+    arrival INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, provider TEXT, id TEXT, change INTEGER,
+    gone INTEGER DEFAULT 0, bytes INTEGER, record BLOB, UNIQUE (kind, provider, id)
+);
+CREATE INDEX IF NOT EXISTS changes ON items (kind, change);
+"""
+_NEXT: Final = "(SELECT COALESCE(MAX(change), 0) + 1 FROM items)"
+
+
+class SavedSpool(Spool):
+    """Content that is on disk. It is opened for each read: a world may know of thousands."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__()
+        self._path, self.size = path, size
+
+    @override
+    def read(self, start: int, size: int) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(start)
+                return file.read(size)
+        except FileNotFoundError:
+            raise LookupError("this content is gone: another process has deleted it, or it was too old") from None
+
+
+class Storage:
+    """The items of one kind in a folder, which is made when the first is added."""
+
+    def __init__(self, folder: Path, kind: str, clock: Callable[[], float]) -> None:
+        self.folder, self._kind, self._clock = folder, kind, clock
+        self._database = folder / "world.db"
+        self._seen = 0
+
+    def add(self, key: Key, record: Record, contents: Mapping[str, Spool]) -> bool:
+        """Save an item. False when there is one of that name."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        size = sum(spool.size for spool in contents.values())
+        with self._changing() as database:
+            added = database.execute(
+                f"INSERT OR IGNORE INTO items (kind, provider, id, bytes, record, change) VALUES (?, ?, ?, ?, ?, {_NEXT})",  # noqa: S608, E501
+                (self._kind, *key, size, orjson.dumps(record)),
+            ).rowcount
+            if added:
+                self._save(key, contents)
+                self._tidy(database)
+        return bool(added)
+
+    def set(self, key: Key, contents: Mapping[str, Spool] | None = None, **fields: Any) -> Record | None:
+        """Set those of these fields that are null, and return the record; None if there is no such item."""
+        if not self._database.exists():
+            return None
+        with self._changing() as database:
+            found = database.execute(
+                "SELECT record FROM items WHERE kind = ? AND provider = ? AND id = ?", (self._kind, *key)
+            ).fetchone()
+            if found is None:
+                return None
+            record: Record = orjson.loads(found[0])
+            changed = {name: value for name, value in fields.items() if record.get(name) is None}
+            if changed:
+                self._save(key, contents or {})
+                self._write(database, key, {**record, **changed})
+            return {**record, **changed}
+
+    def changed(self) -> Iterator[Record]:
+        """The records that are new, or have changed, since this was last asked."""
+        if not self._database.exists():
+            return
+        with closing(self._connect()) as database:
+            rows = database.execute(
+                "SELECT change, record FROM items WHERE kind = ? AND change > ? ORDER BY arrival",
+                (self._kind, self._seen),
+            ).fetchall()
+        self._seen = max([self._seen, *(change for change, _ in rows)])
+        for _, record in rows:
+            yield orjson.loads(record)
+
+    def content(self, key: Key, name: str, size: int) -> Spool:
+        return SavedSpool(self._path(key, name), size)
+
+    def clear(self) -> None:
+        """Remove all items of this kind."""
+        if not self._database.exists():
+            return
+        with self._changing() as database:
+            for provider, item in database.execute(
+                "SELECT provider, id FROM items WHERE kind = ?", (self._kind,)
+            ).fetchall():
+                self._remove_content((provider, item))
+            database.execute("DELETE FROM items WHERE kind = ?", (self._kind,))
+
+    def _write(self, database: sqlite3.Connection, key: Key, record: Record) -> None:
+        gone = record.get("deleted_at") is not None
+        if gone:
+            self._remove_content(key)
+        database.execute(
+            f"UPDATE items SET record = ?, gone = ?, change = {_NEXT} WHERE kind = ? AND provider = ? AND id = ?",  # noqa: S608
+            (orjson.dumps(record), gone, self._kind, *key),
+        )
+
+    def _tidy(self, database: sqlite3.Connection) -> None:
+        rows = database.execute(
+            "SELECT arrival, provider, id, gone, bytes FROM items WHERE kind = ? ORDER BY arrival DESC", (self._kind,)
+        ).fetchall()
+        size = 0
+        for count, (arrival, provider, item, gone, item_size) in enumerate(rows, start=1):
+            size += 0 if gone else item_size
+            if count > 2 * KEEP_ITEMS:
+                database.execute("DELETE FROM items WHERE arrival = ?", (arrival,))
+            elif (
+                count > 1 and not gone and (count > KEEP_ITEMS or size > KEEP_BYTES)
+            ):  # the newest stays, whatever its size
+                (record,) = database.execute("SELECT record FROM items WHERE arrival = ?", (arrival,)).fetchone()
+                self._write(database, (provider, item), {**orjson.loads(record), "deleted_at": self._clock()})
+
+    def _save(self, key: Key, contents: Mapping[str, Spool]) -> None:
+        for name, spool in contents.items():
+            with self._path(key, name).open("wb") as file:
+                file.writelines(spool.chunks())
+
+    def _remove_content(self, key: Key) -> None:
+        for path in self.folder.glob(f"{self._path(key, '').name}*"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: Key, name: str) -> Path:
+        return self.folder / f"{self._kind}-{quote('-'.join(key), safe='')}.{name}"
+
+    def _connect(self) -> sqlite3.Connection:
+        # For each operation: threads, event loops and forked processes need not share one.
+        database = sqlite3.connect(self._database, timeout=_WAIT_S, isolation_level=None)
+        database.execute("PRAGMA synchronous = OFF")  # a simulation may lose its last moment in a power cut
+        return database
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        with closing(self._connect()) as database:
+            database.execute("BEGIN IMMEDIATE")
+            for statement in _TABLE.split(";"):
+                database.execute(statement)
+            yield database
+            database.execute("COMMIT")
