@@ -215,13 +215,30 @@ def _said(body: Any) -> tuple[str, set[str]]:
     details = inner.get("details")
     if isinstance(details, list):  # Google: the reason behind a plain INVALID_ARGUMENT
         codes |= {str(item["reason"]) for item in details if isinstance(item, dict) and item.get("reason")}
-    message = str(inner.get("message") or "")
+    message = _message(inner)
     metadata = inner.get("metadata")
-    if isinstance(metadata, dict):  # OpenRouter: what the provider behind it said is what helps
+    if isinstance(metadata, dict):  # OpenRouter: the provider behind it says more, and not always all
         codes |= {str(metadata["error_type"])} if metadata.get("error_type") else set()
-        upstream = metadata.get("raw")
-        message = f"{metadata.get('provider_name', 'upstream')}: {upstream}" if isinstance(upstream, str) else message
+        raw = metadata.get("raw")
+        upstream = raw if isinstance(raw, str) else _as_json(raw) if raw else ""
+        if upstream:
+            message = ": ".join(filter(None, (message, str(metadata.get("provider_name") or "upstream"), upstream)))
     return message, codes
+
+
+def _message(error: dict[str, Any]) -> str:
+    """Return the server's own words; servers built on FastAPI write them under `detail`."""
+    for name in ("message", "detail", "error"):
+        if text := error.get(name):
+            return text if isinstance(text, str) else _as_json(text)
+    return ""
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "an error nested without end"
 
 
 def _category(status: int, said: str, codes: set[str]) -> ErrorCategory | None:
