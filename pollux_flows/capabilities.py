@@ -51,9 +51,7 @@ MATRIX: Final[dict[str, Capability]] = {
     "image_urls": Capability(
         "Image URLs", ("yes", "yes", "yes", "model", "no"), "Use a provider that sees images, such as gemini."
     ),
-    "youtube": Capability(
-        "YouTube URLs", ("yes", "model", "model", "no", "no"), "Use gemini, which watches YouTube itself."
-    ),
+    "youtube": Capability("YouTube URLs", ("yes", "no", "no", "no", "no"), "Use gemini, which watches YouTube itself."),
     "persistent_cache": Capability(
         "Cache handles (`create_cache`)",
         ("yes", "no", "no", "no", "no"),

@@ -1,6 +1,7 @@
 """The provider matrix, and the one gate that reads it: what cannot be answered is refused before anything is sent.
 
-The tables here are typed from the seeds' page *Provider Capabilities*, not taken from the code.
+The tables here are typed from the seeds' page *Provider Capabilities*, not taken from the code; but for YouTube, which
+OpenAI and Anthropic have no way to open.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ many_prompts            yes    yes    yes       yes        yes
 local_files             yes    yes    yes       yes        no
 pdf_urls                yes    yes    yes       model      no
 image_urls              yes    yes    yes       model      no
-youtube                 yes    model  model     no         no
+youtube                 yes    no     no        no         no
 persistent_cache        yes    no     no        no         no
 implicit_caching        no     no     yes       no         no
 automatic_caching       yes    yes    no        model      model
