@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from pollux_flows import claude
 from pollux_flows.config import ProviderName, Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
@@ -50,9 +51,7 @@ MATRIX: Final[dict[str, Capability]] = {
     "image_urls": Capability(
         "Image URLs", ("yes", "yes", "yes", "model", "no"), "Use a provider that sees images, such as gemini."
     ),
-    "youtube": Capability(
-        "YouTube URLs", ("yes", "model", "model", "no", "no"), "Use gemini, which watches YouTube itself."
-    ),
+    "youtube": Capability("YouTube URLs", ("yes", "no", "no", "no", "no"), "Use gemini, which watches YouTube itself."),
     "persistent_cache": Capability(
         "Cache handles (`create_cache`)",
         ("yes", "no", "no", "no", "no"),
@@ -135,6 +134,7 @@ def check(target: Target, options: Options, sources: Sequence[Source], turns: Se
         if rule.provider == target.provider and re.match(rule.models, _bare(target.model)) and rule.asked(options):
             raise ConfigurationError(f"{target.model} {rule.refuses}", hint=rule.instead)
     _check_efforts(target, options)
+    _check_budget(target, options)
     _check_cache(target, options, sources)
 
 
@@ -202,11 +202,12 @@ def _reasoning(options: Options) -> bool:
 
 _OPENAI_LEAST_TOKENS: Final = 16
 _ANTHROPIC_LEAST_BUDGET: Final = 1024
-_CLAUDE_3: Final = r"claude-3-(?!7)"
-_CLAUDE_WITH_EFFORT: Final = r"claude-(opus-(4-[5-9]|[5-9])|sonnet-(4-[6-9]|[5-9])|haiku-[5-9]|fable|mythos)"
-_CLAUDE_ADAPTIVE: Final = r"claude-(opus-(4-[6-9]|[5-9])|sonnet-(4-[6-9]|[5-9])|haiku-[5-9]|fable|mythos)"
-# From Opus 4.7 on, thinking is adaptive: an explicit budget is a 400.
-_CLAUDE_ADAPTIVE_ONLY: Final = r"claude-(opus-(4-[7-9]|[5-9])|sonnet-[5-9]|haiku-[5-9]|fable|mythos)"
+# By model family: the least and the most that thinking may take, and what 0 means there.
+_GEMINI_BUDGETS: Final = (
+    (r"gemini-2\.5-pro", 128, 32_768, "it cannot be turned off"),
+    (r"gemini-2\.5-flash-lite", 512, 24_576, "or 0 for none"),
+    (r"gemini-2\.5-flash", 1, 24_576, "or 0 for none"),
+)
 
 _MODEL_RULES: Final = (
     _ModelRule(
@@ -232,7 +233,7 @@ _MODEL_RULES: Final = (
     ),
     _ModelRule(
         "anthropic",
-        _CLAUDE_3,
+        claude.WITHOUT_THINKING,
         _reasoning,
         "does not reason.",
         "Leave reasoning_effort and reasoning_budget_tokens out, or use a newer Claude.",
@@ -246,28 +247,21 @@ _MODEL_RULES: Final = (
     ),
     _ModelRule(
         "anthropic",
-        rf"(?!{_CLAUDE_WITH_EFFORT})",
-        lambda options: options.reasoning_effort is not None,
-        "takes no reasoning_effort.",
-        "Use reasoning_budget_tokens with this model.",
-    ),
-    _ModelRule(
-        "anthropic",
-        rf"(?!{_CLAUDE_ADAPTIVE})",
+        claude.NO_MAX_EFFORT,
         lambda options: options.reasoning_effort == "max",
         "takes no reasoning_effort 'max'.",
         "Write high with this model.",
     ),
     _ModelRule(
         "anthropic",
-        rf"(?!{_CLAUDE_ADAPTIVE_ONLY})",
+        claude.NO_XHIGH_EFFORT,
         lambda options: options.reasoning_effort == "xhigh",
         "takes no reasoning_effort 'xhigh'.",
         "Write high with this model.",
     ),
     _ModelRule(
         "anthropic",
-        _CLAUDE_ADAPTIVE_ONLY,
+        claude.ADAPTIVE_ONLY,
         lambda options: options.reasoning_budget_tokens,
         "decides by itself how long to think and takes no reasoning_budget_tokens.",
         "Use reasoning_effort with this model.",
@@ -313,18 +307,45 @@ def _check_efforts(target: Target, options: Options) -> None:
             f"reasoning_effort {effort!r} is unknown to {target.provider}.",
             hint=f"Write one of {', '.join(_EFFORTS[target.provider])}.",
         )
-    budget = options.reasoning_budget_tokens
-    if target.provider == "anthropic" and budget:
-        if budget < _ANTHROPIC_LEAST_BUDGET:
-            raise ConfigurationError(
-                f"Anthropic refuses a reasoning budget of {budget} tokens.",
-                hint="Write 1024 or more, or 0 for none.",
-            )
-        if options.max_tokens is not None and budget >= options.max_tokens:
-            raise ConfigurationError(
-                f"A reasoning budget of {budget} tokens leaves no room within max_tokens={options.max_tokens}.",
-                hint="Raise max_tokens above the budget: the answer counts against it too.",
-            )
+
+
+def _check_budget(target: Target, options: Options) -> None:
+    if target.provider == "anthropic":
+        _check_claude_budget(target.model, options)
+    if target.provider == "gemini" and options.reasoning_budget_tokens is not None:
+        _check_gemini_budget(target.model, options.reasoning_budget_tokens)
+
+
+def _check_gemini_budget(model: str, budget: int) -> None:
+    for family, least, most, zero in _GEMINI_BUDGETS:
+        if re.match(family, _bare(model)):
+            if not least <= budget <= most and (budget or zero != "or 0 for none"):
+                raise ConfigurationError(
+                    f"{model} takes no reasoning budget of {budget} tokens.", hint=f"Write {least} to {most}; {zero}."
+                )
+            return
+
+
+def _check_claude_budget(model: str, options: Options) -> None:
+    budget = claude.thinking_budget(model, options)
+    if not budget:
+        return
+    if budget < _ANTHROPIC_LEAST_BUDGET:
+        raise ConfigurationError(
+            f"Anthropic refuses a reasoning budget of {budget} tokens.", hint="Write 1024 or more, or 0 for none."
+        )
+    most = claude.max_output(model)
+    if most is not None and budget >= most:
+        raise ConfigurationError(
+            f"A reasoning budget of {budget} tokens is beyond {model}, which gives {most} tokens at most, "
+            "thinking included.",
+            hint=f"Write a budget below {most} that leaves room for the answer.",
+        )
+    if options.max_tokens is not None and budget >= options.max_tokens:
+        raise ConfigurationError(
+            f"A reasoning budget of {budget} tokens leaves no room within max_tokens={options.max_tokens}.",
+            hint=f"Raise max_tokens above {budget}: the answer counts against it too; or ask for less reasoning.",
+        )
 
 
 def _check_cache(target: Target, options: Options, sources: Sequence[Source]) -> None:

@@ -207,8 +207,12 @@ def _local_size(path: str) -> int:
             f"There is no file {shown_file(path)!r} to read: {missing}.",
             hint="Check the path; relative paths start where the program does.",
         )
+    if file.is_dir():
+        raise SourceError(f"{shown_file(path)!r} is a directory.", hint="Pass its files one by one.")
     if not file.is_file():
-        raise SourceError(f"{shown_file(path)!r} is not a file.", hint="Pass its files one by one.")
+        raise SourceError(
+            f"{shown_file(path)!r} is no regular file.", hint="Write its content into a file, and pass that."
+        )
     return size
 
 

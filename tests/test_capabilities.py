@@ -1,6 +1,7 @@
 """The provider matrix, and the one gate that reads it: what cannot be answered is refused before anything is sent.
 
-The tables here are typed from the seeds' page *Provider Capabilities*, not taken from the code.
+The tables here are typed from the seeds' page *Provider Capabilities*, not taken from the code; but for YouTube, which
+OpenAI and Anthropic have no way to open.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ many_prompts            yes    yes    yes       yes        yes
 local_files             yes    yes    yes       yes        no
 pdf_urls                yes    yes    yes       model      no
 image_urls              yes    yes    yes       model      no
-youtube                 yes    model  model     no         no
+youtube                 yes    no     no        no         no
 persistent_cache        yes    no     no        no         no
 implicit_caching        no     no     yes       no         no
 automatic_caching       yes    yes    no        model      model
@@ -228,10 +229,6 @@ REFUSED: list[tuple[ProviderName, str, dict[str, Any], str]] = [
     ("anthropic", "claude-3-haiku-20240307", {"reasoning_budget_tokens": 0}, "does not reason"),
     ("anthropic", "claude-3-7-sonnet-latest", STRUCTURED, "has no structured output"),
     ("anthropic", "claude-3-5-haiku-latest", STRUCTURED, "has no structured output"),
-    ("anthropic", "claude-3-7-sonnet-latest", EFFORT, "takes no reasoning_effort"),
-    ("anthropic", "claude-sonnet-4-5", EFFORT, "takes no reasoning_effort"),
-    ("anthropic", "claude-haiku-4-5", EFFORT, "takes no reasoning_effort"),
-    ("anthropic", "claude-opus-4-1", EFFORT, "takes no reasoning_effort"),
     ("anthropic", "claude-opus-4-7", BUDGET, "takes no reasoning_budget_tokens"),
     ("anthropic", "claude-opus-5", BUDGET, "takes no reasoning_budget_tokens"),
     ("anthropic", "claude-sonnet-5", BUDGET, "takes no reasoning_budget_tokens"),
@@ -258,6 +255,13 @@ ALLOWED: list[tuple[ProviderName, str, dict[str, Any]]] = [
     ("openai", "o3-mini", EFFORT),
     ("openai", "my-own-model", TEMPERATURE | EFFORT),
     ("anthropic", "claude-3-7-sonnet-latest", BUDGET),
+    ("anthropic", "claude-3-7-sonnet-latest", EFFORT),
+    ("anthropic", "claude-sonnet-4-20250514", {"reasoning_effort": "max"}),
+    ("anthropic", "claude-opus-4-20250514", EFFORT),
+    ("anthropic", "claude-sonnet-4-5", {"reasoning_effort": "xhigh"}),
+    ("anthropic", "claude-haiku-4-5", EFFORT),
+    ("anthropic", "my-alias-of-a-claude", {"reasoning_effort": "max"}),
+    ("anthropic", "claude-haiku-4-5", {"reasoning_budget_tokens": 63_999}),
     ("anthropic", "claude-3-haiku-20240307", {"max_tokens": 10}),
     ("anthropic", "claude-sonnet-4-5", BUDGET | STRUCTURED),
     ("anthropic", "claude-opus-4-5", EFFORT),

@@ -131,8 +131,32 @@ def test_a_schema_is_looked_at_before_it_is_paid_for() -> None:
     """For answers and for tools."""
     with refused(ConfigurationError, "response_schema is no usable JSON Schema"):
         request(options=Options(response_schema={"type": "integr"}))
-    with refused(ConfigurationError, "parameters of tool 'f' are no usable JSON Schema"):
-        request(options=Options(tools=[{"name": "f", "parameters": {"type": "objekt"}}]))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "objekt"},
+        {"city": {"type": "string"}},
+        {"city": "string"},
+        {"type": "string"},
+        {"$schema": 5},
+        {"type": "object", "properties": {"city": "string"}},
+    ],
+    ids=str,
+)
+def test_parameters_of_a_tool_that_are_no_json_schema_are_refused(parameters: dict[str, Any]) -> None:
+    """A map of fields is one by the letter, and asks for nothing."""
+    with refused(ConfigurationError, "tools[1].parameters (f)", "'properties'"):
+        request(options=Options(tools=[{"name": "e"}, {"name": "f", "parameters": parameters}]))
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"title": "F"}, {"properties": {"city": {}}}, {"x-order": 1, "type": "object"}]
+)
+def test_parameters_of_a_tool_may_say_little(parameters: dict[str, Any]) -> None:
+    """No arguments, or any."""
+    request(options=Options(tools=[{"name": "f", "parameters": parameters}]))
 
 
 # --- Plan: one call per prompt ------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_a_file_that_is_not_there_is_refused(path: str) -> None:
 @pytest.mark.parametrize("path", ["", ".", "/"])
 def test_a_folder_is_no_file(path: str) -> None:
     """Its files are, one by one."""
-    with refused(SourceError, "is not a file"):
+    with refused(SourceError, "is a directory"):
         Source.from_file(path)
 
 

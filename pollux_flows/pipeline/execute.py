@@ -241,7 +241,7 @@ def _call(plan: Plan, planned: PlannedCall, materials: tuple[Material, ...]) -> 
         materials=materials[:own],
         prompt=planned.prompt,
         options=plan.options,
-        implicit_caching=implicit_caching(plan.target.provider, plan.options, plan.sharing),
+        implicit_caching=implicit_caching(plan.target.provider, plan.options, plan.total),
         said=tuple(said_with(plan.said.turns, materials[own:])),
         response_id=plan.said.response_id,
     )

@@ -151,7 +151,7 @@ def _cache_metrics(plan: Plan, usage: dict[str, int]) -> dict[str, Any]:
         "persistent"
         if handle
         else "implicit"
-        if implicit_caching(plan.target.provider, plan.options, plan.sharing)
+        if implicit_caching(plan.target.provider, plan.options, plan.total)
         else "none"
     )
     return {"cache_used": handle and hit, "cache_mode": mode, "cache_hit": hit}

@@ -45,11 +45,21 @@ class Plan(Document):
     contents: list[Content | None] = Field(description="What is known of each source that is a file.")
     calls: list[PlannedCall]
     sharing: int = Field(description="How many calls the whole plan makes about the same sources.")
+    broadcast_over: int = Field(
+        default=1,
+        exclude_if=lambda sources: sources == 1,
+        description="How many sources the whole plan asks about, each by itself.",
+    )
     said: Conversation = Field(
         default=Conversation(),
         exclude_if=lambda said: said.is_empty,
         description="What was said before. What was attached to it ends `sources`.",
     )
+
+    @property
+    def total(self) -> int:
+        """How many calls the whole plan makes, of which this may be a part."""
+        return self.sharing * self.broadcast_over
 
     @property
     def own_sources(self) -> int:
@@ -124,6 +134,7 @@ def make_plan(request: Request, contents: Sequence[Content | None] | None = None
         contents=contents,
         calls=calls,
         sharing=len(request.prompts),
+        broadcast_over=len(request.sources) if request.each_source else 1,
         said=request.said,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from pollux_flows.providers import validation
 from pollux_flows.source import Source
 
 T = TypeVar("T")
+_ARGUMENTS: Final = "Write {'type': 'object', 'properties': {'name': {'type': 'string'}}}."
 
 
 class Request(Document):
@@ -112,11 +113,14 @@ def _check_schema(options: Options) -> None:
     # A class made its own schema; what a person wrote by hand is looked at before it is paid for.
     if isinstance(options.response_schema, dict) and (problem := validation.check(options.response_schema)):
         raise ConfigurationError(f"response_schema is no usable JSON Schema: {problem}", hint="Correct it there.")
-    for tool in options.tools or []:
-        if problem := validation.check(tool.get("parameters", {})):
-            raise ConfigurationError(f"The parameters of tool {tool['name']!r} are no usable JSON Schema: {problem}")
-        if tool.get("parameters", {}).get("type", "object") != "object":
+    for index, tool in enumerate(options.tools or []):
+        parameters, where = tool.get("parameters", {}), f"tools[{index}].parameters ({tool['name']})"
+        if problem := validation.check(parameters):
+            raise ConfigurationError(f"{where} is no usable JSON Schema: {problem}", hint=_ARGUMENTS)
+        if validation.says_nothing(parameters):
             raise ConfigurationError(
-                f"The parameters of tool {tool['name']!r} are no object.",
-                hint="A function's arguments have names: write {'type': 'object', 'properties': {…}}.",
+                f"{where} is no JSON Schema: none of {', '.join(sorted(parameters))} is one of its keywords.",
+                hint=_ARGUMENTS,
             )
+        if parameters.get("type", "object") != "object":
+            raise ConfigurationError(f"{where} is no object.", hint=f"A function's arguments have names. {_ARGUMENTS}")

@@ -41,6 +41,12 @@ _UNREADABLE: Final = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, 
 _LONGEST_QUOTE: Final = 500
 # Where in its error OpenRouter writes how many seconds to wait.
 _OPENROUTER: Final = (("availability", "retry_after"), ("metadata", "retry_after_seconds"))
+# How local servers say that they answer in no schema.
+_NO_SCHEMA: Final = re.compile(r"json_schema|response_format|structured output", re.IGNORECASE)
+_JSON_HINT: Final = (
+    "If this server answers in no schema, leave response_schema out, describe the JSON in the prompt, and pass "
+    "Options(provider_options={'local': {'response_format': {'type': 'json_object'}}})."
+)
 _LOST_CACHE_HINT: Final = "The cache handle is no longer there, or belongs to another key: make one with create_cache."
 
 
@@ -80,6 +86,7 @@ def refusal(
 ) -> APIError:
     """The error that a provider's own error object stands for, whatever status it came under."""
     said, codes = _said(body)
+    no_schema = config.provider == "local" and phase == "generate" and _NO_SCHEMA.search(said) is not None
     said = redact(said or fallback or "no reason given", config)
     retry_after = _retry_after(headers or {}, body)
     # Gemini says 403 for a cache that is gone, since it might be another's.
@@ -91,7 +98,11 @@ def refusal(
     kind = RateLimitError if category == "rate_limit" else _kind(phase)
     return kind(
         f"{config.provider} answered {status}: {said}",
-        hint=_LOST_CACHE_HINT if lost_cache else _hint(config, phase, status, category, codes),
+        hint=_LOST_CACHE_HINT
+        if lost_cache
+        else _JSON_HINT
+        if no_schema and category is None and not retryable
+        else _hint(config, phase, status, category, codes),
         retryable=retryable,
         status_code=status,
         retry_after_s=retry_after,
@@ -215,13 +226,30 @@ def _said(body: Any) -> tuple[str, set[str]]:
     details = inner.get("details")
     if isinstance(details, list):  # Google: the reason behind a plain INVALID_ARGUMENT
         codes |= {str(item["reason"]) for item in details if isinstance(item, dict) and item.get("reason")}
-    message = str(inner.get("message") or "")
+    message = _message(inner)
     metadata = inner.get("metadata")
-    if isinstance(metadata, dict):  # OpenRouter: what the provider behind it said is what helps
+    if isinstance(metadata, dict):  # OpenRouter: the provider behind it says more, and not always all
         codes |= {str(metadata["error_type"])} if metadata.get("error_type") else set()
-        upstream = metadata.get("raw")
-        message = f"{metadata.get('provider_name', 'upstream')}: {upstream}" if isinstance(upstream, str) else message
+        raw = metadata.get("raw")
+        upstream = raw if isinstance(raw, str) else _as_json(raw) if raw else ""
+        if upstream:
+            message = ": ".join(filter(None, (message, str(metadata.get("provider_name") or "upstream"), upstream)))
     return message, codes
+
+
+def _message(error: dict[str, Any]) -> str:
+    """Return the server's own words; servers built on FastAPI write them under `detail`."""
+    for name in ("message", "detail", "error"):
+        if text := error.get(name):
+            return text if isinstance(text, str) else _as_json(text)
+    return ""
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "an error nested without end"
 
 
 def _category(status: int, said: str, codes: set[str]) -> ErrorCategory | None:

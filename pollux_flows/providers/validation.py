@@ -95,11 +95,19 @@ def check(schema: Any) -> str | None:
 
     if not isinstance(schema, dict):
         return f"a JSON Schema is an object, not {type(schema).__name__}"
+    if not isinstance(schema.get("$schema", ""), str):
+        return "$schema is the address of a dialect"
     try:
         dialect(schema).check_schema(schema)
     except SchemaError as error:
         return describe(error)
     return _find_moved_base(schema) or _find_bad_reference(schema) or _find_unsafe_pattern(schema)
+
+
+def says_nothing(schema: Schema) -> bool:
+    """Return whether no keyword of JSON Schema is in it, though something is: most likely it is a map of fields."""
+    annotations = {"$schema", "$id", "$comment", "title", "description", "default", "examples", *DEFINITIONS}
+    return bool(schema.keys() - annotations) and not schema.keys() & dialect(schema).VALIDATORS.keys()
 
 
 def _find_moved_base(root: Schema) -> str | None:

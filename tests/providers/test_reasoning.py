@@ -20,6 +20,11 @@ EFFORTS: list[tuple[ProviderName, str, str, dict[str, Any]]] = [
     ("anthropic", "claude-opus-4-5", "high", {"type": "enabled", "budget_tokens": 10240, "display": "summarized"}),
     ("anthropic", "claude-sonnet-4-6", "max", {"type": "adaptive", "display": "summarized"}),
     ("anthropic", "claude-opus-4-7", "xhigh", {"type": "adaptive", "display": "summarized"}),
+    ("anthropic", "claude-haiku-4-5", "low", {"type": "enabled", "budget_tokens": 2048, "display": "summarized"}),
+    ("anthropic", "claude-sonnet-4-5", "medium", {"type": "enabled", "budget_tokens": 5120, "display": "summarized"}),
+    ("anthropic", "claude-3-7-sonnet", "high", {"type": "enabled", "budget_tokens": 10240, "display": "summarized"}),
+    ("anthropic", "claude-opus-4-1", "max", {"type": "enabled", "budget_tokens": 24576, "display": "summarized"}),
+    ("anthropic", "claude-novella-next", "max", {"type": "adaptive", "display": "summarized"}),
     ("openrouter", "openai/gpt-5-nano", "low", {"effort": "low"}),
 ]
 
@@ -47,6 +52,17 @@ async def test_anthropic_is_told_the_effort_beside_the_thinking(config: MakeConf
     """Effort is a setting of its own there."""
     await run("Why?", config=config("anthropic", model="claude-opus-4-7"), options=Options(reasoning_effort="low"))
     assert sent(sim)["output_config"] == {"effort": "low"}
+
+
+@pytest.mark.parametrize(
+    ("model", "output_config"), [("claude-haiku-4-5", None), ("claude-novella-next", {"effort": "max"})]
+)
+async def test_only_a_model_that_is_known_to_refuse_the_effort_is_sent_none(
+    model: str, output_config: Any, config: MakeConfig, sim: Simulator
+) -> None:
+    """Haiku 4.5 answers `output_config.effort` with a 400; a name that no list knows is the provider's to judge."""
+    await run("Why?", config=config("anthropic", model=model), options=Options(reasoning_effort="max"))
+    assert sent(sim).get("output_config") == output_config
 
 
 BUDGETS: list[tuple[ProviderName, str, int, dict[str, Any]]] = [
@@ -78,6 +94,13 @@ async def test_anthropic_leaves_room_for_the_answer(config: MakeConfig, sim: Sim
     assert sent(sim)["max_tokens"] > 30_000
 
 
+async def test_the_room_for_the_answer_ends_where_the_model_does(config: MakeConfig, sim: Simulator) -> None:
+    """A default beyond what the model can write is a 400."""
+    options = Options(reasoning_budget_tokens=63_000)
+    await run("Why?", config=config("anthropic", model="claude-sonnet-4-5"), options=options)
+    assert sent(sim)["max_tokens"] == 64_000
+
+
 REFUSED: list[tuple[ProviderName, str, dict[str, Any], str]] = [
     ("openai", "gpt-4.1-mini", {"reasoning_effort": "low"}, "does not reason"),
     ("openai", "gpt-5-mini", {"reasoning_budget_tokens": 2000}, "reasoning_budget"),
@@ -86,8 +109,13 @@ REFUSED: list[tuple[ProviderName, str, dict[str, Any], str]] = [
     ("local", "m", {"reasoning_budget_tokens": 2000}, "reasoning_budget"),
     ("gemini", "gemini-2.0-flash", {"reasoning_effort": "low"}, "does not think"),
     ("gemini", "gemini-2.5-flash", {"reasoning_effort": "extreme"}, "extreme"),
-    ("anthropic", "claude-haiku-4-5", {"reasoning_effort": "low"}, "takes no reasoning_effort"),
-    ("anthropic", "claude-3-7-sonnet", {"reasoning_effort": "low"}, "takes no reasoning_effort"),
+    ("anthropic", "claude-haiku-4-5", {"reasoning_effort": "low", "max_tokens": 2048}, "2048 tokens leaves no room"),
+    ("anthropic", "claude-haiku-4-5", {"reasoning_budget_tokens": 64_000}, "beyond claude-haiku-4-5"),
+    ("anthropic", "claude-opus-4-1", {"reasoning_budget_tokens": 40_000}, "beyond claude-opus-4-1"),
+    ("gemini", "gemini-2.5-flash", {"reasoning_budget_tokens": 24_577}, "24577"),
+    ("gemini", "models/gemini-2.5-pro", {"reasoning_budget_tokens": 32_769}, "32769"),
+    ("gemini", "gemini-2.5-pro", {"reasoning_budget_tokens": 0}, "of 0 tokens"),
+    ("gemini", "gemini-2.5-flash-lite", {"reasoning_budget_tokens": 511}, "511"),
     ("anthropic", "claude-3-5-haiku", {"reasoning_budget_tokens": 2000}, "does not reason"),
     ("anthropic", "claude-opus-4-7", {"reasoning_budget_tokens": 2000}, "decides by itself"),
     ("anthropic", "claude-opus-4-5", {"reasoning_effort": "max"}, "'max'"),

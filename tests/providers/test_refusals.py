@@ -150,6 +150,33 @@ async def test_openrouter_passes_on_what_its_upstream_said() -> None:
             await run("p", config=server.config("openrouter"))
 
 
+@pytest.mark.parametrize("raw", ["the image is too wide", {"error": "the image is too wide"}])
+async def test_openrouters_own_message_is_told_beside_its_upstreams(raw: Any) -> None:
+    """Either may be the one that helps."""
+    metadata = {"provider_name": "Vendor", "raw": raw}
+    body = {"error": {"code": 400, "message": "No endpoint takes this image", "metadata": metadata}}
+    async with scripted(http(body, 400)) as server:
+        with pytest.raises(APIError, match=r"No endpoint takes this image: Vendor: .*the image is too wide"):
+            await run("p", config=server.config("openrouter"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"detail": "no such adapter"},
+        {"detail": [{"loc": ["body"], "msg": "no such adapter"}]},
+        {"error": {"error": "no such adapter"}},
+        {"object": "error", "message": "no such adapter", "code": 400},
+    ],
+    ids=str,
+)
+async def test_a_local_servers_own_message_is_told(body: dict[str, Any]) -> None:
+    """Wherever it stands."""
+    async with scripted(http(body, 400)) as server:
+        with pytest.raises(APIError, match=r"local answered 400: .*no such adapter"):
+            await run("p", config=server.config("local"))
+
+
 @pytest.mark.parametrize("told", [{"availability": {"retry_after": 17}}, {"metadata": {"retry_after_seconds": 17}}])
 async def test_openrouter_says_in_its_body_how_long_to_wait(told: dict[str, Any]) -> None:
     """Where there is no header."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field, field_validator
 
-from pollux_flows import ConfigurationError, Options, run, run_many
+from pollux_flows import APIError, ConfigurationError, Options, run, run_many
 from pollux_flows.config import ProviderName
+from pollux_flows.providers.base import Call
+from pollux_flows.providers.local.generate import request
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import MODELS, MakeConfig, asked, every_provider, good, http, scripted, sent
 from tests.providers.shapes import (
@@ -252,3 +256,18 @@ async def test_aliases_are_what_the_json_says(config: MakeConfig) -> None:
     stored = json.loads(envelope.model_dump_json())["structured"][0]
     assert set(stored) == {"class"}
     assert Aliased.model_validate(stored) == envelope["structured"][0]
+
+
+@pytest.mark.parametrize(
+    "said", ["json_schema is not supported", "unknown response_format type", "no structured output"]
+)
+async def test_a_local_server_without_schemas_is_asked_for_json_as_the_hint_says(said: str) -> None:
+    """The hint is code: pasted, it asks for JSON without a schema."""
+    async with scripted(http({"error": said}, 400)) as server:
+        with pytest.raises(APIError) as caught:
+            await run("p", config=server.config("local"), options=Options(response_schema={"type": "object"}))
+    pasted = re.search(r"provider_options=(\{.*\})\)", caught.value.hint or "")
+    assert pasted is not None
+    options = Options(provider_options=ast.literal_eval(pasted[1]))
+    call = Call(model="m", materials=(), prompt="p", options=options)
+    assert request(call)["response_format"] == {"type": "json_object"}

@@ -8,6 +8,10 @@ import pytest
 
 from pollux_flows import ConfigurationError, Options, Source, run, run_many
 from pollux_flows.config import ProviderName
+from pollux_flows.pipeline.execute import execute_plan
+from pollux_flows.pipeline.extract import extract_envelope
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Simulator
 from tests.loopback import KEY, MODELS, MakeConfig, asked, every_provider, sent
 
@@ -218,6 +222,20 @@ async def test_anthropic_caches_a_lone_call_and_no_fan_out(config: MakeConfig, s
     await run_many(["a", "b"], config=config("anthropic"), options=Options(implicit_caching=True))
     marked = ["cache_control" in entry.body for entry in asked(sim)]
     assert marked == [True, False, False, False, True, True]
+
+
+@pytest.mark.parametrize(("implicit", "marked"), [(None, False), (True, True), (False, False)])
+async def test_anthropic_caches_a_broadcast_only_on_request(
+    implicit: bool | None, marked: bool, config: MakeConfig, sim: Simulator
+) -> None:
+    """One prompt over three sources is three calls with nothing in common: three cache writes, and no read."""
+    settings, options = config("anthropic"), Options(implicit_caching=implicit)
+    sources = [Source.from_text(text) for text in "abc"]
+    plan = make_plan(make_request("p", target=settings.target, sources=sources, options=options, each_source=True))
+    found = await execute_plan(plan, settings)
+    assert ["cache_control" in entry.body for entry in asked(sim)] == [marked] * 3
+    envelope = extract_envelope(plan.about(0), found[:1], duration_s=0.0)
+    assert envelope.metrics["cache_mode"] == ("implicit" if marked else "none")
 
 
 @pytest.mark.parametrize("provider", ["gemini", "openai", "openrouter", "local"])

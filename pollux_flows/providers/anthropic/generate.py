@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, Final
 
+from pollux_flows import claude
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
@@ -43,9 +43,6 @@ _STATUSES: Final = {
     "rate_limit_error": 429,
     "overloaded_error": 529,
 }
-# Thinking that the model paces itself; older models are given a number of tokens instead.
-_ADAPTIVE: Final = re.compile(r"claude-(opus-(4-[6-9]|[5-9])|sonnet-(4-[6-9]|[5-9])|haiku-[5-9]|fable|mythos)")
-_BUDGETS: Final = {"low": 2048, "medium": 5120, "high": 10240, "xhigh": 12288, "max": 12288}
 _ANSWER_TOOL: Final = "give_structured_answer"
 _ROOM_FOR_THE_ANSWER: Final = 4096
 
@@ -67,7 +64,7 @@ def request(call: Call) -> dict[str, Any]:
         "messages": messages(call, thinks=(thinking or {}).get("type") == "enabled"),
         "system": options.system_instruction or None,
         "thinking": thinking,
-        "output_config": _output_config(options),
+        "output_config": _output_config(call.model, options),
         "tools": tools,
         "tool_choice": tool_choice,
         "cache_control": {"type": "ephemeral"} if call.implicit_caching and "cache_control" not in raw else None,
@@ -159,33 +156,22 @@ def _billing(usage: Any, blocks: list[dict[str, Any]]) -> Billing:
 
 def _max_tokens(model: str, options: Options) -> int:
     """Anthropic wants a limit on every request: what the model can give, or 16,384, and room beside the thinking."""
-    budget: int = (_thinking(model, options) or {}).get("budget_tokens", 0)
-    if options.max_tokens is None:
-        usual = 8192 if model.startswith("claude-3-5") else 4096 if model.startswith("claude-3-") else 16384
-        return max(usual, budget + _ROOM_FOR_THE_ANSWER)
-    if options.max_tokens <= budget:
-        raise ConfigurationError(
-            f"{model} thinks with {budget} tokens, which leaves no room within max_tokens={options.max_tokens}.",
-            hint=f"Raise max_tokens above {budget}: the answer counts against it too; or ask for less effort.",
-        )
-    return options.max_tokens
+    if options.max_tokens is not None:
+        return options.max_tokens
+    usual = 8192 if model.startswith("claude-3-5") else 4096 if model.startswith("claude-3-") else 16384
+    wanted = max(usual, (claude.thinking_budget(model, options) or 0) + _ROOM_FOR_THE_ANSWER)
+    return min(wanted, claude.max_output(model) or wanted)
 
 
 def _thinking(model: str, options: Options) -> dict[str, Any] | None:
-    # Without `display`, newer models think, bill for it, and show nothing.
-    if options.reasoning_effort is not None:
-        if _ADAPTIVE.match(model):
-            return {"type": "adaptive", "display": "summarized"}
-        return {
-            "type": "enabled",
-            "budget_tokens": _BUDGETS[options.reasoning_effort],
-            "display": "summarized",
-        }
-    if options.reasoning_budget_tokens is None:
-        return None
-    if options.reasoning_budget_tokens == 0:
+    budget = claude.thinking_budget(model, options)
+    if budget == 0:
         return {"type": "disabled"}
-    return {"type": "enabled", "budget_tokens": options.reasoning_budget_tokens}
+    # Without `display`, newer models think, bill for it, and show nothing.
+    shown = {} if options.reasoning_effort is None else {"display": "summarized"}
+    if budget is not None:
+        return {"type": "enabled", "budget_tokens": budget, **shown}
+    return {"type": "adaptive", **shown} if shown else None
 
 
 def _answer_tool(options: Options) -> dict[str, Any] | None:
@@ -218,9 +204,9 @@ def _called_before(call: Call) -> list[dict[str, Any]]:
     return [_tool({"name": name}) for name in call.tools_called]
 
 
-def _output_config(options: Options) -> dict[str, Any] | None:
+def _output_config(model: str, options: Options) -> dict[str, Any] | None:
     config: dict[str, Any] = {}
-    if options.reasoning_effort is not None:
+    if options.reasoning_effort is not None and claude.takes_effort(model):
         config["effort"] = options.reasoning_effort
     if (answer_schema := options.response_json_schema()) is not None:
         wire = schema.for_anthropic(answer_schema)

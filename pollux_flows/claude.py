@@ -1,0 +1,47 @@
+"""How families of Claude models think, read from their names.
+
+Newer models take an effort, older ones a number of tokens. A name that matches nothing here is Anthropic's to judge:
+it is sent what the newest models take.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pollux_flows.options import Options
+
+WITHOUT_THINKING: Final = r"claude-3-(?!7)"
+BY_BUDGET_ONLY: Final = r"claude-(3-7|opus-4(?!-[5-9])|sonnet-4(?!-[6-9])|haiku-4)"
+# Opus 4.5 takes an effort beside a budget; later models pace themselves.
+NO_MAX_EFFORT: Final = r"claude-opus-4-5"
+NO_XHIGH_EFFORT: Final = r"claude-(opus-4-[56]|sonnet-4-6)"
+# From Opus 4.7 on, an explicit budget is a 400.
+ADAPTIVE_ONLY: Final = r"claude-(opus-(4-[7-9]|[5-9])|sonnet-[5-9]|haiku-[5-9]|fable|mythos)"
+
+BUDGETS: Final = {"low": 2048, "medium": 5120, "high": 10240, "xhigh": 16384, "max": 24576}
+"""How many tokens an effort stands for, where a model thinks by budget. Every one leaves room in 32,000 of output."""
+
+_BY_BUDGET: Final = re.compile(rf"{BY_BUDGET_ONLY}|claude-opus-4-5")
+_OUTPUTS: Final = (
+    (r"claude-opus-4(?!-[5-9])", 32_000),
+    (r"claude-(3-7|opus-4-5|sonnet-4(?!-[6-9])|haiku-4)", 64_000),
+    (r"claude-(opus|sonnet)-4-6", 128_000),
+)
+
+
+def takes_effort(model: str) -> bool:
+    """Whether `output_config.effort` is for this model."""
+    return re.match(BY_BUDGET_ONLY, model) is None
+
+
+def thinking_budget(model: str, options: Options) -> int | None:
+    """The tokens that thinking may take; None where the model decides, or does not think."""
+    if options.reasoning_effort is None:
+        return options.reasoning_budget_tokens
+    return BUDGETS.get(options.reasoning_effort) if _BY_BUDGET.match(model) else None
+
+
+def max_output(model: str) -> int | None:
+    """The most tokens of output, thinking included, of a model that thinks by budget; None where that is not known."""
+    return next((limit for family, limit in _OUTPUTS if re.match(family, model)), None)
