@@ -44,7 +44,7 @@ async def give_back(session: Session, ledger: Ledger, owner: str) -> None:
     """
     try:
         async with asyncio.timeout(_GIVE_BACK_S):
-            await delete(session, ledger, await ledger.release(owner, keep_s=session.config.keep_files_s))
+            await delete(session, ledger, await ledger.release(owner))
     except (PolluxError, TimeoutError) as error:
         _log.warning("Some files of this run are left for the flow `sweep` to delete: %s", error or "it took too long")
 

@@ -66,7 +66,7 @@ class Ledger:
 
         If there is none, exactly one of all who ask uploads it, and the others wait, at most `patience_s` for each
         upload. When it fails, those who waited fail with it; when its process dies or is cancelled, one of them takes
-        over. `keep_s` is what a release would say, in case that the owner dies before it. `turn` is entered before the
+        over. `keep_s` is for how long the file stays after the owner's release or death. `turn` is entered before the
         upload is claimed: whoever dies leaves no more claims than there were turns.
         """
         began = self.clock()
@@ -123,16 +123,16 @@ class Ledger:
             if owner in entry.owners:
                 await self._note(key, owner, None if entry.owners[owner].until is None else owner_s)
 
-    async def release(self, owner: str, *, keep_s: float | None) -> list[Due]:
-        """The owner is done with all its files. What is to be deleted of them now.
+    async def release(self, owner: str) -> list[Due]:
+        """End the owner's use of all its files, and return what is to be deleted of them now.
 
-        A file without an owner is kept for `keep_s` more, for others to use: 0 is not at all, None as long as the
-        provider keeps it. Of several owners, the one who wants it kept longest has its way.
+        A file without an owner is kept for the `keep_s` that its `hold` asked for, for others to use: 0 is not at all,
+        None as long as the provider keeps it. Of several owners, the one who wants it kept longest has its way.
         """
         keys = await self._keys(owner)
 
         async def released(key: UploadKey) -> list[Due]:
-            await self._change(key, lambda entry, _: entry.released(owner, keep_s, self.clock()))
+            await self._change(key, lambda entry, _: entry.released(owner, self.clock()))
             return self._dues(await self.store.get(key.name))
 
         dues = await asyncio.gather(*map(released, keys))

@@ -71,7 +71,7 @@ class Due:
 
 class Ownership(Record):
     until: float | None = Field(description="When an owner that is not heard of is taken for dead, if ever.")
-    keep_s: float | None = Field(description="What it would have said at its release.")
+    keep_s: float | None = Field(description="For how long the file stays once it is done; None: as the provider does.")
     process: list[str] | None = Field(default=None, description="The process that needs it, where it ends with one.")
 
     def ended(self, now: float) -> float | None:
@@ -169,7 +169,7 @@ class Entry(Record):
         entry = self
         for owner, owned in self.owners.items():
             if (ended := owned.ended(now)) is not None:
-                entry = entry.released(owner, owned.keep_s, ended)
+                entry = entry.released(owner, ended)
         if entry.uploaded is not None and not entry.uploaded.lives(now):
             entry = entry.without_file()
         leftovers = [each for each in entry.leftovers if each.uploaded is None or each.uploaded.lives(now)]
@@ -210,15 +210,16 @@ class Entry(Record):
         process = None if until is None else this_process()
         return self.but(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s, process=process)})
 
-    def released(self, owner: str, keep_s: float | None, now: float) -> Self:
+    def released(self, owner: str, now: float) -> Self:
         """Whoever wants it longest has its way."""
         entry = self
         if self.failure is not None and self.failure.owner == owner:
             entry = entry.but(failure=None)
-        if owner not in self.owners:
+        if (owned := self.owners.get(owner)) is None:
             return entry
+        keep_s = owned.keep_s
         keep_until = None if None in (keep_s, self.keep_until) else max(self.keep_until or 0.0, now + (keep_s or 0.0))
-        owners = {name: owned for name, owned in self.owners.items() if name != owner}
+        owners = {name: each for name, each in self.owners.items() if name != owner}
         return entry.but(owners=owners, keep_until=keep_until)
 
     def forgotten(self, file_id: str) -> Self:

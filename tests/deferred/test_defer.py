@@ -109,6 +109,30 @@ async def test_the_input_is_deleted_once_it_is_collected(
 
 
 @every_batch_system
+@pytest.mark.parametrize(("keep_files_s", "source_stays"), [(0.0, False), (3600.0, True)])
+async def test_a_job_keeps_files_as_the_config_that_submitted_it_says(  # noqa: PLR0917 (each is a fixture or a parameter)
+    provider: ProviderName,
+    keep_files_s: float,
+    source_stays: bool,
+    sim: Simulator,
+    config: MakeConfig,
+    tmp_path: Path,
+) -> None:
+    """Whatever the Config that collects says. No other job can use the batch's input file: it never stays."""
+    sim.batch_s = 0
+    pdf = tmp_path / "report.pdf"
+    pdf.write_bytes(b"%PDF-1.7\n" + bytes(200))
+    handle = await defer_many(
+        PROMPTS, sources=[Source.from_file(pdf)], config=config(provider, keep_files_s=keep_files_s)
+    )
+    ours = {file.id for file in sim.files}
+    assert len(ours) == (1 if provider == "anthropic" else 2)
+    await collect_deferred(handle, config=config(provider, keep_files_s=3600.0 - keep_files_s))
+    alive = [file for file in sim.files if file.id in ours and file.deleted_at is None]
+    assert len(alive) == source_stays
+
+
+@every_batch_system
 @pytest.mark.parametrize("end", ["partial", "expired", "cancelled", "failed"])
 async def test_every_end(provider: ProviderName, end: str, sim: Simulator, config: MakeConfig) -> None:
     sim.batch_s = 0

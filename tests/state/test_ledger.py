@@ -88,12 +88,12 @@ async def test_a_file_without_expiry_stays(ledger: Ledger, provider: Provider, c
 
 async def test_what_the_provider_forgot_is_uploaded_again(ledger: Ledger, provider: Provider) -> None:
     """Once; whoever finds out later finds a new file already."""
-    old = await ledger.hold(KEY, "run", provider.upload)
+    old = await ledger.hold(KEY, "run", provider.upload, keep_s=None)
     await ledger.forget(KEY, old.file_id)
-    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
+    assert (await ledger.hold(KEY, "run", provider.upload, keep_s=None)).file_id == "file-2"
     await ledger.forget(KEY, old.file_id)
-    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
-    assert await ledger.release("run", keep_s=None) == []
+    assert (await ledger.hold(KEY, "run", provider.upload, keep_s=None)).file_id == "file-2"
+    assert await ledger.release("run") == []
 
 
 # --- Cancelled ----------------------------------------------------------------------------------------------------

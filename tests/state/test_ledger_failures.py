@@ -50,7 +50,7 @@ async def test_a_run_does_not_try_again_what_is_of_no_use(ledger: Ledger, provid
     with pytest.raises(APIError, match="No"):
         await ledger.hold(KEY, "other", provider.upload)
     assert len(provider.markers) == 2
-    await ledger.release("other", keep_s=0)
+    await ledger.release("other")
     assert (await ledger.hold(KEY, "other", provider.upload)).file_id == "file-3"
 
 

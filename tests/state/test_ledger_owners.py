@@ -21,11 +21,11 @@ async def test_a_file_goes_with_its_last_owner(ledger: Ledger, provider: Provide
     """Not before; and nothing of it stays."""
     for owner in ("a", "b"):
         await ledger.hold(KEY, owner, provider.upload)
-    assert await ledger.release("a", keep_s=0) == []
-    assert await ledger.release("a", keep_s=0) == []
-    assert await ledger.release("nobody", keep_s=0) == []
+    assert await ledger.release("a") == []
+    assert await ledger.release("a") == []
+    assert await ledger.release("nobody") == []
     assert await ledger.due() == []
-    (due,) = await ledger.release("b", keep_s=0)
+    (due,) = await ledger.release("b")
     assert (due.key, due.reason, due.marker) == (KEY, "idle", provider.markers[0])
     assert due.uploaded is not None
     assert await ledger.due() == [due]
@@ -37,35 +37,35 @@ async def test_an_owner_has_many_files(ledger: Ledger, provider: Provider) -> No
     keys = [KEY.model_copy(update={"sha256": str(index)}) for index in range(30)]
     await asyncio.gather(*(ledger.hold(key, "run", provider.upload) for key in keys))
     await ledger.hold(keys[0], "run/other", provider.upload)
-    dues = await ledger.release("run", keep_s=0)
+    dues = await ledger.release("run")
     assert {due.key.sha256 for due in dues} == {str(index) for index in range(1, 30)}
 
 
 async def test_a_file_is_kept_for_others(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """As long as its last owner said; whoever needs it meanwhile finds it."""
-    await ledger.hold(KEY, "a", provider.upload)
-    assert await ledger.release("a", keep_s=3600) == []
+    await ledger.hold(KEY, "a", provider.upload, keep_s=3600)
+    assert await ledger.release("a") == []
     clock.now += 3000
     assert (await ledger.hold(KEY, "b", provider.upload)).file_id == "file-1"
     clock.now += 3000
     assert await ledger.due() == []
-    assert [due.reason for due in await ledger.release("b", keep_s=0)] == ["idle"]
+    assert [due.reason for due in await ledger.release("b")] == ["idle"]
 
 
 async def test_who_wants_it_kept_longest_has_its_way(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    for owner in ("a", "b", "c"):
-        await ledger.hold(KEY, owner, provider.upload, owner_s=None)
-    await ledger.release("a", keep_s=3600)
-    await ledger.release("b", keep_s=None)
-    assert await ledger.release("c", keep_s=0) == []
+    for owner, keep_s in (("a", 3600), ("b", None), ("c", 0)):
+        await ledger.hold(KEY, owner, provider.upload, owner_s=None, keep_s=keep_s)
+    await ledger.release("a")
+    await ledger.release("b")
+    assert await ledger.release("c") == []
     clock.now += 2 * DAY - 1
     assert await ledger.due() == []
 
 
 async def test_what_expired_needs_no_deletion(ledger: Ledger, provider: Provider, clock: Clock, store: Store) -> None:
     """The provider has deleted it; the ledger forgets it, too."""
-    await ledger.hold(KEY, "a", provider.upload)
-    assert await ledger.release("a", keep_s=None) == []
+    await ledger.hold(KEY, "a", provider.upload, keep_s=None)
+    assert await ledger.release("a") == []
     clock.now += 2 * DAY
     assert await ledger.due() == []
     assert await names(store) == []
@@ -122,7 +122,9 @@ async def test_a_deferred_job_owns_until_it_is_done(ledger: Ledger, provider: Pr
     await ledger.renew("job", owner_s=10)
     clock.now += 20 * DAY
     assert await ledger.due() == []
-    assert len(await ledger.release("job", keep_s=0)) == 1
+    assert await ledger.release("job") == []
+    clock.now += 3600
+    assert len(await ledger.due()) == 1
 
 
 # --- Deleting -----------------------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ async def test_a_deferred_job_owns_until_it_is_done(ledger: Ledger, provider: Pr
 
 async def test_what_is_about_to_go_is_given_to_nobody(ledger: Ledger, provider: Provider) -> None:
     await ledger.hold(KEY, "a", provider.upload)
-    (due,) = await ledger.release("a", keep_s=0)
+    (due,) = await ledger.release("a")
     assert await ledger.deleting(due)
     assert (await ledger.hold(KEY, "b", provider.upload)).file_id == "file-2"
     await ledger.deleted(due)
@@ -140,7 +142,7 @@ async def test_what_is_about_to_go_is_given_to_nobody(ledger: Ledger, provider: 
 async def test_what_is_owned_again_does_not_go(ledger: Ledger, provider: Provider) -> None:
     """Somebody needed it between the release and the deletion."""
     await ledger.hold(KEY, "a", provider.upload)
-    (due,) = await ledger.release("a", keep_s=0)
+    (due,) = await ledger.release("a")
     await ledger.hold(KEY, "b", provider.upload)
     assert not await ledger.deleting(due)
     assert (await ledger.hold(KEY, "c", provider.upload)).file_id == "file-1"
@@ -149,14 +151,14 @@ async def test_what_is_owned_again_does_not_go(ledger: Ledger, provider: Provide
 async def test_one_deletes(ledger: Ledger, provider: Provider) -> None:
     """Of many sweeps at once."""
     await ledger.hold(KEY, "a", provider.upload)
-    (due,) = await ledger.release("a", keep_s=0)
+    (due,) = await ledger.release("a")
     assert sum(await asyncio.gather(*(ledger.deleting(due) for _ in range(20)))) == 1
     assert await ledger.due() == []
 
 
 async def test_a_deletion_that_died_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     await ledger.hold(KEY, "a", provider.upload)
-    (due,) = await ledger.release("a", keep_s=0)
+    (due,) = await ledger.release("a")
     assert await ledger.deleting(due)
     clock.now += 121
     (again,) = await ledger.due()
@@ -167,7 +169,7 @@ async def test_a_deletion_that_died_is_due_again(ledger: Ledger, provider: Provi
 async def test_a_deletion_that_failed_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Each time a little later, with what it met; until the provider has deleted it itself."""
     await ledger.hold(KEY, "a", provider.upload)
-    dues = await ledger.release("a", keep_s=0)
+    dues = await ledger.release("a")
     waits = []
     for _ in range(3):
         assert await ledger.deleting(dues[0])
@@ -188,7 +190,7 @@ async def test_what_is_due_can_be_asked_by_account(ledger: Ledger, provider: Pro
     gemini = KEY.model_copy(update={"provider": "gemini"})
     for key in (KEY, other, gemini):
         await ledger.hold(key, "run", provider.upload)
-    await ledger.release("run", keep_s=0)
+    await ledger.release("run")
     assert len(await ledger.due()) == 3
     assert {due.key.account for due in await ledger.due("openai")} == {"acme", "other"}
     assert [due.key for due in await ledger.due(account="other")] == [other]
@@ -222,7 +224,7 @@ async def test_an_entry_that_cannot_be_read_hides_no_other(
     keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(6)]
     for key in keys:
         await ledger.hold(key, "run", provider.upload)
-    await ledger.release("run", keep_s=0)
+    await ledger.release("run")
     damage(address, keys[1].name)
     await store.put(keys[2].name, {"key": "is no key", "marker": 7})
     unreadable: list[str] = []
