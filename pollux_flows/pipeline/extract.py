@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,7 +12,7 @@ from pollux_flows.document import MENDED
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import state_after
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.structured import LONGEST_S, Reading, read_answers, shape_warning, tool_arguments
+from pollux_flows.pipeline.structured import LONGEST_S, TOOLS_S, Reading, read_answers, shape_warning, tool_arguments
 from pollux_flows.plain import mended
 from pollux_flows.pricing import Cost, price_table, total
 from pollux_flows.result import STATE, UNREADABLE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
@@ -193,10 +194,14 @@ def _course(outcome: Outcome) -> dict[str, Any]:
 
 
 def _tool_calls(options: Options, answer: Answer | None) -> list[dict[str, str]]:
-    calls = [] if answer is None else answer.tool_calls
+    tools, deadline = options.tools or [], time.monotonic() + TOOLS_S
     return [
-        {"id": call.id, "name": call.name, "arguments": tool_arguments(options.tools or [], call.name, call.arguments)}
-        for call in calls
+        {
+            "id": call.id,
+            "name": call.name,
+            "arguments": tool_arguments(tools, call.name, call.arguments, deadline=deadline),
+        }
+        for call in ([] if answer is None else answer.tool_calls)
     ]
 
 

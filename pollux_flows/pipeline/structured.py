@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import time
 from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from pollux_flows.plain import plain
 from pollux_flows.providers.conformance import Conformance
 from pollux_flows.result import Answer
 
-_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
+_FENCE: Final = "```"
+_FENCE_STARTS: Final = {_FENCE, f"{_FENCE}json"}
 LONGEST_S: Final = 30.0
 """How long one answer may be read, unless timeout_s is shorter. An ordinary one takes less than a millisecond."""
 # Pydantic tries every combination of the branches of nested unions, in one go that nothing interrupts. A quarter of a
@@ -67,13 +68,21 @@ def shape_warning(index: int, problem: str) -> str:
     return f"The answer to prompts[{index}] does not fit response_schema: {problem}"
 
 
-def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str) -> str:
-    """A tool call's arguments, without the nulls that strict mode asks for in place of what is left out."""
+TOOLS_S: Final = 1.0
+"""How long the arguments of all tool calls of one answer may be looked at."""
+
+
+def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str, *, deadline: float) -> str:
+    """A tool call's arguments, without the nulls that strict mode asks for in place of what is left out.
+
+    As the model wrote them once `deadline` (of the monotonic clock) has passed: an answer may have a thousand calls.
+    """
     schema = next((tool.get("parameters") for tool in tools if tool["name"] == name), None)
-    if not schema:
+    left_s = deadline - time.monotonic()
+    if not schema or left_s <= 0:
         return arguments
     try:
-        value = Conformance(schema, limit_s=1.0).without_invented_nulls(plain(json.loads(arguments)))
+        value = Conformance(schema, limit_s=left_s).without_invented_nulls(plain(json.loads(arguments)))
         return json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError, TimeoutError):
         return arguments  # whoever runs the tool sees what the model wrote
@@ -101,10 +110,8 @@ def _guarded(read: Callable[[Any], Reading], value: Any) -> Reading:
 
 
 def _parse(conformance: Conformance, model: type[BaseModel] | None, text: str) -> Reading:
-    # Where a provider cannot be held to the schema, models like to put their JSON into a Markdown fence.
-    fenced = _FENCED.fullmatch(text)
     try:
-        value = plain(json.loads(fenced.group(1) if fenced else text))
+        value = plain(json.loads(_strip_fence(text)))
     except ValueError as error:
         return Reading(problem=f"it is no JSON ({error}).")
     except RecursionError:
@@ -114,6 +121,16 @@ def _parse(conformance: Conformance, model: type[BaseModel] | None, text: str) -
         return _instance(conformance, model, value)
     found = conformance.problems(value)
     return Reading(problem="; ".join(found)) if found else Reading(value)
+
+
+def _strip_fence(text: str) -> str:
+    """Return the JSON without the Markdown fence that models put around it where no schema binds them.
+
+    Not with `re`: its engine cannot be stopped, and over many blank lines it takes the cube of their number.
+    """
+    first, _, rest = text.strip().partition("\n")
+    is_fenced = first.rstrip() in _FENCE_STARTS and rest.endswith(_FENCE)
+    return rest.removesuffix(_FENCE) if is_fenced else text
 
 
 def _instance(conformance: Conformance, model: type[BaseModel], value: Any) -> Reading:

@@ -75,7 +75,14 @@ class Unpacker:
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(_ZLIB_OR_GZIP)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the body has come to its end; no more comes of what follows."""
+        return self._zlib.eof
+
     def pieces(self, block: bytes) -> Iterator[bytes]:
+        if self.is_done:  # what follows the end is no part of the body, and zlib would collect all of it
+            return
         try:
             piece = self._zlib.decompress(block, _PIECE)
             while piece:

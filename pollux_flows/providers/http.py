@@ -82,10 +82,22 @@ def web_client(timeout_s: float) -> httpx.Client:
     if (limits := current_limits()) is not None:
         from pollux_flows.providers.hosts import limited_client
 
-        return limited_client(limits, timeout_s)
-    import httpx
+        client = limited_client(limits, timeout_s)
+    else:
+        import httpx
 
-    return httpx.Client(timeout=timeout_s, follow_redirects=True)
+        client = httpx.Client(timeout=timeout_s, follow_redirects=True)
+    client.event_hooks["response"].append(_drop_redirect_body)
+    return client
+
+
+def _drop_redirect_body(response: httpx.Response) -> None:
+    """Keep httpx from reading the body of a redirect, which it does to its end, however long that is."""
+    if response.has_redirect_location:
+        import httpx
+
+        response.stream.close()  # type: ignore[union-attr]  # a synchronous client's stream
+        response.stream = httpx.ByteStream(b"")
 
 
 def address(config: Config, default_url: str) -> str:

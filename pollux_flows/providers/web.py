@@ -81,6 +81,8 @@ def _pieces(answer: httpx.Response) -> Iterator[bytes]:
     unpacker = Unpacker()
     for block in answer.iter_raw():
         yield from unpacker.pieces(block)
+        if unpacker.is_done:
+            return
 
 
 def _refused(status: int) -> OSError:

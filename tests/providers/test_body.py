@@ -133,3 +133,15 @@ def test_an_unpacker_never_gives_more_than_a_piece() -> None:
     assert max(sizes) <= 1 << 20
     assert sum(sizes) > 300 << 20
     assert time.monotonic() - started < 20
+
+
+def test_what_follows_a_packed_body_is_not_collected() -> None:
+    """zlib keeps all of it, and copies it anew for each block."""
+    unpacker = body.Unpacker()
+    assert b"".join(unpacker.pieces(gzip.compress(b"all"))) == b"all"
+    tracemalloc.start()
+    for _ in range(100):
+        assert list(unpacker.pieces(_BLOCK)) == []
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20

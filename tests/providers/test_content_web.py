@@ -44,6 +44,8 @@ class Site:
         self.hang = threading.Event()  # set when nobody is to wait any more
         self.hangs_after: int | None = None
         self.drips = False
+        self.moved_body = b""  # what the redirect at /moved.pdf brings besides
+        self.moved_sent = 0
         self.origin = ""
 
     def source(self, path: str = "/report.pdf") -> Source:
@@ -62,6 +64,9 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
         def do_GET(self) -> None:
             self._answer(site.status)
             with suppress(ConnectionError):  # whoever reads an error does not read its body
+                while site.moved_body and self.path.startswith("/moved.pdf") and not site.hang.is_set():
+                    self.wfile.write(site.moved_body)
+                    site.moved_sent += len(site.moved_body)
                 if site.hangs_after is not None:
                     self.wfile.write(site.body[: site.hangs_after])
                     site.hang.wait(30)
@@ -78,7 +83,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
             self.send_response(302 if moved else status)
             for name, value in ({"Location": "/report.pdf?sig=hunter3"} if moved else site.headers).items():
                 self.send_header(name, value)
-            if moved or site.with_length:
+            if (moved and not site.moved_body) or (not moved and site.with_length):
                 self.send_header("Content-Length", str(0 if moved else len(site.body)))
             self.end_headers()
 
@@ -323,3 +328,21 @@ def open_descriptors(folder: Path) -> list[str]:
         except OSError:
             continue
     return [link for link in links if link.startswith(str(folder))]
+
+
+async def test_the_body_of_a_redirect_is_not_read(site: Site) -> None:
+    """httpx would read it to its end into memory, and this one has none."""
+    site.moved_body = bytes(1 << 16)
+    async with asyncio.timeout(10):
+        found = await look(site.source("/moved.pdf"))
+    assert found.sha256 == hashlib.sha256(PDF).hexdigest()
+    assert site.moved_sent < 64 << 20
+
+
+async def test_a_packed_file_ends_where_its_packing_does(site: Site) -> None:
+    """A server may go on for ever after it."""
+    site.body, site.headers = gzip.compress(PDF) + bytes(1 << 16), {"Content-Encoding": "gzip"}
+    site.with_length, site.hangs_after = False, len(site.body)
+    async with asyncio.timeout(10):
+        found = await look(site.source())
+    assert found.sha256 == hashlib.sha256(PDF).hexdigest()

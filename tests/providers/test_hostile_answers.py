@@ -13,9 +13,12 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from pollux_flows import Options, ResultEnvelope, run, run_many
+from pollux_flows.pipeline import extract
+from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.providers.conformance import Conformance, problems, without_invented_nulls
 from pollux_flows.providers.validation import check
-from tests.loopback import good, http, scripted
+from pollux_flows.result import Answer
+from tests.loopback import MODELS, good, http, scripted
 
 # Ten levels of it took 54 seconds: each level tries all three branches, and each of those all below.
 TREE: dict[str, Any] = {
@@ -219,3 +222,29 @@ async def test_a_callers_validators_run_once_an_answer() -> None:
     envelope = await answered('{"number": "7"}', Once)
     assert Once.seen == ["7"]
     assert [value.number for value in envelope.structured or []] == ["7"]
+
+
+@pytest.mark.parametrize(("tail", "value"), [("x", None), ("{}\n```\n", {})])
+def test_a_fence_before_many_blank_lines_is_found_in_linear_time(tail: str, value: Any) -> None:
+    """A regular expression took the cube of their number, and the whole process with it."""
+    answer = Answer(text="```json\n" + "\n" * 3_000 + tail, finish_reason="stop")
+    with within(5):
+        readings = read_answers(Options(response_schema={"type": "object"}), [answer])
+    assert readings is not None
+    assert readings[0].value == value
+
+
+async def test_the_arguments_of_many_tool_calls_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with a pattern that never ends; past the limit, they are as the model wrote them."""
+    monkeypatch.setattr(extract, "TOOLS_S", 0.05, raising=False)
+    slow = {"type": "object", "properties": {"q": {"type": "string", "pattern": "^(a|a)*$"}}}
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"anyOf": [slow, {"type": "object"}]}}}}
+    arguments = json.dumps({"x": {"q": "a" * 60 + "!"}})
+    calls = [{"id": f"{number}", "function": {"name": "f", "arguments": arguments}} for number in range(10)]
+    reply = {"choices": [{"message": {"content": None, "tool_calls": calls}, "finish_reason": "tool_calls"}]}
+    async with scripted(http(reply)) as server:
+        server.listing = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["tools"]}]})
+        with within(5):
+            envelope = await run("p", config=server.config("openrouter"), options=Options(tools=[tool]))
+    assert envelope.tool_calls is not None
+    assert [call["arguments"] for call in envelope.tool_calls[0]] == [arguments] * 10
