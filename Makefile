@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check bench kills batch-kills parents format clean
+.PHONY: demo test check bench fresh-install kills batch-kills parents format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
@@ -24,6 +24,9 @@ check: $(READY)  ## lint and types
 
 bench: $(READY)  ## measure what the documents state
 	$(BIN)/python -m benchmarks
+
+fresh-install:  ## what a newcomer gets: the wheel without constraints, its demo, and a scheduled run
+	PYTHON=$(PYTHON) .ci/fresh-install
 
 kills: $(READY)  ## kill a run of 1,000 prompts at fifty moments
 	TEST_KILLS=50 TEST_PROMPTS=1000 $(BIN)/pytest -q tests/pipeline/test_killed_run.py

@@ -126,10 +126,10 @@ class PolluxProvider(Block):
         """The one saved under that name."""
         try:
             return cast(PolluxProvider, await cls.aload(name))
-        except ValueError as error:
+        except ValueError:
             raise ConfigurationError(
-                f"There is no PolluxProvider called {name!r} on this server: {error}",
-                hint="Save it in the UI under Blocks, or with PolluxProvider(…).save(name).",
+                f"There is no PolluxProvider called {name!r} on this server.",
+                hint=f"Save it in the UI under Blocks, with pollux-flows apply, or PolluxProvider(…).save({name!r}).",
             ) from None
 
     async def _key(self) -> str | None:

@@ -159,7 +159,7 @@ def test_what_was_answered_is_printed_and_what_was_not_is_told(ask: Command) -> 
         (["run", "-p", "cli"], "There is nothing to ask"),
         (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "Prompts are given twice"),
         (["run", "--prompts", "x.txt", "-p", "cli"], "x.txt cannot be read"),
-        (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider called 'nobody'"),
+        (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider called 'nobody' on this server. Save it"),
         (["run", "Why?", "-p", "cli", "-s", "missing.pdf"], "There is no file 'missing.pdf' to read"),
         (["run", "Why?", "-p", "cli", "--schema", "missing.json"], "missing.json cannot be read"),
         (["cancel", "nothing"], "nothing"),
