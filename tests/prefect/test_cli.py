@@ -205,7 +205,7 @@ def test_all_is_there(ask: Command) -> None:
 def test_jobs_that_nobody_collects(ask: Command, simulator: Simulator) -> None:
     simulator.batch_s = 3600
     ask("submit", "Why?", "-p", "cli")
-    assert "?   Deferred jobs: 1 under way, and nobody collects them" in ask("doctor")
+    assert "?   Deferred jobs: 1 under way, but collect is not on a schedule" in ask("doctor")
 
 
 def test_a_state_that_cannot_be_written_to(ask: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ async def test_a_file_that_is_missing_on_the_worker_says_exactly_that(tmp_path: 
 
 async def test_a_directory_is_no_file(tmp_path: Path) -> None:
     """Neither here nor on the worker."""
-    with pytest.raises(SourceError, match="not a file"):
+    with pytest.raises(SourceError, match="is a directory"):
         Source.from_file(tmp_path)
     with pytest.raises(SourceError, match=r"directory.*one by one"):
         await examine(Source(source_type="file", uri=str(tmp_path)))
