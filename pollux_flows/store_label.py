@@ -6,11 +6,15 @@ again, without a word: it refuses instead.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Final
 from uuid import UUID, uuid4
 
+import httpx
+from httpx import codes
 from prefect.logging.loggers import get_run_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import connected
@@ -24,6 +28,7 @@ LABEL: Final = "pollux.state"
 ASK_ANEW: Final = "POLLUX_ASK_ANEW"
 
 _REMEMBERED: Final = 10_000
+_PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 # What this process has put on which run: the labels of a run at hand are those that it began with.
 _labelled: Final[dict[UUID, tuple[str, str]]] = {}
 
@@ -49,8 +54,7 @@ async def confirm_store(here: Lineage) -> None:
         if (earlier != own or is_gone) and not os.environ.get(ASK_ANEW, "").strip():
             raise _refusal(store, is_gone=is_gone)
     await Journal(store, str(run.id)).begin()
-    async with connected() as client:
-        await client.update_flow_run_labels(run.id, {LABEL: f"{own} {attempt}"})
+    await _put_label(run.id, f"{own} {attempt}")
     while len(_labelled) >= _REMEMBERED:
         del _labelled[next(iter(_labelled))]
     _labelled[run.id] = own, attempt
@@ -62,6 +66,22 @@ async def store_id(store: Store) -> str:
         await store.add("store/id", {"id": uuid4().hex[:12]})
         record = await store.get("store/id") or {}
     return str(record.get("id"))
+
+
+async def _put_label(run_id: UUID, label: str) -> None:
+    """Label the run. Prefect's client would wait for seconds whenever a server on SQLite is busy for a moment."""
+    async with connected() as client:
+        for pause in (*_PAUSES, None):
+            retries = 0 if pause is not None else PREFECT_CLIENT_MAX_RETRIES.value()
+            try:
+                with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
+                    await client.update_flow_run_labels(run_id, {LABEL: label})
+            except httpx.HTTPStatusError as error:
+                if pause is None or error.response.status_code != codes.SERVICE_UNAVAILABLE:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
 
 
 def _parse(label: object) -> tuple[str, str] | None:
