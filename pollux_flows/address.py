@@ -110,7 +110,9 @@ def check_no_credentials(address: str, *, path: bool = False) -> None:
 def arxiv_pdf(ref: Any) -> str:
     """The address of the paper's PDF."""
     if not isinstance(ref, str):
-        raise SourceError(f"from_arxiv takes a string, not {type(ref).__name__}.")
+        raise SourceError(
+            f"from_arxiv takes a string, not {type(ref).__name__}.", hint="Pass a paper's id, such as '1706.03762'."
+        )
     name = ref.strip()
     check_no_credentials(name)
     if name.startswith(("http://", "https://")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from pydantic import (
@@ -38,9 +39,9 @@ class Document(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            problem = describe(cls, error)
+            problem, hint = describe(cls, error), advise(cls, error)
         # Raised out here, so that Pydantic's error, which quotes the input and maybe a key, is not even its context.
-        raise cls.refusal(problem)
+        raise cls.refusal(problem, hint=hint)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **settings: Any) -> Self:
@@ -48,8 +49,8 @@ class Document(BaseModel):
         try:
             return super().model_validate_json(json_data, **settings)
         except ValidationError as error:  # it is no JSON at all: validators have not seen it
-            problem = describe(cls, error)
-        raise cls.refusal(problem)
+            problem, hint = describe(cls, error), advise(cls, error)
+        raise cls.refusal(problem, hint=hint)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy; with changes, it is looked at like any other document."""
@@ -106,3 +107,17 @@ def describe(cls: type[BaseModel], error: ValidationError) -> str:
             said = said[:1].lower() + said[1:]
             problems.append(f"{where}: {said}" if where else said)
     return f"{cls.__name__} is not usable: {'; '.join(problems)}."
+
+
+def advise(cls: type[BaseModel], error: ValidationError) -> str:
+    """Say how to correct the first of these problems, without the input, which may hold a key."""
+    item = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    if not item["loc"]:
+        return f"Pass a JSON object with the fields of {cls.__name__}: {', '.join(cls.model_fields)}."
+    where, name = ".".join(str(step) for step in item["loc"]), str(item["loc"][0])
+    if item["type"] == "extra_forbidden":
+        close = get_close_matches(name, cls.model_fields, n=1)
+        return f"Write {close[0]} instead of {name}." if close else f"Leave {where} out."
+    field = cls.model_fields.get(name)
+    verb = "Set" if item["type"] == "missing" else "Correct"
+    return f"{verb} {where}: {field.description}" if field and field.description else f"{verb} {where}."

@@ -42,12 +42,17 @@ class VideoSettings(Document):
     @model_validator(mode="after")
     def _says_something_sensible(self) -> Self:
         if self.start_offset is None and self.end_offset is None and self.fps is None:
-            raise SourceError("Video settings need a start_offset, an end_offset or fps.")
+            raise SourceError(
+                "Video settings need a start_offset, an end_offset or fps.", hint="Set one of them, or leave them out."
+            )
         for name, offset in (("start_offset", self.start_offset), ("end_offset", self.end_offset)):
             if offset is not None and not _OFFSET.fullmatch(offset):
                 raise SourceError(f"{name} {offset!r} is no duration.", hint="Write seconds, such as '90s' or '1.5s'.")
         if self.start_offset and self.end_offset and _seconds(self.end_offset) <= _seconds(self.start_offset):
-            raise SourceError(f"The video would end at {self.end_offset}, before it starts at {self.start_offset}.")
+            raise SourceError(
+                f"The video would end at {self.end_offset}, before it starts at {self.start_offset}.",
+                hint="Make end_offset later than start_offset.",
+            )
         return self
 
 
@@ -119,14 +124,19 @@ class Source(Document):
                 hint="Video settings go on YouTube and video/* sources.",
             )
         if self.gemini_url_context and (self.source_type != "uri" or not is_web(str(self.uri))):
-            raise SourceError("Only an http or https address made by from_uri can be opened by Gemini itself.")
+            raise SourceError(
+                "Only an http or https address made by from_uri can be opened by Gemini itself.",
+                hint="Use Source.from_uri('https://…').with_gemini_url_context(), or leave the setting out.",
+            )
         return self
 
     @classmethod
     def from_text(cls, text: str, *, identifier: str | None = None) -> Source:
         """A piece of text, sent as it stands."""
         if not isinstance(text, str):
-            raise SourceError(f"from_text takes a string, not {type(text).__name__}.")
+            raise SourceError(
+                f"from_text takes a string, not {type(text).__name__}.", hint="Pass other values to Source.from_json."
+            )
         return cls(source_type="text", text=text, identifier=identifier or "")
 
     @classmethod
@@ -146,7 +156,9 @@ class Source(Document):
     def from_file(cls, path: str | Path, *, mime_type: str | None = None) -> Source:
         """A file, read where the flow runs: a path, or any address that fsspec opens (s3://…, gs://…, memory://…)."""
         if not isinstance(path, str | Path):
-            raise SourceError(f"from_file takes a path, not {type(path).__name__}.")
+            raise SourceError(
+                f"from_file takes a path, not {type(path).__name__}.", hint="Pass a string or a pathlib.Path."
+            )
         name = str(path)
         return cls(
             source_type="file",

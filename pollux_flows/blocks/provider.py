@@ -16,7 +16,7 @@ from pollux_flows.config import (
     environment_key,
     may_have_environment_key,
 )
-from pollux_flows.document import describe
+from pollux_flows.document import advise, describe
 from pollux_flows.errors import ConfigurationError
 
 
@@ -76,13 +76,13 @@ class PolluxProvider(Block):
     @classmethod
     def _remember_the_saved_block(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """A block read back from a run's parameters knows the name it was saved under; pydantic would drop it."""
-        problem = ""
+        problem = hint = ""
         try:
             block = handler(data)
         except ValidationError as error:
-            problem = describe(cls, error)
+            problem, hint = describe(cls, error), advise(cls, error)
         if problem:  # raised out here: Pydantic's own error quotes the input, and so the key
-            raise ConfigurationError(problem)
+            raise ConfigurationError(problem, hint=hint)
         if isinstance(data, dict) and (name := data.get("_block_document_name")):
             block._block_document_name = name  # noqa: SLF001
         return block

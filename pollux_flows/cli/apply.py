@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pollux_flows import blocks
 from pollux_flows.blocks.registration import aregister_block_types
 from pollux_flows.cli.words import refusals_in_words, say
-from pollux_flows.document import describe
+from pollux_flows.document import advise, describe
 from pollux_flows.errors import ConfigurationError
 
 _NAME: Final = re.compile("[a-z0-9-]+")
@@ -55,7 +55,8 @@ class _Wanted:
         if unknown := sorted(self.fields.keys() - self.kind.model_fields):
             allowed = ", ".join(self.kind.model_fields)
             raise ConfigurationError(
-                f"{self.where}: {', '.join(unknown)} is not among its fields, which are {allowed}."
+                f"{self.where}: {', '.join(unknown)} is not among its fields, which are {allowed}.",
+                hint="Correct the name, or leave the field out.",
             )
         for field in _secrets(self.kind) & self.fields.keys():
             if self.fields[field] is not None and not _is_reference(self.fields[field]):
@@ -71,10 +72,11 @@ class _Wanted:
         try:
             return self.kind(**{**kept, **fields})
         except ConfigurationError as error:
-            problem = error.message
+            problem, hint = error.message, error.hint
         except ValidationError as error:
-            problem = describe(self.kind, error)
-        raise ConfigurationError(f"{self.where}: {problem}")  # out here: Pydantic's own error quotes the input
+            problem, hint = describe(self.kind, error), advise(self.kind, error)
+        # Raised out here: Pydantic's own error quotes the input.
+        raise ConfigurationError(f"{self.where}: {problem}", hint=hint)
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -114,7 +116,7 @@ def _read(file: Path) -> dict[object, object]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         said, problem = None, str(error)
     if problem is not None:
-        raise ConfigurationError(f"{file} cannot be read as YAML: {problem}.")
+        raise ConfigurationError(f"{file} cannot be read as YAML: {problem}.", hint=_LIKE_THIS)
     if not isinstance(said, dict) or not said:
         raise ConfigurationError(f"{file} names no blocks.", hint=_LIKE_THIS)
     return said

@@ -106,7 +106,10 @@ def _read(file: str) -> list[str]:
             return [line for line in text.splitlines() if line.strip()]
         found = json_format.loads(text)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}") from None
+        raise ConfigurationError(
+            f"{file} cannot be read: {error}",
+            hint="Name a text file with a prompt a line, or a .json file with a list.",
+        ) from None
     if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found):
         raise ConfigurationError(f"{file} is not a list of prompts.", hint='Write ["one", "two"], or a prompt a line.')
     return found
@@ -135,7 +138,9 @@ def _schema(said: str) -> object:
     try:
         return json_format.loads(Path(said).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{said} cannot be read: {error}") from None
+        raise ConfigurationError(
+            f"{said} cannot be read: {error}", hint="Name a .json file that holds a JSON Schema."
+        ) from None
 
 
 def _print(prompts: Sequence[str], envelope: ResultEnvelope, *, json: bool) -> None:

@@ -49,7 +49,10 @@ class BlockBook:
                 "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK to a storage that they share.",
             )
         if not isinstance(asked, Asked):
-            raise ConfigurationError(f"What is kept as {name}/asked in {self.shelf.where} is not what a job asks.")
+            raise ConfigurationError(
+                f"What is kept as {name}/asked in {self.shelf.where} is not what a job asks.",
+                hint="Collect with the version of pollux_flows that submitted the job, or submit it again.",
+            )
         return asked
 
     async def add(self, job: Job) -> bool:
@@ -150,5 +153,8 @@ def _data(job: Job) -> dict[str, Any]:
 def _job(document: BlockDocument) -> Job:
     said = document.data.get("job")
     if not isinstance(said, dict):
-        raise ConfigurationError(f"The block {document.name} does not say what it is a job of: somebody has edited it.")
+        raise ConfigurationError(
+            f"The block {document.name} does not describe a job: its field `job` was edited or removed.",
+            hint="Restore that field, or delete the block to give up the job's answers.",
+        )
     return Job.model_validate({**said, "name": document.name})
