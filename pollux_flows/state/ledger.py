@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from pollux_flows.config import ProviderName
@@ -65,9 +65,10 @@ class Ledger:
         """The file at the provider, which it will have for `margin_s` more, and which `owner` now uses.
 
         If there is none, exactly one of all who ask uploads it, and the others wait, at most `patience_s` for each
-        upload. When it fails, those who waited fail with it; when its process dies or is cancelled, one of them takes
-        over. `keep_s` is for how long the file stays after the owner's release or death. `turn` is entered before the
-        upload is claimed: whoever dies leaves no more claims than there were turns.
+        upload. When it fails, those who waited fail with it; when its process dies, one of them takes over; when it is
+        cancelled, it goes on for as long as others wait. `keep_s` is for how long the file stays after the owner's
+        release or death. `turn` is entered before the upload is claimed: whoever dies leaves no more claims than there
+        were turns.
         """
         began = self.clock()
         seen: str | None = None  # the upload that this one waited for
@@ -86,6 +87,8 @@ class Ledger:
                     return file
             elif claims.holder(record, now) is not None:
                 seen = entry.marker
+                # Now, not once it is there: an uploader that is cancelled looks for others that need the file.
+                await self._own(entry, owner, owner_s, keep_s)
                 await self._wait(key, patience_s)
             else:
                 await self._note(key, owner, owner_s)
@@ -93,7 +96,8 @@ class Ledger:
                 async with turn:
                     if (claim := await self._claim(record, key, owner, marker)) is None:
                         continue  # somebody was quicker: look again
-                    file = await self._upload(claim, key, marker, upload, (owner, owner_s, keep_s))
+                    uploading = self._upload(claim, key, marker, upload, (owner, owner_s, keep_s))
+                    file = await self._finish_for_others(uploading, key, marker, owner)
                 if file is not None:
                     return file
 
@@ -227,6 +231,35 @@ class Ledger:
             return self._entry(record, key).starting(marker, self.clock()).record()
 
         return await claims.claim(self.store, key.name, owner, self.lease_s, clock=self.clock, intent=intent)
+
+    async def _finish_for_others(
+        self, uploading: Coroutine[Any, Any, Uploaded | None], key: UploadKey, marker: str, owner: str
+    ) -> Uploaded | None:
+        """Wait for the upload. If this one is cancelled, end the upload too, once it has no other owner."""
+        task = asyncio.ensure_future(uploading)
+
+        async def end() -> None:
+            for pause in claims.pauses():
+                if not (is_needed := await self._has_other_owner(key, marker, owner)):
+                    task.cancel()
+                await asyncio.wait([task], timeout=pause if is_needed else None)
+                if task.done():
+                    return
+
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await unbroken(end())
+            if not task.cancelled():
+                task.exception()  # it is on record for those who waited; here, the cancellation is raised
+            raise
+
+    async def _has_other_owner(self, key: UploadKey, marker: str, owner: str) -> bool:
+        try:
+            entry = self._entry(await self.store.get(key.name), key)
+        except PolluxError:  # the store cannot say
+            return False
+        return entry.marker == marker and bool(entry.owners.keys() - {owner})
 
     async def _upload(
         self, claim: Claim, key: UploadKey, marker: str, upload: Upload, owning: tuple[str, float | None, float | None]

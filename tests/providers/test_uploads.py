@@ -25,7 +25,8 @@ from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers import http, uploads
 from pollux_flows.result import Outcome
-from pollux_flows.simulator import Simulator
+from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state.store import open_store
 from tests.loopback import SDKS, MakeConfig, until
 
 ROOT = Path(__file__).parents[2]
@@ -167,3 +168,31 @@ async def test_forty_uploads_take_a_handful_of_clients(
     assert all(outcome.answer is not None for outcome in outcomes)
     assert len(sim.files) == 40
     assert 2 <= len(made) <= 5
+
+
+@on_sdks
+async def test_a_run_that_is_cancelled_in_mid_upload_makes_no_other_upload_again(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
+) -> None:
+    """The other run takes the file that was on its way, also where no run keeps any; and then it goes."""
+    (tmp_path / "a.pdf").write_bytes(PDF)
+    source, settings = Source.from_file(tmp_path / "a.pdf"), config(provider, keep_files_s=0.0)
+    operation = "file.upload_chunk" if provider == "gemini" else "file.create"
+    sim.fail(Fault(kind="slow", delay_s=0.7), operation=operation, times=1)
+    first = asyncio.create_task(run("One?", source=source, config=settings))
+    await owners(1)
+    second = asyncio.create_task(run("Two?", source=source, config=settings))
+    await owners(2)
+    first.cancel()
+    assert (await second).status == "ok"
+    assert (await asyncio.gather(first, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+    assert len([entry for entry in sim.requests if entry.operation == operation]) == 1
+    assert [file.state for file in sim.files] == ["deleted"]
+
+
+async def owners(count: int) -> None:
+    """Return once so many runs are on record as needing the file."""
+    store = open_store()
+    async with asyncio.timeout(5):
+        while len([name async for name in store.names("owner/")]) < count:  # noqa: ASYNC110 (seen from outside)
+            await asyncio.sleep(0.005)

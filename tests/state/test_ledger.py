@@ -113,26 +113,64 @@ async def test_a_waiter_that_is_cancelled_disturbs_nobody(ledger: Ledger, provid
     assert len(provider.markers) == 1
 
 
-async def test_an_uploader_that_is_cancelled_is_replaced_at_once(ledger: Ledger, provider: Provider) -> None:
-    """Not after its lease (whose clock stands still here). What it may have left is looked for."""
+async def test_an_upload_whose_uploader_is_cancelled_goes_on_for_those_who_wait(
+    ledger: Ledger, provider: Provider
+) -> None:
+    """They do not upload it again, and the file that they wait for does not go when the cancelled run releases it."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
     await provider.asked()
     others = [asyncio.ensure_future(ledger.hold(KEY, "other", provider.upload)) for _ in range(5)]
-    await asyncio.sleep(0.02)
+    await waited_for(ledger, "other")
     first.cancel()
+    await asyncio.sleep(0.02)
+    provider.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await first
-    await provider.asked(2)
-    provider.gate.set()
-    assert {each.file_id for each in await asyncio.gather(*others)} == {"file-2"}
-    assert len(provider.markers) == 2
-    assert await ledger.due() == []  # it may still be on its way
+    assert await ledger.release("first") == []
+    assert {each.file_id for each in await asyncio.gather(*others)} == {"file-1"}
+    assert len(provider.markers) == 1
+
+
+async def test_an_upload_ends_once_all_who_wait_for_it_are_cancelled(ledger: Ledger, provider: Provider) -> None:
+    """As at Ctrl-C. What the upload may have left is looked for once it cannot be on its way any more."""
+    provider.gate = asyncio.Event()
+    first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
+    await provider.asked()
+    other = asyncio.ensure_future(ledger.hold(KEY, "other", provider.upload))
+    await waited_for(ledger, "other")
+    first.cancel()
+    other.cancel()
+    await asyncio.wait([other])
+    await ledger.release("other")
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert await ledger.due() == []
     provider.clock.now += ledger.lease_s
     (orphan,) = await ledger.due()
     assert (orphan.marker, orphan.uploaded, orphan.reason) == (provider.markers[0], None, "orphan")
     assert await removed(ledger, [orphan]) == [provider.markers[0]]
     assert await ledger.due() == []
+
+
+async def test_an_upload_without_a_waiter_is_cancelled_with_its_uploader(ledger: Ledger, provider: Provider) -> None:
+    """At once; the next to need the file uploads it."""
+    provider.gate = asyncio.Event()
+    first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
+    await provider.asked()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    provider.gate.set()
+    assert (await ledger.hold(KEY, "other", provider.upload)).file_id == "file-2"
+
+
+async def waited_for(ledger: Ledger, owner: str) -> None:
+    """Return once `owner` is on record as one that needs the file."""
+    async with asyncio.timeout(5):
+        while owner not in (await ledger.store.get(KEY.name) or {}).get("owners", {}):  # noqa: ASYNC110 (seen from outside)
+            await asyncio.sleep(0.001)
 
 
 async def test_what_was_uploaded_is_on_record_although_it_was_cancelled(
