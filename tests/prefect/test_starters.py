@@ -444,14 +444,13 @@ async def test_a_starter_reads_nothing_from_the_workers_network(
 # --- As it is served ----------------------------------------------------------------------------------------
 
 SERVE = """
-import sys
 from prefect import serve
 from pollux_flows.flows import realtime
 serve(realtime.to_deployment("starters-served"))
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 async def test_a_served_deployment_keeps_its_worker_to_itself(
     gemini: dict[str, Any], simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,17 +464,13 @@ async def test_a_served_deployment_keeps_its_worker_to_itself(
                 return next((each for each in await client.read_deployments() if each.name == "starters-served"), None)
 
         deployment = await until(deployed)
-        attacks: list[dict[str, Any]] = [{"sources": [ENVIRON]}, {"options": {"response_schema": "antigravity:x"}}]
         async with get_client() as client:
-            runs = [
-                await client.create_flow_run_from_deployment(
-                    deployment.id, parameters={"prompt": "What is it?", "provider": gemini, **attack}
-                )
-                for attack in attacks
-            ]
-        ended = [await until(partial(finished, run)) for run in runs]
+            run = await client.create_flow_run_from_deployment(
+                deployment.id, parameters={"prompt": "What is it?", "provider": gemini, "sources": [ENVIRON]}
+            )
+        ended = await until(partial(finished, run))
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(30)
-    assert ["may not be read" in why(ended[0].state), "may not be imported" in why(ended[1].state)] == [True, True]
+    assert "may not be read" in why(ended.state)
     assert simulator.requests == []
