@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import Final
 from uuid import UUID, uuid4
 
-import httpx
-from httpx import codes
 from prefect.logging.loggers import get_run_logger
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import connected
@@ -28,7 +26,7 @@ LABEL: Final = "pollux.state"
 ASK_ANEW: Final = "POLLUX_ASK_ANEW"
 
 _REMEMBERED: Final = 10_000
-_PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+_PATIENCE_S: Final = (0.06, 0.12, 0.25, 0.5)
 # What this process has put on which run: the labels of a run at hand are those that it began with.
 _labelled: Final[dict[UUID, tuple[str, str]]] = {}
 
@@ -69,18 +67,16 @@ async def store_id(store: Store) -> str:
 
 
 async def _put_label(run_id: UUID, label: str) -> None:
-    """Label the run. Prefect's client would wait for seconds whenever a server on SQLite is busy for a moment."""
+    """Label the run.
+
+    A server on SQLite refuses this whenever another write came between its read and its own, which is often, and
+    Prefect's client then sleeps for two seconds: an earlier attempt of ours is cut off.
+    """
     async with connected() as client:
-        for pause in (*_PAUSES, None):
-            retries = 0 if pause is not None else PREFECT_CLIENT_MAX_RETRIES.value()
-            try:
-                with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
+        for patience_s in (*_PATIENCE_S, None):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
                     await client.update_flow_run_labels(run_id, {LABEL: label})
-            except httpx.HTTPStatusError as error:
-                if pause is None or error.response.status_code != codes.SERVICE_UNAVAILABLE:
-                    raise
-                await asyncio.sleep(pause)
-            else:
                 return
 
 

@@ -31,7 +31,7 @@ from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.pipeline.structured import LONGEST_S
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
-from pollux_flows.scope import lineage, task_scope
+from pollux_flows.scope import Lineage, lineage, task_scope
 from pollux_flows.source import Source
 from pollux_flows.store_label import confirm_store
 
@@ -85,6 +85,7 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
         return _shown_as_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
     async with holding_execution(plan, config, terms or Terms()) as found:
+        await found.confirm_store()
         return await found.execution.outcomes(plan.calls, lambda _: found.count(1))
 
 
@@ -123,6 +124,12 @@ class _Held:
     execution: Execution
     loop: asyncio.AbstractEventLoop
     count: Callable[[int], None]
+    lineage: Lineage | None
+
+    async def confirm_store(self) -> None:
+        """Refuse, before anything is asked, where an earlier attempt of the run has its answers in another state."""
+        if self.lineage is not None:
+            await confirm_store(self.lineage)
 
 
 _held: ContextVar[_Held | None] = ContextVar("pollux_flows_execution", default=None)
@@ -131,17 +138,13 @@ _held: ContextVar[_Held | None] = ContextVar("pollux_flows_execution", default=N
 @asynccontextmanager
 async def holding_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIterator[_Held]:
     """What all tasks of a flow share; the key stays in this process's memory."""
-    scope = None
-    if terms.run_key is None and (here := await lineage()) is not None:
-        await confirm_store(here)
-        scope = here.scope
-    elif terms.run_key is None:
-        scope = task_scope()
+    here = await lineage() if terms.run_key is None else None
+    scope = here.scope if here else task_scope() if terms.run_key is None else None
     async with (
         open_execution(plan, config, terms, scope) as execution,
         progress(len(plan.calls), "Calls answered") as count,
     ):
-        held = _Held(execution, asyncio.get_running_loop(), count)
+        held = _Held(execution, asyncio.get_running_loop(), count, here)
         token = _held.set(held)
         try:
             yield held

@@ -85,17 +85,20 @@ async def _outcomes(
             hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
         )
     config = await provider.config()
-    asked = await tasks.request(whole(prompts), config.target, whole(sources), options, each_source)
-    plan = await tasks.plan(whole(asked), provider.timeout_s)
+
+    request = await tasks.request(whole(prompts), config.target, whole(sources), options, each_source)
+    plan = await tasks.plan(whole(request), provider.timeout_s)
     started = time.monotonic()
     async with tasks.holding_execution(plan, config, terms) as held:
         found = await held.execution.answers.load_reusable(plan.calls)
         held.count(len(found))
         missing = plan.parts(calls_per_task, without=found)
-        made = await asyncio.gather(*(_part(part, provider.name, terms) for part in missing), return_exceptions=True)
-    if not found and all(isinstance(each, BaseException) for each in made):
-        made = [unless_raised(each) for each in made]  # raises the first
-    for part, outcomes in zip(missing, made, strict=True):
+        if missing:
+            await held.confirm_store()
+        asked = await asyncio.gather(*(_part(part, provider.name, terms) for part in missing), return_exceptions=True)
+    if not found and all(isinstance(each, BaseException) for each in asked):
+        asked = [unless_raised(each) for each in asked]  # raises the first
+    for part, outcomes in zip(missing, asked, strict=True):
         found |= {outcome.index: outcome for outcome in _unless_refused(part, outcomes)}
     return plan, [found[call.index] for call in plan.calls], time.monotonic() - started
 

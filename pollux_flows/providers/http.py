@@ -10,6 +10,7 @@ import ssl
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pollux_flows.access import current_limits
 from pollux_flows.config import Config
@@ -32,8 +33,12 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
     import httpx2  # only when a call is made
 
     from pollux_flows.providers import body
+    from pollux_flows.providers.pools import Pools
 
-    limiter, transport = limiter_of(config), None
+    limiter = limiter_of(config)
+    transport: httpx2.AsyncBaseTransport | None = None
+    # A proxy is for the way out; what listens on this machine is never behind one.
+    may_have_proxy = not _on_this_machine(address(config, default_url))
 
     async def note_limits(response: httpx2.Response) -> None:
         if response.request.method == "POST":  # what is left for looking and deleting is counted apart
@@ -41,6 +46,8 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
 
     if config.use_mock:
         transport = httpx2.ASGITransport(app=_simulator().app)
+    elif not (may_have_proxy and getproxies()):
+        transport = Pools(config.request_concurrency, tls())
     try:
         client = httpx2.AsyncClient(
             transport=transport,
@@ -50,8 +57,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=config.request_concurrency),
             # A redirect would take the key to another host.
             follow_redirects=False,
-            # A proxy is for the way out; what listens on this machine is never behind one.
-            trust_env=not _on_this_machine(address(config, default_url)),
+            trust_env=may_have_proxy,
             event_hooks={"response": [note_limits, body.bound]},
             **settings,
         )

@@ -96,7 +96,7 @@ class _Question:
         return listed + [None] * (1 + max(self.answers, default=-1) - len(listed))
 
     def identity(self, ordinal: int) -> str:
-        return call_identity(self.calls[0].request, self.calls[0].prompt, ordinal)
+        return self.name if ordinal == 0 else call_identity(self.calls[0].request, self.calls[0].prompt, ordinal)
 
 
 class Slots:
@@ -134,9 +134,10 @@ class Slots:
                 if choice.takers != (pending[name].record or {}).get("takers", [])
             }
             swapped = await self._store.swap_many(changes, kept_s()) if changes else set()
+            outrun = changes.keys() - swapped  # another execution was faster
             for name, choice in choices.items():
-                if self._slot_key(name) in changes.keys() - swapped:
-                    continue  # another execution was faster
+                if self._slot_key(name) in outrun:
+                    continue
                 taken |= choice.slots
                 del pending[name]
         found_as = [(call, taken[call.index].identity) for call in calls if call.index in taken]
@@ -200,8 +201,7 @@ class Slots:
             listed = (question.record or {}).get("takers", [])
             tokens.update(token for token in listed if token is not None)
             for ordinal in range(len(listed) + len(question.calls)):
-                identity = question.name if ordinal == 0 else question.identity(ordinal)
-                places[f"run/{self._run}/{identity}"] = question, ordinal
+                places[f"run/{self._run}/{question.identity(ordinal)}"] = question, ordinal
         answers = await self._store.get_many(places)
         for place, record in answers.items():
             question, ordinal = places[place]
