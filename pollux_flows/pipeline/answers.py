@@ -17,6 +17,7 @@ from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
 from pollux_flows.state.claims import LeaseLostError
+from pollux_flows.state.earlier import adopt_answers
 from pollux_flows.state.journal import Journal, TakenError
 from pollux_flows.state.slots import RunScope, Slot, Slots
 from pollux_flows.state.spill import spill
@@ -128,6 +129,8 @@ class Answers:
 
     async def _take(self, slots: Slots, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         new = [call for call in calls if call.index not in self._taken]
+        if self._scope is not None and self._scope.is_repeated:
+            await adopt_answers(self._journal.store, self._scope.run, new, at=time.time())
         self._taken |= await slots.take(new, anew=self._terms.reuse == "never")
         found = {call.index: self._reusable(call, slot) for call in new if (slot := self._taken.get(call.index))}
         return {index: outcome for index, outcome in found.items() if outcome is not None}

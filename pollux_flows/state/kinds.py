@@ -22,10 +22,11 @@ Kind = Literal[
     "unknown",
 ]
 
-_RUN: Final = re.compile(r"(?:run|slot|taker|index)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
+_RUN: Final = re.compile(r"(?:run|slot|taker|index|adopted)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
 _KINDS: Final[dict[str, Kind]] = {
     "answer": "pointer",
     "slot": "slot",
+    "adopted": "slot",
     "taker": "taker",
     "index": "index",
     "making": "claim",
