@@ -19,6 +19,7 @@ from pollux_flows.providers.base import (
     as_text,
     counts,
     merged,
+    read_body,
     reader,
     text_in,
 )
@@ -48,8 +49,11 @@ _ROOM_FOR_THE_ANSWER: Final = 4096
 
 
 async def generate(client: AsyncAnthropic, call: Call) -> Answer:
+    import httpx2
+
     # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
-    return read_answer(await client.post("/v1/messages", body=request(call), cast_to=object))
+    response = await client.post("/v1/messages", body=request(call), cast_to=httpx2.Response)
+    return await read_body(read_answer, response.content)
 
 
 def request(call: Call) -> dict[str, Any]:

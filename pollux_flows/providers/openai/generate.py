@@ -18,6 +18,7 @@ from pollux_flows.providers.base import (
     as_text,
     counts,
     merged,
+    read_body,
     reader,
     text_in,
 )
@@ -36,14 +37,21 @@ _FAILED: Final = {"rate_limit_exceeded": 429, "server_error": 500, "vector_store
 async def generate(client: AsyncOpenAI, call: Call) -> Answer:
     from openai import APIStatusError
 
-    # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
     try:
-        return read_answer(await client.post("/responses", body=request(call), cast_to=object))
+        return await _respond(client, call)
     except APIStatusError as error:
         if call.response_id is None or not _forgot(call.response_id, error):
             raise
     # It was refused, so nothing was billed: what OpenAI kept for a month, or in another account, we have as well.
-    return read_answer(await client.post("/responses", body=request(replace(call, response_id=None)), cast_to=object))
+    return await _respond(client, replace(call, response_id=None))
+
+
+async def _respond(client: AsyncOpenAI, call: Call) -> Answer:
+    import httpx2
+
+    # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
+    response = await client.post("/responses", body=request(call), cast_to=httpx2.Response)
+    return await read_body(read_answer, response.content)
 
 
 def _forgot(response_id: str, error: APIStatusError) -> bool:
