@@ -224,6 +224,14 @@ def _has_more_values(value: Any, most: int) -> bool:
     return count > most
 
 
+def call_id(given: Any, index: int) -> Any:
+    """Return the id of a tool call; for one that came without, `call_` and its place in the answer.
+
+    For every provider alike: the call was paid for, and its result can be given back under that id.
+    """
+    return given or f"call_{index}"
+
+
 def as_text(value: Any) -> str | None:
     """A text that is not one is unknown, and no reason to lose the answer beside it."""
     return value if isinstance(value, str) else None

@@ -12,6 +12,7 @@ from pollux_flows.providers.base import (
     UpstreamError,
     as_object,
     as_text,
+    call_id,
     counts,
     read_body,
     reader,
@@ -104,7 +105,7 @@ def read_answer(response: Any) -> Answer:
 def _tool_call(index: int, call: dict[str, Any]) -> ToolCall:
     arguments = call["function"].get("arguments") or "{}"
     return ToolCall(
-        id=call.get("id") or f"call_{index}",
+        id=call_id(call.get("id"), index),
         name=call["function"]["name"],
         # Some servers give the object itself instead of its text.
         arguments=arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False),

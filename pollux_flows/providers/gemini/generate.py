@@ -17,6 +17,7 @@ from pollux_flows.providers.base import (
     as_count,
     as_object,
     as_text,
+    call_id,
     counts,
     merged,
     read_body,
@@ -163,7 +164,7 @@ def _read_part(index: int, part: dict[str, Any]) -> tuple[dict[str, Any], ToolCa
     if not (called := part.get("functionCall")):
         return part, None
     arguments = json.dumps(called.get("args") or {}, ensure_ascii=False)
-    return part, ToolCall(id=called.get("id") or f"call_{index}", name=called["name"], arguments=arguments)
+    return part, ToolCall(id=call_id(called.get("id"), index), name=called["name"], arguments=arguments)
 
 
 def _finish_reason(raw: str | None, calls: list[ToolCall]) -> FinishReason | None:

@@ -16,6 +16,7 @@ from pollux_flows.providers.base import (
     as_count,
     as_object,
     as_text,
+    call_id,
     counts,
     merged,
     read_body,
@@ -108,6 +109,8 @@ def read_answer(response: Any) -> Answer:
         if piece.get("text")
     ]
     calls = [_tool_call(item) for item in output if item.get("type") == "function_call"]
+    came = map(as_object, response["output"])
+    is_named_here = any(item.get("type") == "function_call" and not item.get("call_id") for item in came)
     status = as_text(response.get("status"))
     cut = as_text(as_object(response.get("incomplete_details")).get("reason"))
     answer = Answer(
@@ -118,8 +121,8 @@ def read_answer(response: Any) -> Answer:
         billing=_billing(response, output),
         reasoning="\n\n".join(thoughts) or None,
         tool_calls=calls,
-        # The id of what was not stored finds nothing.
-        response_id=None if response.get("store") is False else as_text(response.get("id")),
+        # The id of what was not stored finds nothing; and OpenAI knows no call by an id that it did not give.
+        response_id=None if response.get("store") is False or is_named_here else as_text(response.get("id")),
         model=as_text(response.get("model")),
         note=" ".join(refusals) or None,
         provider_state=as_it_came(output),
@@ -127,7 +130,7 @@ def read_answer(response: Any) -> Answer:
     return items.finish(answer, response)
 
 
-def _read_item(items: ItemReader, _: int, item: dict[str, Any]) -> dict[str, Any]:
+def _read_item(items: ItemReader, index: int, item: dict[str, Any]) -> dict[str, Any]:
     """An item of the output, with those of its pieces that can be read."""
     match item.get("type"):
         case "message":
@@ -135,7 +138,8 @@ def _read_item(items: ItemReader, _: int, item: dict[str, Any]) -> dict[str, Any
         case "reasoning":
             return {**item, "summary": items.read_each(item.get("summary"), _read_summary)}
         case "function_call":
-            _tool_call(item)  # one without a name or an id is none
+            item = {**item, "call_id": call_id(item.get("call_id"), index)}
+            _tool_call(item)  # one without a name is none
     return item
 
 
