@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self, cast
 
@@ -230,9 +230,19 @@ def _schema_of(model: type[BaseModel]) -> str:
 def _find_backtracking_pattern(core_schema: Any, engine: str) -> str | None:
     """Find a pattern that Pydantic runs with Python's `re`, which holds the GIL: no deadline ends it.
 
-    `engine` is the one that applies where a schema names none. Patterns given as text go to Rust's engine by default,
-    which takes linear time.
+    Patterns given as text go to Rust's engine by default, which takes linear time.
     """
+    for schema, default_engine in walk_core_schema(core_schema, engine):
+        pattern = schema.get("pattern") if schema["type"] == "str" else None
+        if isinstance(pattern, re.Pattern):
+            return str(pattern.pattern)
+        if pattern is not None and schema.get("regex_engine", default_engine) == "python-re":
+            return str(pattern)
+    return None
+
+
+def walk_core_schema(core_schema: Any, engine: str = "rust-regex") -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each schema in a core schema of Pydantic, with the engine for patterns that applies where it names none."""
     parts: Iterable[Any]
     if not isinstance(core_schema, dict):
         parts = core_schema if isinstance(core_schema, list | tuple) else ()
@@ -241,13 +251,10 @@ def _find_backtracking_pattern(core_schema: Any, engine: str) -> str | None:
     else:
         if "config" in core_schema:  # a model's own replaces the one around it
             engine = core_schema["config"].get("regex_engine", "rust-regex")
-        pattern = core_schema.get("pattern") if core_schema["type"] == "str" else None
-        if isinstance(pattern, re.Pattern):
-            return str(pattern.pattern)
-        if pattern is not None and core_schema.get("regex_engine", engine) == "python-re":
-            return str(pattern)
+        yield core_schema, engine
         parts = [part for name, part in core_schema.items() if name not in _NO_CORE_SCHEMA]
-    return next((found for part in parts if (found := _find_backtracking_pattern(part, engine)) is not None), None)
+    for part in parts:
+        yield from walk_core_schema(part, engine)
 
 
 def _find_model(name: str) -> type[BaseModel]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -290,6 +291,36 @@ async def test_a_pattern_of_rusts_engine_is_read_in_linear_time() -> None:
         assert "inner.a: String should match pattern" in envelope.diagnostics["warnings"][0]
         envelope = await answered('{"a": "aa"}', PythonRe.model_json_schema(), timeout_s=0.4)
     assert envelope.structured == [{"a": "aa"}]
+
+
+class Numbers(BaseModel):
+    ids: set[UUID] | None = None
+    names: dict[int, str] | None = None
+
+
+class Words(BaseModel):
+    ids: set[str]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ids": [str(UUID(int=number * (2**61 - 1))) for number in range(6_000)]},
+        {"names": {str(number * (2**61 - 1)): "" for number in range(12_000)}},
+    ],
+    ids=["set", "dict"],
+)
+async def test_numbers_of_equal_hashes_are_refused_in_words(answer: dict[str, Any]) -> None:
+    """Python would compare each with all others, in one go that nothing interrupts; a megabyte took a minute."""
+    envelope = await answered(json.dumps(answer), Numbers)
+    assert envelope.structured == [None]
+    assert "too many items for the sets" in envelope.diagnostics["warnings"][0]
+
+
+async def test_a_large_set_of_texts_is_read() -> None:
+    """Their hashes are secret, so they cannot be made equal."""
+    words = [f"{number}" for number in range(6_000)]
+    assert (await answered(json.dumps({"ids": words}), Words)).structured == [Words(ids=set(words))]
 
 
 class Once(BaseModel):
