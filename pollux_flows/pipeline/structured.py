@@ -25,8 +25,8 @@ LONGEST_S: Final = 30.0
 # Pydantic tries every combination of the branches of nested unions, in one go that nothing interrupts. A quarter of a
 # million steps take it about a second.
 _MOST_STEPS: Final = 250_000
-# A set or a dict of numbers compares each with all others when their hashes are equal, and numbers with equal hashes are
-# easy to compute. So many comparisons take Pydantic half a second, in one go as well. Hashes of text are secret.
+# A set or a dict of numbers compares each with all others when their hashes are equal, and such numbers are easy to
+# compute. So many comparisons take Pydantic half a second, in one go as well. Hashes of text are secret.
 _MOST_COMPARISONS: Final = 10_000_000
 _SECRET_HASHES: Final = {"str", "literal", "enum"}
 
