@@ -6,9 +6,11 @@ last answered it, so that any later run can be given the same.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 from pollux_flows.result import Outcome
 from pollux_flows.state import claims
@@ -19,6 +21,9 @@ from pollux_flows.state.index import Call, write_index
 from pollux_flows.state.kept import answer_in, kept, pointer_in, pointer_to
 from pollux_flows.state.spill import take_up
 from pollux_flows.state.store import Json, Store
+
+# The record of a longer text is made on a thread: it would hold up the event loop.
+_LARGE: Final = 1 << 20
 
 
 class TakenError(Exception):
@@ -72,7 +77,9 @@ class Journal:
         now, place = self.clock(), self._place(call)
         pointer = {"at": now, "place": place}
         if outcome.problem is None:
-            await self.store.put_many(self.records(call, outcome), self._kept_s)
+            is_large = outcome.answer is not None and len(outcome.answer.text) > _LARGE
+            records = await asyncio.to_thread(self.records, call, outcome) if is_large else self.records(call, outcome)
+            await self.store.put_many(records, self._kept_s)
             return
         # What is no answer does not take the place of one; but that it was paid for is not forgotten.
         earlier = (await self.own([call])).get(call)
