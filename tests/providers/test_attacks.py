@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.providers import lines
 from tests.loopback import MODELS, Reply, every_provider, good, http, scripted
 from tests.providers.test_body import BOMB
-from tests.providers.test_hostile_answers import FOREVER, TREE, nested
+from tests.providers.test_hostile_answers import FOREVER, TREE, nested, responsive
 
 TIMEOUT_S = 0.5
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
@@ -30,28 +30,6 @@ TEXTS = {
 }
 # What Python's json reads in 0.3 seconds without a pause, and code in Python in several.
 FLAT = b"[" + b"1," * 2_500_000 + b"1]"
-
-
-@asynccontextmanager
-async def responsive(seconds: float) -> AsyncIterator[None]:
-    """The event loop never stands still for so long."""
-    longest = 0.0
-
-    async def tick() -> None:
-        nonlocal longest
-        last = time.monotonic()
-        while True:
-            await asyncio.sleep(0.005)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-
-    ticking = asyncio.create_task(tick())
-    await asyncio.sleep(0.02)
-    try:
-        yield
-    finally:
-        await asyncio.sleep(0.02)
-        ticking.cancel()
-    assert longest < seconds
 
 
 @contextmanager
