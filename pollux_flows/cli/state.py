@@ -137,7 +137,10 @@ def _print(found: Survey) -> None:
             " pollux-flows state prune --damaged --dry-run."
         )
     if found.expired:
-        say(f"{_some(found.expired, 'record')} more expired; the next writes, or any prune, make room of that.")
+        say(
+            f"{_some(found.expired, 'record')} more expired: they go once the clock has run on for an hour, or with any"
+            " prune."
+        )
     kinds = Table("Kept", "Records", "Size")
     for kind, words in _WORDS.items():
         if kind in found.records:

@@ -42,12 +42,14 @@ async def prune(
     older_than_s: float | None = None,
     max_size: float | None = None,
     run: str | None = None,
+    expired: bool = True,
     dry_run: bool = False,
     clock: Clock = time.time,
 ) -> Pruned:
     """Remove answers that are older; the oldest, until the rest takes no more; or those of one run.
 
-    `run` is its name, or what several names begin with up to a slash: those of one flow run.
+    `run` is its name, or what several names begin with up to a slash: those of one flow run. Expired records go as well
+    unless `expired` is false: where no person prunes, `expiry` says when those may go.
     """
     now = clock()
     at_work = await _at_work(store, now)
@@ -55,7 +57,7 @@ async def prune(
     if runs & at_work:
         raise ConfigurationError(f"The run {run} is at work.", hint="Wait for its end, then prune it.")
     before = None if older_than_s is None else now - older_than_s
-    walk = _Walk(store, now, at_work, runs, before, dry_run=dry_run)
+    walk = _Walk(store, now, at_work, runs, before, expired=expired, dry_run=dry_run)
     await walk.begin(max_size)
     async for row in store.listed():
         if walk.is_done(row):
@@ -93,9 +95,18 @@ class _Walk:
     """Through a store, from the oldest record on."""
 
     def __init__(
-        self, store: Store, now: float, at_work: set[str], runs: set[str], before: float | None, *, dry_run: bool
+        self,
+        store: Store,
+        now: float,
+        at_work: set[str],
+        runs: set[str],
+        before: float | None,
+        *,
+        expired: bool,
+        dry_run: bool,
     ) -> None:
         self._store, self._now, self._at_work, self._dry_run = store, now, at_work, dry_run
+        self._takes_expired = expired
         self._runs, self._before = runs, before
         self._most: float | None = None
         self._over = 0.0  # by how many bytes the store is too large
@@ -143,7 +154,7 @@ class _Walk:
 
     async def look_at(self, row: Row) -> None:
         kind, place, run = kind_of(row.key), _place(row), _run(row)
-        if row.expired or place in self._places or (kind == "claim" and self._is_over(row)):
+        if (row.expired and self._takes_expired) or place in self._places or (kind == "claim" and self._is_over(row)):
             await self._go(row)
         elif run is None:
             return
