@@ -168,7 +168,8 @@ def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
         f" {_some(pruned.others, 'other record')}: {freed.format(in_words(pruned.freed_bytes))}."
     )
     if pruned.spared_runs:
-        said += f" At work, so that its answers stay: {_some(pruned.spared_runs, 'run')}."
+        runs = _some(pruned.spared_runs, "run")
+        said += f" At work, or not complete for less than a day, so that its answers stay: {runs}."
     return said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -41,7 +41,9 @@ class Answers:
         # With "always", calls are claimed for all runs at once; and a run without a name has no other attempt.
         self._slots = Slots(store, self._scope) if self._scope and terms.reuse != "always" else None
         self._taken: dict[int, Slot] = {}
+        self._asked: set[str] = set()
         self._answered: set[str] = set()
+        self._has_asked = False
         self._spending = Spending(terms.max_cost_usd, target)
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         self._has_begun = False
@@ -57,6 +59,7 @@ class Answers:
             self._has_begun = True
         if self._slots is not None:
             return await self._take(self._slots, calls)
+        self._asked |= {call.identity for call in calls}
         # Also what the run paid for in an earlier attempt and cannot use.
         own = await self._own(calls)
         earlier = {name: outcome for name, outcome in own.items() if name not in self._paid}
@@ -68,13 +71,17 @@ class Answers:
 
     async def begin(self) -> None:
         """Note that the run asks something, or raise why its answers could not be kept."""
-        await self._journal.begin()
+        self._has_asked = True
+        await self._journal.begin(complete=None if self._slots else False)
 
     async def close(self) -> None:
         """Leave what was not answered to others."""
         if self._slots is not None:
             asked = {slot.identity for slot in self._taken.values()}
             await self._slots.close(complete=asked <= self._answered)
+        elif self._has_asked and self._asked <= self._answered:
+            with suppress(PolluxError):  # its answers then count as those of an incomplete run for a day
+                await self._journal.end()
 
     @asynccontextmanager
     async def asking(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
@@ -160,11 +167,9 @@ class Answers:
             return {}
         found = await self._own(calls) if own is None else own
         found = await self._journal.anybodys([name for name in names if name not in found], terms.max_age) | found
-        return {
-            call.index: outcome.at(call.index)
-            for call in calls
-            if (outcome := found.get(call.identity)) and outcome.problem is None
-        }
+        good = {name: outcome for name, outcome in found.items() if outcome.problem is None}
+        self._answered |= good.keys()
+        return {call.index: good[call.identity].at(call.index) for call in calls if call.identity in good}
 
     async def _own(self, calls: Sequence[PlannedCall]) -> dict[str, Outcome]:
         if self._scope is None:

@@ -21,13 +21,9 @@ import logging
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
-from pydantic import ValidationError
-
-from pollux_flows.document import Record
-from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.claims import Clock
 from pollux_flows.state.process import boot_id
 
@@ -40,7 +36,7 @@ _DAY_S: Final = 86_400.0
 _log: Final = logging.getLogger("pollux_flows")
 
 
-class _Look(Record):
+class _Look(NamedTuple):
     """A look at both clocks, and what those before it have confirmed."""
 
     wall: float
@@ -72,7 +68,7 @@ class Expiry:
             self._save(look)
             return None
         if passed_s >= APART_S:
-            last = look.model_copy(update={"cutoff": min(look.wall, last.wall)})
+            last = look._replace(cutoff=min(look.wall, last.wall))
             self._save(last)
         return last.cutoff
 
@@ -88,9 +84,9 @@ class Expiry:
             )
 
     def _load(self) -> _Look | None:
-        with suppress(ConfigurationError, ValidationError):
-            if (saved := self._read().get(boot_id())) is not None:
-                return _Look.model_validate(saved)
+        match self._read().get(boot_id()):
+            case {"wall": float() as wall, "monotonic": float() as monotonic, "cutoff": float() | None as cutoff}:
+                return _Look(wall, monotonic, cutoff)
         return self._last
 
     def _save(self, look: _Look) -> None:
@@ -98,7 +94,7 @@ class Expiry:
         if self._file is None or not (boot := boot_id()):
             return
         looks = {name: saved for name, saved in self._read().items() if name != boot}
-        looks = dict([*looks.items(), (boot, look.model_dump(mode="json"))][-_REMEMBERED:])
+        looks = dict([*looks.items(), (boot, look._asdict())][-_REMEMBERED:])
         part = self._file.with_name(f"{self._file.name}.{uuid4().hex}")
         with suppress(OSError):  # then each process on this machine waits for itself
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -40,10 +40,23 @@ class Journal:
         """Save the answers that an earlier attempt on this machine could only write to a file."""
         await take_up(self.store)
 
-    async def begin(self) -> None:
-        """Note that the run asks something. A store that cannot be written to says so here, before anything is paid."""
-        await self.store.put(f"run/{self._name}", {"run": self.run, "at": self.clock()}, self._kept_s)
+    async def begin(self, *, complete: bool | None = None) -> None:
+        """Note that the run asks something. A store that cannot be written to says so here, before anything is paid.
+
+        `complete` is False where the run will say by `end` that all is answered; None where its slots say so.
+        """
+        await self._note(complete)
         await keep_within_bounds(self.store, self.clock)
+
+    async def end(self) -> None:
+        """Note that all that the run asked is answered, so that it need not be retried."""
+        await self._note(complete=True)
+
+    async def _note(self, complete: bool | None) -> None:
+        record = {"run": self.run, "at": self.clock()}
+        if complete is not None:
+            record["complete"] = complete
+        await self.store.put(f"run/{self._name}", record, self._kept_s)
 
     async def own(self, calls: Sequence[str]) -> dict[str, Outcome]:
         """The answers of this run to these calls."""
