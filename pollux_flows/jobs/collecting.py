@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.keep import Tally, keep, kept, overlay, worth_another_try
 from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.deferred.output import output_of, write_output
+from pollux_flows.deferred.poll import Seen
 from pollux_flows.deferred.resubmit import again, next_child, with_child
 from pollux_flows.deferred.submit import planned
 from pollux_flows.errors import ConfigurationError
@@ -30,7 +31,6 @@ from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.telling import Happened, tell_of_submission, told, was_told
 from pollux_flows.jobs.waiters import resume_all
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.state.home import home, prepared
@@ -48,9 +48,9 @@ def wants_work(job: Job, now: float) -> bool:
         return job.retired_at is None and job.child is None
     if job.is_ended or job.is_due(now) or any(part.state == "sending" for part in job.parts):
         return True
-    if job.on_lost == "submit" and any(part.state == "lost" for part in job.parts):
+    if job.on_lost == "submit" and any(part.state == "lost" and not part.is_missing for part in job.parts):
         return True  # with the key that it was handed in with, it is looked for again
-    if job.state == "ambiguous" and not was_told(job, "ambiguous"):
+    if job.state == "ambiguous" and (job.waiting_runs or not was_told(job, "ambiguous")):
         return True
     return job.cancelled and any(not part.is_ended and part.batch_state != "cancelling" for part in job.parts)
 
@@ -65,7 +65,7 @@ class Pass:
     made: list[str] = field(default_factory=list)
     """Jobs that came up on the way: what failed, handed in again."""
 
-    async def work_on(self, name: str, config: Config, batches: Mapping[str, Batch] | None = None) -> Job:
+    async def work_on(self, name: str, config: Config, seen: Seen | None = None) -> Job:
         """Do all that can be done for a job now, and give it as it is then. BusyError where somebody else does."""
         async with self.book.alone(name) as hold, open_session(config) as session:
 
@@ -73,7 +73,7 @@ class Pass:
                 return await planned(self.book, hold.job)
 
             if hold.job.manifest is None:
-                await advance(hold, session, plan, batches=batches, known=self.known)
+                await advance(hold, session, plan, seen=seen, known=self.known)
             await tell_of_submission(hold)
             if hold.job.state == "ambiguous" and hold.job.waiting_runs:  # those who wait are told as well
                 waiting = await resume_all(hold.job.waiting_runs)
