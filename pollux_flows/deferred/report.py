@@ -26,7 +26,7 @@ class JobRow(Record):
     pending: int = 0
     age_s: float = 0.0
     cost_usd: float | None = None
-    collected: bool = Field(default=False, description="Whether its answers are kept.")
+    collected: bool = Field(default=False, description="Whether its answers were collected.")
     next: str = Field(default="", description="What happens next.")
     problem: str | None = Field(default=None, description="Why it was left alone, or is lost.")
 
@@ -81,7 +81,7 @@ def _next(job: Job) -> str:
     if job.manifest is not None:
         if job.waiting_runs and job.retired_at is None:
             return "resumes the flow runs that wait for it"
-        return "nothing: its answers are kept" if job.manifest.is_whole else "nothing; resubmit asks again what failed"
+        return "nothing: it is collected" if job.manifest.is_whole else "nothing; resubmit asks again what failed"
     if job.state == "ambiguous":
         return "a person decides: resubmit hands in what the provider does not have, cancel drops it"
     if job.is_ended:

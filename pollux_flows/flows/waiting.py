@@ -73,9 +73,12 @@ async def answers_of(
                 raise _needs_a_person(job, problems[0])
             if not (await book.get(name)).is_complete:
                 await asyncio.sleep(pause)
-    envelope = await Pass(book).envelope(job)
+    collected = Pass(book)
+    envelope = await collected.envelope(job)
     retry = retry or f"resubmit({name!r}) asks only the others"
-    fail_if_unanswered([envelope], job.target, on_partial, retry)
+    saved = None if job.manifest and job.manifest.is_whole else await collected.look_for_saved(job)
+    advice = saved and saved.advice("What was answered is", retry, "a new run")
+    fail_if_unanswered([envelope], job.target, on_partial, advice)
     return await asyncio.to_thread(as_instances, envelope, options or job.options)
 
 

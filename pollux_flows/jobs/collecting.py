@@ -19,7 +19,7 @@ from pollux_flows.deferred.book import BusyError, Hold
 from pollux_flows.deferred.collect import download, make_envelope
 from pollux_flows.deferred.files import give_back_files
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.keep import Tally, keep, kept, overlay, worth_another_try
+from pollux_flows.deferred.keep import Tally, first_piece, keep, kept, overlay, worth_another_try
 from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.deferred.output import output_of, write_output
 from pollux_flows.deferred.poll import Seen
@@ -31,6 +31,7 @@ from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.telling import Happened, tell_of_submission, told, was_told
 from pollux_flows.jobs.waiters import resume_all
 from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.saved import Saved
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.state.home import home, prepared
@@ -172,6 +173,12 @@ class Pass:
         except ConfigurationError:
             return [None] * job.count
         return [prompts[index] for index in job.indexes()]
+
+    async def look_for_saved(self, job: Job) -> Saved:
+        """Look whether the result storage still has the answers of a job, and what it asks."""
+        shelf = self.book.shelf
+        are_there = await shelf.has(first_piece(job)) and await shelf.has(f"{job.name}/asked")
+        return Saved(f"this worker's result storage ({shelf.where})", are_there)
 
     async def envelope(self, job: Job) -> ResultEnvelope:
         """The answers of a job that is complete."""

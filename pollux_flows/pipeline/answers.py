@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
@@ -13,6 +13,7 @@ from uuid import uuid4
 from pollux_flows.config import Target
 from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.plan import PlannedCall
+from pollux_flows.pipeline.saved import Saved, look_for
 from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
@@ -73,6 +74,11 @@ class Answers:
         """Note that the run asks something, or raise why its answers could not be kept."""
         self._has_asked = True
         await self._journal.begin(complete=None if self._slots else False)
+
+    async def look_for_saved(self, outcomes: Iterable[Outcome]) -> Saved | None:
+        """Look whether the answers among these are still in the store; None if none of them was saved."""
+        saved = [outcome for outcome in outcomes if outcome.problem is None and outcome.unkept is None]
+        return await look_for(self._journal, saved) if saved else None
 
     async def close(self) -> None:
         """Leave what was not answered to others."""

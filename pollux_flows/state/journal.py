@@ -75,6 +75,12 @@ class Journal:
         there = {call: place for call, place in places.items() if place in records}
         return {call: answer_in(place, records[place], where, "always") for call, place in there.items()}
 
+    async def has(self, outcomes: Sequence[Outcome]) -> bool:
+        """Return whether the store has these answers, for this run and for any other that may reuse them."""
+        names = {pointer_to(outcome.identity) for outcome in outcomes}
+        names |= {self._place(outcome.identity) for outcome in outcomes if outcome.reused != "always"}
+        return names == (await self.store.get_many(names)).keys()
+
     async def index(self, calls: Sequence[Call], flow_run: str | None) -> None:
         """Note what is asked, so that the answers of the run can be listed."""
         found_as = [(call, call.identity) for call in calls]

@@ -100,6 +100,10 @@ class Store(Protocol):
         ...
 
 
+class LostError(ConfigurationError):
+    """The store has lost what was recorded in it."""
+
+
 _stores: Final[dict[str, Store]] = {}
 _opening: Final = threading.Lock()
 

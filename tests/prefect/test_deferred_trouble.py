@@ -59,6 +59,21 @@ async def test_answers_that_are_kept_elsewhere_are_not_taken_for_none(
     assert (await await_for(name)).answers == ANSWERS
 
 
+@pytest.mark.parametrize("lost", ["", "answers-0000", "asked"])
+async def test_answers_are_called_kept_after_a_look(saved: Saved, simulator: Simulator, lost: str) -> None:
+    """The result storage may have lost them, or what would be asked again, though it still has the envelope."""
+    simulator.batch(end="expired", answered=0.5)
+    name = await asubmit(PROMPTS, await saved("openai"))
+    await acollect()
+    if lost:
+        (await folder(name) / lost).unlink()
+    with pytest.raises(PolluxError) as raised:
+        await await_for(name)
+    hint = raised.value.hint or ""
+    assert (f"is kept: resubmit('{name}') asks only the others" in hint) is not bool(lost)
+    assert ("is gone from this worker's result storage" in hint and "pays for, everything again" in hint) is bool(lost)
+
+
 async def test_a_retry_reads_nothing_that_was_handed_in(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
     """The file may be gone by then, and the saved provider may be for another model."""
     text = tmp_path / "report.txt"
