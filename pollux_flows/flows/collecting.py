@@ -19,7 +19,7 @@ from pollux_flows.deferred.report import CollectReport, JobRow, missing_in, row_
 from pollux_flows.errors import PolluxError
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook, missing
-from pollux_flows.jobs.collecting import Pass, wants_work
+from pollux_flows.jobs.collecting import Pass, open_expiry, wants_work
 from pollux_flows.jobs.configs import Configs
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.providers.session import open_session
@@ -61,7 +61,8 @@ async def look_at(names: Sequence[str] | None = None) -> CollectReport:
     known = [part.batch_id for job in jobs for part in job.parts if part.batch_id]
     look = _Look(Pass(book, known), show=len(wanted) <= _SHOWN)
     await look.at_all(wanted)
-    old = [job.name for job in jobs if job.retired_at is not None and job.retired_at < time.time() - kept_s()]
+    expiry = open_expiry()
+    old = [job.name for job in jobs if expiry.has_passed(job.retired_at, kept_s())]
     await book.forget(old[:_FORGOTTEN])
     if names is not None:  # what is done already is told again to whoever asks after it
         look.rows |= {job.name: row_of(job, time.time()) for job in jobs if job.name in names and job.retired_at}

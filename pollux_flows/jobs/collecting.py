@@ -34,7 +34,9 @@ from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.saved import Saved
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import ResultEnvelope
+from pollux_flows.state.expiry import FILE, Expiry, machine_expiry
 from pollux_flows.state.home import home, prepared
+from pollux_flows.state.store import embedded
 
 MOST_IN_ONE_ENVELOPE: Final = 10_000
 """Of a longer job there is no envelope: its answers are lines in a file."""
@@ -114,7 +116,7 @@ class Pass:
         happened: Happened = "collected" if manifest.succeeded else "failed"
         job = await told(job, happened)
         waiting = await resume_all(job.waiting_runs)
-        if time.time() - manifest.collected_at > _WAITED_FOR_S:
+        if open_expiry().has_passed(manifest.collected_at, _WAITED_FOR_S):
             waiting = []
         done = was_told(job, happened) and not waiting  # else the rest is done the next time
         if done:
@@ -188,6 +190,11 @@ class Pass:
         items = [item async for item in kept(self.book.shelf, job)]
         oddities = job.manifest.oddities if job.manifest else []
         return await asyncio.to_thread(make_envelope, job, items, oddities=oddities)
+
+
+def open_expiry() -> Expiry:
+    """Return what tells how old a job is, as `state.expiry` explains: a collector whose clock is wrong removes none."""
+    return machine_expiry(embedded() / FILE)
 
 
 def _folder(job: Job) -> Path:

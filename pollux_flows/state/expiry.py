@@ -20,6 +20,7 @@ import json
 import logging
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import uuid4
@@ -42,6 +43,12 @@ class _Look(NamedTuple):
     wall: float
     monotonic: float
     cutoff: float | None = None
+
+
+@cache
+def machine_expiry(file: Path) -> Expiry:
+    """Return the Expiry of this process that saves its looks in `file`."""
+    return Expiry(file)
 
 
 class Expiry:
@@ -71,6 +78,11 @@ class Expiry:
             last = look._replace(cutoff=min(look.wall, last.wall))
             self._save(last)
         return last.cutoff
+
+    def has_passed(self, since: float | None, seconds: float) -> bool:
+        """Return whether a confirmed clock says that so many seconds have passed since that time."""
+        cutoff = self.cutoff()
+        return since is not None and cutoff is not None and since < cutoff - seconds
 
     def _warn(self, jump_s: float) -> None:
         if not self._warned:

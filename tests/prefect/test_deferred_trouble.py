@@ -23,6 +23,7 @@ from pollux_flows.flows import acancel, acollect, adeferred, aresubmit, asubmit,
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state.expiry import Expiry
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
 
 __all__ = ["jobs_home", "no_jobs_are_left", "saved"]
@@ -149,14 +150,55 @@ async def test_a_week_later_in_another_version(kind: ProviderName, saved: Saved,
     assert (await await_for(name)).answers == ANSWERS
 
 
-async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When their time is up, and never before they are collected."""
-    monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", "0.00000001")
+class Machine:
+    """Both clocks of a machine on which collectors run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+        self.now, self.ahead_s = time.time(), 0.0
+        self.expiry = Expiry(file, clock=lambda: self.now + self.ahead_s, monotonic=lambda: self.now)
+        for module in ("jobs", "flows"):
+            monkeypatch.setattr(f"pollux_flows.{module}.collecting.open_expiry", lambda: self.expiry)
+
+
+async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When their time is up by a clock that two looks have confirmed, and never before they are collected."""
+    machine = Machine(monkeypatch, tmp_path / "clock.json")
     name = await asubmit(PROMPTS, await saved("openai"))
     assert (await acollect()).rows[0].collected
+    machine.now += 91 * 86_400
+    await acollect()
+    assert (await found(name)).retired_at is not None
+    machine.now += 3600
+    await acollect()
     await acollect()
     with pytest.raises(ConfigurationError, match="no job called"):
         await await_for(name)
+
+
+async def test_a_collector_whose_clock_is_wrong_removes_no_job(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor does it forget who waits for one."""
+    machine = Machine(monkeypatch, tmp_path / "clock.json")
+    monkeypatch.setattr("pollux_flows.jobs.collecting.resume_all", _not_suspended_yet)
+    provider = await saved("openai")
+    name, waited_for = await asubmit(PROMPTS, provider), await asubmit(["waited for"], provider)
+    async with BlockBook(await ResultShelf.open()).alone(waited_for) as hold:
+        await hold.save(hold.job.model_copy(update={"waiting_runs": ["a run"]}))
+    await acollect()
+    machine.ahead_s = 100 * 86_400
+    real = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr("pollux_flows.flows.collecting.time.time", lambda: real() + machine.ahead_s)
+        for _ in range(3):
+            await acollect()
+    assert (await found(name)).retired_at is not None
+    assert (await found(waited_for)).waiting_runs == ["a run"]
+    assert (await await_for(name)).answers == ANSWERS
+
+
+async def _not_suspended_yet(run_ids: list[str]) -> list[str]:
+    return run_ids
 
 
 async def test_one_batch_that_is_refused_stops_no_other(saved: Saved, simulator: Simulator) -> None:

@@ -87,7 +87,7 @@ async def test_sweep_goes_on_after_a_record_that_nobody_can_read(
 
 
 async def test_what_is_simulated_concerns_no_sweep(papers: list[Source]) -> None:
-    """It ends with its process, so nobody writes down that it is there; runs of this process share it all the same."""
+    """What is known of it is beside the simulated world, and not in the state."""
     mock = PolluxProvider(provider="openai", model="gpt-4.1-mini", use_mock=True, keep_files_s=0.01)
     await mock.asave("simulated", overwrite=True)
     before = len(in_process().files)
