@@ -45,10 +45,23 @@ class Journal:
         """Save the answers that an earlier attempt on this machine could only write to a file."""
         await take_up(self.store)
 
-    async def begin(self) -> None:
-        """Note that the run asks something. A store that cannot be written to says so here, before anything is paid."""
-        await self.store.put(f"run/{self._name}", {"run": self.run, "at": self.clock()}, self._kept_s)
+    async def begin(self, *, complete: bool | None = None) -> None:
+        """Note that the run asks something. A store that cannot be written to says so here, before anything is paid.
+
+        `complete` is False where the run will say by `end` that all is answered; None where its slots say so.
+        """
+        await self._note(complete)
         await keep_within_bounds(self.store, self.clock)
+
+    async def end(self) -> None:
+        """Note that all that the run asked is answered, so that it need not be retried."""
+        await self._note(complete=True)
+
+    async def _note(self, complete: bool | None) -> None:
+        record = {"run": self.run, "at": self.clock()}
+        if complete is not None:
+            record["complete"] = complete
+        await self.store.put(f"run/{self._name}", record, self._kept_s)
 
     async def own(self, calls: Sequence[str]) -> dict[str, Outcome]:
         """The answers of this run to these calls."""
@@ -66,6 +79,12 @@ class Journal:
         records = await self.store.get_many(places.values())
         there = {call: place for call, place in places.items() if place in records}
         return {call: answer_in(place, records[place], where, "always") for call, place in there.items()}
+
+    async def has(self, outcomes: Sequence[Outcome]) -> bool:
+        """Return whether the store has these answers, for this run and for any other that may reuse them."""
+        names = {pointer_to(outcome.identity) for outcome in outcomes}
+        names |= {self._place(outcome.identity) for outcome in outcomes if outcome.reused != "always"}
+        return names == (await self.store.get_many(names)).keys()
 
     async def index(self, calls: Sequence[Call], flow_run: str | None) -> None:
         """Note what is asked, so that the answers of the run can be listed."""
