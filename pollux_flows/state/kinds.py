@@ -18,6 +18,7 @@ Kind = Literal[
     "owner",
     "account",
     "job",
+    "cache",
     "store",
     "unknown",
 ]
@@ -38,6 +39,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "store": "store",
     "job": "job",
     "asked": "job",
+    "cache": "cache",
 }
 # The others say what is still at a provider, and whose it is: without them, nobody would delete or collect it.
 _MAY_GO: Final[set[Kind]] = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash"}
