@@ -99,7 +99,7 @@ class Options(Document):
     )
     cache_ttl: Literal["5m", "1h"] | None = Field(
         default=None,
-        description="How long the provider keeps what prompt caching writes: 5m, also when empty, or 1h, which costs more.",
+        description="How long the provider keeps what prompt caching writes: 5m or, for more money, 1h.",
     )
 
     @field_validator("response_schema")
