@@ -158,8 +158,17 @@ def check_deferred(target: Target, options: Options) -> None:
         ("A cache handle", options.cache is not None, "Pass the sources themselves: batches have a discount already."),
         ("A conversation", options.history is not None or options.continue_from is not None, "Use run."),
         ("Tool calling", bool(options.tools or options.tool_choice), "Use run, which brings tool calls back at once."),
-        ("implicit_caching", options.implicit_caching is not None, "Leave it out: batches have a discount already."),
-        ("cache_ttl", options.cache_ttl == "1h", "Leave it out: nothing is cached there."),
+        ("implicit_caching", options.implicit_caching in {True, False}, "Leave it out, or write 'warm' for anthropic."),
+        (
+            "implicit_caching='warm'",
+            options.implicit_caching == "warm" and target.provider != "anthropic",
+            f"Leave it out: {target.provider} caches by itself, and only anthropic's batches wait for a first one.",
+        ),
+        (
+            "cache_ttl",
+            options.cache_ttl is not None and (options.implicit_caching, options.cache_ttl) != ("warm", "1h"),
+            "Leave it out: a warm batch keeps its cache for an hour, and others cache nothing.",
+        ),
     ):
         if given:
             raise ConfigurationError(f"{name} cannot be deferred.", hint=instead)

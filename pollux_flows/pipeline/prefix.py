@@ -59,7 +59,7 @@ def prefix_warnings(plan: Plan, outcomes: Sequence[Outcome]) -> Iterator[str]:
     elif options.cache_ttl == "1h" and plan.target.provider != "openai" and not caches_prefix(plan):
         yield f"cache_ttl={options.cache_ttl!r} had no effect: these calls cache nothing. Set implicit_caching='warm'."
     least = claude.cache_minimum(model) if plan.target.provider == "anthropic" else None
-    if options.implicit_caching and least is not None and caches_prefix(plan) and _cached_nothing(outcomes):
+    if options.implicit_caching and least is not None and caches_prefix(plan) and cached_nothing(outcomes):
         yield (
             f"Nothing was cached (implicit_caching): {model} caches what calls begin with from {least:,} tokens on, "
             "and ignores what is shorter without a word."
@@ -112,8 +112,8 @@ def _sharing(plan: Plan) -> int:
     return plan.sharing if begins else 1
 
 
-def _cached_nothing(outcomes: Sequence[Outcome]) -> bool:
-    """Whether calls were made, and the provider reports that none of them read or wrote a cache."""
+def cached_nothing(outcomes: Sequence[Outcome]) -> bool:
+    """Return whether calls were made, and the provider reports that none of them read or wrote a cache."""
     usages = [outcome.answer.usage for outcome in outcomes if outcome.answer is not None and outcome.reused is None]
     reported = [usage for usage in usages if {"cached_tokens", "cache_write_tokens"} <= usage.keys()]
     return bool(reported) and not any(usage["cached_tokens"] or usage["cache_write_tokens"] for usage in reported)
