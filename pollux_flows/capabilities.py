@@ -121,21 +121,34 @@ def require_cache(target: Target) -> None:
         )
 
 
-def implicit_caching(provider: ProviderName, options: Options, calls: int) -> bool:
-    """Whether the calls ask for prompt caching where the caller did not say.
+WARMABLE: Final[tuple[ProviderName, ...]] = ("openai", "anthropic", "openrouter")
+"""Providers that cache the beginning of a prompt, so that a first call can write what later ones read."""
+
+
+def implicit_caching(provider: ProviderName, options: Options, calls: int, sharing: int = 1) -> bool:
+    """Return whether the calls ask for prompt caching. `sharing` is how many of them begin alike.
 
     A cache write costs a quarter more than plain input. A lone call writes once and what follows reads cheaply;
-    calls side by side would each pay for the write before anyone can read.
+    calls side by side would each pay for the write before any can read. With "warm" they are not side by side.
     """
-    if options.implicit_caching is not None:
-        return options.implicit_caching
+    asked = options.implicit_caching
+    if asked == "warm" and sharing > 1:
+        return True
+    if asked in {True, False}:
+        return bool(asked)
     return support(provider, "implicit_caching") == "yes" and calls == 1
+
+
+def bills_cache_writes(model: str) -> bool:
+    """Return whether OpenAI bills what this model writes to its cache, and lets the caller say for how long."""
+    return re.match(r"gpt-(5\.[6-9]|5\.\d\d|[6-9]|\d\d)", model) is not None
 
 
 def check(target: Target, options: Options, sources: Sequence[Source], turns: Sequence[Turn] = ()) -> None:
     """The gate: refuse, before anything is sent, what cannot be answered. Reads no network."""
     for capability in _asked_for(options):
         require(target.provider, capability)
+    _check_prefix_caching(target.provider, options)
     if any(turn.tool_calls for turn in turns):
         require(target.provider, "tool_results")
     for source in (*sources, *(each.source for turn in turns for each in turn.attached)):
@@ -155,7 +168,17 @@ def check_deferred(target: Target, options: Options) -> None:
         ("A cache handle", options.cache is not None, "Pass the sources themselves: batches have a discount already."),
         ("A conversation", options.history is not None or options.continue_from is not None, "Use run."),
         ("Tool calling", bool(options.tools or options.tool_choice), "Use run, which brings tool calls back at once."),
-        ("implicit_caching", options.implicit_caching is not None, "Leave it out."),
+        ("implicit_caching", options.implicit_caching in {True, False}, "Leave it out, or write 'warm' for anthropic."),
+        (
+            "implicit_caching='warm'",
+            options.implicit_caching == "warm" and target.provider != "anthropic",
+            f"Leave it out: {target.provider} caches by itself, and only anthropic's batches wait for a first one.",
+        ),
+        (
+            "cache_ttl",
+            options.cache_ttl is not None and (options.implicit_caching, options.cache_ttl) != ("warm", "1h"),
+            "Leave it out: a warm batch keeps its cache for an hour, and others cache nothing.",
+        ),
     ):
         if given:
             raise ConfigurationError(f"{name} cannot be deferred.", hint=instead)
@@ -170,7 +193,7 @@ def _asked_for(options: Options) -> Iterator[str]:
         yield "reasoning_effort"
     if options.reasoning_budget_tokens is not None:
         yield "reasoning_budget"
-    if options.implicit_caching:
+    if options.implicit_caching is True:
         yield "implicit_caching"
     if options.cache is not None:
         yield "persistent_cache"
@@ -400,6 +423,21 @@ def _check_cache(target: Target, options: Options, sources: Sequence[Source]) ->
                 hint="Leave tool_choice out: the cached tools decide."
                 if name == "tool_choice"
                 else f"Give them to create_cache({name}=…) instead.",
+            )
+
+
+def _check_prefix_caching(provider: ProviderName, options: Options) -> None:
+    if provider in WARMABLE:
+        return
+    for name, is_asked in (
+        ("implicit_caching='warm'", options.implicit_caching == "warm"),
+        ("cache_ttl", options.cache_ttl == "1h"),
+    ):
+        if is_asked:
+            instead = "; create_cache takes ttl_seconds here" if provider == "gemini" else ""
+            raise ConfigurationError(
+                f"Provider {provider!r} does not support {name}.",
+                hint=f"Leave it out, or use {', '.join(WARMABLE)}{instead}.",
             )
 
 

@@ -29,6 +29,19 @@ _OUTPUTS: Final = (
     (r"claude-(opus|sonnet)-4-6", 128_000),
 )
 
+# Shorter beginnings of a prompt are not cached, and the API says nothing about it. Other models: not known.
+_CACHE_MINIMUMS: Final = (
+    (r"claude-(opus-5|fable-5)(?!\d)", 512),
+    (r"claude-(sonnet-5|opus-4-8)(?!\d)", 1024),
+    (r"claude-opus-4-7(?!\d)", 2048),
+    (r"claude-(opus-4-[56]|haiku-4-5)(?!\d)", 4096),
+)
+
+
+def cache_minimum(model: str) -> int | None:
+    """Return how many tokens the beginning of a prompt needs to be cached by this model; None where that is unknown."""
+    return next((least for family, least in _CACHE_MINIMUMS if re.match(family, model)), None)
+
 
 def takes_effort(model: str) -> bool:
     """Whether `output_config.effort` is for this model."""

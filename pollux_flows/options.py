@@ -93,10 +93,18 @@ class Options(Document):
     )
     max_tokens: StrictInt | None = Field(default=None, gt=0, le=_TOKENS, description="The longest answer, in tokens.")
     cache: CacheHandle | None = Field(default=None, description="A cache handle to answer from.")
-    implicit_caching: StrictBool | None = Field(default=None, description="Anthropic's prompt caching, on or off.")
+    implicit_caching: StrictBool | Literal["warm"] | None = Field(
+        default=None,
+        description="Prompt caching: on or off (Anthropic), or 'warm': the first call about the same sources goes "
+        "alone and writes them to the provider's cache, the others follow and read. Empty: on for a single call.",
+    )
     provider_options: dict[str, JsonObject] | None = Field(
         default=None,
         description="Fields for one provider's request, by provider, as that provider spells them.",
+    )
+    cache_ttl: Literal["5m", "1h"] | None = Field(
+        default=None,
+        description="How long the provider keeps what prompt caching writes: 5m or, for more money, 1h.",
     )
 
     @field_validator("response_schema")

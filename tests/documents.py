@@ -129,7 +129,8 @@ def options(draw: st.DrawFn) -> Options:
                 "top_p": st.floats(0, 1, exclude_min=True),
                 "max_tokens": st.integers(1, 2**31 - 1),
                 "cache": handles,
-                "implicit_caching": st.booleans(),
+                "implicit_caching": st.booleans() | st.just("warm"),
+                "cache_ttl": st.sampled_from(["5m", "1h"]),
                 "provider_options": st.dictionaries(st.sampled_from(PROVIDERS), json_objects, max_size=2),
             },
         )

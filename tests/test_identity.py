@@ -196,7 +196,7 @@ def test_options_that_say_different_things_have_different_names(one: Options, ot
         return request_identity(TARGET, options, [], conversation_identity(turns, [], None))
 
     def said(options: Options) -> Any:
-        told = options.model_dump(mode="json", exclude={"implicit_caching", "continue_from"})
+        told = options.model_dump(mode="json", exclude={"implicit_caching", "cache_ttl", "continue_from"})
         told["history"] = told["history"] or None
         told["response_schema"] = options.response_json_schema()
         own = (options.provider_options or {}).get("gemini")

@@ -11,6 +11,7 @@ from typing import Any, Final
 from pollux_flows.deferred.inspect import id_of, snapshot, submitted_at
 from pollux_flows.deferred.job import Job, Part
 from pollux_flows.deferred.results import Item, Results
+from pollux_flows.deferred.warm import warm_warnings
 from pollux_flows.errors import APIError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import extract_envelope
@@ -68,22 +69,34 @@ def make_envelope(
 ) -> ResultEnvelope:
     """One envelope of what became of its prompts, in their order."""
     plan = Plan.model_construct(
-        target=job.target, options=job.options, sources=[], contents=[], calls=[], sharing=job.count
+        target=job.target, options=_without_caching(job.options), sources=[], contents=[], calls=[], sharing=job.count
     )
+    outcomes = [item.outcome for item in items]
+    is_warm = any(part.follows for part in job.parts)
     # Each answer was read when its item was made: a caller's validators run once.
     readings = None if job.options.response_schema is None else [Reading(item.structured) for item in items]
-    envelope = extract_envelope(plan, [item.outcome for item in items], duration_s=duration_s, readings=readings)
+    envelope = extract_envelope(plan, outcomes, duration_s=duration_s, readings=readings)
     misfits = [item.warning for item in items if item.warning]
     more = {
-        "metrics": {**envelope.metrics, **_cost(items), "deferred": True, "cache_mode": "none"},
+        "metrics": {
+            **envelope.metrics,
+            **_cost(items),
+            "deferred": True,
+            "cache_mode": "implicit" if is_warm else "none",
+        },
         "diagnostics": {
             **envelope.diagnostics,
-            "warnings": [*misfits, *envelope.diagnostics["warnings"], *oddities],
+            "warnings": [*misfits, *envelope.diagnostics["warnings"], *warm_warnings(job, outcomes), *oddities],
             "deferred": {**_course(job), "items": [_told(item) for item in items]},
         },
     }
     # All of it comes from documents: to look at it again would take another copy of all answers.
     return envelope.model_construct(**{**dict(envelope), **more})
+
+
+def _without_caching(options: Options) -> Options:
+    """The options without what means something else in a batch."""
+    return options.model_copy(update={"implicit_caching": None, "cache_ttl": None})
 
 
 def as_instances(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:

@@ -59,6 +59,7 @@ class Part(Record):
     expires_at: float | None = None
     results: list[str] = Field(default_factory=list, description="Where the provider has its results.")
     problem: CallFailure | None = Field(default=None, description="Why none of its prompts was answered, or waits.")
+    follows: bool = Field(default=False, description="Handed in once the first part, whose cache it reads, has ended.")
 
     @property
     def is_ended(self) -> bool:
@@ -92,7 +93,7 @@ class Part(Record):
 
     def again(self) -> Part:
         """The same, to be handed in again at once."""
-        return Part(first=self.first, count=self.count, attempt=self.attempt)
+        return Part(first=self.first, count=self.count, attempt=self.attempt, follows=self.follows)
 
     def gone(self, why: str) -> Part:
         """The same, with nothing left of it at the provider."""
@@ -125,6 +126,7 @@ class Part(Record):
             not_before=until,
             problem=problem,
             native="waiting",
+            follows=self.follows,
         )
 
 
@@ -186,7 +188,9 @@ class Job(Record):
         return [
             number
             for number, part in enumerate(self.parts)
-            if part.state == "waiting" and (part.not_before or 0.0) <= now
+            if part.state == "waiting"
+            and (part.not_before or 0.0) <= now
+            and (self.parts[0].is_ended or not part.follows)
         ]
 
     def is_due(self, now: float) -> bool:
@@ -218,8 +222,9 @@ class Job(Record):
         states = {part.state for part in parts}
         if "lost" in states:
             return "ambiguous"
-        # One that was never tried is still being handed in; one that was told to wait is the provider's to take.
-        untried = any(part.state == "waiting" and part.not_before is None for part in parts)
+        # One that was never tried is still being handed in; one that was told to wait is the provider's to take, and
+        # one that follows waits for the first.
+        untried = any(part.state == "waiting" and part.not_before is None and not part.follows for part in parts)
         return "submitting" if untried or "sending" in states else "submitted"
 
     def collected(self, manifest: Manifest) -> Job:

@@ -88,6 +88,8 @@ def _next(job: Job) -> str:
         return "is collected the next time"
     if any(part.state == "sending" for part in job.parts):
         return "is looked for at the provider"
+    if any(part.state == "waiting" and part.follows for part in job.parts) and not job.parts[0].is_ended:
+        return "the rest is handed in when the first prompt, whose cache it reads, is answered"
     if any(part.state == "waiting" for part in job.parts):
         return "the rest is handed in when the provider has room"
     return "is being cancelled" if job.cancelled else "the provider works on it"

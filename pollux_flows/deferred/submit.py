@@ -21,9 +21,11 @@ from pollux_flows.deferred.files import JobFiles, give_back_files, job_files
 from pollux_flows.deferred.job import Job, Part, key_of, new_job, tag_of
 from pollux_flows.deferred.reconcile import SETTLED_S, find_batch
 from pollux_flows.deferred.rows import check_row, write_rows
+from pollux_flows.deferred.warm import caches_part, goes_first
 from pollux_flows.errors import APIError, ConfigurationError, PolluxError
 from pollux_flows.pipeline.attach import Attachments
 from pollux_flows.pipeline.plan import Plan, PlannedCall
+from pollux_flows.pipeline.prefix import prefix_key
 from pollux_flows.pipeline.request import Request
 from pollux_flows.pipeline.retry import Attempts, attempt, insist
 from pollux_flows.providers.base import Call
@@ -151,38 +153,51 @@ class _HandingIn:
                 with tempfile.TemporaryDirectory(prefix="pollux-rows-") as folder:
                     materials = await files.materials()
                     written = await self._split(materials, Path(folder)) if not self._hold.job.parts else {}
-                    for number in self._hold.job.due(self._clock()):
-                        rows = written.get(number) or await self._written(number, materials, Path(folder))
-                        await self._hand_in(number, rows, files)
-                        rows.path.unlink()
+                    done: set[int] = set()
+                    # Where the first is refused, those that follow it are due at once.
+                    while due := [number for number in self._hold.job.due(self._clock()) if number not in done]:
+                        for number in due:
+                            rows = written.get(number) or await self._written(number, materials, Path(folder))
+                            await self._hand_in(number, rows, files)
+                            rows.path.unlink()
+                        done.update(due)
 
     async def _split(self, materials: Sequence[Material], folder: Path) -> dict[int, Rows]:
         """All rows; and, in the job, which parts they make."""
         module = self._session.batches
         # Several attempts have names of the same length, so what fits once fits again.
-        rows = await asyncio.to_thread(write_rows, self._plan.calls, self._row(materials, 1), module.LIMITS, folder)
+        calls, limits, is_warm = self._plan.calls, module.LIMITS, goes_first(self._plan)
+        row = self._row(materials, 1, caches=is_warm)
+        rows = await asyncio.to_thread(write_rows, calls[:1], row, limits, folder) if is_warm else []
+        rows += await asyncio.to_thread(write_rows, calls[len(rows) :], row, limits, folder, len(rows))
         parts, first = [], 0
-        for each in rows:
-            parts.append(Part(first=first, count=each.count))
+        for number, each in enumerate(rows):
+            parts.append(Part(first=first, count=each.count, follows=is_warm and number > 0))
             first += each.count
         await self._hold.save(self._hold.job.with_parts(parts))
-        return dict(enumerate(rows))
+        if not is_warm:
+            return dict(enumerate(rows))
+        for each in rows[1:]:  # made anew when they are due: whether they have something to read shows then
+            each.path.unlink()
+        return {0: rows[0]}
 
     async def _written(self, number: int, materials: Sequence[Material], folder: Path) -> Rows:
         """The rows of one part, which were split off earlier."""
         part = self._hold.job.parts[number]
         calls = self._plan.calls[part.first : part.first + part.count]
-        row, limits = self._row(materials, part.attempt + 1), Limits(rows=part.count, size_bytes=1 << 62)
+        caches = caches_part(self._hold.job, number, self._clock())
+        row = self._row(materials, part.attempt + 1, caches=caches)
+        limits = Limits(rows=part.count, size_bytes=1 << 62)
         (rows,) = await asyncio.to_thread(write_rows, calls, row, limits, folder, number)
         return rows
 
-    def _row(self, materials: Sequence[Material], attempt: int) -> Callable[[PlannedCall, int], bytes]:
+    def _row(self, materials: Sequence[Material], attempt: int, *, caches: bool) -> Callable[[PlannedCall, int], bytes]:
         make, submission = self._session.batches.row, self._hold.job.submission
+        key = prefix_key(self._plan, range(len(self._plan.sources)))
 
         def row(planned: PlannedCall, number: int) -> bytes:
-            return make(
-                _call(self._plan, planned, materials), key_of(tag_of(submission, number, attempt), planned.index)
-            )
+            call = _call(self._plan, planned, materials, key=key, caches=caches)
+            return make(call, key_of(tag_of(submission, number, attempt), planned.index))
 
         return row
 
@@ -190,9 +205,8 @@ class _HandingIn:
         hold, session = self._hold, self._session
         file_id = await files.upload_rows(rows) if session.batches.TAKES_A_FILE else None
         part = hold.job.parts[number]
-        intent = Part(
-            first=part.first, count=part.count, attempt=part.attempt + 1, state="sending", sent_at=self._clock()
-        )
+        handed_in = {"attempt": part.attempt + 1, "state": "sending", "sent_at": self._clock()}
+        intent = part.again().model_copy(update=handed_in)
         await hold.save(hold.job.with_part(number, intent))
         create = partial(session.submit_batch, hold.job.tag(number), rows, file_id)
         config = session.config
@@ -295,5 +309,21 @@ async def _forgotten(hold: Hold, session: Session) -> bool:
     return True
 
 
-def _call(plan: Plan, planned: PlannedCall, materials: Sequence[Material]) -> Call:
-    return Call(model=plan.target.model, materials=tuple(materials), prompt=planned.prompt, options=plan.options)
+def _call(
+    plan: Plan,
+    planned: PlannedCall,
+    materials: Sequence[Material],
+    *,
+    key: str | None = None,
+    caches: bool = False,
+) -> Call:
+    options = plan.options.model_copy(update={"cache_ttl": "1h"}) if caches else plan.options
+    return Call(
+        model=plan.target.model,
+        materials=tuple(materials),
+        prompt=planned.prompt,
+        options=options,
+        implicit_caching=caches,
+        is_one_of_many=True,
+        prefix_key=key,
+    )

@@ -119,6 +119,8 @@ def age(seconds: float) -> str:
 
 def _now(part: Part) -> str:
     told = _STATES.get(part.state) or part.native or part.state
+    if part.state == "waiting" and part.follows and part.not_before is None:
+        told = "waits for the first prompt, whose cache it reads"
     return f"{told}: {part.problem.message}" if part.problem else told
 
 

@@ -8,13 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
 from functools import partial
 from uuid import uuid4
 
-from pollux_flows.capabilities import implicit_caching
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError, unless_raised
 from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
 from pollux_flows.pipeline.conversation import said_with
 from pollux_flows.pipeline.plan import Plan, PlannedCall
+from pollux_flows.pipeline.prefix import WarmUps, prefix_key
 from pollux_flows.pipeline.retry import Attempts, attempt
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.pricing import cost_of
@@ -68,6 +68,8 @@ class Execution:
         self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
         self._line = asyncio.Semaphore(2 * config.request_concurrency)
+        self._warm_ups = WarmUps(plan)
+        self._prefix_keys: dict[int | None, str | None] = {}
 
     async def outcomes(self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None) -> list[Outcome]:
         """What becomes of each of these calls of the plan, in their order.
@@ -88,8 +90,14 @@ class Execution:
 
     async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome) -> list[Outcome]:
         async def settled(planned: PlannedCall, place: _Place) -> Outcome:
+            async def ask() -> Outcome:
+                await place.reopen()
+                return await self._settled(planned, place)
+
             with closing(place):
-                outcome = await self._settled(planned, place)
+                if self._warm_ups.is_needed(planned.source):
+                    place.close()  # it may wait for another call, which must not wait for its place
+                outcome = await self._warm_ups.run(planned.source, ask)
             seen(outcome)
             return outcome
 
@@ -144,7 +152,7 @@ class Execution:
 
         for last_try in (False, True):
             materials = await attachments.materials(sources)
-            call = _call(self.plan, planned, materials)
+            call = self._call(planned, materials)
             attempts: Attempts[Answer] = await attempt(
                 partial(session.generate, call),
                 policy=self._config.retry,
@@ -181,7 +189,7 @@ class Execution:
         session, attachments = await self._met()
         asked = {tuple(_sources(self.plan, planned)): planned for planned in reversed(calls)}
         for sources, planned in asked.items():
-            call = _call(self.plan, planned, attachments.pretended(sources))
+            call = self._call(planned, attachments.pretended(sources))
             checked: Attempts[None] = await attempt(
                 partial(session.check, call),
                 policy=self._config.retry,
@@ -189,6 +197,22 @@ class Execution:
                 slot=nullcontext(),  # a look at what would be sent is no call
             )
             checked.unwrap()
+
+    def _call(self, planned: PlannedCall, materials: tuple[Material, ...]) -> Call:
+        plan, own = self.plan, len(materials) - len(self.plan.said.attached)
+        if planned.source not in self._prefix_keys:
+            self._prefix_keys[planned.source] = prefix_key(plan, _sources(plan, planned))
+        return Call(
+            model=plan.target.model,
+            materials=materials[:own],
+            prompt=planned.prompt,
+            options=plan.options,
+            implicit_caching=self._warm_ups.caches(planned.source),
+            is_one_of_many=plan.sharing > 1,
+            prefix_key=self._prefix_keys[planned.source],
+            said=tuple(said_with(plan.said.turns, materials[own:])),
+            response_id=plan.said.response_id,
+        )
 
     async def _met(self) -> tuple[Session, Attachments]:
         """The provider's session, opened by the first who asks."""
@@ -209,15 +233,21 @@ class Execution:
 
 
 class _Place:
-    """A place in the line of those who wait for their first turn. Given up once."""
+    """A place in the line of those who wait for their first turn."""
 
     def __init__(self, line: asyncio.Semaphore) -> None:
-        self._line: asyncio.Semaphore | None = line
+        self._line, self._is_held = line, True
 
     def close(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            line.release()
+        if self._is_held:
+            self._is_held = False
+            self._line.release()
+
+    async def reopen(self) -> None:
+        """Stand in line again, unless it does."""
+        if not self._is_held:
+            await self._line.acquire()
+            self._is_held = True
 
 
 def unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
@@ -232,16 +262,3 @@ def _unseen(_: Outcome) -> None:
 
 def _sources(plan: Plan, planned: PlannedCall) -> Sequence[int]:
     return range(len(plan.sources)) if planned.source is None else [planned.source]
-
-
-def _call(plan: Plan, planned: PlannedCall, materials: tuple[Material, ...]) -> Call:
-    own = len(materials) - len(plan.said.attached)
-    return Call(
-        model=plan.target.model,
-        materials=materials[:own],
-        prompt=planned.prompt,
-        options=plan.options,
-        implicit_caching=implicit_caching(plan.target.provider, plan.options, plan.total),
-        said=tuple(said_with(plan.said.turns, materials[own:])),
-        response_id=plan.said.response_id,
-    )

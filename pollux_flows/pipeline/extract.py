@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pollux_flows.capabilities import implicit_caching
 from pollux_flows.document import MENDED
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import state_after
 from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.prefix import caches_prefix, prefix_warnings
 from pollux_flows.pipeline.structured import LONGEST_S, TOOLS_S, Reading, read_answers, shape_warning, tool_arguments
 from pollux_flows.plain import mended
 from pollux_flows.pricing import Cost, price_table, total
@@ -50,6 +50,7 @@ def extract_envelope(
         shape_warning(index, reading.problem) for index, reading in enumerate(readings or []) if reading.problem
     ]
     warnings += [warning for outcome in outcomes for warning in _warnings(outcome)]
+    warnings += prefix_warnings(plan, outcomes)
     status = _status(answers, failures)
     usage = _usage(answers)
     said = {
@@ -61,12 +62,12 @@ def extract_envelope(
             "duration_s": round(duration_s, 3),
             "n_calls": len(outcomes),
             "finish_reasons": [answer and answer.finish_reason for answer in answers],
-            **_cache_metrics(plan, usage),
+            **_cache_metrics(plan, outcomes, usage),
             **_cost_metrics(outcomes),
         },
         "diagnostics": {
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
-            "calls": [_course(outcome) for outcome in outcomes],
+            "calls": [_course(outcome) | _cache_use(plan, outcome) for outcome in outcomes],
             "warnings": mended(warnings),  # a validator of the caller's may have been heard
         },
         "structured": None if readings is None else [reading.typed for reading in readings],
@@ -144,18 +145,27 @@ def _usage(answers: Sequence[Answer | None]) -> dict[str, int]:
     return dict(total)
 
 
-def _cache_metrics(plan: Plan, usage: dict[str, int]) -> dict[str, Any]:
-    """A hit is a hit when the provider counted cached tokens, not when we hoped for them."""
-    hit = usage.get("cached_tokens", 0) > 0
+def _cache_metrics(plan: Plan, outcomes: Sequence[Outcome], usage: dict[str, int]) -> dict[str, Any]:
+    """What caching came to. A hit is a hit when the provider counted cached tokens, not when we hoped for them."""
     handle = plan.options.cache is not None
-    mode = (
-        "persistent"
-        if handle
-        else "implicit"
-        if implicit_caching(plan.target.provider, plan.options, plan.total)
-        else "none"
-    )
-    return {"cache_used": handle and hit, "cache_mode": mode, "cache_hit": hit}
+    hits = sum(_has_read_cache(outcome) for outcome in outcomes)
+    return {
+        "cache_used": handle and 0 < hits == len(outcomes),
+        "cache_mode": "persistent" if handle else "implicit" if caches_prefix(plan) else "none",
+        "cache_hit": hits > 0,
+        "n_cache_hits": hits,
+        **{name: usage[name] for name in ("cached_tokens", "cache_write_tokens") if name in usage},
+    }
+
+
+def _cache_use(plan: Plan, outcome: Outcome) -> dict[str, bool]:
+    """Whether one call read from a cache, where the provider says so. A call with a handle that does not, did not."""
+    reported = outcome.answer is not None and "cached_tokens" in outcome.answer.usage
+    return {"cache_used": _has_read_cache(outcome)} if reported or plan.options.cache is not None else {}
+
+
+def _has_read_cache(outcome: Outcome) -> bool:
+    return outcome.answer is not None and outcome.answer.usage.get("cached_tokens", 0) > 0
 
 
 def _cost_metrics(outcomes: Sequence[Outcome]) -> dict[str, Any]:

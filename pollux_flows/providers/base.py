@@ -62,6 +62,10 @@ class Call:
     prompt: str | None
     options: Options
     implicit_caching: bool = False
+    is_one_of_many: bool = False
+    """Whether other calls begin alike and end with prompts of their own: what is cached ends before the prompt."""
+    prefix_key: str | None = None
+    """The identity of what those calls begin with, by which a provider finds its cache."""
     said: tuple[Said, ...] = ()
     response_id: str | None = None
     """Under which the provider keeps what was said, up to the assistant's last turn."""

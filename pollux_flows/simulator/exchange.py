@@ -85,6 +85,7 @@ class Exchange:
             query=dict(pairs),
             query_pairs=pairs,
             body=None,
+            arrival=self.world.prefixes.arrive(),
             origin=f"{scope.get('scheme', 'http')}://{headers.get('host', '')}",
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -29,42 +30,104 @@ class Seen:
 
     read: int = 0
     written: int = 0
-    written_for_s: float | None = None
+    #: Of those written, how many are remembered how long.
+    written_for: Mapping[float, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """When a request began: it finds what was written by then, and nothing that others write beside it."""
+
+    writes: int
+    #: For the rows of a batch, also the time at which it was handed in.
+    at: float | None = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    number: int
+    written_at: float
+    until: float
+    lasts_s: float
+
+    def is_found(self, arrival: Arrival | None, now: float) -> bool:
+        if self.until <= now:
+            return False
+        if arrival is None:
+            return True
+        return self.number <= arrival.writes and (arrival.at is None or self.written_at <= arrival.at)
 
 
 class PrefixCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._until: dict[bytes, float] = {}
+        self._entries: dict[bytes, _Entry] = {}
+        self._writes = 0
         self._sweep_at = SWEEP_FROM
 
-    def meet(self, owner: str, blocks: Sequence[Block], now: float) -> Seen:
-        """Read the longest known beginning that a breakpoint can see, then remember what is marked."""
-        marked = [place for place, block in enumerate(blocks) if block.remember_s is not None]
-        if not marked:
-            return Seen()
+    def arrive(self, at: float | None = None) -> Arrival:
+        """Note that a request begins now."""
+        with self._lock:
+            return Arrival(self._writes, at)
+
+    def meet(
+        self, owner: str, blocks: Sequence[Block], now: float, *, arrival: Arrival | None = None, least_tokens: int = 1
+    ) -> Seen:
+        """Read the longest known beginning that a breakpoint can see, then remember what is marked.
+
+        A request that was answered has written; who arrived before that does not find it. What is shorter than
+        `least_tokens` is not cached, and nothing is said about it.
+        """
         digest = hashlib.sha256(owner.encode())
         keys: list[bytes] = []
         sums: list[int] = []
         total = 0
-        for block in blocks[: marked[-1] + 1]:
+        for block in blocks:
             digest.update(orjson.dumps(block.content, option=orjson.OPT_SORT_KEYS))
             keys.append(digest.copy().digest())
             total += block.tokens
             sums.append(total)
+        marked = [
+            place for place, block in enumerate(blocks) if block.remember_s is not None and sums[place] >= least_tokens
+        ]
+        if not marked:
+            return Seen()
         visible = {back for place in marked for back in range(max(0, place - LOOK_BACK), place + 1)}
         with self._lock:
-            known = [place for place in visible if self._until.get(keys[place], 0) > now]
-            read = sums[max(known)] if known else 0
+            known = [
+                place
+                for place in visible
+                if (entry := self._entries.get(keys[place])) is not None and entry.is_found(arrival, now)
+            ]
+            read_to = max(known) if known else None
+            if read_to is not None:  # being read keeps it alive
+                entry = self._entries[keys[read_to]]
+                entry.until = max(entry.until, now + entry.lasts_s)
+            self._writes += 1
             for place in marked:
-                lasts = blocks[place].remember_s or 0
-                self._until[keys[place]] = max(self._until.get(keys[place], 0), now + lasts)
-            if len(self._until) > self._sweep_at:
-                self._until = {key: until for key, until in self._until.items() if until > now}
-                self._sweep_at = max(SWEEP_FROM, 2 * len(self._until))
-        written = sums[marked[-1]] - read
-        return Seen(read, written, blocks[marked[-1]].remember_s if written else None)
+                self._remember(keys[place], now, blocks[place].remember_s or 0.0)
+            self._sweep(now)
+        read = 0 if read_to is None else sums[read_to]
+        written_for: Counter[float] = Counter()
+        done = read
+        for place in marked:
+            if sums[place] > done:
+                written_for[blocks[place].remember_s or 0.0] += sums[place] - done
+                done = sums[place]
+        return Seen(read, written_for.total(), dict(written_for))
 
     def clear(self) -> None:
         with self._lock:
-            self._until.clear()
+            self._entries.clear()
+
+    def _remember(self, key: bytes, now: float, lasts_s: float) -> None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.until > now:
+            entry.until, entry.lasts_s = max(entry.until, now + lasts_s), max(entry.lasts_s, lasts_s)
+        else:
+            self._entries[key] = _Entry(self._writes, now, now + lasts_s, lasts_s)
+
+    def _sweep(self, now: float) -> None:
+        if len(self._entries) > self._sweep_at:
+            self._entries = {key: entry for key, entry in self._entries.items() if entry.until > now}
+            self._sweep_at = max(SWEEP_FROM, 2 * len(self._entries))

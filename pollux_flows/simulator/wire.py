@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pollux_flows.simulator.asking import Ask
     from pollux_flows.simulator.faults import Fault
     from pollux_flows.simulator.forms import Form
+    from pollux_flows.simulator.prefixes import Arrival, Block, Seen
     from pollux_flows.simulator.spool import Mark, Spool
     from pollux_flows.simulator.stored_files import StoredFile
     from pollux_flows.simulator.world import Simulator
@@ -80,6 +81,10 @@ class Call:
     files: dict[str, StoredFile] = field(default_factory=dict)
     #: What a generate request asks for, once its provider has checked it.
     asked: Ask | None = None
+    #: When it began, as far as prompt caches are concerned.
+    arrival: Arrival | None = None
+    #: A row of a batch, whose caches are its own.
+    is_batch_row: bool = False
     #: The fault that shapes the answer, if there is one.
     fault: Fault | None = None
 
@@ -88,6 +93,14 @@ class Call:
         if self.asked is None:
             raise RuntimeError("only a generate request asks something")
         return self.asked
+
+    def meet_cache(self, scope: str, blocks: Sequence[Block], *, least_tokens: int) -> Seen:
+        """Read and write the prompt cache of the account. Nothing but batches reads what batches write."""
+        lane = "batch" if self.is_batch_row else "realtime"
+        owner = f"{self.provider.name} {self.account} {lane} {scope}"
+        return self.world.prefixes.meet(
+            owner, blocks, self.world.now(), arrival=self.arrival, least_tokens=least_tokens
+        )
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ OPTIONS_IN_KEY: Final = {
     "cache",
     "provider_options",
 }
-OPTIONS_LEFT_OUT: Final = {"implicit_caching": "changes what the answer costs, not what it says"}
+OPTIONS_LEFT_OUT: Final = {
+    "implicit_caching": "changes what the answer costs, not what it says",
+    "cache_ttl": "the same",
+}
 SOURCE_IN_KEY: Final = {"source_type", "mime_type", "text", "uri", "gemini_video", "gemini_url_context"}
 SOURCE_LEFT_OUT: Final = {
     "trust_mime_type": "decides what mime_type is, and that is in the key",

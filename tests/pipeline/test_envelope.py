@@ -144,5 +144,5 @@ async def test_what_each_call_took(config: MakeConfig) -> None:
     """The diagnostics say it, and no more than that: in a flow, Prefect looks at each word of it."""
     envelope = await run_many(["first", "second"], config=config("openai"))
     for call in envelope.diagnostics["calls"]:
-        assert call.keys() == {"attempts", "duration_s", "cost_usd", "reused"}
+        assert call.keys() == {"attempts", "duration_s", "cost_usd", "reused", "cache_used"}
         assert (call["attempts"], call["reused"]) == (1, None)

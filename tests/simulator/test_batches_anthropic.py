@@ -51,6 +51,35 @@ async def test_a_row_is_billed_as_part_of_a_batch(batcher: Anthropic, clock: Tim
     assert line.result.message.usage.service_tier == "batch"
 
 
+async def test_rows_read_what_a_batch_wrote_that_ended_before(batcher: Anthropic, clock: Time) -> None:
+    """And nothing that other rows of their own batch write, or that a batch beside theirs does."""
+    document = {"type": "text", "text": "x" * 40_000, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    asks: Any = [{"role": "user", "content": [document, {"type": "text", "text": "four"}]}]
+    batches = batcher.sdk.messages.batches
+
+    async def submit(count: int) -> str:
+        params = {**PARAMS, "messages": asks}
+        requests: list[Any] = [{**row, "params": params} for row in rows(count)]
+        return (await batches.create(requests=requests)).id
+
+    async def usages(batch_id: str) -> list[tuple[int, int]]:
+        lines = [line async for line in await batches.results(batch_id)]
+        found = [line.result.message.usage for line in lines if line.result.type == "succeeded"]
+        return [(usage.cache_creation_input_tokens or 0, usage.cache_read_input_tokens or 0) for usage in found]
+
+    first, beside = await submit(1), await submit(3)
+    clock.now += 1
+    assert await usages(first) == [(10_000, 0)]
+    assert await usages(beside) == [(10_000, 0)] * 3
+    later = await submit(3)
+    clock.now += 1
+    assert await usages(later) == [(0, 10_000)] * 3
+    clock.now += 3601
+    too_late = await submit(2)
+    clock.now += 1
+    assert await usages(too_late) == [(10_000, 0)] * 2
+
+
 async def test_nothing_of_the_clients_own_comes_back_before_the_end(
     batcher: Anthropic, http: httpx.AsyncClient
 ) -> None:

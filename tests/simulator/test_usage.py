@@ -1,16 +1,18 @@
 """Tokens can be counted by hand, and each provider reports them in its own way."""
 
+import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from pollux_flows.simulator import Simulator
+from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.simulator.tokens import of_attachment, of_text
 
 from .clients import Client
 
-LONG = "x" * 4_000  # 1000 tokens
+LONG = "x" * 8_000  # 2000 tokens
 PNG = "data:image/png;base64," + "A" * 400
 
 
@@ -48,7 +50,7 @@ async def test_an_image_costs_by_its_bytes(http: httpx.AsyncClient) -> None:
 
 
 async def openai_usage(http: httpx.AsyncClient, prompt: str, model: str = "gpt-4.1") -> Any:
-    content = [{"type": "input_text", "text": LONG * 2}, {"type": "input_text", "text": prompt}]
+    content = [{"type": "input_text", "text": LONG}, {"type": "input_text", "text": prompt}]
     ask = {"model": model, "input": [{"role": "user", "content": content}]}
     return (await http.post("/openai/v1/responses", json=ask)).json()["usage"]
 
@@ -71,7 +73,7 @@ async def test_openai_counts_cache_writes_from_gpt_5_6_on(http: httpx.AsyncClien
 async def claude_usage(http: httpx.AsyncClient, prompt: str, **more: Any) -> Any:
     source = {"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}
     ask: dict[str, Any] = {
-        "model": "claude-haiku-4-5",
+        "model": "claude-sonnet-5",
         "max_tokens": 100,
         "messages": [{"role": "user", "content": [source, {"type": "text", "text": prompt}]}],
     }
@@ -84,24 +86,24 @@ def parts(usage: Any) -> tuple[int, int, int]:
 
 async def test_anthropic_counts_the_cache_beside_the_input(http: httpx.AsyncClient) -> None:
     """First it is written, then read; the three numbers together are the prompt."""
-    assert parts(await claude_usage(http, "four")) == (1, 1000, 0)
-    assert parts(await claude_usage(http, "five")) == (1, 0, 1000)
+    assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
+    assert parts(await claude_usage(http, "five")) == (1, 0, 2000)
 
 
 async def test_without_a_breakpoint_nothing_is_cached(http: httpx.AsyncClient) -> None:
     """Anthropic caches only what it was told to."""
     plain = {"messages": [{"role": "user", "content": LONG}]}
     for _ in range(2):
-        assert parts(await claude_usage(http, "", **plain)) == (1000, 0, 0)
+        assert parts(await claude_usage(http, "", **plain)) == (2000, 0, 0)
 
 
 async def test_a_breakpoint_at_the_top_covers_the_whole_request(http: httpx.AsyncClient) -> None:
     """And a conversation that grows reads what it had and writes what is new."""
     top = {"cache_control": {"type": "ephemeral"}}
     said = [{"role": "user", "content": LONG}]
-    assert parts(await claude_usage(http, "", messages=said, **top)) == (0, 1000, 0)
+    assert parts(await claude_usage(http, "", messages=said, **top)) == (0, 2000, 0)
     said += [{"role": "assistant", "content": "four"}, {"role": "user", "content": "four"}]
-    assert parts(await claude_usage(http, "", messages=said, **top)) == (0, 2, 1000)
+    assert parts(await claude_usage(http, "", messages=said, **top)) == (0, 2, 2000)
 
 
 async def test_an_hour_costs_otherwise_than_five_minutes(http: httpx.AsyncClient) -> None:
@@ -109,7 +111,7 @@ async def test_an_hour_costs_otherwise_than_five_minutes(http: httpx.AsyncClient
     system = [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
     plain = {"messages": [{"role": "user", "content": "four"}]}
     usage = await claude_usage(http, "", system=system, **plain)
-    assert usage["cache_creation"] == {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 1000}
+    assert usage["cache_creation"] == {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 2000}
 
 
 async def test_a_cached_beginning_is_forgotten_in_time(http: httpx.AsyncClient, sim: Simulator) -> None:
@@ -117,11 +119,11 @@ async def test_a_cached_beginning_is_forgotten_in_time(http: httpx.AsyncClient, 
     real, now = sim.clock, 1_000_000.0
     sim.clock = lambda: now
     try:
-        assert parts(await claude_usage(http, "four")) == (1, 1000, 0)
+        assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
         now += 299
-        assert parts(await claude_usage(http, "four")) == (1, 0, 1000)
+        assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
         now += 301
-        assert parts(await claude_usage(http, "four")) == (1, 1000, 0)
+        assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
     finally:
         sim.clock = real
 
@@ -129,7 +131,91 @@ async def test_a_cached_beginning_is_forgotten_in_time(http: httpx.AsyncClient, 
 async def test_other_models_have_other_caches(http: httpx.AsyncClient) -> None:
     """What one model read, another has not."""
     await claude_usage(http, "four")
-    assert parts(await claude_usage(http, "four", model="claude-opus-4-5")) == (1, 1000, 0)
+    assert parts(await claude_usage(http, "four", model="claude-opus-4-8")) == (1, 2000, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [("claude-opus-5", 512), ("claude-sonnet-5", 1024), ("claude-opus-4-7", 2048), ("claude-haiku-4-5", 4096)],
+)
+async def test_a_short_beginning_is_not_cached(model: str, least: int, http: httpx.AsyncClient) -> None:
+    """And nothing is said about it: the usage alone shows it."""
+    for length, written in ((least - 1, 0), (least, least)):
+        marked = {"type": "text", "text": "x" * 4 * length, "cache_control": {"type": "ephemeral"}}
+        messages = [{"role": "user", "content": [marked, {"type": "text", "text": "four"}]}]
+        usage = await claude_usage(http, "", model=model, messages=messages)
+        assert parts(usage) == (length + 1 - written, written, 0)
+
+
+@pytest.fixture
+def slow(sim: Simulator) -> Iterator[Simulator]:
+    """Answers that take long enough for others to be asked meanwhile."""
+    sim.latency_s = 0.2
+    yield sim
+    sim.latency_s = 0.0
+
+
+async def test_calls_side_by_side_each_write(http: httpx.AsyncClient, slow: Simulator) -> None:
+    """None finds what the others have not finished writing; the next one does."""
+    found = await asyncio.gather(*(claude_usage(http, "four") for _ in range(3)))
+    assert [parts(usage) for usage in found] == [(1, 2000, 0)] * 3
+    assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
+    assert len(slow.requests) == 4
+
+
+async def test_a_call_that_failed_has_written_nothing(http: httpx.AsyncClient, sim: Simulator) -> None:
+    """The next one pays for the write."""
+    sim.fail(Fault(kind="status", status=529))
+    source = {"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}
+    ask = {"model": "claude-sonnet-5", "max_tokens": 9, "messages": [{"role": "user", "content": [source]}]}
+    assert (await http.post("/anthropic/v1/messages", json=ask)).status_code == 529
+    assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
+
+
+async def test_reading_keeps_a_beginning_alive(http: httpx.AsyncClient, sim: Simulator) -> None:
+    """Each read begins its five minutes anew."""
+    real, now = sim.clock, 1_000_000.0
+    sim.clock = lambda: now
+    try:
+        await claude_usage(http, "four")
+        for _ in range(3):
+            now += 200
+            assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
+    finally:
+        sim.clock = real
+
+
+async def test_two_lifetimes_in_one_request(http: httpx.AsyncClient) -> None:
+    """What stands before the longer one is counted as that, the rest as the shorter."""
+    system = [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    usage = await claude_usage(http, "four", system=system)
+    assert parts(usage) == (1, 4000, 0)
+    assert usage["cache_creation"] == {"ephemeral_5m_input_tokens": 2000, "ephemeral_1h_input_tokens": 2000}
+
+
+async def test_openai_caches_by_key(http: httpx.AsyncClient) -> None:
+    """Another key is another machine, which has not read it; and how long a write lasts is counted."""
+    content = [{"type": "input_text", "text": LONG}]
+    ask = {"model": "gpt-5.6", "input": [{"role": "user", "content": content}], "prompt_cache_options": {"ttl": "12h"}}
+    details = []
+    for key in ("a", "b", "a"):
+        answer = await http.post("/openai/v1/responses", json={**ask, "prompt_cache_key": key})
+        details.append(answer.json()["usage"]["input_tokens_details"])
+    assert [each["cached_tokens"] for each in details] == [0, 0, 2000]
+    assert details[0]["cache_write_tokens_details"] == {"ttl_30m_tokens": 0, "ttl_12h_tokens": 2000}
+
+
+@pytest.mark.parametrize("model", ["anthropic/claude-sonnet-4.6", "openai/gpt-4.1-mini"])
+async def test_openrouter_passes_the_cache_of_its_route_through(model: str, http: httpx.AsyncClient) -> None:
+    """Anthropic's where it is marked, OpenAI's by itself; and the price follows."""
+    marked = {"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}
+    ask = {"model": model, "messages": [{"role": "user", "content": [marked, {"type": "text", "text": "four"}]}]}
+    answers = [(await http.post("/openrouter/api/v1/chat/completions", json=ask)).json() for _ in range(2)]
+    first, second = (answer["usage"] for answer in answers)
+    written = 2000 if model.startswith("anthropic") else 0
+    assert first["prompt_tokens_details"]["cache_write_tokens"] == written
+    assert second["prompt_tokens_details"]["cached_tokens"] == (2000 if written else 2001)
+    assert second["cost"] < first["cost"]
 
 
 async def test_gemini_adds_thoughts_to_the_total(http: httpx.AsyncClient) -> None:

@@ -9,6 +9,7 @@ from pollux_flows import claude
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
+from pollux_flows.providers.anthropic.breakpoints import mark_prefix
 from pollux_flows.providers.anthropic.turns import as_it_came, messages
 from pollux_flows.providers.base import (
     Call,
@@ -72,8 +73,9 @@ def request(call: Call) -> dict[str, Any]:
         "output_config": _output_config(call.model, options),
         "tools": tools,
         "tool_choice": tool_choice,
-        "cache_control": {"type": "ephemeral"} if call.implicit_caching and "cache_control" not in raw else None,
     }
+    if call.implicit_caching and "cache_control" not in raw:
+        mark_prefix(body, call, raw)
     given = {name: value for name, value in body.items() if value is not None}
     return merged(given, raw)
 

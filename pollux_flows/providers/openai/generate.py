@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from pollux_flows.capabilities import bills_cache_writes
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import schema
@@ -77,9 +78,17 @@ def request(call: Call) -> dict[str, Any]:
         "text": _text_format(options.response_json_schema()),
         "tools": [_tool(tool) for tool in options.tools or []] or None,
         "tool_choice": _tool_choice(options.tool_choice),
+        "prompt_cache_key": None if "prompt_cache_key" in raw else call.prefix_key,
+        "prompt_cache_options": None if "prompt_cache_options" in raw else _cache_options(call),
     }
     given = {name: value for name, value in body.items() if value is not None}
     return merged(given, raw)
+
+
+def _cache_options(call: Call) -> dict[str, str] | None:
+    """How long what is cached is to last, where that is the caller's to say: half an hour by itself, or half a day."""
+    is_long = call.options.cache_ttl == "1h" and bills_cache_writes(call.model)
+    return {"mode": "implicit", "ttl": "12h"} if is_long else None
 
 
 def _include(options: Options) -> list[str] | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pollux_flows.providers import chat, schema
 from pollux_flows.providers.base import Call, merged
+from pollux_flows.providers.openrouter.breakpoints import mark_prefix, takes_breakpoints
 from pollux_flows.providers.openrouter.turns import as_it_came, messages
 from pollux_flows.result import Answer
 
@@ -38,6 +39,8 @@ def request(call: Call) -> dict[str, Any]:
         # It looks at the tools of each request that has calls and results in it, though none is to be called now.
         body["tools"] = [_tool({"name": name}) for name in call.tools_called]
         body["tool_choice"] = "none"
+    if call.implicit_caching and "cache_control" not in raw and takes_breakpoints(call.model):
+        mark_prefix(body["messages"], call)
     given = {name: value for name, value in body.items() if value is not None}
     return merged(given, raw)
 

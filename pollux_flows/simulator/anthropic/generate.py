@@ -65,15 +65,16 @@ def _shows_thinking(call: Call) -> bool:
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
     blocks = prompt_blocks(call)
-    seen = call.world.prefixes.meet(f"anthropic {call.body['model']}", blocks, call.world.now())
-    hour = seen.written_for_s == _HOUR_S
+    name = call.body["model"]
+    seen = call.meet_cache(name, blocks, least_tokens=model(name).cached_from_tokens)
+    hour = seen.written_for.get(_HOUR_S, 0)
     return {
         "input_tokens": sum(block.tokens for block in blocks) - seen.read - seen.written,
         "cache_creation_input_tokens": seen.written,
         "cache_read_input_tokens": seen.read,
         "cache_creation": {
-            "ephemeral_5m_input_tokens": 0 if hour else seen.written,
-            "ephemeral_1h_input_tokens": seen.written if hour else 0,
+            "ephemeral_5m_input_tokens": seen.written - hour,
+            "ephemeral_1h_input_tokens": hour,
         },
         "output_tokens": answer.reasoning_tokens + answer.visible_tokens,
         "output_tokens_details": {"thinking_tokens": answer.reasoning_tokens},

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 _NEW = re.compile(r"claude-(?P<family>[a-z]+)-(?P<major>\d{1,2})(?:-(?P<minor>\d{1,2}))?(?:-|$)")
 _OLD = re.compile(r"claude-(?P<major>\d)(?:-(?P<minor>\d))?-(?P<family>[a-z]+)")
+_CACHED_FROM = {
+    ("opus", 5, 0): 512,
+    ("fable", 5, 0): 512,
+    ("opus", 4, 7): 2_048,
+    ("opus", 4, 6): 4_096,
+    ("opus", 4, 5): 4_096,
+    ("haiku", 4, 5): 4_096,
+}
 # A family without a number is taken for the newest there is.
 _NEWEST = (99, 0)
 
@@ -51,6 +59,11 @@ class Model:
     @property
     def has_structured_output(self) -> bool:
         return self.version >= (4, 0)
+
+    @property
+    def cached_from_tokens(self) -> int:
+        """Shorter beginnings are not cached. A model that no list names is taken for one of the usual kind."""
+        return _CACHED_FROM.get((self.family, *self.version), 1_024)
 
     @property
     def takes_prefill(self) -> bool:

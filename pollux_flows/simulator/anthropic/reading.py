@@ -41,11 +41,7 @@ def read(call: Call) -> Ask:
 
 
 def prompt_blocks(call: Call) -> list[Block]:
-    """The prompt in the order in which prefixes are cached: schema, tools, system, messages.
-
-    The service does not cache fewer than about a thousand tokens; here any prefix counts, so that a
-    test needs no long prompt to see a cache work.
-    """
+    """The prompt in the order in which prefixes are cached: schema, tools, system, messages."""
     body = call.body
     blocks = []
     if (schema := _schema(body)) is not None:

@@ -18,6 +18,7 @@ import orjson
 
 from pollux_flows.simulator.answering import fault_for, reply_to, understand
 from pollux_flows.simulator.batch.stored import ENDINGS, Phase, Results, StoredBatch
+from pollux_flows.simulator.prefixes import Arrival
 from pollux_flows.simulator.wire import Call, Operation, Refused
 
 OPERATION = "batch.row"
@@ -109,10 +110,13 @@ class _Settling:
     results: Results
     #: So many of the rows, always the first ones, are answered.
     answered: int = 0
+    #: Rows do not read what others of their batch write, but what was written before it was handed in.
+    arrival: Arrival | None = None
 
     def run(self) -> None:
         plan = self.batch.plan
         self.answered = self.batch.answered
+        self.arrival = self.call.world.prefixes.arrive(self.batch.created_at)
         order = self._order()
         again: list[_Result] = []
         for number, place in enumerate(order):
@@ -162,6 +166,8 @@ class _Settling:
             body=row.body,
             account=self.batch.account,
             origin=self.call.origin,
+            arrival=self.arrival,
+            is_batch_row=True,
         )
         understand(call, self.writer.operation)
         fault = fault_for(call, OPERATION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -11,10 +12,13 @@ from typing_extensions import override
 
 from pollux_flows.simulator import strict_schema
 from pollux_flows.simulator.answers import Answer, compose
+from pollux_flows.simulator.anthropic.models import model as claude
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.chat import attachments, catalogue, reading, rules
 from pollux_flows.simulator.chat.completion import completion
 from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.openai.reading import CACHE_S, CACHED_FROM_TOKENS, writes_are_billed
+from pollux_flows.simulator.prefixes import Seen
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply, bearer, row
 
 _FORMAT = "simulated-v1"
@@ -159,9 +163,7 @@ def _reasons(body: dict[str, Any]) -> bool:
 
 def _respond(call: Call) -> Reply:
     answer = compose(call.ask, call.fault)
-    seen = call.world.prefixes.meet(
-        f"openrouter {call.body['model']}", reading.prompt_blocks(call.body), call.world.now()
-    )
+    seen = _meet_cache(call)
     body = completion(
         answer,
         name=f"gen-{call.world.number():08d}",
@@ -180,7 +182,7 @@ def _respond(call: Call) -> Reply:
         choice["message"]["annotations"] = parsed
     usage = body["usage"]
     usage |= {
-        "cost": _cost(catalogue.prices(call.body["model"]), usage, seen.read),
+        "cost": _cost(catalogue.prices(call.body["model"]), usage, seen),
         "is_byok": False,
         "cost_details": {"upstream_inference_cost": None},
         "prompt_tokens_details": {
@@ -204,12 +206,26 @@ def _reasoning(answer: Answer) -> dict[str, Any]:
     return {"reasoning": answer.reasoning, "reasoning_details": [detail]}
 
 
-def _cost(prices: Mapping[str, str], usage: Mapping[str, int], cached: int) -> float:
+def _meet_cache(call: Call) -> Seen:
+    """As the provider behind the route counts: Anthropic's where it is told to, OpenAI's by itself."""
+    name, blocks = call.body["model"], reading.prompt_blocks(call.body)
+    route, _, model = name.partition("/")
+    if route == "anthropic":
+        return call.meet_cache(name, blocks, least_tokens=claude(model.replace(".", "-")).cached_from_tokens)
+    if route == "openai":
+        blocks = [replace(block, remember_s=CACHE_S["30m"]) for block in blocks]
+        seen = call.meet_cache(name, blocks, least_tokens=CACHED_FROM_TOKENS)
+        return seen if writes_are_billed(model) else Seen(seen.read)
+    return call.meet_cache(name, blocks, least_tokens=CACHED_FROM_TOKENS)
+
+
+def _cost(prices: Mapping[str, str], usage: Mapping[str, int], seen: Seen) -> float:
     price = {name: Decimal(text) for name, text in prices.items()}
-    fresh = usage["prompt_tokens"] - cached
+    fresh = usage["prompt_tokens"] - seen.read - seen.written
     cost = (
         fresh * price["prompt"]
-        + cached * price.get("input_cache_read", price["prompt"])
+        + seen.read * price.get("input_cache_read", price["prompt"])
+        + seen.written * price.get("input_cache_write", price["prompt"])
         + usage["completion_tokens"] * price["completion"]
     )
     return float(cost)

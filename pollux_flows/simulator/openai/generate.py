@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pollux_flows.simulator import tokens
 from pollux_flows.simulator.answers import Answer, compose
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.openai.memory import Remembered
-from pollux_flows.simulator.openai.reading import input_items, prompt_blocks, read, writes_are_billed
+from pollux_flows.simulator.openai.reading import (
+    CACHE_S,
+    CACHED_FROM_TOKENS,
+    input_items,
+    prompt_blocks,
+    read,
+    writes_are_billed,
+)
 from pollux_flows.simulator.openai.seal import seal
 from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
 
@@ -122,17 +130,28 @@ def _message(content: dict[str, Any], number: int, status: str) -> dict[str, Any
 
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
-    seen = call.world.prefixes.meet(f"openai {call.body['model']}", prompt_blocks(call), call.world.now())
+    # Requests with different keys are routed to different machines, each with a cache of its own.
+    scope = f"{call.body['model']} {call.body.get('prompt_cache_key') or ''}"
+    seen = call.meet_cache(scope, prompt_blocks(call), least_tokens=CACHED_FROM_TOKENS)
+    written = seen.written_for if writes_are_billed(call.body["model"]) else {}
     output = answer.reasoning_tokens + answer.visible_tokens
     return {
         "input_tokens": call.ask.input_tokens,
         "input_tokens_details": {
             "cached_tokens": seen.read,
-            "cache_write_tokens": seen.written if writes_are_billed(call.body["model"]) else 0,
+            "cache_write_tokens": sum(written.values()),
+            **({"cache_write_tokens_details": _by_lifetime(written)} if written else {}),
         },
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
         "total_tokens": call.ask.input_tokens + output,
+    }
+
+
+def _by_lifetime(written: Mapping[float, int]) -> dict[str, int]:
+    return {
+        "ttl_30m_tokens": written.get(CACHE_S["30m"], 0),
+        "ttl_12h_tokens": written.get(CACHE_S["12h"], 0),
     }
 
 

@@ -15,7 +15,9 @@ from pollux_flows.simulator.wire import Call
 
 #: Shorter prompts are not cached.
 CACHED_FROM_TOKENS = 1024
-REMEMBERED_S = 600.0
+#: Where writes are billed, a request says how long they last; older models forget soon.
+CACHE_S = {"30m": 1800.0, "12h": 43_200.0}
+_OLDER_S = 600.0
 
 
 def read(call: Call) -> Ask:
@@ -71,11 +73,18 @@ def prompt_blocks(call: Call) -> list[Block]:
             pieces.extend(([item["role"], part], _part_tokens(part, files)) for part in content)
         else:
             pieces.append((item, _item_tokens(item, files)))
-    blocks, total = [], 0
-    for content, count in pieces:
-        total += count
-        blocks.append(Block(content, count, REMEMBERED_S if total >= CACHED_FROM_TOKENS else None))
-    return blocks
+    options = body.get("prompt_cache_options") or {}
+    lasts_s = CACHE_S[options.get("ttl") or "30m"] if writes_are_billed(body["model"]) else _OLDER_S
+    only_marked = options.get("mode") == "explicit"
+    return [
+        Block(content, count, None if only_marked and not _is_breakpoint(content) else lasts_s)
+        for content, count in pieces
+    ]
+
+
+def _is_breakpoint(content: Any) -> bool:
+    part = content[1] if isinstance(content, list) else content
+    return isinstance(part, dict) and part.get("prompt_cache_breakpoint") is not None
 
 
 def writes_are_billed(model: str) -> bool:

@@ -1,0 +1,32 @@
+"""Where prompt caching ends, on routes that have to be told: `cache_control` passes through to Anthropic.
+
+On other routes the provider behind OpenRouter caches by itself, or not at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pollux_flows.providers.base import Call
+
+
+def takes_breakpoints(model: str) -> bool:
+    """Return whether the route caches what stands before a breakpoint."""
+    return model.removeprefix("~").startswith("anthropic/")
+
+
+def mark_prefix(messages: list[dict[str, Any]], call: Call) -> None:
+    """Set the breakpoint before the prompt, or after the system instruction where nothing else stands there."""
+    control = {"type": "ephemeral", "ttl": "1h"} if call.options.cache_ttl == "1h" else {"type": "ephemeral"}
+    asks = call.is_one_of_many and call.prompt is not None
+    for message in reversed(messages):
+        parts = message.get("content")
+        if isinstance(parts, str) and parts and message["role"] == "system":
+            parts = [{"type": "text", "text": parts}]
+        elif message["role"] != "user" or not isinstance(parts, list):
+            continue
+        last = len(parts) - 1 - asks
+        asks = False
+        if last >= 0:
+            message["content"] = [*parts[:last], {**parts[last], "cache_control": control}, *parts[last + 1 :]]
+            return
