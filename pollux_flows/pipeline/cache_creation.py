@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePath
 from typing import Any, Final, TypeVar, cast
 from uuid import uuid4
 
@@ -467,7 +468,10 @@ async def _create(session: Session, cache: CacheToCreate) -> ProviderCache:
 
 def describe_contents(prepared: PreparedCache) -> list[str]:
     """Return what is in a cache, in words for people."""
-    words = [source.identifier for source in prepared.plan.sources]
+    words = [
+        PurePath(source.identifier).name if source.source_type == "file" else source.identifier
+        for source in prepared.plan.sources
+    ]
     words += ["a system instruction"] if prepared.request.system_instruction else []
     words += [f"the tool {tool['name']}" for tool in prepared.request.tools or []]
     return words

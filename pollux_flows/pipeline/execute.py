@@ -10,8 +10,11 @@ from uuid import uuid4
 
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError, unless_raised
+from pollux_flows.handles import CacheHandle
 from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
+from pollux_flows.pipeline.cache_use import CacheUse, cached_options
+from pollux_flows.pipeline.caches import CacheRegistry
 from pollux_flows.pipeline.conversation import said_with
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.prefix import WarmUps, prefix_key
@@ -30,14 +33,21 @@ OnOutcome = Callable[[Outcome], None]
 
 @asynccontextmanager
 async def open_execution(
-    plan: Plan, config: Config, terms: Terms | None = None, scope: RunScope | None = None
+    plan: Plan,
+    config: Config,
+    terms: Terms | None = None,
+    scope: RunScope | None = None,
+    *,
+    caches: CacheRegistry | None = None,
 ) -> AsyncIterator[Execution]:
     """Open what the calls of a plan share, and close it whatever happens.
 
-    The provider is met when the first call needs it. Without a `scope`, the run is the one that the terms name.
+    The provider is met when the first call needs it. Without a `scope`, the run is the one that the terms name. With
+    `caches`, the plan's cache is made, extended and made again as its calls need it.
     """
     async with AsyncExitStack() as stack:
-        execution = Execution(plan, config, Answers(config.target, terms or Terms(), scope), stack)
+        answers, cache = Answers(config.target, terms or Terms(), scope), CacheUse(plan, config, caches)
+        execution = Execution(plan, config, answers, stack, cache)
         try:
             yield execution
         finally:
@@ -45,10 +55,15 @@ async def open_execution(
 
 
 async def execute_plan(
-    plan: Plan, config: Config, terms: Terms | None = None, *, on_outcome: OnOutcome | None = None
+    plan: Plan,
+    config: Config,
+    terms: Terms | None = None,
+    *,
+    on_outcome: OnOutcome | None = None,
+    caches: CacheRegistry | None = None,
 ) -> list[Outcome]:
     """What becomes of every call of the plan, in its order."""
-    async with open_execution(plan, config, terms) as execution:
+    async with open_execution(plan, config, terms, caches=caches) as execution:
         return await execution.outcomes(plan.calls, on_outcome)
 
 
@@ -61,9 +76,12 @@ def first_error(outcomes: Sequence[Outcome], provider: str) -> PolluxError | Non
 class Execution:
     """The calls of a plan on their way: one connection, each file uploaded once, each answer kept as it comes."""
 
-    def __init__(self, plan: Plan, config: Config, answers: Answers, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, plan: Plan, config: Config, answers: Answers, stack: AsyncExitStack, cache: CacheUse | None = None
+    ) -> None:
         self.plan = plan
         self.answers = answers
+        self.cache = cache or CacheUse(plan, config)
         self._config, self._stack = config, stack
         self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
@@ -144,7 +162,9 @@ class Execution:
     ) -> Attempts[Answer]:
         await self.answers.may_ask()  # before a file is uploaded for it
         session, attachments = await self._met()
-        sources = _sources(self.plan, planned)
+        cache = await self.cache.acquire()
+        # What the cache holds is not sent along; what was attached to earlier turns is.
+        sources = _sources(self.plan, planned)[self.plan.own_sources if self.cache.holds_sources else 0 :]
 
         async def ready() -> None:
             place.close()
@@ -152,7 +172,7 @@ class Execution:
 
         for last_try in (False, True):
             materials = await attachments.materials(sources)
-            call = self._call(planned, materials)
+            call = self._call(planned, materials, cache)
             attempts: Attempts[Answer] = await attempt(
                 partial(session.generate, call),
                 policy=self._config.retry,
@@ -161,7 +181,11 @@ class Execution:
                 ready=None if last_try else ready,  # by then it is
                 keep=keep,
             )
-            if last_try or not await attachments.lost(attempts.error, sources, materials):
+            if last_try:
+                break
+            if await self.cache.replace_lost(cache, attempts.error):
+                cache = self.cache.handle
+            elif not await attachments.lost(attempts.error, sources, materials):
                 break
         return attempts
 
@@ -186,6 +210,7 @@ class Execution:
     async def _begin(self, calls: Sequence[PlannedCall]) -> None:
         """Refuse what only a finished request shows, for each set of sources that calls are made about."""
         await self.answers.begin()
+        await self.cache.check_account()
         session, attachments = await self._met()
         asked = {tuple(_sources(self.plan, planned)): planned for planned in reversed(calls)}
         for sources, planned in asked.items():
@@ -198,7 +223,7 @@ class Execution:
             )
             checked.unwrap()
 
-    def _call(self, planned: PlannedCall, materials: tuple[Material, ...]) -> Call:
+    def _call(self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None) -> Call:
         plan, own = self.plan, len(materials) - len(self.plan.said.attached)
         if planned.source not in self._prefix_keys:
             self._prefix_keys[planned.source] = prefix_key(plan, _sources(plan, planned))
@@ -206,7 +231,7 @@ class Execution:
             model=plan.target.model,
             materials=materials[:own],
             prompt=planned.prompt,
-            options=plan.options,
+            options=plan.options if cache is None else cached_options(plan.options, cache),
             implicit_caching=self._warm_ups.caches(planned.source),
             is_one_of_many=plan.sharing > 1,
             prefix_key=self._prefix_keys[planned.source],
@@ -225,6 +250,7 @@ class Execution:
         if self._meeting is not None:
             self._meeting.cancel()
             await asyncio.wait([self._meeting])
+        await self.cache.close()
         await self.answers.close()
 
     async def _meet(self) -> tuple[Session, Attachments]:

@@ -13,6 +13,7 @@ from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ExpiredCacheError
 from pollux_flows.options import Options
+from pollux_flows.pipeline.caches import CacheRequest
 from pollux_flows.pipeline.conversation import Conversation
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content
@@ -56,6 +57,13 @@ class Plan(Document):
         description="What was said before. What was attached to it ends `sources`.",
     )
 
+    cache_request: CacheRequest | None = Field(
+        default=None,
+        exclude_if=lambda request: request is None,
+        description="How to make the cache of these calls: that of options.cache or, without one, one that holds the "
+        "plan's own sources, system instruction and tools.",
+    )
+
     @property
     def total(self) -> int:
         """How many calls the whole plan makes, of which this may be a part."""
@@ -95,10 +103,16 @@ class Plan(Document):
         ]
 
 
-def make_plan(request: Request, contents: Sequence[Content | None] | None = None) -> Plan:
+def make_plan(
+    request: Request,
+    contents: Sequence[Content | None] | None = None,
+    *,
+    cache_request: CacheRequest | None = None,
+) -> Plan:
     """One call per prompt, in prompt order; for each source in turn, where each is asked about by itself.
 
-    `contents` is what `read_sources` found: a file is what is in it, not what it is called.
+    `contents` is what `read_sources` found: a file is what is in it, not what it is called. A `cache_request` changes
+    how the calls are made, and none of their identities.
     """
     sources = request.every_source
     contents = list(contents) if contents is not None else [None] * len(sources)
@@ -108,7 +122,8 @@ def make_plan(request: Request, contents: Sequence[Content | None] | None = None
     ]
     own, attached = named[: len(request.sources)], named[len(request.sources) :]
     said = conversation_identity(request.said.turns, attached, request.said.response_id)
-    _check_cache_alive(request.options)
+    if cache_request is None:  # else it is made again
+        _check_cache_alive(request.options)
     calls: list[PlannedCall] = []
     seen: Counter[tuple[str, str | None]] = Counter()
     for source in range(len(request.sources)) if request.each_source else (None,):
@@ -136,6 +151,7 @@ def make_plan(request: Request, contents: Sequence[Content | None] | None = None
         sharing=len(request.prompts),
         broadcast_over=len(request.sources) if request.each_source else 1,
         said=request.said,
+        cache_request=cache_request,
     )
 
 

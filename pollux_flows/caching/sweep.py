@@ -1,0 +1,133 @@
+"""Sweep: delete the caches that have expired or that are not used any more, and release their files."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pollux_flows.config import Config
+from pollux_flows.errors import APIError, ConfigurationError
+from pollux_flows.pipeline.cache_creation import SETTLED_S, CacheCalls, as_living, look_for, release_files
+from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry
+from pollux_flows.providers.session import Session, open_session
+from pollux_flows.state.account import shared_account
+from pollux_flows.state.claims import Clock, LeaseLostError
+
+UNUSED_S: Final = 86_400.0
+# A failure is on record for those who waited for it; by then, none of them does.
+_FAILED_S: Final = 600.0
+_HELD: Final = (LeaseLostError, TimeoutError)
+
+Reason = Literal["expired", "unused", "failed", "abandoned", "asked"]
+
+
+@dataclass(frozen=True)
+class SweptCache:
+    """A cache that was deleted, or what was left of one."""
+
+    identity: str
+    name: str | None
+    """The provider's name for it; None where there was none."""
+    reason: Reason
+
+
+async def sweep_caches(
+    registry: CacheRegistry, config: Config, *, unused_s: float | None = UNUSED_S, clock: Clock = time.time
+) -> list[SweptCache]:
+    """Delete, of this key's caches, what has expired, was not used for so long, or never came to life.
+
+    Deleted are the provider's copy and the record; files that were uploaded for a cache are released. A cache whose
+    handle is in a caller's hands (`is_pinned`) stays until it expires, and so does each with `unused_s=None`. What
+    another process works on at that moment is left to it. What cannot be deleted now stays on record.
+    """
+    records = await _find_records(registry, config)
+    if not records:
+        return []
+    swept: list[SweptCache] = []
+    async with open_session(config) as session:
+        sweeping = _Sweeping(session, unused_s, clock)
+        for record in records:
+            with suppress(*_HELD, APIError):
+                async with registry.lock(record.identity, patience_s=0) as lock:
+                    swept += await sweeping.sweep(lock)
+    return swept
+
+
+async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -> SweptCache:
+    """Delete one cache, whether or not it is used: the provider's copy, its record, and its hold on its files."""
+    async with open_session(config) as session, registry.lock(identity) as lock:
+        if lock.record is None:
+            raise ConfigurationError(
+                f"There is no cache {identity!r} in {registry.where}.", hint="List the caches to see their names."
+            )
+        if lock.record.account != await shared_account(config.key()):
+            raise ConfigurationError(
+                f"The cache {identity} was made with another API key.", hint="Use the key it was made with."
+            )
+        return await _Sweeping(session, None, time.time).retire(lock, lock.record, "asked")
+
+
+async def _find_records(registry: CacheRegistry, config: Config) -> list[CacheRecord]:
+    """Return the records of caches that are this key's, at this provider and address, for whichever model."""
+    account, records = await shared_account(config.key()), await registry.list()
+    place = (config.provider, config.base_url, config.use_mock, account)
+    return [
+        each
+        for each in records
+        if (each.target.provider, each.target.base_url, each.target.use_mock, each.account) == place
+    ]
+
+
+class _Sweeping:
+    def __init__(self, session: Session, unused_s: float | None, clock: Clock) -> None:
+        self._session, self._calls = session, CacheCalls(session)
+        self._unused_s, self._clock = unused_s, clock
+
+    async def sweep(self, lock: CacheLock) -> list[SweptCache]:
+        if (record := lock.record) is None:
+            return []
+        swept = await self._sweep_abandoned(lock, record)
+        record, now = lock.record or record, self._clock()
+        if record.state == "creating":  # its creator has died, or does not know what became of it
+            found = await look_for(self._calls, record.display_name, 0.0, self._clock) if record.may_exist else None
+            if found is not None:
+                await lock.save(as_living(record, found, record.created_at))
+                record = lock.record or record
+            elif now - (record.asked_at or record.created_at) > SETTLED_S:
+                return [*swept, await self.retire(lock, record, "failed")]
+        if (reason := self._reason(record, now)) is not None:
+            swept.append(await self.retire(lock, record, reason))
+        return swept
+
+    async def retire(self, lock: CacheLock, record: CacheRecord, reason: Reason) -> SweptCache:
+        """Delete the provider's copy, release the files, remove the record; in this order, to be done again."""
+        names = [record.display_name, *record.abandoned] if record.may_exist else record.abandoned
+        found = await self._calls.find_all(names) if names else []
+        for name in {cache.name for cache in found} | ({record.name} if record.name else set()):
+            await self._calls.delete(name)
+        await release_files(self._session, record)
+        await lock.remove()
+        return SweptCache(record.identity, record.name, reason)
+
+    async def _sweep_abandoned(self, lock: CacheLock, record: CacheRecord) -> list[SweptCache]:
+        """Delete what earlier creations of this cache have left; look for each until its listing has settled."""
+        if not record.abandoned:
+            return []
+        found = await self._calls.find_all(record.abandoned)
+        for cache in found:
+            await self._calls.delete(cache.name)
+        if self._clock() - record.created_at > SETTLED_S:
+            await lock.save(record.but(abandoned=[]))
+        return [SweptCache(record.identity, cache.name, "abandoned") for cache in found]
+
+    def _reason(self, record: CacheRecord, now: float) -> Reason | None:
+        if record.state == "failed":
+            return "failed" if now - record.created_at > _FAILED_S else None
+        if record.state != "living":
+            return None
+        if record.remaining_s(now) <= 0:
+            return "expired"
+        is_idle = self._unused_s is not None and now - record.last_used_at > self._unused_s
+        return "unused" if is_idle and not record.is_pinned else None

@@ -1,0 +1,133 @@
+"""Cache use: the cache of a plan while its calls are made.
+
+A handle that the caller made is used as it is. Where the plan also says how to make the cache, it is made when the
+first call needs it, extended when the run would outlive it, and made again, once, when the provider has lost it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from pollux_flows.config import Config
+from pollux_flows.errors import CacheError, ConfigurationError, PolluxError
+from pollux_flows.handles import CacheHandle
+from pollux_flows.options import Options
+from pollux_flows.pipeline.cache_creation import MARGIN_S, create_or_find, is_lost, prepare_cache
+from pollux_flows.pipeline.caches import CacheRegistry, CacheRequest
+from pollux_flows.pipeline.plan import Plan
+from pollux_flows.state.account import shared_account
+from pollux_flows.state.identity import cache_identity
+
+_log: Final = logging.getLogger("pollux_flows")
+
+
+class CacheUse:
+    """The cache of one execution, for all of its calls."""
+
+    def __init__(self, plan: Plan, config: Config, registry: CacheRegistry | None = None) -> None:
+        self.handle: CacheHandle | None = plan.options.cache
+        self.created: list[CacheHandle] = []
+        """Caches that were first used, or made again, in this execution."""
+        self.lost: list[str] = []
+        """The names of caches that the provider had lost."""
+        self._given = plan.options.cache
+        self._request: CacheRequest | None = plan.cache_request
+        self._config = config
+        self._registry = registry
+        self._renewing: asyncio.Task[None] | None = None
+        self._failure: PolluxError | None = None
+
+    @property
+    def holds_sources(self) -> bool:
+        """Whether the cache holds what the plan's calls would else send along."""
+        return self._given is None and self._is_renewable
+
+    async def check_account(self) -> None:
+        """Refuse a handle that was made with another key, or at another address, before anything is sent."""
+        handle = self._given
+        if handle is None or handle.identity is None or handle.contents is None:
+            return
+        account = await shared_account(self._config.key())
+        if cache_identity(self._config.target, account, handle.contents) != handle.identity:
+            raise ConfigurationError(
+                f"The cache handle {handle.name} was made with another API key, or at another address.",
+                hint="Use the key and the base_url it was made with, or make another with create_cache.",
+            )
+
+    async def acquire(self) -> CacheHandle | None:
+        """Return the handle to use now; None where the plan has no cache."""
+        if self._is_renewable and (self.handle is None or self._is_short_lived(self.handle)):
+            await self._renew(None)
+        return self.handle
+
+    async def replace_lost(self, used: CacheHandle | None, error: PolluxError | None) -> bool:
+        """Return whether a call failed because its cache is lost, and there is another now."""
+        if used is None or not self._is_renewable or not is_lost(error):
+            return False
+        if self.handle is not None and self.handle.name != used.name:
+            return True  # another call was quicker
+        if self._renewing is None and self.lost:
+            return False  # it was made again before: that the provider keeps none is what there is to say
+        await self._renew(used.name)
+        return True
+
+    @property
+    def _is_renewable(self) -> bool:
+        return self._request is not None and self._registry is not None
+
+    def _is_short_lived(self, handle: CacheHandle) -> bool:
+        ttl_s = self._request.ttl_seconds if self._request is not None else 0
+        return handle.expires_at - time.time() <= min(MARGIN_S, ttl_s / 10)
+
+    async def _renew(self, lost: str | None) -> None:
+        """Renew the handle, once for all calls that wait. A failure is that of all later calls, too."""
+        if self._failure is not None:
+            raise self._failure
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._save_renewed(lost))
+        await asyncio.shield(self._renewing)
+
+    async def _save_renewed(self, lost: str | None) -> None:
+        try:
+            handle = await self._find_or_create(lost)
+        except PolluxError as error:
+            self._failure = error
+            raise
+        finally:
+            self._renewing = None
+        if self.handle is None or handle.name != self.handle.name:
+            self.created.append(handle)
+        self.handle = handle
+
+    async def _find_or_create(self, lost: str | None) -> CacheHandle:
+        if self._request is None or self._registry is None:
+            raise CacheError("There is nothing to make the cache from.", hint="Make one with create_cache.")
+        if lost is not None:
+            self.lost.append(lost)
+            _log.warning("The provider has lost the cache %s: it is made again.", lost)
+        prepared = await prepare_cache(self._request, self._config)
+        if self._given is not None and self._given.contents not in {None, prepared.contents_identity}:
+            raise CacheError(
+                f"The cache {self._given.name} cannot be made again: its sources have changed since.",
+                hint="Make another with create_cache, and ask again about that.",
+                retryable=False,
+                provider=self._config.provider,
+                phase="cache",
+            )
+        return await create_or_find(prepared, self._config, self._registry, lost=lost)
+
+    async def close(self) -> None:
+        """End a creation that no call waits for any more."""
+        if (renewing := self._renewing) is not None:
+            renewing.cancel()
+            await asyncio.wait([renewing])
+
+
+def cached_options(options: Options, handle: CacheHandle) -> Options:
+    """Return the options of a call whose system instruction and tools are in the cache."""
+    if options.cache is handle:
+        return options
+    return options.model_copy(update={"cache": handle, "system_instruction": None, "tools": None})

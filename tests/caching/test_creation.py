@@ -1,0 +1,395 @@
+"""Creation: one cache for all who ask, whatever happens to any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux_flows import APIError, CacheError, CacheHandle, Config, Options, Source, create_cache, run_many
+from pollux_flows.caching.registry import StoreRegistry, open_registry
+from pollux_flows.caching.sweep import delete_cache, sweep_caches
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.pipeline import cache_creation
+from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
+from pollux_flows.pipeline.caches import CacheRecord, CacheRequest
+from pollux_flows.simulator import Fault, Logged, Simulator
+from tests.loopback import KEY, MakeConfig, asked, until
+
+STORY = Source.from_text("A long story about the sea. " * 50)
+PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
+DAY_S = 86_400.0
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
+    monkeypatch.setattr(cache_creation, "SETTLED_S", 1.0)
+
+
+@pytest.fixture
+def gemini(config: MakeConfig) -> Config:
+    return config("gemini")
+
+
+@pytest.fixture
+def registry(gemini: Config) -> StoreRegistry:
+    return open_registry(gemini)
+
+
+@pytest.fixture
+def pdf(tmp_path: Path) -> Source:
+    (tmp_path / "report.pdf").write_bytes(PDF)
+    return Source.from_file(tmp_path / "report.pdf")
+
+
+def requests(sim: Simulator, operation: str) -> list[Logged]:
+    return [entry for entry in sim.requests if entry.operation == operation]
+
+
+def created(sim: Simulator) -> int:
+    return len(requests(sim, "cache.create"))
+
+
+def at_provider(sim: Simulator) -> set[str]:
+    return {cache.name for cache in sim.gemini_caches.all(sim.now())}
+
+
+async def the_record(registry: StoreRegistry) -> CacheRecord:
+    (record,) = await registry.list()
+    return record
+
+
+async def change(registry: StoreRegistry, **fields: Any) -> None:
+    """Let the only record say something else."""
+    async with registry.lock((await the_record(registry)).identity) as lock:
+        assert lock.record is not None
+        await lock.save(lock.record.but(**fields))
+
+
+# --- The next who asks --------------------------------------------------------------------------------------
+
+
+async def test_the_next_call_finds_it(gemini: Config, sim: Simulator, pdf: Source) -> None:
+    """The handle is equal, and nothing is uploaded."""
+    first = await create_cache([pdf], config=gemini)
+    uploaded = len(sim.files)
+    assert await create_cache([pdf], config=gemini) == first
+    assert (created(sim), len(sim.files)) == (1, uploaded)
+
+
+async def test_the_record_says_what_it_is(gemini: Config, registry: StoreRegistry, sim: Simulator, pdf: Source) -> None:
+    """In words, and with all that it takes to make it again; without the key."""
+    tool = {"name": "look", "description": "d", "parameters": {"type": "object", "properties": {}}}
+    handle = await create_cache([pdf, STORY], config=gemini, system_instruction="Be brief.", tools=[tool])
+    record = await the_record(registry)
+    assert record.handle() == handle
+    assert (record.state, record.name, record.identity) == ("living", handle.name, handle.identity)
+    assert [record.contents[0], *record.contents[2:]] == ["report.pdf", "a system instruction", "the tool look"]
+    assert record.request is not None
+    assert (await prepare_cache(record.request, gemini)).identity == record.identity
+    assert record.tokens == next(iter(sim.gemini_caches.all(sim.now()))).tokens
+    assert record.file_ids == [file.id for file in sim.files]
+    assert KEY not in record.model_dump_json()
+
+
+async def test_a_large_request_is_not_kept(gemini: Config, registry: StoreRegistry) -> None:
+    """Its cache is made again by whoever has its sources."""
+    await create_cache([Source.from_text("word " * 300_000)], config=gemini)
+    assert (await the_record(registry)).request is None
+
+
+async def test_another_content_is_another_cache(gemini: Config, sim: Simulator) -> None:
+    handles = [
+        await create_cache([STORY], config=gemini),
+        await create_cache([STORY, STORY], config=gemini),
+        await create_cache([STORY], config=gemini, system_instruction="Be brief."),
+        await create_cache([STORY], config=gemini.model_copy(update={"model": "gemini-2.5-pro"})),
+    ]
+    assert len({handle.name for handle in handles}) == created(sim) == 4
+
+
+async def test_a_longer_life_extends_it(gemini: Config, sim: Simulator) -> None:
+    """A shorter one leaves it alone."""
+    first = await create_cache([STORY], config=gemini, ttl_seconds=600)
+    longer = await create_cache([STORY], config=gemini, ttl_seconds=3600)
+    assert (longer.name, created(sim), len(requests(sim, "cache.update"))) == (first.name, 1, 1)
+    assert longer.expires_at > first.expires_at + 2900
+    assert await create_cache([STORY], config=gemini, ttl_seconds=60) == longer
+
+
+async def test_one_that_is_short_lived_by_now_is_extended(
+    gemini: Config, sim: Simulator, registry: StoreRegistry
+) -> None:
+    first = await create_cache([STORY], config=gemini)
+    await change(registry, expires_at=time.time() + 30)
+    now = time.time() - 3570
+    sim.clock = lambda: now
+    sim.gemini_caches.extend(sim.gemini_caches.all(now)[0], time.time() + 30, now)
+    sim.clock = time.time
+    again = await create_cache([STORY], config=gemini)
+    assert (again.name, created(sim)) == (first.name, 1)
+    assert again.expires_at > time.time() + 3500
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_one_that_is_gone_is_made_again(
+    gemini: Config, sim: Simulator, registry: StoreRegistry, *, lost: bool
+) -> None:
+    """Lost by the provider, or run out."""
+    first = await create_cache([STORY], config=gemini)
+    if lost:
+        sim.gemini_caches.clear()
+    else:
+        await change(registry, expires_at=time.time() - 1)
+    again = await create_cache([STORY], config=gemini)
+    assert again.name != first.name
+    assert created(sim) == 2
+
+
+async def test_what_cannot_be_verified_is_believed(gemini: Config, sim: Simulator) -> None:
+    """For a cache that should live for another hour, a provider in trouble is no reason to pay again."""
+    first = await create_cache([STORY], config=gemini)
+    sim.fail(Fault(status=503), operation="cache.get", times=None)
+    assert await create_cache([STORY], config=gemini) == first
+
+
+# --- Side by side -------------------------------------------------------------------------------------------
+
+
+async def test_twelve_at_once_make_one(gemini: Config, sim: Simulator, pdf: Source) -> None:
+    """And upload its file once."""
+    sim.latency_s = 0.05
+    handles = await asyncio.gather(*(create_cache([pdf], config=gemini) for _ in range(12)))
+    assert len({handle.name for handle in handles}) == created(sim) == len(sim.files) == 1
+
+
+def test_several_loops_make_one(gemini: Config, sim: Simulator) -> None:
+    """Each in a thread of its own."""
+    sim.latency_s = 0.05
+    handles: list[CacheHandle] = []
+
+    async def several() -> list[CacheHandle]:
+        return await asyncio.gather(*(create_cache([STORY], config=gemini) for _ in range(3)))
+
+    threads = [threading.Thread(target=lambda: handles.extend(asyncio.run(several()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(handles) == 12
+    assert len({handle.name for handle in handles}) == created(sim) == 1
+
+
+async def test_a_failure_reaches_all_who_wait_and_is_forgotten(gemini: Config, sim: Simulator) -> None:
+    """The provider is asked once; the next call asks again."""
+    sim.latency_s = 0.2
+    sim.fail(Fault(status=400, message="too small"), operation="cache.create")
+    outcomes = await asyncio.gather(*(create_cache([STORY], config=gemini) for _ in range(8)), return_exceptions=True)
+    assert [(type(each), str(each).partition(" too")[0]) for each in outcomes] == [
+        (CacheError, "gemini answered 400:")
+    ] * 8
+    assert created(sim) == 1
+    await create_cache([STORY], config=gemini)
+    assert created(sim) == 2
+
+
+async def test_an_upload_that_fails_is_a_failure(gemini: Config, sim: Simulator, pdf: Source) -> None:
+    """For those who wait, too; the cache is not asked for."""
+    sim.fail(Fault(status=400, message="no such thing"), operation="file.upload_chunk", times=None)
+    outcomes = await asyncio.gather(*(create_cache([pdf], config=gemini) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(each, APIError) for each in outcomes)
+    assert created(sim) == 0
+    sim.faults.clear()
+    await create_cache([pdf], config=gemini)
+    assert created(sim) == 1
+
+
+@pytest.mark.parametrize("moment", ["upload", "reply"])
+async def test_a_cancelled_creator_takes_none_with_it(
+    gemini: Config, sim: Simulator, registry: StoreRegistry, pdf: Source, moment: str
+) -> None:
+    """Those who wait are served, and one cache is paid for."""
+    operation = "file.upload_chunk" if moment == "upload" else "cache.create"
+    sim.fail(Fault(kind="slow", delay_s=0.6), operation=operation)
+    creator = asyncio.create_task(create_cache([pdf], config=gemini))
+    await until(lambda: requests(sim, "file.create" if moment == "upload" else "file.upload_chunk"))
+    await asyncio.sleep(0.3)
+    others = [asyncio.create_task(create_cache([pdf], config=gemini)) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    creator.cancel()
+    async with asyncio.timeout(20):
+        handles = await asyncio.gather(*others)
+    assert creator.cancelled() or (await asyncio.wait([creator]))[0].pop().cancelled()
+    assert {handle.name for handle in handles} == at_provider(sim) == {(await the_record(registry)).name}
+    assert created(sim) == 1
+
+
+async def test_a_creator_cancelled_while_the_provider_hangs_does_not_hang(
+    gemini: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits a moment for what is paid for; the next looks for it, and makes another."""
+    monkeypatch.setattr(cache_creation, "_GRACE_S", 0.2)
+    sim.fail(Fault(kind="hang"), operation="cache.create")
+    creator = asyncio.create_task(create_cache([STORY], config=gemini))
+    await asyncio.sleep(0.6)
+    began = time.monotonic()
+    creator.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creator
+    assert time.monotonic() - began < 2
+    await create_cache([STORY], config=gemini)
+    assert requests(sim, "cache.list")
+
+
+async def test_a_waiter_that_is_cancelled_disturbs_no_other(gemini: Config, sim: Simulator) -> None:
+    sim.fail(Fault(kind="slow", delay_s=0.5), operation="cache.create")
+    tasks = [asyncio.create_task(create_cache([STORY], config=gemini)) for _ in range(4)]
+    await asyncio.sleep(0.3)
+    tasks[2].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in outcomes].count(CacheHandle) == 3
+    assert created(sim) == 1
+
+
+async def test_a_creator_that_was_taken_for_dead_leaves_no_second_cache(
+    gemini: Config, sim: Simulator, registry: StoreRegistry
+) -> None:
+    """Paused for longer than its lease, it comes back with a cache that nobody knows: it deletes that."""
+    prepared = await prepare_cache(CacheRequest(sources=[STORY]), gemini)
+    sim.fail(Fault(kind="slow", delay_s=1.5), operation="cache.create")
+    slow = StoreRegistry(registry.store, lambda: time.time() - 3600)
+    late = asyncio.create_task(create_or_find(prepared, gemini, slow))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0.6)
+    async with registry.lock(prepared.identity) as lock:  # its successor, who did not find it
+        assert lock.record is not None
+        await lock.save(lock.record.but(asked_at=None))
+    handle = await create_or_find(prepared, gemini, registry)
+    assert await late == handle
+    assert at_provider(sim) == {handle.name}
+
+
+# --- Files --------------------------------------------------------------------------------------------------
+
+
+async def test_files_stay_as_long_as_their_cache(config: MakeConfig, sim: Simulator, pdf: Source) -> None:
+    """The provider does not say whether it copies them; with the cache they go."""
+    gemini = config("gemini", keep_files_s=0.0)
+    handle = await create_cache([pdf], config=gemini)
+    await run_many(["a"], sources=[pdf], config=gemini)  # a run that uses the file as well, and gives it back
+    (file,) = sim.files
+    assert file.is_there
+    assert handle.identity is not None
+    await delete_cache(open_registry(gemini), gemini, handle.identity)
+    assert not file.is_there
+    assert at_provider(sim) == set()
+
+
+async def test_a_cache_that_is_refused_releases_its_files(config: MakeConfig, sim: Simulator, pdf: Source) -> None:
+    gemini = config("gemini", keep_files_s=0.0)
+    sim.fail(Fault(status=400), operation="cache.create")
+    with pytest.raises(CacheError):
+        await create_cache([pdf], config=gemini)
+    assert [file.is_there for file in sim.files] == [False]
+
+
+async def test_a_cache_that_is_made_again_releases_the_files_of_the_last(
+    config: MakeConfig, sim: Simulator, pdf: Source
+) -> None:
+    gemini = config("gemini", keep_files_s=0.0)
+    await create_cache([pdf], config=gemini)
+    sim.gemini_caches.clear()
+    handle = await create_cache([pdf], config=gemini)
+    assert handle.identity is not None
+    await delete_cache(open_registry(gemini), gemini, handle.identity)
+    assert [file for file in sim.files if file.is_there] == []
+
+
+# --- Sweep --------------------------------------------------------------------------------------------------
+
+
+async def test_a_sweep_leaves_what_is_used(gemini: Config, sim: Simulator, registry: StoreRegistry) -> None:
+    """And what is in a caller's hands, however long it was not used."""
+    await create_cache([STORY], config=gemini, ttl_seconds=7 * 86_400)
+    assert await sweep_caches(registry, gemini) == []
+    assert await sweep_caches(registry, gemini, clock=lambda: time.time() + 2 * DAY_S) == []
+    assert len(at_provider(sim)) == 1
+
+
+async def test_a_sweep_deletes_what_is_not_used(config: MakeConfig, sim: Simulator, pdf: Source) -> None:
+    """The provider's copy, the record, and the hold on its files."""
+    gemini = config("gemini", keep_files_s=0.0)
+    registry = open_registry(gemini)
+    request = CacheRequest(sources=[pdf], ttl_seconds=7 * 86_400)
+    handle = await create_or_find(await prepare_cache(request, gemini), gemini, registry)
+    (swept,) = await sweep_caches(registry, gemini, clock=lambda: time.time() + DAY_S + 1)
+    assert (swept.name, swept.reason) == (handle.name, "unused")
+    assert at_provider(sim) == set()
+    assert await registry.list() == []
+    assert [file.is_there for file in sim.files] == [False]
+
+
+async def test_a_sweep_forgets_what_has_expired(gemini: Config, sim: Simulator, registry: StoreRegistry) -> None:
+    await create_cache([STORY], config=gemini)
+    sim.gemini_caches.clear()
+    (swept,) = await sweep_caches(registry, gemini, clock=lambda: time.time() + 3601)
+    assert swept.reason == "expired"
+    assert await registry.list() == []
+
+
+async def test_a_sweep_of_another_account_touches_nothing(config: MakeConfig) -> None:
+    await create_cache([STORY], config=config("gemini"))
+    later = time.time() + 3601
+    other = config("gemini", api_key="sk-another")
+    assert await sweep_caches(open_registry(other), other, clock=lambda: later) == []
+    assert len(await open_registry(other).list()) == 1
+
+
+async def test_a_sweep_finds_what_a_lost_reply_has_left(
+    gemini: Config, sim: Simulator, registry: StoreRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It turned up after another was made: known by its display name, it is deleted."""
+    monkeypatch.setattr(cache_creation, "_LOOKS_S", (0.1,))
+    sim.fail(Fault(kind="drop_after"), operation="cache.create")
+    sim.fail(Fault(status=503), operation="cache.list", times=None)
+    with pytest.raises(CacheError):
+        await create_cache([STORY], config=gemini)
+    (late,) = sim.gemini_caches.all(sim.now())
+    sim.gemini_caches.clear()  # it is listed late
+    sim.faults.clear()
+    handle = await create_cache([STORY], config=gemini)
+    sim.gemini_caches.add(late)
+    assert (await the_record(registry)).abandoned == [late.display_name]
+    swept = await sweep_caches(registry, gemini)
+    assert [(each.name, each.reason) for each in swept] == [(late.name, "abandoned")]
+    assert at_provider(sim) == {handle.name}
+
+
+async def test_an_unknown_cache_cannot_be_deleted(gemini: Config, registry: StoreRegistry) -> None:
+    with pytest.raises(ConfigurationError, match="There is no cache 'x'"):
+        await delete_cache(registry, gemini, "x")
+
+
+# --- The headline of the documents --------------------------------------------------------------------------
+
+
+async def test_ten_questions_about_an_hour_of_video(gemini: Config, sim: Simulator, registry: StoreRegistry) -> None:
+    """948,300 tokens instead of 9,469,500: compare_efficiency(946_800, 10), as the provider counts them."""
+    video = Source.from_text("a" * 4 * 946_800)  # as many tokens as an hour of video
+    # 50 tokens each; thinking and answering take 100.
+    questions = [f"{number}. {'What happens then?' * 10}"[:174].ljust(200) for number in range(10)]
+    handle = await create_cache([video], config=gemini)
+    options = Options(cache=handle, reasoning_budget_tokens=1024)
+    usage = (await run_many(questions, config=gemini, options=options)).usage
+    made = (await the_record(registry)).tokens
+    assert made is not None
+    sent = made + usage["input_tokens"] - usage["cached_tokens"] + usage["output_tokens"]
+    naive = usage["input_tokens"] + usage["output_tokens"]
+    assert (made, usage["output_tokens"], len(asked(sim))) == (946_800, 1_000, 10)
+    assert (sent, naive) == (948_300, 9_469_500)
+    assert f"{(naive - sent) / naive:.1%}" == "90.0%"
