@@ -14,8 +14,9 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
 
+# In the order of the files: reordered, those with one long test would come last, each with nothing beside it.
 test: $(READY)  ## run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff format --check .

@@ -125,7 +125,7 @@ def answered(prompts: Sequence[str | None], envelope: ResultEnvelope) -> list[st
         if finish_reasons[index] not in {"stop", None}:
             lines += [f"*finish reason: {finish_reasons[index]}*", ""]
     if len(prompts) > _SHOWN:
-        lines += [f"… and {len(prompts) - _SHOWN} more, which are kept.", "", *_failed(envelope)]
+        lines += [f"… and {len(prompts) - _SHOWN} more.", "", *_failed(envelope)]
     return [*lines, *_warned([envelope])]
 
 
@@ -210,7 +210,7 @@ def _warned(envelopes: Sequence[ResultEnvelope]) -> list[str]:
 def _quoted(text: str) -> str:
     """As a quotation: whatever is inside, it stays inside."""
     if len(text) > _LONGEST_SHOWN:
-        text = text[:_LONGEST_SHOWN] + "\n\n… (cut here; the whole answer is kept)"
+        text = text[:_LONGEST_SHOWN] + "\n\n… (cut here; the run's result has all of it)"
     return "\n".join(f"> {line}" for line in _inert(text).splitlines())
 
 

@@ -111,6 +111,16 @@ def require(provider: ProviderName, capability: str) -> None:
         )
 
 
+def require_cache(target: Target) -> None:
+    """Refuse a provider or a model that has no cache handles. Names that nobody knows are the provider's to judge."""
+    require(target.provider, "persistent_cache")
+    if re.match(_WITHOUT_CACHES, _bare(target.model)):
+        raise ConfigurationError(
+            f"{target.model} has no cache handles: Gemini 4 and later cache repeated prefixes on their own.",
+            hint="Pass the sources themselves, or use an earlier model, such as gemini-2.5-flash.",
+        )
+
+
 WARMABLE: Final[tuple[ProviderName, ...]] = ("openai", "anthropic", "openrouter")
 """Providers that cache the beginning of a prompt, so that a first call can write what later ones read."""
 
@@ -223,6 +233,7 @@ def _reasoning(options: Options) -> bool:
     return options.reasoning_effort is not None or options.reasoning_budget_tokens is not None
 
 
+_WITHOUT_CACHES: Final = r"gemini-([4-9]|\d{2,})(?![^.-])"
 _OPENAI_LEAST_TOKENS: Final = 16
 _ANTHROPIC_LEAST_BUDGET: Final = 1024
 # By model family: the least and the most that thinking may take, and what 0 means there.
@@ -371,26 +382,47 @@ def _check_claude_budget(model: str, options: Options) -> None:
         )
 
 
+# How a request to Gemini says these, in either spelling.
+_CACHE_FIELDS: Final = {"cached_content", "cachedContent"}
+_FIELDS_IN_CACHE: Final = {
+    "system_instruction": {"system_instruction", "systemInstruction"},
+    "tools": {"tools"},
+    "tool_choice": {"tool_config", "toolConfig"},
+}
+
+
 def _check_cache(target: Target, options: Options, sources: Sequence[Source]) -> None:
     """A handle stands for its model, its sources and its instructions: nothing may be said twice."""
     handle = options.cache
-    if handle is None:
+    raw = (options.provider_options or {}).get(target.provider, {}) if target.provider == "gemini" else {}
+    named = sorted(name for name in _CACHE_FIELDS & raw.keys() if raw[name])
+    if handle is None and not named:
         return
-    if handle.provider != target.provider or handle.model != target.model:
-        raise ConfigurationError(
-            f"The cache handle {handle.name} belongs to {handle.provider} {handle.model}, "
-            f"not to {target.provider} {target.model}.",
-            hint="Use the provider and model it was made with, or make another with create_cache.",
-        )
-    for name, given in (
+    if handle is not None:
+        if handle.provider != target.provider or handle.model != target.model:
+            raise ConfigurationError(
+                f"The cache handle {handle.name} belongs to {handle.provider} {handle.model}, "
+                f"not to {target.provider} {target.model}.",
+                hint="Use the provider and model it was made with, or make another with create_cache.",
+            )
+        if named:
+            raise ConfigurationError(
+                f"provider_options names a cache ({named[0]}) beside the cache handle {handle.name}.",
+                hint=f"Leave {named[0]} out of provider_options.",
+            )
+    require_cache(target)
+    for name, asked in (
         ("system_instruction", options.system_instruction is not None),
         ("tools", options.tools is not None),
+        ("tool_choice", options.tool_choice is not None),
         ("sources", bool(sources)),
     ):
-        if given:
+        if asked or any(raw.get(field) is not None for field in _FIELDS_IN_CACHE.get(name, ())):
             raise ConfigurationError(
                 f"{name} cannot go along with a cache handle.",
-                hint=f"Give them to create_cache({name}=…) instead.",
+                hint="Leave tool_choice out: the cached tools decide."
+                if name == "tool_choice"
+                else f"Give them to create_cache({name}=…) instead.",
             )
 
 

@@ -91,6 +91,11 @@ class Record(Document):
     def _storable(cls, data: Any, info: ValidationInfo) -> Any:
         return data if info.context is MENDED else mended(data)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; of its fields, only the changed ones are mended, as the others were before."""
+        copied = super().model_copy(deep=deep)
+        return type(self).model_validate({**dict(copied), **mended(dict(update))}, context=MENDED) if update else copied
+
 
 def describe(cls: type[BaseModel], error: ValidationError) -> str:
     """What is wrong, without the input, which may hold a key."""

@@ -10,6 +10,7 @@
     └── APIError                a provider said no, or said nothing
         ├── RateLimitError      too many requests, for now
         └── CacheError          a cache handle could not be made or used
+            └── ExpiredCacheError   a handle whose time is up, noticed before anything was sent
 
 Each error says what was wrong and, in `hint`, what to do about it.
 """
@@ -112,6 +113,10 @@ class RateLimitError(APIError):
 
 class CacheError(APIError):
     """A cache handle could not be made or used."""
+
+
+class ExpiredCacheError(CacheError, ConfigurationError):
+    """A cache handle whose time is up. Nothing was sent, so it is a ConfigurationError as well."""
 
 
 def unless_raised(found: T | BaseException) -> T:

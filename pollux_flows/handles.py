@@ -26,6 +26,8 @@ class CacheHandle(Record):
     model: Text = Field(min_length=1, description="The only model that can read it.")
     provider: ProviderName = Field(description="Who keeps it.")
     expires_at: StrictFloat = Field(description="When it is gone, in seconds since 1970.")
+    identity: Text | None = Field(default=None, description="The cache's name in the registry; empty if unregistered.")
+    contents: Text | None = Field(default=None, description="Identity of what it holds, whoever's account it is in.")
 
 
 class DeferredHandle(Record):

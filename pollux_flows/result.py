@@ -14,6 +14,7 @@ from pollux_flows.document import Record
 from pollux_flows.errors import (
     APIError,
     BudgetError,
+    CacheError,
     ConfigurationError,
     ErrorCategory,
     PolluxError,
@@ -54,6 +55,11 @@ class CallFailure(Record):
     status_code: int | None = None
     retry_after_s: float | None = None
     error_category: ErrorCategory | None = None
+    about_cache: bool = Field(
+        default=False,
+        exclude_if=lambda about_cache: not about_cache,
+        description="Whether the cache handle could not be used.",
+    )
 
     @classmethod
     def of(cls, index: int, error: PolluxError) -> CallFailure:
@@ -71,13 +77,14 @@ class CallFailure(Record):
             status_code=error.status_code,
             retry_after_s=error.retry_after_s,
             error_category=error.error_category,
+            about_cache=isinstance(error, CacheError),
         )
 
     def error(self, provider: str) -> PolluxError:
         """The same as an error to raise."""
         if unsent := _UNSENT.get(self.kind):
             return unsent(self.message, hint=self.hint)
-        kind = RateLimitError if self.kind == "rate_limit" else APIError
+        kind = RateLimitError if self.kind == "rate_limit" else CacheError if self.about_cache else APIError
         return kind(
             self.message,
             hint=self.hint,

@@ -48,7 +48,9 @@ class Lineage:
     @property
     def scope(self) -> RunScope:
         """The scope of calls that are made here."""
-        return RunScope(str(self.outermost.id), self.chain, str(self.flow_run.id))
+        run = self.outermost
+        is_repeated = run.run_count > 1 or bool(run.empirical_policy.pause_keys)
+        return RunScope(str(run.id), self.chain, str(self.flow_run.id), is_repeated)
 
     @property
     def is_outermost(self) -> bool:

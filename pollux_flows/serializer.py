@@ -24,6 +24,7 @@ from pollux_flows.deferred.results import Item
 from pollux_flows.document import Document
 from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
 from pollux_flows.options import Options
+from pollux_flows.pipeline.caches import CacheRecord, CacheRequest
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.request import Request
 from pollux_flows.result import Answer, CallFailure, Outcome, ResultEnvelope, SweepReport
@@ -41,6 +42,8 @@ class Kind(NamedTuple):
 KINDS: Final[dict[str, Kind]] = {
     "answer": Kind(Answer),
     "cache-handle": Kind(CacheHandle),
+    "cache-record": Kind(CacheRecord),
+    "cache-request": Kind(CacheRequest),
     "call-failure": Kind(CallFailure),
     "collect-report": Kind(CollectReport),
     "config": Kind(Config),

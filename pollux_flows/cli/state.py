@@ -137,7 +137,10 @@ def _print(found: Survey) -> None:
             " pollux-flows state prune --damaged --dry-run."
         )
     if found.expired:
-        say(f"{_some(found.expired, 'record')} more expired; the next writes, or any prune, make room of that.")
+        say(
+            f"{_some(found.expired, 'record')} more expired: they go once the clock has run on for an hour, or with any"
+            " prune."
+        )
     kinds = Table("Kept", "Records", "Size")
     for kind, words in _WORDS.items():
         if kind in found.records:
@@ -165,7 +168,8 @@ def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
         f" {_some(pruned.others, 'other record')}: {freed.format(in_words(pruned.freed_bytes))}."
     )
     if pruned.spared_runs:
-        said += f" At work, so that its answers stay: {_some(pruned.spared_runs, 'run')}."
+        runs = _some(pruned.spared_runs, "run")
+        said += f" At work, or not complete for less than a day, so that its answers stay: {runs}."
     return said
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from functools import partial
-from typing import Final
 
 from pollux_flows.deferred.book import Hold
-from pollux_flows.deferred.inspect import look, with_seen
+from pollux_flows.deferred.inspect import look, with_missing, with_seen
 from pollux_flows.deferred.job import Job, Part
+from pollux_flows.deferred.poll import NOT_FOUND, Seen
 from pollux_flows.deferred.submit import hand_in, settle
 from pollux_flows.errors import APIError, ConfigurationError
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.retry import insist
-from pollux_flows.providers.batches import Batch
 from pollux_flows.providers.session import Session
 from pollux_flows.state.claims import Clock
-
-_NOT_FOUND: Final = 404
 
 
 async def advance(
@@ -27,20 +24,24 @@ async def advance(
     session: Session,
     plan: Callable[[], Awaitable[Plan]],
     *,
-    batches: Mapping[str, Batch] | None = None,
+    seen: Seen | None = None,
     known: Collection[str] = (),
     clock: Clock = time.time,
 ) -> None:
     """Find out what is not known of it, hand in what is due, and stop what is cancelled.
 
-    What it asks is needed only where something is handed in. `batches` are those that somebody has just looked at.
+    What it asks is needed only where something is handed in. `seen` is what a look at its batches has just brought.
     """
     await settle(hold, session, known=known, clock=clock)
-    seen = await look(hold.job, session) if batches is None else with_seen(hold.job, batches, clock())
-    if seen.is_ended:
-        hold.job = seen  # which whoever keeps its answers writes down with them
-    elif seen is not hold.job:
-        await hold.save(seen)
+    if seen is None:
+        job = await look(hold.job, session)
+    else:
+        job = with_seen(hold.job, seen.batches, clock())
+        job = with_missing(job, seen.missing, session.config.key(), clock())
+    if job.is_ended:
+        hold.job = job  # which whoever keeps its answers writes down with them
+    elif job is not hold.job:
+        await hold.save(job)
     if hold.job.cancelled:
         await _stop(hold, session)
     elif hold.job.is_due(clock()):
@@ -62,8 +63,9 @@ async def cancel(hold: Hold, session: Session) -> None:
 async def _stop(hold: Hold, session: Session) -> None:
     job = hold.job
     parts = job.parts or [Part(first=0, count=job.count)]
-    parts = [part.cancelled() if part.state in {"waiting", "lost"} else part for part in parts]
-    parts = [await _stopped(job, part, session) if part.state == "sent" else part for part in parts]
+    unsent = [part.state == "waiting" or (part.state == "lost" and not part.is_missing) for part in parts]
+    parts = [part.cancelled() if is_unsent else part for part, is_unsent in zip(parts, unsent, strict=True)]
+    parts = [await _stopped(job, part, session) if part.state in {"sent", "lost"} else part for part in parts]
     if parts != job.parts:
         await hold.save(job.with_parts(parts))
 
@@ -77,7 +79,7 @@ async def _stopped(job: Job, part: Part, session: Session) -> Part:
                 await insist(partial(session.cancel_batch, part.batch_id or ""), session.config)
         batch = await insist(inspect, session.config)
     except APIError as error:
-        if error.status_code == _NOT_FOUND:
+        if error.status_code == NOT_FOUND:
             if not job.was_handed_in_with(session.config.key()):
                 raise ConfigurationError(
                     f"{job.name} was handed in with another key, and with this one its batch is not to be found.",

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from pollux_flows.deferred.job import Job, Part
+from pollux_flows.deferred.reconcile import SETTLED_S
 from pollux_flows.deferred.submit import waiting_s
+from pollux_flows.errors import APIError
 from pollux_flows.handles import DeferredSnapshot, DeferredStatus
 from pollux_flows.pipeline.retry import insist
 from pollux_flows.providers.batches import Batch
@@ -37,6 +39,30 @@ def with_seen(job: Job, batches: Mapping[str, Batch], now: float | None = None) 
         for part in job.parts
     ]
     return job if parts == job.parts else job.with_parts(parts)
+
+
+def with_missing(job: Job, missing: Mapping[str, APIError], key: str | None, now: float) -> Job:
+    """Return the job with those of its batches as lost that the provider does not know any more.
+
+    It counts only with the key that the job was handed in with: another account does not have its batches. And it does
+    not count right after a batch was accepted, when it may not show everywhere yet.
+    """
+    if not missing or not job.was_handed_in_with(key):
+        return job
+    parts = [
+        part.missing(_missing(job, part, error))
+        if part.state == "sent"
+        and not part.is_ended
+        and now - (part.sent_at or 0.0) >= SETTLED_S
+        and (error := missing.get(part.batch_id or ""))
+        else part
+        for part in job.parts
+    ]
+    return job if parts == job.parts else job.with_parts(parts)
+
+
+def _missing(job: Job, part: Part, error: APIError) -> str:
+    return f"{job.target.provider} no longer has the batch {part.batch_id}, which it had accepted: {error.message}"
 
 
 def _seen(part: Part, batch: Batch, now: float) -> Part:

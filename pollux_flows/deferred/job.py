@@ -100,6 +100,16 @@ class Part(Record):
         problem = CallFailure(index=0, kind="missing", message=why, retryable=True, outcome_unknown=True)
         return self.model_copy(update={"state": "refused", "problem": problem})
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether the provider had accepted it, and then did not have it any more."""
+        return self.state == "lost" and self.batch_id is not None
+
+    def missing(self, why: str) -> Part:
+        """Return the part as lost. It can still be found by its id, should the provider have it after all."""
+        problem = CallFailure(index=0, kind="missing", message=why, retryable=True, outcome_unknown=True)
+        return self.model_copy(update={"state": "lost", "problem": problem})
+
     def cancelled(self) -> Part:
         """The same, never to be handed in."""
         problem = CallFailure(

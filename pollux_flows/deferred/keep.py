@@ -145,6 +145,11 @@ def _piece(name: str, number: int) -> str:
     return f"{name}/answers-{number:04}"
 
 
+def first_piece(job: Job) -> str:
+    """Return the name of the first piece of the job's answers."""
+    return _piece(job.name, 0)
+
+
 def _numbers(job: Job) -> range:
     return range(-(-job.count // _TOGETHER))
 

@@ -25,6 +25,7 @@ _FEW: Final = 3
 _LISTED: Final = 2 / 3
 # No key or no room: it would be the same with the next one.
 _ABOUT_ALL: Final = {401, 429}
+NOT_FOUND: Final = 404
 # No batch takes much longer.
 _A_DAY_S: Final = 86_400.0
 
@@ -37,6 +38,11 @@ class Seen:
     refused: dict[str, APIError]
     """What the provider said instead of telling how these are: that it does not have them any more, perhaps."""
     requests: int = 0
+
+    @property
+    def missing(self) -> dict[str, APIError]:
+        """The batches that the provider does not know, each with the provider's words."""
+        return {batch_id: error for batch_id, error in self.refused.items() if error.status_code == NOT_FOUND}
 
 
 async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS) -> Seen:

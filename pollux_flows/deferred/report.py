@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from pollux_flows.deferred.inspect import snapshot, submitted_at
-from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.job import Job, JobState
 from pollux_flows.document import Record
+
+_LOST: Final[JobState] = "ambiguous"
 
 
 class JobRow(Record):
@@ -22,9 +26,9 @@ class JobRow(Record):
     pending: int = 0
     age_s: float = 0.0
     cost_usd: float | None = None
-    collected: bool = Field(default=False, description="Whether its answers are kept.")
+    collected: bool = Field(default=False, description="Whether its answers were collected.")
     next: str = Field(default="", description="What happens next.")
-    problem: str | None = Field(default=None, description="Why it was left alone.")
+    problem: str | None = Field(default=None, description="Why it was left alone, or is lost.")
 
 
 class CollectReport(Record):
@@ -36,9 +40,12 @@ class CollectReport(Record):
     @property
     def headline(self) -> str:
         """The same in a line."""
-        collected, troubled = sum(row.collected for row in self.rows), sum(row.problem is not None for row in self.rows)
-        waiting = len(self.rows) - collected - troubled
+        collected = sum(row.collected for row in self.rows)
+        troubled = sum(row.problem is not None and row.status != _LOST for row in self.rows)
+        lost = sum(row.status == _LOST for row in self.rows)
+        waiting = len(self.rows) - collected - troubled - lost
         said = [f"{collected} collected", f"{waiting} under way"]
+        said += [f"{lost} lost at the provider"] if lost else []
         return ", ".join([*said, *([f"{troubled} left alone"] if troubled else [])])
 
 
@@ -58,8 +65,13 @@ def row_of(job: Job, now: float, problem: str | None = None) -> JobRow:
         cost_usd=manifest and manifest.cost_usd,
         collected=job.is_complete,
         next=_next(job),
-        problem=problem,
+        problem=problem or missing_in(job),
     )
+
+
+def missing_in(job: Job) -> str | None:
+    """Return why a batch of the job is lost that the provider had accepted, if one is."""
+    return next((part.problem.message for part in job.parts if part.is_missing and part.problem), None)
 
 
 def _next(job: Job) -> str:
@@ -69,7 +81,7 @@ def _next(job: Job) -> str:
     if job.manifest is not None:
         if job.waiting_runs and job.retired_at is None:
             return "resumes the flow runs that wait for it"
-        return "nothing: its answers are kept" if job.manifest.is_whole else "nothing; resubmit asks again what failed"
+        return "nothing: it is collected" if job.manifest.is_whole else "nothing; resubmit asks again what failed"
     if job.state == "ambiguous":
         return "a person decides: resubmit hands in what the provider does not have, cancel drops it"
     if job.is_ended:

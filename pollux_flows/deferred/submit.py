@@ -35,6 +35,7 @@ from pollux_flows.providers.session import Session
 from pollux_flows.result import CallFailure
 from pollux_flows.state.claims import Clock
 
+_NOT_FOUND: Final = 404
 # A provider that says "not now" of a batch means minutes.
 _WAIT_S: Final = 60.0
 _LONGEST_WAIT_S: Final = 1800.0
@@ -129,11 +130,15 @@ async def settle(
 ) -> None:
     """Find out what became of parts that may have been handed in; with `lost`, also of those that were given up.
 
-    It needs nothing but the job.
+    It needs nothing but the job. A batch that was accepted and is missing is handed in again by a person only: the
+    provider may have answered it, and billed it.
     """
     for number, part in enumerate(hold.job.parts):
         again = lost or (hold.job.on_lost == "submit" and hold.job.was_handed_in_with(session.config.key()))
-        if part.state == "sending" or (again and part.state == "lost"):
+        if part.is_missing:
+            if lost:
+                await _look_again(hold, session, number)
+        elif part.state == "sending" or (again and part.state == "lost"):
             await _settled(hold, session, number, known, clock())
 
 
@@ -253,6 +258,18 @@ class _Turn:
 def waiting_s(attempt: int) -> float:
     """How long a part waits that there was no room for at that attempt."""
     return min(_WAIT_S * 2.0 ** max(0, attempt - 1), _LONGEST_WAIT_S)
+
+
+async def _look_again(hold: Hold, session: Session, number: int) -> None:
+    """Ask once more for a batch that was missing."""
+    part = hold.job.parts[number]
+    try:
+        batch = await insist(partial(session.inspect_batch, part.batch_id or ""), session.config)
+    except APIError as error:
+        if error.status_code != _NOT_FOUND:
+            raise
+    else:
+        await hold.save(hold.job.with_part(number, part.seen(batch)))
 
 
 async def _settled(hold: Hold, session: Session, number: int, known: Collection[str], now: float) -> None:

@@ -18,6 +18,7 @@ from pollux_flows.flows.limits import under_limits
 from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import unasked
 from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.saved import Saved
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
@@ -39,12 +40,12 @@ async def answer(
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """One envelope: every prompt about all sources together."""
-    plan, outcomes, duration_s = await _outcomes(
+    plan, outcomes, duration_s, saved = await _outcomes(
         prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=False
     )
     envelope = await tasks.extract(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
     await artifacts.leave_answers(kind, prompts, plan.target, envelope)
-    fail_if_unanswered([envelope], plan.target, on_partial)
+    fail_if_unanswered([envelope], plan.target, on_partial, _advice(saved))
     return envelope
 
 
@@ -59,12 +60,12 @@ async def answer_each(
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """One envelope a source: every prompt about each source by itself."""
-    plan, outcomes, duration_s = await _outcomes(
+    plan, outcomes, duration_s, saved = await _outcomes(
         prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=True
     )
     envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
-    fail_if_unanswered(envelopes, plan.target, on_partial)
+    fail_if_unanswered(envelopes, plan.target, on_partial, _advice(saved))
     return envelopes
 
 
@@ -78,14 +79,13 @@ async def _outcomes(
     terms: Terms,
     calls_per_task: int | None,
     each_source: bool,
-) -> tuple[Plan, list[Outcome], float]:
+) -> tuple[Plan, list[Outcome], float, Saved | None]:
     if calls_per_task is not None and calls_per_task < 1:
         raise ConfigurationError(
             f"calls_per_task is {calls_per_task}.",
             hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
         )
     config = await provider.config()
-
     request = await tasks.request(whole(prompts), config.target, whole(sources), options, each_source)
     plan = await tasks.plan(whole(request), provider.timeout_s)
     started = time.monotonic()
@@ -96,11 +96,17 @@ async def _outcomes(
         if missing:
             await held.confirm_store()
         asked = await asyncio.gather(*(_part(part, provider.name, terms) for part in missing), return_exceptions=True)
-    if not found and all(isinstance(each, BaseException) for each in asked):
-        asked = [unless_raised(each) for each in asked]  # raises the first
-    for part, outcomes in zip(missing, asked, strict=True):
-        found |= {outcome.index: outcome for outcome in _unless_refused(part, outcomes)}
-    return plan, [found[call.index] for call in plan.calls], time.monotonic() - started
+        if not found and all(isinstance(each, BaseException) for each in asked):
+            asked = [unless_raised(each) for each in asked]  # raises the first
+        for part, outcomes in zip(missing, asked, strict=True):
+            found |= {outcome.index: outcome for outcome in _unless_refused(part, outcomes)}
+        has_failed = any(outcome.failure for outcome in found.values())
+        saved = await held.execution.answers.look_for_saved(found.values()) if has_failed else None
+    return plan, [found[call.index] for call in plan.calls], time.monotonic() - started, saved
+
+
+def _advice(saved: Saved | None) -> str | None:
+    return saved and saved.advice("What was answered is", "a retry asks only the others", "a retry")
 
 
 async def _part(part: Plan, provider: str | None, terms: Terms) -> list[Outcome]:
@@ -127,9 +133,9 @@ def fail_if_unanswered(
     envelopes: Sequence[ResultEnvelope],
     target: Target,
     on_partial: OnPartial,
-    retry: str = "a retry asks only the others",
+    advice: str | None,
 ) -> None:
-    """A run that lacks answers has failed, and says why; so a retry is offered, which asks only what is missing."""
+    """Fail a run that lacks answers, so that a retry is offered. `advice` says what that comes to."""
     failures = [failure for envelope in envelopes for failure in envelope.errors or [] if failure is not None]
     calls = [call for envelope in envelopes for call in envelope.diagnostics["calls"]]
     for file in sorted({call["spilled"] for call in calls if call.get("spilled")}):
@@ -143,8 +149,7 @@ def fail_if_unanswered(
     if count > 1:
         how_many = f"{len(failures)} of {count} prompts were not" if answered else f"None of {count} prompts was"
         told = f"{how_many} answered. The first: {first.message}"
-        kept = f"What was answered is kept: {retry}." if answered else None
-        hint = " ".join(filter(None, [first.hint, kept]))
+        hint = " ".join(filter(None, [first.hint, advice if answered else None]))
         first = first.model_copy(update={"message": told, "hint": hint or None})
     error = first.error(target.provider)
     error.envelope = envelopes[0] if len(envelopes) == 1 else None

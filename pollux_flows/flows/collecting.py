@@ -12,14 +12,14 @@ from prefect import get_run_logger, task
 
 from pollux_flows.config import Config
 from pollux_flows.deferred.book import BusyError
-from pollux_flows.deferred.inspect import with_seen
+from pollux_flows.deferred.inspect import with_missing, with_seen
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.poll import MOST_REQUESTS, Seen, poll
-from pollux_flows.deferred.report import CollectReport, JobRow, row_of
+from pollux_flows.deferred.report import CollectReport, JobRow, missing_in, row_of
 from pollux_flows.errors import PolluxError
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.book import BlockBook, missing
-from pollux_flows.jobs.collecting import Pass, wants_work
+from pollux_flows.jobs.collecting import Pass, open_expiry, wants_work
 from pollux_flows.jobs.configs import Configs
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.providers.session import open_session
@@ -39,6 +39,9 @@ async def collect_jobs(names: Sequence[str] | None = None) -> CollectReport:
     """Look at the jobs, or at those of these names, do for each what can be done, and leave a report of it."""
     report = await look_at(names)
     await pages.leave_report(report)
+    for row in report.rows:
+        if row.status == "ambiguous":
+            get_run_logger().error("%s is lost at the provider. %s", row.job, row.problem or f"Next: {row.next}.")
     get_run_logger().info("%s.", report.headline)
     return report
 
@@ -58,7 +61,8 @@ async def look_at(names: Sequence[str] | None = None) -> CollectReport:
     known = [part.batch_id for job in jobs for part in job.parts if part.batch_id]
     look = _Look(Pass(book, known), show=len(wanted) <= _SHOWN)
     await look.at_all(wanted)
-    old = [job.name for job in jobs if job.retired_at is not None and job.retired_at < time.time() - kept_s()]
+    expiry = open_expiry()
+    old = [job.name for job in jobs if expiry.has_passed(job.retired_at, kept_s())]
     await book.forget(old[:_FORGOTTEN])
     if names is not None:  # what is done already is told again to whoever asks after it
         look.rows |= {job.name: row_of(job, time.time()) for job in jobs if job.name in names and job.retired_at}
@@ -120,9 +124,9 @@ class _Look:
         self.requests += seen.requests
         now, working = time.time(), {}
         for job in jobs:
-            current = with_seen(job, seen.batches, now)
-            self.rows[job.name] = row_of(current, now, _refusal(job, seen))
-            if wants_work(current, now):
+            current = with_missing(with_seen(job, seen.batches, now), seen.missing, config.key(), now)
+            self.rows[job.name] = row_of(current, now, missing_in(current) or _refusal(job, seen, config.key()))
+            if wants_work(current, now) or current.state != job.state:
                 # In one account there may be jobs for several models.
                 working[job.name] = (job, config.model_copy(update={"model": job.target.model}))
         await self._work_on(working, seen)
@@ -137,7 +141,7 @@ class _Look:
     async def _one(self, job: Job, config: Config, seen: Seen | None) -> None:
         async def work() -> Job | None:
             try:
-                return await self._pass.work_on(job.name, config, None if seen is None else seen.batches)
+                return await self._pass.work_on(job.name, config, seen)
             except (BusyError, LeaseLostError):
                 return None  # which is no failure
 
@@ -158,6 +162,10 @@ class _Look:
         self.rows[job.name] = row_of(job, time.time(), str(error) or type(error).__name__)
 
 
-def _refusal(job: Job, seen: Seen) -> str | None:
+def _refusal(job: Job, seen: Seen, key: str | None) -> str | None:
     said = [str(seen.refused[part.batch_id]) for part in job.parts if part.batch_id in seen.refused]
-    return said[0] if said else None
+    if not said:
+        return None
+    if seen.missing and not job.was_handed_in_with(key):
+        return f"It was handed in with another key, and with this one its batch is not found: {said[0]}"
+    return said[0]

@@ -12,6 +12,7 @@ from prefect import get_run_logger
 from pollux_flows.deferred.book import BusyError
 from pollux_flows.deferred.collect import as_instances
 from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.report import missing_in
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
 from pollux_flows.flows.collecting import look_at
@@ -54,12 +55,14 @@ async def answers_of(
     A run of a deployment is suspended until `collect` resumes it. Any other looks itself, ever more seldom.
     """
     book, well = BlockBook(await ResultShelf.open()), time.monotonic()
+    if (await book.get(name)).state == "ambiguous":
+        await look_at([name])  # the provider may have it by now, or again
     for pause in _pauses():
         job = await book.get(name)
         if job.is_complete:
             break
         if job.state == "ambiguous":
-            raise _needs_a_person(job, "The provider does not have what was handed in.")
+            raise _lost(job)
         if (run_id := may_suspend()) is not None and await _noted(book, name, run_id):
             get_run_logger().info("%s is not done: this run is suspended until collect resumes it.", name)
             await suspend()
@@ -70,10 +73,23 @@ async def answers_of(
                 raise _needs_a_person(job, problems[0])
             if not (await book.get(name)).is_complete:
                 await asyncio.sleep(pause)
-    envelope = await Pass(book).envelope(job)
+    collected = Pass(book)
+    envelope = await collected.envelope(job)
     retry = retry or f"resubmit({name!r}) asks only the others"
-    fail_if_unanswered([envelope], job.target, on_partial, retry)
+    saved = None if job.manifest and job.manifest.is_whole else await collected.look_for_saved(job)
+    advice = saved and saved.advice("What was answered is", retry, "a new run")
+    fail_if_unanswered([envelope], job.target, on_partial, advice)
     return await asyncio.to_thread(as_instances, envelope, options or job.options)
+
+
+def _lost(job: Job) -> ConfigurationError:
+    if (why := missing_in(job)) is None:
+        return _needs_a_person(job, "The provider does not have what was handed in.")
+    return ConfigurationError(
+        f"The job {job.name} is lost. {why}",
+        hint=f"resubmit({job.name!r}) hands it in, and pays for it, again; cancel gives it up. If another key can see "
+        "the batch, give that key to the provider and wait for the job again.",
+    )
 
 
 def _needs_a_person(job: Job, problem: str) -> ConfigurationError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,9 +19,10 @@ from pollux_flows.deferred.book import BusyError, Hold
 from pollux_flows.deferred.collect import download, make_envelope
 from pollux_flows.deferred.files import give_back_files
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.keep import Tally, keep, kept, overlay, worth_another_try
+from pollux_flows.deferred.keep import Tally, first_piece, keep, kept, overlay, worth_another_try
 from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.deferred.output import output_of, write_output
+from pollux_flows.deferred.poll import Seen
 from pollux_flows.deferred.resubmit import again, next_child, with_child
 from pollux_flows.deferred.submit import planned
 from pollux_flows.errors import ConfigurationError
@@ -30,10 +31,12 @@ from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.telling import Happened, tell_of_submission, told, was_told
 from pollux_flows.jobs.waiters import resume_all
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.providers.batches import Batch
+from pollux_flows.pipeline.saved import Saved
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import ResultEnvelope
+from pollux_flows.state.expiry import FILE, Expiry, machine_expiry
 from pollux_flows.state.home import home, prepared
+from pollux_flows.state.store import embedded
 
 MOST_IN_ONE_ENVELOPE: Final = 10_000
 """Of a longer job there is no envelope: its answers are lines in a file."""
@@ -48,9 +51,9 @@ def wants_work(job: Job, now: float) -> bool:
         return job.retired_at is None and job.child is None
     if job.is_ended or job.is_due(now) or any(part.state == "sending" for part in job.parts):
         return True
-    if job.on_lost == "submit" and any(part.state == "lost" for part in job.parts):
+    if job.on_lost == "submit" and any(part.state == "lost" and not part.is_missing for part in job.parts):
         return True  # with the key that it was handed in with, it is looked for again
-    if job.state == "ambiguous" and not was_told(job, "ambiguous"):
+    if job.state == "ambiguous" and (job.waiting_runs or not was_told(job, "ambiguous")):
         return True
     return job.cancelled and any(not part.is_ended and part.batch_state != "cancelling" for part in job.parts)
 
@@ -65,7 +68,7 @@ class Pass:
     made: list[str] = field(default_factory=list)
     """Jobs that came up on the way: what failed, handed in again."""
 
-    async def work_on(self, name: str, config: Config, batches: Mapping[str, Batch] | None = None) -> Job:
+    async def work_on(self, name: str, config: Config, seen: Seen | None = None) -> Job:
         """Do all that can be done for a job now, and give it as it is then. BusyError where somebody else does."""
         async with self.book.alone(name) as hold, open_session(config) as session:
 
@@ -73,7 +76,7 @@ class Pass:
                 return await planned(self.book, hold.job)
 
             if hold.job.manifest is None:
-                await advance(hold, session, plan, batches=batches, known=self.known)
+                await advance(hold, session, plan, seen=seen, known=self.known)
             await tell_of_submission(hold)
             if hold.job.state == "ambiguous" and hold.job.waiting_runs:  # those who wait are told as well
                 waiting = await resume_all(hold.job.waiting_runs)
@@ -113,7 +116,7 @@ class Pass:
         happened: Happened = "collected" if manifest.succeeded else "failed"
         job = await told(job, happened)
         waiting = await resume_all(job.waiting_runs)
-        if time.time() - manifest.collected_at > _WAITED_FOR_S:
+        if open_expiry().has_passed(manifest.collected_at, _WAITED_FOR_S):
             waiting = []
         done = was_told(job, happened) and not waiting  # else the rest is done the next time
         if done:
@@ -173,6 +176,12 @@ class Pass:
             return [None] * job.count
         return [prompts[index] for index in job.indexes()]
 
+    async def look_for_saved(self, job: Job) -> Saved:
+        """Look whether the result storage still has the answers of a job, and what it asks."""
+        shelf = self.book.shelf
+        are_there = await shelf.has(first_piece(job)) and await shelf.has(f"{job.name}/asked")
+        return Saved(f"this worker's result storage ({shelf.where})", are_there)
+
     async def envelope(self, job: Job) -> ResultEnvelope:
         """The answers of a job that is complete."""
         found = await self.book.shelf.get(f"{job.name}/envelope")
@@ -181,6 +190,11 @@ class Pass:
         items = [item async for item in kept(self.book.shelf, job)]
         oddities = job.manifest.oddities if job.manifest else []
         return await asyncio.to_thread(make_envelope, job, items, oddities=oddities)
+
+
+def open_expiry() -> Expiry:
+    """Return what tells how old a job is, as `state.expiry` explains: a collector whose clock is wrong removes none."""
+    return machine_expiry(embedded() / FILE)
 
 
 def _folder(job: Job) -> Path:

@@ -32,6 +32,10 @@ class ResultShelf:
         """Keep the value, whatever was there."""
         await self._store.awrite(value, key=f"{_FOLDER}/{name}")
 
+    async def has(self, name: str) -> bool:
+        """Return whether there is a value of that name."""
+        return await self._store.aexists(f"{_FOLDER}/{name}")
+
     async def get(self, name: str) -> Any:
         """The value of that name, or None."""
         key = f"{_FOLDER}/{name}"

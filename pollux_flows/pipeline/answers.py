@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -13,10 +13,12 @@ from uuid import uuid4
 from pollux_flows.config import Target
 from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.plan import PlannedCall
+from pollux_flows.pipeline.saved import Saved, look_for
 from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
 from pollux_flows.state.claims import LeaseLostError
+from pollux_flows.state.earlier import adopt_answers
 from pollux_flows.state.journal import Journal, TakenError
 from pollux_flows.state.slots import RunScope, Slot, Slots
 from pollux_flows.state.spill import spill
@@ -41,7 +43,9 @@ class Answers:
         # With "always", calls are claimed for all runs at once; and a run without a name has no other attempt.
         self._slots = Slots(store, self._scope) if self._scope and terms.reuse != "always" else None
         self._taken: dict[int, Slot] = {}
+        self._asked: set[str] = set()
         self._answered: set[str] = set()
+        self._has_asked = False
         self._spending = Spending(terms.max_cost_usd, target)
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         self._has_begun = False
@@ -57,6 +61,7 @@ class Answers:
             self._has_begun = True
         if self._slots is not None:
             return await self._take(self._slots, calls)
+        self._asked |= {call.identity for call in calls}
         # Also what the run paid for in an earlier attempt and cannot use.
         own = await self._own(calls)
         earlier = {name: outcome for name, outcome in own.items() if name not in self._paid}
@@ -68,13 +73,22 @@ class Answers:
 
     async def begin(self) -> None:
         """Note that the run asks something, or raise why its answers could not be kept."""
-        await self._journal.begin()
+        self._has_asked = True
+        await self._journal.begin(complete=None if self._slots else False)
+
+    async def look_for_saved(self, outcomes: Iterable[Outcome]) -> Saved | None:
+        """Look whether the answers among these are still in the store; None if none of them was saved."""
+        saved = [outcome for outcome in outcomes if outcome.problem is None and outcome.unkept is None]
+        return await look_for(self._journal, saved) if saved else None
 
     async def close(self) -> None:
         """Leave what was not answered to others."""
         if self._slots is not None:
             asked = {slot.identity for slot in self._taken.values()}
             await self._slots.close(complete=asked <= self._answered)
+        elif self._has_asked and self._asked <= self._answered:
+            with suppress(PolluxError):  # its answers then count as those of an incomplete run for a day
+                await self._journal.end()
 
     @asynccontextmanager
     async def asking(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
@@ -128,6 +142,8 @@ class Answers:
 
     async def _take(self, slots: Slots, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         new = [call for call in calls if call.index not in self._taken]
+        if self._scope is not None and self._scope.is_repeated:
+            await adopt_answers(self._journal.store, self._scope.run, new, at=time.time())
         self._taken |= await slots.take(new, anew=self._terms.reuse == "never")
         found = {call.index: self._reusable(call, slot) for call in new if (slot := self._taken.get(call.index))}
         return {index: outcome for index, outcome in found.items() if outcome is not None}
@@ -160,11 +176,9 @@ class Answers:
             return {}
         found = await self._own(calls) if own is None else own
         found = await self._journal.anybodys([name for name in names if name not in found], terms.max_age) | found
-        return {
-            call.index: outcome.at(call.index)
-            for call in calls
-            if (outcome := found.get(call.identity)) and outcome.problem is None
-        }
+        good = {name: outcome for name, outcome in found.items() if outcome.problem is None}
+        self._answered |= good.keys()
+        return {call.index: good[call.identity].at(call.index) for call in calls if call.identity in good}
 
     async def _own(self, calls: Sequence[PlannedCall]) -> dict[str, Outcome]:
         if self._scope is None:

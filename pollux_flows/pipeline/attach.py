@@ -68,7 +68,7 @@ class Holding:
     ledger: Ledger
     account: str
     owner: str
-    owner_s: float = OWNER_S
+    owner_s: float | None = OWNER_S
     margin_s: float = MARGIN_S
 
     async def file(

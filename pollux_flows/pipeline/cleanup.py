@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +14,7 @@ from typing import Final
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.providers.session import Session
+from pollux_flows.state.home import home
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import Store, open_store
 from pollux_flows.state.upload import Due
@@ -34,7 +32,7 @@ def open_ledger(config: Config) -> Ledger:
 
 def store_of(config: Config) -> Store:
     """Where it is written down what the provider has."""
-    return _simulated() if config.use_mock else open_store()
+    return _simulated(home() / "simulator" / "state") if config.use_mock else open_store()
 
 
 async def give_back(session: Session, ledger: Ledger, owner: str) -> None:
@@ -109,10 +107,8 @@ def _flat(lists: Sequence[list[str]]) -> list[str]:
 
 
 @cache
-def _simulated() -> Store:
-    """The simulator of a process ends with it, and what it keeps, and so does what is known of that."""
+def _simulated(folder: Path) -> Store:
+    """Return the store beside the simulated world, which outlives a process as well: its batches are found again."""
     from pollux_flows.state.disk import DiskStore
 
-    folder = tempfile.mkdtemp(prefix="pollux-simulated-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return DiskStore(Path(folder))
+    return DiskStore(folder)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pollux_flows.config import Target
 from pollux_flows.document import Document
-from pollux_flows.errors import ConfigurationError
+from pollux_flows.errors import ExpiredCacheError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import Conversation
 from pollux_flows.pipeline.request import Request
@@ -142,7 +142,10 @@ def make_plan(request: Request, contents: Sequence[Content | None] | None = None
 def _check_cache_alive(options: Options) -> None:
     if options.cache is not None and options.cache.expires_at <= time.time():
         ago = time.time() - options.cache.expires_at
-        raise ConfigurationError(
+        raise ExpiredCacheError(
             f"The cache handle {options.cache.name} expired {ago:.0f} seconds ago.",
             hint="Make another with create_cache, with a longer ttl_seconds.",
+            retryable=False,
+            provider=options.cache.provider,
+            phase="cache",
         )

@@ -12,11 +12,12 @@ from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import with_results
-from pollux_flows.pipeline.execute import execute_plan, first_error
+from pollux_flows.pipeline.execute import first_error, open_execution
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
+from pollux_flows.pipeline.saved import Saved
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
@@ -78,14 +79,17 @@ async def run_many(
     request = make_request(prompts, target=config.target, sources=sources, options=options)
     plan = make_plan(request, await read_sources(request, limit_s=config.timeout_s))
     started = time.monotonic()
-    outcomes = await execute_plan(plan, config, terms)
+    async with open_execution(plan, config, terms) as execution:
+        outcomes = await execution.outcomes(plan.calls)
+        error = first_error(outcomes, config.provider)
+        saved = await execution.answers.look_for_saved(outcomes) if error else None
     duration_s = time.monotonic() - started
     envelope = await asyncio.to_thread(
         extract_envelope, plan, outcomes, duration_s=duration_s, limit_s=config.timeout_s
     )
-    if error := first_error(outcomes, config.provider):
+    if error is not None:
         error.envelope = envelope
-        raise _with_what_is_kept(error, outcomes, run_key)
+        raise _with_advice(error, outcomes, saved, run_key)
     return envelope
 
 
@@ -119,10 +123,14 @@ async def continue_tool(
     )
 
 
-def _with_what_is_kept(error: PolluxError, outcomes: Sequence[Outcome], run_key: str | None) -> PolluxError:
-    """The error, which also says how not to pay again for what was answered."""
-    if kept := sum(outcome.answer is not None and outcome.unkept is None for outcome in outcomes):
+def _with_advice(
+    error: PolluxError, outcomes: Sequence[Outcome], saved: Saved | None, run_key: str | None
+) -> PolluxError:
+    """Return the error, whose hint also says how not to pay again for what was answered, where that is possible."""
+    if saved is not None:
+        count = sum(outcome.problem is None and outcome.unkept is None for outcome in outcomes)
         again = "run again with the same run_key" if run_key else "pass reuse='always'"
-        said = f"The answers to {kept} of {len(outcomes)} prompts are kept: to ask only the others, {again}."
+        which = f"The answers to {count} of {len(outcomes)} prompts are"
+        said = saved.advice(which, f"to ask only the others, {again}", "running again")
         error.hint = f"{error.hint} {said}" if error.hint else said
     return error

@@ -46,11 +46,11 @@ class Spending:
         if self._unknown is not None:
             raise BudgetError(
                 f"Not asked: max_cost_usd cannot be kept any more. {self._unknown}",
-                hint="Leave max_cost_usd out and run again; the answers that were given are kept.",
+                hint="Leave max_cost_usd out and run again.",
             )
         if self._spent_usd >= self._most_usd:
             raise BudgetError(
                 f"Not asked: the answers so far have cost {dollars(self._spent_usd)}, "
                 f"and max_cost_usd is {dollars(self._most_usd)}.",
-                hint="Raise max_cost_usd and run again; the answers that were given are kept.",
+                hint="Raise max_cost_usd and run again.",
             )

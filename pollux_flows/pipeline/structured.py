@@ -7,12 +7,12 @@ import time
 from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from pollux_flows.options import Options
+from pollux_flows.options import Options, walk_core_schema
 from pollux_flows.pipeline.aside import GivenUp, each_in_time
 from pollux_flows.plain import plain
 from pollux_flows.providers.conformance import Conformance
@@ -25,6 +25,10 @@ LONGEST_S: Final = 30.0
 # Pydantic tries every combination of the branches of nested unions, in one go that nothing interrupts. A quarter of a
 # million steps take it about a second.
 _MOST_STEPS: Final = 250_000
+# A set or a dict of numbers compares each with all others when their hashes are equal, and such numbers are easy to
+# compute. So many comparisons take Pydantic half a second, in one go as well. Hashes of text are secret.
+_MOST_COMPARISONS: Final = 10_000_000
+_SECRET_HASHES: Final = {"str", "literal", "enum"}
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,39 @@ def _instance(conformance: Conformance, model: type[BaseModel], value: Any) -> R
             problem=f"it is nested too deeply in a union whose branches {model.__name__} would try one by one. Tell "
             "the branches apart by a field: Field(discriminator=…)."
         )
+    if _hashes_numbers(model) and _count_comparisons(value) > _MOST_COMPARISONS:
+        return Reading(
+            problem=f"it has too many items for the sets, or dicts by number, of {model.__name__}. Use lists, or text."
+        )
     try:
         # As JSON, so that dates, enums and the like are read as the model reads them from JSON.
         return Reading(value, model.model_validate_json(json.dumps(value)))
     except ValidationError as error:
         said = [f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}" for item in error.errors(include_url=False)]
         return Reading(problem="; ".join(said))
+
+
+@lru_cache(maxsize=64)
+def _hashes_numbers(model: type[BaseModel]) -> bool:
+    """Return whether the model has sets, or dicts whose keys are other than text."""
+    for schema, _ in walk_core_schema(model.__pydantic_core_schema__):
+        if schema["type"] in {"set", "frozenset"}:
+            hashed = schema.get("items_schema", {})
+        elif schema["type"] == "dict" and "keys_schema" in schema:
+            hashed = schema["keys_schema"]
+        else:
+            continue
+        if hashed.get("type") not in _SECRET_HASHES:
+            return True
+    return False
+
+
+def _count_comparisons(value: Any) -> int:
+    """Count the comparisons that tell the items of each list and object apart, should all hashes be equal."""
+    ahead, count = [value], 0
+    while ahead:
+        each = ahead.pop()
+        if isinstance(each, dict | list):
+            count += len(each) ** 2
+            ahead.extend(each.values() if isinstance(each, dict) else each)
+    return count

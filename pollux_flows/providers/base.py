@@ -6,10 +6,13 @@ cannot do has no file.
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import wraps
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 from pollux_flows.config import Config
@@ -25,6 +28,17 @@ T = TypeVar("T")
 
 LARGEST_ANSWER: Final = 64 << 20
 """The most bytes that one answer may have, once it is unpacked."""
+SMALL_ANSWER: Final = 1 << 20
+"""Up to so many bytes, an answer is read on the event loop, in milliseconds."""
+MOST_VALUES: Final = 6_000_000
+"""The most values that the JSON of one answer may have beyond its first megabyte; a list or an object counts as eight,
+since it takes so much longer to read. To read them takes about half a second, in C code that holds up all threads. An
+answer with 20 log probabilities for each of 14,000 tokens has as many."""
+# What an answer may hold beside its text. Values beyond that help no reader, and take their time wherever it is stored.
+_MOST_VALUES_BESIDE: Final = 100_000
+_MOST_CALLS: Final = 10_000
+_MOST_UNREADABLE: Final = 1_000
+_EXCERPT: Final = 8
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,9 @@ class ItemReader:
                 found.append(read(index, item))
             except _STUMBLES:
                 self.set_aside(item)
+                if len(self._unreadable) > _MOST_UNREADABLE:  # it takes time to stumble a million times
+                    self.set_aside(items[index + 1 :])
+                    break
         return found
 
     def set_aside(self, item: Any) -> None:
@@ -149,11 +166,74 @@ def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
     @wraps(read)
     def guarded(response: Any) -> Answer:
         try:
-            return read(mended(response))
+            return read(response)
+        except UpstreamError as error:
+            error.body = mended(error.body)
+            raise
         except _STUMBLES:
-            raise UpstreamError.found_in(response) from None
+            raise UpstreamError.found_in(mended(response)) from None
 
     return guarded
+
+
+def count_values(body: bytes) -> int:
+    """Count the values that JSON may have, as MOST_VALUES counts them: by commas and brackets, in texts as well."""
+    return body.count(b",") + 8 * (body.count(b"[") + body.count(b"{"))
+
+
+async def read_body(read: Callable[[Any], Answer], body: bytes | str) -> Answer:
+    """Read the answer in the body of a response; a large one on a thread, so that it does not hold up other calls."""
+    if len(body) <= SMALL_ANSWER:
+        return read(json.loads(body))
+    return await asyncio.to_thread(_read_large, read, body)
+
+
+def _read_large(read: Callable[[Any], Answer], body: bytes | str) -> Answer:
+    try:
+        answer = read(json.loads(body))
+    except UpstreamError as error:
+        error.body = _excerpt(error.body)
+        raise
+    beside = [answer.tool_calls, answer.artifacts, answer.provider_state]
+    if not _has_more_values(beside, _MOST_VALUES_BESIDE):
+        return answer
+    left_out = f"(left out: there are more than {_MOST_VALUES_BESIDE:,} values beside the text)"
+    calls = answer.tool_calls[:_MOST_CALLS]
+    return answer.model_copy(
+        update={"tool_calls": calls, "artifacts": {UNREADABLE: [left_out]}, "provider_state": None}
+    )
+
+
+def _excerpt(body: Any, depth: int = 0) -> Any:
+    """Return what an error can quote of a body: its first items, down to a few levels, and the first part of a text."""
+    if isinstance(body, str):
+        return body[:SMALL_ANSWER]
+    if not isinstance(body, dict | list):
+        return body
+    if depth == _EXCERPT:
+        return "…"
+    if isinstance(body, dict):
+        return {name[:SMALL_ANSWER]: _excerpt(item, depth + 1) for name, item in islice(body.items(), _EXCERPT)}
+    return [_excerpt(item, depth + 1) for item in body[:_EXCERPT]]
+
+
+def _has_more_values(value: Any, most: int) -> bool:
+    """Count the values in lists and objects, at any depth, no further than to `most`."""
+    ahead, count = [value], 0
+    while ahead and count <= most:
+        each = ahead.pop()
+        if isinstance(each, dict | list):
+            count += len(each)
+            ahead.extend(each.values() if isinstance(each, dict) else each)
+    return count > most
+
+
+def call_id(given: Any, index: int) -> Any:
+    """Return the id of a tool call; for one that came without, `call_` and its place in the answer.
+
+    For every provider alike: the call was paid for, and its result can be given back under that id.
+    """
+    return given or f"call_{index}"
 
 
 def as_text(value: Any) -> str | None:

@@ -1,7 +1,8 @@
 """Body: the answer to a request is read piece by piece, and no more of it than any answer needs.
 
-A server that goes on for ever, or that packs gigabytes into a megabyte, costs its own call and no memory. Only the
-results of a batch may be larger: they go to disk as they come, see `downloading`.
+A server that goes on for ever, or that packs gigabytes into a megabyte, costs its own call and no memory; one that
+sends millions of values, which would take seconds to parse, costs no other call its time. Only the results of a batch
+may be larger: they go to disk as they come, see `downloading`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final, cast
 
 import httpx2
 
-from pollux_flows.providers.base import LARGEST_ANSWER
+from pollux_flows.providers.base import LARGEST_ANSWER, MOST_VALUES, SMALL_ANSWER, count_values
 
 ACCEPTED: Final = "gzip"
 """What an answer may be packed with. What else httpx2 could unpack, it unpacks in one piece of any size."""
@@ -47,7 +48,8 @@ async def bound(response: httpx2.Response) -> None:
     length = response.headers.get("content-length", "")
     if largest is not None and length.isdecimal() and int(length) > largest:
         raise _too_large()
-    response.stream = _Bounded(cast(httpx2.AsyncByteStream, response.stream), packed in UNPACKED, largest)
+    stream = _Bounded(cast(httpx2.AsyncByteStream, response.stream), packed in UNPACKED, largest)
+    response.stream = _Cut(stream) if response.is_error else stream
 
 
 class _Bounded(httpx2.AsyncByteStream):
@@ -55,7 +57,7 @@ class _Bounded(httpx2.AsyncByteStream):
         self._stream, self._is_packed, self._largest = stream, is_packed, largest
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        came = read = 0
+        came = read = values = 0
         unpack = Unpacker() if self._is_packed else None
         async for block in self._stream:
             came += len(block)  # what follows the end of a packed body counts, too
@@ -63,7 +65,29 @@ class _Bounded(httpx2.AsyncByteStream):
                 read += len(piece)
                 if self._largest is not None and max(came, read) > self._largest:
                     raise _too_large()
+                if self._largest is not None and read > SMALL_ANSWER:
+                    values += count_values(piece)
+                    if values > MOST_VALUES:
+                        raise BodyError(f"it has more than {MOST_VALUES:,} values")
                 yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _Cut(httpx2.AsyncByteStream):
+    """The first part of what an error says: the SDKs read all of it, and people a few lines."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = 0
+        async for piece in self._stream:
+            yield piece
+            read += len(piece)
+            if read > SMALL_ANSWER:
+                return
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -6,7 +6,18 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.providers.base import Call, ItemReader, UpstreamError, as_object, as_text, counts, reader, text_in
+from pollux_flows.providers.base import (
+    Call,
+    ItemReader,
+    UpstreamError,
+    as_object,
+    as_text,
+    call_id,
+    counts,
+    read_body,
+    reader,
+    text_in,
+)
 from pollux_flows.providers.schema import WireSchema
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 
@@ -29,7 +40,7 @@ async def complete(client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
     if not response.is_success:
         raise UpstreamError(response.status_code, json_or_text(response), headers=response.headers)
     try:
-        return read_answer(response.json())
+        return await read_body(read_answer, response.content)
     except UpstreamError as error:
         error.headers = response.headers  # an error under HTTP 200 may say, too, when to come back
         raise
@@ -94,7 +105,7 @@ def read_answer(response: Any) -> Answer:
 def _tool_call(index: int, call: dict[str, Any]) -> ToolCall:
     arguments = call["function"].get("arguments") or "{}"
     return ToolCall(
-        id=call.get("id") or f"call_{index}",
+        id=call_id(call.get("id"), index),
         name=call["function"]["name"],
         # Some servers give the object itself instead of its text.
         arguments=arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False),

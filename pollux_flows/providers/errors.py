@@ -21,6 +21,7 @@ from pollux_flows.providers.body import BodyError
 from pollux_flows.providers.redaction import Redactor
 
 _PASSING: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
+_GAVE_UP: Final = {502, 504}
 _CAPACITY: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
 # 429s that no waiting cures: somebody has to pay a bill first.
 _OUT_OF_FUNDS: Final = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
@@ -47,6 +48,7 @@ _JSON_HINT: Final = (
     "If this server answers in no schema, leave response_schema out, describe the JSON in the prompt, and pass "
     "Options(provider_options={'local': {'response_format': {'type': 'json_object'}}})."
 )
+_CACHED_CONTENT: Final = re.compile(r"cached_?content", re.IGNORECASE)
 _LOST_CACHE_HINT: Final = "The cache handle is no longer there, or belongs to another key: make one with create_cache."
 
 
@@ -90,12 +92,12 @@ def refusal(
     said = redact(said or fallback or "no reason given", config)
     retry_after = _retry_after(headers or {}, body)
     # Gemini says 403 for a cache that is gone, since it might be another's.
-    lost_cache = status in {403, 404} and "CachedContent" in said
+    lost_cache = status in {403, 404} and _CACHED_CONTENT.search(said) is not None
     category = None if lost_cache else _category(status, said, codes)
     retryable = status in _PASSING and category not in {"auth", "context_overflow"} and not codes & _OUT_OF_FUNDS
     if phase == "batch_cancel" and status == 409:  # noqa: PLR2004
         retryable = False  # it has ended
-    kind = RateLimitError if category == "rate_limit" else _kind(phase)
+    kind = RateLimitError if category == "rate_limit" else CacheError if lost_cache else _kind(phase)
     return kind(
         f"{config.provider} answered {status}: {said}",
         hint=_LOST_CACHE_HINT
@@ -110,7 +112,8 @@ def refusal(
         phase=phase,
         error_category=category,
         # A gateway may have given up on a provider that went on: only a plain no says that nothing was stored.
-        outcome_unknown=phase in _KEPT and not 400 <= status < 500,  # noqa: PLR2004 (HTTP's own range)
+        outcome_unknown=(phase in _KEPT and not 400 <= status < 500)  # noqa: PLR2004 (HTTP's own range)
+        or (phase == "cache" and status in _GAVE_UP),
     )
 
 

@@ -9,7 +9,7 @@ import orjson
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import mended
-from pollux_flows.providers.base import LARGEST_ANSWER
+from pollux_flows.providers.base import LARGEST_ANSWER, MOST_VALUES, SMALL_ANSWER, count_values
 
 
 def line(row: dict[str, Any]) -> bytes:
@@ -19,6 +19,8 @@ def line(row: dict[str, Any]) -> bytes:
 
 def read(text: bytes) -> dict[str, Any]:
     """What a line says; a ValueError if that is no object."""
+    if len(text) > SMALL_ANSWER and count_values(text) > MOST_VALUES:
+        raise ValueError(f"a line of the results has more than {MOST_VALUES:,} values")
     try:
         said = orjson.loads(text)
     except orjson.JSONDecodeError:  # it is strict, and quick; what it refuses may still be mended

@@ -1,8 +1,8 @@
-"""What a world keeps in a folder, so that the other processes which share it find it: its files and batches.
+"""What a world keeps in a folder, so that the other processes which share it find it: files, batches and caches.
 
 One SQLite file has a record of each; their content lies beside it. A field of a record that was null is set once and
-never changed again (`deleted_at`, `results`), so it does not matter which process sets it first. Each change has a
-number: a process asks for what changed since it last looked.
+never changed again (`deleted_at`, `results`), so it does not matter which process sets it first; a cache that is given
+more time is replaced as a whole. Each change has a number: a process asks for what changed since it last looked.
 """
 
 from __future__ import annotations
@@ -92,6 +92,15 @@ class Storage:
                 self._save(key, contents or {})
                 self._write(database, key, {**record, **changed})
             return {**record, **changed}
+
+    def replace(self, key: Key, record: Record) -> None:
+        """Save another record of an item, unless it is gone by now."""
+        with self._changing() as database:
+            found = database.execute(
+                "SELECT record FROM items WHERE kind = ? AND provider = ? AND id = ?", (self._kind, *key)
+            ).fetchone()
+            if found is not None and orjson.loads(found[0]).get("deleted_at") is None:
+                self._write(database, key, record)
 
     def changed(self) -> Iterator[Record]:
         """The records that are new, or have changed, since this was last asked."""

@@ -60,17 +60,20 @@ class Simulator:
         self.batch_store = BatchStore(self.now)
         self.batch_plans = PlanQueue()
         self.gemini_caches = CacheStore()
+        #: Gemini caches nothing that has fewer tokens. Not so here by itself: examples are short.
+        self.gemini_cache_minimum = 0
         self.gemini_uploads = UploadSessions()
         self.openai_responses = ResponseMemory()
         self._folder: Path | None = None
         self._numbers = self._new_numbers()
 
     def share(self, folder: Path) -> None:
-        """Have files and batches in common with all processes that share this folder."""
+        """Have files, batches and caches in common with all processes that share this folder."""
         if folder != self._folder:
             self._folder = folder
             self.file_store.share(Storage(folder, "file", self.now))
             self.batch_store.share(Storage(folder, "batch", self.now))
+            self.gemini_caches.share(Storage(folder, "cache", self.now))
             self._numbers = self._new_numbers()
 
     @cached_property

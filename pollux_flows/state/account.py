@@ -12,6 +12,7 @@ from typing import Final
 from pollux_flows.state.store import Store
 
 _SALT: Final = "salt/account"
+_SHARED_SALT: Final = hashlib.sha256(b"pollux_flows: accounts that several stores name alike").hexdigest()
 _hashing: Final = threading.Lock()
 
 
@@ -28,6 +29,14 @@ async def account(store: Store, key: str | None) -> str:
         await store.add(_SALT, {"salt": secrets.token_hex(32)})
         kept = await store.get(_SALT) or {}
     return await asyncio.to_thread(_account, key, kept["salt"])
+
+
+async def shared_account(key: str | None) -> str:
+    """Return the name of a key's account, equal in all stores and on all machines.
+
+    Workers without a common store find each other's caches by it. The hash is as slow as that of `account`.
+    """
+    return "nobody" if key is None else await asyncio.to_thread(_account, key, _SHARED_SALT)
 
 
 def _account(key: str, salt: str) -> str:

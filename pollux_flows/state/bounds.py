@@ -54,6 +54,6 @@ async def keep_within_bounds(store: Store, clock: Clock = time.time) -> None:
     try:
         size = await store.size()
         if size is not None and size > most:
-            await prune(store, max_size=_DOWN_TO * most, clock=clock)
+            await prune(store, max_size=_DOWN_TO * most, expired=False, clock=clock)
     except PolluxError as error:
         warnings.warn(f"The state was not kept within its size. {error}", RuntimeWarning, stacklevel=2)

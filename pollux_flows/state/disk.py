@@ -26,6 +26,9 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from diskcache import Cache, Disk, Timeout
 
 from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.state import expiry
+from pollux_flows.state.claims import Clock
+from pollux_flows.state.expiry import Expiry
 from pollux_flows.state.home import full, prepared, refused
 from pollux_flows.state.store import Json, Row, read, readable, written
 
@@ -34,6 +37,7 @@ T = TypeVar("T")
 SETTINGS: Final[dict[str, Any]] = {
     "eviction_policy": "none",  # a paid answer never makes room for another
     "size_limit": 2**62,
+    "cull_limit": 0,  # expired records are removed as `expiry` says, and not by whoever writes
     "disk_min_file_size": 2**62,  # no files beside the database: those would neither commit nor roll back with it
     "sqlite_auto_vacuum": 1,  # what is pruned makes the file smaller
     "sqlite_journal_mode": "wal",
@@ -52,18 +56,19 @@ _LATER: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROT
 # Which records were written first is asked for when the state grows too large.
 _BY_AGE: Final = "CREATE INDEX IF NOT EXISTS Cache_store_time ON Cache (store_time)"
 _PAGES: Final = ("page_count", "freelist_count", "page_size")
-_SELECT: Final = (
-    "SELECT key, mode, filename, value FROM Cache"
-    " WHERE key IN ({}) AND raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
-)
+_SELECT: Final = "SELECT key, mode, filename, value FROM Cache WHERE key IN ({}) AND raw = 1"
 _ROW: Final = "(?, 1, ?, ?, ?, 0, NULL, 0, 1, NULL, ?)"
-_UPSERT: Final = (
+_INSERT: Final = (
     "INSERT INTO Cache"
     " (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value) VALUES {}"
-    " ON CONFLICT (key, raw) DO UPDATE SET"
+)
+_ADD: Final = f"{_INSERT} ON CONFLICT (key, raw) DO NOTHING"
+_UPSERT: Final = (
+    f"{_INSERT} ON CONFLICT (key, raw) DO UPDATE SET"
     " store_time = excluded.store_time, expire_time = excluded.expire_time, access_time = excluded.access_time,"
     " access_count = 0, tag = NULL, size = 0, mode = 1, filename = NULL, value = excluded.value"
 )
+_DELETE: Final = "DELETE FROM Cache WHERE key = ? AND raw = 1"
 # A few at a time, as diskcache does it: whoever writes tidies up.
 _GONE: Final = "DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE expire_time < ? LIMIT 250)"
 _TIDY_EVERY: Final = 25  # times that rows are written
@@ -137,9 +142,11 @@ class _Put:
 class DiskStore:
     """The Store of a folder, which is touched at the first operation."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, clock: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
         self.folder = folder
         self.where = str(folder)
+        self._clock = clock
+        self._expiry = Expiry(folder / expiry.FILE, clock=clock, monotonic=monotonic)
         self._start()
 
     async def get(self, key: str) -> Json | None:
@@ -156,8 +163,8 @@ class DiskStore:
         await self._settled(_Put([_NewRow(key, written(key, record), ttl_s) for key, record in records.items()]))
 
     async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
-        data = written(key, record)
-        return await self._ask(lambda cache: bool(cache.add(key, data, expire=ttl_s)), writes=True)
+        row = _NewRow(key, written(key, record), ttl_s)
+        return await self._ask(lambda cache: self._write([row], cache, _ADD) == 1, writes=True)
 
     async def swap(self, key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
         expected = None if old is None else written(key, old)
@@ -169,9 +176,9 @@ class DiskStore:
             if now != expected:
                 return False
             if data is not None:
-                cache.set(key, data, expire=ttl_s)
+                self._write([_NewRow(key, data, ttl_s)], cache)
             else:
-                cache.delete(key)
+                cache._sql(_DELETE, (key,))  # noqa: SLF001
             return True
 
         return await self._ask(swap, writes=True)
@@ -190,7 +197,7 @@ class DiskStore:
         return done
 
     async def delete(self, *keys: str) -> None:
-        await self._ask(lambda cache: [cache.delete(key) for key in keys], writes=True)
+        await self._ask(lambda cache: [cache._sql(_DELETE, (key,)) for key in keys], writes=True)  # noqa: SLF001
 
     async def names(self, prefix: str) -> AsyncIterator[str]:
         async for keys in self._pages(prefix):
@@ -206,14 +213,11 @@ class DiskStore:
 
     async def _pages(self, prefix: str) -> AsyncIterator[list[str]]:
         # diskcache lists all its keys or none; the index that it keeps can do better.
-        query = (
-            "SELECT key FROM Cache WHERE key > ? AND key >= ? AND key < ? AND (expire_time IS NULL OR expire_time > ?)"
-            " ORDER BY key LIMIT ?"
-        )
+        query = "SELECT key FROM Cache WHERE key > ? AND key >= ? AND key < ? ORDER BY key LIMIT ?"
         last, end = "", prefix + "\U0010ffff"
 
         def page(cache: Any) -> list[str]:
-            return [key for (key,) in cache._sql(query, (last, prefix, end, time.time(), _TOGETHER)).fetchall()]  # noqa: SLF001
+            return [key for (key,) in cache._sql(query, (last, prefix, end, _TOGETHER)).fetchall()]  # noqa: SLF001
 
         while keys := await self._ask(page):
             last = keys[-1]
@@ -235,7 +239,7 @@ class DiskStore:
                 last = (written_at, number)
                 data = _data(mode, filename, value)
                 size = len(key.encode()) + (len(value) if isinstance(value, bytes) else 0)
-                expired = expires_at is not None and expires_at <= time.time()
+                expired = expires_at is not None and expires_at <= self._clock()
                 yield Row(key, readable(data), size, written_at, expired)
 
     async def drop(self, rows: Sequence[Row]) -> list[Row]:
@@ -350,17 +354,17 @@ class DiskStore:
         found: dict[str, Json] = {}
         for start in range(0, len(keys), _TOGETHER):
             some = keys[start : start + _TOGETHER]
-            rows = cache._sql(_SELECT.format(", ".join("?" * len(some))), (*some, time.time())).fetchall()  # noqa: SLF001
+            rows = cache._sql(_SELECT.format(", ".join("?" * len(some))), some).fetchall()  # noqa: SLF001
             found |= {key: read(key, _data(mode, filename, value), self.where) for key, mode, filename, value in rows}
         return found
 
-    def _write(self, rows: Sequence[_NewRow], cache: Any) -> None:
-        """As `Cache.set` does it, in a statement for all instead of three for each.
+    def _write(self, rows: Sequence[_NewRow], cache: Any, statement: str = _UPSERT) -> int:
+        """Write the rows and return how many were written, in a statement for all instead of three for each.
 
         After each, this thread has to get Python's lock back from an event loop that is reading answers: with the
         slots of fifty calls held until theirs are written, that decides how fast a run is.
         """
-        now = time.time()
+        now, count = self._clock(), 0
         for start in range(0, len(rows), _TOGETHER):
             some = rows[start : start + _TOGETHER]
             values = [
@@ -368,15 +372,17 @@ class DiskStore:
                 for key, data, ttl_s in some
                 for value in (key, now, None if ttl_s is None else now + ttl_s, now, data)
             ]
-            cache._sql(_UPSERT.format(", ".join([_ROW] * len(some))), values)  # noqa: SLF001
+            count += cache._sql(statement.format(", ".join([_ROW] * len(some))), values).rowcount  # noqa: SLF001
             self._untidy += 1
+        return count
 
     def _tidy_up(self) -> None:
         """Now and then, and when nobody waits for it. If it is not possible now, it will be another time."""
         if self._untidy > _TIDY_EVERY and self._cache is not None:
-            with suppress(sqlite3.Error), _in_sqlite:
-                self._cache._sql(_GONE, (time.time(),))  # noqa: SLF001
-                self._untidy = 0
+            self._untidy = 0
+            if (cutoff := self._expiry.cutoff()) is not None:
+                with suppress(sqlite3.Error), _in_sqlite:
+                    self._cache._sql(_GONE, (cutoff,))  # noqa: SLF001
 
     def _opened(self) -> Any:
         file = self.folder / "cache.db"

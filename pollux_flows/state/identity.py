@@ -92,7 +92,11 @@ def request_identity(target: Target, options: Options, sources: list[str], conve
     Of `history` and `continue_from` counts what is sent: `conversation`. What else an envelope holds (how long it took,
     what was taken from the journal) is another each time the turn before is asked again.
     """
-    said = _said(options, OPTIONS_IN_KEY - {"response_schema", "provider_options", "history", "continue_from"})
+    said = _said(options, OPTIONS_IN_KEY - {"response_schema", "provider_options", "history", "continue_from", "cache"})
+    if (handle := options.cache) is not None:
+        # When it expires does not count. Nor does its name, where its contents are known: a cache that is made again
+        # has another one, and the paid answers are still found.
+        said["cache"] = {"contents": handle.contents} if handle.contents else {"name": handle.name}
     # The shape counts, not the name it was imported by; and only the active provider's own fields are sent.
     if (schema := options.response_json_schema()) is not None:
         said["response_schema"] = _in_order(schema)
@@ -113,6 +117,27 @@ def request_identity(target: Target, options: Options, sources: list[str], conve
             **({} if conversation is None else {"conversation": conversation}),
         },
     )
+
+
+def cache_contents_identity(
+    system_instruction: str | None, tools: Sequence[dict[str, Any]] | None, sources: Sequence[str]
+) -> str:
+    """Return the identity of what a cache holds; `sources` are the identities of its sources, in order.
+
+    The order of keys within a tool does not count, that of tools and of sources does.
+    """
+    return digest(
+        "cache-contents",
+        {"system_instruction": system_instruction or None, "tools": list(tools or []), "sources": list(sources)},
+    )
+
+
+def cache_identity(target: Target, account: str, contents: str) -> str:
+    """Return the identity of a cache: its contents at one provider, for one model, address and account.
+
+    How long it is to live, where its files lie and what they are called is not part of it.
+    """
+    return digest("cache", {"target": _said(target, TARGET_IN_KEY), "account": account, "contents": contents})
 
 
 def call_identity(request: str, prompt: str | None, occurrence: int) -> str:

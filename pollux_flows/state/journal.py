@@ -6,9 +6,11 @@ last answered it, so that any later run can be given the same.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 from pollux_flows.result import Outcome
 from pollux_flows.state import claims
@@ -19,6 +21,9 @@ from pollux_flows.state.index import Call, write_index
 from pollux_flows.state.kept import answer_in, kept, pointer_in, pointer_to
 from pollux_flows.state.spill import take_up
 from pollux_flows.state.store import Json, Store
+
+# The record of a longer text is made on a thread: it would hold up the event loop.
+_LARGE: Final = 1 << 20
 
 
 class TakenError(Exception):
@@ -40,10 +45,23 @@ class Journal:
         """Save the answers that an earlier attempt on this machine could only write to a file."""
         await take_up(self.store)
 
-    async def begin(self) -> None:
-        """Note that the run asks something. A store that cannot be written to says so here, before anything is paid."""
-        await self.store.put(f"run/{self._name}", {"run": self.run, "at": self.clock()}, self._kept_s)
+    async def begin(self, *, complete: bool | None = None) -> None:
+        """Note that the run asks something. A store that cannot be written to says so here, before anything is paid.
+
+        `complete` is False where the run will say by `end` that all is answered; None where its slots say so.
+        """
+        await self._note(complete)
         await keep_within_bounds(self.store, self.clock)
+
+    async def end(self) -> None:
+        """Note that all that the run asked is answered, so that it need not be retried."""
+        await self._note(complete=True)
+
+    async def _note(self, complete: bool | None) -> None:
+        record = {"run": self.run, "at": self.clock()}
+        if complete is not None:
+            record["complete"] = complete
+        await self.store.put(f"run/{self._name}", record, self._kept_s)
 
     async def own(self, calls: Sequence[str]) -> dict[str, Outcome]:
         """The answers of this run to these calls."""
@@ -62,6 +80,12 @@ class Journal:
         there = {call: place for call, place in places.items() if place in records}
         return {call: answer_in(place, records[place], where, "always") for call, place in there.items()}
 
+    async def has(self, outcomes: Sequence[Outcome]) -> bool:
+        """Return whether the store has these answers, for this run and for any other that may reuse them."""
+        names = {pointer_to(outcome.identity) for outcome in outcomes}
+        names |= {self._place(outcome.identity) for outcome in outcomes if outcome.reused != "always"}
+        return names == (await self.store.get_many(names)).keys()
+
     async def index(self, calls: Sequence[Call], flow_run: str | None) -> None:
         """Note what is asked, so that the answers of the run can be listed."""
         found_as = [(call, call.identity) for call in calls]
@@ -72,7 +96,9 @@ class Journal:
         now, place = self.clock(), self._place(call)
         pointer = {"at": now, "place": place}
         if outcome.problem is None:
-            await self.store.put_many(self.records(call, outcome), self._kept_s)
+            is_large = outcome.answer is not None and len(outcome.answer.text) > _LARGE
+            records = await asyncio.to_thread(self.records, call, outcome) if is_large else self.records(call, outcome)
+            await self.store.put_many(records, self._kept_s)
             return
         # What is no answer does not take the place of one; but that it was paid for is not forgotten.
         earlier = (await self.own([call])).get(call)
@@ -83,9 +109,8 @@ class Journal:
         await self.store.add(pointer_to(call), pointer, self._kept_s)
 
     def records(self, call: str, outcome: Outcome) -> dict[str, Json]:
-        """The records of an answer: the answer itself, and the pointer by which other runs find it."""
-        now, place = self.clock(), self._place(call)
-        return {place: kept(place, outcome, now), pointer_to(call): {"at": now, "place": place}}
+        """The records of an answer of this run."""
+        return answer_records(self._name, call, outcome, self.clock())
 
     @asynccontextmanager
     async def asking(self, call: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -112,6 +137,12 @@ class Journal:
 
     def _place(self, call: str) -> str:
         return f"run/{self._name}/{call}"
+
+
+def answer_records(run: str, call: str, outcome: Outcome, at: float) -> dict[str, Json]:
+    """The records of an answer: the answer itself, and the pointer by which other runs find it."""
+    place = f"run/{run}/{call}"
+    return {place: kept(place, outcome, at), pointer_to(call): {"at": at, "place": place}}
 
 
 def _asked(call: str) -> str:

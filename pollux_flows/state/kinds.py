@@ -18,14 +18,16 @@ Kind = Literal[
     "owner",
     "account",
     "job",
+    "cache",
     "store",
     "unknown",
 ]
 
-_RUN: Final = re.compile(r"(?:run|slot|taker|index)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
+_RUN: Final = re.compile(r"(?:run|slot|taker|index|adopted)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
 _KINDS: Final[dict[str, Kind]] = {
     "answer": "pointer",
     "slot": "slot",
+    "adopted": "slot",
     "taker": "taker",
     "index": "index",
     "making": "claim",
@@ -37,6 +39,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "store": "store",
     "job": "job",
     "asked": "job",
+    "cache": "cache",
 }
 # The others say what is still at a provider, and whose it is: without them, nobody would delete or collect it.
 _MAY_GO: Final[set[Kind]] = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash"}

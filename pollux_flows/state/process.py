@@ -28,11 +28,18 @@ def is_dead(process: list[str]) -> bool:
 @cache
 def _machine() -> str:
     """The machine since it was started, and the part of it, a container perhaps, that shares process numbers."""
-    boot = namespace = ""
+    namespace = ""
     with suppress(OSError):
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         namespace = str((_PROC / "self/ns/pid").readlink())
-    return f"{platform.node()} {boot} {namespace}"
+    return f"{platform.node()} {boot_id()} {namespace}"
+
+
+@cache
+def boot_id() -> str:
+    """A name of the machine since it was started; empty where the system gives none."""
+    with suppress(OSError):
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    return ""
 
 
 def _began(number: int) -> str | None:

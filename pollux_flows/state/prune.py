@@ -1,8 +1,9 @@
 """Prune: the oldest answers go, so that what is kept has a bound. What tells of files at a provider never does.
 
 The answers of a run that is at work stay, however old: if it is killed, its retry needs them. So does all that was
-written since the pruning began. And nothing goes that says something else by then than when it was looked at. So those
-who prune at the same time, and those who write meanwhile, do each other no harm.
+written since the pruning began. Where room is made, what an incomplete run was answered in the last day stays as well:
+a run that failed or was killed is most often retried within a day. And nothing goes that says something else by then
+than when it was looked at. So those who prune at the same time, and those who write meanwhile, do each other no harm.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pollux_flows.state.kinds import Kind, kind_of, run_of
 from pollux_flows.state.store import Json, Row, Store, damaged
 
 _TOGETHER: Final = 1000
+# For so long, what an incomplete run has paid for makes no room for other answers.
+_RETRIED_S: Final = 86_400.0
 # A disk gives back whole pages, and those of an index: hardly more than so many bytes for each of a record.
 _PAGES: Final = 3.0
 
@@ -33,7 +36,9 @@ class Pruned(Record):
     runs: int = Field(default=0, description="Of which nothing is left.")
     others: int = Field(default=0, description="What led to those answers, or was of no use any more.")
     freed_bytes: int = 0
-    spared_runs: int = Field(default=0, description="At work, so that their answers stay.")
+    spared_runs: int = Field(
+        default=0, description="At work, or not complete for less than a day, so that their answers stay."
+    )
 
 
 async def prune(
@@ -42,12 +47,14 @@ async def prune(
     older_than_s: float | None = None,
     max_size: float | None = None,
     run: str | None = None,
+    expired: bool = True,
     dry_run: bool = False,
     clock: Clock = time.time,
 ) -> Pruned:
     """Remove answers that are older; the oldest, until the rest takes no more; or those of one run.
 
-    `run` is its name, or what several names begin with up to a slash: those of one flow run.
+    `run` is its name, or what several names begin with up to a slash: those of one flow run. Expired records go as well
+    unless `expired` is false: where no person prunes, `expiry` says when those may go.
     """
     now = clock()
     at_work = await _at_work(store, now)
@@ -55,7 +62,7 @@ async def prune(
     if runs & at_work:
         raise ConfigurationError(f"The run {run} is at work.", hint="Wait for its end, then prune it.")
     before = None if older_than_s is None else now - older_than_s
-    walk = _Walk(store, now, at_work, runs, before, dry_run=dry_run)
+    walk = _Walk(store, now, at_work, runs, before, expired=expired, dry_run=dry_run)
     await walk.begin(max_size)
     async for row in store.listed():
         if walk.is_done(row):
@@ -93,10 +100,19 @@ class _Walk:
     """Through a store, from the oldest record on."""
 
     def __init__(
-        self, store: Store, now: float, at_work: set[str], runs: set[str], before: float | None, *, dry_run: bool
+        self,
+        store: Store,
+        now: float,
+        at_work: set[str],
+        runs: set[str],
+        before: float | None,
+        *,
+        expired: bool,
+        dry_run: bool,
     ) -> None:
         self._store, self._now, self._at_work, self._dry_run = store, now, at_work, dry_run
-        self._runs, self._before = runs, before
+        self._takes_expired = expired
+        self._runs, self._oldest, self._before = runs, before, before
         self._most: float | None = None
         self._over = 0.0  # by how many bytes the store is too large
         self._size: int | None = None
@@ -110,6 +126,7 @@ class _Walk:
         self._headers: defaultdict[str, list[Row]] = defaultdict(list)  # which go when no answer is left of their run
         self._left: set[str] = set()  # runs of which something is
         self._spared: set[str] = set()
+        self._incomplete: dict[str, bool] = {}  # of the runs that were looked up
 
     async def begin(self, max_size: float | None) -> None:
         """Find out by how much the store is too large; or else, where only a look at all tells, how old is too old."""
@@ -126,7 +143,8 @@ class _Walk:
             listed += row.size
             run, at = _run(row), self._at(row)
             if at is not None and run is not None and run not in self._at_work:
-                ages.append((at, row.size))
+                is_spared = max_size is not None and await self._is_spared(at, run)
+                ages += [] if is_spared else [(at, row.size)]
         if self._size is not None:
             self._room = self._size / max(1, listed)
         if max_size is None:
@@ -143,11 +161,11 @@ class _Walk:
 
     async def look_at(self, row: Row) -> None:
         kind, place, run = kind_of(row.key), _place(row), _run(row)
-        if row.expired or place in self._places or (kind == "claim" and self._is_over(row)):
+        if (row.expired and self._takes_expired) or place in self._places or (kind == "claim" and self._is_over(row)):
             await self._go(row)
         elif run is None:
             return
-        elif not self._may_go(row, run):
+        elif not await self._may_go(row, run):
             if kind == "answer":
                 self._left.add(run)
                 self._pointers.pop(place, None)
@@ -185,13 +203,25 @@ class _Walk:
     def _is_over(self, claim: Row) -> bool:
         return claim.record is not None and _holder(self._store, claim.key, claim.record, self._now) is None
 
-    def _may_go(self, row: Row, run: str) -> bool:
+    async def _may_go(self, row: Row, run: str) -> bool:
         at = self._at(row)
         old = at is not None and (self._over > 0 or (self._before is not None and at < self._before))
         if run in self._at_work:
             self._spared.update({run} if old else ())
             return False
+        is_too_old = self._oldest is not None and at is not None and at < self._oldest
+        if old and at is not None and not is_too_old and await self._is_spared(at, run):
+            self._spared.add(run)
+            return False
         return old or (run in self._runs and row.record is not None)
+
+    async def _is_spared(self, at: float, run: str) -> bool:
+        """Return whether a record of that time makes no room for others, as its run has yet to be retried."""
+        if self._now - at >= _RETRIED_S:
+            return False
+        if run not in self._incomplete:
+            self._incomplete[run] = not await is_complete(self._store, run)
+        return self._incomplete[run]
 
     def _at(self, row: Row) -> float | None:
         """When it was written, if that makes it one that may go."""
@@ -219,6 +249,20 @@ class _Walk:
         except ConfigurationError:  # there is something, though it cannot be read
             return False
         return True
+
+
+async def is_complete(store: Store, run: str) -> bool:
+    """Return whether all that a run has asked is answered, as far as is on record. `run` is the hash of its name."""
+    said = ((await store.get(f"run/{run}")) or {}).get("complete")
+    if isinstance(said, bool):
+        return said
+    takers = {key.rpartition("/")[2]: taker.get("complete") is True async for key, taker in store.scan(f"taker/{run}/")}
+    incomplete = {token for token, complete in takers.items() if not complete}
+    if incomplete:
+        async for _, slot in store.scan(f"slot/{run}/"):
+            if not incomplete.isdisjoint(slot.get("takers") or ()):
+                return False
+    return len(incomplete) < len(takers)
 
 
 def _place(row: Row) -> str:

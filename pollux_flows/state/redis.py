@@ -34,7 +34,7 @@ from redis.exceptions import ConnectionError as Dropped
 from redis.exceptions import TimeoutError as Silent
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.state.store import STATE_URL, Json, Row, read, readable, written
+from pollux_flows.state.store import STATE_URL, Json, LostError, Row, read, readable, written
 
 Command = tuple[str | bytes, ...]
 
@@ -64,7 +64,7 @@ redis.call('SET', asked, 1, 'PX', 60000)
 return 1
 """
 
-_RUNS: Final = f"See that it runs and that {STATE_URL} says where, then run again: what was recorded is kept there."
+_RUNS: Final = f"See that it runs and that {STATE_URL} says where, then run again: it goes on from what is there."
 # By what a Redis, or its client, says no: what that means, and what to do.
 _WORDS: Final = {
     "OOM": (
@@ -82,7 +82,10 @@ _WORDS: Final = {
         "Allow it: ~pollux:* +get +set +del +exists +eval +scan +info +select",
     ),
     "MOVED|CLUSTERDOWN|CROSSSLOT": ("is part of a cluster, which a store cannot span.", "Use one that is not."),
-    "BusyLoadingError": ("is still loading its data.", "Run again when it has: what was recorded is kept there."),
+    "BusyLoadingError": (
+        "is still loading its data.",
+        "Run again when it has: it goes on from what is recorded there.",
+    ),
     "TimeoutError": ("does not answer in time. If the last write was done is not known.", _RUNS),
     "ConnectionError": ("cannot be reached ({said}). If the last write was done is not known.", _RUNS),
     "": (
@@ -360,7 +363,7 @@ class RedisStore:
             raise self._no(name)
         self._name = self._name or name
         if name != self._name:
-            raise ConfigurationError(
+            raise LostError(
                 f"The Redis at {self.where} has lost what was recorded there.",
                 hint="Give it back its data. If they are gone, start again what is running: that begins afresh."
                 " Have it save them (appendonly yes), and let nobody flush it.",

@@ -48,6 +48,8 @@ class RunScope:
     """Empty for a run that its caller named: each execution of it is an attempt of its own."""
     flow_run: str | None = None
     """The Prefect flow run that asks."""
+    is_repeated: bool = False
+    """Whether the run has been started before, maybe by an earlier version of this package."""
 
 
 class Call(index.Call, Protocol):

@@ -23,7 +23,7 @@ STATE_URL: Final = "POLLUX_STATE_URL"
 
 @dataclass(frozen=True)
 class Row:
-    """A record as it is listed: also one that cannot be read, or whose time is up."""
+    """A record as it is listed: also one that cannot be read, or that has expired by the clock of this process."""
 
     key: str
     record: Json | None
@@ -40,7 +40,8 @@ class Store(Protocol):
 
     Each operation on one record is atomic, and has happened for everybody when it returns. Once asked for, it is
     carried out: whoever is cancelled while waiting for it has not undone it. A record that cannot be read is a
-    ConfigurationError, never absent. A record with `ttl_s` goes by itself; every write sets or clears that.
+    ConfigurationError, never absent. A record with `ttl_s` is there for that long at least, and then goes by itself, as
+    `expiry` explains; every write sets or clears that.
     """
 
     where: str
@@ -97,6 +98,10 @@ class Store(Protocol):
     async def size(self) -> int | None:
         """How many bytes all of it takes; None where only a listing could tell."""
         ...
+
+
+class LostError(ConfigurationError):
+    """The store has lost what was recorded in it."""
 
 
 _stores: Final[dict[str, Store]] = {}

@@ -37,7 +37,7 @@ class Survey(Record):
     oldest_at: float | None = Field(default=None, description="When the oldest answer was given, as a Unix time.")
     newest_at: float | None = None
     unreadable: int = 0
-    expired: int = Field(default=0, description="Not there any more, but still taking room.")
+    expired: int = Field(default=0, description="Their time is up, and they go soon.")
     runs: list[RunSeen] = Field(default_factory=list, description="The last ones, the latest first.")
 
 

@@ -14,6 +14,7 @@ import pytest
 from pollux_flows import APIError, Config, DeferredHandle, Source, collect_deferred, defer_many, inspect_deferred
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator
+from pollux_flows.simulator.storage import Storage
 from tests.loopback import KEY, MODELS, SDKS
 from tests.mortal import Death, started
 
@@ -108,3 +109,28 @@ async def _lived(
     assert not told.exists()
     assert await started(*work, death=None, home=home, said=folder / "said").ended(60)
     return home, DeferredHandle.from_dict(json.loads(told.read_text()))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("step", [f"{_SESSION}.submit_batch", f"{_BOOK}:_StoreHold.end"])
+@pytest.mark.parametrize("provider", SDKS)
+async def test_a_simulated_batch_outlives_its_process(
+    provider: ProviderName, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a real one does: whoever asks the same in that run finds it, and collects it."""
+    home, file, told = tmp_path / "home", tmp_path / "report.txt", tmp_path / "told"
+    file.write_text("A report.")
+    settings: dict[str, Any] = {"provider": provider, "model": MODELS[provider], "use_mock": True}
+    death = Death(step, "after")
+    mortal = started(deferred, settings, "nightly", file, told, death=death, home=home, said=tmp_path / "said")
+    assert await mortal.ended(within_s=60) is False
+    monkeypatch.setenv("POLLUX_HOME", str(home))
+    await deferred(settings, "nightly", file, told)
+    handle, config = DeferredHandle.from_dict(json.loads(told.read_text())), Config(**settings)
+    for _ in range(100):
+        if (await inspect_deferred(handle, config=config)).is_terminal:
+            break
+        await asyncio.sleep(0.05)
+    envelope = await collect_deferred(handle, config=config)
+    assert [bool(text) for text in envelope.answers] == [True] * 3
+    assert len(list(Storage(home / "simulator", "batch", time.time).changed())) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,12 @@ from tests.loopback import KEY, MakeConfig, asked, http, scripted
 
 STORY = Source.from_text("A long story about the sea. " * 50)
 TOOL: dict[str, Any] = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry of its own for each test."""
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
 
 
 def created(sim: Simulator) -> list[Logged]:
@@ -202,14 +209,26 @@ async def test_a_stumble_is_retried(config: MakeConfig, sim: Simulator) -> None:
     assert len(created(sim)) == 2
 
 
-async def test_a_create_that_broke_off_is_not_repeated(config: MakeConfig, sim: Simulator) -> None:
-    """It may have been done, and two caches cost twice: the error says that nobody knows."""
+async def test_a_cache_whose_reply_was_lost_is_adopted(config: MakeConfig, sim: Simulator) -> None:
+    """It was made and paid for: its display name finds it, and it is not asked for again."""
     sim.fail(Fault(kind="drop_after"), operation="cache.create", times=None)
+    handle = await create_cache([STORY], config=config("gemini"))
+    assert len(created(sim)) == 1
+    assert (await run("p", config=config("gemini"), options=Options(cache=handle))).metrics["cache_used"] is True
+
+
+async def test_a_create_that_broke_off_is_not_repeated(config: MakeConfig, sim: Simulator) -> None:
+    """It may have been done, and two caches cost twice: the error says that the outcome is unknown."""
+    sim.fail(Fault(kind="drop_after"), operation="cache.create", times=None)
+    sim.fail(Fault(status=503), operation="cache.list", times=None)
     with pytest.raises(CacheError) as caught:
         await create_cache([STORY], config=config("gemini"))
     assert caught.value.outcome_unknown is True
     assert (caught.value.provider, caught.value.phase) == ("gemini", "cache")
     assert len(created(sim)) == 1
+    sim.faults.clear()
+    await create_cache([STORY], config=config("gemini"))
+    assert len(created(sim)) == 1  # looked for, and found
 
 
 async def test_a_create_that_hangs_ends(config: MakeConfig, sim: Simulator) -> None:

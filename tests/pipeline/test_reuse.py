@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,17 @@ from pollux_flows.pipeline import answers, execute
 from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
+from pollux_flows.pipeline.saved import Saved
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state import redis
 from pollux_flows.state.journal import Journal
+from pollux_flows.state.prune import is_complete
 from pollux_flows.state.store import open_store
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
 from tests.state.places import at_work
-from tests.state.servers import Server
+from tests.state.servers import Server, client
 
 PROMPTS = ["first", "second", "third"]
 
@@ -380,3 +384,79 @@ async def test_a_redis_that_goes_away_costs_no_answer(
 
 async def _full(*_: Any) -> None:
     raise ConfigurationError("The disk is full.")
+
+
+# --- A state that is lost -------------------------------------------------------------------------------------
+
+
+def lose_before_the_look(monkeypatch: pytest.MonkeyPatch, lose: Callable[[], object]) -> None:
+    """Lose what is in the state just before a person is told about it."""
+    look = answers.Answers.look_for_saved
+
+    async def lost(self: answers.Answers, outcomes: Iterable[Outcome]) -> Saved | None:
+        lose()
+        return await look(self, outcomes)
+
+    monkeypatch.setattr(answers.Answers, "look_for_saved", lost)
+
+
+@pytest.fixture(params=["disk", "redis", "restarted redis"])
+def losing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A state that is lost before the look."""
+    if request.param == "disk":
+        lose_before_the_look(monkeypatch, lambda: shutil.rmtree(tmp_path / "state"))
+        yield
+        return
+    server = Server(tmp_path / "redis")
+
+    def lose() -> None:
+        if request.param == "redis":
+            with client(server.url) as behind:
+                behind.flushall()
+        else:
+            server.kill()
+            server.start()
+
+    lose_before_the_look(monkeypatch, lose)
+    server.start()
+    monkeypatch.setenv("POLLUX_STATE_URL", server.url)
+    yield
+    server.kill()
+
+
+@pytest.mark.usefixtures("losing")
+@pytest.mark.parametrize("terms", [{"run_key": "monday"}, {}, {"reuse": "always"}])
+async def test_no_answer_is_called_kept_that_the_state_has_lost(
+    openai: Config, sim: Simulator, terms: dict[str, Any]
+) -> None:
+    sim.fail(Fault(status=400, message="not this one"), contains="second")
+    with pytest.raises(APIError) as raised:
+        await run_many(PROMPTS, config=openai, **terms)
+    hint = raised.value.hint or ""
+    assert "answers to 2 of 3 prompts are gone from the state" in hint
+    assert "running again asks, and pays for, everything again" in hint
+    assert "are kept" not in hint
+
+
+async def test_what_cannot_be_looked_up_is_not_called_kept(
+    openai: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "has", _full)
+    sim.fail(Fault(status=400, message="not this one"), contains="second")
+    with pytest.raises(APIError, match="still kept could not be looked up: The disk is full"):
+        await run_many(PROMPTS, config=openai, run_key="monday")
+
+
+# --- Room -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terms", [Terms(), Terms(reuse="always"), Terms(run_key="monday")])
+async def test_a_run_says_whether_it_needs_no_retry(openai: Config, sim: Simulator, terms: Terms) -> None:
+    """Until it has all its answers, what it has paid for makes no room for others."""
+    sim.fail(Fault(status=400, message="not this one"), contains="second")
+    store = open_store()
+    for complete in (False, True):
+        await outcomes(openai, terms)
+        runs = [key.split("/")[1] async for key in store.names("run/") if key.count("/") == 1]
+        assert complete in [await is_complete(store, run) for run in runs]
+        assert (len(runs) == 1) is (complete is False or terms.run_key is not None)

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import pytest
 from prefect import flow
@@ -22,6 +23,7 @@ from pollux_flows.flows import acancel, acollect, adeferred, aresubmit, asubmit,
 from pollux_flows.jobs.book import BlockBook
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state.expiry import Expiry
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
 
 __all__ = ["jobs_home", "no_jobs_are_left", "saved"]
@@ -56,6 +58,21 @@ async def test_answers_that_are_kept_elsewhere_are_not_taken_for_none(
     shutil.move(tmp_path / "elsewhere", kept)
     await acollect()
     assert (await await_for(name)).answers == ANSWERS
+
+
+@pytest.mark.parametrize("lost", ["", "answers-0000", "asked"])
+async def test_answers_are_called_kept_after_a_look(saved: Saved, simulator: Simulator, lost: str) -> None:
+    """The result storage may have lost them, or what would be asked again, though it still has the envelope."""
+    simulator.batch(end="expired", answered=0.5)
+    name = await asubmit(PROMPTS, await saved("openai"))
+    await acollect()
+    if lost:
+        (await folder(name) / lost).unlink()
+    with pytest.raises(PolluxError) as raised:
+        await await_for(name)
+    hint = raised.value.hint or ""
+    assert (f"is kept: resubmit('{name}') asks only the others" in hint) is not bool(lost)
+    assert ("is gone from this worker's result storage" in hint and "pays for, everything again" in hint) is bool(lost)
 
 
 async def test_a_retry_reads_nothing_that_was_handed_in(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
@@ -133,14 +150,55 @@ async def test_a_week_later_in_another_version(kind: ProviderName, saved: Saved,
     assert (await await_for(name)).answers == ANSWERS
 
 
-async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When their time is up, and never before they are collected."""
-    monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", "0.00000001")
+class Machine:
+    """Both clocks of a machine on which collectors run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+        self.now, self.ahead_s = time.time(), 0.0
+        self.expiry = Expiry(file, clock=lambda: self.now + self.ahead_s, monotonic=lambda: self.now)
+        for module in ("jobs", "flows"):
+            monkeypatch.setattr(f"pollux_flows.{module}.collecting.open_expiry", lambda: self.expiry)
+
+
+async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When their time is up by a clock that two looks have confirmed, and never before they are collected."""
+    machine = Machine(monkeypatch, tmp_path / "clock.json")
     name = await asubmit(PROMPTS, await saved("openai"))
     assert (await acollect()).rows[0].collected
+    machine.now += 91 * 86_400
+    await acollect()
+    assert (await found(name)).retired_at is not None
+    machine.now += 3600
+    await acollect()
     await acollect()
     with pytest.raises(ConfigurationError, match="no job called"):
         await await_for(name)
+
+
+async def test_a_collector_whose_clock_is_wrong_removes_no_job(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor does it forget who waits for one."""
+    machine = Machine(monkeypatch, tmp_path / "clock.json")
+    monkeypatch.setattr("pollux_flows.jobs.collecting.resume_all", _not_suspended_yet)
+    provider = await saved("openai")
+    name, waited_for = await asubmit(PROMPTS, provider), await asubmit(["waited for"], provider)
+    async with BlockBook(await ResultShelf.open()).alone(waited_for) as hold:
+        await hold.save(hold.job.model_copy(update={"waiting_runs": ["a run"]}))
+    await acollect()
+    machine.ahead_s = 100 * 86_400
+    real = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr("pollux_flows.flows.collecting.time.time", lambda: real() + machine.ahead_s)
+        for _ in range(3):
+            await acollect()
+    assert (await found(name)).retired_at is not None
+    assert (await found(waited_for)).waiting_runs == ["a run"]
+    assert (await await_for(name)).answers == ANSWERS
+
+
+async def _not_suspended_yet(run_ids: list[str]) -> list[str]:
+    return run_ids
 
 
 async def test_one_batch_that_is_refused_stops_no_other(saved: Saved, simulator: Simulator) -> None:
@@ -173,6 +231,122 @@ async def test_what_the_provider_does_not_have_any_more_is_given_up_by_a_person(
     await aresubmit(name)
     await acollect()
     assert (await await_for(name)).answers == ANSWERS
+
+
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is not there is missing from the first moment on."""
+    monkeypatch.setattr("pollux_flows.deferred.inspect.SETTLED_S", 0.0)
+
+
+@pytest.mark.usefixtures("_at_once")
+@pytest.mark.parametrize("kind", ["gemini", "openai", "anthropic"])
+async def test_a_batch_that_the_provider_no_longer_has(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+    """Whoever waits fails, and learns what to do; nothing is handed in again by itself, and nothing is deleted."""
+    simulator.batch_s = 3600
+    name = await asubmit(PROMPTS, await saved(kind))
+    (batch,) = simulator.batches
+    simulator.batch_store.delete(batch)
+    before = [file.state for file in simulator.files]
+    with pytest.raises(ConfigurationError, match="no longer has the batch") as caught:
+        await await_for(name)
+    assert batch.id in str(caught.value)
+    assert f"resubmit('{name}')" in (caught.value.hint or "")
+    for _ in range(2):
+        report = await acollect()
+        (row,) = report.rows
+        assert (row.status, row.collected) == ("ambiguous", False)
+        assert "no longer has the batch" in (row.problem or "")
+        assert "resubmit" in row.next
+        assert "1 lost at the provider" in report.headline
+    assert await events_of(name, 2) == ["submitted", "ambiguous"]
+    assert (await found(name)).parts[0].batch_id == batch.id
+    assert [file.state for file in simulator.files] == before
+    assert len(simulator.batches) == 1
+    simulator.batch_s = 0
+    assert await aresubmit(name) == name
+    await acollect()
+    assert (await await_for(name)).answers == ANSWERS
+    assert len(simulator.batches) == 2
+
+
+@pytest.mark.usefixtures("_at_once")
+async def test_a_waiting_run_fails_each_time_until_a_person_has_decided(saved: Saved, simulator: Simulator) -> None:
+    """Its retry does not pay for the batch a second time."""
+    provider, tried = await saved("openai"), []
+    simulator.batch_s = 3600
+
+    @flow(retries=1)
+    async def nightly() -> None:
+        tried.append(1)
+        name = await asubmit(PROMPTS, provider)
+        if len(tried) == 1:
+            simulator.batch_store.delete(simulator.batches[0])
+        await await_for(name)
+
+    with pytest.raises(ConfigurationError, match="no longer has the batch"):
+        await nightly()
+    assert (len(tried), len(simulator.batches)) == (2, 1)
+
+
+@pytest.mark.usefixtures("_at_once")
+async def test_a_batch_that_is_there_again_is_collected(saved: Saved, simulator: Simulator) -> None:
+    """A provider that was wrong for an hour costs nobody a second batch."""
+    name = await asubmit(PROMPTS, await saved("openai"))
+    simulator.fail(Fault(status=404, message="no such batch"), operation="batch.get", times=1)
+    await acollect()
+    assert (await found(name)).state == "ambiguous"
+    simulator.batches[0].takes_s = 3600
+    await acollect()
+    assert (await found(name)).state == "submitted"
+    simulator.batches[0].takes_s = 0
+    assert (await await_for(name)).answers == ANSWERS
+    assert len(simulator.batches) == 1
+
+
+@pytest.mark.usefixtures("_at_once")
+async def test_those_who_are_suspended_hear_that_a_batch_is_lost(saved: Saved, simulator: Simulator) -> None:
+    name = await asubmit(PROMPTS, await saved("openai"))
+    async with BlockBook(await ResultShelf.open()).alone(name) as hold:
+        await hold.save(hold.job.model_copy(update={"waiting_runs": [str(uuid4())]}))
+    simulator.batch_store.delete(simulator.batches[0])
+    await acollect()
+    assert (await found(name)).waiting_runs == []
+
+
+@pytest.mark.usefixtures("_at_once")
+async def test_another_key_loses_no_job(saved: Saved, simulator: Simulator) -> None:
+    """Its account does not have the batch, which says nothing."""
+    provider = await saved("openai")
+    name = await asubmit(PROMPTS, provider)
+    other = provider.model_copy(update={"api_key": SecretStr("sk-another-account")})
+    await other.asave("deferred-openai", overwrite=True)
+    (row,) = (await acollect()).rows
+    assert "handed in with another key" in (row.problem or "")
+    assert (await found(name)).state == "submitted"
+    await saved("openai")
+    await acollect()
+    assert (await await_for(name)).answers == ANSWERS
+    assert len(simulator.batches) == 1
+
+
+async def test_a_batch_that_is_new_is_not_missing_yet(saved: Saved, simulator: Simulator) -> None:
+    """It may not show everywhere at once."""
+    name = await asubmit(PROMPTS, await saved("openai"))
+    simulator.fail(Fault(status=404, message="no such batch"), operation="batch.get")
+    (row,) = (await acollect()).rows
+    assert "no such batch" in (row.problem or "")
+    assert (await found(name)).state == "submitted"
+
+
+@pytest.mark.usefixtures("_at_once")
+async def test_a_lost_job_is_given_up_by_a_person(saved: Saved, simulator: Simulator) -> None:
+    name = await asubmit(PROMPTS, await saved("openai"))
+    simulator.batch_store.delete(simulator.batches[0])
+    await acollect()
+    await acancel(name)
+    (row,) = (await acollect()).rows
+    assert (row.collected, row.failed) == (True, 4)
 
 
 async def test_whoever_waits_hears_of_what_only_a_person_can_mend(

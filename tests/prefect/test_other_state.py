@@ -18,6 +18,7 @@ from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
 from pollux_flows.store_label import LABEL, confirm_store
+from tests.pipeline.test_reuse import lose_before_the_look
 from tests.prefect.test_flows import newest_run
 from tests.prefect.test_paid_once import PROMPTS, asked
 
@@ -91,6 +92,25 @@ async def test_a_run_that_was_pruned_in_between(provider: PolluxProvider) -> Non
         await store.delete(*[key async for key, _ in store.scan("run/")])
         with pytest.raises(ConfigurationError, match="was pruned"):
             await confirm_store(Lineage(run, ((str(run.id), "and the next"),), run, ""))
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_answers_are_called_kept_after_a_look(
+    provider: PolluxProvider,
+    simulator: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_lost: bool,
+) -> None:
+    """A state may have been lost while the run was at work."""
+    if is_lost:
+        lose_before_the_look(monkeypatch, lambda: shutil.rmtree(tmp_path / "here"))
+    simulator.fail(Fault(status=400, message="not now"), contains="Where")
+    with pytest.raises(APIError) as raised:
+        fan_out(PROMPTS, provider)
+    hint = raised.value.hint or ""
+    assert ("is kept: a retry asks only the others" in hint) is not is_lost
+    assert ("is gone from the state" in hint and "a retry asks, and pays for, everything again" in hint) is is_lost
 
 
 def test_an_attempt_that_asked_nothing_refuses_nothing(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
+from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pollux_flows import Options, ResultEnvelope, run, run_many
+from pollux_flows import ConfigurationError, Options, ResultEnvelope, run, run_many
 from pollux_flows.pipeline import extract
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.providers.conformance import Conformance, problems, without_invented_nulls
@@ -104,23 +109,32 @@ def test_names_that_jsonschema_would_match_itself_are_refused() -> None:
 # --- Through a run ------------------------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def responsive(seconds: float) -> AsyncIterator[None]:
+    """The event loop never stands still for so long, by the time that this process computes."""
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        last = time.process_time()
+        while True:
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, time.process_time() - last), time.process_time()
+
+    ticking = asyncio.create_task(tick())
+    await asyncio.sleep(0.02)
+    try:
+        yield
+    finally:
+        await asyncio.sleep(0.02)
+        ticking.cancel()
+    assert longest < seconds
+
+
 async def answered(text: str, schema: Any, **settings: Any) -> ResultEnvelope:
     """The envelope of a run whose event loop stays alive while the answer is read."""
-    beats = 0
-
-    async def beat() -> None:
-        nonlocal beats
-        while True:
-            await asyncio.sleep(0.01)
-            beats += 1
-
-    async with scripted(http(good("local", text))) as server:
-        beating = asyncio.create_task(beat())
-        started = time.monotonic()
+    async with scripted(http(good("local", text))) as server, responsive(1):
         envelope = await run("p", config=server.config("local", **settings), options=Options(response_schema=schema))
-        took = time.monotonic() - started
-        beating.cancel()
-    assert beats > took / 0.01 / 10
     assert envelope.answers == [text]
     return envelope
 
@@ -199,6 +213,123 @@ async def test_a_model_that_would_try_all_combinations_is_refused_in_words() -> 
     assert envelope.structured == [None]
     assert "discriminator" in envelope.diagnostics["warnings"][0]
     assert (await answered('{"left": {"left": {"b": 5}}}', Left)).diagnostics["warnings"] == []
+
+
+FOREVER = "^(a|a)*$"
+
+
+class Compiled(BaseModel):
+    config: Annotated[str, Field(pattern=re.compile(FOREVER))]
+
+
+class PythonRe(BaseModel):
+    model_config = ConfigDict(regex_engine="python-re")
+
+    a: str = Field(pattern=FOREVER)
+
+
+class Within(BaseModel):
+    default: dict[str, list[PythonRe | int]]
+
+
+@dataclass
+class PythonReDataclass:
+    __pydantic_config__ = ConfigDict(regex_engine="python-re")
+
+    a: Annotated[str, Field(pattern=FOREVER)]
+
+
+class AroundDataclass(BaseModel):
+    config: int = 0
+    within: PythonReDataclass | None = None
+
+
+class Linear(BaseModel):
+    """A model within has a config of its own: its pattern is one of Rust's engine."""
+
+    model_config = ConfigDict(regex_engine="python-re")
+
+    class Inner(BaseModel):
+        a: str = Field(pattern=FOREVER)
+
+    inner: Inner
+    number: int = 0
+
+
+@pytest.mark.parametrize("model", [Compiled, PythonRe, Within, AroundDataclass])
+async def test_a_pattern_that_nothing_can_stop_is_refused(model: type[BaseModel]) -> None:
+    """Before any request: Python's re holds the GIL, so a deadline on another thread never comes."""
+    with pytest.raises(
+        ConfigurationError, match=re.escape(f"{model.__name__} checks the pattern '{FOREVER}'")
+    ) as refused:
+        Options(response_schema=model)
+    assert "model_json_schema()" in str(refused.value.hint)
+    with pytest.raises(ConfigurationError, match="checks the pattern"):
+        Options(response_schema=f"{__name__}:{model.__name__}")
+
+
+def test_such_a_pattern_freezes_the_process() -> None:
+    """Why it is refused: a reader with a deadline of 0.1 seconds is not back after two."""
+    code = f"""
+from pydantic import BaseModel, ConfigDict, Field
+from pollux_flows.pipeline.aside import each_in_time
+
+class PythonRe(BaseModel):
+    model_config = ConfigDict(regex_engine="python-re")
+    a: str = Field(pattern={FOREVER!r})
+
+answer = '{{"a": "' + "a" * 60 + '!"}}'
+print("begins", flush=True)
+each_in_time(PythonRe.model_validate_json, [answer], limit_s=0.1, late=None)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begins\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=2)
+        finally:
+            process.kill()
+
+
+async def test_a_pattern_of_rusts_engine_is_read_in_linear_time() -> None:
+    """And the patterns of a class that is passed as its JSON Schema are checked under the deadline."""
+    with within(5):
+        text = json.dumps({"inner": {"a": "a" * 60 + "!"}})
+        envelope = await answered(text, Linear, timeout_s=0.4)
+        assert "inner.a: String should match pattern" in envelope.diagnostics["warnings"][0]
+        envelope = await answered('{"a": "aa"}', PythonRe.model_json_schema(), timeout_s=0.4)
+    assert envelope.structured == [{"a": "aa"}]
+
+
+class Numbers(BaseModel):
+    ids: set[UUID] | None = None
+    names: dict[int, str] | None = None
+
+
+class Words(BaseModel):
+    ids: set[str]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ids": [str(UUID(int=number * (2**61 - 1))) for number in range(6_000)]},
+        {"names": {str(number * (2**61 - 1)): "" for number in range(12_000)}},
+    ],
+    ids=["set", "dict"],
+)
+async def test_numbers_of_equal_hashes_are_refused_in_words(answer: dict[str, Any]) -> None:
+    """Python would compare each with all others, in one go that nothing interrupts; a megabyte took a minute."""
+    envelope = await answered(json.dumps(answer), Numbers)
+    assert envelope.structured == [None]
+    assert "too many items for the sets" in envelope.diagnostics["warnings"][0]
+
+
+async def test_a_large_set_of_texts_is_read() -> None:
+    """Their hashes are secret, so they cannot be made equal."""
+    words = [f"{number}" for number in range(6_000)]
+    assert (await answered(json.dumps({"ids": words}), Words)).structured == [Words(ids=set(words))]
 
 
 class Once(BaseModel):

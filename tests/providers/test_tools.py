@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pollux_flows import ConfigurationError, Options, run
+from pollux_flows import ConfigurationError, Options, continue_tool, run
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Fault, Simulator
-from tests.loopback import MakeConfig, asked, sent, with_tools
+from tests.loopback import MODELS, MakeConfig, asked, every_provider, good, http, scripted, sent, with_tools
 
 WEATHER: dict[str, Any] = {
     "name": "get_weather",
@@ -147,3 +147,78 @@ async def test_a_tool_schema_that_is_none_is_refused(
     with pytest.raises(ConfigurationError, match=r"\(f\)"):
         await run("p", config=config(provider), options=options)
     assert asked(sim) == []
+
+
+def with_unnamed_call(provider: ProviderName, **item: Any) -> dict[str, Any]:
+    """A text, and a call of get_time that has no id."""
+    match provider:
+        case "gemini":
+            parts = [{"text": "fine"}, {"functionCall": {"name": "get_time", **item}}]
+            return {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]}
+        case "openai":
+            call = {"type": "function_call", "name": "get_time", "arguments": "{}", **item}
+            return good("openai", id="resp_1", output=[*good("openai")["output"], call])
+        case "anthropic":
+            call = {"type": "tool_use", "name": "get_time", "input": {}, **item}
+            return {"content": [{"type": "text", "text": "fine"}, call], "stop_reason": "tool_use"}
+        case _:
+            calls = [{"type": "function", "function": {"name": "get_time", "arguments": "{}"}, **item}]
+            return {"choices": [{"message": {"content": "fine", "tool_calls": calls}, "finish_reason": "tool_calls"}]}
+
+
+LISTING = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["tools"]}]})
+
+
+@every_provider
+@pytest.mark.parametrize("item", [{}, {"id": None}, {"id": "", "call_id": ""}], ids=str)
+async def test_a_call_without_an_id_is_named_by_its_place(provider: ProviderName, item: dict[str, Any]) -> None:
+    """With every provider: it was paid for, and can be answered."""
+    options = None if provider == "local" else Options(tools=[CLOCK])
+    async with scripted(http(with_unnamed_call(provider, **item))) as server:
+        server.listing = LISTING
+        envelope = await run("p", config=server.config(provider), options=options)
+    place = 0 if provider in {"openrouter", "local"} else 1
+    assert envelope.tool_calls == [[{"id": f"call_{place}", "name": "get_time", "arguments": "{}"}]]
+    assert envelope.answers == ["fine"]
+    assert envelope.diagnostics["warnings"] == []
+
+
+def ids_in(provider: ProviderName, body: dict[str, Any]) -> tuple[Any, Any]:
+    """The ids under which the call and its result go back."""
+    match provider:
+        case "gemini":
+            _, model, user = body["contents"]
+            return model["parts"][1]["functionCall"].get("id"), user["parts"][0]["functionResponse"].get("id")
+        case "openai":
+            *_, call, result = body["input"]
+            return call["call_id"], result["call_id"]
+        case "anthropic":
+            _, assistant, user = body["messages"]
+            return assistant["content"][-1]["id"], user["content"][0]["tool_use_id"]
+        case _:
+            _, assistant, tool = body["messages"]
+            return assistant["tool_calls"][0]["id"], tool["tool_call_id"]
+
+
+@with_tools
+@pytest.mark.parametrize("thinks", [False, True])
+async def test_the_result_of_a_call_without_an_id_goes_back_to_it(provider: ProviderName, thinks: bool) -> None:
+    """Under the id that it was given here, but to Gemini, which pairs them by their order. OpenAI, which would not find
+    the call among what it remembers, gets all of it again."""
+    reply = with_unnamed_call(provider)
+    if thinks and provider == "anthropic":
+        reply["content"].insert(0, {"type": "thinking", "thinking": "hm", "signature": "s"})
+    if thinks and provider == "openai":
+        reply["output"].insert(0, {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "x"})
+    async with scripted(http(reply)) as server:
+        server.listing = LISTING
+        config, options = server.config(provider), Options(tools=[CLOCK])
+        first = await run("p", config=config, options=options)
+        assert first.tool_calls is not None
+        results = [{"tool_call_id": first.tool_calls[0][0]["id"], "content": "noon"}]
+        await continue_tool(first, results, config=config, options=options)
+        body = json.loads(server.requests[1])
+    call, result = ids_in(provider, body)
+    assert call == result
+    assert (call is None) == (provider == "gemini")
+    assert "previous_response_id" not in body

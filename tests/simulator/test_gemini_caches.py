@@ -148,3 +148,42 @@ async def test_making_a_cache_can_fail_too(sdk: genai.Client, sim: Simulator) ->
     with pytest.raises(errors.ServerError):
         await made(sdk)
     assert [(entry.operation, entry.status) for entry in sim.requests] == [("cache.create", 503)]
+
+
+async def test_another_account_has_no_part_in_a_cache(sdk: genai.Client, sim: Simulator, origin: str) -> None:
+    """It is neither listed for it nor found, and cannot be deleted."""
+    name = await made(sdk)
+    stranger = genai.Client(
+        api_key="sk-stranger",
+        http_options=types.HttpOptions(base_url=sim.base_url("gemini", origin), api_version="v1"),
+    )
+    assert [cache.name async for cache in await stranger.aio.caches.list()] == []
+    for attempt in (ask(stranger, name), stranger.aio.caches.get(name=name), stranger.aio.caches.delete(name=name)):
+        with pytest.raises(errors.ClientError, match="CachedContent not found"):
+            await attempt
+    assert (await ask(sdk, name)).text
+
+
+async def test_a_lost_cache_is_as_one_that_never_was(sdk: genai.Client, sim: Simulator) -> None:
+    """Before its time is over, too: a provider promises nothing."""
+    name = await made(sdk)
+    sim.gemini_caches.clear()
+    with pytest.raises(errors.ClientError, match="CachedContent not found"):
+        await ask(sdk, name)
+
+
+async def test_a_model_without_caches_makes_none(sdk: genai.Client) -> None:
+    with pytest.raises(errors.ClientError, match="not supported for createCachedContent"):
+        await sdk.aio.caches.create(model="gemini-4-flash", config=CONTENT)
+
+
+async def test_too_little_is_not_cached(sdk: genai.Client, sim: Simulator) -> None:
+    """Where the world has Gemini's minimum."""
+    sim.gemini_cache_minimum = 1001
+    try:
+        with pytest.raises(errors.ClientError, match=r"total_token_count=1000, min_total_token_count=1001"):
+            await made(sdk)
+        sim.gemini_cache_minimum = 1000
+        await made(sdk)
+    finally:
+        sim.gemini_cache_minimum = 0

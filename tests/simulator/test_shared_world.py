@@ -102,3 +102,27 @@ async def test_a_file_that_one_deletes_is_gone_for_all(
         assert (await http.delete(f"/openai/v1/files/{file['id']}")).status_code == 200
     assert [file.state for file in worlds[0][0].files] == ["deleted"]
     assert not list((tmp_path / "shared").glob("*.content"))
+
+
+async def test_caches_are_those_of_all(worlds: list[tuple[Simulator, str]], tmp_path: Path) -> None:
+    """One makes it, the other finds it and gives it more time, and both lose it."""
+    for world, _ in worlds:
+        world.share(tmp_path / "shared")
+        world.reset()
+    async with AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(
+                httpx.AsyncClient(base_url=world.base_url("gemini", origin), headers=KEY_HEADERS)
+            )
+            for world, origin in worlds
+        ]
+        body = {"model": "models/gemini-2.5-flash", "contents": [{"parts": [{"text": "word"}]}], "ttl": "60s"}
+        made = (await first.post("/v1/cachedContents", json=body)).json()
+        path = f"/v1/{made['name']}"
+        assert (await second.get(path)).json() == made
+        longer = (await second.patch(path, json={"ttl": "3600s"})).json()
+        assert longer["expireTime"] > made["expireTime"]
+        assert (await first.get(path)).json() == longer
+        await first.delete(path)
+        assert (await second.get(path)).status_code == 403
+        assert (await first.get("/v1/cachedContents")).json() == {}

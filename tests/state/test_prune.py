@@ -16,8 +16,10 @@ from pollux_flows.state.identity import digest
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.prune import Pruned, prune
+from pollux_flows.state.slots import RunScope, Slots
 from pollux_flows.state.store import Row, Store
 from tests.state.places import DAY, KEY, Clock, Provider, at_once, at_work, damage, listed, names, opened, run, till
+from tests.state.test_slots import Asked
 
 TEXT = "x" * 2000
 
@@ -257,3 +259,89 @@ async def test_those_who_write_meanwhile_lose_nothing(store: Store, clock: Clock
     assert pruned.answers == 100
     assert await kept(journals) == [0] * 10
     assert len(await other.anybodys([f"{index}" for index in range(100)], None)) == 100
+
+
+# --- What has yet to be retried -----------------------------------------------------------------------------------
+
+
+async def paid(store: Store, clock: Clock, name: str, *, complete: bool) -> Journal:
+    """A run with ten answers, which has then completed, or failed."""
+    slots = Slots(store, RunScope(name), clock)
+    journal = await ask(store, clock, name)
+    calls = [Asked(n, f"{name} {n}") for n in range(10)]
+    for slot in (await slots.take(calls)).values():
+        answer = Answer(text=TEXT, finish_reason="stop")
+        await journal.keep(slot.identity, Outcome(index=0, identity=slot.identity, answer=answer, attempts=1))
+    await slots.close(complete=complete)
+    return journal
+
+
+async def count(store: Store, journal: Journal) -> int:
+    return len([key async for key in store.names(f"run/{journal._name}/")])
+
+
+async def test_what_a_failed_run_has_paid_stays_for_a_day(store: Store, clock: Clock) -> None:
+    """However little room there is. What a run that has completed was answered goes, though it is younger."""
+    failed = await paid(store, clock, "failed", complete=False)
+    clock.now += 60
+    completed = await paid(store, clock, "completed", complete=True)
+    clock.now += DAY - 61
+    assert (await prune(store, max_size=0, dry_run=True, clock=clock)).answers == 10
+    pruned = await prune(store, max_size=0, clock=clock)
+    assert (pruned.answers, pruned.spared_runs) == (10, 1)
+    assert await count(store, completed) == 0
+    assert await count(store, failed) == 10
+    calls = [Asked(n, f"failed {n}") for n in range(10)]
+    assert all(slot.outcome for slot in (await Slots(store, RunScope("failed"), clock).take(calls)).values())
+
+
+async def test_after_a_day_it_goes_as_all_else(store: Store, clock: Clock) -> None:
+    failed = await paid(store, clock, "failed", complete=False)
+    clock.now += DAY + 1
+    await prune(store, max_size=0, clock=clock)
+    assert await count(store, failed) == 0
+
+
+async def test_what_a_killed_run_has_paid_stays_for_a_day(store: Store, clock: Clock) -> None:
+    """Its lease has run out, and nothing says how it ended."""
+    slots = Slots(store, RunScope("killed"), clock, lease_s=20)
+    journal = await ask(store, clock, "killed")
+    call = Asked(0, "why")
+    slot = (await slots.take([call]))[0]
+    await journal.keep(
+        slot.identity,
+        Outcome(index=0, identity=slot.identity, answer=Answer(text=TEXT, finish_reason="stop"), attempts=1),
+    )
+    clock.now += 3600
+    await prune(store, max_size=0, clock=clock)
+    assert await count(store, journal) == 1
+    await slots.close()
+
+
+async def test_a_run_that_its_retry_has_completed_makes_room(store: Store, clock: Clock) -> None:
+    await paid(store, clock, "run", complete=False)
+    journal = await paid(store, clock, "run", complete=True)
+    clock.now += 60
+    await prune(store, max_size=0, clock=clock)
+    assert await count(store, journal) == 0
+
+
+@pytest.mark.parametrize("complete", [True, False])
+async def test_a_run_without_slots_says_itself_whether_it_is_complete(
+    store: Store, clock: Clock, complete: bool
+) -> None:
+    journal = Journal(store, "run", clock)
+    await journal.begin(complete=False)
+    await journal.keep("a", Outcome(index=0, identity="a", answer=Answer(text=TEXT, finish_reason="stop"), attempts=1))
+    if complete:
+        await journal.end()
+    clock.now += 60
+    await prune(store, max_size=0, clock=clock)
+    assert await count(store, journal) == (0 if complete else 1)
+
+
+async def test_a_person_who_prunes_by_age_does_not_wait(store: Store, clock: Clock) -> None:
+    failed = await paid(store, clock, "failed", complete=False)
+    clock.now += 3600
+    assert (await prune(store, older_than_s=60, clock=clock)).answers == 10
+    assert await count(store, failed) == 0

@@ -20,7 +20,7 @@ from tests.state.servers import BadLine, Server, free_port, saying
 
 PASSWORD = "s3cret/of?the#house@home%"
 QUOTED = "s3cret%2Fof%3Fthe%23house%40home%25"
-NOT_ABSENT = r"cannot be reached \(.*POLLUX_STATE_URL.*what was recorded is kept"
+NOT_ABSENT = r"cannot be reached \(.*POLLUX_STATE_URL.*goes on from what is there"
 
 
 SAVING = ("--appendonly", "yes", "--appendfsync", "always")  # by default it answers a moment before it has saved

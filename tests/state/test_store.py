@@ -195,8 +195,9 @@ async def test_a_store_says_how_large_it_is(store: Store) -> None:
 # --- Time ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_record_with_a_time_goes(store: Store) -> None:
-    """By itself; and then the name is free."""
+async def test_a_record_with_a_time_goes_from_a_redis(redis_place: str) -> None:
+    """By itself; and then the name is free. When it goes from a disk, test_expiry says."""
+    store = opened(f"redis:{redis_place}")
     await store.put("put", {}, ttl_s=0.1)
     await store.put_many({"many": {}}, ttl_s=0.1)
     assert await store.add("added", {}, ttl_s=0.1)

@@ -18,8 +18,10 @@ from pollux_flows.providers.base import (
     as_count,
     as_object,
     as_text,
+    call_id,
     counts,
     merged,
+    read_body,
     reader,
     text_in,
 )
@@ -49,8 +51,11 @@ _ROOM_FOR_THE_ANSWER: Final = 4096
 
 
 async def generate(client: AsyncAnthropic, call: Call) -> Answer:
+    import httpx2
+
     # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
-    return read_answer(await client.post("/v1/messages", body=request(call), cast_to=object))
+    response = await client.post("/v1/messages", body=request(call), cast_to=httpx2.Response)
+    return await read_body(read_answer, response.content)
 
 
 def request(call: Call) -> dict[str, Any]:
@@ -114,7 +119,7 @@ def read_answer(message: Any) -> Answer:
     return items.finish(answer, message)
 
 
-def _read_block(_: int, block: dict[str, Any]) -> tuple[dict[str, Any], str | ToolCall | None]:
+def _read_block(index: int, block: dict[str, Any]) -> tuple[dict[str, Any], str | ToolCall | None]:
     """A content block, and what it says."""
     match block.get("type"):
         case "text":
@@ -123,7 +128,8 @@ def _read_block(_: int, block: dict[str, Any]) -> tuple[dict[str, Any], str | To
             return block, text_in(block, "thinking")
         case "tool_use":
             arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
-            return block, ToolCall(id=block["id"], name=block["name"], arguments=arguments)
+            call = ToolCall(id=call_id(block.get("id"), index), name=block["name"], arguments=arguments)
+            return {**block, "id": call.id}, call
         case _:
             return block, None
 

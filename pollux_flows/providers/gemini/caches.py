@@ -1,39 +1,84 @@
-"""Cache handles at Gemini."""
+"""Caches at Gemini."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from pollux_flows.handles import CacheHandle
-from pollux_flows.options import Options
 from pollux_flows.providers.base import UpstreamError
+from pollux_flows.providers.caches import CacheToCreate, ProviderCache
 from pollux_flows.providers.gemini.generate import tools
 from pollux_flows.providers.gemini.sources import parts
-from pollux_flows.providers.material import Material
 
 if TYPE_CHECKING:
+    from google.genai import types
+
     from pollux_flows.providers.gemini.client import Connection
 
+_PAGE: Final = 100
+# Gemini says "forbidden" of a cache that is gone, since it might be another account's.
+_GONE: Final = {403, 404}
 
-async def create(
-    client: Connection, model: str, materials: Sequence[Material], options: Options, ttl_seconds: int
-) -> CacheHandle:
-    """Have the content kept for `ttl_seconds`; the handle expires when Gemini says so."""
+
+async def create(client: Connection, cache: CacheToCreate) -> ProviderCache:
+    """Have the content kept; it expires when Gemini says so."""
     from google.genai import types
 
     asked_at = time.time()
-    cache = await client.aio.caches.create(
-        model=model,
+    contents = [types.Content(role="user", parts=parts(cache.materials))] if cache.materials else None
+    created = await client.aio.caches.create(
+        model=cache.model,
         config=types.CreateCachedContentConfig(
-            contents=[types.Content(role="user", parts=parts(materials))] if materials else None,
-            system_instruction=options.system_instruction,
-            tools=tools(options.tools),
-            ttl=f"{ttl_seconds}s",
+            contents=contents,
+            system_instruction=cache.options.system_instruction or None,
+            tools=tools(cache.options.tools),
+            ttl=f"{cache.ttl_seconds}s",
+            display_name=cache.display_name,
         ),
     )
+    return _read(created, asked_at + cache.ttl_seconds)
+
+
+async def get(client: Connection, name: str) -> ProviderCache:
+    return _read(await client.aio.caches.get(name=name), 0.0)
+
+
+async def extend(client: Connection, name: str, ttl_seconds: int) -> ProviderCache:
+    """Let it live for so long from now on."""
+    from google.genai import types
+
+    asked_at = time.time()
+    config = types.UpdateCachedContentConfig(ttl=f"{ttl_seconds}s")
+    return _read(await client.aio.caches.update(name=name, config=config), asked_at + ttl_seconds)
+
+
+async def find_all(client: Connection, display_names: Sequence[str]) -> list[ProviderCache]:
+    """Return the account's caches that have one of these display names."""
+    wanted = set(display_names)
+    listing = await client.aio.caches.list(config={"page_size": _PAGE})
+    return [_read(cache, 0.0) async for cache in listing if cache.display_name in wanted]
+
+
+async def delete(client: Connection, name: str) -> None:
+    """Delete it. One that is gone already is as good as deleted."""
+    from google.genai import errors
+
+    try:
+        await client.aio.caches.delete(name=name)
+    except errors.ClientError as error:
+        if error.code not in _GONE or "cachedcontent" not in str(error).lower():
+            raise
+
+
+def _read(cache: types.CachedContent, otherwise: float) -> ProviderCache:
+    """Return what Gemini says of a cache; `otherwise` is when it expires where that is not said."""
     if not cache.name:
         raise UpstreamError(None, "a cache without a name")
-    expires_at = cache.expire_time.timestamp() if cache.expire_time else asked_at + ttl_seconds
-    return CacheHandle(name=cache.name, model=model, provider="gemini", expires_at=expires_at)
+    usage = cache.usage_metadata
+    return ProviderCache(
+        name=cache.name,
+        display_name=cache.display_name,
+        expires_at=cache.expire_time.timestamp() if cache.expire_time else otherwise,
+        tokens=usage.total_token_count if usage else None,
+    )

@@ -17,8 +17,10 @@ from pollux_flows.providers.base import (
     as_count,
     as_object,
     as_text,
+    call_id,
     counts,
     merged,
+    read_body,
     reader,
     text_in,
 )
@@ -42,7 +44,7 @@ _MODES: Final = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
 async def generate(client: Connection, call: Call) -> Answer:
     response = await client.aio.models.generate_content(**request(call))
     came = response.sdk_http_response
-    answer = read_answer(json.loads((came and came.body) or "null"))
+    answer = await read_body(read_answer, (came and came.body) or "null")
     # The tier that answered, which may be another than was asked for, stands in a header alone.
     if tier := ((came and came.headers) or {}).get("x-gemini-service-tier"):
         billing = answer.billing.model_copy(update={"service_tier": tier.lower()})
@@ -162,7 +164,7 @@ def _read_part(index: int, part: dict[str, Any]) -> tuple[dict[str, Any], ToolCa
     if not (called := part.get("functionCall")):
         return part, None
     arguments = json.dumps(called.get("args") or {}, ensure_ascii=False)
-    return part, ToolCall(id=called.get("id") or f"call_{index}", name=called["name"], arguments=arguments)
+    return part, ToolCall(id=call_id(called.get("id"), index), name=called["name"], arguments=arguments)
 
 
 def _finish_reason(raw: str | None, calls: list[ToolCall]) -> FinishReason | None:

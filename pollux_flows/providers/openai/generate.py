@@ -17,8 +17,10 @@ from pollux_flows.providers.base import (
     as_count,
     as_object,
     as_text,
+    call_id,
     counts,
     merged,
+    read_body,
     reader,
     text_in,
 )
@@ -37,14 +39,21 @@ _FAILED: Final = {"rate_limit_exceeded": 429, "server_error": 500, "vector_store
 async def generate(client: AsyncOpenAI, call: Call) -> Answer:
     from openai import APIStatusError
 
-    # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
     try:
-        return read_answer(await client.post("/responses", body=request(call), cast_to=object))
+        return await _respond(client, call)
     except APIStatusError as error:
         if call.response_id is None or not _forgot(call.response_id, error):
             raise
     # It was refused, so nothing was billed: what OpenAI kept for a month, or in another account, we have as well.
-    return read_answer(await client.post("/responses", body=request(replace(call, response_id=None)), cast_to=object))
+    return await _respond(client, replace(call, response_id=None))
+
+
+async def _respond(client: AsyncOpenAI, call: Call) -> Answer:
+    import httpx2
+
+    # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
+    response = await client.post("/responses", body=request(call), cast_to=httpx2.Response)
+    return await read_body(read_answer, response.content)
 
 
 def _forgot(response_id: str, error: APIStatusError) -> bool:
@@ -109,6 +118,8 @@ def read_answer(response: Any) -> Answer:
         if piece.get("text")
     ]
     calls = [_tool_call(item) for item in output if item.get("type") == "function_call"]
+    came = map(as_object, response["output"])
+    is_named_here = any(item.get("type") == "function_call" and not item.get("call_id") for item in came)
     status = as_text(response.get("status"))
     cut = as_text(as_object(response.get("incomplete_details")).get("reason"))
     answer = Answer(
@@ -119,8 +130,8 @@ def read_answer(response: Any) -> Answer:
         billing=_billing(response, output),
         reasoning="\n\n".join(thoughts) or None,
         tool_calls=calls,
-        # The id of what was not stored finds nothing.
-        response_id=None if response.get("store") is False else as_text(response.get("id")),
+        # The id of what was not stored finds nothing; and OpenAI knows no call by an id that it did not give.
+        response_id=None if response.get("store") is False or is_named_here else as_text(response.get("id")),
         model=as_text(response.get("model")),
         note=" ".join(refusals) or None,
         provider_state=as_it_came(output),
@@ -128,7 +139,7 @@ def read_answer(response: Any) -> Answer:
     return items.finish(answer, response)
 
 
-def _read_item(items: ItemReader, _: int, item: dict[str, Any]) -> dict[str, Any]:
+def _read_item(items: ItemReader, index: int, item: dict[str, Any]) -> dict[str, Any]:
     """An item of the output, with those of its pieces that can be read."""
     match item.get("type"):
         case "message":
@@ -136,7 +147,8 @@ def _read_item(items: ItemReader, _: int, item: dict[str, Any]) -> dict[str, Any
         case "reasoning":
             return {**item, "summary": items.read_each(item.get("summary"), _read_summary)}
         case "function_call":
-            _tool_call(item)  # one without a name or an id is none
+            item = {**item, "call_id": call_id(item.get("call_id"), index)}
+            _tool_call(item)  # one without a name is none
     return item
 
 

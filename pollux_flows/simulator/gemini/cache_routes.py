@@ -16,16 +16,24 @@ def _create(call: Call) -> Reply:
     message = rules.checked(call.body, fields.CACHE)
     model = message["model"].removeprefix("models/")
     rules.check_model(model)
+    rules.check_cacheable(model)
     rules.check_contents(message.get("contents") or [])
     attachments.check(call, message.get("contents") or [])
     if not message.keys() & {"contents", "systemInstruction", "tools"}:
         raise Refused(400, "* CreateCachedContentRequest.cached_content: no content to cache\n")
-    now = call.world.now()
+    now, size = call.world.now(), message_tokens(message, call.files)
+    if size < call.world.gemini_cache_minimum:
+        raise Refused(
+            400,
+            f"Cached content is too small. total_token_count={size}, "
+            f"min_total_token_count={call.world.gemini_cache_minimum}",
+        )
     cache = Cache(
         name=f"cachedContents/simulated{call.world.number():08d}",
         model=f"models/{model}",
         display_name=message.get("displayName"),
-        tokens=message_tokens(message, call.files),
+        tokens=size,
+        account=call.account,
         created=now,
         updated=now,
         expires=_expires(message, now),
@@ -36,7 +44,7 @@ def _create(call: Call) -> Reply:
 
 
 def _list(call: Call) -> Reply:
-    caches = call.world.gemini_caches.alive(call.world.now())
+    caches = call.world.gemini_caches.alive(call.account, call.world.now())
     try:
         size = int(call.query.get("pageSize", 1000))
         start = int(call.query.get("pageToken", 0))
@@ -67,7 +75,7 @@ def _delete(call: Call) -> Reply:
 
 
 def _find(call: Call) -> Cache:
-    cache = call.world.gemini_caches.get(f"cachedContents/{call.params['id']}", call.world.now())
+    cache = call.world.gemini_caches.get(f"cachedContents/{call.params['id']}", call.account, call.world.now())
     if cache is None:
         raise Refused(403, "CachedContent not found (or permission denied)")
     return cache

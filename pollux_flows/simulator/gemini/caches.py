@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from pollux_flows.simulator.storage import Record, Storage
 from pollux_flows.simulator.timestamps import timestamp
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)s")
 DEFAULT_TTL_S = 3600.0
+_PROVIDER = "gemini"
+_SAVED = ("name", "model", "display_name", "tokens", "account", "created", "updated", "expires", "message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class Cache:
     model: str
     display_name: str | None
     tokens: int
+    #: Whose it is: a hash of the API key that it came with.
+    account: str
     created: float
     updated: float
     expires: float
@@ -41,37 +46,71 @@ class Cache:
 
 
 class CacheStore:
-    """The caches of one world. One that has expired is gone."""
+    """The caches of one world. One that has expired is gone, and so is one that was lost."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._caches: dict[str, Cache] = {}
+        #: Where other processes find them.
+        self._storage: Storage | None = None
+
+    def share(self, storage: Storage) -> None:
+        """From now on, have them in common with other processes."""
+        with self._lock:
+            self._storage = storage
 
     def add(self, cache: Cache) -> None:
         with self._lock:
+            if self._storage is not None:
+                self._storage.add((_PROVIDER, cache.name), _record(cache), {})
             self._caches[cache.name] = cache
 
-    def get(self, name: str, now: float) -> Cache | None:
-        with self._lock:
-            cache = self._caches.get(name)
-        return cache if cache is not None and cache.expires > now else None
+    def get(self, name: str, account: str, now: float) -> Cache | None:
+        """The living cache of that account."""
+        return next((cache for cache in self.alive(account, now) if cache.name == name), None)
 
-    def alive(self, now: float) -> list[Cache]:
+    def alive(self, account: str, now: float) -> list[Cache]:
+        """What that account has there, oldest first."""
+        return [cache for cache in self.all(now) if cache.account == account]
+
+    def all(self, now: float) -> list[Cache]:
+        """The living caches of all accounts, oldest first."""
         with self._lock:
+            self._load()
             return [cache for cache in self._caches.values() if cache.expires > now]
 
     def extend(self, cache: Cache, expires: float, now: float) -> Cache:
         extended = replace(cache, expires=expires, updated=now)
-        self.add(extended)
+        with self._lock:
+            if self._storage is not None:
+                self._storage.replace((_PROVIDER, cache.name), _record(extended))
+            self._caches[cache.name] = extended
         return extended
 
     def remove(self, name: str) -> None:
         with self._lock:
+            if self._storage is not None:
+                self._storage.set((_PROVIDER, name), deleted_at=0.0)
             self._caches.pop(name, None)
 
     def clear(self) -> None:
+        """Lose all of them, as a provider may."""
         with self._lock:
+            if self._storage is not None:
+                self._storage.clear()
             self._caches.clear()
+
+    def _load(self) -> None:
+        """Take in what other processes have done."""
+        for record in self._storage.changed() if self._storage is not None else ():
+            if record["deleted_at"] is not None:
+                self._caches.pop(record["name"], None)
+            else:
+                self._caches[record["name"]] = Cache(**{name: record[name] for name in _SAVED})
+
+
+def _record(cache: Cache) -> Record:
+    return {**{name: getattr(cache, name) for name in _SAVED}, "deleted_at": None}
 
 
 def expiry(message: dict[str, Any], now: float) -> float | None:

@@ -51,7 +51,7 @@ def cache_of(call: Call) -> Cache | None:
     name = call.body.get("cachedContent")
     if not name:
         return None
-    cache = call.world.gemini_caches.get(name, call.world.now())
+    cache = call.world.gemini_caches.get(name, call.account, call.world.now())
     if cache is None:
         raise Refused(403, "CachedContent not found (or permission denied)")
     if cache.model != f"models/{call.params['model']}":

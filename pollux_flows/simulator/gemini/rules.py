@@ -11,6 +11,7 @@ from pollux_flows.simulator.shape import Check, Misfit
 from pollux_flows.simulator.wire import Refused
 
 _KNOWN_MODELS = re.compile(r"(gemini|gemma|learnlm)-")
+_WITHOUT_CACHES = re.compile(r"gemini-([4-9]|\d{2,})(?![^.-])")
 _WITHOUT_THINKING = re.compile(r"(gemini-(1|2\.0)|gemma-|learnlm-)")
 _DATA_FIELDS = (
     "text",
@@ -41,6 +42,13 @@ def check_model(name: str) -> None:
             404,
             f"models/{name} is not found for API version v1, or is not supported for generateContent. Call ListModels "
             "to see the list of available models and their supported methods.",
+        )
+
+
+def check_cacheable(model: str) -> None:
+    if _WITHOUT_CACHES.match(model):
+        raise Refused(
+            404, f"models/{model} is not found for API version v1, or is not supported for createCachedContent."
         )
 
 

@@ -1,0 +1,484 @@
+"""Cache creation: find a cache in the registry or make it, once for all who ask at the same time.
+
+Its steps, and what the next lease holder does when its creator dies after each:
+
+1. The intent is saved, under a new display name. Nothing was asked: it creates.
+2. The sources are uploaded. The files belong to the record: it releases them and creates.
+3. `asked_at` is saved, then the provider is asked. It looks for the display name until the provider's listing has had
+   time to settle, adopts what it finds, and only else creates; the name is noted as abandoned, for a sweep to look for.
+4. The reply is saved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar, cast
+from uuid import uuid4
+
+from pollux_flows import capabilities
+from pollux_flows.config import Config
+from pollux_flows.errors import APIError, CacheError, ConfigurationError, PolluxError
+from pollux_flows.handles import CacheHandle
+from pollux_flows.options import Options
+from pollux_flows.pipeline.attach import Attachments, Holding
+from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry, CacheRequest
+from pollux_flows.pipeline.cleanup import give_back, open_ledger
+from pollux_flows.pipeline.plan import Plan, make_plan
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.pipeline.retry import Attempts, attempt, insist
+from pollux_flows.providers.caches import CacheModule, CacheToCreate, ProviderCache
+from pollux_flows.providers.session import Session, open_session
+from pollux_flows.state.account import shared_account
+from pollux_flows.state.claims import Clock, LeaseLostError, unbroken
+from pollux_flows.state.identity import cache_contents_identity, cache_identity, source_identity
+from pollux_flows.state.upload import Failure
+
+T = TypeVar("T")
+
+MARGIN_S: Final = 60.0
+"""A cache that lives for less than this is extended before it is used; of a short-lived one, a tenth of its life."""
+
+SETTLED_S: Final = 30.0
+"""So long after the provider was asked, a cache that no listing shows is none."""
+
+# After a reply that was lost, the cache most often shows at once.
+_LOOKS_S: Final = (0.5, 1.0, 2.0)
+_LOOK_S: Final = 2.0
+# A creation that the provider works on is paid for: a cancelled creator waits a moment longer for the reply.
+_GRACE_S: Final = 5.0
+_USED_EVERY_S: Final = 600.0
+_LARGEST_REQUEST: Final = 1_000_000
+# A cache's files stay until the record is retired: the provider does not say whether it copies them.
+_OWNED_S: Final = None
+_FILE_MARGIN_S: Final = 600.0
+_MOST_ABANDONED: Final = 20
+_log: Final = logging.getLogger("pollux_flows")
+
+
+@dataclass(frozen=True)
+class PreparedCache:
+    """A cache request whose sources have been read, with its identity."""
+
+    request: CacheRequest
+    plan: Plan
+    options: Options
+    account: str
+    contents_identity: str
+    identity: str
+
+
+async def prepare_cache(request: CacheRequest, config: Config) -> PreparedCache:
+    """Refuse what cannot be cached, read the sources, and return the request with its identity. Nothing is sent."""
+    capabilities.require_cache(config.target)
+    options = Options(system_instruction=request.system_instruction, tools=request.tools)
+    checked = make_request([], target=config.target, sources=request.sources, options=options)
+    if any(source.gemini_url_context for source in checked.sources):
+        raise ConfigurationError(
+            "An address that Gemini opens while it answers cannot be cached.", hint="Leave out with_gemini_url_context."
+        )
+    if not checked.sources and not request.system_instruction and not request.tools:
+        raise ConfigurationError("There is nothing to keep.", hint="Pass sources, a system_instruction or tools.")
+    plan = make_plan(checked, await read_sources(checked, limit_s=config.timeout_s))
+    names = [
+        source_identity(source, config.provider, (content.sha256, content.mime_type) if content else None)
+        for source, content in zip(plan.sources, plan.contents, strict=True)
+    ]
+    contents = cache_contents_identity(request.system_instruction, request.tools, names)
+    account = await shared_account(config.key())
+    return PreparedCache(request, plan, options, account, contents, cache_identity(config.target, account, contents))
+
+
+async def create_or_find(
+    prepared: PreparedCache,
+    config: Config,
+    registry: CacheRegistry,
+    *,
+    needed_s: float = 0.0,
+    lost: str | None = None,
+    verify: bool = False,
+    pin: bool = False,
+    created_by: str | None = None,
+    clock: Clock = time.time,
+) -> CacheHandle:
+    """Return the handle of the registry's living cache, extended where it is short-lived, or of a new one.
+
+    Of all who ask at once, in all processes that share the registry, one creates and the others wait for it. When that
+    fails, its error is raised in all who waited at that moment; the next call tries again.
+
+    `needed_s` is for how long the cache has to live. `lost` names a cache that the provider no longer has. With
+    `verify`, the provider is asked whether it still has what the registry knows. `pin` keeps a sweep from deleting the
+    cache for want of use: its handle is in a caller's hands.
+    """
+    creation = _Creation(prepared, config, registry, needed_s, lost, verify, pin, created_by, clock)
+    try:
+        return await creation.obtain()
+    except APIError as error:
+        error.provider, error.phase = error.provider or config.provider, error.phase or "cache"
+        raise
+
+
+def is_lost(error: PolluxError | None) -> bool:
+    """Return whether the provider said that it has no such cache."""
+    return (
+        isinstance(error, CacheError)
+        and error.status_code in {403, 404}
+        and error.error_category != "auth"
+        and not error.outcome_unknown
+    )
+
+
+class CacheCalls:
+    """What is asked of a provider about its caches, retried where that costs nothing."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._module = cast(CacheModule, session.module("caches"))
+
+    async def get(self, name: str) -> ProviderCache | None:
+        """Return the cache, or None if the provider does not have it."""
+        return await self._unless_lost(lambda: self._module.get(self._session.client, name))
+
+    async def extend(self, name: str, ttl_seconds: int) -> ProviderCache | None:
+        """Let it live for so long from now on; None if the provider does not have it."""
+        return await self._unless_lost(lambda: self._module.extend(self._session.client, name, ttl_seconds))
+
+    async def find(self, display_name: str) -> ProviderCache | None:
+        """Return the cache of this display name. Should there be several, all but the longest-lived are deleted."""
+        found = await self.find_all([display_name])
+        found.sort(key=lambda cache: cache.expires_at)
+        for extra in found[:-1]:
+            await self.delete_quietly(extra.name)
+        return found[-1] if found else None
+
+    async def find_all(self, display_names: list[str]) -> list[ProviderCache]:
+        """Return the caches that have one of these display names."""
+        return await self._ask(lambda: self._module.find_all(self._session.client, display_names))
+
+    async def delete(self, name: str) -> None:
+        """Delete it; one that is gone already is as good as deleted."""
+        await self._ask(lambda: self._module.delete(self._session.client, name))
+
+    async def delete_quietly(self, name: str) -> None:
+        """Delete it, best effort."""
+        try:
+            await self.delete(name)
+        except PolluxError as error:
+            _log.warning("The cache %s could not be deleted: %s", name, error)
+
+    async def _unless_lost(self, operation: Callable[[], Awaitable[T]]) -> T | None:
+        try:
+            return await self._ask(operation)
+        except CacheError as error:
+            if is_lost(error):
+                return None
+            raise
+
+    async def _ask(self, operation: Callable[[], Awaitable[T]]) -> T:
+        return await insist(lambda: self._session.ask("cache", operation()), self._session.config)
+
+
+async def look_for(
+    calls: CacheCalls, display_name: str, until: float, clock: Clock, pauses: tuple[float, ...] = ()
+) -> ProviderCache | None:
+    """Return the cache of this display name, looked for once at least and until that time."""
+    looks = iter(pauses)
+    while True:
+        if (found := await calls.find(display_name)) is not None:
+            return found
+        if (left := until - clock()) <= 0:
+            return None
+        await asyncio.sleep(min(next(looks, _LOOK_S), left))
+
+
+async def release_files(session: Session, record: CacheRecord) -> None:
+    """Release the files that were uploaded for a cache, best effort."""
+    await give_back(session, open_ledger(session.config), record.file_owner)
+
+
+def as_living(record: CacheRecord, cache: ProviderCache, now: float) -> CacheRecord:
+    """Return the record of a cache that the provider has."""
+    return record.but(
+        state="living",
+        name=cache.name,
+        expires_at=cache.expires_at,
+        tokens=cache.tokens if cache.tokens is not None else record.tokens,
+        last_used_at=now,
+        failure=None,
+    )
+
+
+@dataclass
+class _Creation:
+    """One call of `create_or_find`."""
+
+    prepared: PreparedCache
+    config: Config
+    registry: CacheRegistry
+    needed_s: float
+    lost: str | None
+    verify: bool
+    pin: bool
+    created_by: str | None
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+        self._seen: str | None = None  # the creation that this one waits for
+        self._unsaved: str | None = None  # a cache that was made, and is not in the registry yet
+        self._stack = AsyncExitStack()
+        self._session_or_none: Session | None = None
+        ttl_s = float(self.prepared.request.ttl_seconds)
+        self._margin_s = min(MARGIN_S, ttl_s / 10)
+        self._needed_s = max(self.needed_s, self._margin_s)
+
+    async def obtain(self) -> CacheHandle:
+        identity = self.prepared.identity
+        async with self._stack:
+            while True:
+                record = await self.registry.find(identity)
+                if record is not None and record.state == "creating" and record.failure is None:
+                    self._seen = record.display_name
+                if record is not None and self._is_usable(record) and not self.verify:
+                    break
+                try:
+                    async with self.registry.lock(identity) as lock:
+                        record = await self._obtain(lock)
+                    break
+                except LeaseLostError:  # taken for dead, another took over: look again
+                    continue
+            if self._unsaved is not None and record.name != self._unsaved:
+                await (await self._calls()).delete_quietly(self._unsaved)
+            return record.handle()
+
+    def _is_usable(self, record: CacheRecord) -> bool:
+        """Return whether the record can be handed out as it is."""
+        now = self.clock()
+        return (
+            record.name not in {None, self.lost}
+            and record.remaining_s(now) > self._needed_s
+            and now - record.last_used_at < _USED_EVERY_S
+            and (record.is_pinned or not self.pin)
+        )
+
+    # --- With the lease -------------------------------------------------------------------------------------
+
+    async def _obtain(self, lock: CacheLock) -> CacheRecord:
+        record = lock.record
+        if record is not None and record.failure is not None and self._waited_for(record, record.failure):
+            raise record.failure.error()
+        if record is not None and record.may_exist:
+            record = await self._adopt(lock, record)
+        if record is not None and record.state == "living" and record.name != self.lost:
+            living = await self._refresh(record)
+            if living is not None:
+                if living != record:
+                    await lock.save(living)
+                return living
+        return await self._create(lock, record)
+
+    def _waited_for(self, record: CacheRecord, failure: Failure) -> bool:
+        return record.display_name == self._seen or failure.at > self._began
+
+    async def _adopt(self, lock: CacheLock, record: CacheRecord) -> CacheRecord:
+        """Look for a cache whose reply was lost; save it if the provider has it."""
+        until = (record.asked_at or 0.0) + SETTLED_S
+        # A clock that was set back makes nobody wait for longer than that.
+        until = min(until, self.clock() + SETTLED_S)
+        found = await look_for(await self._calls(), record.display_name, until, self.clock)
+        if found is None:
+            return record
+        record = as_living(record, found, self.clock())
+        await lock.save(record)
+        return record
+
+    async def _refresh(self, record: CacheRecord) -> CacheRecord | None:
+        """Return the record of a living cache, verified and extended as need be; None if it lives no more."""
+        now, fresh = self.clock(), record.last_used_at >= self._began  # by another, while this one waited
+        if record.remaining_s(now) <= 0:
+            return None
+        name = record.name or ""
+        if self.verify and not fresh:
+            cache = await self._unless_unreachable(record, (await self._calls()).get(name))
+            if cache is None:
+                return None
+            record = as_living(record, cache, now)
+        if record.remaining_s(now) <= self._needed_s:
+            ttl_seconds = max(self.prepared.request.ttl_seconds, int(self.needed_s + self._margin_s) + 1)
+            cache = await self._unless_unreachable(record, (await self._calls()).extend(name, ttl_seconds))
+            if cache is None:
+                return None
+            record = as_living(record, cache, now).but(ttl_seconds=ttl_seconds)
+        if now - record.last_used_at >= _USED_EVERY_S:
+            record = record.but(last_used_at=now)
+        return record.but(is_pinned=True) if self.pin and not record.is_pinned else record
+
+    async def _unless_unreachable(
+        self, record: CacheRecord, asking: Coroutine[Any, Any, ProviderCache | None]
+    ) -> ProviderCache | None:
+        """Return what the provider says; where it says nothing and the cache lives a while, what was known."""
+        try:
+            return await asking
+        except APIError:
+            if record.remaining_s(self.clock()) <= self._margin_s:
+                raise
+            return ProviderCache(record.name or "", record.display_name, record.expires_at or 0.0, record.tokens)
+
+    # --- Creating -------------------------------------------------------------------------------------------
+
+    async def _create(self, lock: CacheLock, before: CacheRecord | None) -> CacheRecord:
+        now, prepared = self.clock(), self.prepared
+        display_name = f"pollux-{uuid4().hex}"
+        record = CacheRecord(
+            identity=prepared.identity,
+            contents_identity=prepared.contents_identity,
+            target=self.config.target,
+            account=prepared.account,
+            display_name=display_name,
+            ttl_seconds=max(prepared.request.ttl_seconds, int(self.needed_s) + 1 if self.needed_s else 0),
+            contents=describe_contents(prepared),
+            request=_storable(prepared.request),
+            file_owner=f"cache/{display_name}",
+            created_by=self.created_by,
+            created_at=now,
+            last_used_at=now,
+            is_pinned=self.pin,
+            abandoned=_abandoned(before),
+        )
+        await lock.save(record)
+        session = await self._session()
+        if before is not None:
+            await release_files(session, before)
+        creating = asyncio.ensure_future(self._create_at_provider(lock, record, session))
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await unbroken(self._end(lock, creating))
+            raise
+
+    async def _end(self, lock: CacheLock, creating: asyncio.Task[CacheRecord]) -> None:
+        """End a creation whose creator is cancelled; one that the provider works on has a moment for its reply."""
+        asked = lock.record is not None and lock.record.may_exist
+        await asyncio.wait([creating], timeout=_GRACE_S if asked else 0)
+        creating.cancel()
+        await asyncio.wait([creating])
+        if not creating.cancelled():
+            creating.exception()  # it is on record for those who wait; here, the cancellation is raised
+
+    async def _create_at_provider(self, lock: CacheLock, record: CacheRecord, session: Session) -> CacheRecord:
+        ledger = open_ledger(self.config)
+        holding = Holding(
+            ledger,
+            await ledger.account(self.config.key()),
+            record.file_owner,
+            owner_s=_OWNED_S,
+            margin_s=_FILE_MARGIN_S,
+        )
+        attachments = Attachments(self.prepared.plan, session, holding)
+        try:
+            attempts, record = await self._ask(lock, record, session, attachments)
+        except PolluxError as error:  # an upload failed: the provider was not asked for a cache
+            await self._save_failure(lock, record, error, session)
+            raise
+        finally:
+            await attachments.close()
+        cache, failure = attempts.result, attempts.error
+        if cache is None and failure is not None and failure.outcome_unknown:
+            cache = await self._find_lost_reply(record, session)
+        if cache is None:
+            await self._save_failure(lock, record, failure, session)
+            attempts.unwrap()
+            raise AssertionError
+        return await self._save_created(lock, record, cache)
+
+    async def _ask(
+        self, lock: CacheLock, record: CacheRecord, session: Session, attachments: Attachments
+    ) -> tuple[Attempts[ProviderCache], CacheRecord]:
+        prepared, everything = self.prepared, range(len(self.prepared.plan.sources))
+        materials = await attachments.materials(everything)
+        for last_try in (False, True):
+            files = [material.file.file_id for material in materials if material.file is not None]
+            record = record.but(asked_at=self.clock(), file_ids=files)
+            await lock.save(record)  # the intent; and nobody has taken over while the files were uploaded
+            wanted = CacheToCreate(
+                self.config.model, materials, prepared.options, record.ttl_seconds, record.display_name
+            )
+            attempts: Attempts[ProviderCache] = await attempt(
+                partial(_create, session, wanted),
+                policy=self.config.retry,
+                timeout_s=self.config.timeout_s,
+                slot=session.slot,
+                # A create that broke off may have been done: asking again could pay for the same content twice.
+                repeatable=False,
+            )
+            if last_try or not await attachments.lost(attempts.error, everything, materials):
+                break
+            materials = await attachments.materials(everything)
+        return attempts, record
+
+    async def _find_lost_reply(self, record: CacheRecord, session: Session) -> ProviderCache | None:
+        """Look, for a moment, for a cache whose reply was lost. Nothing found leaves the outcome unknown."""
+        until = self.clock() + sum(_LOOKS_S)
+        with suppress(PolluxError):
+            return await look_for(CacheCalls(session), record.display_name, until, self.clock, _LOOKS_S)
+        return None
+
+    async def _save_created(self, lock: CacheLock, record: CacheRecord, cache: ProviderCache) -> CacheRecord:
+        self._unsaved = cache.name
+        living = as_living(record, cache, self.clock())
+        try:
+            await lock.save(living)
+        except PolluxError as error:
+            # The registry knows its display name, so that the next who asks adopts it.
+            _log.warning("The cache %s could not be saved: %s", cache.name, error)
+        self._unsaved = None
+        return living
+
+    async def _save_failure(
+        self, lock: CacheLock, record: CacheRecord, error: PolluxError | None, session: Session
+    ) -> None:
+        """Save why it failed, for those who wait, and release its files unless the cache may exist all the same."""
+        failure = Failure.of(error or CacheError("No cache was made."), record.display_name, "", self.clock())
+        unknown = isinstance(error, APIError) and error.outcome_unknown and record.asked_at is not None
+        with suppress(PolluxError):  # what failed matters more
+            await lock.save(record.but(state="creating" if unknown else "failed", failure=failure))
+        if not unknown:
+            await release_files(session, record)
+
+    async def _session(self) -> Session:
+        if self._session_or_none is None:
+            self._session_or_none = await self._stack.enter_async_context(open_session(self.config))
+        return self._session_or_none
+
+    async def _calls(self) -> CacheCalls:
+        return CacheCalls(await self._session())
+
+
+async def _create(session: Session, cache: CacheToCreate) -> ProviderCache:
+    module = cast(CacheModule, session.module("caches"))
+    return await session.ask("cache", module.create(session.client, cache))
+
+
+def describe_contents(prepared: PreparedCache) -> list[str]:
+    """Return what is in a cache, in words for people."""
+    words = [source.identifier for source in prepared.plan.sources]
+    words += ["a system instruction"] if prepared.request.system_instruction else []
+    words += [f"the tool {tool['name']}" for tool in prepared.request.tools or []]
+    return words
+
+
+def _storable(request: CacheRequest) -> CacheRequest | None:
+    return request if len(request.model_dump_json()) <= _LARGEST_REQUEST else None
+
+
+def _abandoned(before: CacheRecord | None) -> list[str]:
+    if before is None:
+        return []
+    names = [*before.abandoned, *([before.display_name] if before.may_exist else [])]
+    return names[-_MOST_ABANDONED:]

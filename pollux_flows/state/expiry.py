@@ -1,0 +1,127 @@
+"""Expiry: when records whose time is up may be removed, by processes whose clocks may be wrong.
+
+By a clock that is 100 days ahead, every answer has expired. So no record is removed on a single look at the clock:
+
+- A look notes the wall clock, and the monotonic clock, which counts from the start of the machine and is never set.
+- Two looks at least an hour apart confirm the wall clock. What had expired at the first of them may then be removed.
+- Where the wall clock has moved between two looks by a week more, or less, than the monotonic clock, it was set, or two
+  processes disagree about the time. The waiting then starts over, and a warning is logged.
+
+The last look is saved in a file, for all processes on the machine until it is restarted: most end within the hour.
+
+A record is there until it is removed, and is read until then, whatever the clock says: a reader whose clock is wrong
+loses no answer. A person who prunes does not wait. A Redis removes records by its own clock, from the time to live that
+it was told, so the clock of a process has no part in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+from uuid import uuid4
+
+from pollux_flows.state.claims import Clock
+from pollux_flows.state.process import boot_id
+
+FILE: Final = "clock.json"
+APART_S: Final = 3600.0
+LARGEST_JUMP_S: Final = 7 * 86_400.0
+# The file may be on a disk that machines share: each has its own look in it, until it is restarted.
+_REMEMBERED: Final = 20
+_DAY_S: Final = 86_400.0
+_log: Final = logging.getLogger("pollux_flows")
+
+
+class _Look(NamedTuple):
+    """A look at both clocks, and what those before it have confirmed."""
+
+    wall: float
+    monotonic: float
+    cutoff: float | None = None
+
+
+@cache
+def machine_expiry(file: Path) -> Expiry:
+    """Return the Expiry of this process that saves its looks in `file`."""
+    return Expiry(file)
+
+
+class Expiry:
+    """Tells which expired records may be removed. `file` is where looks are saved; without, this process is alone."""
+
+    def __init__(
+        self, file: Path | None = None, *, clock: Clock = time.time, monotonic: Clock = time.monotonic
+    ) -> None:
+        self._file, self._clock, self._monotonic = file, clock, monotonic
+        self._last: _Look | None = None
+        self._warned = False
+
+    def cutoff(self) -> float | None:
+        """Look at the clocks, and return the time before which a record must have expired to be removed, if any may."""
+        look = _Look(wall=self._clock(), monotonic=self._monotonic())
+        last = self._load()
+        if last is None or look.monotonic < last.monotonic:
+            self._save(look)
+            return None
+        passed_s = look.monotonic - last.monotonic
+        jump_s = look.wall - last.wall - passed_s
+        if abs(jump_s) > LARGEST_JUMP_S:
+            self._warn(jump_s)
+            self._save(look)
+            return None
+        if passed_s >= APART_S:
+            last = look._replace(cutoff=min(look.wall, last.wall))
+            self._save(last)
+        return last.cutoff
+
+    def has_passed(self, since: float | None, seconds: float) -> bool:
+        """Return whether a confirmed clock says that so many seconds have passed since that time."""
+        cutoff = self.cutoff()
+        return since is not None and cutoff is not None and since < cutoff - seconds
+
+    def _warn(self, jump_s: float) -> None:
+        if not self._warned:
+            self._warned = True
+            way = "ahead" if jump_s > 0 else "back"
+            _log.warning(
+                "The clock has jumped %.0f days %s. No expired record is removed until it has run on for an hour. "
+                "See that this machine has the right time.",
+                abs(jump_s) / _DAY_S,
+                way,
+            )
+
+    def _load(self) -> _Look | None:
+        match self._read().get(boot_id()):
+            case {"wall": float() as wall, "monotonic": float() as monotonic, "cutoff": float() | None as cutoff}:
+                return _Look(wall, monotonic, cutoff)
+        return self._last
+
+    def _save(self, look: _Look) -> None:
+        self._last = look
+        if self._file is None or not (boot := boot_id()):
+            return
+        looks = {name: saved for name, saved in self._read().items() if name != boot}
+        looks = dict([*looks.items(), (boot, look._asdict())][-_REMEMBERED:])
+        part = self._file.with_name(f"{self._file.name}.{uuid4().hex}")
+        with suppress(OSError):  # then each process on this machine waits for itself
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                part.write_text(json.dumps(looks))
+                part.replace(self._file)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, object]:
+        """The last looks of all machines, by the start of the machine."""
+        if self._file is None:
+            return {}
+        try:
+            looks = json.loads(self._file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return looks if isinstance(looks, dict) else {}

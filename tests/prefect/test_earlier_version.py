@@ -1,0 +1,48 @@
+"""An earlier version: a parent flow that it left unfinished is retried by this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.context import FlowRunContext
+
+from pollux_flows import ResultEnvelope
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.flows import afan_out
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.result import Answer, Outcome
+from pollux_flows.simulator import Simulator
+from pollux_flows.state.journal import Journal
+from pollux_flows.state.store import open_store
+from tests.prefect.test_paid_once import PROMPTS, asked
+
+
+async def test_answers_of_its_sub_flows_are_paid_for_once(
+    provider: PolluxProvider, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saved them under the place of the sub-flow, as Prefect numbered it then."""
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
+    attempts: list[int] = []
+    plan = make_plan(make_request(PROMPTS, target=(await provider.config()).target, sources=[], options=None))
+
+    @flow(retries=1, retry_delay_seconds=0)
+    async def parent() -> ResultEnvelope:
+        attempts.append(1)
+        if len(attempts) == 1:
+            context = FlowRunContext.get()
+            assert context is not None
+            assert context.flow_run is not None
+            journal = Journal(open_store(), f"{context.flow_run.id}/afan_out-0")
+            await journal.begin()
+            for call in plan.calls[1:]:
+                answer = Answer(text=f"earlier {call.index}", finish_reason="stop")
+                await journal.keep(call.identity, Outcome(index=0, identity=call.identity, answer=answer, attempts=1))
+            raise RuntimeError("the process ended here")
+        return await afan_out(PROMPTS, provider)
+
+    envelope = await parent()
+    assert envelope.answers[1:] == [f"earlier {call.index}" for call in plan.calls[1:]]
+    assert len(asked(simulator)) == 1

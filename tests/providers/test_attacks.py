@@ -1,0 +1,147 @@
+"""Attacks: answers that are made to hold up the process. Each ends in time, and the event loop goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pollux_flows import APIError, Options, run
+from pollux_flows.config import ProviderName
+from pollux_flows.providers import lines
+from tests.loopback import MODELS, Reply, every_provider, good, http, scripted
+from tests.providers.test_body import BOMB
+from tests.providers.test_hostile_answers import FOREVER, TREE, nested, responsive
+
+TIMEOUT_S = 0.5
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "union": {"type": "object", "properties": {"tree": {"$ref": "#/$defs/node"}}, "$defs": TREE["$defs"]},
+    "pattern": {"type": "object", "properties": {"a": {"type": "string", "pattern": FOREVER}}},
+}
+TEXTS = {
+    "union": json.dumps({"tree": nested(30, {"kind": "b", "note": 5})}),
+    "pattern": json.dumps({"a": "a" * 60 + "!"}),
+}
+# What Python's json reads in 0.3 seconds without a pause, and code in Python in several.
+FLAT = b"[" + b"1," * 2_500_000 + b"1]"
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds
+
+
+async def endless(writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD)
+    while True:
+        writer.write(b" " * (1 << 16))
+        await writer.drain()
+
+
+async def dripping(writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD)
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+def with_flat_list(provider: ProviderName) -> bytes:
+    """A good answer with a list of millions of numbers beside its text."""
+    answers: dict[ProviderName, dict[str, Any]] = {
+        "gemini": {"candidates": [{"content": {"parts": [{"text": "fine"}, "HERE"]}, "finishReason": "STOP"}]},
+        "openai": good("openai", output=[*good("openai")["output"], "HERE"]),
+        "anthropic": good("anthropic", content=[{"type": "text", "text": "fine"}, "HERE"]),
+        "openrouter": {"choices": [{"message": {"content": "fine", "annotations": "HERE"}}]},
+        "local": {"choices": [{"message": {"content": "fine", "reasoning_details": "HERE"}}]},
+    }
+    return http(json.dumps(answers[provider]).encode().replace(b'"HERE"', FLAT))
+
+
+def reply(provider: ProviderName, kind: str) -> Reply:
+    match kind:
+        case "endless":
+            return endless
+        case "dripping":
+            return dripping
+        case "bomb":
+            return http(BOMB, content_encoding="gzip")
+        case "flat":
+            return with_flat_list(provider)
+        case _:
+            return http(good(provider, TEXTS[kind]))
+
+
+@every_provider
+@pytest.mark.parametrize("kind", ["endless", "dripping", "bomb", "flat", "union", "pattern"])
+async def test_an_attack_ends_in_time(provider: ProviderName, kind: str) -> None:
+    """In an error of its call, or in an answer whose text is kept."""
+    options = Options(response_schema=SCHEMAS.get(kind))
+    made = reply(provider, kind)
+    async with scripted(lambda body: http(good(provider)) if b"warm up" in body else made, by_body=True) as server:
+        server.listing = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["structured_outputs"]}]})
+        await run("warm up", config=server.config(provider))  # importing an SDK takes a second
+        config = server.config(provider, timeout_s=TIMEOUT_S)
+        asking = asyncio.create_task(run("p", config=config, options=options))
+        with within(TIMEOUT_S + 1):
+            async with responsive(1):
+                await asyncio.wait([asking])
+    if kind in TEXTS:
+        envelope = asking.result()
+        assert (envelope.answers, envelope.structured) == ([TEXTS[kind]], [None])
+        assert len(envelope.diagnostics["warnings"]) == 1
+    elif kind != "flat" or asking.exception() is not None:
+        assert isinstance(asking.exception(), APIError)
+
+
+@every_provider
+async def test_a_large_answer_keeps_its_text(provider: ProviderName) -> None:
+    """Given the time that it takes; of the millions of values beside the text, a note that they were left out."""
+    async with scripted(with_flat_list(provider)) as server, responsive(1):
+        envelope = await run("p", config=server.config(provider))
+    assert envelope.answers == ["fine"]
+    assert "100,000 values" in envelope.diagnostics["raw_responses"][0]["artifacts"]["unreadable"][0]
+    assert len(envelope.model_dump_json()) < 10_000
+
+
+@every_provider
+async def test_more_values_than_an_answer_has_are_not_parsed(provider: ProviderName) -> None:
+    """It would take seconds, in code that holds up every thread."""
+    body = b'{"a": [' + b'{"b":{}},' * 1_000_000 + b"{}]}"
+    async with scripted(http(body)) as server, responsive(1):
+        with pytest.raises(APIError, match="6,000,000 values"):
+            await run("p", config=server.config(provider))
+    with pytest.raises(ValueError, match="6,000,000 values"):
+        lines.read(body)
+
+
+@every_provider
+async def test_an_error_is_read_as_far_as_it_is_quoted(provider: ProviderName) -> None:
+    """It keeps its status, and its megabytes are not read."""
+    body = b'{"error": {"message": "' + b"no " * 5_000_000 + b'"}}'
+    async with scripted(http(body, status=400)) as server, responsive(1):
+        with pytest.raises(APIError, match="answered 400") as raised:
+            await run("p", config=server.config(provider))
+    assert len(str(raised.value)) < 1_000
+
+
+async def test_a_large_body_that_is_no_answer_is_quoted_in_short() -> None:
+    """Its text would be as long as itself, and so would each copy of it."""
+    async with scripted(http(FLAT)) as server, responsive(1):
+        with pytest.raises(APIError, match=r"\[1, 1, 1"):
+            await run("p", config=server.config("openai"))
+
+
+async def test_a_text_as_long_as_may_be_holds_nothing_up() -> None:
+    """It is written down, too."""
+    async with scripted(http(good("openai", "a" * (60 << 20)))) as server, responsive(1):
+        envelope = await run("p", config=server.config("openai"))
+    assert len(envelope.answers[0]) == 60 << 20

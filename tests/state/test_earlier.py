@@ -1,0 +1,43 @@
+"""Earlier: answers that version 0.1.0 saved for sub-flows are found when their parent is retried."""
+
+from __future__ import annotations
+
+from pollux_flows.state.earlier import adopt_answers
+from pollux_flows.state.journal import Journal
+from pollux_flows.state.store import Store
+from tests.state.places import Clock
+from tests.state.test_slots import FIRST, Asked, Run, answered
+
+
+async def save(store: Store, clock: Clock, run: str, call: Asked, text: str) -> None:
+    """As version 0.1.0 did."""
+    journal = Journal(store, run, clock)
+    await journal.begin()
+    await journal.keep(call.identity, answered(text))
+
+
+async def test_answers_of_all_sub_flows_are_adopted(store: Store, clock: Clock) -> None:
+    """Each once, identical questions of several sub-flows included; those of other runs stay where they are."""
+    same = [Asked(index, "same", index) for index in range(2)]
+    await save(store, clock, "run/sub-0", same[0], "first")
+    await save(store, clock, "run/sub-0", same[1], "second")
+    await save(store, clock, "run/sub-1", same[0], "third")
+    await save(store, clock, "run/sub-1", Asked(prompt="other"), "fourth")
+    await save(store, clock, "runner/sub-0", Asked(prompt="foreign"), "not ours")
+    calls = [Asked(index, "same", index) for index in range(4)]
+    calls += [Asked(4, "other"), Asked(5, "foreign")]
+    for _ in range(2):  # the second time changes nothing
+        await adopt_answers(store, "run", calls, at=clock())
+    taken = await Run(store, clock).at(FIRST).take(calls)
+    texts = [slot.outcome.answer.text if slot.outcome and slot.outcome.answer else None for slot in taken.values()]
+    assert sorted(text for text in texts[:4] if text) == ["first", "second", "third"]
+    assert texts[4:] == ["fourth", None]
+
+
+async def test_an_adopted_answer_is_found_by_other_runs(store: Store, clock: Clock) -> None:
+    """The pointer leads to the copy, which lives as long as an answer of today."""
+    call = Asked()
+    await save(store, clock, "run/sub-0", call, "here")
+    await adopt_answers(store, "run", [call], at=clock())
+    found = await Journal(store, "another", clock).anybodys([call.identity], None)
+    assert [outcome.answer and outcome.answer.text for outcome in found.values()] == ["here"]

@@ -1,0 +1,273 @@
+"""Expiry: what has expired is removed by age, and a clock that is wrong costs no answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from pollux_flows.result import Answer, Outcome
+from pollux_flows.state import bounds, disk, process
+from pollux_flows.state.disk import DiskStore
+from pollux_flows.state.expiry import APART_S, LARGEST_JUMP_S, Expiry
+from pollux_flows.state.journal import Journal
+from pollux_flows.state.prune import prune
+from pollux_flows.state.store import Store
+from tests.state.places import DAY, Clock, names, opened
+
+HOUR = 3600.0
+ANSWER = Outcome(index=0, identity="a", answer=Answer(text="x" * 2000, finish_reason="stop"), attempts=1)
+
+
+class Machine:
+    """Both clocks of a machine."""
+
+    def __init__(self) -> None:
+        self.wall, self.monotonic = Clock(), Clock(1000.0)
+
+    def passes(self, seconds: float) -> None:
+        self.wall.now += seconds
+        self.monotonic.now += seconds
+
+    def expiry(self, file: Path | None = None, ahead_s: float = 0.0) -> Expiry:
+        """As a process sees it whose wall clock is so far ahead."""
+        return Expiry(file, clock=lambda: self.wall.now + ahead_s, monotonic=self.monotonic)
+
+    def store(self, folder: Path, ahead_s: float = 0.0) -> DiskStore:
+        return DiskStore(folder, clock=lambda: self.wall.now + ahead_s, monotonic=self.monotonic)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture(autouse=True)
+def _tidies_at_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_TIDY_EVERY", 0)
+
+
+async def write(store: Store, *keys: str) -> None:
+    """Write something else, so that the store tidies up."""
+    for key in keys or ("other",):
+        await store.put(key, {})
+
+
+async def answered(store: Store, clock: Clock) -> Journal:
+    """A run with five answers."""
+    journal = Journal(store, "run", clock)
+    await journal.begin()
+    for call in "abcde":
+        await journal.keep(call, ANSWER.model_copy(update={"identity": call}))
+    return journal
+
+
+# --- The rule -----------------------------------------------------------------------------------------------------
+
+
+def test_two_looks_an_hour_apart_confirm_the_clock(machine: Machine) -> None:
+    """What had expired at the first of them may go, and nothing else."""
+    expiry, first = machine.expiry(), machine.wall.now
+    assert expiry.cutoff() is None
+    machine.passes(APART_S - 1)
+    assert expiry.cutoff() is None
+    machine.passes(1)
+    assert expiry.cutoff() == first
+    machine.passes(60)
+    assert expiry.cutoff() == first
+    machine.passes(HOUR)
+    assert expiry.cutoff() == first + HOUR
+
+
+@pytest.mark.parametrize("jump", [LARGEST_JUMP_S + 1, 100 * DAY, -100 * DAY])
+def test_after_a_jump_the_waiting_starts_over(machine: Machine, jump: float, caplog: pytest.LogCaptureFixture) -> None:
+    """With one warning, however often it jumps."""
+    expiry = machine.expiry()
+    expiry.cutoff()
+    machine.passes(2 * HOUR)
+    assert expiry.cutoff() is not None
+    with caplog.at_level(logging.WARNING, "pollux_flows"):
+        for sign in (1, -1):
+            machine.wall.now += sign * jump
+            assert expiry.cutoff() is None
+            machine.passes(HOUR - 1)
+            assert expiry.cutoff() is None
+    assert len(caplog.records) == 1
+    assert "clock has jumped" in caplog.text
+    machine.passes(1)
+    assert expiry.cutoff() == machine.wall.now - HOUR
+
+
+def test_a_clock_that_is_put_right_a_little_is_no_jump(machine: Machine) -> None:
+    expiry = machine.expiry()
+    expiry.cutoff()
+    machine.passes(HOUR)
+    machine.wall.now -= DAY
+    assert expiry.cutoff() == machine.wall.now  # the earlier of the two
+
+
+def test_processes_that_end_within_the_hour_share_their_looks(machine: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "state" / "clock.json"
+    first = machine.wall.now
+    assert machine.expiry(file).cutoff() is None
+    machine.passes(HOUR)
+    assert machine.expiry(file).cutoff() == first
+    machine.passes(60)
+    assert machine.expiry(file).cutoff() == first
+    assert machine.expiry(file, ahead_s=100 * DAY).cutoff() is None
+    machine.passes(HOUR)
+    assert machine.expiry(file).cutoff() is None  # they disagree about the time
+    assert [path.name for path in file.parent.iterdir()] == ["clock.json"]
+
+
+def test_a_machine_that_was_restarted_starts_over(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its monotonic clock does. Looks of other machines stay, where they share a disk."""
+    file = tmp_path / "clock.json"
+    machine.expiry(file).cutoff()
+    monkeypatch.setattr("pollux_flows.state.expiry.boot_id", lambda: "another boot")
+    machine.passes(HOUR)
+    assert machine.expiry(file).cutoff() is None
+    assert set(json.loads(file.read_text())) == {process.boot_id(), "another boot"}
+    monkeypatch.undo()
+    assert machine.expiry(file).cutoff() is not None
+
+
+@pytest.mark.parametrize("said", ["{", "[]", '{"BOOT": 1}', '{"BOOT": {"wall": "soon"}}'])
+def test_a_file_that_says_nothing_is_written_again(machine: Machine, tmp_path: Path, said: str) -> None:
+    file = tmp_path / "clock.json"
+    file.write_text(said.replace("BOOT", process.boot_id()))
+    assert machine.expiry(file).cutoff() is None
+    machine.passes(HOUR)
+    assert machine.expiry(file).cutoff() is not None
+
+
+def test_where_nothing_can_be_saved_a_process_waits_for_itself(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    expiry = machine.expiry(tmp_path / "file" / "clock.json")
+    expiry.cutoff()
+    machine.passes(HOUR)
+    assert expiry.cutoff() is not None
+
+
+# --- On a disk ----------------------------------------------------------------------------------------------------
+
+
+async def test_what_has_expired_goes_from_a_disk(machine: Machine, folder: Path) -> None:
+    """Once the clock is confirmed; until then it is there for everybody, and its name is taken."""
+    store = machine.store(folder)
+    await store.put("a", {"a": 1}, ttl_s=60)
+    await store.put("stays", {}, ttl_s=DAY)
+    machine.passes(61)
+    await write(store)
+    assert await store.get("a") == {"a": 1}
+    assert await store.add("a", {"a": 2}) is False
+    assert [key async for key in store.names("a")] == ["a"]
+    machine.passes(HOUR)
+    await write(store)
+    machine.passes(HOUR)
+    await write(store)
+    assert await names(store) == ["other", "stays"]
+    assert await store.add("a", {"a": 2}) is True
+
+
+async def test_a_clock_that_is_100_days_ahead_removes_nothing(machine: Machine, folder: Path) -> None:
+    """Not by writing, adding, swapping or reading; and the process itself finds the answers as well."""
+    right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
+    journal = await answered(right, machine.wall)
+    for number in range(60):
+        await wrong.put(f"put/{number}", {})
+        await wrong.add(f"added/{number}", {})
+        await wrong.swap(f"added/{number}", {}, {"a": 1})
+        await wrong.swap(f"added/{number}", {"a": 1}, None)
+    assert await wrong.add(f"run/{journal._name}/a", {"a": 1}) is False
+    ahead = Journal(wrong, "run", lambda: machine.wall.now + 100 * DAY)
+    assert len(await ahead.own("abcde")) == 5
+    assert len(await ahead.anybodys("abcde", None)) == 5
+    assert len(await journal.own("abcde")) == 5
+    assert len(await journal.anybodys("abcde", None)) == 5
+
+
+async def test_a_clock_that_is_set_while_a_process_runs_removes_nothing(machine: Machine, folder: Path) -> None:
+    store = machine.store(folder)
+    journal = await answered(store, machine.wall)
+    machine.passes(2 * HOUR)
+    await write(store)
+    machine.wall.now += 100 * DAY
+    await write(store)
+    machine.passes(HOUR - 1)
+    await write(store)
+    machine.wall.now -= 100 * DAY  # and is put right
+    machine.passes(HOUR)
+    await write(store)
+    machine.passes(HOUR)
+    await write(store)
+    assert len(await journal.own("abcde")) == 5
+
+
+async def test_a_state_that_is_too_large_loses_nothing_to_a_wrong_clock(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest go, until there is room enough, and no more than that."""
+    monkeypatch.setattr(bounds, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "100kB")
+    right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
+    await right.put("job/mine", {"at": machine.wall.now}, ttl_s=90 * DAY)
+    for number in range(100):
+        await right.put(f"run/{number:064}/a", {"at": machine.wall.now, "text": "x" * 1000}, ttl_s=90 * DAY)
+        machine.passes(60)
+    machine.passes(2 * DAY)
+    ahead = Journal(wrong, "next", lambda: machine.wall.now + 100 * DAY)
+    await ahead.begin()
+    left = [key async for key in right.names("run/0")]
+    assert 20 < len(left) < 100
+    assert left[-1] == f"run/{99:064}/a"
+    assert await right.get("job/mine") is not None
+
+
+async def test_what_a_person_prunes_goes_at_once(machine: Machine, folder: Path) -> None:
+    store = machine.store(folder)
+    journal = await answered(store, machine.wall)
+    machine.passes(100 * DAY)
+    assert (await prune(store, older_than_s=30 * DAY, clock=machine.wall)).answers == 5
+    assert await journal.own("abcde") == {}
+
+
+# --- In a Redis ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [100 * DAY, -100 * DAY])
+async def test_a_wrong_clock_shortens_nothing_in_a_redis(
+    redis_place: str, ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts by itself, from how long it was told to keep a record."""
+    import time
+
+    from tests.state.servers import client
+
+    now = time.time
+    url, _, prefix = redis_place.partition("#")
+    journal = await answered(opened(f"redis:{redis_place}"), Clock())
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now() + ahead)
+        wrong = opened(f"redis:{redis_place}")
+        other = Journal(wrong, "run")
+        assert len(await other.own("abcde")) == 5
+        await other.begin()
+        await other.keep("f", ANSWER.model_copy(update={"identity": "f"}))
+        await wrong.swap("mine", None, {"a": 1}, ttl_s=DAY)
+    with client(url) as redis:
+        lasts = {key: redis.ttl(key) for key in redis.scan_iter(f"{prefix}record:*")}
+    assert len(lasts) == 1 + 6 + 6 + 1
+    mine = lasts.pop(f"{prefix}record:mine".encode())
+    assert mine == pytest.approx(DAY, abs=60)
+    assert all(ttl == pytest.approx(90 * DAY, abs=60) for ttl in lasts.values())
+    assert len(await journal.own("abcdef")) == 6
