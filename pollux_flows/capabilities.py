@@ -60,7 +60,7 @@ MATRIX: Final[dict[str, Capability]] = {
     "implicit_caching": Capability(
         "Implicit caching (`implicit_caching`)",
         ("no", "no", "yes", "no", "no"),
-        "Leave implicit_caching out; only anthropic has that switch.",
+        "Leave implicit_caching out; only anthropic has that switch (openai and openrouter take 'warm').",
     ),
     "automatic_caching": Capability("Automatic prompt caching by the provider", ("yes", "yes", "no", "model", "model")),
     "structured_output": Capability("Structured output", ("yes", "yes", "yes", "model", "yes")),

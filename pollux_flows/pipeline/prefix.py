@@ -22,6 +22,7 @@ from pollux_flows.state.identity import digest, source_identity
 # After so many first calls that failed, waiting for another costs more time than it saves money.
 _FIRST_CALLS: Final = 3
 _KEY_CHARS: Final = 32
+_OPENAI_LEAST: Final = 1024
 
 
 def caches_prefix(plan: Plan) -> bool:
@@ -58,11 +59,21 @@ def prefix_warnings(plan: Plan, outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"cache_ttl={options.cache_ttl!r} had no effect: OpenAI decides for {model} how long it caches."
     elif options.cache_ttl == "1h" and plan.target.provider != "openai" and not caches_prefix(plan):
         yield f"cache_ttl={options.cache_ttl!r} had no effect: these calls cache nothing. Set implicit_caching='warm'."
+    if not options.implicit_caching or not caches_prefix(plan):
+        return
+    fresh = [outcome for outcome in outcomes if outcome.reused is None]
     least = claude.cache_minimum(model) if plan.target.provider == "anthropic" else None
-    if options.implicit_caching and least is not None and caches_prefix(plan) and cached_nothing(outcomes):
+    if goes_warm(plan) and _have_failed(sum(outcome.answer is None for outcome in fresh)) and not _is_read(fresh):
+        yield "Nothing was read from a cache (implicit_caching): the first calls failed, and the others did not wait."
+    elif least is not None and cached_nothing(fresh):
         yield (
             f"Nothing was cached (implicit_caching): {model} caches what calls begin with from {least:,} tokens on, "
             "and ignores what is shorter without a word."
+        )
+    elif plan.target.provider == "openai" and len(fresh) > 1 and not _is_read(fresh):
+        yield (
+            "Nothing was read from a cache (implicit_caching): OpenAI caches what calls begin with from "
+            f"{_OPENAI_LEAST:,} tokens on."
         )
 
 
@@ -76,17 +87,19 @@ class WarmUps:
     def __init__(self, plan: Plan) -> None:
         self._goes_warm = goes_warm(plan)
         self._caches = caches_prefix(plan)
+        # A part of a plan that is executed by itself, on another machine, has no one to write for if it is one call.
+        self._calls = Counter(call.source for call in plan.calls)
         self._turns: defaultdict[int | None, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._warm: set[int | None] = set()
         self._failed: Counter[int | None] = Counter()
 
     def is_needed(self, source: int | None) -> bool:
         """Return whether calls about that source still go one after the other."""
-        return self._goes_warm and source not in self._warm and not self._has_failed(source)
+        return self._goes_warm and source not in self._warm and not self._writes_in_vain(source)
 
     def caches(self, source: int | None) -> bool:
         """Return whether a call about that source is to ask for prompt caching."""
-        return self._caches and not self._has_failed(source)
+        return self._caches and not (self._goes_warm and self._writes_in_vain(source))
 
     async def run(self, source: int | None, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Return what `ask` brings, asked when it is this call's turn."""
@@ -101,8 +114,14 @@ class WarmUps:
                     return outcome
         return await ask()
 
-    def _has_failed(self, source: int | None) -> bool:
-        return source not in self._warm and self._failed[source] >= _FIRST_CALLS
+    def _writes_in_vain(self, source: int | None) -> bool:
+        """Whether nothing would read what a call about that source writes."""
+        has_failed = source not in self._warm and _have_failed(self._failed[source])
+        return has_failed or self._calls[source] == 1
+
+
+def _have_failed(first_calls: int) -> bool:
+    return first_calls >= _FIRST_CALLS
 
 
 def _sharing(plan: Plan) -> int:
@@ -114,6 +133,10 @@ def _sharing(plan: Plan) -> int:
 
 def cached_nothing(outcomes: Sequence[Outcome]) -> bool:
     """Return whether calls were made, and the provider reports that none of them read or wrote a cache."""
-    usages = [outcome.answer.usage for outcome in outcomes if outcome.answer is not None and outcome.reused is None]
+    usages = [outcome.answer.usage for outcome in outcomes if outcome.answer is not None]
     reported = [usage for usage in usages if {"cached_tokens", "cache_write_tokens"} <= usage.keys()]
     return bool(reported) and not any(usage["cached_tokens"] or usage["cache_write_tokens"] for usage in reported)
+
+
+def _is_read(outcomes: Sequence[Outcome]) -> bool:
+    return any(outcome.answer is not None and outcome.answer.usage.get("cached_tokens") for outcome in outcomes)

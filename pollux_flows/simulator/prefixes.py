@@ -39,7 +39,8 @@ class Arrival:
     """When a request began: it finds what was written by then, and nothing that others write beside it."""
 
     writes: int
-    #: For the rows of a batch, also the time at which it was handed in.
+    #: For the rows of a batch, also the time at which it was handed in: they read from then on, and each read keeps
+    #: alive what the next one reads.
     at: float | None = None
 
 
@@ -51,7 +52,7 @@ class _Entry:
     lasts_s: float
 
     def is_found(self, arrival: Arrival | None, now: float) -> bool:
-        if self.until <= now:
+        if self.until <= (now if arrival is None or arrival.at is None else arrival.at):
             return False
         if arrival is None:
             return True

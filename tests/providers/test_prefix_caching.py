@@ -10,7 +10,7 @@ import pytest
 from pollux_flows import ConfigurationError, Options, Source, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.pipeline.execute import execute_plan, open_execution
-from pollux_flows.pipeline.extract import extract_each
+from pollux_flows.pipeline.extract import extract_each, extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.terms import Terms
@@ -150,7 +150,10 @@ async def test_after_three_failures_the_others_do_not_wait(config: MakeConfig, s
     """Nor do they write: side by side, each would pay for it."""
     sim.latency_s = 0.05
     sim.fail(Fault(kind="status", status=500), times=3)
-    found = await outcomes(TEN, config("anthropic", retry=ONCE), WARM, [DOCUMENT])
+    plan = _plan(TEN, config)
+    found = await execute_plan(plan, config("anthropic", retry=ONCE))
+    (warning,) = extract_envelope(plan, found, duration_s=0.0).diagnostics["warnings"]
+    assert "the first calls failed" in warning
     assert sum(outcome.answer is None for outcome in found) == 3
     assert _writes(found) == [0] * 10
     assert sum(marks(entry.body) for entry in asked(sim)) == 3
@@ -180,6 +183,13 @@ async def test_the_parts_of_a_run_share_one_first_call(config: MakeConfig, sim: 
     found = [outcome for part in each for outcome in part]
     assert sum(_writes(found)) == 1
     assert sum(_reads(found)) == 9
+
+
+async def test_a_call_on_a_machine_of_its_own_writes_nothing(config: MakeConfig, sim: Simulator) -> None:
+    """Where each part has an execution of its own, a part of one call would write for no other."""
+    for part in _plan(TEN[:3], config).parts(1):
+        await execute_plan(part, config("anthropic"))
+    assert sum(marks(entry.body) for entry in asked(sim)) == 0
 
 
 async def test_a_rerun_warms_nothing(config: MakeConfig, sim: Simulator) -> None:
@@ -328,6 +338,13 @@ async def test_openai_reads_what_a_first_call_wrote(config: MakeConfig, sim: Sim
     warm = await run_many(TEN, sources=[DOCUMENT], config=settings, options=WARM)
     assert documents_billed(warm.usage) == pytest.approx(2.15, abs=0.01)
     assert warm.metrics["n_cache_hits"] == 9
+
+
+async def test_what_openai_does_not_cache_is_reported(config: MakeConfig) -> None:
+    """Less than 1,024 tokens."""
+    settings, short = config("openai"), Source.from_text("short")
+    (warning,) = (await run_many(TEN, sources=[short], config=settings, options=WARM)).diagnostics["warnings"]
+    assert "1,024" in warning
 
 
 async def test_openrouter_marks_what_goes_to_anthropic(config: MakeConfig, sim: Simulator) -> None:

@@ -1,0 +1,48 @@
+"""What the envelope says of caches, call by call and together: only what the provider counted."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from pollux_flows import CacheHandle, Options, run_many
+from tests.loopback import MODELS, good, http, scripted
+
+HANDLE = CacheHandle(name="cachedContents/1", model=MODELS["gemini"], provider="gemini", expires_at=time.time() + 3600)
+
+
+def answer(cached: int | None) -> bytes:
+    usage: dict[str, Any] = {"promptTokenCount": 1000, "candidatesTokenCount": 1, "totalTokenCount": 1001}
+    counted = {} if cached is None else {"cachedContentTokenCount": cached}
+    return http(good("gemini", usageMetadata=usage | counted))
+
+
+@pytest.mark.parametrize(
+    ("cached", "used", "hits"), [((900, 900), True, 2), ((900, 0), False, 1), ((900, None), False, 1)]
+)
+async def test_a_handle_was_used_when_every_call_hit(
+    cached: tuple[int | None, int | None], used: bool, hits: int
+) -> None:
+    """One call that read nothing is enough to say no; the count beside it says how many did."""
+    replies = {b"first": answer(cached[0]), b"second": answer(cached[1])}
+
+    def reply(body: bytes) -> bytes:
+        return next(said for prompt, said in replies.items() if prompt in body)
+
+    async with scripted(reply, by_body=True) as server:
+        envelope = await run_many(["first", "second"], config=server.config("gemini"), options=Options(cache=HANDLE))
+    metrics = envelope.metrics
+    assert (metrics["cache_used"], metrics["n_cache_hits"], metrics["cache_hit"]) == (used, hits, True)
+    assert metrics["cached_tokens"] == sum(each or 0 for each in cached)
+    assert [call["cache_used"] for call in envelope.diagnostics["calls"]] == [bool(each) for each in cached]
+
+
+async def test_what_no_provider_reported_is_absent() -> None:
+    """Without a handle, a call of which nothing is known says nothing."""
+    async with scripted(http(good("local"))) as server:
+        envelope = await run_many(["a", "b"], config=server.config("local"))
+    assert all("cache_used" not in call for call in envelope.diagnostics["calls"])
+    assert "cached_tokens" not in envelope.metrics
+    assert (envelope.metrics["n_cache_hits"], envelope.metrics["cache_used"]) == (0, False)

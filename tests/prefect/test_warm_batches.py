@@ -1,0 +1,40 @@
+"""A warm batch as a flow: the collector hands the rest in when the first prompt is answered."""
+
+from __future__ import annotations
+
+import time
+
+from pollux_flows import Options, Source
+from pollux_flows.flows import acollect, asubmit, await_for
+from pollux_flows.simulator import Simulator
+from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
+
+__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
+
+DOCUMENT_TOKENS = 10_000
+
+
+async def test_the_collector_hands_in_what_follows(saved: Saved, simulator: Simulator) -> None:
+    """Three passes: the first prompt is under way; it is answered, so the rest is handed in; all is collected."""
+    simulator.batch_s = 3600
+    document = Source.from_text("x" * 4 * DOCUMENT_TOKENS)
+    name = await asubmit(PROMPTS, await saved("anthropic"), [document], Options(implicit_caching="warm"))
+    seen = []
+    try:
+        for passed in (0, 3601, 7202, 7202):
+            simulator.clock = lambda passed=passed: time.time() + passed  # type: ignore[misc]
+            report = await acollect()
+            seen.append([(row.pending, row.collected) for row in report.rows])
+            if passed == 0:
+                (row,) = report.rows
+                assert row.next == "the rest is handed in when the first prompt, whose cache it reads, is answered"
+    finally:
+        simulator.clock = time.time
+    assert seen == [[(4, False)], [(3, False)], [(0, True)], []]
+    assert [batch.rows for batch in simulator.batches] == [1, 3]
+    envelope = await await_for(name)
+    assert envelope.answers == ANSWERS
+    metrics = envelope.metrics
+    written_and_read = (metrics["cache_write_tokens"], metrics["cached_tokens"])
+    assert written_and_read == (DOCUMENT_TOKENS, 3 * DOCUMENT_TOKENS)
+    assert await events_of(name) == ["submitted", "collected"]
