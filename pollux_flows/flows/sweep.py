@@ -1,5 +1,6 @@
 """sweep: delete at the providers what no run has a use for any more."""
 
+import time
 from collections.abc import AsyncIterator
 
 from prefect.client.orchestration import get_client
@@ -8,11 +9,13 @@ from pollux_flows import artifacts
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.blocks.registration import read_documents
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
-from pollux_flows.errors import PolluxError
+from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.jobs.connection import read_server_time
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.session import open_session
 from pollux_flows.result import SweepReport, SweptFile
+from pollux_flows.state.expiry import LARGEST_JUMP_S
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import open_store
 
@@ -31,6 +34,7 @@ async def asweep() -> SweepReport:
 
 async def _sweep() -> SweepReport:
     """With every key that this worker can find: those of saved providers, and those of its environment."""
+    await _check_clock()
     ledger = Ledger(open_store())
     removed: list[SweptFile] = []
     unusable: list[str] = []
@@ -59,6 +63,19 @@ async def _sweep() -> SweepReport:
     report = SweepReport(removed=removed, left=left, unusable=unusable, unreadable=unreadable)
     await artifacts.leave_sweep(report)
     return report
+
+
+async def _check_clock() -> None:
+    """Refuse to delete by a clock that is wrong: files of other runs would seem to be of no use any more."""
+    server_time = await read_server_time()
+    ahead_s = 0.0 if server_time is None else time.time() - server_time
+    if abs(ahead_s) > LARGEST_JUMP_S:
+        way = "ahead of" if ahead_s > 0 else "behind"
+        raise ConfigurationError(
+            f"The clock of this worker is {abs(ahead_s) / 86_400:.0f} days {way} that of the Prefect server, so "
+            "nothing was deleted.",
+            hint="Set the clock that is wrong, then run sweep again.",
+        )
 
 
 async def _configs(unusable: list[str]) -> AsyncIterator[tuple[str, Config]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from email.utils import parsedate_to_datetime
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import AsyncClientContext
@@ -19,3 +20,12 @@ async def connected() -> AsyncIterator[PrefectClient]:
         return
     async with get_client() as client:
         yield client
+
+
+async def read_server_time() -> float | None:
+    """Return the time by the Prefect server's clock, to the second; None where it does not say."""
+    async with connected() as client:
+        response = await client.request("GET", "/health")
+    with suppress(TypeError, ValueError):
+        return parsedate_to_datetime(response.headers.get("date", "")).timestamp()
+    return None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from pollux_flows import Source
+from pollux_flows import ConfigurationError, Source
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import afan_out, asweep, broadcast, fan_out, sweep
+from pollux_flows.jobs.connection import read_server_time
 from pollux_flows.simulator import Simulator, in_process
 from pollux_flows.state.store import open_store
 
@@ -54,6 +56,23 @@ async def test_sweep_removes_idle_files_and_says_which(
     assert sorted(removed) == sorted(file.id for file in simulator.files)
     assert [file.state for file in simulator.files] == ["deleted"] * 3
     assert any(removed[0] in table for table in await tables())
+
+
+@pytest.mark.parametrize(("days", "said"), [(100, "100 days ahead of"), (-100, "100 days behind")])
+async def test_a_worker_whose_clock_is_wrong_deletes_nothing(
+    provider: PolluxProvider, simulator: Simulator, papers: list[Source], days: int, said: str
+) -> None:
+    """By such a clock, nobody needs the files of other runs any more."""
+    await provider.model_copy(update={"keep_files_s": 3600.0}).asave("brief", overwrite=True)
+    fan_out(["What is it?"], await PolluxProvider.named("brief"), sources=papers)
+    now = await read_server_time()
+    assert now == pytest.approx(time.time(), abs=30)
+    with pytest.MonkeyPatch.context() as patch:
+        real = time.time
+        patch.setattr(time, "time", lambda: real() + days * 86_400)
+        with pytest.raises(ConfigurationError, match=said):
+            await import_module("pollux_flows.flows.sweep")._sweep()
+    assert {file.state for file in simulator.files} == {"active"}
 
 
 async def tables() -> list[str]:
