@@ -15,7 +15,10 @@ from prefect.artifacts import (
     aupdate_progress_artifact,
 )
 
+from pollux_flows.blocks.cache import in_words
+from pollux_flows.caching.worth import price_cache
 from pollux_flows.config import Target
+from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.pricing import Cost, dollars, total
 from pollux_flows.result import ResultEnvelope, SweepReport
 from pollux_flows.source import Source
@@ -59,6 +62,38 @@ async def leave_grid(
             key="pollux-broadcast",
             description=_headline(len(prompts) * len(sources), target, envelopes),
         )
+
+
+async def publish_cache(name: str, record: CacheRecord) -> None:
+    """Publish a page about a cache: what is in it, how large it is, what it costs and when it pays."""
+    async with not_worth_an_answer():
+        await acreate_markdown_artifact(
+            markdown=cache_page(record),
+            key=name,
+            description=f"{record.target.model}: {', '.join(record.contents)}",
+        )
+
+
+def cache_page(record: CacheRecord) -> str:
+    """Return the Markdown of `publish_cache`."""
+    tokens = record.tokens
+    prices = None if tokens is None else price_cache(record.target, tokens)
+    stored = None if prices is None else prices.stored_per_hour
+    pays_from = None if prices is None else prices.break_even(record.ttl_seconds)
+    rows = {
+        "Model": f"{record.target.provider} · {record.target.model}",
+        "At the provider": record.name or "not there yet",
+        "Tokens": "not reported" if tokens is None else f"{tokens:,}",
+        "Expires": "unknown" if record.expires_at is None else in_words(record.expires_at),
+        "Storage": "unknown" if stored is None else f"{dollars(stored)} an hour",
+        "Pays from": "unknown"
+        if pays_from is None
+        else f"{pays_from} prompts, while it lives for {record.ttl_seconds / 3600:g} hours",
+    }
+    contents = [f"- {cell(each)}" for each in record.contents]
+    return "\n".join(
+        ["| | |", "| --- | --- |", *(f"| {title} | {cell(text)} |" for title, text in rows.items()), "", *contents]
+    )
 
 
 async def leave_sweep(report: SweepReport) -> None:

@@ -7,7 +7,19 @@ from typing import Any, Final
 
 from prefect.deployments.runner import RunnerDeployment
 
-from pollux_flows.flows import broadcast, cancel, collect, deferred, fan_in, fan_out, realtime, resubmit, submit, sweep
+from pollux_flows.flows import (
+    broadcast,
+    cancel,
+    collect,
+    deferred,
+    fan_in,
+    fan_out,
+    realtime,
+    resubmit,
+    submit,
+    sweep,
+    warm_cache,
+)
 
 # A look at all jobs costs a few requests, however many they are. Runs may overlap.
 _COLLECT_EVERY: Final = timedelta(minutes=10)
@@ -17,7 +29,7 @@ _SWEEP_AT: Final = "17 3 * * *"
 def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEEP_AT) -> list[RunnerDeployment]:
     """One for each flow, to be given to Prefect's `serve`. `sweep_at` is a cron expression."""
     # `deferred` is suspended while the provider works, and resumed by `collect`.
-    on_request: tuple[Any, ...] = (realtime, fan_out, fan_in, broadcast, deferred, submit, cancel, resubmit)
+    on_request: tuple[Any, ...] = (realtime, fan_out, fan_in, broadcast, deferred, submit, cancel, resubmit, warm_cache)
     return [
         collect.to_deployment(collect.name, interval=collect_every),
         sweep.to_deployment(sweep.name, cron=sweep_at),

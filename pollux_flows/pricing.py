@@ -69,6 +69,27 @@ def cost_of(target: Target, answer: Answer, *, batch: bool = False, at: datetime
         return Cost(None, str(reason))
 
 
+@dataclass(frozen=True, slots=True)
+class InputPrices:
+    """What a million tokens of input cost, in US dollars."""
+
+    plain: float
+    cached: float | None
+    """Read from a cache; None where the list has no such price."""
+
+
+def input_prices(target: Target, prompt_tokens: int) -> InputPrices | None:
+    """Return the list prices of input today, for prompts of that length; None where the list does not know them."""
+    if target.provider not in _LISTS:
+        return None
+    prices = _prices(_LISTS[target.provider], _names(target.model, None), (), datetime.now(UTC).date())
+    if isinstance(prices, str):
+        return None
+    cached = prices.get("cache_read_mtok")
+    plain = float(_rate(prices["input_mtok"], prompt_tokens))
+    return InputPrices(plain, None if cached is None else float(_rate(cached, prompt_tokens)))
+
+
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum; unknown as soon as one of them is."""
     costs = list(costs)

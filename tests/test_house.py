@@ -221,7 +221,7 @@ NAMES = {
     "continue_tool", "defer", "defer_many", "inspect_deferred", "collect_deferred", "cancel_deferred",
 }  # fmt: skip
 FLOWS = {
-    "realtime", "sweep", "fan_out", "fan_in", "broadcast",
+    "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast",
     "submit", "collect", "cancel", "resubmit", "deferred", "wait_for",
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The Prefect blocks: what an operator sets up once and flows are given by name."""
 
+from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.deferred_job import PolluxDeferredJob
 from pollux_flows.blocks.provider import PolluxProvider
 
-__all__ = ["PolluxDeferredJob", "PolluxProvider"]
+__all__ = ["PolluxCache", "PolluxDeferredJob", "PolluxProvider"]

@@ -11,6 +11,7 @@ from pollux_flows.flows.resubmit import aresubmit, resubmit
 from pollux_flows.flows.submit import asubmit, submit
 from pollux_flows.flows.sweep import asweep, sweep
 from pollux_flows.flows.wait_for import await_for, wait_for
+from pollux_flows.flows.warm_cache import awarm_cache, warm_cache
 
 __all__ = [
     "abroadcast",
@@ -24,6 +25,7 @@ __all__ = [
     "asubmit",
     "asweep",
     "await_for",
+    "awarm_cache",
     "broadcast",
     "cancel",
     "collect",
@@ -35,4 +37,5 @@ __all__ = [
     "submit",
     "sweep",
     "wait_for",
+    "warm_cache",
 ]

@@ -1,0 +1,86 @@
+"""warm_cache: have a provider hold content that many prompts will ask about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import get_run_logger
+
+from pollux_flows import artifacts
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.errors import InternalError
+from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.limits import under_limits
+from pollux_flows.jobs.cache_events import emit_cache_event
+from pollux_flows.jobs.caches import BlockRegistry, block_name
+from pollux_flows.options import Options
+from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
+from pollux_flows.pipeline.caches import CacheRequest
+from pollux_flows.source import Source
+
+
+@sync_form("warm-cache")
+async def warm_cache(
+    sources: Sequence[Source],
+    provider: PolluxProvider,
+    system_instruction: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
+    ttl_seconds: int = 3600,
+) -> str:
+    """Create a cache with these contents, or find the one that lives, and return the name of its PolluxCache.
+
+    On a schedule it keeps a cache warm: one that has less than half of its lifetime left is extended.
+
+    Args:
+        sources: What many prompts will be about.
+        provider: The PolluxProvider that holds the cache: gemini.
+        system_instruction: How to answer, for all prompts that use the cache.
+        tools: Tools that all prompts that use the cache may call.
+        ttl_seconds: How long the cache is to live. The provider bills the storage by the hour.
+    """
+    return await _warm_cache(sources, provider, system_instruction, tools, ttl_seconds)
+
+
+@async_form("warm-cache", warm_cache)
+async def awarm_cache(
+    sources: Sequence[Source],
+    provider: PolluxProvider,
+    system_instruction: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
+    ttl_seconds: int = 3600,
+) -> str:
+    """Create a cache with these contents, or find the one that lives. To be awaited."""
+    return await _warm_cache(sources, provider, system_instruction, tools, ttl_seconds)
+
+
+@under_limits
+async def _warm_cache(
+    sources: Sequence[Source],
+    provider: PolluxProvider,
+    system_instruction: str | None,
+    tools: list[dict[str, Any]] | None,
+    ttl_seconds: int,
+) -> str:
+    config, registry = await provider.config(), BlockRegistry()
+    Options(system_instruction=system_instruction, tools=tools)  # it says what is wrong with either
+    request = CacheRequest(
+        sources=list(sources), system_instruction=system_instruction, tools=tools, ttl_seconds=ttl_seconds
+    )
+    prepared = await prepare_cache(request, config)
+    before = await registry.find(prepared.identity)
+    handle = await create_or_find(
+        prepared, config, registry, needed_s=ttl_seconds / 2, verify=True, created_by=f"warm-cache of {provider.name}"
+    )
+    record = await registry.find(prepared.identity)
+    if record is None:
+        raise InternalError(f"The cache {handle.name} was made, and its block was removed at once.")
+    is_new = before is None or before.name != record.name
+    name = block_name(record.identity)
+    if is_new:
+        await emit_cache_event(record, "created")
+    get_run_logger().info(
+        "%s %s: %s tokens in %s", "Created" if is_new else "Found", name, f"{record.tokens or 0:,}", record.name
+    )
+    await artifacts.publish_cache(name, record)
+    return name

@@ -1,0 +1,43 @@
+"""Cache events: what happens to a cache, as events of the Prefect server, so that automations can react."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+from uuid import NAMESPACE_URL, uuid5
+
+from prefect import get_run_logger
+from prefect.events import Event, RelatedResource, Resource, get_events_client
+from prefect.runtime import flow_run
+
+from pollux_flows.jobs.caches import block_name
+from pollux_flows.pipeline.caches import CacheRecord
+
+_RESOURCE: Final = "pollux.cache"
+
+
+async def emit_cache_event(record: CacheRecord, happened: Literal["created", "expired"]) -> None:
+    """Emit `pollux.cache.created` or `.expired`, best effort. One that is emitted twice counts once."""
+    name = block_name(record.identity)
+    event = Event(
+        id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{record.display_name}/{happened}"),
+        event=f"{_RESOURCE}.{happened}",
+        resource=Resource(
+            {
+                "prefect.resource.id": f"{_RESOURCE}.{name}",
+                "prefect.resource.name": name,
+                "provider": record.target.provider,
+                "model": record.target.model,
+            }
+        ),
+        related=[
+            RelatedResource({"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.role": "flow-run"})
+            for run in [flow_run.id]
+            if run
+        ],
+        payload={"cache": name, "provider_name": record.name, "tokens": record.tokens, "contents": record.contents},
+    )
+    try:
+        async with get_events_client() as client:
+            await client.emit(event)
+    except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the cache matters more)
+        get_run_logger().warning("%s of %s could not be emitted: %s", event.event, name, error)

@@ -1,0 +1,71 @@
+"""The cache registry of a Prefect server keeps the contract of all registries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from pollux_flows.blocks import PolluxCache
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.jobs.caches import BlockRegistry, block_name
+from pollux_flows.pipeline.caches import CacheRegistry
+from tests.caching import test_registry_contract as contract
+from tests.caching.test_registry_contract import (  # noqa: F401 (pytest collects them)
+    test_a_live_holder_keeps_its_lease,
+    test_a_lock_alone_leaves_no_record,
+    test_a_record_is_seen_while_it_is_locked,
+    test_a_registry_says_where_it_is,
+    test_a_removed_record_is_gone,
+    test_a_saved_record_is_found_by_all,
+    test_a_waiter_that_is_cancelled_disturbs_no_other,
+    test_an_empty_registry_has_nothing,
+    test_an_error_releases_the_lease,
+    test_one_works_at_a_time,
+    test_other_identities_do_not_wait,
+    test_the_last_record_counts,
+    test_who_waits_gets_its_turn,
+)
+
+
+async def _remove_blocks() -> None:
+    for record in await BlockRegistry().list():
+        async with get_client() as client:
+            document = await client.read_block_document_by_name(
+                block_name(record.identity), PolluxCache.get_block_type_slug()
+            )
+            await client.delete_block_document(document.id)
+
+
+@pytest.fixture
+def open_registry() -> Iterator[contract.Open]:
+    yield BlockRegistry
+    asyncio.run(_remove_blocks())
+
+
+@pytest.fixture
+def registry(open_registry: contract.Open) -> CacheRegistry:
+    return open_registry()
+
+
+async def test_a_block_that_was_edited_is_named(registry: BlockRegistry) -> None:
+    """With a way out: it is not taken for an absent one."""
+    await contract.save(registry, contract.FULL)
+    block: Any = await cast(Any, PolluxCache).aload(block_name("a"))
+    assert isinstance(block, PolluxCache)
+    assert block.handle.name == "cachedContents/a"
+    assert (block.state, block.tokens, block.contents) == ("living", 5000, ["report.pdf", "Grüße"])
+    async with get_client() as client:
+        document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
+        await client.delete_block_document(document.id)
+    edited = block.model_copy(update={"record": {}})
+    await edited.save(block_name("a"))
+    with pytest.raises(ConfigurationError) as refused:
+        await registry.find("a")
+    assert refused.value.hint
+    async with get_client() as client:
+        document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
+        await client.delete_block_document(document.id)
