@@ -102,9 +102,12 @@ async def leave_sweep(report: SweepReport) -> None:
     rows += [
         {"provider": file.provider, "file": file.file_id, "now": f"still there: {file.why}"} for file in report.left
     ]
+    rows += [{"provider": "", "file": cache, "now": "removed"} for cache in report.caches]
     rows += [{"provider": "", "file": "", "now": problem} for problem in [*report.unusable, *report.unreadable]]
     await acreate_table_artifact(
-        table=rows, key="pollux-sweep", description=f"{len(report.removed)} removed, {len(report.left)} still there"
+        table=rows,
+        key="pollux-sweep",
+        description=f"{len(report.removed) + len(report.caches)} removed, {len(report.left)} still there",
     )
 
 

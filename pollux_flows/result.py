@@ -286,3 +286,4 @@ class SweepReport(Record):
     left: list[SweptFile] = Field(default_factory=list, description="Due, but still there: tried again next time.")
     unusable: list[str] = Field(default_factory=list, description="Providers that could not be asked, and why.")
     unreadable: list[str] = Field(default_factory=list, description="Files on record in a way that nobody can read.")
+    caches: list[str] = Field(default_factory=list, description="Caches that had expired, failed or were not used.")

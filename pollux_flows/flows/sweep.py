@@ -8,9 +8,14 @@ from prefect.client.orchestration import get_client
 from pollux_flows import artifacts
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.blocks.registration import read_documents
+from pollux_flows.caching.registry import open_registry
+from pollux_flows.caching.sweep import sweep_caches
+from pollux_flows.capabilities import support
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.jobs.cache_events import emit_cache_event
+from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.connection import read_server_time
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.session import open_session
@@ -22,13 +27,13 @@ from pollux_flows.state.store import open_store
 
 @sync_form("sweep")
 async def sweep() -> SweepReport:
-    """Delete idle files, look for those that a killed run left behind, and try failed deletions again."""
+    """Delete idle files and caches, look for those that a killed run left behind, and try failed deletions again."""
     return await _sweep()
 
 
 @async_form("sweep", sweep)
 async def asweep() -> SweepReport:
-    """The same, to be awaited."""
+    """Delete idle files and caches. To be awaited."""
     return await _sweep()
 
 
@@ -37,6 +42,7 @@ async def _sweep() -> SweepReport:
     await _check_clock()
     ledger = Ledger(open_store())
     removed: list[SweptFile] = []
+    caches: list[str] = []
     unusable: list[str] = []
     unreadable: list[str] = []
     seen: set[tuple[str, str | None, str | None]] = set()
@@ -48,6 +54,7 @@ async def _sweep() -> SweepReport:
         try:
             async with open_session(config) as session:
                 deleted = await delete_due(session, ledger)
+            caches += await _sweep_caches(config)
         except PolluxError as error:
             unusable.append(f"{name}: {error}")
             continue
@@ -60,9 +67,23 @@ async def _sweep() -> SweepReport:
         )
         for due in await ledger.due(unreadable=unreadable)
     ]
-    report = SweepReport(removed=removed, left=left, unusable=unusable, unreadable=unreadable)
+    report = SweepReport(removed=removed, left=left, unusable=unusable, unreadable=unreadable, caches=caches)
     await artifacts.leave_sweep(report)
     return report
+
+
+async def _sweep_caches(config: Config) -> list[str]:
+    """Delete this account's caches that are of no use any more, and return what each was."""
+    if support(config.provider, "persistent_cache") == "no":
+        return []
+    blocks, store = BlockRegistry(), open_registry(config)
+    records = {record.identity: record for record in await blocks.list()}
+    swept = await sweep_caches(blocks, config)
+    for cache in swept:
+        if cache.reason == "expired" and cache.identity in records:
+            await emit_cache_event(records[cache.identity], "expired")
+    swept += await sweep_caches(store, config)
+    return [f"{cache.name or cache.identity}: {cache.reason}" for cache in swept]
 
 
 async def _check_clock() -> None:

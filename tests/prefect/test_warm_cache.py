@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -11,7 +15,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from pollux_flows import ConfigurationError, Options, Source
 from pollux_flows.blocks import PolluxCache, PolluxProvider
-from pollux_flows.flows import awarm_cache, fan_out, warm_cache
+from pollux_flows.caching.sweep import sweep_caches
+from pollux_flows.flows import asweep, awarm_cache, fan_out, warm_cache
 from pollux_flows.simulator import Simulator
 
 
@@ -71,3 +76,19 @@ async def test_nothing_to_cache_is_refused(gemini: PolluxProvider) -> None:
     """An empty cache would be billed, too."""
     with pytest.raises(ConfigurationError):
         await awarm_cache([], gemini)
+
+
+async def test_sweep_deletes_a_cache_that_expired(gemini: PolluxProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider's copy and the block; one that lives stays."""
+    saved = gemini.model_copy(update={})
+    await saved.save("gemini-for-sweep", overwrite=True)
+    lives = await awarm_cache([Source.from_text("It lives. " * 400)], gemini)
+    expires = await awarm_cache([Source.from_text("It expires. " * 400)], gemini, ttl_seconds=60)
+    later = time.time() + 120
+    module = import_module("pollux_flows.flows.sweep")
+    monkeypatch.setattr(module, "sweep_caches", partial(sweep_caches, clock=lambda: later))
+    report = await asweep()
+    assert [cache.rpartition(": ")[2] for cache in report.caches] == ["expired"]
+    await cast(Any, PolluxCache).aload(lives)
+    with pytest.raises(ValueError, match=expires):
+        await cast(Any, PolluxCache).aload(expires)
