@@ -3,7 +3,7 @@
 Its steps, and what the next lease holder does when its creator dies after each:
 
 1. The intent is saved, under a new display name. Nothing was asked: it creates.
-2. The sources are uploaded. The files belong to the record: it releases them and creates.
+2. The sources are uploaded. The files belong to the identity, so it creates from those that are there.
 3. `asked_at` is saved, then the provider is asked. It looks for the display name until the provider's listing has had
    time to settle, adopts what it finds, and only else creates; the name is noted as abandoned, for a sweep to look for.
 4. The reply is saved.
@@ -345,7 +345,8 @@ class _Creation:
             ttl_seconds=max(prepared.request.ttl_seconds, int(self.needed_s) + 1 if self.needed_s else 0),
             contents=describe_contents(prepared),
             request=_storable(prepared.request),
-            file_owner=f"cache/{display_name}",
+            # Equal for each creation of this cache: made again, it goes on with the files that it has.
+            file_owner=f"cache/{prepared.identity}",
             created_by=self.created_by,
             created_at=now,
             last_used_at=now,
@@ -354,8 +355,6 @@ class _Creation:
         )
         await lock.save(record)
         session = await self._session()
-        if before is not None:
-            await release_files(session, before)
         creating = asyncio.ensure_future(self._create_at_provider(lock, record, session))
         try:
             return await asyncio.shield(creating)

@@ -34,7 +34,9 @@ class CacheUse:
         self.lost: list[str] = []
         """The names of caches that the provider had lost."""
         self._given = plan.options.cache
-        self._request: CacheRequest | None = plan.cache_request
+        # One cache holds what every call is about. Where each call is about a source of its own, each has its own plan.
+        is_shared = plan.own_sources <= 1 or all(call.source is None for call in plan.calls)
+        self._request: CacheRequest | None = plan.cache_request if is_shared else None
         self._config = config
         self._registry = registry
         self._renewing: asyncio.Task[None] | None = None
@@ -88,6 +90,8 @@ class CacheUse:
             raise self._failure
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._save_renewed(lost))
+            # All who waited may have been cancelled: then the error is only on record.
+            self._renewing.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._renewing)
 
     async def _save_renewed(self, lost: str | None) -> None:
