@@ -34,7 +34,7 @@ kills: $(READY)  ## kill a run of 1,000 prompts at fifty moments
 batch-kills: $(READY)  ## kill whoever submits or collects a batch, two hundred times
 	TEST_BATCH_KILLS=200 $(BIN)/pytest -q tests/prefect/test_killed_jobs.py tests/deferred/test_killed_defer.py
 
-cache-kills: $(READY)  ## kill whoever makes a cache, at a hundred moments
+cache-kills: $(READY)  ## kill the creator of a cache at a hundred moments
 	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py
 
 parents: $(READY)  ## retry parents of all shapes at random moments, two hundred times

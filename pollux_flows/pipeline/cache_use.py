@@ -18,7 +18,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.cache_creation import MARGIN_S, create_or_find, is_lost, prepare_cache
 from pollux_flows.pipeline.caches import CacheRegistry, CacheRequest
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.state.account import shared_account
+from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.identity import cache_identity
 
 _log: Final = logging.getLogger("pollux_flows")
@@ -52,7 +52,7 @@ class CacheUse:
         handle = self._given
         if handle is None or handle.identity is None or handle.contents is None:
             return
-        account = await shared_account(self._config.key())
+        account = await derive_shared_account(self._config.key())
         if cache_identity(self._config.target, account, handle.contents) != handle.identity:
             raise ConfigurationError(
                 f"The cache handle {handle.name} was made with another API key, or at another address.",
@@ -130,7 +130,7 @@ class CacheUse:
             await asyncio.wait([renewing])
 
 
-def cached_options(options: Options, handle: CacheHandle) -> Options:
+def strip_cached_options(options: Options, handle: CacheHandle) -> Options:
     """Return the options of a call whose system instruction and tools are in the cache."""
     if options.cache is handle:
         return options

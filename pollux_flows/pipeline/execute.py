@@ -14,7 +14,7 @@ from pollux_flows.errors import PolluxError, unless_raised
 from pollux_flows.handles import CacheHandle
 from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
-from pollux_flows.pipeline.cache_use import CacheUse, cached_options
+from pollux_flows.pipeline.cache_use import CacheUse, strip_cached_options
 from pollux_flows.pipeline.caches import CacheRegistry
 from pollux_flows.pipeline.conversation import said_with
 from pollux_flows.pipeline.plan import Plan, PlannedCall
@@ -266,7 +266,7 @@ def _call(plan: Plan, planned: PlannedCall, materials: tuple[Material, ...], cac
         model=plan.target.model,
         materials=materials[:own],
         prompt=planned.prompt,
-        options=plan.options if cache is None else cached_options(plan.options, cache),
+        options=plan.options if cache is None else strip_cached_options(plan.options, cache),
         implicit_caching=implicit_caching(plan.target.provider, plan.options, plan.total),
         said=tuple(said_with(plan.said.turns, materials[own:])),
         response_id=plan.said.response_id,

@@ -69,7 +69,7 @@ async def change(registry: StoreRegistry, **fields: Any) -> None:
     """Let the only record say something else."""
     async with registry.lock((await the_record(registry)).identity) as lock:
         assert lock.record is not None
-        await lock.save(lock.record.but(**fields))
+        await lock.save(lock.record.change(**fields))
 
 
 # --- The next who asks --------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ async def test_a_creator_that_was_taken_for_dead_leaves_no_second_cache(
     await asyncio.sleep(0.6)
     async with registry.lock(prepared.identity) as lock:  # its successor, who did not find it
         assert lock.record is not None
-        await lock.save(lock.record.but(asked_at=None))
+        await lock.save(lock.record.change(asked_at=None))
     handle = await create_or_find(prepared, gemini, registry)
     assert await late == handle
     assert at_provider(sim) == {handle.name}

@@ -32,7 +32,7 @@ _SAVES = 3  # the intent, that it is asked, the reply
 STEPS = [
     *(Death("pollux_flows.caching.registry:_StoreLock.save", when, nth) for when in ("before", "after")
       for nth in range(1, _SAVES + 1)),
-    *(Death(f"{_CREATION}:{name}", when) for when in ("before", "after") for name in ("_create", "as_living")),
+    *(Death(f"{_CREATION}:{name}", when) for when in ("before", "after") for name in ("_create", "mark_living")),
     *(Death(f"pollux_flows.providers.session:Session.{name}", when) for when in ("before", "after")
       for name in ("upload", "file_ready")),
     Death("pollux_flows.caching.registry:_StoreLock.release"),
