@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check bench fresh-install kills batch-kills parents format clean
+.PHONY: demo test check bench fresh-install kills batch-kills cache-kills parents format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
@@ -34,6 +34,9 @@ kills: $(READY)  ## kill a run of 1,000 prompts at fifty moments
 
 batch-kills: $(READY)  ## kill whoever submits or collects a batch, two hundred times
 	TEST_BATCH_KILLS=200 $(BIN)/pytest -q tests/prefect/test_killed_jobs.py tests/deferred/test_killed_defer.py
+
+cache-kills: $(READY)  ## kill the creator of a cache at a hundred moments
+	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py
 
 parents: $(READY)  ## retry parents of all shapes at random moments, two hundred times
 	TEST_PARENTS=200 $(BIN)/pytest -q --timeout 3600 tests/prefect/test_retried_parents.py

@@ -112,7 +112,7 @@ def require(provider: ProviderName, capability: str) -> None:
 
 
 def require_cache(target: Target) -> None:
-    """Refuse a provider or a model that has no cache handles. Names that nobody knows are the provider's to judge."""
+    """Refuse a provider or a model that has no cache handles. An unknown name is the provider's to judge."""
     require(target.provider, "persistent_cache")
     if re.match(_WITHOUT_CACHES, _bare(target.model)):
         raise ConfigurationError(

@@ -9,10 +9,10 @@ from typing import Final, Literal
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, ConfigurationError
-from pollux_flows.pipeline.cache_creation import SETTLED_S, CacheCalls, as_living, look_for, release_files
+from pollux_flows.pipeline.cache_creation import SETTLED_S, CacheCalls, look_for_cache, mark_living, release_files
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry
 from pollux_flows.providers.session import Session, open_session
-from pollux_flows.state.account import shared_account
+from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.claims import Clock, LeaseLostError
 
 UNUSED_S: Final = 86_400.0
@@ -62,7 +62,7 @@ async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -
             raise ConfigurationError(
                 f"There is no cache {identity!r} in {registry.where}.", hint="List the caches to see their names."
             )
-        if lock.record.account != await shared_account(config.key()):
+        if lock.record.account != await derive_shared_account(config.key()):
             raise ConfigurationError(
                 f"The cache {identity} was made with another API key.", hint="Use the key it was made with."
             )
@@ -71,7 +71,7 @@ async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -
 
 async def _find_records(registry: CacheRegistry, config: Config) -> list[CacheRecord]:
     """Return the records of caches that are this key's, at this provider and address, for whichever model."""
-    account, records = await shared_account(config.key()), await registry.list()
+    account, records = await derive_shared_account(config.key()), await registry.list()
     place = (config.provider, config.base_url, config.use_mock, account)
     return [
         each
@@ -91,13 +91,15 @@ class _Sweeping:
         swept = await self._sweep_abandoned(lock, record)
         record, now = lock.record or record, self._clock()
         if record.state == "creating":  # its creator has died, or does not know what became of it
-            found = await look_for(self._calls, record.display_name, 0.0, self._clock) if record.may_exist else None
+            found = (
+                await look_for_cache(self._calls, record.display_name, 0.0, self._clock) if record.may_exist else None
+            )
             if found is not None:
-                await lock.save(as_living(record, found, record.created_at))
+                await lock.save(mark_living(record, found, record.created_at))
                 record = lock.record or record
             elif now - (record.asked_at or record.created_at) > SETTLED_S:
                 return [*swept, await self.retire(lock, record, "failed")]
-        if (reason := self._reason(record, now)) is not None:
+        if (reason := self._find_reason(record, now)) is not None:
             swept.append(await self.retire(lock, record, reason))
         return swept
 
@@ -119,10 +121,10 @@ class _Sweeping:
         for cache in found:
             await self._calls.delete(cache.name)
         if self._clock() - record.created_at > SETTLED_S:
-            await lock.save(record.but(abandoned=[]))
+            await lock.save(record.change(abandoned=[]))
         return [SweptCache(record.identity, cache.name, "abandoned") for cache in found]
 
-    def _reason(self, record: CacheRecord, now: float) -> Reason | None:
+    def _find_reason(self, record: CacheRecord, now: float) -> Reason | None:
         if record.state == "failed":
             return "failed" if now - record.created_at > _FAILED_S else None
         if record.state != "living":

@@ -3,7 +3,7 @@
 Its steps, and what the next lease holder does when its creator dies after each:
 
 1. The intent is saved, under a new display name. Nothing was asked: it creates.
-2. The sources are uploaded. The files belong to the record: it releases them and creates.
+2. The sources are uploaded. The files belong to the identity, so it creates from those that are there.
 3. `asked_at` is saved, then the provider is asked. It looks for the display name until the provider's listing has had
    time to settle, adopts what it finds, and only else creates; the name is noted as abandoned, for a sweep to look for.
 4. The reply is saved.
@@ -36,7 +36,7 @@ from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.retry import Attempts, attempt, insist
 from pollux_flows.providers.caches import CacheModule, CacheToCreate, ProviderCache
 from pollux_flows.providers.session import Session, open_session
-from pollux_flows.state.account import shared_account
+from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.claims import Clock, LeaseLostError, unbroken
 from pollux_flows.state.identity import cache_contents_identity, cache_identity, source_identity
 from pollux_flows.state.upload import Failure
@@ -92,7 +92,7 @@ async def prepare_cache(request: CacheRequest, config: Config) -> PreparedCache:
         for source, content in zip(plan.sources, plan.contents, strict=True)
     ]
     contents = cache_contents_identity(request.system_instruction, request.tools, names)
-    account = await shared_account(config.key())
+    account = await derive_shared_account(config.key())
     return PreparedCache(request, plan, options, account, contents, cache_identity(config.target, account, contents))
 
 
@@ -136,7 +136,7 @@ def is_lost(error: PolluxError | None) -> bool:
 
 
 class CacheCalls:
-    """What is asked of a provider about its caches, retried where that costs nothing."""
+    """The requests about a provider's caches that cost nothing, each retried."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -185,7 +185,7 @@ class CacheCalls:
         return await insist(lambda: self._session.ask("cache", operation()), self._session.config)
 
 
-async def look_for(
+async def look_for_cache(
     calls: CacheCalls, display_name: str, until: float, clock: Clock, pauses: tuple[float, ...] = ()
 ) -> ProviderCache | None:
     """Return the cache of this display name, looked for once at least and until that time."""
@@ -203,9 +203,9 @@ async def release_files(session: Session, record: CacheRecord) -> None:
     await give_back(session, open_ledger(session.config), record.file_owner)
 
 
-def as_living(record: CacheRecord, cache: ProviderCache, now: float) -> CacheRecord:
+def mark_living(record: CacheRecord, cache: ProviderCache, now: float) -> CacheRecord:
     """Return the record of a cache that the provider has."""
-    return record.but(
+    return record.change(
         state="living",
         name=cache.name,
         expires_at=cache.expires_at,
@@ -290,12 +290,12 @@ class _Creation:
     async def _adopt(self, lock: CacheLock, record: CacheRecord) -> CacheRecord:
         """Look for a cache whose reply was lost; save it if the provider has it."""
         until = (record.asked_at or 0.0) + SETTLED_S
-        # A clock that was set back makes nobody wait for longer than that.
+        # Should the clock have been set back, that is still the longest wait.
         until = min(until, self.clock() + SETTLED_S)
-        found = await look_for(await self._calls(), record.display_name, until, self.clock)
+        found = await look_for_cache(await self._calls(), record.display_name, until, self.clock)
         if found is None:
             return record
-        record = as_living(record, found, self.clock())
+        record = mark_living(record, found, self.clock())
         await lock.save(record)
         return record
 
@@ -309,16 +309,16 @@ class _Creation:
             cache = await self._unless_unreachable(record, (await self._calls()).get(name))
             if cache is None:
                 return None
-            record = as_living(record, cache, now)
+            record = mark_living(record, cache, now)
         if record.remaining_s(now) <= self._needed_s:
             ttl_seconds = max(self.prepared.request.ttl_seconds, int(self.needed_s + self._margin_s) + 1)
             cache = await self._unless_unreachable(record, (await self._calls()).extend(name, ttl_seconds))
             if cache is None:
                 return None
-            record = as_living(record, cache, now).but(ttl_seconds=ttl_seconds)
+            record = mark_living(record, cache, now).change(ttl_seconds=ttl_seconds)
         if now - record.last_used_at >= _USED_EVERY_S:
-            record = record.but(last_used_at=now)
-        return record.but(is_pinned=True) if self.pin and not record.is_pinned else record
+            record = record.change(last_used_at=now)
+        return record.change(is_pinned=True) if self.pin and not record.is_pinned else record
 
     async def _unless_unreachable(
         self, record: CacheRecord, asking: Coroutine[Any, Any, ProviderCache | None]
@@ -344,18 +344,17 @@ class _Creation:
             display_name=display_name,
             ttl_seconds=max(prepared.request.ttl_seconds, int(self.needed_s) + 1 if self.needed_s else 0),
             contents=describe_contents(prepared),
-            request=_storable(prepared.request),
-            file_owner=f"cache/{display_name}",
+            request=_limit_request(prepared.request),
+            # Equal for each creation of this cache: made again, it goes on with the files that it has.
+            file_owner=f"cache/{prepared.identity}",
             created_by=self.created_by,
             created_at=now,
             last_used_at=now,
             is_pinned=self.pin,
-            abandoned=_abandoned(before),
+            abandoned=_list_abandoned(before),
         )
         await lock.save(record)
         session = await self._session()
-        if before is not None:
-            await release_files(session, before)
         creating = asyncio.ensure_future(self._create_at_provider(lock, record, session))
         try:
             return await asyncio.shield(creating)
@@ -405,8 +404,8 @@ class _Creation:
         materials = await attachments.materials(everything)
         for last_try in (False, True):
             files = [material.file.file_id for material in materials if material.file is not None]
-            record = record.but(asked_at=self.clock(), file_ids=files)
-            await lock.save(record)  # the intent; and nobody has taken over while the files were uploaded
+            record = record.change(asked_at=self.clock(), file_ids=files)
+            await lock.save(record)  # the intent, and a check that the lease still holds after the uploads
             wanted = CacheToCreate(
                 self.config.model, materials, prepared.options, record.ttl_seconds, record.display_name
             )
@@ -427,12 +426,12 @@ class _Creation:
         """Look, for a moment, for a cache whose reply was lost. Nothing found leaves the outcome unknown."""
         until = self.clock() + sum(_LOOKS_S)
         with suppress(PolluxError):
-            return await look_for(CacheCalls(session), record.display_name, until, self.clock, _LOOKS_S)
+            return await look_for_cache(CacheCalls(session), record.display_name, until, self.clock, _LOOKS_S)
         return None
 
     async def _save_created(self, lock: CacheLock, record: CacheRecord, cache: ProviderCache) -> CacheRecord:
         self._unsaved = cache.name
-        living = as_living(record, cache, self.clock())
+        living = mark_living(record, cache, self.clock())
         try:
             await lock.save(living)
         except PolluxError as error:
@@ -448,7 +447,7 @@ class _Creation:
         failure = Failure.of(error or CacheError("No cache was made."), record.display_name, "", self.clock())
         unknown = isinstance(error, APIError) and error.outcome_unknown and record.asked_at is not None
         with suppress(PolluxError):  # what failed matters more
-            await lock.save(record.but(state="creating" if unknown else "failed", failure=failure))
+            await lock.save(record.change(state="creating" if unknown else "failed", failure=failure))
         if not unknown:
             await release_files(session, record)
 
@@ -477,11 +476,11 @@ def describe_contents(prepared: PreparedCache) -> list[str]:
     return words
 
 
-def _storable(request: CacheRequest) -> CacheRequest | None:
+def _limit_request(request: CacheRequest) -> CacheRequest | None:
     return request if len(request.model_dump_json()) <= _LARGEST_REQUEST else None
 
 
-def _abandoned(before: CacheRecord | None) -> list[str]:
+def _list_abandoned(before: CacheRecord | None) -> list[str]:
     if before is None:
         return []
     names = [*before.abandoned, *([before.display_name] if before.may_exist else [])]

@@ -18,7 +18,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.cache_creation import MARGIN_S, create_or_find, is_lost, prepare_cache
 from pollux_flows.pipeline.caches import CacheRegistry, CacheRequest
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.state.account import shared_account
+from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.identity import cache_identity
 
 _log: Final = logging.getLogger("pollux_flows")
@@ -34,7 +34,9 @@ class CacheUse:
         self.lost: list[str] = []
         """The names of caches that the provider had lost."""
         self._given = plan.options.cache
-        self._request: CacheRequest | None = plan.cache_request
+        # One cache holds what every call is about. Where each call is about a source of its own, each has its own plan.
+        is_shared = plan.own_sources <= 1 or all(call.source is None for call in plan.calls)
+        self._request: CacheRequest | None = plan.cache_request if is_shared else None
         self._config = config
         self._registry = registry
         self._renewing: asyncio.Task[None] | None = None
@@ -50,7 +52,7 @@ class CacheUse:
         handle = self._given
         if handle is None or handle.identity is None or handle.contents is None:
             return
-        account = await shared_account(self._config.key())
+        account = await derive_shared_account(self._config.key())
         if cache_identity(self._config.target, account, handle.contents) != handle.identity:
             raise ConfigurationError(
                 f"The cache handle {handle.name} was made with another API key, or at another address.",
@@ -88,6 +90,8 @@ class CacheUse:
             raise self._failure
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._save_renewed(lost))
+            # All who waited may have been cancelled: then the error is only on record.
+            self._renewing.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._renewing)
 
     async def _save_renewed(self, lost: str | None) -> None:
@@ -126,7 +130,7 @@ class CacheUse:
             await asyncio.wait([renewing])
 
 
-def cached_options(options: Options, handle: CacheHandle) -> Options:
+def strip_cached_options(options: Options, handle: CacheHandle) -> Options:
     """Return the options of a call whose system instruction and tools are in the cache."""
     if options.cache is handle:
         return options

@@ -85,7 +85,7 @@ class CacheRecord(Record):
             contents=self.contents_identity,
         )
 
-    def but(self, **update: Any) -> Self:
+    def change(self, **update: Any) -> Self:
         """Return a copy with these fields changed."""
         return self.model_copy(update=update)
 

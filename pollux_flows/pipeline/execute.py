@@ -13,7 +13,7 @@ from pollux_flows.errors import PolluxError, unless_raised
 from pollux_flows.handles import CacheHandle
 from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
-from pollux_flows.pipeline.cache_use import CacheUse, cached_options
+from pollux_flows.pipeline.cache_use import CacheUse, strip_cached_options
 from pollux_flows.pipeline.caches import CacheRegistry
 from pollux_flows.pipeline.conversation import said_with
 from pollux_flows.pipeline.plan import Plan, PlannedCall
@@ -231,7 +231,7 @@ class Execution:
             model=plan.target.model,
             materials=materials[:own],
             prompt=planned.prompt,
-            options=plan.options if cache is None else cached_options(plan.options, cache),
+            options=plan.options if cache is None else strip_cached_options(plan.options, cache),
             implicit_caching=self._warm_ups.caches(planned.source),
             is_one_of_many=plan.sharing > 1,
             prefix_key=self._prefix_keys[planned.source],

@@ -62,6 +62,8 @@ class Simulator:
         self.gemini_caches = CacheStore()
         #: Gemini caches nothing that has fewer tokens. Not so here by itself: examples are short.
         self.gemini_cache_minimum = 0
+        #: How long after its creation a cache is listed first.
+        self.gemini_cache_listed_after_s = 0.0
         self.gemini_uploads = UploadSessions()
         self.openai_responses = ResponseMemory()
         self._folder: Path | None = None

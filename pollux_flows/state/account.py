@@ -31,7 +31,7 @@ async def account(store: Store, key: str | None) -> str:
     return await asyncio.to_thread(_account, key, kept["salt"])
 
 
-async def shared_account(key: str | None) -> str:
+async def derive_shared_account(key: str | None) -> str:
     """Return the name of a key's account, equal in all stores and on all machines.
 
     Workers without a common store find each other's caches by it. The hash is as slow as that of `account`.

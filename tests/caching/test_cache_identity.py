@@ -16,7 +16,7 @@ from pollux_flows import CacheHandle, Config, Options, Source
 from pollux_flows.config import Target
 from pollux_flows.pipeline.cache_creation import PreparedCache, prepare_cache
 from pollux_flows.pipeline.caches import CacheRequest
-from pollux_flows.state.account import shared_account
+from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.identity import cache_contents_identity, cache_identity, request_identity, source_identity
 from tests.documents import json_objects, sources, tools
 
@@ -145,11 +145,11 @@ async def test_moving_a_file_makes_no_new_cache(tmp_path: Path) -> None:
 
 async def test_the_account_is_no_key_and_equal_everywhere() -> None:
     """Workers without a common store find each other's caches by it."""
-    account = await shared_account(KEY)
-    assert account == await shared_account(KEY)
+    account = await derive_shared_account(KEY)
+    assert account == await derive_shared_account(KEY)
     assert KEY not in account
-    assert account != await shared_account(KEY + "x")
-    assert await shared_account(None) == "nobody"
+    assert account != await derive_shared_account(KEY + "x")
+    assert await derive_shared_account(None) == "nobody"
 
 
 def handle(**fields: Any) -> CacheHandle:

@@ -182,7 +182,7 @@ async def test_a_cache_lives_as_long_as_its_run(gemini: Config, sim: Simulator, 
     short = handle.model_copy(update={"expires_at": time.time() + 5})
     (record,) = await registry.list()
     async with registry.lock(record.identity) as lock:
-        await lock.save(record.but(expires_at=short.expires_at))
+        await lock.save(record.change(expires_at=short.expires_at))
     (outcome,) = await executed(with_handle(gemini, short, ["a"]), gemini, registry)
     assert outcome.problem is None
     assert [entry.operation for entry in sim.requests] == ["cache.create", "cache.update", "generate"]
@@ -197,7 +197,7 @@ async def test_an_expired_cache_is_made_again(gemini: Config, sim: Simulator, re
     (record,) = await registry.list()
     gone = time.time() - 1
     async with registry.lock(record.identity) as lock:
-        await lock.save(record.but(expires_at=gone))
+        await lock.save(record.change(expires_at=gone))
     expired = handle.model_copy(update={"expires_at": gone})
     (outcome,) = await executed(with_handle(gemini, expired, ["a"]), gemini, registry)
     assert outcome.problem is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ async def change(registry: StoreRegistry, **fields: Any) -> None:
     """Let the only record say something else."""
     async with registry.lock((await the_record(registry)).identity) as lock:
         assert lock.record is not None
-        await lock.save(lock.record.but(**fields))
+        await lock.save(lock.record.change(**fields))
 
 
 # --- The next who asks --------------------------------------------------------------------------------------
@@ -156,6 +157,39 @@ async def test_what_cannot_be_verified_is_believed(gemini: Config, sim: Simulato
     first = await create_cache([STORY], config=gemini)
     sim.fail(Fault(status=503), operation="cache.get", times=None)
     assert await create_cache([STORY], config=gemini) == first
+
+
+@pytest.fixture
+def listed_late(sim: Simulator) -> Iterator[None]:
+    """The provider lists a cache only some time after it was made."""
+    sim.gemini_cache_listed_after_s = 0.6
+    yield
+    sim.gemini_cache_listed_after_s = 0.0
+
+
+@pytest.mark.usefixtures("listed_late")
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_listing_has_time_to_settle(
+    gemini: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch, *, at_once: bool
+) -> None:
+    """A cache whose reply was lost is looked for until it is listed, by that call or by the next."""
+    monkeypatch.setattr(cache_creation, "_LOOKS_S", (0.3, 0.6) if at_once else (0.1,))
+    sim.fail(Fault(kind="drop_after"), operation="cache.create")
+    if not at_once:
+        with pytest.raises(CacheError):
+            await create_cache([STORY], config=gemini)
+    handle = await create_cache([STORY], config=gemini)
+    assert (created(sim), at_provider(sim)) == (1, {handle.name})
+
+
+async def test_one_that_never_arrived_is_asked_for_again(gemini: Config, sim: Simulator) -> None:
+    """By the next call, once the listing has settled."""
+    sim.fail(Fault(kind="drop"), operation="cache.create")
+    with pytest.raises(CacheError) as caught:
+        await create_cache([STORY], config=gemini)
+    assert caught.value.outcome_unknown
+    handle = await create_cache([STORY], config=gemini)
+    assert (created(sim), at_provider(sim)) == (2, {handle.name})
 
 
 # --- Side by side -------------------------------------------------------------------------------------------
@@ -268,7 +302,7 @@ async def test_a_creator_that_was_taken_for_dead_leaves_no_second_cache(
     await asyncio.sleep(0.6)
     async with registry.lock(prepared.identity) as lock:  # its successor, who did not find it
         assert lock.record is not None
-        await lock.save(lock.record.but(asked_at=None))
+        await lock.save(lock.record.change(asked_at=None))
     handle = await create_or_find(prepared, gemini, registry)
     assert await late == handle
     assert at_provider(sim) == {handle.name}
@@ -298,7 +332,7 @@ async def test_a_cache_that_is_refused_releases_its_files(config: MakeConfig, si
     assert [file.is_there for file in sim.files] == [False]
 
 
-async def test_a_cache_that_is_made_again_releases_the_files_of_the_last(
+async def test_a_cache_that_is_made_again_goes_on_with_its_files(
     config: MakeConfig, sim: Simulator, pdf: Source
 ) -> None:
     gemini = config("gemini", keep_files_s=0.0)
@@ -306,6 +340,7 @@ async def test_a_cache_that_is_made_again_releases_the_files_of_the_last(
     sim.gemini_caches.clear()
     handle = await create_cache([pdf], config=gemini)
     assert handle.identity is not None
+    assert len(sim.files) == 1  # nothing was uploaded again
     await delete_cache(open_registry(gemini), gemini, handle.identity)
     assert [file for file in sim.files if file.is_there] == []
 

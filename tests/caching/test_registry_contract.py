@@ -127,8 +127,8 @@ async def test_the_last_record_counts(registry: CacheRegistry) -> None:
     await save(registry, record(), FULL)
     async with registry.lock("a") as lock:
         assert lock.record == FULL
-        await lock.save(FULL.but(tokens=1))
-    assert await registry.find("a") == FULL.but(tokens=1)
+        await lock.save(FULL.change(tokens=1))
+    assert await registry.find("a") == FULL.change(tokens=1)
 
 
 async def test_a_removed_record_is_gone(registry: CacheRegistry) -> None:

@@ -44,7 +44,9 @@ def _create(call: Call) -> Reply:
 
 
 def _list(call: Call) -> Reply:
-    caches = call.world.gemini_caches.alive(call.account, call.world.now())
+    now = call.world.now()
+    listed = now - call.world.gemini_cache_listed_after_s
+    caches = [cache for cache in call.world.gemini_caches.alive(call.account, now) if cache.created <= listed]
     try:
         size = int(call.query.get("pageSize", 1000))
         start = int(call.query.get("pageToken", 0))
