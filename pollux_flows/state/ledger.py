@@ -19,6 +19,7 @@ from pollux_flows.state import claims
 from pollux_flows.state.account import account
 from pollux_flows.state.claims import LEASE_S, Claim, Clock, LeaseLostError, unbroken
 from pollux_flows.state.identity import digest
+from pollux_flows.state.process import this_process
 from pollux_flows.state.store import Json, Store
 from pollux_flows.state.upload import Due, Entry, Leftover, Uploaded, UploadKey
 
@@ -120,7 +121,11 @@ class Ledger:
         def renewed(entry: Entry, _: bool) -> Entry:
             owned = entry.owners.get(owner)
             # Who does not expire, a deferred job, is not made to by a run of the same name.
-            return entry if owned is None or owned.until is None else entry.owned(owner, until, owned.keep_s)
+            return (
+                entry
+                if owned is None or owned.until is None
+                else entry.owned(owner, until, owned.keep_s, _process(owner_s))
+            )
 
         for key in await self._keys(owner):
             entry = await self._change(key, renewed)
@@ -204,7 +209,7 @@ class Ledger:
         until = None if owner_s is None else now + owner_s
 
         def own(entry: Entry, _: bool) -> Entry:
-            return entry.owned(owner, until, keep_s) if entry.marker == seen.marker else entry
+            return entry.owned(owner, until, keep_s, _process(owner_s)) if entry.marker == seen.marker else entry
 
         await self._note(seen.key, owner, owner_s)
         entry = await self._change(seen.key, own)
@@ -282,7 +287,7 @@ class Ledger:
             done = entry.finished(marker, uploaded, now)
             if done.marker != marker:
                 return done
-            return done.owned(owner, None if owner_s is None else now + owner_s, keep_s)
+            return done.owned(owner, None if owner_s is None else now + owner_s, keep_s, _process(owner_s))
 
         async def write_down() -> Entry:
             try:
@@ -341,3 +346,8 @@ def _notes(owner: str) -> str:
 
 def _as_it_is(entry: Entry, _: bool) -> Entry:
     return entry
+
+
+def _process(owner_s: float | None) -> list[str] | None:
+    """Return the process that an owner ends with; None for one that outlives it, as a deferred job does."""
+    return this_process() if owner_s is not None and owner_s <= OWNER_S else None

@@ -16,7 +16,7 @@ from pollux_flows.document import Document, Record
 from pollux_flows.errors import APIError, ConfigurationError, PolluxError
 from pollux_flows.plain import JsonObject, Text
 from pollux_flows.state.identity import digest
-from pollux_flows.state.process import is_dead, this_process
+from pollux_flows.state.process import is_dead
 from pollux_flows.state.store import Json
 
 # Whoever deletes a file and is not heard of for so long is taken for dead.
@@ -206,8 +206,7 @@ class Entry(Record):
         entry = self.without_file() if refused else self.abandoned(now + lease_s)
         return entry.but(failure=Failure.of(error, marker, owner, now))
 
-    def owned(self, owner: str, until: float | None, keep_s: float | None) -> Self:
-        process = None if until is None else this_process()
+    def owned(self, owner: str, until: float | None, keep_s: float | None, process: list[str] | None = None) -> Self:
         return self.but(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s, process=process)})
 
     def released(self, owner: str, now: float) -> Self:

@@ -243,3 +243,16 @@ async def test_an_owner_whose_process_was_killed_is_done(
     assert await ledger.due() == []
     monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)
     assert [due.reason for due in await ledger.due()] == ["idle"]
+
+
+async def test_an_owner_that_outlives_its_process_keeps_its_file(
+    ledger: Ledger, provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch needs its files long after the process that submitted it has ended."""
+    provider.lives_s = 30 * DAY
+    await ledger.hold(KEY, "job", provider.upload, keep_s=3600, owner_s=3 * DAY)
+    monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)
+    clock.now += 2 * DAY
+    assert await ledger.due() == []
+    clock.now += 2 * DAY
+    assert [due.reason for due in await ledger.due()] == ["idle"]
