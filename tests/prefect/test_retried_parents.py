@@ -21,8 +21,8 @@ from pollux_flows.flows import afan_out, arealtime, realtime
 from pollux_flows.simulator import Simulator
 from tests.prefect.test_paid_once import asked
 
-# `make parents` has two hundred.
-ROUNDS = int(os.environ.get("TEST_PARENTS", "14"))
+# Each shape once; `make parents` has two hundred.
+ROUNDS = int(os.environ.get("TEST_PARENTS", "7"))
 Answers = dict[int, str]
 
 

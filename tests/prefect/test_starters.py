@@ -124,9 +124,10 @@ async def test_a_starter_reads_no_environment_of_the_worker(
     name: str, start: Start, gemini: dict[str, Any], simulator: Simulator
 ) -> None:
     """In no flow that takes sources."""
-    asks = "prompts" if "prompts" in inspect.signature(getattr(flows, name).fn).parameters else "prompt"
-    parameters = {asks: ["What is it?"] if asks == "prompts" else "What is it?", "provider": gemini}
-    state = await start(getattr(flows, name), {**parameters, "sources": [ENVIRON]})
+    questions = {"prompts": ["What is it?"], "prompt": "What is it?"}
+    taken = inspect.signature(getattr(flows, name).fn).parameters
+    asked = {field: question for field, question in questions.items() if field in taken}
+    state = await start(getattr(flows, name), {**asked, "provider": gemini, "sources": [ENVIRON]})
     assert "'/proc/self/environ' may not be read by a run of this deployment" in why(state)
     assert "POLLUX_ALLOW_PATHS=/proc" in why(state)
     assert simulator.requests == []
