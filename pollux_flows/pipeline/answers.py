@@ -143,7 +143,7 @@ class Answers:
     async def _take(self, slots: Slots, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         new = [call for call in calls if call.index not in self._taken]
         if self._scope is not None and self._scope.is_repeated:
-            await adopt_answers(self._journal.store, self._scope.run, new, at=time.time())
+            await adopt_answers(self._journal.store, self._scope.run, new)
         self._taken |= await slots.take(new, anew=self._terms.reuse == "never")
         found = {call.index: self._reusable(call, slot) for call in new if (slot := self._taken.get(call.index))}
         return {index: outcome for index, outcome in found.items() if outcome is not None}

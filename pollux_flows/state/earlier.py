@@ -12,8 +12,7 @@ from typing import Final
 
 from pollux_flows.state.bounds import kept_s
 from pollux_flows.state.identity import call_identity, digest
-from pollux_flows.state.journal import answer_records
-from pollux_flows.state.kept import answer_in
+from pollux_flows.state.kept import answer_in, kept, pointer_to
 from pollux_flows.state.slots import Call
 from pollux_flows.state.store import Json, Store
 
@@ -24,17 +23,16 @@ _REMEMBERED: Final = 1000
 _found: Final[dict[tuple[str, str], list[str]]] = {}
 
 
-async def adopt_answers(store: Store, run: str, calls: Sequence[Call], *, at: float) -> None:
+async def adopt_answers(store: Store, run: str, calls: Sequence[Call]) -> None:
     """Copy the answers to these questions which an earlier version saved for sub-flows of the run."""
+    if not (places := await _find_places(store, run)):
+        return
     name = digest("run", run)
     questions = {
         (call.request, call.prompt): f"adopted/{name}/{call_identity(call.request, call.prompt, 0)}" for call in calls
     }
     adopted = await store.get_many(questions.values())
     questions = {question: key for question, key in questions.items() if key not in adopted}
-    if not questions:
-        return
-    places = await _find_places(store, run)
     copies: dict[str, Json] = {}
     for (request, prompt), key in questions.items():
         ordinals = count()
@@ -44,9 +42,13 @@ async def adopt_answers(store: Store, run: str, calls: Sequence[Call], *, at: fl
                 if (record := await store.get(earlier)) is None:
                     break
                 identity = call_identity(request, prompt, next(ordinals))
-                copies |= answer_records(name, identity, answer_in(earlier, record, store.where), at)
-        copies[key] = {"at": at}  # last, so that a copy that breaks off is made again
-    await store.put_many(copies, kept_s())
+                copy, at = f"run/{name}/{identity}", record["at"]  # as old as the original
+                copies[copy] = kept(copy, answer_in(earlier, record, store.where), at)
+                # Other runs may have been led to a later answer.
+                await store.add(pointer_to(identity), {"at": at, "place": copy}, kept_s())
+        copies[key] = {"run": run}  # last, so that a copy that breaks off is made again
+    if copies:
+        await store.put_many(copies, kept_s())
 
 
 async def _find_places(store: Store, run: str) -> list[str]:

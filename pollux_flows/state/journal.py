@@ -109,8 +109,9 @@ class Journal:
         await self.store.add(pointer_to(call), pointer, self._kept_s)
 
     def records(self, call: str, outcome: Outcome) -> dict[str, Json]:
-        """The records of an answer of this run."""
-        return answer_records(self._name, call, outcome, self.clock())
+        """The records of an answer: the answer itself, and the pointer by which other runs find it."""
+        now, place = self.clock(), self._place(call)
+        return {place: kept(place, outcome, now), pointer_to(call): {"at": now, "place": place}}
 
     @asynccontextmanager
     async def asking(self, call: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -137,12 +138,6 @@ class Journal:
 
     def _place(self, call: str) -> str:
         return f"run/{self._name}/{call}"
-
-
-def answer_records(run: str, call: str, outcome: Outcome, at: float) -> dict[str, Json]:
-    """The records of an answer: the answer itself, and the pointer by which other runs find it."""
-    place = f"run/{run}/{call}"
-    return {place: kept(place, outcome, at), pointer_to(call): {"at": at, "place": place}}
 
 
 def _asked(call: str) -> str:

@@ -27,7 +27,7 @@ async def test_answers_of_all_sub_flows_are_adopted(store: Store, clock: Clock) 
     calls = [Asked(index, "same", index) for index in range(4)]
     calls += [Asked(4, "other"), Asked(5, "foreign")]
     for _ in range(2):  # the second time changes nothing
-        await adopt_answers(store, "run", calls, at=clock())
+        await adopt_answers(store, "run", calls)
     taken = await Run(store, clock).at(FIRST).take(calls)
     texts = [slot.outcome.answer.text if slot.outcome and slot.outcome.answer else None for slot in taken.values()]
     assert sorted(text for text in texts[:4] if text) == ["first", "second", "third"]
@@ -35,9 +35,22 @@ async def test_answers_of_all_sub_flows_are_adopted(store: Store, clock: Clock) 
 
 
 async def test_an_adopted_answer_is_found_by_other_runs(store: Store, clock: Clock) -> None:
-    """The pointer leads to the copy, which lives as long as an answer of today."""
+    """As old as it is."""
     call = Asked()
     await save(store, clock, "run/sub-0", call, "here")
-    await adopt_answers(store, "run", [call], at=clock())
+    clock.now += 100
+    await adopt_answers(store, "run", [call])
     found = await Journal(store, "another", clock).anybodys([call.identity], None)
     assert [outcome.answer and outcome.answer.text for outcome in found.values()] == ["here"]
+    assert await Journal(store, "another", clock).anybodys([call.identity], 50) == {}
+
+
+async def test_a_later_answer_of_another_run_stays_the_latest(store: Store, clock: Clock) -> None:
+    """An answer that is copied is none the newer for it."""
+    call = Asked()
+    await save(store, clock, "run/sub-0", call, "earlier")
+    clock.now += 100
+    await save(store, clock, "another", call, "later")
+    await adopt_answers(store, "run", [call])
+    found = await Journal(store, "a third", clock).anybodys([call.identity], 50)
+    assert [outcome.answer and outcome.answer.text for outcome in found.values()] == ["later"]
