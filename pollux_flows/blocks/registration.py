@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import BlockDocumentCreate
 from prefect.client.schemas.objects import BlockDocument
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from pollux_flows import blocks
 
@@ -31,3 +33,25 @@ async def read_documents(client: PrefectClient, kind: type[Block]) -> list[Block
         if error.response.status_code == 404:  # noqa: PLR2004 (not found)
             return []
         raise
+
+
+async def read_document(client: PrefectClient, kind: type[Block], name: str) -> BlockDocument | None:
+    """Return the saved block of this type and name; None if there is none."""
+    try:
+        return await client.read_block_document_by_name(name, kind.get_block_type_slug())
+    except ObjectNotFound:
+        return None
+
+
+async def create_document(client: PrefectClient, block: Block, name: str) -> BlockDocument:
+    """Save a new block under this name, which is a claim: ObjectAlreadyExists where it is taken."""
+    kind = type(block)
+    await kind.register_type_and_schema(client=client)
+    type_id, schema_id = kind._block_type_id, kind._block_schema_id  # noqa: SLF001
+    document = BlockDocumentCreate(name=name, data=data_of(block), block_type_id=type_id, block_schema_id=schema_id)
+    return await client.create_block_document(document)
+
+
+def data_of(block: Block) -> dict[str, Any]:
+    """Return the fields of a block as its document has them."""
+    return {name: getattr(block, name) for name in type(block).model_fields}

@@ -7,7 +7,7 @@ from typing import Any
 
 from pollux_flows import capabilities
 from pollux_flows.caching.registry import open_registry
-from pollux_flows.config import Config
+from pollux_flows.config import Config, Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
@@ -30,13 +30,7 @@ async def create_cache(
     A cache with these contents that lives already, made by any process that shares the state store, is returned instead
     of a new one; it is extended when less than half of `ttl_seconds` is left to it.
     """
-    if not isinstance(ttl_seconds, int) or isinstance(ttl_seconds, bool) or ttl_seconds < 1:
-        raise ConfigurationError(f"ttl_seconds is {ttl_seconds!r}.", hint="Write a whole number of seconds, 1 or more.")
-    capabilities.require_cache(config.target)
-    Options(system_instruction=system_instruction, tools=tools)  # it says what is wrong with either
-    request = CacheRequest(
-        sources=checked_sources(sources), system_instruction=system_instruction, tools=tools, ttl_seconds=ttl_seconds
-    )
+    request = make_cache_request(config.target, sources, system_instruction, tools, ttl_seconds)
     return await create_or_find(
         await prepare_cache(request, config),
         config,
@@ -44,4 +38,21 @@ async def create_cache(
         needed_s=ttl_seconds / 2,
         verify=True,
         pin=True,
+    )
+
+
+def make_cache_request(
+    target: Target,
+    sources: Sequence[Source],
+    system_instruction: str | None,
+    tools: list[dict[str, Any]] | None,
+    ttl_seconds: int,
+) -> CacheRequest:
+    """Return the request for a cache, or raise ConfigurationError with what is wrong with it."""
+    if not isinstance(ttl_seconds, int) or isinstance(ttl_seconds, bool) or ttl_seconds < 1:
+        raise ConfigurationError(f"ttl_seconds is {ttl_seconds!r}.", hint="Write a whole number of seconds, 1 or more.")
+    capabilities.require_cache(target)
+    Options(system_instruction=system_instruction, tools=tools)  # it says what is wrong with either
+    return CacheRequest(
+        sources=checked_sources(sources), system_instruction=system_instruction, tools=tools, ttl_seconds=ttl_seconds
     )

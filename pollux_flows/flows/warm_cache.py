@@ -9,14 +9,13 @@ from prefect import get_run_logger
 
 from pollux_flows import artifacts
 from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.caching.create import make_cache_request
 from pollux_flows.errors import InternalError
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.jobs.cache_events import emit_cache_event
 from pollux_flows.jobs.caches import BlockRegistry, block_name
-from pollux_flows.options import Options
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
-from pollux_flows.pipeline.caches import CacheRequest
 from pollux_flows.source import Source
 
 
@@ -63,10 +62,7 @@ async def _warm_cache(
     ttl_seconds: int,
 ) -> str:
     config, registry = await provider.config(), BlockRegistry()
-    Options(system_instruction=system_instruction, tools=tools)  # it says what is wrong with either
-    request = CacheRequest(
-        sources=list(sources), system_instruction=system_instruction, tools=tools, ttl_seconds=ttl_seconds
-    )
+    request = make_cache_request(config.target, sources, system_instruction, tools, ttl_seconds)
     prepared = await prepare_cache(request, config)
     before = await registry.find(prepared.identity)
     handle = await create_or_find(

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-from prefect.client.schemas.actions import BlockDocumentCreate, BlockDocumentUpdate
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.client.schemas.objects import BlockDocument
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists
 
 from pollux_flows.blocks.deferred_job import PolluxDeferredJob
-from pollux_flows.blocks.registration import read_documents
+from pollux_flows.blocks.registration import create_document, data_of, read_document, read_documents
 from pollux_flows.deferred.book import Asked, BusyError, Hold, no_such_job
 from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.jobs.connection import connected
 from pollux_flows.jobs.lease import Lease, lease
 from pollux_flows.jobs.shelf import ResultShelf
-
-_SLUG = PolluxDeferredJob.get_block_type_slug()
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,8 @@ class BlockBook:
 
     async def add(self, job: Job) -> bool:
         async with connected() as client:
-            await PolluxDeferredJob.register_type_and_schema(client=client)
-            type_id, schema_id = PolluxDeferredJob._block_type_id, PolluxDeferredJob._block_schema_id  # noqa: SLF001
-            document = BlockDocumentCreate(
-                name=job.name, data=_data(job), block_type_id=type_id, block_schema_id=schema_id
-            )
             try:
-                await client.create_block_document(document)
+                await create_document(client, PolluxDeferredJob.of(job), job.name)
             except ObjectAlreadyExists:
                 # Ours, if the answer was lost and Prefect's client asked again.
                 found = await self.find(job.name)
@@ -119,7 +111,7 @@ class _BlockHold:
 
     async def save(self, job: Job) -> None:
         await self._lease.check()
-        update = BlockDocumentUpdate(data=_data(job), merge_existing_data=False)
+        update = BlockDocumentUpdate(data=data_of(PolluxDeferredJob.of(job)), merge_existing_data=False)
         async with connected() as client:
             await client.update_block_document(self._id, update)
         self.job = job
@@ -139,15 +131,7 @@ def missing(name: str) -> ConfigurationError:
 
 async def _document(name: str) -> BlockDocument | None:
     async with connected() as client:
-        try:
-            return await client.read_block_document_by_name(name, _SLUG)
-        except ObjectNotFound:
-            return None
-
-
-def _data(job: Job) -> dict[str, Any]:
-    block = PolluxDeferredJob.of(job)
-    return {name: getattr(block, name) for name in PolluxDeferredJob.model_fields}
+        return await read_document(client, PolluxDeferredJob, name)
 
 
 def _job(document: BlockDocument) -> Job:

@@ -6,10 +6,10 @@ from typing import Final, Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect import get_run_logger
-from prefect.events import Event, RelatedResource, Resource, get_events_client
-from prefect.runtime import flow_run
+from prefect.events import Event, Resource, get_events_client
 
 from pollux_flows.jobs.caches import block_name
+from pollux_flows.jobs.telling import related_run
 from pollux_flows.pipeline.caches import CacheRecord
 
 _RESOURCE: Final = "pollux.cache"
@@ -29,11 +29,7 @@ async def emit_cache_event(record: CacheRecord, happened: Literal["created", "ex
                 "model": record.target.model,
             }
         ),
-        related=[
-            RelatedResource({"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.role": "flow-run"})
-            for run in [flow_run.id]
-            if run
-        ],
+        related=related_run(),
         payload={"cache": name, "provider_name": record.name, "tokens": record.tokens, "contents": record.contents},
     )
     try:

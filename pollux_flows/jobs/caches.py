@@ -9,22 +9,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from prefect.client.schemas.actions import BlockDocumentCreate, BlockDocumentUpdate
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.client.schemas.objects import BlockDocument
-from prefect.exceptions import ObjectNotFound
 
 from pollux_flows.blocks.cache import PolluxCache
-from pollux_flows.blocks.registration import read_documents
+from pollux_flows.blocks.registration import create_document, data_of, read_document, read_documents
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import connected
 from pollux_flows.jobs.lease import Lease, lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord
 from pollux_flows.state import claims
 
-_SLUG: Final = PolluxCache.get_block_type_slug()
 _LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than that by each of those who wait
 
 
@@ -77,9 +75,9 @@ class _BlockLock:
         await self._lease.renew()
         async with connected() as client:
             if self._id is None:
-                self._id = await _create_document(self._name, record)
+                self._id = (await create_document(client, PolluxCache.of(record), self._name)).id
             else:
-                update = BlockDocumentUpdate(data=_data_of(record), merge_existing_data=False)
+                update = BlockDocumentUpdate(data=data_of(PolluxCache.of(record)), merge_existing_data=False)
                 await client.update_block_document(self._id, update)
         self.record = record
 
@@ -92,27 +90,9 @@ class _BlockLock:
         self._id = self.record = None
 
 
-async def _create_document(name: str, record: CacheRecord) -> UUID:
-    async with connected() as client:
-        await PolluxCache.register_type_and_schema(client=client)
-        type_id, schema_id = PolluxCache._block_type_id, PolluxCache._block_schema_id  # noqa: SLF001
-        document = await client.create_block_document(
-            BlockDocumentCreate(name=name, data=_data_of(record), block_type_id=type_id, block_schema_id=schema_id)
-        )
-    return document.id
-
-
 async def _read_document(name: str) -> BlockDocument | None:
     async with connected() as client:
-        try:
-            return await client.read_block_document_by_name(name, _SLUG)
-        except ObjectNotFound:
-            return None
-
-
-def _data_of(record: CacheRecord) -> dict[str, Any]:
-    block = PolluxCache.of(record)
-    return {name: getattr(block, name) for name in PolluxCache.model_fields}
+        return await read_document(client, PolluxCache, name)
 
 
 def _record_in(document: BlockDocument) -> CacheRecord:

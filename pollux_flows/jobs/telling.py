@@ -68,12 +68,13 @@ def _event(job: Job, happened: Happened) -> Event:
                 "model": job.target.model,
             }
         ),
-        related=_run(),
+        related=related_run(),
         payload={"job": job.name, "state": job.state, "prompts": job.count, **numbers},
     )
 
 
-def _run() -> list[RelatedResource]:
+def related_run() -> list[RelatedResource]:
+    """Return the flow run at hand, as an event names it."""
     if not (run_id := flow_run.id):
         return []
     return [RelatedResource({"prefect.resource.id": f"prefect.flow-run.{run_id}", "prefect.resource.role": "flow-run"})]
