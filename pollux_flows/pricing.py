@@ -71,7 +71,7 @@ def cost_of(target: Target, answer: Answer, *, batch: bool = False, at: datetime
 
 @dataclass(frozen=True, slots=True)
 class InputPrices:
-    """What a million tokens of input cost, in US dollars."""
+    """Prices of a million tokens of input, in US dollars."""
 
     plain: float
     cached: float | None

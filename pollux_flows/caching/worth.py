@@ -22,7 +22,7 @@ _HOUR_S: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class CachePrices:
-    """What the contents of one cache cost, in US dollars."""
+    """Prices of the contents of one cache, in US dollars."""
 
     created: float
     """Once, to create it: they are input as any other."""

@@ -44,7 +44,7 @@ class CacheUse:
 
     @property
     def holds_sources(self) -> bool:
-        """Whether the cache holds what the plan's calls would else send along."""
+        """Return whether the sources of the plan's calls are in the cache."""
         return self._given is None and self._is_renewable
 
     async def check_account(self) -> None:

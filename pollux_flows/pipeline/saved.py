@@ -12,7 +12,7 @@ from pollux_flows.state.store import LostError
 
 
 class Saved(NamedTuple):
-    """What a look for the answers of a run has found."""
+    """The result of a look for the answers of a run."""
 
     where: str
     are_there: bool
