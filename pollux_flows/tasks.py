@@ -7,8 +7,8 @@ to load, or else uses the environment it runs in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict, cast
@@ -21,7 +21,7 @@ from pollux_flows.artifacts import progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Config, Target
 from pollux_flows.options import Options
-from pollux_flows.pipeline.execute import Execution, open_execution
+from pollux_flows.pipeline.execute import Execution, Place, open_execution
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
@@ -80,7 +80,7 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
     held = _held.get()
     # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
     if held and held.loop is asyncio.get_running_loop() and held.execution.plan.sources is plan.sources:
-        outcomes = await held.execution.outcomes(plan.calls, lambda _: held.count(1))
+        outcomes = await held.execution.outcomes(plan.calls, lambda _: held.count(1), _turn.get())
         # For whoever looks at the run; the flow takes the outcomes as they are.
         return _shown_as_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
@@ -133,6 +133,17 @@ class _Held:
 
 
 _held: ContextVar[_Held | None] = ContextVar("pollux_flows_execution", default=None)
+_turn: ContextVar[Place | None] = ContextVar("pollux_flows_turn", default=None)
+
+
+@contextmanager
+def take_turn(turn: Place) -> Iterator[None]:
+    """The task that is called here closes `turn` once its calls stand in line."""
+    token = _turn.set(turn)
+    try:
+        yield
+    finally:
+        _turn.reset(token)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, Literal, TypeVar, cast
 
 from prefect import get_run_logger
@@ -16,7 +17,7 @@ from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, unless_raised
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.options import Options
-from pollux_flows.pipeline.execute import unasked
+from pollux_flows.pipeline.execute import Place, unasked
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.saved import Saved
 from pollux_flows.pipeline.terms import Terms
@@ -95,7 +96,10 @@ async def _outcomes(
         missing = plan.parts(calls_per_task, without=found)
         if missing:
             await held.confirm_store()
-        asked = await asyncio.gather(*(_part(part, provider.name, terms) for part in missing), return_exceptions=True)
+        turns = asyncio.Semaphore(1)
+        asked = await asyncio.gather(
+            *(_part(part, provider.name, terms, turns) for part in missing), return_exceptions=True
+        )
         if not found and all(isinstance(each, BaseException) for each in asked):
             asked = [unless_raised(each) for each in asked]  # raises the first
         for part, outcomes in zip(missing, asked, strict=True):
@@ -109,10 +113,15 @@ def _advice(saved: Saved | None) -> str | None:
     return saved and saved.advice("What was answered is", "a retry asks only the others", "a retry")
 
 
-async def _part(part: Plan, provider: str | None, terms: Terms) -> list[Outcome]:
-    """The outcomes of one task run, which is shown as failed when a call of it failed."""
-    # To Prefect's types, an async task that is asked for its state is not awaited; it is.
-    state = await cast(Any, tasks.execute)(whole(part), provider, terms, return_state=True)
+async def _part(part: Plan, provider: str | None, terms: Terms, turns: asyncio.Semaphore) -> list[Outcome]:
+    """The outcomes of one task run, which is shown as failed when a call of it failed.
+
+    It starts when all calls of the one before stand in line. To start them together would hold up the first calls.
+    """
+    await turns.acquire()
+    with closing(Place(turns)) as turn, tasks.take_turn(turn):
+        # To Prefect's types, an async task that is asked for its state is not awaited; it is.
+        state = await cast(Any, tasks.execute)(whole(part), provider, terms, return_state=True)
     outcomes: list[Outcome] | Exception = await state.aresult(raise_on_failure=False)
     return unless_raised(outcomes)
 

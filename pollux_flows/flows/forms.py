@@ -12,15 +12,15 @@ import gc
 import hashlib
 import inspect
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
-from functools import update_wrapper
-from types import FunctionType
+from functools import wraps
 from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 import orjson
-from prefect import Flow, runtime
+from prefect import Flow, State, runtime
+from prefect.client.schemas import StateType
 from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.results import aget_default_result_storage
 from prefect.serializers import Serializer
@@ -68,7 +68,7 @@ class _Form(Flow[P, R], Generic[P, R]):
         """Run on one connection, and ask the server only once where results are kept."""
         async with _connection():
             flow = copy(self)
-            flow.fn = _named_after(self.fn, call.asked)
+            flow.fn = _named_after(cast(Any, self.fn), call.asked)
             flow.result_storage = self.result_storage or await aget_default_result_storage()
             with _older_objects_left_alone(), remember(call):
                 return await cast(Coroutine[Any, Any, Any], Flow.__call__(flow, *args, **kwargs))
@@ -101,19 +101,26 @@ class SyncForm(_Form[P, R]):
         return asyncio.run(run)  # which on Ctrl-C lets the run report that it was crashed
 
 
-def _named_after(function: Callable[P, R], asked: str) -> Callable[P, R]:
-    """A copy of the function that is named after what is asked.
+class _Completed(State[Any]):
+    """A completed run. Prefect looks for futures in all that a flow returns, which takes a third of a rerun's time."""
+
+    def __iter__(self) -> Generator[tuple[str, Any], None, None]:  # noqa: PYI058 (the type of the method it overrides)
+        yield from ()
+
+
+def _named_after(function: Callable[..., Coroutine[Any, Any, Any]], asked: str) -> Callable[..., Any]:
+    """The function under a name made of what is asked.
 
     In a flow run, Prefect finds the result of a sub-flow by the name of its function and a number, in the order of the
-    calls. A parent that is retried may call in another order, and would be given another question's result.
+    calls. A parent that is retried may call in another order, and would get another question's result.
     """
-    plain = cast(FunctionType, function)
-    copied = FunctionType(plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
-    update_wrapper(copied, plain)
-    del copied.__dict__["__wrapped__"]
-    copied.__kwdefaults__ = plain.__kwdefaults__
-    copied.__qualname__ = f"{plain.__qualname__}-{asked[:16]}"
-    return cast(Callable[P, R], copied)
+
+    @wraps(function)
+    async def named(*args: Any, **kwargs: Any) -> _Completed:
+        return _Completed(type=StateType.COMPLETED, data=await function(*args, **kwargs))
+
+    named.__qualname__ = f"{function.__qualname__}-{asked[:16]}"
+    return named
 
 
 def _in_a_loop() -> bool:

@@ -45,7 +45,7 @@ class Answers:
         self._taken: dict[int, Slot] = {}
         self._asked: set[str] = set()
         self._answered: set[str] = set()
-        self._has_asked = False
+        self._beginning: asyncio.Task[None] | None = None
         self._spending = Spending(terms.max_cost_usd, target)
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         self._has_begun = False
@@ -73,8 +73,9 @@ class Answers:
 
     async def begin(self) -> None:
         """Note that the run asks something, or raise why its answers could not be kept."""
-        self._has_asked = True
-        await self._journal.begin(complete=None if self._slots else False)
+        if self._beginning is None:
+            self._beginning = asyncio.create_task(self._journal.begin(complete=None if self._slots else False))
+        await asyncio.shield(self._beginning)
 
     async def look_for_saved(self, outcomes: Iterable[Outcome]) -> Saved | None:
         """Look whether the answers among these are still in the store; None if none of them was saved."""
@@ -86,7 +87,7 @@ class Answers:
         if self._slots is not None:
             asked = {slot.identity for slot in self._taken.values()}
             await self._slots.close(complete=asked <= self._answered)
-        elif self._has_asked and self._asked <= self._answered:
+        elif self._beginning is not None and self._asked <= self._answered:
             with suppress(PolluxError):  # its answers then count as those of an incomplete run for a day
                 await self._journal.end()
 

@@ -89,10 +89,13 @@ class Execution:
         self._warm_ups = WarmUps(plan)
         self._prefix_keys: dict[int | None, str | None] = {}
 
-    async def outcomes(self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None) -> list[Outcome]:
+    async def outcomes(
+        self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None, turn: Place | None = None
+    ) -> list[Outcome]:
         """What becomes of each of these calls of the plan, in their order.
 
         One call that fails costs the others nothing: nobody is cancelled, and nothing that was answered is dropped.
+        `turn` is closed once all of the calls stand in line.
         """
         if not calls:
             return []
@@ -103,11 +106,11 @@ class Execution:
         missing = [call for call in calls if call.index not in found]
         if missing:
             await self._begin(missing)
-            found |= zip((call.index for call in missing), await self._ask_all(missing, seen), strict=True)
+            found |= zip((call.index for call in missing), await self._ask_all(missing, seen, turn), strict=True)
         return [found[call.index] for call in calls]
 
-    async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome) -> list[Outcome]:
-        async def settled(planned: PlannedCall, place: _Place) -> Outcome:
+    async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome, turn: Place | None) -> list[Outcome]:
+        async def settled(planned: PlannedCall, place: Place) -> Outcome:
             async def ask() -> Outcome:
                 await place.reopen()
                 return await self._settled(planned, place)
@@ -124,7 +127,9 @@ class Execution:
         try:
             for planned in calls:
                 await self._line.acquire()
-                asking.append(asyncio.create_task(settled(planned, _Place(self._line))))
+                asking.append(asyncio.create_task(settled(planned, Place(self._line))))
+            if turn is not None:
+                turn.close()
         finally:
             if len(asking) < len(calls):  # cancelled half-way
                 for each in asking:
@@ -132,7 +137,7 @@ class Execution:
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
         return [await self.answers.keep_after_all(unless_raised(outcome)) for outcome in outcomes]
 
-    async def _settled(self, planned: PlannedCall, place: _Place) -> Outcome:
+    async def _settled(self, planned: PlannedCall, place: Place) -> Outcome:
         try:
             while True:
                 with suppress(TakenError):
@@ -143,7 +148,7 @@ class Execution:
         except PolluxError as error:
             return unasked(planned, error)
 
-    async def _ask(self, planned: PlannedCall, may_ask: MayAsk, place: _Place) -> Outcome:
+    async def _ask(self, planned: PlannedCall, may_ask: MayAsk, place: Place) -> Outcome:
         """What comes of asking. An answer is written down before its slot is given back."""
         answered: list[Outcome] = []
 
@@ -157,7 +162,7 @@ class Execution:
         self,
         planned: PlannedCall,
         may_ask: MayAsk,
-        place: _Place,
+        place: Place,
         keep: Callable[[Attempts[Answer]], Awaitable[None]],
     ) -> Attempts[Answer]:
         await self.answers.may_ask()  # before a file is uploaded for it
@@ -258,8 +263,8 @@ class Execution:
         return session, await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
 
 
-class _Place:
-    """A place in the line of those who wait for their first turn."""
+class Place:
+    """A place in a line, which the next in line gets as soon as it is closed."""
 
     def __init__(self, line: asyncio.Semaphore) -> None:
         self._line, self._is_held = line, True

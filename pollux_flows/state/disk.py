@@ -13,9 +13,9 @@ import random
 import sqlite3
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -111,13 +111,29 @@ class PlainDisk(Disk):  # type: ignore[misc]  # diskcache has no types
         return _data(mode, filename, value)
 
 
+class _Waiter:
+    """The coroutine that waits for an operation, on its own event loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[Any] = self.loop.create_future()
+
+    def resolve(self, outcome: Any) -> None:
+        if self.done.done():  # cancelled
+            return
+        if isinstance(outcome, Exception):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
+
+
 @dataclass
 class _Work:
     """An operation that waits for the store's thread."""
 
     do: Callable[[Any], Any]
     writes: bool
-    done: Future[Any] = field(default_factory=Future)
+    waiter: _Waiter = field(default_factory=_Waiter)
 
 
 class _LockedError(ConfigurationError):
@@ -136,7 +152,7 @@ class _Put:
 
     rows: list[_NewRow]
     writes: ClassVar = True
-    done: Future[Any] = field(default_factory=Future)
+    waiter: _Waiter = field(default_factory=_Waiter)
 
 
 class DiskStore:
@@ -277,7 +293,6 @@ class DiskStore:
         return answer
 
     async def _settled(self, work: _Work | _Put) -> Any:
-        work.done.set_running_or_notify_cancel()  # from here on it will be done, whoever is still waiting
         with _at_the_list:
             if self._process != os.getpid():  # the thread did not come along when this process was forked
                 self._start()
@@ -285,7 +300,7 @@ class DiskStore:
             if not self._busy:
                 self._executor.submit(self._work)
                 self._busy = True
-        return await asyncio.wrap_future(work.done)
+        return await work.waiter.done  # cancelled or not, the operation is carried out
 
     def _work(self) -> None:
         while True:
@@ -307,11 +322,7 @@ class DiskStore:
                     self._settle([work])
                 return
             outcomes = [error] * len(batch)
-        for work, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                work.done.set_exception(outcome)
-            else:
-                work.done.set_result(outcome)
+        _wake([(work.waiter, outcome) for work, outcome in zip(batch, outcomes, strict=True)])
 
     def _together(self, batch: list[_Work | _Put]) -> list[Any]:
         """Do all of them, in one transaction if any of them writes."""
@@ -428,6 +439,21 @@ class DiskStore:
                     f"The disk failed under the state in {self.folder} ({cause}): this was not recorded.",
                     hint="See whether that disk is full, over a quota or broken.",
                 )
+
+
+def _wake(outcomes: Sequence[tuple[_Waiter, Any]]) -> None:
+    """Wake those who wait, each event loop once: a loop takes Python's lock with each wake-up, for milliseconds."""
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[_Waiter, Any]]] = defaultdict(list)
+    for waiter, outcome in outcomes:
+        by_loop[waiter.loop].append((waiter, outcome))
+    for loop, of_loop in by_loop.items():
+        with suppress(RuntimeError):  # the loop was closed meanwhile, and its coroutines with it
+            loop.call_soon_threadsafe(_resolve_all, of_loop)
+
+
+def _resolve_all(outcomes: Sequence[tuple[_Waiter, Any]]) -> None:
+    for waiter, outcome in outcomes:
+        waiter.resolve(outcome)
 
 
 def _rows(works: Sequence[_Work | _Put]) -> list[_NewRow]:

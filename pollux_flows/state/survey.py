@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import Field
 
 from pollux_flows.document import Record
 from pollux_flows.state.bounds import kept_s, max_size
+from pollux_flows.state.kept import cost_in
 from pollux_flows.state.kinds import Kind, kind_of, run_of
 from pollux_flows.state.store import Row, Store
 
@@ -85,7 +85,7 @@ class _Tally:
         self.unreadable += row.record is None
         if kind == "answer":
             self._answers[run] += 1
-            self._add_cost(run, record.get("outcome"))
+            self._add_cost(run, cost_in(record))
         at = record.get("at")
         if not isinstance(at, float):
             return
@@ -105,9 +105,8 @@ class _Tally:
                 cost_unknown=self._unknown[run],
             )
 
-    def _add_cost(self, run: str, outcome: Any) -> None:
-        cost = outcome.get("cost_usd") if isinstance(outcome, dict) else None
-        if isinstance(cost, int | float):
-            self._cost[run] += cost
-        else:
+    def _add_cost(self, run: str, cost: float | None) -> None:
+        if cost is None:
             self._unknown[run] += 1
+        else:
+            self._cost[run] += cost

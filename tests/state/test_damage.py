@@ -66,7 +66,7 @@ async def spoil(store: Store, address: str, key: str, change: Changed) -> None:
         other(outcome={}),
         instead(b"forty-two", b"forty-six"),
         instead(b"0.5", b"0.1"),
-        instead(b'"stop"', b'"stoq"'),
+        instead(b"stop", b"stoq"),
     ],
 )
 async def test_a_damaged_answer_is_neither_absent_nor_another(
