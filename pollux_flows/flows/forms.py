@@ -70,8 +70,12 @@ class _Form(Flow[P, R], Generic[P, R]):
             flow = copy(self)
             flow.fn = _named_after(cast(Any, self.fn), call.asked)
             flow.result_storage = self.result_storage or await aget_default_result_storage()
+            # Of a run that was retried and has returned a state, Prefect raises the error of the first attempt.
+            wants_state = kwargs.pop("return_state", False)
             with _older_objects_left_alone(), remember(call):
-                return await cast(Coroutine[Any, Any, Any], Flow.__call__(flow, *args, **kwargs))
+                run = cast(Coroutine[Any, Any, State[Any]], Flow.__call__(flow, *args, return_state=True, **kwargs))
+                state = await run
+            return state if wants_state else await state.aresult()
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         with postponed_schemas():  # what they may import depends on the run, which Prefect enters later
