@@ -173,7 +173,7 @@ SHAPES: list[Callable[[Round], Awaitable[None]]] = [
 ]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300 + 20 * ROUNDS)
 async def test_parents_that_are_retried(provider: PolluxProvider, simulator: Simulator) -> None:
     """Whatever their shape, and whether they call in the same order or not."""
     simulator.latency_s = 0.01
