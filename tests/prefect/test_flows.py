@@ -202,7 +202,7 @@ def test_a_state_is_returned_and_handed_to_hooks_with_the_envelope(provider: Pol
     """`return_state=True` and `on_completion` see what any Prefect flow would show them."""
     seen: list[Any] = []
 
-    async def note(_flow: object, _run: object, state: State[Any]) -> None:
+    async def note(flow: Any, flow_run: Any, state: State[Any]) -> None:  # noqa: ARG001 (the names that Prefect passes)
         seen.append(await state.aresult())
 
     hooked = fan_out.with_options(on_completion=[note])
