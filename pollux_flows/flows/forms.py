@@ -72,7 +72,7 @@ class _Form(Flow[P, R], Generic[P, R]):
             flow.result_storage = self.result_storage or await aget_default_result_storage()
             # Of a run that was retried and has returned a state, Prefect raises the error of the first attempt.
             wants_state = kwargs.pop("return_state", False)
-            with _older_objects_left_alone(), remember(call):
+            with _frozen_heap(), remember(call):
                 run = cast(Coroutine[Any, Any, State[Any]], Flow.__call__(flow, *args, return_state=True, **kwargs))
                 state = await run
             return state if wants_state else await state.aresult()
@@ -164,11 +164,15 @@ def _copy(function: FunctionType) -> FunctionType:
 
 
 @contextmanager
-def _older_objects_left_alone() -> Iterator[None]:
-    """Prefect is 370,000 objects, and all answers wait for the quarter of a second that it takes to look through them.
+def _frozen_heap() -> Iterator[None]:
+    """Leave the objects that are there to no garbage collection during a run.
 
-    What comes up meanwhile is collected as ever, and the older ones again afterwards.
+    Prefect is 370,000 objects, and all answers wait for the quarter of a second that it takes to look through them. A
+    program that froze its heap for itself keeps it frozen.
     """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield

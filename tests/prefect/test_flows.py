@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from typing import Any
 
@@ -211,6 +212,13 @@ def test_a_state_is_returned_and_handed_to_hooks_with_the_envelope(provider: Pol
     envelope = state.result()
     assert isinstance(envelope, ResultEnvelope)
     assert seen == [envelope]
+
+
+def test_a_heap_that_the_program_froze_stays_frozen(provider: PolluxProvider) -> None:
+    gc.freeze()  # as all tests do, see tests/conftest.py
+    frozen = gc.get_freeze_count()
+    realtime("Who was it?", provider)
+    assert gc.get_freeze_count() > frozen / 2  # objects may have ended since
 
 
 async def test_task_runs_start_as_their_calls_come_into_line(provider: PolluxProvider) -> None:
