@@ -53,6 +53,7 @@ for _room, _commands in {
     },
     "doctor": {"doctor": "Look whether all that a run needs is there. Nothing is asked of a provider."},
     "state": {"state": "Show and prune what is kept."},
+    "caches": {"caches": "List the registered caches, and delete one."},
 }.items():
     for _name, _help in _commands.items():
         app.command(f"pollux_flows.cli.{_room}:{_name}", name=_name, help=_help)

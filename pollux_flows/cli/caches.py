@@ -1,0 +1,179 @@
+"""pollux-flows caches: list the registered caches, and delete one."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_text
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Final
+
+from cyclopts import App, Parameter
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from pollux_flows.address import shown
+from pollux_flows.blocks.cache import in_words
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.blocks.registration import read_documents
+from pollux_flows.caching.registry import StoreRegistry
+from pollux_flows.caching.sweep import delete_cache
+from pollux_flows.cli.words import Json, refusals_in_words, say
+from pollux_flows.config import KEY_VARIABLES, Config, Target
+from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.jobs.caches import BlockRegistry, block_name
+from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry
+from pollux_flows.state.account import derive_shared_account
+from pollux_flows.state.found import found_store
+from pollux_flows.state.store import embedded, open_store
+
+caches = App(name="caches", help="List the registered caches, and delete one.")
+
+_FIELDS: Final = {"state", "contents", "tokens", "created_at", "created_by", "last_used_at", "expires_at"}
+State = Annotated[
+    bool,
+    Parameter(
+        "--state", help="Use the state store, where create_cache registers, although a server is set.", negative=""
+    ),
+]
+
+
+@caches.default
+@caches.command(name="list")
+def list_(*, state: State = False, json: Json = False) -> None:
+    """List the caches that the Prefect server has as blocks; without a server, those in the state store."""
+    with refusals_in_words():
+        where, registry = _open_registry(state=state)
+        records = asyncio.run(_list_records(registry))
+    if json:
+        rows = [_describe(record) for record in records]
+        say(json_text.dumps({"registry": where, "caches": rows}, indent=2, ensure_ascii=False))
+    elif not records:
+        say(f"Registered {where}: none yet.")
+    else:
+        Console().print(_table(records))
+        say(f"{len(records):,} registered {where}.")
+
+
+@caches.command
+def delete(
+    name: Annotated[
+        str, Parameter(help="The cache, as `pollux-flows caches` lists it, or the provider's name for it.")
+    ],
+    *,
+    state: State = False,
+) -> None:
+    """Delete a cache: the provider's copy, its block or record, and the files that were uploaded for it."""
+    with refusals_in_words():
+        where, registry = _open_registry(state=state)
+        record = asyncio.run(_delete(name, where, registry))
+    say(f"Deleted {block_name(record.identity)}{f' ({record.name})' if record.name else ''}.")
+
+
+def _open_registry(*, state: bool) -> tuple[str, CacheRegistry | None]:
+    """Return where caches are registered, in words, and the registry; None for a state store that is not there yet."""
+    if (url := PREFECT_API_URL.value()) and not state:
+        return f"on the Prefect server at {shown(url)}", BlockRegistry()
+    store = found_store(writes=False)
+    where = embedded() if store is None else store.where
+    return f"in the state store at {where}", None if store is None else StoreRegistry(store)
+
+
+async def _list_records(registry: CacheRegistry | None) -> list[CacheRecord]:
+    """Return all records, those that were used last first."""
+    records = [] if registry is None else await registry.list()
+    return sorted(records, key=lambda record: -record.last_used_at)
+
+
+async def _delete(name: str, where: str, registry: CacheRegistry | None) -> CacheRecord:
+    records = await _list_records(registry)
+    found = next((each for each in records if name in {block_name(each.identity), each.name}), None)
+    if registry is None or found is None:
+        raise ConfigurationError(
+            f"No cache called {name!r} is registered {where}.", hint="List the caches with pollux-flows caches."
+        )
+    if isinstance(registry, StoreRegistry):
+        registry = StoreRegistry(open_store())  # the one that was found can only be read
+    config = await _find_config(found, on_server=isinstance(registry, BlockRegistry))
+    await delete_cache(registry, config, found.identity)
+    return found
+
+
+async def _find_config(record: CacheRecord, *, on_server: bool) -> Config:
+    """Return a Config with the key that the cache was made with: a saved provider's, or the environment's."""
+    async for config in _configs(record.target, on_server=on_server):
+        if await derive_shared_account(config.key()) == record.account:
+            return config
+    where = (
+        "No PolluxProvider, and nothing in this environment, has" if on_server else "Nothing in this environment has"
+    )
+    address = "" if record.target.base_url is None else f" at {record.target.base_url}"
+    raise ConfigurationError(
+        f"{where} the API key that this cache was made with ({record.target.provider}{address}).",
+        hint=f"Set {KEY_VARIABLES.get(record.target.provider, 'the key')} to that key, or let the cache expire.",
+    )
+
+
+async def _configs(target: Target, *, on_server: bool) -> AsyncIterator[Config]:
+    """Yield the configs for a target's provider and address that can be had here, whatever their model."""
+    if on_server:
+        async with get_client() as client:
+            documents = await read_documents(client, PolluxProvider)
+        for name in sorted(document.name for document in documents if document.name):
+            try:
+                config = await (await PolluxProvider.named(name)).config()
+            except PolluxError:  # it may be usable elsewhere
+                continue
+            if config.target == target.model_copy(update={"model": config.model}):
+                yield config
+    try:
+        yield Config(**dict(target))
+    except ConfigurationError:  # there is no key for this address
+        return
+
+
+# --- In words -------------------------------------------------------------------------------------------------------
+
+
+def _describe(record: CacheRecord) -> dict[str, Any]:
+    """Return the row of a cache for machines; times are seconds since 1970."""
+    return {
+        "name": block_name(record.identity),
+        "provider": record.target.provider,
+        "model": record.target.model,
+        "provider_name": record.name,
+        **record.model_dump(mode="json", include=_FIELDS),
+    }
+
+
+def _table(records: Sequence[CacheRecord]) -> Table:
+    table = Table(Column("Cache", no_wrap=True), Column("Model", overflow="fold"), Column("Contents", overflow="fold"))
+    table.add_column("Tokens", justify="right")
+    for title in ("Expires", "Last used", "Created by"):
+        table.add_column(title, overflow="fold")
+    now = time.time()
+    for record in records:
+        table.add_row(
+            block_name(record.identity),
+            Text(f"{record.target.provider} {record.target.model}"),
+            Text("\n".join(record.contents)),
+            "unknown" if record.tokens is None else f"{record.tokens:,}",
+            Text(_expiry(record, now)),
+            in_words(record.last_used_at),
+            Text(record.created_by or ""),
+        )
+    return table
+
+
+def _expiry(record: CacheRecord, now: float) -> str:
+    match record.state:
+        case "creating":
+            return "being created"
+        case "failed":
+            return f"failed: {record.failure.message}" if record.failure else "failed"
+        case "living":
+            at = "unknown" if record.expires_at is None else in_words(record.expires_at)
+            return at if record.remaining_s(now) > 0 else f"expired {at}"

@@ -1,0 +1,103 @@
+"""pollux-flows caches on a Prefect server: PolluxCache blocks, listed and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from pollux_flows import Source
+from pollux_flows.blocks import PolluxCache, PolluxProvider
+from pollux_flows.caching.create import make_cache_request
+from pollux_flows.cli import app
+from pollux_flows.jobs.caches import BlockRegistry, block_name
+from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
+from pollux_flows.simulator import Simulator
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider:
+    address = simulator.base_url("gemini", origin=world[1])
+    provider = PolluxProvider(provider="gemini", model="gemini-2.5-flash", api_key="gm-for-caches", base_url=address)
+    provider.save("gemini-for-caches", overwrite=True)
+    return cast(PolluxProvider, PolluxProvider.load("gemini-for-caches"))
+
+
+@pytest.fixture
+def caches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run `pollux-flows caches …`; return its output, or `refused:` and the message."""
+    monkeypatch.setenv("COLUMNS", "240")
+
+    def command(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            app(["caches", *words])
+        printed = capsys.readouterr()
+        return printed.out if left.value.code in (None, 0) else f"refused: {left.value.code} {printed.out}{printed.err}"
+
+    return command
+
+
+async def forget_block_type() -> None:
+    """Leave a server that has never registered the block type."""
+    async with get_client() as client:
+        try:
+            kind = await client.read_block_type_by_slug("pollux-cache")
+        except ObjectNotFound:
+            return
+        await client.delete_block_type(kind.id)
+
+
+async def test_a_server_that_does_not_know_the_block_type(caches: Command) -> None:
+    await forget_block_type()
+    assert "none yet." in await asyncio.to_thread(caches)
+    assert (await asyncio.to_thread(caches, "delete", "x")).startswith(
+        "refused: No cache called 'x' is registered on the"
+    )
+
+
+async def make_cache(provider: PolluxProvider) -> str:
+    """Make a cache as the flow warm_cache does, and return the name of its block."""
+    config = await provider.config()
+    bees = Source.from_text("All about bees. " * 400, identifier="Bees")
+    prepared = await prepare_cache(make_cache_request(config.target, [bees], None, None, 3600), config)
+    await create_or_find(prepared, config, BlockRegistry(), created_by="warm-cache of gemini-for-caches")
+    return block_name(prepared.identity)
+
+
+def test_blocks_are_listed_and_deleted(caches: Command, gemini: PolluxProvider, simulator: Simulator) -> None:
+    """By the name of the block, with the key of the saved provider."""
+    name = asyncio.run(make_cache(gemini))
+    listed = caches()
+    for words in (
+        name,
+        "gemini gemini-2.5-flash",
+        "Bees",
+        "warm-cache of gemini-for-caches",
+        "on the Prefect server at",
+    ):
+        assert words in listed
+    row = next(row for row in json.loads(caches("--json"))["caches"] if row["name"] == name)
+    assert (row["state"], row["created_by"]) == ("living", "warm-cache of gemini-for-caches")
+    assert caches("delete", name) == f"Deleted {name} ({row['provider_name']}).\n"
+    assert simulator.gemini_caches.all(simulator.now()) == []
+    with pytest.raises(ValueError, match=name):
+        cast(Any, PolluxCache).load(name)
+    assert caches("delete", name).startswith("refused: No cache called")
+
+
+def test_the_state_store_can_be_listed_beside_a_server(caches: Command) -> None:
+    assert "in the state store at" in caches("--state")
+
+
+def test_a_server_that_does_not_answer(caches: Command) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert caches().startswith("refused: The Prefect server at http://127.0.0.1:9/api does not answer")

@@ -1,0 +1,115 @@
+"""pollux-flows caches without a Prefect server: the caches of the state store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from pollux_flows import CacheHandle, Config, Source, create_cache
+from pollux_flows.cli import app
+from pollux_flows.jobs.caches import block_name
+from pollux_flows.simulator import Simulator
+from tests.loopback import KEY, MakeConfig, config, sim, world
+
+__all__ = ["config", "sim", "world"]
+Command = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "220")
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield tmp_path / "home"
+
+
+@pytest.fixture
+def gemini(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A Config whose key and address are in the environment, too."""
+    made = config("gemini")
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", str(made.base_url))
+    return made
+
+
+@pytest.fixture
+def caches(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `pollux-flows caches …`; return its output, or `refused:` and the message."""
+
+    def command(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            app(["caches", *words])
+        printed = capsys.readouterr()
+        return printed.out if left.value.code in (None, 0) else f"refused: {left.value.code} {printed.out}{printed.err}"
+
+    return command
+
+
+def make(config: Config, title: str = "Bees") -> CacheHandle:
+    return asyncio.run(create_cache([Source.from_text(f"All about {title}. " * 400, identifier=title)], config=config))
+
+
+def test_no_caches_yet(caches: Command, home: Path) -> None:
+    """Nothing is made on the way."""
+    assert caches() == f"Registered in the state store at {home}/state: none yet.\n"
+    assert json.loads(caches("--json")) == {"registry": f"in the state store at {home}/state", "caches": []}
+    assert caches("delete", "x").startswith(f"refused: No cache called 'x' is registered in the state store at {home}")
+    assert not home.exists()
+
+
+def test_caches_are_listed(caches: Command, gemini: Config, home: Path) -> None:
+    """In a table, and for machines; the list names its registry."""
+    handle = make(gemini, "[bold]Bees")
+    assert handle.identity is not None
+    name = block_name(handle.identity)
+    listed = caches()
+    for words in (
+        name,
+        "gemini gemini-2.5-flash-lite",
+        "[bold]Bees",
+        " UTC",
+        f"1 registered in the state store at {home}",
+    ):
+        assert words in listed
+    (row,) = json.loads(caches("list", "--json"))["caches"]
+    assert (row["name"], row["provider_name"], row["state"]) == (name, handle.name, "living")
+    assert (row["contents"], row["expires_at"]) == (["[bold]Bees"], handle.expires_at)
+    assert row["tokens"] > 1000
+    assert KEY not in listed + json.dumps(row)
+
+
+@pytest.mark.parametrize("by", ["our name", "the provider's name"])
+def test_a_cache_is_deleted(caches: Command, gemini: Config, sim: Simulator, by: str) -> None:
+    """At the provider and in the registry; the other one stays."""
+    handle, other = make(gemini), make(gemini, "Wasps")
+    assert handle.identity is not None
+    name = block_name(handle.identity)
+    assert caches("delete", name if by == "our name" else handle.name) == f"Deleted {name} ({handle.name}).\n"
+    assert [cache.name for cache in sim.gemini_caches.all(sim.now())] == [other.name]
+    assert [row["provider_name"] for row in json.loads(caches("--json"))["caches"]] == [other.name]
+    assert caches("delete", name).startswith(f"refused: No cache called '{name}' is registered")
+
+
+def test_deleting_needs_the_key(
+    caches: Command, gemini: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of another account is refused, and so is one without a key at hand."""
+    name = make(gemini).name
+    monkeypatch.setenv("GEMINI_API_KEY", "another-key")
+    assert "the API key that this cache was made with (gemini at http://127.0.0.1" in caches("delete", name)
+    monkeypatch.delenv("GEMINI_API_KEY")
+    assert caches("delete", name).startswith("refused: Nothing in this environment has the API key")
+    assert len(sim.gemini_caches.all(sim.now())) == 1
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, named in (([], "caches"), (["caches"], "delete"), (["caches", "delete"], "NAME")):
+        with pytest.raises(SystemExit):
+            app([*words, "--help"])
+        assert named in capsys.readouterr().out
