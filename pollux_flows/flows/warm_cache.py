@@ -1,7 +1,5 @@
 """warm_cache: have a provider hold content that many prompts will ask about."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
