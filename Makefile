@@ -36,7 +36,7 @@ batch-kills: $(READY)  ## kill whoever submits or collects a batch, two hundred 
 	TEST_BATCH_KILLS=200 $(BIN)/pytest -q tests/prefect/test_killed_jobs.py tests/deferred/test_killed_defer.py
 
 cache-kills: $(READY)  ## kill the creator of a cache at a hundred moments
-	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py
+	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py tests/prefect/test_killed_caches.py
 
 parents: $(READY)  ## retry parents of all shapes at random moments, two hundred times
 	TEST_PARENTS=200 $(BIN)/pytest -q --timeout 3600 tests/prefect/test_retried_parents.py

@@ -53,28 +53,4 @@ async def broadcast(
     )
 
 
-@async_form("broadcast", broadcast)
-async def abroadcast(
-    prompts: Sequence[str],
-    sources: Sequence[Source],
-    provider: PolluxProvider,
-    options: Options | None = None,
-    *,
-    cache: Cache = None,
-    reuse: Reuse = "run",
-    max_age: float | None = None,
-    max_cost_usd: float | None = None,
-    on_partial: OnPartial = "fail",
-    calls_per_task: int | None = None,
-) -> list[ResultEnvelope]:
-    """Ask the same things about each source by itself: one envelope a source, in order. To be awaited."""
-    return await answer_each(
-        prompts,
-        provider,
-        sources,
-        options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
-        cache=cache,
-        on_partial=on_partial,
-        calls_per_task=calls_per_task,
-    )
+abroadcast = async_form(broadcast)

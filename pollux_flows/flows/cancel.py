@@ -23,22 +23,14 @@ async def cancel(job: str) -> str:
     Args:
         job: The name of the PolluxDeferredJob.
     """
-    return await _cancel(job)
-
-
-@async_form("cancel", cancel)
-async def acancel(job: str) -> str:
-    """Ask the provider to stop, and give the job's status. To be awaited."""
-    return await _cancel(job)
-
-
-async def _cancel(name: str) -> str:
-    """Cancel the job, and those that complete it."""
     book = BlockBook(await ResultShelf.open())
-    job = await _cancelled(book, name)
-    while job.child is not None:
-        job = await _cancelled(book, job.child)
-    return snapshot(job).status
+    stopped = await _cancelled(book, job)
+    while stopped.child is not None:  # the job that completes it
+        stopped = await _cancelled(book, stopped.child)
+    return snapshot(stopped).status
+
+
+acancel = async_form(cancel)
 
 
 async def _cancelled(book: BlockBook, name: str) -> Job:

@@ -19,7 +19,4 @@ async def collect(jobs: Sequence[str] | None = None) -> CollectReport:
     return await collect_jobs(jobs)
 
 
-@async_form("collect", collect)
-async def acollect(jobs: Sequence[str] | None = None) -> CollectReport:
-    """Look at deferred jobs, and keep the answers of those that are done. To be awaited."""
-    return await collect_jobs(jobs)
+acollect = async_form(collect)

@@ -45,18 +45,4 @@ async def deferred(
     return await answers_of_retried(job, on_partial=on_partial, options=options)
 
 
-@async_form("deferred", deferred)
-async def adeferred(
-    prompts: Sequence[str],
-    provider: PolluxProvider,
-    sources: Sequence[Source] = (),
-    options: Options | None = None,
-    *,
-    output: str | None = None,
-    resubmit: int = 0,
-    on_lost: OnLost = "submit",
-    on_partial: OnPartial = "fail",
-) -> ResultEnvelope:
-    """Ask at batch prices, and wait for the answers. To be awaited."""
-    job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
-    return await answers_of_retried(job, on_partial=on_partial, options=options)
+adeferred = async_form(deferred)

@@ -48,25 +48,4 @@ async def fan_in(
     )
 
 
-@async_form("fan-in", fan_in)
-async def afan_in(
-    prompt: str,
-    sources: Sequence[Source],
-    provider: PolluxProvider,
-    options: Options | None = None,
-    *,
-    cache: Cache = None,
-    reuse: Reuse = "run",
-    max_age: float | None = None,
-    max_cost_usd: float | None = None,
-) -> ResultEnvelope:
-    """Ask one thing about many sources together. To be awaited."""
-    return await answer(
-        "fan-in",
-        [prompt],
-        provider,
-        sources,
-        options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
-        cache=cache,
-    )
+afan_in = async_form(fan_in)

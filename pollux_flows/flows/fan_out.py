@@ -54,29 +54,4 @@ async def fan_out(
     )
 
 
-@async_form("fan-out", fan_out)
-async def afan_out(
-    prompts: Sequence[str],
-    provider: PolluxProvider,
-    sources: Sequence[Source] = (),
-    options: Options | None = None,
-    *,
-    cache: Cache = None,
-    reuse: Reuse = "run",
-    max_age: float | None = None,
-    max_cost_usd: float | None = None,
-    on_partial: OnPartial = "fail",
-    calls_per_task: int | None = None,
-) -> ResultEnvelope:
-    """Ask many things about the same sources. To be awaited."""
-    return await answer(
-        "fan-out",
-        prompts,
-        provider,
-        sources,
-        options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
-        cache=cache,
-        on_partial=on_partial,
-        calls_per_task=calls_per_task,
-    )
+afan_out = async_form(fan_out)

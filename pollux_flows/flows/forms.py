@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-import inspect
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
-from functools import wraps
+from functools import update_wrapper, wraps
+from types import FunctionType
 from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 import orjson
@@ -70,8 +70,12 @@ class _Form(Flow[P, R], Generic[P, R]):
             flow = copy(self)
             flow.fn = _named_after(cast(Any, self.fn), call.asked)
             flow.result_storage = self.result_storage or await aget_default_result_storage()
+            # Of a run that was retried and has returned a state, Prefect raises the error of the first attempt.
+            wants_state = kwargs.pop("return_state", False)
             with _older_objects_left_alone(), remember(call):
-                return await cast(Coroutine[Any, Any, Any], Flow.__call__(flow, *args, **kwargs))
+                run = cast(Coroutine[Any, Any, State[Any]], Flow.__call__(flow, *args, return_state=True, **kwargs))
+                state = await run
+            return state if wants_state else await state.aresult()
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         with postponed_schemas():  # what they may import depends on the run, which Prefect enters later
@@ -131,28 +135,32 @@ def _in_a_loop() -> bool:
     return True
 
 
-# What the flows' modules must not do: postpone their annotations. Prefect loads a served flow from its file, where it
+# The modules of the flows must not postpone their annotations: Prefect loads a served flow from its file, where it
 # could not look up the names.
-
-
-def async_form(
-    kind: str, like: Flow[..., Any]
-) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]:
-    """Make an async function a flow to await; `kind` is its name, and `like` the form whose parameters it has."""
-
-    def formed(function: Callable[P, Coroutine[Any, Any, R]]) -> Flow[P, Coroutine[Any, Any, R]]:
-        # The UI shows what a docstring says of each parameter.
-        _, arguments, told = (inspect.getdoc(like.fn) or "").partition("\n\nArgs:")
-        function.__doc__ = f"{function.__doc__}{arguments}{told}"
-        return AsyncForm(function, name=kind, flow_run_name=_named(kind), **_STORED)
-
-    return formed
 
 
 def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, R]]:
     """Make an async function a flow to call; `kind` is its name."""
     # To Prefect the function is async, to the caller the flow is not: no type says both.
     return lambda function: SyncForm(cast(Any, function), name=kind, flow_run_name=_named(kind), **_STORED)
+
+
+def async_form(form: Flow[P, R]) -> Flow[P, Coroutine[Any, Any, R]]:
+    """Return the form to await of a flow to call. Its function is named like that one's, with an `a` in front."""
+    function = _copy(cast(FunctionType, form.fn))
+    function.__name__ = function.__qualname__ = f"a{form.fn.__name__}"
+    return AsyncForm(cast(Any, function), name=form.name, flow_run_name=_named(form.name), **_STORED)
+
+
+def _copy(function: FunctionType) -> FunctionType:
+    """Return a copy, so that it can have a name of its own; Prefect looks up the file that a function stands in."""
+    copied = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    update_wrapper(copied, function)
+    del copied.__dict__["__wrapped__"]
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 @contextmanager

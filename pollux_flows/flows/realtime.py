@@ -48,25 +48,4 @@ async def realtime(
     )
 
 
-@async_form("realtime", realtime)
-async def arealtime(
-    prompt: str,
-    provider: PolluxProvider,
-    sources: Sequence[Source] = (),
-    options: Options | None = None,
-    *,
-    cache: Cache = None,
-    reuse: Reuse = "run",
-    max_age: float | None = None,
-    max_cost_usd: float | None = None,
-) -> ResultEnvelope:
-    """Ask one thing, about some sources or none. To be awaited."""
-    return await answer(
-        "realtime",
-        [prompt],
-        provider,
-        sources,
-        options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
-        cache=cache,
-    )
+arealtime = async_form(realtime)

@@ -17,7 +17,4 @@ async def resubmit(job: str) -> str:
     return await submit_again(job)
 
 
-@async_form("resubmit", resubmit)
-async def aresubmit(job: str) -> str:
-    """Hand in again the prompts of a collected job that have no answer. To be awaited."""
-    return await submit_again(job)
+aresubmit = async_form(resubmit)

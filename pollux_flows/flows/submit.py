@@ -39,17 +39,4 @@ async def submit(
     return job.name
 
 
-@async_form("submit", submit)
-async def asubmit(
-    prompts: Sequence[str],
-    provider: PolluxProvider,
-    sources: Sequence[Source] = (),
-    options: Options | None = None,
-    *,
-    output: str | None = None,
-    resubmit: int = 0,
-    on_lost: OnLost = "submit",
-) -> str:
-    """Hand in prompts about the same sources, and give the name of the job. To be awaited."""
-    job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
-    return job.name
+asubmit = async_form(submit)

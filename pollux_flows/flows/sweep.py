@@ -27,18 +27,10 @@ from pollux_flows.state.store import open_store
 
 @sync_form("sweep")
 async def sweep() -> SweepReport:
-    """Delete idle files and caches, look for those that a killed run left behind, and try failed deletions again."""
-    return await _sweep()
+    """Delete idle files and caches, look for those that a killed run left behind, and try failed deletions again.
 
-
-@async_form("sweep", sweep)
-async def asweep() -> SweepReport:
-    """Delete idle files and caches. To be awaited."""
-    return await _sweep()
-
-
-async def _sweep() -> SweepReport:
-    """With every key that this worker can find: those of saved providers, and those of its environment."""
+    It uses every key that this worker can find: those of saved providers, and those of its environment.
+    """
     await _check_clock()
     ledger = Ledger(open_store())
     removed: list[SweptFile] = []
@@ -70,6 +62,9 @@ async def _sweep() -> SweepReport:
     report = SweepReport(removed=removed, left=left, unusable=unusable, unreadable=unreadable, caches=caches)
     await artifacts.leave_sweep(report)
     return report
+
+
+asweep = async_form(sweep)
 
 
 async def _sweep_caches(config: Config) -> list[str]:

@@ -20,7 +20,4 @@ async def wait_for(job: str, *, on_partial: OnPartial = "fail") -> ResultEnvelop
     return await answers_of(job, on_partial=on_partial)
 
 
-@async_form("wait-for", wait_for)
-async def await_for(job: str, *, on_partial: OnPartial = "fail") -> ResultEnvelope:
-    """Wait for a deferred job, and give its answers. To be awaited."""
-    return await answers_of(job, on_partial=on_partial)
+await_for = async_form(wait_for)

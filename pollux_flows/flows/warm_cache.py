@@ -39,16 +39,7 @@ async def warm_cache(
     return await _warm_cache(sources, provider, system_instruction, tools, ttl_seconds)
 
 
-@async_form("warm-cache", warm_cache)
-async def awarm_cache(
-    sources: Sequence[Source],
-    provider: PolluxProvider,
-    system_instruction: str | None = None,
-    tools: list[dict[str, Any]] | None = None,
-    ttl_seconds: int = 3600,
-) -> str:
-    """Create a cache with these contents, or find the one that lives. To be awaited."""
-    return await _warm_cache(sources, provider, system_instruction, tools, ttl_seconds)
+awarm_cache = async_form(warm_cache)
 
 
 @under_limits

@@ -6,9 +6,18 @@ import re
 from typing import Any
 
 import pytest
-from prefect import flow, task
+from prefect import State, flow, task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowFilter, FlowFilterName
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterName,
+)
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from pydantic import BaseModel
@@ -187,6 +196,37 @@ async def test_the_result_is_persisted_and_reads_back_equal(provider: PolluxProv
     run = await newest_run("realtime")
     assert run.state is not None
     assert await run.state.aresult() == envelope
+
+
+def test_a_state_is_returned_and_handed_to_hooks_with_the_envelope(provider: PolluxProvider) -> None:
+    """`return_state=True` and `on_completion` see what any Prefect flow would show them."""
+    seen: list[Any] = []
+
+    async def note(flow: Any, flow_run: Any, state: State[Any]) -> None:  # noqa: ARG001 (the names that Prefect passes)
+        seen.append(await state.aresult())
+
+    hooked = fan_out.with_options(on_completion=[note])
+    state: Any = hooked(PROMPTS, provider, return_state=True)
+    assert state.is_completed()
+    envelope = state.result()
+    assert isinstance(envelope, ResultEnvelope)
+    assert seen == [envelope]
+
+
+async def test_task_runs_start_as_their_calls_come_into_line(provider: PolluxProvider) -> None:
+    """The first calls leave at once, and the page of a long run shows the tasks that are at work."""
+    slow = provider.model_copy(update={"request_concurrency": 1})
+    await afan_out([f"Question {number}" for number in range(12)], slow, calls_per_task=3)
+    run = await newest_run("fan-out")
+    async with get_client() as client:
+        tasks = await client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
+            task_run_filter=TaskRunFilter(name=TaskRunFilterName(like_="calls")),
+        )
+    starts = sorted(task.start_time for task in tasks if task.start_time is not None)
+    ends = sorted(task.end_time for task in tasks if task.end_time is not None)
+    assert len(starts) == len(ends) == 4
+    assert starts[-1] > ends[0]
 
 
 async def test_one_bad_prompt_costs_one_answer(provider: PolluxProvider, simulator: Simulator) -> None:
