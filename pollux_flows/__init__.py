@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
     from pollux_flows.options import Options
-    from pollux_flows.pipeline.run import continue_tool, run, run_many
+    from pollux_flows.realtime import continue_tool, run, run_many
     from pollux_flows.result import ResultEnvelope
     from pollux_flows.source import Source
 
@@ -66,7 +66,7 @@ _HOMES = {
     "options": ("Options",),
     "result": ("ResultEnvelope",),
     "handles": ("CacheHandle", "DeferredHandle", "DeferredSnapshot"),
-    "pipeline.run": ("continue_tool", "run", "run_many"),
+    "realtime": ("continue_tool", "run", "run_many"),
     "caching.create": ("create_cache",),
     "deferred.defer": ("cancel_deferred", "collect_deferred", "defer", "defer_many", "inspect_deferred"),
 }

@@ -393,7 +393,7 @@ _FIELDS_IN_CACHE: Final = {
 
 def _check_cache(target: Target, options: Options, sources: Sequence[Source]) -> None:
     """A handle stands for its model, its sources and its instructions: nothing may be said twice."""
-    handle = options.cache
+    handle = options.cache_handle
     raw = (options.provider_options or {}).get(target.provider, {}) if target.provider == "gemini" else {}
     named = sorted(name for name in _CACHE_FIELDS & raw.keys() if raw[name])
     if handle is None and not named:

@@ -92,7 +92,10 @@ class Options(Document):
         description="An earlier envelope, or its JSON, to go on from. Of it, the conversation is kept.",
     )
     max_tokens: StrictInt | None = Field(default=None, gt=0, le=_TOKENS, description="The longest answer, in tokens.")
-    cache: CacheHandle | None = Field(default=None, description="A cache handle to answer from.")
+    # Text first: what is no handle is refused by the handle with words of its own.
+    cache: Text | CacheHandle | None = Field(
+        default=None, description="A cache to answer from: its handle or, in flows, run and run_many, its name."
+    )
     implicit_caching: StrictBool | Literal["warm"] | None = Field(
         default=None,
         description="Prompt caching: on or off (Anthropic), or 'warm': the first call about the same sources goes "
@@ -169,6 +172,18 @@ class Options(Document):
         # Options go along with each run, and into its record: the rest of an envelope would go there for nothing.
         return {STATE: value[STATE]} if isinstance(value, dict) and STATE in value else value
 
+    @field_validator("cache")
+    @classmethod
+    def _usable_cache(cls, value: CacheHandle | str | None) -> CacheHandle | str | None:
+        if value == "auto":
+            raise ConfigurationError(
+                "Options(cache='auto') names no cache: which one serves depends on the run.",
+                hint="Pass cache='auto' to the flow, to run or to run_many, beside its options.",
+            )
+        if isinstance(value, str) and not value.strip():
+            raise ConfigurationError("cache is blank.", hint="Write the name of a PolluxCache, or leave cache out.")
+        return value
+
     @field_validator("provider_options")
     @classmethod
     def _known_providers(cls, value: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, Any]] | None:
@@ -198,6 +213,11 @@ class Options(Document):
                 hint=f"The tools are {', '.join(sorted(names))}.",
             )
         return self
+
+    @property
+    def cache_handle(self) -> CacheHandle | None:
+        """The handle of the cache. A name has none before it is looked up, which no request is made without."""
+        return self.cache if isinstance(self.cache, CacheHandle) else None
 
     def response_model(self) -> type[BaseModel] | None:
         """The Pydantic model the answer becomes, if it is one."""

@@ -20,7 +20,9 @@ from prefect.states import Failed
 from pollux_flows.artifacts import progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Config, Target
+from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.options import Options
+from pollux_flows.pipeline.caches import CacheRequest
 from pollux_flows.pipeline.execute import Execution, Place, open_execution
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
 from pollux_flows.pipeline.extract import extract_envelope
@@ -58,11 +60,14 @@ async def request(
 
 
 @task(name="plan", task_run_name="plan", **UNSTORED)
-async def plan(request: Request, limit_s: float = LONGEST_READ_S) -> Plan:
-    """Read what is to be sent, and work out the calls it comes to."""
+async def plan(request: Request, limit_s: float = LONGEST_READ_S, cache_request: CacheRequest | None = None) -> Plan:
+    """Read what is to be sent, and work out the calls it comes to.
+
+    `cache_request` says how to make the cache of the options again, should the provider have lost it.
+    """
     contents = await read_sources(request, limit_s=limit_s)
     # Off the event loop: 50,000 calls take a second.
-    return await asyncio.to_thread(make_plan, request, contents)
+    return await asyncio.to_thread(make_plan, request, contents, cache_request=cache_request)
 
 
 @task(name="execute", task_run_name="{plan.title}", **UNSTORED)
@@ -152,7 +157,7 @@ async def holding_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIt
     here = await lineage() if terms.run_key is None else None
     scope = here.scope if here else task_scope() if terms.run_key is None else None
     async with (
-        open_execution(plan, config, terms, scope) as execution,
+        open_execution(plan, config, terms, scope, caches=BlockRegistry()) as execution,
         progress(len(plan.calls), "Calls answered") as count,
     ):
         held = _Held(execution, asyncio.get_running_loop(), count, here)

@@ -198,6 +198,8 @@ def test_options_that_say_different_things_have_different_names(one: Options, ot
     def said(options: Options) -> Any:
         told = options.model_dump(mode="json", exclude={"implicit_caching", "cache_ttl", "continue_from"})
         told["history"] = told["history"] or None
+        if isinstance(handle := told["cache"], dict):  # of a handle counts what is in its cache or, unknown, its name
+            told["cache"] = {"contents": handle["contents"]} if handle["contents"] else {"name": handle["name"]}
         told["response_schema"] = options.response_json_schema()
         own = (options.provider_options or {}).get("gemini")
         told["provider_options"] = None if own is None else json.dumps({name: own[name] for name in sorted(own)})

@@ -122,7 +122,7 @@ def test_what_the_caller_does_to_his_own_lists_later_changes_nothing(given: Call
         ("max_tokens", [0, -1, True, 1.5, "1", 10**400]),
         ("implicit_caching", [1, 0, "yes", [], "true"]),
         ("cache_ttl", ["2h", 300, True, ""]),
-        ("cache", ["caches/1", 1, [], {}, {"name": "c"}, object()]),
+        ("cache", [1, [], {}, {"name": "c"}, object()]),
         ("tools", ["f", {}, 1, [1], ["f"], [None], [TOOL, 1], TOOL]),
         ("history", ["hello", {}, 1, [1], ["hello"], [None], {"role": "user"}]),
         ("continue_from", ["state", 1, [], [{}]]),

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError
-from pollux_flows.pipeline.caches import CacheLock, CacheRecord
+from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name
 from pollux_flows.pipeline.cleanup import store_of
 from pollux_flows.state import claims
 from pollux_flows.state.claims import LEASE_S, Claim, Clock, LeaseLostError
@@ -39,6 +39,9 @@ class StoreRegistry:
 
     async def find(self, identity: str) -> CacheRecord | None:
         return _read(await self.store.get(_PREFIX + identity))
+
+    async def find_named(self, name: str) -> CacheRecord | None:
+        return next((record for record in await self.list() if cache_name(record.identity) == name), None)
 
     async def list(self) -> list[CacheRecord]:
         found = [_read(record) async for _, record in self.store.scan(_PREFIX)]

@@ -6,16 +6,20 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from prefect import get_run_logger
 from prefect.utilities.annotations import opaque
+from pydantic import WithJsonSchema
 
 from pollux_flows import artifacts, tasks
 from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, unless_raised
 from pollux_flows.flows.limits import under_limits
+from pollux_flows.handles import CacheHandle
+from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import Place, unasked
 from pollux_flows.pipeline.plan import Plan
@@ -25,6 +29,12 @@ from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
 
 T = TypeVar("T")
+Cache = Annotated[
+    str | CacheHandle | None,
+    # In a form, a line of text. Code may pass a handle, too.
+    WithJsonSchema({"anyOf": [{"type": "string", "examples": ["auto"]}, {"type": "null"}]}),
+]
+"""The cache that a run asks for: "auto", the name of a PolluxCache, or a cache handle."""
 OnPartial = Literal["fail", "complete"]
 """What becomes of a run when some of its prompts have no answer. One that failed can be retried from the UI."""
 
@@ -37,12 +47,20 @@ async def answer(
     options: Options | None,
     *,
     terms: Terms,
+    cache: Cache = None,
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """One envelope: every prompt about all sources together."""
     plan, outcomes, duration_s, saved = await _outcomes(
-        prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=False
+        prompts,
+        provider,
+        sources,
+        options,
+        terms=terms,
+        cache=cache,
+        calls_per_task=calls_per_task,
+        each_source=False,
     )
     envelope = await tasks.extract(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
     await artifacts.leave_answers(kind, prompts, plan.target, envelope)
@@ -57,12 +75,20 @@ async def answer_each(
     options: Options | None,
     *,
     terms: Terms,
+    cache: Cache = None,
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """One envelope a source: every prompt about each source by itself."""
     plan, outcomes, duration_s, saved = await _outcomes(
-        prompts, provider, sources, options, terms=terms, calls_per_task=calls_per_task, each_source=True
+        prompts,
+        provider,
+        sources,
+        options,
+        terms=terms,
+        cache=cache,
+        calls_per_task=calls_per_task,
+        each_source=True,
     )
     envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
@@ -78,6 +104,7 @@ async def _outcomes(
     options: Options | None,
     *,
     terms: Terms,
+    cache: Cache,
     calls_per_task: int | None,
     each_source: bool,
 ) -> tuple[Plan, list[Outcome], float, Saved | None]:
@@ -87,8 +114,9 @@ async def _outcomes(
             hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
         )
     config = await provider.config()
-    request = await tasks.request(whole(prompts), config.target, whole(sources), options, each_source)
-    plan = await tasks.plan(whole(request), provider.timeout_s)
+    requested = await find_requested_cache(cache, options, BlockRegistry())
+    request = await tasks.request(whole(prompts), config.target, whole(sources), requested.options, each_source)
+    plan = await tasks.plan(whole(request), provider.timeout_s, requested.request)
     started = time.monotonic()
     async with tasks.holding_execution(plan, config, terms) as held:
         found = await held.execution.answers.load_reusable(plan.calls)

@@ -20,7 +20,7 @@ from pollux_flows.blocks.registration import create_document, data_of, read_docu
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import connected
 from pollux_flows.jobs.lease import Lease, lease
-from pollux_flows.pipeline.caches import CacheLock, CacheRecord
+from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name
 from pollux_flows.state import claims
 
 _LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than that by each of those who wait
@@ -28,7 +28,7 @@ _LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than 
 
 def block_name(identity: str) -> str:
     """Return the name of the PolluxCache block with this identity."""
-    return f"pollux-cache-{identity[:32]}"
+    return cache_name(identity)
 
 
 class BlockRegistry:
@@ -38,7 +38,11 @@ class BlockRegistry:
 
     async def find(self, identity: str) -> CacheRecord | None:
         """Return the record, whatever its state; None if there is none."""
-        document = await _read_document(block_name(identity))
+        return await self.find_named(block_name(identity))
+
+    async def find_named(self, name: str) -> CacheRecord | None:
+        """Return the record in the PolluxCache of this name, whatever its state; None if there is none."""
+        document = await _read_document(name)
         return None if document is None else _record_in(document)
 
     async def list(self) -> list[CacheRecord]:

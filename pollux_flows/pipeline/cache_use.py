@@ -28,12 +28,12 @@ class CacheUse:
     """The cache of one execution, for all of its calls."""
 
     def __init__(self, plan: Plan, config: Config, registry: CacheRegistry | None = None) -> None:
-        self.handle: CacheHandle | None = plan.options.cache
+        self.handle: CacheHandle | None = plan.options.cache_handle
         self.created: list[CacheHandle] = []
         """Caches that were first used, or made again, in this execution."""
         self.lost: list[str] = []
         """The names of caches that the provider had lost."""
-        self._given = plan.options.cache
+        self._given = plan.options.cache_handle
         # One cache holds what every call is about. Where each call is about a source of its own, each has its own plan.
         is_shared = plan.own_sources <= 1 or all(call.source is None for call in plan.calls)
         self._request: CacheRequest | None = plan.cache_request if is_shared else None

@@ -75,9 +75,9 @@ class CacheRecord(Record):
         return self.expires_at - now if self.state == "living" and self.expires_at is not None else 0.0
 
     def handle(self) -> CacheHandle:
-        """Return the handle of a living cache."""
+        """Return the handle of a cache; of one that does not live, a handle that has expired."""
         return CacheHandle(
-            name=self.name or "",
+            name=self.name or self.display_name,
             model=self.target.model,
             provider=self.target.provider,
             expires_at=self.expires_at or 0.0,
@@ -88,6 +88,11 @@ class CacheRecord(Record):
     def change(self, **update: Any) -> Self:
         """Return a copy with these fields changed."""
         return self.model_copy(update=update)
+
+
+def cache_name(identity: str) -> str:
+    """Return the name of the cache with this identity: that of its PolluxCache block."""
+    return f"pollux-cache-{identity[:32]}"
 
 
 class CacheLock(Protocol):
@@ -113,6 +118,10 @@ class CacheRegistry(Protocol):
 
     async def find(self, identity: str) -> CacheRecord | None:
         """Return the record, whatever its state; None if there is none."""
+        ...
+
+    async def find_named(self, name: str) -> CacheRecord | None:
+        """Return the record of this `cache_name`, whatever its state; None if there is none."""
         ...
 
     async def list(self) -> list[CacheRecord]:

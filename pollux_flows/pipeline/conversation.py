@@ -112,7 +112,7 @@ def state_after(
         return None
     prompt, sources, contents = asked
     about = [_about(source, content) for source, content in zip(sources, contents, strict=True)]
-    question = Turn.of_user(prompt, about, None if options.cache is None else options.cache.name)
+    question = Turn.of_user(prompt, about, None if options.cache_handle is None else options.cache_handle.name)
     reply = Turn(
         role="assistant", content=answer.text, tool_calls=answer.tool_calls, provider_state=answer.provider_state
     )

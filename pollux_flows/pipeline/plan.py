@@ -156,12 +156,13 @@ def make_plan(
 
 
 def _check_cache_alive(options: Options) -> None:
-    if options.cache is not None and options.cache.expires_at <= time.time():
-        ago = time.time() - options.cache.expires_at
+    handle = options.cache_handle
+    if handle is not None and handle.expires_at <= time.time():
+        ago = time.time() - handle.expires_at
         raise ExpiredCacheError(
-            f"The cache handle {options.cache.name} expired {ago:.0f} seconds ago.",
+            f"The cache handle {handle.name} expired {ago:.0f} seconds ago.",
             hint="Make another with create_cache, with a longer ttl_seconds.",
             retryable=False,
-            provider=options.cache.provider,
+            provider=handle.provider,
             phase="cache",
         )

@@ -51,6 +51,11 @@ def make_request(
 ) -> Request:
     """Validate and normalise. No prompts at all is a legal request for nothing; `None` is one call without a prompt."""
     options = Options() if options is None else _typed("options", options, Options)
+    if isinstance(options.cache, str):
+        raise ConfigurationError(
+            f"The cache {options.cache!r} cannot be found by its name here.",
+            hint="Names are for flows, run and run_many. Pass a handle, such as PolluxCache.load(…).handle.",
+        )
     prompts = _prompts(prompts)
     said = conversation(options, target, prompts)
     request = Request(

@@ -93,7 +93,7 @@ def request_identity(target: Target, options: Options, sources: list[str], conve
     what was taken from the journal) is another each time the turn before is asked again.
     """
     said = _said(options, OPTIONS_IN_KEY - {"response_schema", "provider_options", "history", "continue_from", "cache"})
-    if (handle := options.cache) is not None:
+    if (handle := options.cache_handle) is not None:
         # When it expires does not count. Nor does its name, where its contents are known: a cache that is made again
         # has another one, and the paid answers are still found.
         said["cache"] = {"contents": handle.contents} if handle.contents else {"name": handle.name}

@@ -15,7 +15,7 @@ import pytest
 from pollux_flows.caching.registry import StoreRegistry
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, CacheRequest
+from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, CacheRequest, cache_name
 from pollux_flows.source import Source
 from pollux_flows.state.claims import LeaseLostError
 from tests.state.places import opened
@@ -103,6 +103,13 @@ async def test_a_saved_record_is_found_by_all(registry: CacheRegistry, open_regi
     await save(registry, saved)
     assert await open_registry().find("a") == saved
     assert await open_registry().list() == [saved]
+
+
+async def test_a_record_is_found_by_its_name(registry: CacheRegistry) -> None:
+    """People name a cache by the name of its block, with or without a Prefect server."""
+    await save(registry, FULL, record("b"))
+    assert await registry.find_named(cache_name("a")) == FULL
+    assert await registry.find_named("pollux-cache-c") is None
 
 
 async def test_a_record_is_seen_while_it_is_locked(registry: CacheRegistry, open_registry: Open) -> None:

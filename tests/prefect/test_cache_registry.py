@@ -17,6 +17,7 @@ from tests.caching import test_registry_contract as contract
 from tests.caching.test_registry_contract import (  # noqa: F401 (pytest collects them)
     test_a_live_holder_keeps_its_lease,
     test_a_lock_alone_leaves_no_record,
+    test_a_record_is_found_by_its_name,
     test_a_record_is_seen_while_it_is_locked,
     test_a_registry_says_where_it_is,
     test_a_removed_record_is_gone,

@@ -65,7 +65,7 @@ def request(call: Call) -> dict[str, Any]:
         "thinking_config": _thinking(call.model, options),
         "tools": _all_tools(call),
         "tool_config": _tool_config(options.tool_choice),
-        "cached_content": options.cache and options.cache.name,
+        "cached_content": options.cache_handle and options.cache_handle.name,
         **_answer_schema(options.response_json_schema()),
     }
     given = {name: value for name, value in fields.items() if value is not None}

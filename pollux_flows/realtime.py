@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from pollux_flows.caching.named import find_requested_cache
+from pollux_flows.caching.registry import open_registry
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
+from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import with_results
 from pollux_flows.pipeline.execute import first_error, open_execution
@@ -29,12 +32,13 @@ async def run(
     source: Source | None = None,
     config: Config,
     options: Options | None = None,
+    cache: CacheHandle | str | None = None,
     reuse: Reuse = "run",
     max_age: float | timedelta | None = None,
     run_key: str | None = None,
     max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
-    """Ask one thing, about one source or none. The last four arguments are those of `run_many`."""
+    """Ask one thing, about one source or none. The last five arguments are those of `run_many`."""
     if source is not None and not isinstance(source, Source):
         raise SourceError(
             f"source is a {type(source).__name__}.", hint="For several sources use run_many(sources=[…])."
@@ -44,6 +48,7 @@ async def run(
         sources=() if source is None else (source,),
         config=config,
         options=options,
+        cache=cache,
         reuse=reuse,
         max_age=max_age,
         run_key=run_key,
@@ -57,6 +62,7 @@ async def run_many(
     sources: Sequence[Source] = (),
     config: Config,
     options: Options | None = None,
+    cache: CacheHandle | str | None = None,
     reuse: Reuse = "run",
     max_age: float | timedelta | None = None,
     run_key: str | None = None,
@@ -67,6 +73,9 @@ async def run_many(
     The first call that failed is raised, after all of them have ended and every answer was written down; what they
     brought is the error's `envelope`.
 
+    `cache` names what the prompts are about, by handle or name of a cache; one that was lost is made again where its
+    name is known. "auto" holds the sources in a cache of the provider while the run lasts, where that is cheaper.
+
     Every answer is kept. `run_key` names the run that these calls belong to: a later call with the same key asks only
     what is not answered yet. `reuse="always"` takes another run's answer to the same call as well, unless that is older
     than `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. Once the answers of a run have cost
@@ -76,10 +85,13 @@ async def run_many(
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")
     # A timedelta is turned into seconds where the terms are made.
     terms = Terms.model_validate({"reuse": reuse, "max_age": max_age, "run_key": run_key, "max_cost_usd": max_cost_usd})
-    request = make_request(prompts, target=config.target, sources=sources, options=options)
-    plan = make_plan(request, await read_sources(request, limit_s=config.timeout_s))
+    registry = open_registry(config)
+    requested = await find_requested_cache(cache, options, registry)
+    request = make_request(prompts, target=config.target, sources=sources, options=requested.options)
+    contents = await read_sources(request, limit_s=config.timeout_s)
+    plan = make_plan(request, contents, cache_request=requested.request)
     started = time.monotonic()
-    async with open_execution(plan, config, terms) as execution:
+    async with open_execution(plan, config, terms, caches=registry) as execution:
         outcomes = await execution.outcomes(plan.calls)
         error = first_error(outcomes, config.provider)
         saved = await execution.answers.look_for_saved(outcomes) if error else None

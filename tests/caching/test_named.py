@@ -1,0 +1,102 @@
+"""A cache that is asked for by its name, without a Prefect server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pollux_flows import CacheHandle, Config, ConfigurationError, Options, Source, create_cache, defer, run, run_many
+from pollux_flows.pipeline.caches import cache_name
+from pollux_flows.simulator import Simulator
+from tests.loopback import MakeConfig, asked
+
+STORY = Source.from_text("A long story about the sea. " * 50)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
+
+
+@pytest.fixture
+def gemini(config: MakeConfig) -> Config:
+    return config("gemini")
+
+
+@pytest.fixture
+async def handle(gemini: Config) -> CacheHandle:
+    return await create_cache([STORY], config=gemini)
+
+
+@pytest.fixture
+def name(handle: CacheHandle) -> str:
+    assert handle.identity
+    return cache_name(handle.identity)
+
+
+def created(sim: Simulator) -> int:
+    return sum(entry.operation == "cache.create" for entry in sim.requests)
+
+
+async def test_a_name_stands_for_the_handle(gemini: Config, sim: Simulator, handle: CacheHandle, name: str) -> None:
+    """Beside the options or in them; to the journal, it is the same cache."""
+    await run("p", config=gemini, options=Options(cache=handle), run_key="once")
+    for asking in (
+        run("p", config=gemini, cache=name, run_key="once"),
+        run("p", config=gemini, cache=handle, run_key="once"),
+        run("p", config=gemini, options=Options(cache=name), run_key="once"),
+    ):
+        envelope = await asking
+        assert envelope.metrics["n_reused"] == 1
+        assert envelope.metrics["cache_used"] is True
+    assert len(asked(sim)) == 1
+
+
+async def test_a_named_cache_that_is_lost_is_made_again(gemini: Config, sim: Simulator, name: str) -> None:
+    """Once for all prompts, and what was answered is not asked again."""
+    await run_many(["a"], config=gemini, cache=name, run_key="nightly")
+    sim.gemini_caches.clear()
+    envelope = await run_many(["a", "b", "c"], config=gemini, cache=name, run_key="nightly")
+    assert (envelope.status, envelope.metrics["n_reused"], envelope.metrics["n_cache_hits"]) == ("ok", 1, 3)
+    assert created(sim) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"cache": "pollux-cache-unknown"}, "no cache 'pollux-cache-unknown'"),
+        ({"options": Options(cache="pollux-cache-unknown")}, "no cache 'pollux-cache-unknown'"),
+        ({"cache": "a", "options": Options(cache="b")}, "Two caches are named"),
+        ({"cache": 5}, "cache is a int"),
+    ],
+)
+async def test_a_name_that_names_nothing_is_refused(
+    arguments: dict[str, object], says: str, gemini: Config, sim: Simulator
+) -> None:
+    """And so are two at once, before anything is sent."""
+    with pytest.raises(ConfigurationError, match=says) as refused:
+        await run("p", config=gemini, **arguments)  # type: ignore[arg-type]
+    assert refused.value.hint
+    assert sim.requests == []
+
+
+async def test_a_name_beside_sources_is_refused(gemini: Config, sim: Simulator, name: str) -> None:
+    """As a handle is."""
+    with pytest.raises(ConfigurationError, match="sources cannot go along with a cache handle"):
+        await run("p", source=STORY, config=gemini, cache=name)
+    assert asked(sim) == []
+
+
+async def test_where_names_are_not_looked_up_they_are_refused(gemini: Config, sim: Simulator) -> None:
+    """A batch reads no cache, by whichever name."""
+    with pytest.raises(ConfigurationError):
+        await defer("p", config=gemini, options=Options(cache="pollux-cache-a"))
+    assert sim.requests == []
+
+
+@pytest.mark.parametrize("cache", ["auto", "", " "])
+def test_options_take_no_cache_that_is_no_name(cache: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Options(cache=cache)
+    assert refused.value.hint

@@ -1,0 +1,112 @@
+"""A flow about a cache: by the name of its PolluxCache, by its handle, and made again when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+
+from pollux_flows import ConfigurationError, Options, Source
+from pollux_flows.blocks import PolluxCache, PolluxProvider
+from pollux_flows.flows import (
+    abroadcast,
+    afan_in,
+    afan_out,
+    arealtime,
+    broadcast,
+    fan_in,
+    fan_out,
+    realtime,
+    warm_cache,
+)
+from pollux_flows.simulator import Simulator
+
+STORY = Source.from_text("A long story about the sea. " * 50)
+FLOWS = [realtime, arealtime, fan_out, afan_out, fan_in, afan_in, broadcast, abroadcast]
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider:
+    address = simulator.base_url("gemini", origin=world[1])
+    return PolluxProvider(provider="gemini", model="gemini-2.5-flash", api_key="gm-never-saved", base_url=address)
+
+
+@pytest.fixture
+def name(gemini: PolluxProvider, request: pytest.FixtureRequest) -> str:
+    return warm_cache([Source.from_text(f"{request.node.name}: {STORY.text}")], gemini)
+
+
+def created(simulator: Simulator) -> int:
+    return sum(entry.operation == "cache.create" for entry in simulator.requests)
+
+
+def generated(simulator: Simulator) -> int:
+    return sum(entry.operation == "generate" for entry in simulator.requests)
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: str(flow.fn.__name__))
+def test_a_form_asks_for_a_line_of_text(flow: Flow[..., Any]) -> None:
+    """A union of text and a handle would be tabs; a handle is for code."""
+    form = parameter_schema(flow)
+    shown = form.properties["cache"]
+    assert shown["anyOf"] == [{"type": "string", "examples": ["auto"]}, {"type": "null"}]
+    assert "auto" in shown["description"]
+    assert "cache" not in form.required
+
+
+def test_a_name_a_handle_and_options_name_the_same(gemini: PolluxProvider, simulator: Simulator, name: str) -> None:
+    """And prompts that were answered from it are not paid for again."""
+    block: Any = PolluxCache.load(name)
+    first = fan_out(["Who?", "Where?"], gemini, cache=name)
+    assert first.metrics["cache_used"] is True
+    assert first.usage["cached_tokens"] == 2 * block.tokens
+    for arguments in ({"cache": block.handle}, {"options": Options(cache=name)}):
+        again = fan_out(["Who?", "Where?"], gemini, reuse="always", **arguments)
+        assert again.metrics["n_reused"] == 2
+    assert generated(simulator) == 2
+
+
+async def test_a_named_cache_that_is_lost_is_made_again(
+    gemini: PolluxProvider, simulator: Simulator, name: str
+) -> None:
+    """By the task run that meets it, once for all, and the block says so."""
+    before: Any = await asyncio.to_thread(PolluxCache.load, name)
+    simulator.gemini_caches.clear()
+    envelope = await afan_out(["Who?", "Where?", "When?"], gemini, cache=name)
+    assert (envelope.status, envelope.metrics["n_cache_hits"]) == ("ok", 3)
+    assert created(simulator) == 2
+    after: Any = await asyncio.to_thread(PolluxCache.load, name)
+    assert after.provider_name != before.provider_name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"cache": "pollux-cache-unknown"}, "no cache 'pollux-cache-unknown' in this Prefect server"),
+        ({"options": Options(cache="pollux-cache-unknown")}, "no cache 'pollux-cache-unknown'"),
+        ({"cache": "a", "options": Options(cache="b")}, "Two caches are named"),
+    ],
+)
+def test_a_name_that_names_nothing_is_refused(
+    arguments: dict[str, Any], says: str, gemini: PolluxProvider, simulator: Simulator
+) -> None:
+    with pytest.raises(ConfigurationError, match=says) as refused:
+        realtime("Who?", gemini, **arguments)
+    assert refused.value.hint
+    assert simulator.requests == []
+
+
+def test_a_name_beside_sources_is_refused(gemini: PolluxProvider, simulator: Simulator, name: str) -> None:
+    """The cache holds what the prompt is about."""
+    with pytest.raises(ConfigurationError, match="sources cannot go along with a cache handle"):
+        fan_in("Who?", [STORY], gemini, cache=name)
+    assert generated(simulator) == 0
