@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from prefect import get_run_logger
 from prefect.artifacts import (
@@ -209,6 +209,7 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
         "Time": f"{max((envelope.metrics.get('duration_s', 0.0) for envelope in envelopes), default=0.0):.2f} s",
         "Tokens": ", ".join(f"{count:,} {name.removesuffix('_tokens')}" for name, count in usage.items())
         or "not reported",
+        **_caching(envelopes),
         **_money(target, envelopes),
     }
     return [
@@ -217,6 +218,50 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
         *(f"| {name} | {cell(value)} |" for name, value in rows.items()),
         "",
     ]
+
+
+def _caching(envelopes: Sequence[ResultEnvelope]) -> dict[str, str]:
+    """Return the rows about caches: tokens sent, read and written, storage, and the saving against the naive way."""
+    parts = [part for envelope in envelopes if (part := envelope.metrics.get("caching"))]
+    if not parts:
+        return {}
+
+    def add(name: str) -> Any:
+        numbers = [part[name] for part in parts if name in part]
+        return None if None in numbers else sum(numbers)
+
+    metrics = [envelope.metrics for envelope in envelopes]
+    sent, naive, saved = add("sent_tokens"), add("naive_tokens"), add("saved_tokens")
+    created, naive_usd, saved_usd = add("created_tokens"), add("naive_usd"), add("saved_usd")
+    read = sum(each.get("cached_tokens", 0) for each in metrics)
+    written = None if created is None else created + sum(each.get("cache_write_tokens", 0) for each in metrics)
+    rows = {"Caching": f"{_count(sent)} tokens sent, {read:,} read from cache, {_count(written)} written"}
+    if any("storage_usd_per_hour" in part for part in parts):
+        an_hour = add("storage_usd_per_hour")
+        rows["Storage"] = "unknown" if an_hour is None else f"{dollars(an_hour)} an hour"
+        if any("storage_usd" in part for part in parts) and (storage := add("storage_usd")) is not None:
+            rows["Storage"] += f", {dollars(storage)} until it ends"
+        elif created == 0:
+            rows["Storage"] += "; the cache was there before, and its creation and storage are not counted here"
+    rows["Saved by caching"] = (
+        "unknown" if saved is None else f"{saved:,} of {naive:,} tokens{_percentage(saved, naive)}"
+    )
+    rows["Saved by caching"] += (
+        "; in money: unknown"
+        if saved_usd is None
+        else f"; in money: {dollars(saved_usd)} of {dollars(naive_usd)}{_percentage(saved_usd, naive_usd)}"
+    )
+    if reasons := " ".join(dict.fromkeys(part["unknown"] for part in parts if "unknown" in part)):
+        rows["Saved by caching"] += f" ({reasons})"
+    return rows
+
+
+def _count(tokens: int | None) -> str:
+    return "an unknown number of" if tokens is None else f"{tokens:,}"
+
+
+def _percentage(part: float, whole: float) -> str:
+    return f" ({part / whole:.1%})" if whole else ""
 
 
 def _money(target: Target, envelopes: Sequence[ResultEnvelope]) -> dict[str, str]:

@@ -37,6 +37,13 @@ _TOKENS: Final = {
 }
 _TOOLS: Final = {"web_searches_kcount", "storage_searches_kcount"}
 NO_CALL_TAKES: Final = 10**12  # tokens
+# US dollars for a million tokens an hour, from Gemini's price list. genai-prices has no prices of storage.
+_STORAGE: Final = {
+    "gemini-3.1-pro": 4.50,
+    "gemini-3.1-pro-preview": 4.50,
+    "gemini-2.5-flash": 1.00,
+    "gemini-3-flash-preview": 1.00,
+}
 
 # Steps from the highest to the base: the first whose start the prompt is longer than sets the price of a million.
 _Price = tuple[tuple[int, Decimal], ...]
@@ -67,6 +74,20 @@ def cost_of(target: Target, answer: Answer, *, batch: bool = False, at: datetime
         return Cost(_usd(target, answer, batch, at or datetime.now(UTC)))
     except _UnknownError as reason:
         return Cost(None, str(reason))
+
+
+def cost_uncached(target: Target, answer: Answer, *, batch: bool = False, at: datetime | None = None) -> Cost:
+    """Return what an answer would have cost, at list prices, if no cache had been read or written."""
+    if target.provider == "openrouter":
+        return Cost(None, "OpenRouter does not say what it would have charged without a cache.")
+    usage = {**answer.usage, "cached_tokens": 0, "cache_write_tokens": 0}
+    billing = answer.billing.model_copy(update={"cached_audio_tokens": 0, "long_cache_write_tokens": 0})
+    return cost_of(target, answer.model_copy(update={"usage": usage, "billing": billing}), batch=batch, at=at)
+
+
+def storage_price(target: Target) -> float | None:
+    """Return the price of storing a million cached tokens for an hour, in US dollars; None where it is not known."""
+    return _STORAGE.get(target.model.removeprefix("models/")) if target.provider == "gemini" else None
 
 
 @dataclass(frozen=True, slots=True)

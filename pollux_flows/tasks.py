@@ -30,6 +30,7 @@ from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import LONGEST_S as LONGEST_READ_S
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import Request, make_request
+from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.structured import LONGEST_S
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
@@ -96,10 +97,16 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
 
 @task(name="extract", task_run_name="extract", **UNSTORED)
 async def extract(
-    plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0, limit_s: float = LONGEST_S
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    duration_s: float = 0.0,
+    limit_s: float = LONGEST_S,
+    caches: Sequence[UsedCache] = (),
 ) -> ResultEnvelope:
-    """Build the envelope."""
-    return await asyncio.to_thread(extract_envelope, plan, outcomes, duration_s=duration_s, limit_s=limit_s)
+    """Build the envelope. `caches` are the registered caches that the calls used, for its numbers."""
+    return await asyncio.to_thread(
+        extract_envelope, plan, outcomes, duration_s=duration_s, limit_s=limit_s, caches=caches
+    )
 
 
 @task(name="extract", task_run_name="extract", **UNSTORED)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pollux_flows import pricing
 from pollux_flows.config import ProviderName, Target
-from pollux_flows.pricing import Cost, cost_of, dollars, price_table, total
+from pollux_flows.pricing import Cost, cost_of, cost_uncached, dollars, price_table, storage_price, total
 from pollux_flows.result import Answer, Billing
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -78,6 +78,24 @@ def test_anthropics_cache_writes_cost_more_the_longer_they_are_kept() -> None:
     assert priced("anthropic", "claude-sonnet-4-6", **usage) == known((500 * 3 + 500 * 3.75) / MILLION)
     hour = priced("anthropic", "claude-sonnet-4-6", billing={"long_cache_write_tokens": 300}, **usage)
     assert hour == known((500 * 3 + 200 * 3.75 + 300 * 6) / MILLION)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_without_a_cache_all_input_costs_the_same(batch: bool) -> None:
+    """Tokens that were read or written are input as any other; OpenRouter's prices are known to no list."""
+    billing = {"long_cache_write_tokens": 100, "cost_usd": 7.0}
+    answer = answered(billing=billing, input=1000, cached=400, cache_write=200, output=100)
+    plain = priced("anthropic", "claude-sonnet-4-6", batch=batch, input=1000, output=100)
+    target = Target(provider="anthropic", model="claude-sonnet-4-6")
+    assert cost_uncached(target, answer, batch=batch, at=NOW) == plain
+    routed = cost_uncached(Target(provider="openrouter", model="x/y"), answer)
+    assert (routed.usd, routed.unknown) == (None, "OpenRouter does not say what it would have charged without a cache.")
+
+
+def test_storage_has_a_price_where_it_is_listed() -> None:
+    """By the model's name, with or without its prefix; unknown is None."""
+    assert storage_price(Target(provider="gemini", model="models/gemini-2.5-flash")) == 1.0
+    assert storage_price(Target(provider="gemini", model="gemini-of-tomorrow")) is None
 
 
 def test_openais_cache_writes_are_billed_since_gpt_5_6() -> None:

@@ -7,15 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from pollux_flows.config import Target
-from pollux_flows.pricing import input_prices
+from pollux_flows.pricing import input_prices, storage_price
 
-# US dollars for a million tokens an hour, from Gemini's price list. genai-prices has no prices of storage.
-_STORAGE: Final = {
-    "gemini-3.1-pro": 4.50,
-    "gemini-3.1-pro-preview": 4.50,
-    "gemini-2.5-flash": 1.00,
-    "gemini-3-flash-preview": 1.00,
-}
 _MILLION: Final = 1_000_000
 _HOUR_S: Final = 3600.0
 
@@ -46,7 +39,7 @@ def price_cache(target: Target, tokens: int) -> CachePrices | None:
     prices = input_prices(target, tokens)
     if prices is None or prices.cached is None:
         return None
-    storage = _STORAGE.get(target.model.removeprefix("models/"))
+    storage = storage_price(target)
     millions = tokens / _MILLION
     return CachePrices(
         created=prices.plain * millions,

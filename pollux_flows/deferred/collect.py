@@ -75,7 +75,7 @@ def make_envelope(
     is_warm = any(part.follows for part in job.parts)
     # Each answer was read when its item was made: a caller's validators run once.
     readings = None if job.options.response_schema is None else [Reading(item.structured) for item in items]
-    envelope = extract_envelope(plan, outcomes, duration_s=duration_s, readings=readings)
+    envelope = extract_envelope(plan, outcomes, duration_s=duration_s, readings=readings, batch=True)
     misfits = [item.warning for item in items if item.warning]
     more = {
         "metrics": {

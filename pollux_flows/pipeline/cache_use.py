@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import Final
 
 from pollux_flows.config import Config
@@ -18,6 +19,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.cache_creation import MARGIN_S, create_or_find, is_lost, prepare_cache
 from pollux_flows.pipeline.caches import CacheRegistry, CacheRequest
 from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.identity import cache_identity
 
@@ -31,6 +33,8 @@ class CacheUse:
         self.handle: CacheHandle | None = plan.options.cache_handle
         self.created: list[CacheHandle] = []
         """Caches that were first used, or made again, in this execution."""
+        self.used: list[UsedCache] = []
+        """The registered caches that this execution used, for its numbers."""
         self.lost: list[str] = []
         """The names of caches that the provider had lost."""
         self._given = plan.options.cache_handle
@@ -95,6 +99,7 @@ class CacheUse:
         await asyncio.shield(self._renewing)
 
     async def _save_renewed(self, lost: str | None) -> None:
+        began = time.time()
         try:
             handle = await self._find_or_create(lost)
         except PolluxError as error:
@@ -102,9 +107,28 @@ class CacheUse:
             raise
         finally:
             self._renewing = None
+        await self._note_use(handle, began)
         if self.handle is None or handle.name != self.handle.name:
             self.created.append(handle)
         self.handle = handle
+
+    async def _note_use(self, handle: CacheHandle, began: float) -> None:
+        """Note the size and the lifetime of a cache, best effort; it was created here if it is younger than `began`."""
+        record = None
+        with suppress(PolluxError):
+            if self._registry is not None and handle.identity is not None:
+                record = await self._registry.find(handle.identity)
+        if record is not None and record.name != handle.name:
+            record = None
+        before = next((each for each in self.used if each.name == handle.name), None)
+        created_at = record.created_at if record is not None and record.created_at >= began else None
+        used = UsedCache(
+            name=handle.name,
+            tokens=None if record is None else record.tokens,
+            created_at=created_at if before is None else before.created_at,
+            ends_at=handle.expires_at,
+        )
+        self.used = [each for each in self.used if each is not before] + [used]
 
     async def _find_or_create(self, lost: str | None) -> CacheHandle:
         if self._request is None or self._registry is None:

@@ -12,6 +12,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import state_after
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.prefix import caches_prefix, prefix_warnings
+from pollux_flows.pipeline.savings import UsedCache, measure_savings
 from pollux_flows.pipeline.structured import LONGEST_S, TOOLS_S, Reading, read_answers, shape_warning, tool_arguments
 from pollux_flows.plain import mended
 from pollux_flows.pricing import Cost, price_table, total
@@ -31,11 +32,14 @@ def extract_envelope(
     duration_s: float,
     limit_s: float = LONGEST_S,
     readings: Sequence[Reading] | None = None,
+    caches: Sequence[UsedCache] = (),
+    batch: bool = False,
 ) -> ResultEnvelope:
     """One envelope from all outcomes of a plan, in the order of its calls. Blocks; call it off the event loop.
 
     Where `structured` was asked for, it holds instances of the caller's model; an answer that takes longer than
-    `limit_s` to read has none. `readings` are those of answers that were read before.
+    `limit_s` to read has none. `readings` are those of answers that were read before. `caches` are the registered ones
+    that the calls used (`CacheUse.used`), and `batch` says that the answers have the prices of a batch.
     """
     # In a broadcast, calls are numbered through all sources; in its envelope, each source's prompts start at 0.
     outcomes = [outcome.at(index) for index, outcome in enumerate(outcomes)]
@@ -53,6 +57,7 @@ def extract_envelope(
     warnings += prefix_warnings(plan, outcomes)
     status = _status(answers, failures)
     usage = _usage(answers)
+    has_handle = _has_handle(plan, caches)
     said = {
         "status": status,
         "answers": ["" if answer is None else answer.text for answer in answers],
@@ -62,12 +67,12 @@ def extract_envelope(
             "duration_s": round(duration_s, 3),
             "n_calls": len(outcomes),
             "finish_reasons": [answer and answer.finish_reason for answer in answers],
-            **_cache_metrics(plan, outcomes, usage),
+            **_cache_metrics(plan, outcomes, usage, caches, batch),
             **_cost_metrics(outcomes),
         },
         "diagnostics": {
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
-            "calls": [_course(outcome) | _cache_use(plan, outcome) for outcome in outcomes],
+            "calls": [_course(outcome) | _cache_use(outcome, has_handle) for outcome in outcomes],
             "warnings": mended(warnings),  # a validator of the caller's may have been heard
         },
         "structured": None if readings is None else [reading.typed for reading in readings],
@@ -145,23 +150,35 @@ def _usage(answers: Sequence[Answer | None]) -> dict[str, int]:
     return dict(total)
 
 
-def _cache_metrics(plan: Plan, outcomes: Sequence[Outcome], usage: dict[str, int]) -> dict[str, Any]:
-    """What caching came to. A hit is a hit when the provider counted cached tokens, not when we hoped for them."""
-    handle = plan.options.cache is not None
+def _cache_metrics(
+    plan: Plan, outcomes: Sequence[Outcome], usage: dict[str, int], caches: Sequence[UsedCache], batch: bool
+) -> dict[str, Any]:
+    """Return the numbers of caching. A call is a hit when the provider counted cached tokens for it."""
+    handle = _has_handle(plan, caches)
     hits = sum(_has_read_cache(outcome) for outcome in outcomes)
+    is_cached = handle or hits > 0 or usage.get("cache_write_tokens", 0) > 0
+    savings = is_cached and measure_savings(
+        plan.target, outcomes, caches, has_handle=plan.options.cache is not None, batch=batch
+    )
     return {
         "cache_used": handle and 0 < hits == len(outcomes),
         "cache_mode": "persistent" if handle else "implicit" if caches_prefix(plan) else "none",
         "cache_hit": hits > 0,
         "n_cache_hits": hits,
         **{name: usage[name] for name in ("cached_tokens", "cache_write_tokens") if name in usage},
+        **({"caching": savings} if savings else {}),
     }
 
 
-def _cache_use(plan: Plan, outcome: Outcome) -> dict[str, bool]:
+def _has_handle(plan: Plan, caches: Sequence[UsedCache]) -> bool:
+    """Return whether the calls were given a cache handle: the caller's, or that of a cache of the run."""
+    return plan.options.cache is not None or bool(caches)
+
+
+def _cache_use(outcome: Outcome, has_handle: bool) -> dict[str, bool]:
     """Whether one call read from a cache, where the provider says so. A call with a handle that does not, did not."""
     reported = outcome.answer is not None and "cached_tokens" in outcome.answer.usage
-    return {"cache_used": _has_read_cache(outcome)} if reported or plan.options.cache is not None else {}
+    return {"cache_used": _has_read_cache(outcome)} if reported or has_handle else {}
 
 
 def _has_read_cache(outcome: Outcome) -> bool:

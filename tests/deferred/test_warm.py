@@ -65,6 +65,8 @@ async def test_one_goes_first_and_the_rest_reads(options: Options, sim: Simulato
     assert (metrics["n_cache_hits"], metrics["cache_mode"]) == (9, "implicit")
     assert metrics["cache_write_tokens"] == DOCUMENT_TOKENS
     assert documents_billed(envelope.usage) + 0.75 == pytest.approx(2.9, abs=0.01)  # an hour costs 2, not 1.25
+    # At the price of a batch, $1.50 a million tokens: nine reads save 0.9 documents each, the write costs one more.
+    assert metrics["caching"]["saved_usd"] == pytest.approx(1.5e-6 * DOCUMENT_TOKENS * (9 * 0.9 - 1))
     assert envelope.diagnostics["warnings"] == []
     for row in (row for batch in rows(sim) for row in batch):
         document, prompt = row["messages"][0]["content"]

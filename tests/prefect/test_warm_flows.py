@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 
 from pollux_flows import Options, ResultEnvelope, Source
 from pollux_flows.blocks import PolluxProvider
-from pollux_flows.flows import broadcast, fan_out
+from pollux_flows.flows import afan_out, broadcast, fan_out
 from pollux_flows.simulator import Fault, Simulator
 
 DOCUMENT_TOKENS = 100_000
@@ -42,6 +45,19 @@ def test_a_fan_out_writes_once(claude: PolluxProvider, calls_per_task: int | Non
     """As one task run a call, and in chunks: 1.25 + 0.9 documents."""
     envelope = fan_out(PROMPTS, claude, [document()], WARM, calls_per_task=calls_per_task)
     assert counted(envelope) == (9, DOCUMENT_TOKENS, 9 * DOCUMENT_TOKENS)
+
+
+async def test_the_page_says_what_caching_saved(claude: PolluxProvider) -> None:
+    """Tokens beside the naive way, and money, in which the write costs a quarter more."""
+    envelope = await afan_out(PROMPTS, claude, [document("p")], WARM)
+    caching = envelope.metrics["caching"]
+    assert caching["saved_tokens"] == 9 * DOCUMENT_TOKENS
+    async with get_client() as client:
+        key = ArtifactFilter(key=ArtifactFilterKey(any_=["pollux-fan-out"]))
+        (page,) = await client.read_artifacts(artifact_filter=key, sort=ArtifactSort.CREATED_DESC, limit=1)
+    assert "tokens sent, 900,000 read from cache, 100,000 written |" in str(page.data)
+    assert f"| Saved by caching | 900,000 of {caching['naive_tokens']:,} tokens" in str(page.data)
+    assert "in money: $2." in str(page.data)
 
 
 def test_a_broadcast_writes_once_a_source(claude: PolluxProvider) -> None:
