@@ -21,10 +21,10 @@ HOST = "127.0.0.1"
 
 @contextmanager
 def serve(simulator: Simulator, port: int = 0) -> Iterator[str]:
-    """Serve `simulator` on loopback from a thread; gives its origin, e.g. `http://127.0.0.1:4210`."""
+    """Serve `simulator` on loopback from a thread; yield its origin, e.g. `http://127.0.0.1:4210`."""
     with _listen(port) as listener:
         server, ready = _server(simulator)
-        # Daemon: a test run that is interrupted must not hang on its simulator.
+        # Daemon: an interrupted test run must not hang on its simulator.
         thread = threading.Thread(target=_run, args=(server, listener, ready), name="simulator", daemon=True)
         thread.start()
         ready.wait()
@@ -38,7 +38,7 @@ def serve(simulator: Simulator, port: int = 0) -> Iterator[str]:
 
 
 def run(simulator: Simulator, port: int = 4210) -> None:
-    """Serve `simulator` on loopback until the process is told to stop."""
+    """Serve `simulator` on loopback until the process receives a signal to stop."""
     with _listen(port) as listener:
         server, ready = _server(simulator)
         _run(server, listener, ready)
@@ -51,7 +51,7 @@ def _listen(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
-        # Listening before the server runs means that nobody who knows the port is ever refused.
+        # Listening before the server runs means that no connection to the known port is ever refused.
         listener.listen(2048)
     except OSError:
         listener.close()
@@ -71,7 +71,7 @@ def _run(server: uvicorn.Server, listener: socket.socket, ready: threading.Event
 
 
 def _server(simulator: Simulator) -> tuple[uvicorn.Server, threading.Event]:
-    # Imported here because whoever answers in process needs no server.
+    # Imported here because in-process use needs no server.
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -104,8 +104,8 @@ def _server(simulator: Simulator) -> tuple[uvicorn.Server, threading.Event]:
         access_log=False,
         log_config=None,
         log_level="warning",
-        # Longer than any client keeps an idle connection, so that it is the client who closes it:
-        # else a request may be sent into a connection that is just being closed.
+        # Longer than the idle timeout of any client, so that the client closes the connection:
+        # else a request may be sent on a connection that is just being closed.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
     )

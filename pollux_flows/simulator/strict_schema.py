@@ -1,4 +1,4 @@
-"""The JSON schemas that OpenAI's strict mode takes, and how it words what it does not take."""
+"""OpenAI's strict mode: checks JSON schemas, with OpenAI's error messages."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _NOT_PERMITTED: Final = (
     "prefixItems",
 )
 _FORMATS: Final = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
-_SAYS_WHAT_IT_IS: Final = frozenset({"type", "anyOf", "$ref", "enum", "const"})
+_TYPE_KEYWORDS: Final = frozenset({"type", "anyOf", "$ref", "enum", "const"})
 _DEFINITIONS: Final = ("$defs", "definitions")
 
 
 def complaint(schema: Any) -> str | None:
-    """What strict mode has against this schema; None when it takes it."""
+    """Return OpenAI's objection to this schema; None if strict mode accepts it."""
     if problem := malformed(schema):
         return problem
     if not isinstance(schema, dict) or schema.get("type") != "object":
@@ -59,7 +59,7 @@ def _keywords(node: dict[str, Any], context: tuple[str, ...]) -> str | None:
     for keyword in _NOT_PERMITTED:
         if keyword in node:
             return _in(context, f"'{keyword}' is not permitted.")
-    if not node.keys() & _SAYS_WHAT_IT_IS:
+    if not node.keys() & _TYPE_KEYWORDS:
         return _in(context, "schema must have a 'type' key.")
     if "format" in node and node["format"] not in _FORMATS:
         return _in(context, f"'{node['format']}' is not a valid format.")

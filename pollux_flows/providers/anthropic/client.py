@@ -1,4 +1,4 @@
-"""One Anthropic client a run."""
+"""The Anthropic client, one a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests that a new batch brings along, or that a file has for it."""
+"""The requests of a new batch, inline or in a file."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pollux_flows.simulator.shape import Misfit
 from pollux_flows.simulator.spool import Spool
 from pollux_flows.simulator.wire import Call, Refused
 
-#: Of a request with everything in it; a file may be much longer.
+#: The limit of a request with inline rows; a file may be much longer.
 LIMIT_BYTES = 20 * 1024 * 1024
 _ROWS_AT = ("batch", "inputConfig", "requests", "requests")
 
 
 @dataclass
 class Input:
-    """What was asked for, and the requests."""
+    """The settings and rows of a new batch."""
 
     rows: Rows = field(default_factory=Rows)
     #: The `batch` of the request, in its normal spelling, with its first row only.
     batch: dict[str, Any] = field(default_factory=dict)
-    #: Does each row say what its result is known by?
+    #: Whether each row has a key for its result.
     has_keys: bool = True
-    #: What makes it no good as a whole.
+    #: The reason why the entire batch fails, if it does.
     problem: str | None = None
 
 
@@ -64,7 +64,7 @@ def _read(call: Call, body: Spool) -> Any:
 
 
 def read_file(call: Call) -> None:
-    """Copy the lines of the file that the request names, if it names one."""
+    """Copy the lines of the request's input file, if it has one."""
     given: Input = call.prepared
     source = given.batch["inputConfig"]
     if ("fileName" in source) == ("requests" in source):
