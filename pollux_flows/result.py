@@ -210,7 +210,7 @@ class Answer(Record):
     tool_calls: list[ToolCall] = Field(default_factory=list)
     response_id: str | None = None
     model: str | None = Field(default=None, description="The model that answered, where the provider says.")
-    note: str | None = Field(default=None, description="What the provider said about a blocked or cut answer.")
+    note: str | None = Field(default=None, description="The provider's explanation of a blocked or cut answer.")
     artifacts: dict[str, Any] = Field(default_factory=dict, description="What fits nowhere else, for the curious.")
     provider_state: dict[str, Any] | None = Field(
         default=None, description="What the provider wants back, as it came, when the conversation goes on."

@@ -63,7 +63,7 @@ class Call:
     options: Options
     implicit_caching: bool = False
     is_one_of_many: bool = False
-    """Whether other calls share the prefix and differ in the prompt: the cached part then ends before the prompt."""
+    """True if other calls share the prefix and differ in the prompt: the cached part then ends before the prompt."""
     prefix_key: str | None = None
     """The identity of the shared prefix, by which a provider finds its cache."""
     said: tuple[Said, ...] = ()

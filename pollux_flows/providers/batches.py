@@ -57,7 +57,7 @@ class Batch:
     problem: str | None = None
     """The reason why the entire batch failed."""
     queue_full: bool = False
-    """Whether it failed only because the queue is full: the same batch may be submitted again later."""
+    """True if it failed only because the queue is full: the same batch may be submitted again later."""
     results: tuple[str, ...] = ()
     """The locations of its results, in the form that `download` takes."""
 
@@ -79,7 +79,7 @@ class Result:
     code: str | None = None
     """The provider's own code for the error, or for the state of the response."""
     retryable: bool | None = None
-    """Whether the same row may succeed in another batch; None if unknown."""
+    """True if the same row may succeed in another batch; None if unknown."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -88,9 +88,9 @@ class BatchModule(Protocol):
 
     LIMITS: Limits
     TAKES_A_FILE: bool
-    """Whether the rows are uploaded as a file before the batch is made."""
+    """True if the rows are uploaded as a file before the batch is made."""
     KEEPS_NAMES: bool
-    """Whether each of our batches has its `tag` in every list."""
+    """True if each of our batches has its `tag` in every list."""
 
     def row(self, call: Call, key: str, /) -> bytes:
         """Return one line of the input, without its line break."""

@@ -144,13 +144,13 @@ def _in_zip(head: bytes) -> str:
 
 
 def _entries(head: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names of a ZIP's entries, each with its bytes as they are kept, as far as its beginning shows them."""
+    """Iterate over the entries in the first bytes of a zip: their names and stored (still compressed) bytes."""
     at = 0
     while head[at : at + 4] == _ZIP:
         flags, size, named = _number(head, at + 6, 2), _number(head, at + 18, 4), _number(head, at + 26, 2)
         start = at + 30 + named + _number(head, at + 28, 2)
         end = start + size
-        if flags & 8 and not size:  # written into a pipe: its size stands behind it
+        if flags & 8 and not size:  # written as a stream: its size stands after its content
             end = head.find(_ZIP, start)
         yield head[at + 30 : at + 30 + named].decode(errors="replace"), head[start:end]
         at = end if end >= start else len(head)

@@ -42,7 +42,7 @@ if hasattr(os, "register_at_fork"):
 _THREAD: Final = "pollux-reading"
 
 
-class NobodyWaits(Exception):  # noqa: N818 (it is no error: it ends work that was given up)
+class NobodyWaits(Exception):  # noqa: N818 (not an error: it ends abandoned work)
     """Raised in the thread of work on files that was abandoned."""
 
 

@@ -160,7 +160,7 @@ def offline() -> Any:
 
 def describe(error: Any) -> str:
     message = error.message
-    if len(message) > _LONGEST_MESSAGE:  # it quotes the value first, maybe a whole document, then the fault
+    if len(message) > _LONGEST_MESSAGE:  # it quotes the value first, which may be long, then the fault
         message = f"{message[:100]} ... {message[-180:]}"
     return f"{error.json_path}: {message}"
 

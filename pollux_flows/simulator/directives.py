@@ -77,14 +77,14 @@ def _word(word: str) -> tuple[str, Any]:
 
 
 class DirectiveCounts:
-    """How often each prompt's directives were met."""
+    """Counts the requests to which the directives of a prompt have been applied."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._met: dict[bytes, list[int]] = {}
 
     def take(self, prompt: str) -> Fault | None:
-        """The fault that this request's prompt asks for, used up by one."""
+        """Return the fault that this request's prompt asks for, and count it as used once."""
         if "[[" not in prompt:
             return None
         asked = directives(prompt)

@@ -22,7 +22,7 @@ from pollux_flows.providers.errors import may_pass
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
-# 256 MB is the limit of the whole body.
+# 256 MB is the limit of the entire body.
 LIMITS: Final = Limits(rows=100_000, size_bytes=256_000_000 - 1000)
 TAKES_A_FILE: Final = False
 KEEPS_NAMES: Final = False

@@ -124,12 +124,12 @@ def _place(batches: list[StoredBatch], cursor: str, name: str) -> int:
     raise Refused(400, f"{name}: Invalid cursor")
 
 
-def _limit(given: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", given, re.ASCII):
+def _limit(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
         raise Refused(400, "limit: Input should be a valid integer, unable to parse string as an integer")
-    if not 1 <= int(given) <= LIST_LIMIT:
+    if not 1 <= int(text) <= LIST_LIMIT:
         raise Refused(400, f"limit: Input should be between 1 and {LIST_LIMIT}")
-    return int(given)
+    return int(text)
 
 
 def _list(call: Call) -> Reply:

@@ -11,8 +11,8 @@ ENDS: Mapping[str, str] = {
     "completed": "every row has its result",
     "partial": "it is completed, but only some rows were answered; the others failed, as with a 500",
     "expired": "its time was up when only some rows were answered",
-    "cancelled": "somebody else cancelled it when only some rows were answered",
-    "failed": "it was accepted, and then found to be no good as a whole (Anthropic: every row of it)",
+    "cancelled": "it was cancelled elsewhere when only some rows were answered",
+    "failed": "it was accepted, and then failed completely (Anthropic: all its rows did)",
     "queue_full": "it was accepted, and then failed because too much is waiting already, as OpenAI does it",
 }
 ANSWERED = 0.5

@@ -178,20 +178,20 @@ class _Settling:
             return self._left(row, "expired", request_id)
         body = reply_to(call, self.writer.operation, fault, request_id).body
         self.results.usage.update(self.writer.usage(body))
-        result = self._told("succeeded", self.writer.succeeded(self.batch, row.key, body, request_id))
+        result = self._finished("succeeded", self.writer.succeeded(self.batch, row.key, body, request_id))
         if kind == "malformed" and result.line is not None:
             result.line = result.line[: len(result.line) // 2]
         return result
 
     def _errored(self, row: Row, refused: Refused, request_id: str) -> _Result:
         error = self.call.provider.error(refused, request_id)
-        return self._told("errored", self.writer.errored(self.batch, row.key, refused.status, error, request_id))
+        return self._finished("errored", self.writer.errored(self.batch, row.key, refused.status, error, request_id))
 
     def _left(self, row: Row, why: str, request_id: str) -> _Result:
-        return self._told(why, self.writer.left(self.batch, row.key, why, request_id))
+        return self._finished(why, self.writer.left(self.batch, row.key, why, request_id))
 
-    def _told(self, outcome: str, told: dict[str, Any]) -> _Result:
-        return _Result(outcome, orjson.dumps(told))
+    def _finished(self, outcome: str, row: dict[str, Any]) -> _Result:
+        return _Result(outcome, orjson.dumps(row))
 
     def _write(self, result: _Result) -> None:
         if result.line is None:

@@ -43,7 +43,7 @@ async def receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
 
 def _read(call: Call, body: Spool) -> Any:
     document = LongJson(body.chunks(), _ROWS_AT, fields.camel)
-    call.prepared = given = Input()
+    call.prepared = batch_input = Input()
 
     def check(place: int, row: Any) -> Any:
         message = fields.normal(row)
@@ -54,38 +54,40 @@ def _read(call: Call, body: Spool) -> Any:
             fields.BATCH_ROW(message, (*_ROWS_AT, place))
         except Misfit as misfit:
             raise Refused(400, fields.in_words(misfit)) from None
-        given.has_keys &= bool(message.get("metadata"))
+        batch_input.has_keys &= bool(message.get("metadata"))
         return message
 
-    given.rows = read_rows(document, check)
-    call.spools.append(given.rows.spool)
-    given.batch = rules.checked(document.rest, fields.CREATE_BATCH)["batch"]
+    batch_input.rows = read_rows(document, check)
+    call.spools.append(batch_input.rows.spool)
+    batch_input.batch = rules.checked(document.rest, fields.CREATE_BATCH)["batch"]
     return for_the_log(body, document)
 
 
 def read_file(call: Call) -> None:
     """Copy the lines of the request's input file, if it has one."""
-    given: Input = call.prepared
-    source = given.batch["inputConfig"]
+    batch_input: Input = call.prepared
+    source = batch_input.batch["inputConfig"]
     if ("fileName" in source) == ("requests" in source):
         raise Refused(400, "* BatchGenerateContentRequest.batch.input_config: exactly one source must be set\n")
     if "fileName" in source:
-        _copy(call, source["fileName"], given)
-    if not given.rows:
+        _copy(call, source["fileName"], batch_input)
+    if not batch_input.rows:
         raise Refused(400, "* BatchGenerateContentRequest.batch.input_config: no requests\n")
 
 
-def _copy(call: Call, name: str, given: Input) -> None:
+def _copy(call: Call, name: str, batch_input: Input) -> None:
     file = find_active(call, name)
     if not is_job_input(file.mime_type) or file.spool is None:
         raise Refused(400, f"Unsupported MIME type for the input of a batch: {file.mime_type}. Expected JSONL.")
     for number, line in enumerate(file.spool.lines(), start=1):
-        given.rows.add(line)
+        batch_input.rows.add(line)
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
             row = None
         if isinstance(row, dict):
-            given.has_keys &= "key" in row
+            batch_input.has_keys &= "key" in row
         else:
-            given.problem = given.problem or f"Failed to parse the input file: line {number} is not a JSON object."
+            batch_input.problem = (
+                batch_input.problem or f"Failed to parse the input file: line {number} is not a JSON object."
+            )

@@ -42,11 +42,11 @@ def _read(call: Call) -> None:
 
 
 def _create(call: Call) -> Reply:
-    given: Input = call.prepared
+    batch_input: Input = call.prepared
     if call.fault is not None and call.fault.kind == "queue_full":
         raise Refused(429, call.fault.message or _QUEUE_FULL)
     plan = call.world.batch_plans.take("gemini")
-    problem = given.problem and _status("INVALID_ARGUMENT", given.problem)
+    problem = batch_input.problem and _status("INVALID_ARGUMENT", batch_input.problem)
     if plan.end == "failed":
         problem = _status(plan.code or "INTERNAL", plan.message or "The batch could not be processed.")
     elif plan.end == "queue_full":
@@ -55,15 +55,15 @@ def _create(call: Call) -> Reply:
         call,
         "batches/simulated",
         plan,
-        given.rows,
+        batch_input.rows,
         window_s=WINDOW_S,
         words=_WORDS,
-        name=given.batch.get("displayName"),
+        name=batch_input.batch.get("displayName"),
         given={
             "model": call.params["model"],
             "version": call.params["version"],
-            "file": given.batch["inputConfig"].get("fileName"),
-            "has_keys": given.has_keys,
+            "file": batch_input.batch["inputConfig"].get("fileName"),
+            "has_keys": batch_input.has_keys,
         },
         problems=[problem] if problem else [],
     )

@@ -49,18 +49,18 @@ def _parts(items: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _check_file(call: Call, part: dict[str, Any], at: str) -> None:
-    given = [name for name in _SOURCES if part.get(name)]
-    if len(given) > 1:
+    sources = [name for name in _SOURCES if part.get(name)]
+    if len(sources) > 1:
         raise Refused(
             400,
             f"Mutually exclusive parameters: '{at}'. Ensure you are only providing one of: "
-            f"{' or '.join(repr(name) for name in given)}.",
+            f"{' or '.join(repr(name) for name in sources)}.",
             param=at,
             code="mutually_exclusive_parameters",
         )
-    if not given:
+    if not sources:
         raise _missing(f"{at}.file_id", at)
-    match given[0]:
+    match sources[0]:
         case "file_id":
             file = _stored(call, part["file_id"], at)
             _check_extension(extension(file.filename), _DOCUMENT_EXTENSIONS, "context stuffing file")

@@ -198,8 +198,8 @@ def _page(call: Call) -> tuple[list[StoredBatch], bool]:
     return batches[:limit], len(batches) > limit
 
 
-def _limit(given: str) -> int:
-    limit: Any = int(given) if given.isascii() and given.isdigit() else given
+def _limit(value: str) -> int:
+    limit: Any = int(value) if value.isascii() and value.isdigit() else value
     try:
         integer(1, LIST_LIMIT)(limit, ("limit",))
     except Misfit as misfit:

@@ -53,10 +53,10 @@ def read(call: Call) -> Ask:
 
 
 def input_items(body: dict[str, Any]) -> list[dict[str, Any]]:
-    given = body.get("input")
-    if isinstance(given, str):
-        return [{"type": "message", "role": "user", "content": given}]
-    return given or []
+    value = body.get("input")
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    return value or []
 
 
 def prompt_blocks(call: Call) -> list[Block]:

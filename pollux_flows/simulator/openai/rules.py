@@ -206,9 +206,9 @@ def _check_turns(call: Call) -> Remembered | None:
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-    given: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
+    items: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
     open_calls = dict(previous.open_calls) if previous else {}
-    for item in given:
+    for item in items:
         if (
             item.get("type") == "reasoning"
             and item.get("encrypted_content")
