@@ -114,7 +114,7 @@ def require(provider: ProviderName, capability: str) -> None:
 def require_cache(target: Target) -> None:
     """Raise if the provider or the model has no cache handles; unknown model names pass."""
     require(target.provider, "persistent_cache")
-    if re.match(_WITHOUT_CACHES, _bare(target.model)):
+    if re.match(_WITHOUT_CACHES, _base_name(target.model)):
         raise ConfigurationError(
             f"{target.model} has no cache handles: Gemini 4 and later cache repeated prefixes on their own.",
             hint="Pass the sources themselves, or use an earlier model, such as gemini-2.5-flash.",
@@ -146,7 +146,7 @@ def bills_cache_writes(model: str) -> bool:
 
 def check(target: Target, options: Options, sources: Sequence[Source], turns: Sequence[Turn] = ()) -> None:
     """Raise a ConfigurationError for a request that the target cannot answer. Makes no network call."""
-    for capability in _asked_for(options):
+    for capability in _required_capabilities(options):
         require(target.provider, capability)
     _check_prefix_caching(target.provider, options)
     if any(turn.tool_calls for turn in turns):
@@ -154,7 +154,7 @@ def check(target: Target, options: Options, sources: Sequence[Source], turns: Se
     for source in (*sources, *(each.source for turn in turns for each in turn.attached)):
         _check_source(target.provider, source)
     for rule in _MODEL_RULES:
-        if rule.provider == target.provider and re.match(rule.models, _bare(target.model)) and rule.asked(options):
+        if rule.provider == target.provider and re.match(rule.models, _base_name(target.model)) and rule.asked(options):
             raise ConfigurationError(f"{target.model} {rule.refuses}", hint=rule.instead)
     _check_efforts(target, options)
     _check_budget(target, options)
@@ -184,7 +184,7 @@ def check_deferred(target: Target, options: Options) -> None:
             raise ConfigurationError(f"{name} cannot be deferred.", hint=instead)
 
 
-def _asked_for(options: Options) -> Iterator[str]:
+def _required_capabilities(options: Options) -> Iterator[str]:
     if options.temperature is not None or options.top_p is not None:
         yield "sampling"
     if options.response_schema is not None:
@@ -236,7 +236,7 @@ def _reasoning(options: Options) -> bool:
 _WITHOUT_CACHES: Final = r"gemini-([4-9]|\d{2,})(?![^.-])"
 _OPENAI_LEAST_TOKENS: Final = 16
 _ANTHROPIC_LEAST_BUDGET: Final = 1024
-# By model family: the least and the most that thinking may take, and what 0 means there.
+# By model family: the minimum and maximum thinking budget, and the meaning of 0.
 _GEMINI_BUDGETS: Final = (
     (r"gemini-2\.5-pro", 128, 32_768, "it cannot be turned off"),
     (r"gemini-2\.5-flash-lite", 512, 24_576, "or 0 for none"),
@@ -352,7 +352,7 @@ def _check_budget(target: Target, options: Options) -> None:
 
 def _check_gemini_budget(model: str, budget: int) -> None:
     for family, least, most, zero in _GEMINI_BUDGETS:
-        if re.match(family, _bare(model)):
+        if re.match(family, _base_name(model)):
             if not least <= budget <= most and (budget or zero != "or 0 for none"):
                 raise ConfigurationError(
                     f"{model} takes no reasoning budget of {budget} tokens.", hint=f"Write {least} to {most}; {zero}."
@@ -441,6 +441,6 @@ def _check_prefix_caching(provider: ProviderName, options: Options) -> None:
             )
 
 
-def _bare(model: str) -> str:
+def _base_name(model: str) -> str:
     """Return the model's name without Gemini's optional `models/` prefix."""
     return model.removeprefix("models/")

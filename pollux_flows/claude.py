@@ -13,10 +13,10 @@ from pollux_flows.options import Options
 
 WITHOUT_THINKING: Final = r"claude-3-(?!7)"
 BY_BUDGET_ONLY: Final = r"claude-(3-7|opus-4(?!-[5-9])|sonnet-4(?!-[6-9])|haiku-4)"
-# Opus 4.5 takes an effort beside a budget; later models pace themselves.
+# Opus 4.5 takes an effort beside a budget; later models choose their own budget.
 NO_MAX_EFFORT: Final = r"claude-opus-4-5"
 NO_XHIGH_EFFORT: Final = r"claude-(opus-4-[56]|sonnet-4-6)"
-# From Opus 4.7 on, an explicit budget is a 400.
+# From Opus 4.7 on, an explicit budget is refused with a 400.
 ADAPTIVE_ONLY: Final = r"claude-(opus-(4-[7-9]|[5-9])|sonnet-[5-9]|haiku-[5-9]|fable|mythos)"
 
 BUDGETS: Final = {"low": 2048, "medium": 5120, "high": 10240, "xhigh": 16384, "max": 24576}

@@ -150,14 +150,14 @@ class Config(Document):
     @classmethod
     def _known_provider(cls, value: Any) -> Any:
         if value not in PROVIDERS:
-            # Only what looks like a provider's name is quoted: what else lands here by mistake may be a key.
+            # Only a value that looks like a provider's name is quoted: any other may be a key, passed by mistake.
             shown = f" {value!r}" if isinstance(value, str) and _LIKE_A_NAME.fullmatch(value) else ""
             raise ConfigurationError(f"Unknown provider{shown}.", hint=f"Write one of {', '.join(PROVIDERS)}.")
         return value
 
     @field_validator("model")
     @classmethod
-    def _model_says_something(cls, value: str) -> str:
+    def _check_model(cls, value: str) -> str:
         if not value.strip():
             raise ConfigurationError("model is blank.", hint="Write the model's name as the provider spells it.")
         return value.strip()
@@ -168,10 +168,10 @@ class Config(Document):
         return None if value is None or not value.strip() else checked_address(value.strip())
 
     @model_validator(mode="after")
-    def _complete(self, info: ValidationInfo) -> Self:
+    def _complete_from_environment(self, info: ValidationInfo) -> Self:
         if self.use_mock:
             return self
-        # A file that happens to lie in the working folder does not decide where a key goes that was passed.
+        # A .env file that happens to be in the working folder must not redirect a key that was passed.
         file_counts = self.api_key is None
         if self.base_url is None and (address := from_environment(URL_VARIABLES[self.provider], dotenv=file_counts)):
             _fill(self, "base_url", checked_address(address))
@@ -210,7 +210,7 @@ class Config(Document):
         return not self.use_mock and may_have_environment_key(self.provider, self.base_url)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled as its JSON, it leaves the key behind and looks for one in the environment where it arrives.
+        # Pickled as JSON, without the key: it is read again from the environment where the Config is unpickled.
         return type(self).model_validate_json, (self.model_dump_json(),)
 
     def __repr_args__(self) -> Any:
@@ -229,7 +229,7 @@ def from_environment(name: str, *, dotenv: bool = True) -> str | None:
     Parent folders are not searched, and a deployed run reads no file: other people may have written either.
     """
     limits = current_limits()
-    # A run may bring variables of its own: a key, but no say in where the worker's key goes.
+    # A run may bring variables of its own, such as a key, but cannot decide where the worker's key goes.
     environment = limits.environment if limits and name in _ADDRESS_VARIABLES else os.environ
     if value := environment.get(name, "").strip():
         return value
@@ -260,7 +260,7 @@ def may_have_environment_key(provider: ProviderName, base_url: str | None) -> bo
         return True
     if (named := from_environment(URL_VARIABLES[provider])) and checked_address(named) == base_url.rstrip("/"):
         return True
-    return any(_begins_with(base_url, allowed) for allowed in _allowed_addresses())
+    return any(_is_below(base_url, allowed) for allowed in _allowed_addresses())
 
 
 def _is_own_address(provider: ProviderName, base_url: str) -> bool:
@@ -281,7 +281,7 @@ def _allowed_addresses() -> list[str]:
         ) from None
 
 
-def _begins_with(base_url: str, allowed: str) -> bool:
+def _is_below(base_url: str, allowed: str) -> bool:
     """Return whether the address is `allowed` or a path below it, without `..` or escapes that could leave it."""
     rest = base_url.rstrip("/").removeprefix(allowed)
     return base_url.startswith(allowed) and (not rest or rest[0] == "/") and ".." not in rest and "%" not in rest
@@ -322,7 +322,7 @@ def checked_address(value: str) -> str:
             "base_url is not an http address.", hint="Write the full URL, such as 'http://127.0.0.1:8000/v1'."
         )
     if parts.username is not None or parts.password is not None or "?" in value or "#" in value:
-        # A base URL travels in plain JSON and logs; a key has no business in it.
+        # A base URL is part of plain JSON and logs, so it must not hold a key.
         raise ConfigurationError(
             "base_url holds a user name, a password, a query or a fragment.",
             hint="Write only scheme, host, port and path; pass the key as api_key.",

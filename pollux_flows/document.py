@@ -35,12 +35,12 @@ class Document(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _refuse_in_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _report_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             return handler(data)
         except ValidationError as error:
             problem, hint = describe(cls, error), advise(cls, error)
-        # Raised out here, so that Pydantic's error, which quotes the input and maybe a key, is not even its context.
+        # Raised outside the handler: Pydantic's error quotes the input, maybe a key, and must not even be the context.
         raise cls.refusal(problem, hint=hint)
 
     @classmethod
@@ -48,7 +48,7 @@ class Document(BaseModel):
         """Parse and validate a document from its JSON."""
         try:
             return super().model_validate_json(json_data, **settings)
-        except ValidationError as error:  # it is no JSON at all: validators have not seen it
+        except ValidationError as error:  # invalid JSON does not reach the validators
             problem, hint = describe(cls, error), advise(cls, error)
         raise cls.refusal(problem, hint=hint)
 
@@ -57,7 +57,7 @@ class Document(BaseModel):
         copied = super().model_copy(deep=deep)
         return type(self).model_validate({**dict(copied), **update}) if update else copied
 
-    if not TYPE_CHECKING:  # type checkers know of `frozen`, and better without these
+    if not TYPE_CHECKING:  # type checkers handle `frozen` themselves, and better
 
         def __setattr__(self, name: str, value: object) -> None:
             raise self._unchangeable()
@@ -91,7 +91,7 @@ class Record(Document):
 
     @model_validator(mode="before")
     @classmethod
-    def _storable(cls, data: Any, info: ValidationInfo) -> Any:
+    def _replace_surrogates(cls, data: Any, info: ValidationInfo) -> Any:
         return data if info.context is MENDED else mended(data)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -36,7 +36,7 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     match value:
         case None | bool():
             return value
-        # Subclasses, such as the members of an enum, become what they are in JSON.
+        # Subclasses, such as the members of an enum, become plain JSON values.
         case str():
             return _reject_surrogates(str.__str__(value), where)
         case int() if abs(value) < _LARGEST:

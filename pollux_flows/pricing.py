@@ -209,7 +209,7 @@ def _bill(prices: Mapping[str, _Price], target: Target, answer: Answer) -> float
         written = long_written = 0  # before GPT-5.6, OpenAI says, a cache write costs what any input does
     heard, heard_before = billing.audio_tokens, billing.cached_audio_tokens
     if "input_audio_mtok" not in prices:
-        heard = heard_before = 0  # sounds cost what words do
+        heard = heard_before = 0  # audio costs the same as text
     counted = {
         "input_mtok": prompt - cached - written - (heard - heard_before),
         "cache_read_mtok": cached - heard_before,

@@ -47,7 +47,9 @@ class VideoSettings(Document):
             )
         for name, offset in (("start_offset", self.start_offset), ("end_offset", self.end_offset)):
             if offset is not None and not _OFFSET.fullmatch(offset):
-                raise SourceError(f"{name} {offset!r} is no duration.", hint="Write seconds, such as '90s' or '1.5s'.")
+                raise SourceError(
+                    f"{name} {offset!r} is not a duration.", hint="Write seconds, such as '90s' or '1.5s'."
+                )
         if self.start_offset and self.end_offset and _seconds(self.end_offset) <= _seconds(self.start_offset):
             raise SourceError(
                 f"The video would end at {self.end_offset}, before it starts at {self.start_offset}.",
@@ -72,7 +74,7 @@ class Source(Document):
     )
     size_bytes: StrictInt = Field(default=0, ge=0, le=2**53, description="Its size, where it is known.")
     text: Text | None = Field(default=None, description="The content itself, for text and json.")
-    uri: Text | None = Field(  # not for people: what follows its ? may be secret
+    uri: Text | None = Field(  # not in the repr: its query may be secret
         default=None, repr=False, description="Where the content is, for everything else."
     )
     gemini_video: VideoSettings | None = Field(default=None, description="For Gemini: which part of a video.")
@@ -111,7 +113,7 @@ class Source(Document):
         if getattr(self, unused) is not None:
             raise SourceError(f"A source of type {self.source_type} has no {unused}.", hint="Leave it out.")
         if not _MIME_TYPE.fullmatch(self.mime_type):
-            raise SourceError(f"{self.mime_type!r} is no MIME type.", hint="Write one such as 'application/pdf'.")
+            raise SourceError(f"{self.mime_type!r} is not a MIME type.", hint="Write one such as 'application/pdf'.")
         if self.source_type == "json":
             _check_json(str(self.text))
         if self.source_type not in _INLINE:
@@ -233,7 +235,8 @@ def _check_json(text: str) -> None:
         from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise SourceError(
-            f"The text of a json source is no JSON: {error}.", hint="Make the source with Source.from_json(data)."
+            f"The text of a json source is not valid JSON: {error}.",
+            hint="Make the source with Source.from_json(data).",
         ) from None
 
 

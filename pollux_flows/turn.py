@@ -119,13 +119,13 @@ def in_order(turns: Sequence[Turn], name: str = "history", first: int = 0) -> tu
             results[str(turn.tool_call_id)] = turn
             continue
         _check_complete(calls, results, f"{name}[{index}] continues")
-        ordered += _sorted(calls, results)
+        ordered += _order_results(calls, results)
         if not turn.says_nothing:
             ordered.append(turn)
         calls, results = turn.tool_calls, {}
     if results:
         _check_complete(calls, results, f"{name} ends")
-        return [*ordered, *_sorted(calls, results)], []
+        return [*ordered, *_order_results(calls, results)], []
     return ordered, calls
 
 
@@ -235,6 +235,6 @@ def _check_complete(calls: Sequence[ToolCall], results: dict[str, Turn], what: s
         )
 
 
-def _sorted(calls: Sequence[ToolCall], results: dict[str, Turn]) -> list[Turn]:
+def _order_results(calls: Sequence[ToolCall], results: dict[str, Turn]) -> list[Turn]:
     """Return the results in the order of their calls, each with the name of its tool."""
     return [results[call.id].model_copy(update={"name": call.name}) for call in calls if call.id in results]

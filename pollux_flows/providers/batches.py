@@ -127,7 +127,7 @@ _MOST_PAGES: Final = 2000
 async def turned(
     page: Callable[[str | None], Awaitable[tuple[list[Batch], str | None]]],
 ) -> AsyncIterator[list[Batch]]:
-    """Iterate over pages. `page` takes the cursor of a page and returns it with the next cursor, None after the last.
+    """Iterate over pages. `page` takes a cursor and returns that page with the next cursor, None after the last.
 
     An empty page may stand between others. A page that brings only batches seen before ends the iteration, too.
     """

@@ -197,7 +197,7 @@ class Conformance:
         key = (id(value), id(schema))
         if key not in counted:
             parts = [self._references.target(schema["$ref"])] if "$ref" in schema else []
-            parts += [*schema.get("allOf", ()), *schema.get("anyOf", ()), *_tried(value, schema)]
+            parts += [*schema.get("allOf", ()), *schema.get("anyOf", ()), *_branches_to_try(value, schema)]
             steps = 1 + sum(self._count(value, part, counted) for part in parts)
             counted[key] = steps + sum(self._count(item, sub, counted) for item, sub in _members(value, schema))
         return counted[key]
@@ -386,7 +386,7 @@ def _members(value: Any, schema: Schema) -> Iterator[tuple[Any, Any]]:
         yield from ((item, _item_schema(schema, index)) for index, item in enumerate(value))
 
 
-def _tried(value: Any, schema: Schema) -> list[Any]:
+def _branches_to_try(value: Any, schema: Schema) -> list[Any]:
     """Return the branches of a `oneOf` to try: only one where a discriminator names it."""
     branches: list[Any] = schema.get("oneOf", [])
     discriminator = schema.get("discriminator")

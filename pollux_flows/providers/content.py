@@ -49,10 +49,10 @@ async def examine(sources: Sequence[Source], store: Store | None = None, *, limi
     Reading one file may take `limit_s`.
     """
     names = list(dict.fromkeys(str(source.uri) for source in sources))
-    memory = _Memory(store, dict(zip(names, await _side_by_side(_key, names, limit_s), strict=True)) if store else {})
+    memory = _Memory(store, dict(zip(names, await _map_on_threads(_key, names, limit_s), strict=True)) if store else {})
     known = await memory.recall()
     unread = [name for name in names if name not in known]
-    fresh = dict(zip(unread, await _side_by_side(_read, unread, limit_s), strict=True))
+    fresh = dict(zip(unread, await _map_on_threads(_read, unread, limit_s), strict=True))
     await memory.keep(fresh)
     found = known | fresh
     contents = [found[str(source.uri)] for source in sources]
@@ -110,7 +110,7 @@ class HashingReader(io.BufferedIOBase):
 async def open_file(source: Source) -> HashingReader:
     """Open the file of a source, for the caller to read and close; a web file is downloaded first."""
     name = str(source.uri)
-    return _reader(name, await apart(partial(_rewindable, name)))
+    return _open_reader(name, await apart(partial(_open_rewindable, name)))
 
 
 async def load(source: Source, content: Content, *, limit_s: float = math.inf) -> bytes:
@@ -171,7 +171,7 @@ class _Memory:
         _log.warning("The contents of files are not remembered, so they will be read again: %s", error)
 
 
-async def _side_by_side(look: Callable[[str, Pulse], T], names: Sequence[str], limit_s: float) -> list[T]:
+async def _map_on_threads(look: Callable[[str, Pulse], T], names: Sequence[str], limit_s: float) -> list[T]:
     """Return `look` of each name, in order, or raise the first error. Each thread takes many: handing over costs."""
 
     def of_share(share: Sequence[str], pulse: Pulse) -> list[T]:
@@ -241,11 +241,11 @@ def _load(name: str, content: Content, pulse: Pulse) -> bytes | None:
     return b"".join(found) if hashed.hexdigest() == content.sha256 else None
 
 
-def _reader(name: str, file: Opened) -> HashingReader:
+def _open_reader(name: str, file: Opened) -> HashingReader:
     return HashingReader(io.BufferedReader(PatientFile(file, name), PIECE))
 
 
-def _rewindable(name: str, pulse: Pulse) -> Opened:
+def _open_rewindable(name: str, pulse: Pulse) -> Opened:
     """Open a file that can seek; a stream is first copied into an unnamed temporary file."""
     pulse.beat(name)
     if not is_stream(name):

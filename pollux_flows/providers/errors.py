@@ -58,14 +58,14 @@ def as_api_error(error: Exception, config: Config, phase: str) -> PolluxError:
         if isinstance(cause, SourceError):  # the file failed, not the provider
             return SourceError(cause.message, hint=cause.hint)
         if isinstance(cause, BodyError):
-            return _unread(config, phase, cause)
+            return _body_error(config, phase, cause)
     if isinstance(error, APIError):
         error.provider = error.provider or config.provider
         error.phase = error.phase or phase
         return error
     status = _status(error)
     if status is None:
-        return _without_answer(error, config, phase)
+        return _no_response(error, config, phase)
     body = _body(error)
     return refusal(config, phase, status=status, body=body, headers=_headers(error), fallback=str(error))
 
@@ -136,7 +136,7 @@ def unreadable(config: Config, phase: str, what: str) -> APIError:
     )
 
 
-def _unread(config: Config, phase: str, why: BodyError) -> APIError:
+def _body_error(config: Config, phase: str, why: BodyError) -> APIError:
     return _kind(phase)(
         f"The answer of {config.provider} was not read to its end: {why}.",
         hint="No provider answers like that: check base_url, and any proxy between this machine and the provider.",
@@ -153,7 +153,7 @@ def redact(text: str, config: Config) -> str:
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 
-def _without_answer(error: Exception, config: Config, phase: str) -> APIError:
+def _no_response(error: Exception, config: Config, phase: str) -> APIError:
     """Return the error for a call without an HTTP status: the network failed, or the answer was unreadable."""
     chain = list(_chain(error))
     if any(isinstance(link, _UNREADABLE) for link in chain):
@@ -227,7 +227,7 @@ def _message_and_codes(body: Any) -> tuple[str, set[str]]:
         return str(inner or ""), set()
     codes = {str(inner[name]) for name in ("code", "type", "status") if inner.get(name)}
     details = inner.get("details")
-    if isinstance(details, list):  # Google: the reason behind a plain INVALID_ARGUMENT
+    if isinstance(details, list):  # Google: the specific reason of a generic INVALID_ARGUMENT
         codes |= {str(item["reason"]) for item in details if isinstance(item, dict) and item.get("reason")}
     message = _message(inner)
     metadata = inner.get("metadata")
@@ -278,7 +278,7 @@ def _hint(config: Config, phase: str, status: int, category: ErrorCategory | Non
     if status == 413:  # noqa: PLR2004
         return "Send less at once: fewer or shorter sources."
     if status == 404:  # noqa: PLR2004
-        return _not_there(config, phase)
+        return _not_found_hint(config, phase)
     if category == "rate_limit":
         return "Lower request_concurrency, or try again later."
     if status in _PASSING:
@@ -288,7 +288,7 @@ def _hint(config: Config, phase: str, status: int, category: ErrorCategory | Non
     return "The provider refused this request; its message above says what to change."
 
 
-def _not_there(config: Config, phase: str) -> str:
+def _not_found_hint(config: Config, phase: str) -> str:
     if phase in _ABOUT_A_BATCH:
         return "The batch or its results no longer exist, or belong to another key."
     return f"Check the model's name ({config.model})" + (

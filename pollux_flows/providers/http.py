@@ -55,7 +55,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             # Read and write are bounded by the deadline around the whole call; the pool by request_concurrency.
             timeout=httpx2.Timeout(None, connect=_CONNECT_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=config.request_concurrency),
-            # A redirect would take the key to another host.
+            # A redirect could send the key to another host.
             follow_redirects=False,
             trust_env=may_have_proxy,
             event_hooks={"response": [note_limits, body.bound]},

@@ -63,7 +63,7 @@ def check_size(provider: str, source: Source, size_bytes: int | None, limit: int
     """Raise if the source is larger than the provider's limit."""
     if size_bytes is not None and size_bytes > limit:
         raise ConfigurationError(
-            f"{source.identifier!r} has {size_bytes:,} bytes; {provider} takes {limit:,} at the most.", hint=way_out
+            f"{source.identifier!r} has {size_bytes:,} bytes; {provider} takes at most {limit:,}.", hint=way_out
         )
 
 

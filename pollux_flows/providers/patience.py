@@ -85,7 +85,7 @@ async def apart(work: Callable[[Pulse], T], *, limit_s: float = math.inf) -> T:
     """
     async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(THREADS)):
         pulse = Pulse(limit_s=limit_s)
-        working = asyncio.wrap_future(_begun(lambda: work(pulse)))
+        working = asyncio.wrap_future(_start(lambda: work(pulse)))
         try:
             while not working.done():
                 await asyncio.wait({working}, timeout=pulse.patience())
@@ -98,7 +98,7 @@ async def apart(work: Callable[[Pulse], T], *, limit_s: float = math.inf) -> T:
 def patiently(work: Callable[[Pulse], T], name: str) -> T:
     """Run `work` on another thread and block until its result; abandon that thread if it stalls."""
     pulse = Pulse(name)
-    working = _begun(lambda: work(pulse))
+    working = _start(lambda: work(pulse))
     try:
         while not wait([working], timeout=pulse.patience()).done:
             pass
@@ -145,7 +145,7 @@ class PatientFile(io.RawIOBase):
         super().close()
 
 
-def _begun(work: Callable[[], T]) -> Future[T]:
+def _start(work: Callable[[], T]) -> Future[T]:
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()  # from here on it cannot be cancelled
     context = copy_context()  # with the limits of the run

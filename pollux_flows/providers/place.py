@@ -146,7 +146,7 @@ def _open(name: str) -> Opened:
         from pollux_flows.providers import web
 
         return web.opened(name)
-    file: Opened = _elsewhere(name, lambda files, path: files.open(path, "rb", block_size=PIECE))
+    file: Opened = _with_filesystem(name, lambda files, path: files.open(path, "rb", block_size=PIECE))
     return file
 
 
@@ -155,11 +155,11 @@ def _info(name: str) -> dict[str, Any]:
         from pollux_flows.providers import web
 
         return web.headers(name)
-    info: dict[str, Any] = _elsewhere(name, lambda files, path: files.info(path))
+    info: dict[str, Any] = _with_filesystem(name, lambda files, path: files.info(path))
     return info
 
 
-def _elsewhere(name: str, question: Callable[[Any, str], Any]) -> Any:
+def _with_filesystem(name: str, question: Callable[[Any, str], Any]) -> Any:
     """Call `question` with the fsspec file system of an address and the path on it."""
     import fsspec
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 _REDACTED: Final = "[REDACTED]"
 # A placeholder for a key, such as `not-needed` or `ollama`, may be a word of an answer.
 _SHORTEST_IN_ANSWERS: Final = 12
-# JSON may spell a letter of the key in these ways.
+# JSON may escape a character of the key in these ways.
 _ESCAPED: Final = re.compile(rb"\\u00[2-7]|\\/")
 
 
@@ -50,7 +50,7 @@ class Redactor:
         """Return a provider's response without the key; the same object if the key is not in it."""
         if isinstance(value, Batch) and value.problem:
             value = cast(T, replace(value, problem=self.message(value.problem)))
-        return cast(T, self._replaced(value)) if self._in_answers else value
+        return cast(T, self._redact(value)) if self._in_answers else value
 
     def results(self, into: IO[bytes], result: Callable[[bytes], Result]) -> RedactedResults:
         """Return a file that writes the results of a batch to `into`, without the key. `result` reads one line."""
@@ -64,33 +64,33 @@ class Redactor:
             if not self._in_answers and result(line).status == "succeeded":
                 return line
             row = lines.read(line)
-            redacted = self._replaced(row)
+            redacted = self._redact(row)
             return line if redacted is row else lines.line(redacted)
         except ValueError:  # no JSON, so no escapes either
             return line.replace(self._key.encode(), _REDACTED.encode())
 
-    def _replaced(self, value: Any) -> Any:
+    def _redact(self, value: Any) -> Any:
         """Return a copy with each occurrence of the key replaced, or the same object if there is none."""
         if isinstance(value, str):
             return value.replace(self._key, _REDACTED) if self._key in value else value
         if isinstance(value, dict):
-            redacted = {self._replaced(name): self._replaced(item) for name, item in value.items()}
+            redacted = {self._redact(name): self._redact(item) for name, item in value.items()}
             same = redacted.keys() == value.keys() and all(redacted[name] is item for name, item in value.items())
             return value if same else redacted
         if isinstance(value, list | tuple):
-            items = [self._replaced(item) for item in value]
+            items = [self._redact(item) for item in value]
             if all(new is old for new, old in zip(items, value, strict=True)):
                 return value
             return tuple(items) if isinstance(value, tuple) else items
         if isinstance(value, Document):
-            return self._changed(value, dict(value), lambda changes: value.model_copy(update=changes))
+            return self._redact_fields(value, dict(value), lambda changes: value.model_copy(update=changes))
         if is_dataclass(value) and not isinstance(value, type):
             held = {field.name: getattr(value, field.name) for field in fields(value)}
-            return self._changed(value, held, lambda changes: replace(value, **changes))
+            return self._redact_fields(value, held, lambda changes: replace(value, **changes))
         return value
 
-    def _changed(self, value: Any, held: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> Any:
-        changes = {name: new for name, old in held.items() if (new := self._replaced(old)) is not old}
+    def _redact_fields(self, value: Any, held: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> Any:
+        changes = {name: new for name, old in held.items() if (new := self._redact(old)) is not old}
         return change(changes) if changes else value
 
 

@@ -198,7 +198,7 @@ _PHRASES = {
     "minProperties": "an object of at least {} properties",
     "maxProperties": "an object of at most {} properties",
 }
-# Keywords that hold schemas or conditions: losing one in words would be asking for something else.
+# Keywords that hold schemas or conditions: a description in words would not replace them.
 # fmt: off
 _BEYOND = {
     "patternProperties", "propertyNames", "unevaluatedProperties",
@@ -212,10 +212,10 @@ _PLAIN = {
     "anyOf", "oneOf", "allOf", "$ref",
 }
 # fmt: on
-# All other keywords (default, examples, discriminator, $comment ...) bind no answer, and are dropped.
+# All other keywords (default, examples, discriminator, $comment ...) do not constrain an answer, and are dropped.
 _BINDING = _PLAIN | _LABELS | DEFINITIONS | _BEYOND | _PHRASES.keys()
 
-# A pointer into a property would see that property made nullable. Root and definitions keep their meaning.
+# A pointer into a property would refer to its nullable form. The root and the definitions keep their meaning.
 _STABLE_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/]+)?")
 _NULL = {"type": "null"}
 _JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
@@ -231,7 +231,7 @@ class _Writer:
         self._original = make_validator(root)
 
     def write_root(self, root: Schema) -> Schema:
-        # Pydantic puts a recursive model behind a $ref, but the root must be an object: open that one.
+        # Pydantic puts a recursive model behind a $ref, but the root must be an object: resolve that one.
         while "$ref" in root:
             root = _merge(_without(root, "$ref"), self._references.target(root["$ref"]))
         return self.write(root)
@@ -239,12 +239,12 @@ class _Writer:
     def write(self, schema: Any) -> Schema:
         schema = _name_type(self._flatten(schema))
         self._check_expressible(schema)
-        schema = self._put_into_words(schema)
+        schema = self._describe_constraints(schema)
         return self._write_object(schema) if _is_object(schema) else map_subschemas(schema, self.write)
 
     def _flatten(self, schema: Any) -> Schema:
         """Return the schema without annotations, `oneOf`, `allOf`, and `$ref` beside other keywords."""
-        if not isinstance(schema, dict):  # true takes anything, false nothing
+        if not isinstance(schema, dict):  # true accepts anything, false nothing
             raise _Inexpressible
         flat = {keyword: value for keyword, value in schema.items() if keyword in _BINDING}
         if "oneOf" in flat:
@@ -266,7 +266,7 @@ class _Writer:
         if is_beyond:
             raise _Inexpressible
 
-    def _put_into_words(self, schema: Schema) -> Schema:
+    def _describe_constraints(self, schema: Schema) -> Schema:
         refused = {
             keyword: value
             for keyword, value in schema.items()
@@ -302,7 +302,7 @@ def _name_type(schema: Schema) -> Schema:
         return {"type": types[0] if len(types) == 1 else types, **schema}
     if "properties" in schema:
         return {"type": "object", **schema}
-    raise _Inexpressible  # it takes anything
+    raise _Inexpressible  # it accepts anything
 
 
 def _is_object(schema: Schema) -> bool:

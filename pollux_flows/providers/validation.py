@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Schema: TypeAlias = dict[str, Any]
 
-# Where schemas sit inside a schema. All else (enum, const, default, examples ...) is data and never entered.
+# The keywords that hold subschemas. All others (enum, const, default, examples ...) hold data and are never entered.
 # fmt: off
 _HOLDS_ONE = {
     "items", "additionalItems", "unevaluatedItems", "contains", "contentSchema",
@@ -24,7 +24,7 @@ _HOLDS_LIST = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
 _HOLDS_MAP = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
 
 DEFINITIONS = {"$defs", "definitions"}
-# These apply to the very value that the schema applies to, not to a part of it.
+# The keywords that apply to the same value as the schema, not to a part of it.
 _IN_PLACE = {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"}
 # fmt: on
 
@@ -135,7 +135,7 @@ def _find_bad_reference(root: Schema) -> str | None:
 def _find_unsafe_pattern(root: Schema) -> str | None:
     keywords = {keyword for schema in walk_schema(root) for keyword in schema}
     if {"patternProperties", "unevaluatedProperties"} <= keywords:
-        # jsonschema matches these names itself, with an engine that cannot be stopped.
+        # jsonschema matches these names itself, with an engine that has no timeout.
         return "unevaluatedProperties cannot be checked beside patternProperties; use additionalProperties"
     return None
 

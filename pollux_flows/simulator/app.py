@@ -52,7 +52,7 @@ def build_app(world: Simulator) -> Router:
     for provider in PROVIDERS.values():
         routes.extend(_route(world, provider, operation) for operation in provider.operations())
         # Last: an unknown path is refused in the provider's own format.
-        routes.append(Route(provider.prefix + "/{path:path}", Exchange(world, provider, _nothing_there(provider))))
+        routes.append(Route(provider.prefix + "/{path:path}", Exchange(world, provider, _unknown_path(provider))))
     return Router(routes, redirect_slashes=False)
 
 
@@ -62,7 +62,7 @@ def _route(world: Simulator, provider: Provider, operation: Operation) -> Route:
     return route
 
 
-def _nothing_there(provider: Provider) -> Operation:
+def _unknown_path(provider: Provider) -> Operation:
     def refuse(call: Call) -> NoReturn:
         raise Refused(404, f"Unknown path: {provider.prefix}/{call.params['path']}")
 

@@ -60,13 +60,13 @@ def _parse(text: str) -> Directive:
         return Directive(Fault(**words), times)
     except (ValueError, TypeError) as problem:
         raise BadDirectiveError(
-            f"[[simulate:{text}]] makes no sense to the simulator: {problem}. "
+            f"[[simulate:{text}]] is not a valid directive: {problem}. "
             f"Write a kind ({', '.join(KINDS)}) or status=…, then words such as times=2"
         ) from problem
 
 
 def _word(word: str) -> tuple[str, Any]:
-    """`status=429` is a field of the fault; a word alone is its kind."""
+    """Parse one word of a directive: `status=429` sets a field of the fault, a word without a value its kind."""
     name, equals, value = word.partition("=")
     if not equals:
         return "kind", name

@@ -134,9 +134,9 @@ async def _never_answer(kind: str, scope: Scope, receive: Receive) -> None:
 def _connection_error() -> Exception:
     """Return the exception of a dropped connection, for in-process clients without a socket.
 
-    An ASGITransport hands an application's exception to its client as it is. So the exception is made
-    of the one that each HTTP library in this process raises when a server closes the socket: to all
-    of them, and to the SDKs on top, it is a network error like any other.
+    An ASGITransport raises an application's exception unchanged in its client. So the exception inherits from the
+    one that each HTTP library in this process raises when a server closes the socket: to all of them, and to the
+    SDKs, it is an ordinary network error.
     """
     loaded = [sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules]
     bases = tuple(library.RemoteProtocolError for library in loaded) or (ConnectionError,)

@@ -40,7 +40,7 @@ def boundary_of(content_type: str) -> bytes:
 async def read_parts(incoming: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[tuple[Part, bytes]]:
     """Iterate over the parts, with each piece of their content; an empty part has one empty piece."""
     delimiter = b"\r\n--" + boundary
-    # The first boundary has no line before it; with one, it looks like all others.
+    # The first boundary has no line break before it; with one, it looks like all others.
     buffer = bytearray(b"\r\n")
     part: Part | None = None
     while True:

@@ -74,7 +74,7 @@ class _Maker:
         if not isinstance(schema, dict) or not schema:
             return self._text({}, name, salt)
         if "$ref" in schema:
-            return self._referred(schema, name, salt)
+            return self._follow_reference(schema, name, salt)
         if "allOf" in schema:
             rest: Schema = {key: value for key, value in schema.items() if key != "allOf"}
             with self._inside([part["$ref"] for part in schema["allOf"] if isinstance(part, dict) and "$ref" in part]):
@@ -82,10 +82,10 @@ class _Maker:
                     rest = merged(rest, self._resolved(part))
                 return self.make(rest, name, salt)
         if any(keyword in schema for keyword in _NEEDS_VALIDATION):
-            return self._tried(schema, name, salt)
-        return self._made(schema, name, salt)
+            return self._first_valid(schema, name, salt)
+        return self._generate(schema, name, salt)
 
-    def _made(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+    def _generate(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
         for union in ("anyOf", "oneOf"):
             if union in schema:
                 return next(self._branches(schema, union, name, salt))
@@ -96,14 +96,14 @@ class _Maker:
             return values[salt % len(values)]
         return self._of_type(schema, name, salt)
 
-    def _tried(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+    def _first_valid(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
         """Return the first candidate that validates against the schema, else the first candidate."""
         candidates: list[Any] = []
         for number in range(salt, salt + _TRIES):
             if "oneOf" in schema:
                 candidates += list(self._branches(schema, "oneOf", name, number))
             else:
-                candidates.append(self._made(schema, name, number))
+                candidates.append(self._generate(schema, name, number))
             for candidate in candidates:
                 if self._accepts(schema, candidate):
                     return candidate
@@ -128,7 +128,7 @@ class _Maker:
         if not found:
             raise _Endless
 
-    def _referred(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+    def _follow_reference(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
         with self._inside([schema["$ref"]]):
             rest = {key: value for key, value in schema.items() if key != "$ref"}
             return self.make(merged(self._target(schema["$ref"]), rest), name, salt)
@@ -164,7 +164,7 @@ class _Maker:
             if isinstance(node, list) and key.isdigit() and int(key) < len(node):
                 node = node[int(key)]
             else:
-                # A reference that leads nowhere allows anything.
+                # An unresolvable reference allows anything.
                 node = node.get(key, {}) if isinstance(node, dict) else {}
         return node
 

@@ -45,8 +45,8 @@ def run(simulator: Simulator, port: int = 4210) -> None:
 
 
 def _listen(port: int) -> socket.socket:
-    # The protocol is named because asyncio turns Nagle's algorithm off only where it is: without
-    # that, an answer in two writes waits 40 ms for the client's delayed acknowledgement.
+    # The protocol is passed because asyncio disables Nagle's algorithm only with it: otherwise, an answer in two
+    # writes waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +90,7 @@ def _server(simulator: Simulator) -> tuple[uvicorn.Server, threading.Event]:
             ready.set()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # A request that hangs on purpose would hold up a polite shutdown.
+            # A request that hangs on purpose would block a graceful shutdown.
             for connection in list(self.server_state.connections):
                 transport: Any = connection.transport
                 transport.abort()

@@ -56,7 +56,7 @@ class Spool:
     def keep_little(self) -> None:
         """Store no content of more than `KEEP_BYTES`, including what has been written already."""
         self._whole = False
-        self._forget_much()
+        self._drop_large()
 
     def write(self, piece: bytes) -> None:
         self._digest.update(piece)
@@ -65,7 +65,7 @@ class Spool:
                 self._content.seek(self.size)
                 self._content.write(piece)
         self.size += len(piece)
-        self._forget_much()
+        self._drop_large()
 
     def chunks(self) -> Iterator[bytes]:
         """Iterate over the stored content, piece by piece."""
@@ -107,6 +107,6 @@ class Spool:
                 self._content.close()
                 self._content = None
 
-    def _forget_much(self) -> None:
+    def _drop_large(self) -> None:
         if not self._whole and self.size > KEEP_BYTES:
             self.close()

@@ -168,7 +168,7 @@ class Storage:
     def _connect(self) -> sqlite3.Connection:
         # One for each operation, so that threads, event loops and forked processes do not share one.
         database = sqlite3.connect(self._database, timeout=_WAIT_S, isolation_level=None)
-        database.execute("PRAGMA synchronous = OFF")  # a simulation may lose its last moment in a power cut
+        database.execute("PRAGMA synchronous = OFF")  # a simulation may lose its last writes in a power cut
         return database
 
     @contextmanager

@@ -180,14 +180,14 @@ class FileStore:
         file.clock = self._clock
         key = (file.provider, file.id)
         if key in self._current:
-            self._bury(self._current[key])
+            self._retire(self._current[key])
         self._current[key] = file
         self._arrivals += 1
         self._order[file] = self._arrivals
         if len(self._current) > self._sweep_at:
             self._sweep()
 
-    def _bury(self, file: StoredFile) -> None:
+    def _retire(self, file: StoredFile) -> None:
         file.release()
         del self._current[file.provider, file.id]
         if len(self._gone) == KEEP_GONE:
@@ -196,7 +196,7 @@ class FileStore:
 
     def _sweep(self) -> None:
         for file in [file for file in self._current.values() if not file.is_there]:
-            self._bury(file)
+            self._retire(file)
         self._sweep_at = KEEP_GONE + 2 * len(self._current)
 
 

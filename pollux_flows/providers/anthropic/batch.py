@@ -98,7 +98,7 @@ async def download(client: AsyncAnthropic, batch: Batch, into: IO[bytes]) -> Non
     for address in batch.results:
         options: Any = {"headers": {"accept": "application/binary"}}
         url = str(_check_origin(client.base_url, address))
-        # The SDK's own `results` would ask for the batch again, and go wherever that says, with the key.
+        # The SDK's own `results` would fetch the batch again, and send the key to any address that it names.
         response = await client.get(url, cast_to=httpx2.Response, options=options, stream=True)
         async with aclosing(response):
             async for block in response.aiter_bytes():

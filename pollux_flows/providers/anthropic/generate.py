@@ -174,7 +174,7 @@ def _thinking(model: str, options: Options) -> dict[str, Any] | None:
     budget = claude.thinking_budget(model, options)
     if budget == 0:
         return {"type": "disabled"}
-    # Without `display`, newer models think, bill for it, and show nothing.
+    # Without `display`, newer models bill for thinking but do not return it.
     shown = {} if options.reasoning_effort is None else {"display": "summarized"}
     if budget is not None:
         return {"type": "enabled", "budget_tokens": budget, **shown}
@@ -199,15 +199,15 @@ def _answer_tool(options: Options) -> dict[str, Any] | None:
 def _tools(call: Call, raw: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, dict[str, str] | None]:
     options = call.options
     if answer_tool := _answer_tool(options):
-        return [answer_tool, *_called_before(call)], _tool_choice({"name": _ANSWER_TOOL})
+        return [answer_tool, *_prior_tools(call)], _tool_choice({"name": _ANSWER_TOOL})
     if options.tools:
         return [_tool(tool) for tool in options.tools], _tool_choice(options.tool_choice)
-    # Calls and results may only be among the messages of a request that has tools, though none is to be called now.
-    before = [] if "tools" in raw else _called_before(call)
+    # A request with tool calls and results must declare the tools, even if none is to be called now.
+    before = [] if "tools" in raw else _prior_tools(call)
     return before or None, {"type": "none"} if before else None
 
 
-def _called_before(call: Call) -> list[dict[str, Any]]:
+def _prior_tools(call: Call) -> list[dict[str, Any]]:
     return [_tool({"name": name}) for name in call.tools_called]
 
 

@@ -201,14 +201,14 @@ def _billing(usage: Any, candidate: dict[str, Any]) -> Billing:
     searched = grounding.get("webSearchQueries") or grounding.get("imageSearchQueries")
     opened = as_object(candidate.get("urlContextMetadata")).get("urlMetadata")
     return Billing(
-        audio_tokens=_sound(usage.get("promptTokensDetails")),
-        cached_audio_tokens=_sound(usage.get("cacheTokensDetails")),
+        audio_tokens=_audio_tokens(usage.get("promptTokensDetails")),
+        cached_audio_tokens=_audio_tokens(usage.get("cacheTokensDetails")),
         # An opened page is grounding as well, but costs only its tokens.
         server_tools=int(bool(searched or (grounding and not opened))),
     )
 
 
-def _sound(details: Any) -> int:
+def _audio_tokens(details: Any) -> int:
     rows = [as_object(row) for row in details] if isinstance(details, list) else []
     return sum(as_count(row.get("tokenCount")) for row in rows if row.get("modality") == "AUDIO")
 

@@ -56,12 +56,12 @@ def _parts(entry: Said, model: str, calling: types.Content | None) -> list[types
             prompt = [] if entry.prompt is None else [types.Part(text=entry.prompt)]
             return [*parts(entry.materials), *prompt]
         case "assistant":
-            return [_replayed(part) for part in turn.came("parts")] or _rebuilt(turn, model)
+            return [_replay_part(part) for part in turn.came("parts")] or _rebuild_parts(turn, model)
         case "tool":
             return [types.Part(function_response=_response(turn, calling))]
 
 
-def _replayed(part: dict[str, Any]) -> types.Part:
+def _replay_part(part: dict[str, Any]) -> types.Part:
     from google.genai import types
 
     # The SDK would not send a field that it does not know.
@@ -76,7 +76,7 @@ def _replayed(part: dict[str, Any]) -> types.Part:
     )
 
 
-def _rebuilt(turn: Turn, model: str) -> list[types.Part]:
+def _rebuild_parts(turn: Turn, model: str) -> list[types.Part]:
     from google.genai import types
 
     text = [types.Part(text=turn.content)] if turn.content.strip() else []

@@ -133,13 +133,13 @@ def _batch(body: Any) -> Batch:
         created_at=_time(body.get("created_at")),
         ended_at=next((each for each in ended if each is not None), None) if state in ENDED else None,
         expires_at=_time(body.get("expires_at")),
-        problem="; ".join(dict.fromkeys(map(_in_words, problems))) or None,
+        problem="; ".join(dict.fromkeys(map(_describe_problem, problems))) or None,
         queue_full=state == "failed" and bool(codes) and codes <= _QUEUE_FULL,
         results=tuple(each for each in files if each),
     )
 
 
-def _in_words(problem: dict[str, Any]) -> str:
+def _describe_problem(problem: dict[str, Any]) -> str:
     message = as_text(problem.get("message")) or as_text(problem.get("code")) or "no reason given"
     return f"line {problem['line']}: {message}" if type(problem.get("line")) is int else message
 

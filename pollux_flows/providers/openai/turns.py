@@ -37,19 +37,19 @@ def _items(entry: Said) -> Iterator[dict[str, Any]]:
             prompt = [] if entry.prompt is None else [{"type": "input_text", "text": entry.prompt}]
             yield {"role": "user", "content": [*map(part, entry.materials), *prompt]}
         case "assistant":
-            yield from map(_replayed, turn.came("output")) if turn.came("output") else _rebuilt(turn)
+            yield from map(_replay_item, turn.came("output")) if turn.came("output") else _rebuild_items(turn)
         case "tool":
             yield {"type": "function_call_output", "call_id": turn.tool_call_id, "output": turn.content}
 
 
-def _replayed(item: dict[str, Any]) -> dict[str, Any]:
+def _replay_item(item: dict[str, Any]) -> dict[str, Any]:
     """Return an item to send back without the id of its stored form, which may have expired; reasoning needs it."""
     if item.get("type") == "reasoning":
         return {"summary": [], **{name: item[name] for name in _REASONING if name in item}}
     return {name: value for name, value in item.items() if name not in {"id", "status"}}
 
 
-def _rebuilt(turn: Turn) -> Iterator[dict[str, Any]]:
+def _rebuild_items(turn: Turn) -> Iterator[dict[str, Any]]:
     if turn.content.strip():
         yield {"role": "assistant", "content": [{"type": "output_text", "text": turn.content}]}
     for call in turn.tool_calls:

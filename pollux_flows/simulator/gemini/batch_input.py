@@ -29,7 +29,7 @@ class Input:
     """The settings and rows of a new batch."""
 
     rows: Rows = field(default_factory=Rows)
-    #: The `batch` of the request, in its normal spelling, with its first row only.
+    #: The `batch` of the request, with field names in camelCase and its first row only.
     batch: dict[str, Any] = field(default_factory=dict)
     #: Whether each row has a key for its result.
     has_keys: bool = True
