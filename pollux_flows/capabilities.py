@@ -1,7 +1,7 @@
-"""What each provider can do, as one table, and the one gate that reads it.
+"""The capability matrix of the providers, and the check that every request passes before it is sent.
 
-The table is the seeds' capability matrix. Below it stand the few stable facts about model families that a
-provider answers with a 400: refusing them here costs nothing, finding out there costs a run.
+Beside the matrix stand the few stable facts about model families that a provider answers with a 400: refusing
+them here costs nothing, finding out there costs a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROVIDER_ORDER: Final[tuple[ProviderName, ...]] = ("gemini", "openai", "anthropi
 
 @dataclass(frozen=True)
 class Capability:
-    """A row of the matrix: who has it, and what to do where nobody has."""
+    """A row of the matrix: the support by each provider, and the alternative where there is none."""
 
     title: str
     support: tuple[Support, Support, Support, Support, Support]  # in PROVIDER_ORDER
@@ -92,18 +92,18 @@ MATRIX: Final[dict[str, Capability]] = {
     "tool_results": Capability(
         "Tool results in a conversation (`continue_tool`)",
         ("yes", "yes", "yes", "model", "no"),
-        "Leave the turns with tools out, or put what they said into text.",
+        "Leave the turns with tools out, or write their content as text.",
     ),
 }
 
 
 def support(provider: ProviderName, capability: str) -> Support:
-    """Whether the provider has it, has it not, or leaves it to the model."""
+    """Return whether the provider supports a capability, does not, or leaves it to the model."""
     return MATRIX[capability].of(provider)
 
 
 def require(provider: ProviderName, capability: str) -> None:
-    """Refuse what the provider has not."""
+    """Raise a ConfigurationError if the provider does not support a capability."""
     row = MATRIX[capability]
     if row.of(provider) == "no":
         raise ConfigurationError(
@@ -112,9 +112,9 @@ def require(provider: ProviderName, capability: str) -> None:
 
 
 def require_cache(target: Target) -> None:
-    """Refuse a provider or a model that has no cache handles. An unknown name is the provider's to judge."""
+    """Raise if the provider or the model has no cache handles; unknown model names pass."""
     require(target.provider, "persistent_cache")
-    if re.match(_WITHOUT_CACHES, _bare(target.model)):
+    if re.match(_WITHOUT_CACHES, _base_name(target.model)):
         raise ConfigurationError(
             f"{target.model} has no cache handles: Gemini 4 and later cache repeated prefixes on their own.",
             hint="Pass the sources themselves, or use an earlier model, such as gemini-2.5-flash.",
@@ -122,14 +122,14 @@ def require_cache(target: Target) -> None:
 
 
 WARMABLE: Final[tuple[ProviderName, ...]] = ("openai", "anthropic", "openrouter")
-"""Providers that cache the beginning of a prompt, so that a first call can write what later ones read."""
+"""Providers that cache prompt prefixes, so that a first call can write what later ones read."""
 
 
 def implicit_caching(provider: ProviderName, options: Options, calls: int, sharing: int = 1) -> bool:
-    """Return whether the calls ask for prompt caching. `sharing` is how many of them begin alike.
+    """Return whether the calls ask for prompt caching; `sharing` is the number of them that share a prefix.
 
-    A cache write costs a quarter more than plain input. A lone call writes once and what follows reads cheaply;
-    calls side by side would each pay for the write before any can read. With "warm" they are not side by side.
+    A cache write costs a quarter more than plain input. A single call writes once and later ones read cheaply;
+    concurrent calls would each pay for the write before any can read. With "warm" the first call goes ahead.
     """
     asked = options.implicit_caching
     if asked == "warm" and sharing > 1:
@@ -140,13 +140,13 @@ def implicit_caching(provider: ProviderName, options: Options, calls: int, shari
 
 
 def bills_cache_writes(model: str) -> bool:
-    """Return whether OpenAI bills what this model writes to its cache, and lets the caller say for how long."""
+    """Return whether OpenAI bills this model's cache writes, and lets the caller choose their lifetime."""
     return re.match(r"gpt-(5\.[6-9]|5\.\d\d|[6-9]|\d\d)", model) is not None
 
 
 def check(target: Target, options: Options, sources: Sequence[Source], turns: Sequence[Turn] = ()) -> None:
-    """The gate: refuse, before anything is sent, what cannot be answered. Reads no network."""
-    for capability in _asked_for(options):
+    """Raise a ConfigurationError for a request that the target cannot answer. Makes no network call."""
+    for capability in _required_capabilities(options):
         require(target.provider, capability)
     _check_prefix_caching(target.provider, options)
     if any(turn.tool_calls for turn in turns):
@@ -154,7 +154,7 @@ def check(target: Target, options: Options, sources: Sequence[Source], turns: Se
     for source in (*sources, *(each.source for turn in turns for each in turn.attached)):
         _check_source(target.provider, source)
     for rule in _MODEL_RULES:
-        if rule.provider == target.provider and re.match(rule.models, _bare(target.model)) and rule.asked(options):
+        if rule.provider == target.provider and re.match(rule.models, _base_name(target.model)) and rule.asked(options):
             raise ConfigurationError(f"{target.model} {rule.refuses}", hint=rule.instead)
     _check_efforts(target, options)
     _check_budget(target, options)
@@ -162,9 +162,9 @@ def check(target: Target, options: Options, sources: Sequence[Source], turns: Se
 
 
 def check_deferred(target: Target, options: Options) -> None:
-    """The same for what is handed in to a batch system, which answers later and once."""
+    """Raise a ConfigurationError for options that a provider's batch system does not support."""
     require(target.provider, "deferred")
-    for name, given, instead in (
+    for name, is_set, instead in (
         ("A cache handle", options.cache is not None, "Pass the sources themselves: batches have a discount already."),
         ("A conversation", options.history is not None or options.continue_from is not None, "Use run."),
         ("Tool calling", bool(options.tools or options.tool_choice), "Use run, which brings tool calls back at once."),
@@ -180,11 +180,11 @@ def check_deferred(target: Target, options: Options) -> None:
             "Leave it out: a warm batch keeps its cache for an hour, and others cache nothing.",
         ),
     ):
-        if given:
+        if is_set:
             raise ConfigurationError(f"{name} cannot be deferred.", hint=instead)
 
 
-def _asked_for(options: Options) -> Iterator[str]:
+def _required_capabilities(options: Options) -> Iterator[str]:
     if options.temperature is not None or options.top_p is not None:
         yield "sampling"
     if options.response_schema is not None:
@@ -236,7 +236,7 @@ def _reasoning(options: Options) -> bool:
 _WITHOUT_CACHES: Final = r"gemini-([4-9]|\d{2,})(?![^.-])"
 _OPENAI_LEAST_TOKENS: Final = 16
 _ANTHROPIC_LEAST_BUDGET: Final = 1024
-# By model family: the least and the most that thinking may take, and what 0 means there.
+# By model family: the minimum and maximum thinking budget, and the meaning of 0.
 _GEMINI_BUDGETS: Final = (
     (r"gemini-2\.5-pro", 128, 32_768, "it cannot be turned off"),
     (r"gemini-2\.5-flash-lite", 512, 24_576, "or 0 for none"),
@@ -352,7 +352,7 @@ def _check_budget(target: Target, options: Options) -> None:
 
 def _check_gemini_budget(model: str, budget: int) -> None:
     for family, least, most, zero in _GEMINI_BUDGETS:
-        if re.match(family, _bare(model)):
+        if re.match(family, _base_name(model)):
             if not least <= budget <= most and (budget or zero != "or 0 for none"):
                 raise ConfigurationError(
                     f"{model} takes no reasoning budget of {budget} tokens.", hint=f"Write {least} to {most}; {zero}."
@@ -371,7 +371,7 @@ def _check_claude_budget(model: str, options: Options) -> None:
     most = claude.max_output(model)
     if most is not None and budget >= most:
         raise ConfigurationError(
-            f"A reasoning budget of {budget} tokens is beyond {model}, which gives {most} tokens at most, "
+            f"A reasoning budget of {budget} tokens is beyond {model}, which writes {most} tokens at most, "
             "thinking included.",
             hint=f"Write a budget below {most} that leaves room for the answer.",
         )
@@ -382,7 +382,7 @@ def _check_claude_budget(model: str, options: Options) -> None:
         )
 
 
-# How a request to Gemini says these, in either spelling.
+# The fields of a request to Gemini, in either spelling.
 _CACHE_FIELDS: Final = {"cached_content", "cachedContent"}
 _FIELDS_IN_CACHE: Final = {
     "system_instruction": {"system_instruction", "systemInstruction"},
@@ -392,7 +392,7 @@ _FIELDS_IN_CACHE: Final = {
 
 
 def _check_cache(target: Target, options: Options, sources: Sequence[Source]) -> None:
-    """A handle stands for its model, its sources and its instructions: nothing may be said twice."""
+    """Raise if the request repeats or contradicts the cache handle's model, sources or instructions."""
     handle = options.cache_handle
     raw = (options.provider_options or {}).get(target.provider, {}) if target.provider == "gemini" else {}
     named = sorted(name for name in _CACHE_FIELDS & raw.keys() if raw[name])
@@ -422,7 +422,7 @@ def _check_cache(target: Target, options: Options, sources: Sequence[Source]) ->
                 f"{name} cannot go along with a cache handle.",
                 hint="Leave tool_choice out: the cached tools decide."
                 if name == "tool_choice"
-                else f"Give them to create_cache({name}=…) instead.",
+                else f"Pass them to create_cache({name}=…) instead.",
             )
 
 
@@ -441,6 +441,6 @@ def _check_prefix_caching(provider: ProviderName, options: Options) -> None:
             )
 
 
-def _bare(model: str) -> str:
-    """The model's own name: Gemini's may be spelt models/…"""
+def _base_name(model: str) -> str:
+    """Return the model's name without Gemini's optional `models/` prefix."""
     return model.removeprefix("models/")

@@ -1,4 +1,4 @@
-"""Config and RetryPolicy: who answers, and within which limits."""
+"""Config and RetryPolicy: the provider and model of a call, and its limits."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ OWN_ADDRESSES: Final[dict[ProviderName, str]] = {
     "openrouter": "https://openrouter.ai/api/v1",
 }
 ALLOWED_ADDRESSES: Final = "POLLUX_ALLOW_BASE_URLS"
-"""Names more addresses, separated by commas, that may have the environment's keys, and all that begins with them."""
+"""Lists further base URLs, separated by commas, that may receive the environment's keys, with all paths below them."""
 
 _ADDRESS_VARIABLES: Final = {ALLOWED_ADDRESSES, *URL_VARIABLES.values()}
 # Prefect sets it for each flow run that a worker or a served deployment starts.
 _DEPLOYED_RUN: Final = "PREFECT__FLOW_RUN_ID"
-_MOST_A_MINUTE: Final = 10**12  # a number that anybody reads back
+_MOST_A_MINUTE: Final = 10**12  # a number that every JSON reader can represent
 _LIKE_A_NAME: Final = re.compile("[A-Za-z _-]{1,20}")
 
 
 class RetryPolicy(Document):
-    """How often, and for how long, a failed call is tried again.
+    """Limits on the attempts and backoff of a failed call.
 
     `max_elapsed_s` bounds the time one call may spend waiting between its attempts; the time the provider
-    takes to answer counts against `Config.timeout_s` alone. A provider that asks for more patience than
-    either allows is not asked again.
+    takes to answer counts only against `Config.timeout_s`. A call is not retried when the provider asks for a
+    longer wait than either allows.
     """
 
     max_attempts: StrictInt = Field(default=3, ge=1, le=1000, description="Attempts in all, the first included.")
@@ -75,7 +75,7 @@ class RetryPolicy(Document):
 
 
 class Target(Document):
-    """Who answers: the part of a Config that the answer depends on. It holds no key and needs none."""
+    """The provider, model and address of a call: the part of a Config that the answer depends on, without a key."""
 
     provider: ProviderName
     model: Text
@@ -84,10 +84,10 @@ class Target(Document):
 
 
 class Config(Document):
-    """Which provider and model answer, with which key, and how hard they may be pressed.
+    """The provider, model and API key of a run, and its concurrency, retry and rate limits.
 
     The key comes from `api_key`, or else from the provider's own variable, or else from the `.env` file of the working
-    folder. It is kept in memory only: it is no part of the JSON, the pickle, the repr or the equality of a Config.
+    folder. It stays in memory only: it is no part of the JSON, the pickle, the repr or the equality of a Config.
 
     A key that is passed goes to any `base_url`. A key from the environment goes only to the provider's own address, to
     the one that the environment names (`OPENAI_BASE_URL` and its like), and to those in `POLLUX_ALLOW_BASE_URLS`.
@@ -128,7 +128,7 @@ class Config(Document):
         "in advance.",
     )
 
-    if TYPE_CHECKING:  # a key may be given as the string it is
+    if TYPE_CHECKING:  # api_key also accepts a plain string
 
         def __init__(
             self,
@@ -150,14 +150,14 @@ class Config(Document):
     @classmethod
     def _known_provider(cls, value: Any) -> Any:
         if value not in PROVIDERS:
-            # Only what looks like a provider's name is quoted: what else lands here by mistake may be a key.
+            # Only a value that looks like a provider's name is quoted: any other may be a key, passed by mistake.
             shown = f" {value!r}" if isinstance(value, str) and _LIKE_A_NAME.fullmatch(value) else ""
             raise ConfigurationError(f"Unknown provider{shown}.", hint=f"Write one of {', '.join(PROVIDERS)}.")
         return value
 
     @field_validator("model")
     @classmethod
-    def _model_says_something(cls, value: str) -> str:
+    def _check_model(cls, value: str) -> str:
         if not value.strip():
             raise ConfigurationError("model is blank.", hint="Write the model's name as the provider spells it.")
         return value.strip()
@@ -168,10 +168,10 @@ class Config(Document):
         return None if value is None or not value.strip() else checked_address(value.strip())
 
     @model_validator(mode="after")
-    def _complete(self, info: ValidationInfo) -> Self:
+    def _complete_from_environment(self, info: ValidationInfo) -> Self:
         if self.use_mock:
             return self
-        # A file that happens to lie in the working folder does not decide where a key goes that was passed.
+        # A .env file that happens to be in the working folder must not redirect a key that was passed.
         file_counts = self.api_key is None
         if self.base_url is None and (address := from_environment(URL_VARIABLES[self.provider], dotenv=file_counts)):
             _fill(self, "base_url", checked_address(address))
@@ -183,8 +183,8 @@ class Config(Document):
                 )
         elif self.api_key is None and self.may_use_environment and (key := environment_key(self.provider)):
             _fill(self, "api_key", SecretStr(key))
-        # A Config that was read back from JSON describes who answers; whoever makes the call must hold the key,
-        # whoever only looks at the document need not.
+        # A Config read back from JSON only describes the target: the key is required when the call is made, not to
+        # read the document.
         if info.mode != "json":
             self.key()
         if self.api_key is not None:
@@ -193,11 +193,11 @@ class Config(Document):
 
     @property
     def target(self) -> Target:
-        """Who answers, without the key and the limits."""
+        """Return the provider, model and address, without the key and the limits."""
         return Target(provider=self.provider, model=self.model, base_url=self.base_url, use_mock=self.use_mock)
 
     def key(self) -> str | None:
-        """The key for a call made now: None for a server that asks for none."""
+        """Return the API key for a call, or None for a server that needs none; raise when it is missing."""
         if self.api_key is not None:
             return self.api_key.get_secret_value()
         if self.use_mock or self.provider == "local":
@@ -206,11 +206,11 @@ class Config(Document):
 
     @property
     def may_use_environment(self) -> bool:
-        """Whether what the environment holds for this provider (key, organization, headers) may go to its address."""
+        """Return whether the environment's key, organization and headers for this provider may go to its address."""
         return not self.use_mock and may_have_environment_key(self.provider, self.base_url)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled as its JSON, it leaves the key behind and looks for one in the environment where it arrives.
+        # Pickled as JSON, without the key: it is read again from the environment where the Config is unpickled.
         return type(self).model_validate_json, (self.model_dump_json(),)
 
     def __repr_args__(self) -> Any:
@@ -226,10 +226,10 @@ def in_deployed_run() -> bool:
 def from_environment(name: str, *, dotenv: bool = True) -> str | None:
     """Return a variable's value from the environment or, with `dotenv`, the working folder's `.env`; None when blank.
 
-    Folders above are not searched, and a deployed run reads no file: either may hold what others have written.
+    Parent folders are not searched, and a deployed run reads no file: other people may have written either.
     """
     limits = current_limits()
-    # A run may bring variables of its own: a key, but no say in where the worker's key goes.
+    # A run may bring variables of its own, such as a key, but cannot decide where the worker's key goes.
     environment = limits.environment if limits and name in _ADDRESS_VARIABLES else os.environ
     if value := environment.get(name, "").strip():
         return value
@@ -255,16 +255,16 @@ def environment_key(provider: ProviderName) -> str | None:
 
 
 def may_have_environment_key(provider: ProviderName, base_url: str | None) -> bool:
-    """Return whether an address is the provider's own, or named by this environment, and so may have its key."""
+    """Return whether an address may receive the environment's key: the provider's own, or named by the environment."""
     if base_url is None or _is_own_address(provider, base_url):
         return True
     if (named := from_environment(URL_VARIABLES[provider])) and checked_address(named) == base_url.rstrip("/"):
         return True
-    return any(_begins_with(base_url, allowed) for allowed in _allowed_addresses())
+    return any(_is_below(base_url, allowed) for allowed in _allowed_addresses())
 
 
 def _is_own_address(provider: ProviderName, base_url: str) -> bool:
-    """The provider's host, or one below it: OpenAI has one for each region."""
+    """Return whether the address is on the provider's host or a subdomain of it (OpenAI has one for each region)."""
     if (own := OWN_ADDRESSES.get(provider)) is None:
         return False
     host = re.escape(urlsplit(own).hostname or "")
@@ -281,14 +281,14 @@ def _allowed_addresses() -> list[str]:
         ) from None
 
 
-def _begins_with(base_url: str, allowed: str) -> bool:
-    """Whether it is that address, or a path below it that leads nowhere else."""
+def _is_below(base_url: str, allowed: str) -> bool:
+    """Return whether the address is `allowed` or a path below it, without `..` or escapes that could leave it."""
     rest = base_url.rstrip("/").removeprefix(allowed)
     return base_url.startswith(allowed) and (not rest or rest[0] == "/") and ".." not in rest and "%" not in rest
 
 
 def _no_key(provider: ProviderName, base_url: str | None) -> ConfigurationError:
-    """Say why there is no key for that address, and which line would mend it."""
+    """Return the error that explains why there is no key for that address, with the setting that fixes it."""
     variable = KEY_VARIABLES[provider]
     if may_have_environment_key(provider, base_url):
         return ConfigurationError(
@@ -310,19 +310,19 @@ def _no_key(provider: ProviderName, base_url: str | None) -> ConfigurationError:
 
 
 def checked_address(value: str) -> str:
-    """`value` as a base URL without a trailing slash, or a ConfigurationError that says what is wrong."""
+    """Return `value` as a base URL without a trailing slash; raise a ConfigurationError if it cannot be one."""
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
     except ValueError:
         host, parts = None, urlsplit("")
-    # urlsplit() overlooks line breaks; whoever sends to the address would not.
+    # urlsplit() ignores line breaks; an HTTP client would not.
     if parts.scheme not in {"http", "https"} or not host or not value.isprintable() or " " in value:
         raise ConfigurationError(
-            "base_url is not an http address.", hint="Write it whole, such as 'http://127.0.0.1:8000/v1'."
+            "base_url is not an http address.", hint="Write the full URL, such as 'http://127.0.0.1:8000/v1'."
         )
     if parts.username is not None or parts.password is not None or "?" in value or "#" in value:
-        # A base URL travels in plain JSON and logs; a key has no business in it.
+        # A base URL is part of plain JSON and logs, so it must not hold a key.
         raise ConfigurationError(
             "base_url holds a user name, a password, a query or a fragment.",
             hint="Write only scheme, host, port and path; pass the key as api_key.",
@@ -349,5 +349,5 @@ def _check_key(key: str, provider: ProviderName) -> None:
 
 
 def _fill(config: Config, field: str, value: Any) -> None:
-    """Complete a frozen Config while it is being made."""
+    """Set a field of a frozen Config while it is being validated."""
     config.__dict__[field] = value

@@ -19,14 +19,14 @@ from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.plain import mended
 
 MENDED: Final = "mended"
-"""The context to validate a record in that is made of what was mended before."""
+"""The validation context of a record whose values have already had their surrogates replaced."""
 
 
 class Document(BaseModel):
-    """A frozen model whose mistakes are told in words when it is made.
+    """A frozen model that reports invalid input as a readable PolluxError.
 
     Two documents are equal when their JSON is: what a document holds beside its JSON (a key, a live
-    class) is never part of what it says.
+    class) does not count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,29 +35,29 @@ class Document(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _refuse_in_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _report_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             return handler(data)
         except ValidationError as error:
             problem, hint = describe(cls, error), advise(cls, error)
-        # Raised out here, so that Pydantic's error, which quotes the input and maybe a key, is not even its context.
+        # Raised outside the handler: Pydantic's error quotes the input, maybe a key, and must not even be the context.
         raise cls.refusal(problem, hint=hint)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **settings: Any) -> Self:
-        """The document that this JSON describes."""
+        """Parse and validate a document from its JSON."""
         try:
             return super().model_validate_json(json_data, **settings)
-        except ValidationError as error:  # it is no JSON at all: validators have not seen it
+        except ValidationError as error:  # invalid JSON does not reach the validators
             problem, hint = describe(cls, error), advise(cls, error)
         raise cls.refusal(problem, hint=hint)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy; with changes, it is looked at like any other document."""
+        """Return a copy; with `update`, the copy is validated like any other document."""
         copied = super().model_copy(deep=deep)
         return type(self).model_validate({**dict(copied), **update}) if update else copied
 
-    if not TYPE_CHECKING:  # type checkers know of `frozen`, and better without these
+    if not TYPE_CHECKING:  # type checkers handle `frozen` themselves, and better
 
         def __setattr__(self, name: str, value: object) -> None:
             raise self._unchangeable()
@@ -81,24 +81,27 @@ class Document(BaseModel):
 
 
 class Record(Document):
-    """A document that is kept: another version may read it, and much of its text was written by a provider."""
+    """A document that is stored: it ignores unknown fields and replaces lone surrogates.
+
+    Another version of this package may read it, and much of its text was written by a provider.
+    """
 
     # A newer version may have added fields.
     model_config = ConfigDict(extra="ignore")
 
     @model_validator(mode="before")
     @classmethod
-    def _storable(cls, data: Any, info: ValidationInfo) -> Any:
+    def _replace_surrogates(cls, data: Any, info: ValidationInfo) -> Any:
         return data if info.context is MENDED else mended(data)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy; of its fields, only the changed ones are mended, as the others were before."""
+        """Return a copy; surrogates are replaced only in the changed fields, as the others are clean already."""
         copied = super().model_copy(deep=deep)
         return type(self).model_validate({**dict(copied), **mended(dict(update))}, context=MENDED) if update else copied
 
 
 def describe(cls: type[BaseModel], error: ValidationError) -> str:
-    """What is wrong, without the input, which may hold a key."""
+    """Describe the validation errors without quoting the input, which may hold a key."""
     problems = []
     for item in error.errors(include_input=False, include_url=False, include_context=False):
         where = ".".join(str(step) for step in item["loc"])
@@ -108,14 +111,14 @@ def describe(cls: type[BaseModel], error: ValidationError) -> str:
         elif item["type"] == "missing":
             problems.append(f"{where} is missing")
         else:
-            said = item["msg"].removeprefix("Value error, ")
-            said = said[:1].lower() + said[1:]
-            problems.append(f"{where}: {said}" if where else said)
+            message = item["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
+            problems.append(f"{where}: {message}" if where else message)
     return f"{cls.__name__} is not usable: {'; '.join(problems)}."
 
 
 def advise(cls: type[BaseModel], error: ValidationError) -> str:
-    """Say how to correct the first of these problems, without the input, which may hold a key."""
+    """Return a hint that corrects the first of these errors, without quoting the input, which may hold a key."""
     item = error.errors(include_input=False, include_url=False, include_context=False)[0]
     if not item["loc"]:
         return f"Pass a JSON object with the fields of {cls.__name__}: {', '.join(cls.model_fields)}."

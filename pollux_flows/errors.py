@@ -7,7 +7,7 @@
     ├── BudgetError             a call that was not made, because the run may spend no more
     ├── InternalError           a bug in this package
     ├── DeferredNotReadyError   the provider is still working on the job
-    └── APIError                a provider said no, or said nothing
+    └── APIError                a provider refused a call, failed at it, or could not be reached
         ├── RateLimitError      too many requests, for now
         └── CacheError          a cache handle could not be made or used
             └── ExpiredCacheError   a handle whose time is up, noticed before anything was sent
@@ -29,16 +29,16 @@ ErrorCategory = Literal["rate_limit", "auth", "capacity", "context_overflow", "n
 
 
 class PolluxError(Exception):
-    """The root: catch this to catch all.
+    """The base class of all errors of this package.
 
-    One that `run_many` raises has in `envelope` what the other prompts brought.
+    An error raised by `run_many` carries the results of the other prompts in `envelope`.
     """
 
     envelope: ResultEnvelope | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         # Only the message goes into `args`: the rest lives in `__dict__`, so that the default pickling,
-        # which calls the class with `args` and then restores `__dict__`, brings every subclass back whole.
+        # which calls the class with `args` and then restores `__dict__`, restores every subclass completely.
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -120,7 +120,7 @@ class ExpiredCacheError(CacheError, ConfigurationError):
 
 
 def unless_raised(found: T | BaseException) -> T:
-    """What `asyncio.gather(…, return_exceptions=True)` found in one place; an exception is raised."""
+    """Return one result of `asyncio.gather(…, return_exceptions=True)`, or raise it if it is an exception."""
     if isinstance(found, BaseException):
         raise found
     return found

@@ -1,4 +1,8 @@
-"""Plain: what JSON can carry. What a person gives us and is more is refused; what came back from afar is mended."""
+"""Plain data: values that JSON can carry.
+
+Input from a caller that JSON cannot represent is refused; in text that came from a provider, lone surrogates are
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,20 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Strict
 
-# Far more than any schema or conversation has, and less than what readers of JSON give up at.
+# Far more than any schema or conversation has, and below the limits of JSON parsers.
 _DEEPEST: Final = 100
-# Python does not read longer numbers back.
+# Python refuses to parse longer numbers.
 _LARGEST: Final = 10**4000
-# Half of a character: JSON can spell it, UTF-8 and with it every request and database cannot.
+# JSON can spell a lone surrogate; UTF-8, and with it every request and database, cannot.
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-"""A value as JSON, in the one way that makes equal texts of equal values."""
+"""Encodes a value as canonical JSON: equal values give equal text."""
 
 
 def plain(value: Any) -> Any:
-    """A copy of `value` made of nothing but what JSON has, or a ValueError that says where there is more."""
+    """Return a copy of `value` made of JSON types only; raise a ValueError that names the first other value."""
     return _plain(value, "", 0)
 
 
@@ -32,9 +36,9 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     match value:
         case None | bool():
             return value
-        # Subclasses, such as the members of an enum, become what they are in JSON.
+        # Subclasses, such as the members of an enum, become plain JSON values.
         case str():
-            return _whole(str.__str__(value), where)
+            return _reject_surrogates(str.__str__(value), where)
         case int() if abs(value) < _LARGEST:
             return int.__int__(value)
         case float() if isfinite(value):
@@ -53,10 +57,10 @@ def _name(key: Any, where: str) -> str:
     if not isinstance(key, str):
         kind = type(key).__name__
         raise ValueError(f"{_place(where)} has a key of type {kind}; in JSON keys are strings")  # noqa: TRY004 (Pydantic's)
-    return _whole(str.__str__(key), where)
+    return _reject_surrogates(str.__str__(key), where)
 
 
-def _whole(text: str, where: str = "") -> str:
+def _reject_surrogates(text: str, where: str = "") -> str:
     if not text.isascii() and _LONE_SURROGATE.search(text):
         raise ValueError(f"{_place(where)} holds half a character (a lone surrogate), which cannot be sent or stored")
     return text
@@ -67,11 +71,11 @@ def _place(where: str) -> str:
 
 
 def mended(value: Any, depth: int = 0) -> Any:
-    """`value` with `\N{REPLACEMENT CHARACTER}` for each half character, so that what was paid for can be stored."""
-    # Every answer comes through here, piece by piece: asking for the type itself takes a third of what `match` does.
+    """Return `value` with each lone surrogate replaced by `\N{REPLACEMENT CHARACTER}`, so that it can be stored."""
+    # Every streamed piece of an answer passes through here: comparing types takes a third of the time of `match`.
     kind = type(value)
     if kind is str:
-        return value if value.isascii() or not _LONE_SURROGATE.search(value) else _whole_again(value)
+        return value if value.isascii() or not _LONE_SURROGATE.search(value) else _replace_surrogates(value)
     if kind is int or kind is float or kind is bool or value is None:
         return value
     if isinstance(value, str):
@@ -79,19 +83,19 @@ def mended(value: Any, depth: int = 0) -> Any:
     if not isinstance(value, dict | list | tuple):
         return value
     if depth > _DEEPEST:
-        return "(nested too deep to be kept)"
+        return "(nested too deep to be stored)"
     if isinstance(value, dict):
         return {mended(key): mended(item, depth + 1) for key, item in value.items()}
     return [mended(item, depth + 1) for item in value]
 
 
-def _whole_again(text: str) -> str:
-    # Two halves that belong together become the character they are.
+def _replace_surrogates(text: str) -> str:
+    # A valid surrogate pair becomes the character that it encodes.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-Text = Annotated[str, Strict(), AfterValidator(_whole)]
+Text = Annotated[str, Strict(), AfterValidator(_reject_surrogates)]
 """Text that can be sent and stored."""
 
 JsonObject = Annotated[dict[str, Any], BeforeValidator(plain)]
-"""A JSON object, as a copy of what was given."""
+"""A JSON object; validation copies it."""

@@ -1,4 +1,4 @@
-"""Pricing: what an answer cost, as far as anybody can tell."""
+"""Pricing: the cost of an answer, as charged by the provider or by list price."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pollux_flows.result import Answer, Billing
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, TieredPrices
 
-# Who bills by a list, and what the table calls it.
+# The providers that bill by a price list, and their ids in the table.
 _LISTS: Final[dict[ProviderName, str]] = {"gemini": "google", "openai": "openai", "anthropic": "anthropic"}
-# The words by which providers say that nothing is special about a request.
+# The values by which providers report a request at the usual price.
 _USUAL_TIERS: Final = {None, "standard", "default"}
 _USUAL_SPEEDS: Final = {None, "standard"}
 _USUAL_REGIONS: Final = {None, "", "global", "not_available"}
-# What the list may say of a model that takes tokens and gives text. A model with other prices (of pictures it paints,
-# of hours it listens) is billed by what no usage of ours counts.
+# The prices of a model that turns tokens into text. A model with other prices (per generated image, per hour of
+# audio) is billed by units that our usage does not count.
 _TOKENS: Final = {
     "input_mtok": "input",
     "cache_read_mtok": "cached input",
     "cache_write_mtok": "cache writes",
-    "cache_write_1h_mtok": "cache writes that are kept longer",
+    "cache_write_1h_mtok": "cache writes with a longer lifetime",
     "input_audio_mtok": "sound",
     "cache_audio_read_mtok": "cached sound",
     "output_mtok": "output",
@@ -45,30 +45,29 @@ _STORAGE: Final = {
     "gemini-3-flash-preview": 1.00,
 }
 
-# Steps from the highest to the base: the first whose start the prompt is longer than sets the price of a million.
+# Tiers from the highest to the base: the first whose start is below the prompt's length sets the price of a million.
 _Price = tuple[tuple[int, Decimal], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """An amount in US dollars, or the reason why nobody can tell it. Unknown is None, never 0."""
+    """An amount in US dollars, or the reason why it is unknown. Unknown is None, never 0."""
 
     usd: float | None
     unknown: str | None = None
 
 
 def cost_of(target: Target, answer: Answer, *, batch: bool = False, at: datetime | None = None) -> Cost:
-    """What one answer cost: what the provider says it charged or, where it does not say, the list price at that time.
+    """Return the cost of one answer: the provider's reported charge or, without one, the list price at that time.
 
-    Price answers one by one and add up what they cost: some prices depend on how long the one prompt was.
+    Price answers one by one and add up their costs: some prices depend on the length of the prompt.
 
     The list is `price_table()`. It knows cached tokens, cache writes, audio, long prompts, service tiers and batches.
     The cost is unknown where the list does not know the model, or its price in a batch or a tier, and where the answer
-    tells of something that is billed in another way (a search, a region). No answer tells of taxes, of an account's
-    discounts and free quotas, of what a gateway at another `base_url` charges, or of the hours that a persistent cache
-    is kept: they are in no cost.
+    used something that is billed in another way (a search, a region). No cost includes taxes, an account's discounts
+    and free quotas, the charges of a gateway at another `base_url`, or the storage hours of a persistent cache.
 
-    What the simulator answered is priced as if the provider had, so that a rehearsal says what the real run may cost.
+    The simulator's answers are priced like the provider's, so that a rehearsal shows what the real run may cost.
     """
     try:
         return Cost(_usd(target, answer, batch, at or datetime.now(UTC)))
@@ -112,16 +111,16 @@ def input_prices(target: Target, prompt_tokens: int) -> InputPrices | None:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """The sum; unknown as soon as one of them is."""
+    """Return the sum of the costs; unknown if any of them is."""
     costs = list(costs)
     if reasons := [cost.unknown for cost in costs if cost.usd is None]:
-        return Cost(None, f"What {len(reasons)} of {len(costs)} answers cost is unknown. The first: {reasons[0]}")
-    # A token costs a billionth of a dollar or more: what is left far below that comes from adding floats.
+        return Cost(None, f"The cost of {len(reasons)} of {len(costs)} answers is unknown. The first: {reasons[0]}")
+    # A token costs a billionth of a dollar or more: anything far below that is floating-point error.
     return Cost(round(math.fsum(cost.usd or 0.0 for cost in costs), 12))
 
 
 def dollars(usd: float) -> str:
-    """The amount for people: to the cent from a dollar up, below with two digits that say something."""
+    """Format an amount for people: to the cent from a dollar up, below that with two significant digits."""
     sign, usd = "-" if usd < 0 else "", abs(usd)
     if usd >= 1 or usd == 0:
         return f"{sign}${usd:,.2f}"
@@ -130,22 +129,22 @@ def dollars(usd: float) -> str:
 
 
 def price_table() -> str:
-    """Which list of prices this process has, for diagnostics: it grows old."""
+    """Return the name and version of this process's price list, which may be out of date."""
     return f"genai-prices {_version()}"
 
 
 class _UnknownError(Exception):
-    """Nobody can tell the price; the text says why."""
+    """The price is unknown; the message says why."""
 
 
 def _usd(target: Target, answer: Answer, batch: bool, at: datetime) -> float:
     billing = answer.billing
     if target.provider == "local":
-        raise _UnknownError("What an answer of a local server costs is known only to whoever runs it.")
+        raise _UnknownError("The cost of an answer from a local server is not known.")
     if target.provider == "openrouter":
-        # Its price depends on the route that it took, which no list tells.
+        # Its price depends on the route that it took, which is on no list.
         if billing.cost_usd is None:
-            raise _UnknownError("OpenRouter did not say what it charged for this answer.")
+            raise _UnknownError("OpenRouter did not report what it charged for this answer.")
         return billing.cost_usd
     if billing.server_tools:
         raise _UnknownError("The answer used the provider's own tools (a search, say), which cost more than tokens.")
@@ -160,7 +159,7 @@ def _usd(target: Target, answer: Answer, batch: bool, at: datetime) -> float:
 
 
 def _names(asked: str, answered: str | None) -> tuple[str, ...]:
-    """What the list may know the model as: the one that answered or, if that is a dated form of it, the one asked."""
+    """Return the names to look the model up by: the one that answered and, if that is a dated form, the one asked."""
     asked = asked.removeprefix("models/")
     if answered is None:
         return (asked,)
@@ -169,9 +168,9 @@ def _names(asked: str, answered: str | None) -> tuple[str, ...]:
 
 
 def _terms(billing: Billing, batch: bool) -> tuple[tuple[str, str], ...]:
-    """What makes the price another than the usual one, in the words of the list."""
+    """Return the conditions that change the price from the usual one, in the list's terms."""
     terms = []
-    # A batch is a way to hand in requests and not a tier: OpenAI says "default" of it, Anthropic "batch".
+    # A batch is a way to submit requests, not a tier: OpenAI reports it as "default", Anthropic as "batch".
     if batch or billing.service_tier == "batch":
         terms.append(("processing", "batch"))
     elif billing.service_tier not in _USUAL_TIERS:
@@ -181,17 +180,17 @@ def _terms(billing: Billing, batch: bool) -> tuple[tuple[str, str], ...]:
     return tuple(terms)
 
 
-# Finding a model takes 50 µs, not finding it as long: both are kept.
+# A lookup takes 50 µs, a failed one as long: both are cached.
 @lru_cache(maxsize=1024)
 def _prices(
     table: str, names: tuple[str, ...], terms: tuple[tuple[str, str], ...], day: date
 ) -> dict[str, _Price] | str:
-    """What the list says of the model on that day, or what it does not say."""
+    """Return the model's list prices on that day, or a text that says why there are none."""
     noon = datetime.combine(day, time(12), UTC)
     model = next((model for name in names if (model := _model(table, name))), None)
     if model is None:
         return f"{price_table()} has no price for the model {names[0]!r}."
-    if terms:  # where the list has no price on just these, the library would give the usual one
+    if terms:  # where the list has no price for exactly these, the library would return the usual one
         variants = [variant for variant in model.price_variants or () if variant.when == dict(terms)]
         if not any(variant.constraint is None or variant.constraint.active(noon) for variant in variants):
             asked = " and ".join(f"{name} {value!r}" for name, value in terms)
@@ -199,18 +198,18 @@ def _prices(
     listed = vars(model.get_prices(noon, dict(terms)))
     prices = {name: _price(price) for name, price in listed.items() if price is not None and name not in _TOOLS}
     if prices.keys() - _TOKENS.keys() or not prices.keys() >= {"input_mtok", "output_mtok"}:
-        # Among them the free ones: the list says so by saying nothing, as of a price that it does not know.
+        # Free models among them: the list marks a free price and an unknown one alike, by leaving it out.
         return f"{price_table()} has no price by tokens of text for the model {names[0]!r}."
     return prices
 
 
 def _model(table: str, name: str) -> ModelInfo | None:
-    # Takes 0.15 s once. This is the list that came with the package: it is never fetched anew.
+    # Takes 0.15 s once. This is the list that came with the package: it is never downloaded again.
     from genai_prices.data import providers
 
     (provider,) = [provider for provider in providers if provider.id == table]
     model = provider.find_model(name)
-    # A model of one's own training costs more than what it was trained from, which a few rows overlook.
+    # A fine-tuned model costs more than its base model, which a few rows overlook.
     return None if model is None or name.startswith("ft:") != model.id.startswith("ft:") else model
 
 
@@ -221,22 +220,22 @@ def _price(listed: Decimal | TieredPrices) -> _Price:
 
 
 def _bill(prices: Mapping[str, _Price], target: Target, answer: Answer) -> float:
-    """Every token of the usage, at the price of what it was."""
+    """Return the cost of all tokens of the usage, each kind at its own price."""
     usage, billing = answer.usage, answer.billing
     if not usage.keys() >= {"input_tokens", "output_tokens"}:
-        raise _UnknownError("The provider did not say how many tokens the answer took.")
+        raise _UnknownError("The provider did not report how many tokens the answer took.")
     prompt, cached = usage["input_tokens"], usage.get("cached_tokens", 0)
-    written, kept_long = usage.get("cache_write_tokens", 0), billing.long_cache_write_tokens
+    written, long_written = usage.get("cache_write_tokens", 0), billing.long_cache_write_tokens
     if target.provider == "openai" and "cache_write_mtok" not in prices:
-        written = kept_long = 0  # before GPT-5.6, OpenAI says, a cache write costs what any input does
+        written = long_written = 0  # before GPT-5.6, OpenAI says, a cache write costs what any input does
     heard, heard_before = billing.audio_tokens, billing.cached_audio_tokens
     if "input_audio_mtok" not in prices:
-        heard = heard_before = 0  # sounds cost what words do
+        heard = heard_before = 0  # audio costs the same as text
     counted = {
         "input_mtok": prompt - cached - written - (heard - heard_before),
         "cache_read_mtok": cached - heard_before,
-        "cache_write_mtok": written - kept_long,
-        "cache_write_1h_mtok": kept_long,
+        "cache_write_mtok": written - long_written,
+        "cache_write_1h_mtok": long_written,
         "input_audio_mtok": heard - heard_before,
         "cache_audio_read_mtok": heard_before,
         "output_mtok": usage["output_tokens"],

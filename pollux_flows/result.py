@@ -1,4 +1,4 @@
-"""ResultEnvelope: what comes back."""
+"""ResultEnvelope: the result of a run, and the records that it is made from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "
 FailureKind = Literal[
     "api_error", "rate_limit", "source", "budget", "state", "blocked", "empty", "expired", "cancelled", "missing"
 ]
-# What kept a call from being made at all, and the error that says so.
+# The reasons why a call was not sent, and their errors.
 _UNSENT: Final[dict[FailureKind, type[PolluxError]]] = {
     "source": SourceError,
     "budget": BudgetError,
@@ -42,7 +42,7 @@ _UNSENT: Final[dict[FailureKind, type[PolluxError]]] = {
 
 
 class CallFailure(Record):
-    """Why one prompt has no answer."""
+    """The reason why one prompt has no answer."""
 
     index: int = Field(description="Which prompt.")
     kind: FailureKind = Field(description="What happened.")
@@ -63,7 +63,7 @@ class CallFailure(Record):
 
     @classmethod
     def of(cls, index: int, error: PolluxError) -> CallFailure:
-        """A call's error, as plain data."""
+        """Make a failure of a call's error."""
         if not isinstance(error, APIError):  # it was not sent
             kind = next((kind for kind, type_ in _UNSENT.items() if isinstance(error, type_)), "source")
             return cls(index=index, kind=kind, message=error.message, hint=error.hint)
@@ -81,7 +81,7 @@ class CallFailure(Record):
         )
 
     def error(self, provider: str) -> PolluxError:
-        """The same as an error to raise."""
+        """Return the failure as an error to raise."""
         if unsent := _UNSENT.get(self.kind):
             return unsent(self.message, hint=self.hint)
         kind = RateLimitError if self.kind == "rate_limit" else CacheError if self.about_cache else APIError
@@ -100,10 +100,10 @@ class CallFailure(Record):
 
 
 class ResultEnvelope(Record):
-    """The answers to one run, in prompt order, with all that is known about them.
+    """The answers of one run, in prompt order, with their usage, metrics and errors.
 
-    `status` is ok when every prompt has a whole answer, partial when some have none or a cut one, and error
-    when none has. It reads as an object (`envelope.answers`) and as the mapping it is in JSON
+    `status` is ok when every prompt has a complete answer, partial when some have none or a truncated one, and
+    error when none has. It reads as an object (`envelope.answers`) and as the mapping it is in JSON
     (`envelope["answers"]`, `envelope.get("reasoning")`); a key that does not apply is absent.
     """
 
@@ -116,7 +116,7 @@ class ResultEnvelope(Record):
     usage: dict[str, int] = Field(
         default_factory=dict,
         description="Tokens, summed over the calls: input (cached ones and cache writes included), output "
-        "(reasoning included), total, reasoning, cached, cache_write. One that nobody reported is absent.",
+        "(reasoning included), total, reasoning, cached, cache_write. One that was not reported is absent.",
     )
     metrics: dict[str, Any] = Field(default_factory=dict)
     diagnostics: dict[str, Any] = Field(default_factory=dict)
@@ -133,16 +133,16 @@ class ResultEnvelope(Record):
 
     @field_serializer("structured")
     def _structured_as_json(self, values: list[Any] | None) -> list[Any] | None:
-        """As the answers came: instances of the caller's model by their aliases."""
+        """Serialize instances of the caller's model by their aliases, as in the answers."""
         return values and [_as_json(value) for value in values]
 
     def __repr__(self) -> str:
-        """Short; `str` gives all of it. asyncio.run makes this text of what a task returns, be it a megabyte."""
+        """Return a short form; `str` returns all of it. asyncio.run calls this on results, which may be large."""
         return f"ResultEnvelope(status={self.status!r}, answers={reprlib.repr(self.answers)}, …)"
 
     @property
     def text(self) -> str:
-        """The answer; of several, all of them with a blank line between."""
+        """Return the answer, or all of them with a blank line between."""
         return "\n\n".join(self.answers)
 
     def __getitem__(self, key: str) -> Any:
@@ -154,15 +154,15 @@ class ResultEnvelope(Record):
         return key in _KEYS and getattr(self, _KEYS[str(key)]) is not None
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value under `key`, or `default` where it does not apply."""
+        """Return the value of `key`, or `default` where it does not apply."""
         return getattr(self, _KEYS[key]) if key in self else default
 
     def keys(self) -> Iterator[str]:
-        """The keys that apply."""
+        """Return the keys that apply."""
         return (key for key in _KEYS if key in self)
 
 
-# As they are in JSON, and the fields that hold them.
+# The keys in JSON, and the fields that hold them.
 _KEYS: Final = {field.alias or name: name for name, field in ResultEnvelope.model_fields.items()}
 
 
@@ -172,11 +172,11 @@ def _as_json(value: Any) -> Any:
     try:
         return value.model_dump(mode="json", by_alias=True)
     except PydanticSerializationError:
-        return str(value)  # a validator of the caller's made something of it that JSON does not have
+        return str(value)  # a validator of the caller's model made a value that JSON cannot represent
 
 
 class ToolCall(Record):
-    """A function the model wants called."""
+    """A function call that the model asks for."""
 
     id: str
     name: str
@@ -184,7 +184,7 @@ class ToolCall(Record):
 
 
 class Billing(Record):
-    """What the bill depends on beside the token counts of `usage`, as far as the provider says."""
+    """The facts that a price depends on beside the token counts of `usage`, as far as the provider reports them."""
 
     cost_usd: float | None = Field(default=None, description="What the provider says it charged.")
     service_tier: str | None = Field(default=None, description="The tier that answered, in the provider's own word.")
@@ -192,14 +192,14 @@ class Billing(Record):
     region: str | None = Field(default=None, description="Where the model ran, if that was bound to a place.")
     audio_tokens: int = Field(default=0, description="Of the input, what was sound.")
     cached_audio_tokens: int = Field(default=0, description="Of the cached input, what was sound.")
-    long_cache_write_tokens: int = Field(default=0, description="Of the cache writes, those kept longer than usual.")
+    long_cache_write_tokens: int = Field(default=0, description="Of the cache writes, those with a longer lifetime.")
     server_tools: int = Field(
         default=0, description="Uses of the provider's own tools (a search, code), as far as they show."
     )
 
 
 class Answer(Record):
-    """What one call brought back, in words that mean the same for every provider."""
+    """The answer of one call, in terms that are the same for every provider."""
 
     text: str
     finish_reason: FinishReason | None = Field(description="Why it ended; None where the provider did not say.")
@@ -210,19 +210,19 @@ class Answer(Record):
     tool_calls: list[ToolCall] = Field(default_factory=list)
     response_id: str | None = None
     model: str | None = Field(default=None, description="The model that answered, where the provider says.")
-    note: str | None = Field(default=None, description="What the provider said about a blocked or cut answer.")
+    note: str | None = Field(default=None, description="The provider's explanation of a blocked or cut answer.")
     artifacts: dict[str, Any] = Field(default_factory=dict, description="What fits nowhere else, for the curious.")
     provider_state: dict[str, Any] | None = Field(
         default=None, description="What the provider wants back, as it came, when the conversation goes on."
     )
 
     def by_itself(self) -> Answer:
-        """The same where nobody goes on from it: what a provider would want back is most of the answer again."""
+        """Return the answer without `provider_state`, which is large and needed only to continue a conversation."""
         return self if self.provider_state is None else BaseModel.model_copy(self, update={"provider_state": None})
 
 
 class Outcome(Record):
-    """What became of one planned call: an answer, or the reason why there is none."""
+    """The result of one planned call: an answer, or the reason why there is none."""
 
     index: int
     identity: str
@@ -232,22 +232,22 @@ class Outcome(Record):
     unknown_attempts: int = Field(default=0, description="Requests that may have been answered, and billed, unseen.")
     waited_s: float = Field(default=0.0, description="Seconds spent waiting between attempts.")
     duration_s: float = Field(default=0.0, description="Seconds from first request to outcome.")
-    cost_usd: float | None = Field(default=None, description="What the answer cost; None where nobody can tell.")
-    cost_unknown: str | None = Field(default=None, description="Why nobody can tell.")
+    cost_usd: float | None = Field(default=None, description="What the answer cost; None where that is unknown.")
+    cost_unknown: str | None = Field(default=None, description="Why the cost is unknown.")
     paid_before_usd: float = Field(default=0.0, description="What this run paid for earlier answers to the same call.")
     reused: Literal["run", "always"] | None = Field(
         default=None, description="Not asked for now: this run had the answer already, or another one had."
     )
-    unkept: str | None = Field(default=None, description="Why the answer could not be written down.")
-    spilled: str | None = Field(default=None, description="The file that has it instead, for the next run to take up.")
+    unkept: str | None = Field(default=None, description="Why the answer could not be saved.")
+    spilled: str | None = Field(default=None, description="The file that has it instead, for the next run to import.")
 
     def at(self, index: int) -> Outcome:
-        """The same for the prompt of that number."""
+        """Return the outcome with another prompt's index."""
         return self if self.index == index else BaseModel.model_copy(self, update={"index": index})
 
     @property
     def problem(self) -> CallFailure | None:
-        """Why the prompt has no answer. A tool call or a structured answer is one, with or without text."""
+        """Return why the prompt has no answer, or None; a tool call is an answer, with or without text."""
         answer = self.answer
         if answer is None:
             return self.failure
@@ -263,7 +263,7 @@ class Outcome(Record):
                 index=self.index,
                 kind="empty",
                 message="The provider answered with nothing "
-                f"(finish reason: {answer.raw_finish_reason or 'not given'}).",
+                f"(finish reason: {answer.raw_finish_reason or 'not reported'}).",
                 hint="If thinking took all of max_tokens, raise it."
                 if answer.finish_reason == "max_tokens"
                 else "Ask again, or word the prompt differently.",
@@ -280,10 +280,10 @@ class SweptFile(Record):
 
 
 class SweepReport(Record):
-    """What a sweep removed, and what it could not."""
+    """The files and caches that a sweep removed, and those that it could not."""
 
     removed: list[SweptFile] = Field(default_factory=list)
     left: list[SweptFile] = Field(default_factory=list, description="Due, but still there: tried again next time.")
     unusable: list[str] = Field(default_factory=list, description="Providers that could not be asked, and why.")
-    unreadable: list[str] = Field(default_factory=list, description="Files on record in a way that nobody can read.")
+    unreadable: list[str] = Field(default_factory=list, description="Records of files that cannot be read.")
     caches: list[str] = Field(default_factory=list, description="Caches that had expired, failed or were not used.")

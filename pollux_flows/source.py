@@ -1,4 +1,4 @@
-"""Source: what to look at."""
+"""Source: a text, file or address that a prompt is about."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _USUAL_MIME_TYPES: Final = {
 
 
 class VideoSettings(Document):
-    """Which part of a video Gemini looks at, and how often."""
+    """The part of a video that Gemini looks at, and its frame rate."""
 
     refusal: ClassVar[type[PolluxError]] = SourceError
 
@@ -40,14 +40,16 @@ class VideoSettings(Document):
     fps: StrictFloat | None = Field(default=None, gt=0, le=24, description="Frames a second, up to 24.")
 
     @model_validator(mode="after")
-    def _says_something_sensible(self) -> Self:
+    def _check_settings(self) -> Self:
         if self.start_offset is None and self.end_offset is None and self.fps is None:
             raise SourceError(
                 "Video settings need a start_offset, an end_offset or fps.", hint="Set one of them, or leave them out."
             )
         for name, offset in (("start_offset", self.start_offset), ("end_offset", self.end_offset)):
             if offset is not None and not _OFFSET.fullmatch(offset):
-                raise SourceError(f"{name} {offset!r} is no duration.", hint="Write seconds, such as '90s' or '1.5s'.")
+                raise SourceError(
+                    f"{name} {offset!r} is not a duration.", hint="Write seconds, such as '90s' or '1.5s'."
+                )
         if self.start_offset and self.end_offset and _seconds(self.end_offset) <= _seconds(self.start_offset):
             raise SourceError(
                 f"The video would end at {self.end_offset}, before it starts at {self.start_offset}.",
@@ -57,9 +59,9 @@ class VideoSettings(Document):
 
 
 class Source(Document):
-    """Something for the model to look at: make one with `from_text`, `from_json`, `from_file` and so on.
+    """An input for the model, made with `from_text`, `from_json`, `from_file` and so on.
 
-    `text` holds the content of text and JSON; everything else is named by `uri` and read where it is needed.
+    `text` holds the content of text and JSON; all other content is named by `uri` and read where it is needed.
     """
 
     refusal: ClassVar[type[PolluxError]] = SourceError
@@ -72,7 +74,7 @@ class Source(Document):
     )
     size_bytes: StrictInt = Field(default=0, ge=0, le=2**53, description="Its size, where it is known.")
     text: Text | None = Field(default=None, description="The content itself, for text and json.")
-    uri: Text | None = Field(  # not for people: what follows its ? may be secret
+    uri: Text | None = Field(  # not in the repr: its query may be secret
         default=None, repr=False, description="Where the content is, for everything else."
     )
     gemini_video: VideoSettings | None = Field(default=None, description="For Gemini: which part of a video.")
@@ -81,7 +83,7 @@ class Source(Document):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """Fill what a person who writes JSON or fills in a form leaves out."""
+        """Fill in the fields that handwritten JSON or a form leaves out."""
         if not isinstance(data, dict) or data.get("source_type") not in _TYPES:
             return data
         kind, text, uri = data["source_type"], data.get("text"), data.get("uri")
@@ -106,12 +108,12 @@ class Source(Document):
         return filled
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> Self:
+    def _check_consistency(self) -> Self:
         unused = "uri" if self.source_type in _INLINE else "text"
         if getattr(self, unused) is not None:
             raise SourceError(f"A source of type {self.source_type} has no {unused}.", hint="Leave it out.")
         if not _MIME_TYPE.fullmatch(self.mime_type):
-            raise SourceError(f"{self.mime_type!r} is no MIME type.", hint="Write one such as 'application/pdf'.")
+            raise SourceError(f"{self.mime_type!r} is not a MIME type.", hint="Write one such as 'application/pdf'.")
         if self.source_type == "json":
             _check_json(str(self.text))
         if self.source_type not in _INLINE:
@@ -132,7 +134,7 @@ class Source(Document):
 
     @classmethod
     def from_text(cls, text: str, *, identifier: str | None = None) -> Source:
-        """A piece of text, sent as it stands."""
+        """Make a source of a text, which is sent unchanged."""
         if not isinstance(text, str):
             raise SourceError(
                 f"from_text takes a string, not {type(text).__name__}.", hint="Pass other values to Source.from_json."
@@ -141,7 +143,7 @@ class Source(Document):
 
     @classmethod
     def from_json(cls, data: Any, *, identifier: str | None = None) -> Source:
-        """A value that goes to the model as JSON text: a dict, a list or a Pydantic model."""
+        """Make a source of a dict, a list or a Pydantic model, which is sent as JSON text."""
         try:
             document = data.model_dump(mode="json") if isinstance(data, BaseModel) else data
             text = json.dumps(plain(document), ensure_ascii=False)
@@ -154,7 +156,7 @@ class Source(Document):
 
     @classmethod
     def from_file(cls, path: str | Path, *, mime_type: str | None = None) -> Source:
-        """A file, read where the flow runs: a path, or any address that fsspec opens (s3://…, gs://…, memory://…)."""
+        """Make a source of a file, read where the flow runs: a path or an fsspec address (s3://…, gs://…, memory://…)."""
         if not isinstance(path, str | Path):
             raise SourceError(
                 f"from_file takes a path, not {type(path).__name__}.", hint="Pass a string or a pathlib.Path."
@@ -169,28 +171,28 @@ class Source(Document):
 
     @classmethod
     def from_uri(cls, uri: str, *, mime_type: str = "application/octet-stream") -> Source:
-        """Something the provider fetches itself."""
+        """Make a source of an address that the provider fetches itself."""
         return cls(source_type="uri", uri=uri, mime_type=mime_type)
 
     @classmethod
     def from_youtube(cls, url: str) -> Source:
-        """A YouTube video, by its address."""
+        """Make a source of a YouTube video, by its address."""
         return cls(source_type="youtube", uri=url)
 
     @classmethod
     def from_arxiv(cls, ref: str) -> Source:
-        """An arXiv paper, by its id or its address."""
+        """Make a source of an arXiv paper, by its id or its address."""
         return cls(source_type="arxiv", uri=arxiv_pdf(ref))
 
     def with_gemini_video_settings(
         self, *, start_offset: str | None = None, end_offset: str | None = None, fps: float | None = None
     ) -> Source:
-        """The same video, but Gemini sees only this part of it or at this rate."""
+        """Return a copy of which Gemini sees only this part, or at this frame rate."""
         settings = VideoSettings(start_offset=start_offset, end_offset=end_offset, fps=fps)
         return self.model_copy(update={"gemini_video": settings})
 
     def with_gemini_url_context(self) -> Source:
-        """The same address, but Gemini opens it itself while it answers."""
+        """Return a copy whose address Gemini opens itself while it answers."""
         return self.model_copy(update={"gemini_url_context": True})
 
 
@@ -199,7 +201,7 @@ def _shown(kind: SourceType, uri: str) -> str:
 
 
 def _lower(mime_type: Any) -> Any:
-    """Case means nothing in a MIME type; in its parameters it may."""
+    """Return the MIME type in lower case, its parameters unchanged: in those, case may matter."""
     if not isinstance(mime_type, str):
         return mime_type
     kind, semicolon, parameters = mime_type.partition(";")
@@ -207,13 +209,13 @@ def _lower(mime_type: Any) -> Any:
 
 
 def _local_size(path: str) -> int:
-    """The size of a file that is here, or an error: a path that is wrong here is most likely wrong everywhere."""
+    """Return the size of a local file, or raise a SourceError: a path that is wrong here is likely wrong everywhere."""
     file = Path(path)
     try:
         size, missing = file.stat().st_size, None
     except (OSError, ValueError) as error:
         size, missing = 0, str(getattr(error, "strerror", None) or error)
-    # Raised out here: the system's own error repeats what may be half an address, with a password.
+    # Raised outside the handler: the system's error quotes the path, which may be part of a URL with a password.
     if missing is not None:
         raise SourceError(
             f"There is no file {shown_file(path)!r} to read: {missing}.",
@@ -223,7 +225,7 @@ def _local_size(path: str) -> int:
         raise SourceError(f"{shown_file(path)!r} is a directory.", hint="Pass its files one by one.")
     if not file.is_file():
         raise SourceError(
-            f"{shown_file(path)!r} is no regular file.", hint="Write its content into a file, and pass that."
+            f"{shown_file(path)!r} is not a regular file.", hint="Write its content into a file, and pass that."
         )
     return size
 
@@ -233,7 +235,8 @@ def _check_json(text: str) -> None:
         from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise SourceError(
-            f"The text of a json source is no JSON: {error}.", hint="Make the source with Source.from_json(data)."
+            f"The text of a json source is not valid JSON: {error}.",
+            hint="Make the source with Source.from_json(data).",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Turn: what one side of a conversation said, as it stands in a history."""
+"""Turn: one message of a conversation's history."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _FIELDS: Final[dict[str, set[str]]] = {
     "assistant": {"role", "content", "tool_calls", "provider_state"},
     "tool": {"role", "content", "tool_call_id", "name"},
 }
-# As ours, or nested as OpenAI's chat completions have it.
+# Either our own form, or the nested one of OpenAI's chat completions.
 _CALL_FIELDS: Final = {"id", "name", "arguments", "type", "function", "index"}
 _ROLES: Final = (
-    "Write {'role': 'user', 'content': …}; roles are user, assistant and tool. What the model is told before the "
-    "prompt goes into system_instruction."
+    "Write {'role': 'user', 'content': …}; roles are user, assistant and tool. Instructions to the model go into "
+    "system_instruction."
 )
 _BETWEEN: Final = "\n\n"
 
 
 class Attached(Document):
-    """A source that a turn was about and that is no text; of a file, also what was in it."""
+    """A source of a turn that is not text; for a file, with the hash of its content."""
 
     source: Source
     sha256: str | None = None
 
 
 class Turn(Document):
-    """One turn. Its text is what a person reads; `sources` tells which of it was asked and which was shown."""
+    """One message of a conversation; `sources` separates the prompt in `content` from the sources that it is about."""
 
     role: Role
     content: Text = ""
@@ -56,7 +56,7 @@ class Turn(Document):
 
     @classmethod
     def of_user(cls, prompt: str | None, about: Sequence[str | Attached], cache: str | None = None) -> Turn:
-        """What was asked, after what it was asked about."""
+        """Make a user's turn: the sources, followed by the prompt."""
         texts = [piece for piece in about if isinstance(piece, str)]
         return cls(
             role="user",
@@ -74,17 +74,17 @@ class Turn(Document):
         return not (self.content.strip() or self.tool_calls or self.sources or self.cache or self.provider_state)
 
     def came(self, name: str) -> list[dict[str, Any]]:
-        """What the provider wants back of that, or nothing: another provider's state says nothing to this one."""
-        kept = (self.provider_state or {}).get(name) or []
-        if not isinstance(kept, list) or not all(isinstance(piece, dict) for piece in kept):
+        """Return this provider's items of `provider_state`, or an empty list if it holds none of them."""
+        items = (self.provider_state or {}).get(name) or []
+        if not isinstance(items, list) or not all(isinstance(piece, dict) for piece in items):
             raise ConfigurationError(
-                f"The provider_state of an assistant's turn is not what came ({name}).",
-                hint="Pass the turn as it came, or leave provider_state out of it.",
+                f"The provider_state of an assistant's turn is not what the provider sent ({name}).",
+                hint="Pass the turn unchanged, or leave provider_state out of it.",
             )
-        return kept
+        return items
 
     def pieces(self) -> tuple[list[str | Attached], str | None]:
-        """The reverse of `of_user`: what it was about, and what was asked."""
+        """Return the sources and the prompt of a user's turn: the reverse of `of_user`."""
         about: list[str | Attached] = []
         rest = self.content
         for each in self.sources:
@@ -96,19 +96,19 @@ class Turn(Document):
         return about, rest or None
 
     def as_item(self) -> dict[str, Any]:
-        """As plain JSON, the way it stands in a history."""
+        """Return the turn as plain JSON, in the form that a history takes."""
         return {"role": self.role, "content": self.content} | self.model_dump(mode="json", exclude_defaults=True)
 
 
 def read_turns(items: Iterable[Any], name: str = "history") -> list[Turn]:
-    """The turns of a history, or an error that says which is none, and why."""
+    """Parse the turns of a history; raise a ConfigurationError that names the first invalid one."""
     return [_read(item, f"{name}[{index}]") for index, item in enumerate(items)]
 
 
 def in_order(turns: Sequence[Turn], name: str = "history", first: int = 0) -> tuple[list[Turn], list[ToolCall]]:
-    """The turns, each turn's tool results in the order of its calls; and the calls that wait for their results.
+    """Return the turns, with tool results in the order of their calls, and the calls that still wait for a result.
 
-    A result must answer a call of the turn before it, each call once, and all of them before anything else is said.
+    A result must answer a call of the turn before it, each call once, and all of them before the next turn.
     """
     ordered: list[Turn] = []
     calls: list[ToolCall] = []
@@ -118,26 +118,26 @@ def in_order(turns: Sequence[Turn], name: str = "history", first: int = 0) -> tu
             _check_result(turn, calls, results, f"{name}[{index}]")
             results[str(turn.tool_call_id)] = turn
             continue
-        _check_complete(calls, results, f"{name}[{index}] says something else")
-        ordered += _sorted(calls, results)
+        _check_complete(calls, results, f"{name}[{index}] continues")
+        ordered += _order_results(calls, results)
         if not turn.says_nothing:
             ordered.append(turn)
         calls, results = turn.tool_calls, {}
     if results:
         _check_complete(calls, results, f"{name} ends")
-        return [*ordered, *_sorted(calls, results)], []
+        return [*ordered, *_order_results(calls, results)], []
     return ordered, calls
 
 
 def arguments_of(call: ToolCall) -> dict[str, Any]:
-    """A call's arguments as the object that they are, for providers that take nothing else."""
+    """Parse a call's arguments into a dict, for providers that accept only an object."""
     try:
         arguments = json.loads(call.arguments)
     except ValueError:
         arguments = None
     if not isinstance(arguments, dict):
         raise ConfigurationError(
-            f"The arguments of the tool call {call.id!r} ({call.name}) in the conversation are no JSON object.",
+            f"The arguments of the tool call {call.id!r} ({call.name}) in the conversation are not a JSON object.",
             hint="Correct them in history, or leave that call and its result out.",
         )
     return arguments
@@ -146,38 +146,38 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
 def _read(item: Any, where: str) -> Turn:
     role = item.get("role") if isinstance(item, dict) else None
     if not isinstance(role, str):
-        raise ConfigurationError(f"{where} says not whose turn it was.", hint=_ROLES)
+        raise ConfigurationError(f"{where} has no role.", hint=_ROLES)
     if role not in get_args(Role):
         raise ConfigurationError(f"{where} has the role {role!r}.", hint=_ROLES)
-    given = {name: value for name, value in item.items() if value is not None}
-    if unknown := given.keys() - _FIELDS[role]:
+    fields = {name: value for name, value in item.items() if value is not None}
+    if unknown := fields.keys() - _FIELDS[role]:
         raise ConfigurationError(
-            f"{where} is a turn of role {role} with a field {min(unknown)!r}, which nobody would send.",
+            f"{where} is a turn of role {role} with an unknown field {min(unknown)!r}.",
             hint=f"Its fields are {', '.join(sorted(_FIELDS[role]))}.",
         )
-    if not isinstance(given.get("content", ""), str):
+    if not isinstance(fields.get("content", ""), str):
         raise ConfigurationError(
-            f"{where}.content is of type {type(given['content']).__name__}, not text.",
+            f"{where}.content is of type {type(fields['content']).__name__}, not text.",
             hint="Write the result as text: json.dumps(…)."
             if role == "tool"
-            else "Write text. Files and addresses go along as sources, with the prompt that asks about them.",
+            else "Write text. Pass files and addresses as sources of the prompt that is about them.",
         )
-    if "tool_calls" in given:
-        given["tool_calls"] = _calls(given["tool_calls"], f"{where}.tool_calls")
-    if role == "tool" and not (isinstance(given.get("tool_call_id"), str) and given["tool_call_id"]):
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _calls(fields["tool_calls"], f"{where}.tool_calls")
+    if role == "tool" and not (isinstance(fields.get("tool_call_id"), str) and fields["tool_call_id"]):
         raise ConfigurationError(
-            f"{where} says not which tool call it is the result of.",
+            f"{where} does not say which tool call it is the result of.",
             hint="Write its id into tool_call_id, as in envelope.tool_calls.",
         )
     try:
-        turn = Turn.model_validate(given)
+        turn = Turn.model_validate(fields)
     except PolluxError as error:
         problem = error.message
         turn = None
     if turn is None:
-        raise ConfigurationError(f"{where}: {problem}", hint="Pass the turn as it came, or leave that field out.")
+        raise ConfigurationError(f"{where}: {problem}", hint="Pass the turn unchanged, or leave that field out.")
     if role == "user" and turn.says_nothing:
-        raise ConfigurationError(f"{where} says nothing.", hint="Write what was said into content, or leave it out.")
+        raise ConfigurationError(f"{where} is empty.", hint="Write its text into content, or leave the turn out.")
     return turn
 
 
@@ -192,14 +192,14 @@ def _calls(items: Any, where: str) -> list[ToolCall]:
 
 
 def _call(item: Any, where: str) -> ToolCall:
-    said: dict[str, Any] = item if isinstance(item, dict) else {}
-    nested = said.get("function")
-    function = nested if isinstance(nested, dict) else said
+    fields: dict[str, Any] = item if isinstance(item, dict) else {}
+    nested = fields.get("function")
+    function = nested if isinstance(nested, dict) else fields
     arguments = function.get("arguments")
-    call = {"id": said.get("id"), "name": function.get("name")}
-    if not all(isinstance(value, str) and value for value in call.values()) or said.keys() - _CALL_FIELDS:
+    call = {"id": fields.get("id"), "name": function.get("name")}
+    if not all(isinstance(value, str) and value for value in call.values()) or fields.keys() - _CALL_FIELDS:
         raise ConfigurationError(
-            f"{where} is no tool call.",
+            f"{where} is not a tool call.",
             hint="Write {'id': …, 'name': …, 'arguments': …}, or, as OpenAI does, "
             "{'id': …, 'type': 'function', 'function': {'name': …, 'arguments': …}}.",
         )
@@ -220,7 +220,7 @@ def _check_result(turn: Turn, calls: Sequence[ToolCall], results: dict[str, Turn
     if name not in {call.id for call in calls}:
         waiting = ", ".join(repr(call.id) for call in calls)
         raise ConfigurationError(
-            f"{where} is the result of the tool call {name!r}, which nobody made in the turn before.",
+            f"{where} is the result of the tool call {name!r}, which the turn before does not contain.",
             hint=f"Calls that wait for a result: {waiting}."
             if waiting
             else "A result follows the assistant's turn that has the call in its tool_calls.",
@@ -231,10 +231,10 @@ def _check_complete(calls: Sequence[ToolCall], results: dict[str, Turn], what: s
     if missing := [f"{call.id!r} ({call.name})" for call in calls if call.id not in results]:
         raise ConfigurationError(
             f"{what} before there is a result of the tool call {', '.join(missing)}.",
-            hint="Give the results of all calls of a turn together, an error as text too.",
+            hint="Add the results of all calls of a turn together; write an error as text too.",
         )
 
 
-def _sorted(calls: Sequence[ToolCall], results: dict[str, Turn]) -> list[Turn]:
-    """The results, each with the name of its tool."""
+def _order_results(calls: Sequence[ToolCall], results: dict[str, Turn]) -> list[Turn]:
+    """Return the results in the order of their calls, each with the name of its tool."""
     return [results[call.id].model_copy(update={"name": call.name}) for call in calls if call.id in results]

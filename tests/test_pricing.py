@@ -262,7 +262,7 @@ def test_a_model_without_a_price_costs_nobody_knows_what(provider: ProviderName,
         ("anthropic", "claude-opus-4-8", {"billing": {"speed": "fast"}, "batch": True}, "'batch' and speed 'fast'"),
         ("anthropic", "claude-sonnet-4-6", {"billing": {"region": "us"}}, "region 'us'"),
         ("anthropic", "claude-sonnet-4-6", {"billing": {"server_tools": 1}}, "own tools"),
-        ("openai", "gpt-5.6", {"cache_write": 5, "billing": {"long_cache_write_tokens": 5}}, "kept longer"),
+        ("openai", "gpt-5.6", {"cache_write": 5, "billing": {"long_cache_write_tokens": 5}}, "with a longer lifetime"),
         ("openai", "o1-pro", {"cached": 5}, "cached input"),
         ("openai", "gpt-5", {"cached": 11}, "cannot be right"),
         ("openai", "gpt-5", {"output": 10**400}, "cannot be right"),
@@ -306,7 +306,7 @@ def test_openrouter_alone_knows_what_its_route_cost(model: str) -> None:
     assert cost_of(target, answered(billing={"cost_usd": 0.0}, input=1000, output=50)) == known(0.0)
     silent = cost_of(target, answered(input=1000, output=50))
     assert silent.usd is None
-    assert "OpenRouter did not say" in str(silent.unknown)
+    assert "OpenRouter did not report" in str(silent.unknown)
 
 
 def test_a_rehearsal_is_priced_like_the_real_run() -> None:
@@ -322,7 +322,7 @@ def test_a_rehearsal_is_priced_like_the_real_run() -> None:
 def test_a_total_is_unknown_when_one_of_its_parts_is() -> None:
     """It says how many are, and why the first."""
     costs = [known(0.5), Cost(None, "Nobody knows."), known(0.25), Cost(None, "Nor that.")]
-    assert total(costs) == Cost(None, "What 2 of 4 answers cost is unknown. The first: Nobody knows.")
+    assert total(costs) == Cost(None, "The cost of 2 of 4 answers is unknown. The first: Nobody knows.")
 
 
 def test_a_total_is_the_sum() -> None:

@@ -1,1 +1,1 @@
-"""A folder a provider. What a provider cannot do has no file in its folder."""
+"""The provider adapters, one folder each. A folder has no file for a capability that its provider lacks."""

@@ -1,7 +1,7 @@
-"""What every provider is: a folder of modules with these functions, and nothing to inherit from.
+"""The interface of a provider: a folder of modules with these functions, and no base class.
 
-`client.py` opens a connection, `generate.py` makes one call, `turns.py` says what was said before it. What a provider
-cannot do has no file.
+`client.py` opens a connection, `generate.py` makes one call, `turns.py` writes the messages of a conversation. A folder
+has no file for a capability that its provider lacks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from pollux_flows.turn import Turn
 T = TypeVar("T")
 
 LARGEST_ANSWER: Final = 64 << 20
-"""The most bytes that one answer may have, once it is unpacked."""
+"""The most bytes that one answer may have, once it is decompressed."""
 SMALL_ANSWER: Final = 1 << 20
-"""Up to so many bytes, an answer is read on the event loop, in milliseconds."""
+"""The most bytes of an answer that is parsed on the event loop, which takes milliseconds."""
 MOST_VALUES: Final = 6_000_000
 """The most values that the JSON of one answer may have beyond its first megabyte; a list or an object counts as eight,
 since it takes so much longer to read. To read them takes about half a second, in C code that holds up all threads. An
 answer with 20 log probabilities for each of 14,000 tokens has as many."""
-# What an answer may hold beside its text. Values beyond that help no reader, and take their time wherever it is stored.
+# The values that an answer may hold beside its text. More are of no use, and slow down everything that stores them.
 _MOST_VALUES_BESIDE: Final = 100_000
 _MOST_CALLS: Final = 10_000
 _MOST_UNREADABLE: Final = 1_000
@@ -43,7 +43,7 @@ _EXCERPT: Final = 8
 
 @dataclass(frozen=True)
 class Said:
-    """A turn before this one. Of a user's turn, what was shown and what was asked, as in a Call."""
+    """A prior turn of the conversation; a user's turn with its materials and prompt, as in a Call."""
 
     turn: Turn
     materials: tuple[Material, ...] = ()
@@ -55,7 +55,7 @@ _USER: Final = Turn(role="user")
 
 @dataclass(frozen=True)
 class Call:
-    """All that one request to a provider is made from."""
+    """The data that one request to a provider is made from."""
 
     model: str
     materials: tuple[Material, ...]
@@ -63,56 +63,56 @@ class Call:
     options: Options
     implicit_caching: bool = False
     is_one_of_many: bool = False
-    """Whether other calls begin alike and end with prompts of their own: what is cached ends before the prompt."""
+    """True if other calls share the prefix and differ in the prompt: the cached part then ends before the prompt."""
     prefix_key: str | None = None
-    """The identity of what those calls begin with, by which a provider finds its cache."""
+    """The identity of the shared prefix, by which a provider finds its cache."""
     said: tuple[Said, ...] = ()
     response_id: str | None = None
-    """Under which the provider keeps what was said, up to the assistant's last turn."""
+    """The id under which the provider stores the conversation, up to the assistant's last turn."""
 
     @property
     def turns(self) -> tuple[Said, ...]:
-        """All turns; the last is this call's own, unless what was said ends with tool results or a question."""
+        """Return the prior turns and this call's own, if any: a history may end with a prompt or tool results."""
         if self.said and not self.materials and self.prompt is None:
             return self.said
         return (*self.said, Said(_USER, self.materials, self.prompt))
 
     @property
     def everything(self) -> tuple[Material, ...]:
-        """All that the model is shown, in this turn and those before."""
-        return (*(material for said in self.said for material in said.materials), *self.materials)
+        """Return the materials of this turn and of all prior ones."""
+        return (*(material for turn in self.said for material in turn.materials), *self.materials)
 
     @property
     def tools_called(self) -> list[str]:
-        """The names of the tools that were called before."""
-        return list(dict.fromkeys(call.name for said in self.said for call in said.turn.tool_calls))
+        """Return the names of the tools called in prior turns, each once."""
+        return list(dict.fromkeys(call.name for prior in self.said for call in prior.turn.tool_calls))
 
 
 class ClientModule(Protocol):
-    """`client.py`: a connection that is opened once a run, shared by its calls, and closed with it."""
+    """The interface of `client.py`: a connection that is opened once a run, shared by its calls, and closed with it."""
 
     def connect(self, config: Config, /) -> AbstractAsyncContextManager[Any]: ...
 
 
 class GenerateModule(Protocol):
-    """`generate.py`: `request` says what would be sent, `generate` sends it and reads the answer."""
+    """The interface of `generate.py`: `request` builds a request, `generate` sends it and reads the answer."""
 
     def request(self, call: Call, /) -> dict[str, Any]: ...
 
     async def generate(self, client: Any, call: Call, /) -> Answer: ...
 
 
-# What would make the provider answer in a form that `read_answer` does not read, or somebody else answer altogether:
-# paid for, and lost.
+# Options that change the form of the response, or the server that sends it, so that `read_answer` could not read it:
+# the answer would be paid for and lost.
 _OTHER_FORMS: Final = ("stream", "background", "n", "candidate_count", "http_options")
 
 
 def merged(request: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The request with the caller's raw provider options; saying a thing twice is refused."""
+    """Return the request with the caller's raw provider options; raise if one is already set or changes the format."""
     for name in _OTHER_FORMS:
         if raw.get(name) and (raw[name] is True or raw[name] != 1):
             raise ConfigurationError(
-                f"provider_options sets {name!r}, and one whole answer a call is what this package reads.",
+                f"provider_options sets {name!r}, but this package reads exactly one complete answer a call.",
                 hint=f"Leave {name!r} out.",
             )
     if doubled := sorted(set(request) & set(raw)):
@@ -123,27 +123,27 @@ def merged(request: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**request, **raw}
 
 
-# What reading something of another shape raises; a PolluxError where a document refuses it.
-_STUMBLES: Final = (LookupError, TypeError, AttributeError, ValueError, RecursionError, PolluxError)
+# The errors of reading a value of an unexpected shape; a PolluxError where a document refuses it.
+_SHAPE_ERRORS: Final = (LookupError, TypeError, AttributeError, ValueError, RecursionError, PolluxError)
 
 
 class ItemReader:
-    """Reads an answer item by item. What cannot be read is set aside, so that it costs no more than itself."""
+    """Reads an answer item by item and sets unreadable items aside, so that they do not cost the rest."""
 
     def __init__(self) -> None:
         self._unreadable: list[Any] = []
 
     def read_each(self, items: Any, read: Callable[[int, Any], T]) -> list[T]:
-        """What `read` makes of each item that it can read, from its number and the item; None has no items."""
+        """Return the results of `read(index, item)` for the items that it can read; None counts as no items."""
         if items is not None and not isinstance(items, list):
             self.set_aside(items)
         found = []
         for index, item in enumerate(items if isinstance(items, list) else ()):
             try:
                 found.append(read(index, item))
-            except _STUMBLES:
+            except _SHAPE_ERRORS:
                 self.set_aside(item)
-                if len(self._unreadable) > _MOST_UNREADABLE:  # it takes time to stumble a million times
+                if len(self._unreadable) > _MOST_UNREADABLE:  # raising a million errors takes time
                     self.set_aside(items[index + 1 :])
                     break
         return found
@@ -152,7 +152,7 @@ class ItemReader:
         self._unreadable.append(item)
 
     def finish(self, answer: Answer, response: Any) -> Answer:
-        """The answer, with what could not be read of it beside it; an UpstreamError if that leaves no answer."""
+        """Return the answer, its unreadable items in `artifacts`; raise an UpstreamError if nothing else is left."""
         if not self._unreadable:
             return answer
         if not (answer.text.strip() or answer.tool_calls or answer.finish_reason == "blocked"):
@@ -161,7 +161,7 @@ class ItemReader:
 
 
 def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
-    """Makes what `read` stumbles over the response's own fault: it has not the shape that its protocol promises."""
+    """Decorate `read` to raise an UpstreamError for a response that has not the shape of its protocol."""
 
     @wraps(read)
     def guarded(response: Any) -> Answer:
@@ -170,19 +170,19 @@ def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
         except UpstreamError as error:
             error.body = mended(error.body)
             raise
-        except _STUMBLES:
+        except _SHAPE_ERRORS:
             raise UpstreamError.found_in(mended(response)) from None
 
     return guarded
 
 
 def count_values(body: bytes) -> int:
-    """Count the values that JSON may have, as MOST_VALUES counts them: by commas and brackets, in texts as well."""
+    """Estimate the number of values in JSON, as MOST_VALUES counts them: by commas and brackets, also within texts."""
     return body.count(b",") + 8 * (body.count(b"[") + body.count(b"{"))
 
 
 async def read_body(read: Callable[[Any], Answer], body: bytes | str) -> Answer:
-    """Read the answer in the body of a response; a large one on a thread, so that it does not hold up other calls."""
+    """Parse the answer in a response body; a large one on a thread, so that it does not block other calls."""
     if len(body) <= SMALL_ANSWER:
         return read(json.loads(body))
     return await asyncio.to_thread(_read_large, read, body)
@@ -205,7 +205,7 @@ def _read_large(read: Callable[[Any], Answer], body: bytes | str) -> Answer:
 
 
 def _excerpt(body: Any, depth: int = 0) -> Any:
-    """Return what an error can quote of a body: its first items, down to a few levels, and the first part of a text."""
+    """Return an excerpt of a body for an error: its first items, down to a few levels, and the first part of a text."""
     if isinstance(body, str):
         return body[:SMALL_ANSWER]
     if not isinstance(body, dict | list):
@@ -218,7 +218,7 @@ def _excerpt(body: Any, depth: int = 0) -> Any:
 
 
 def _has_more_values(value: Any, most: int) -> bool:
-    """Count the values in lists and objects, at any depth, no further than to `most`."""
+    """Return whether lists and objects hold more than `most` values, at any depth; counting stops there."""
     ahead, count = [value], 0
     while ahead and count <= most:
         each = ahead.pop()
@@ -228,46 +228,46 @@ def _has_more_values(value: Any, most: int) -> bool:
     return count > most
 
 
-def call_id(given: Any, index: int) -> Any:
-    """Return the id of a tool call; for one that came without, `call_` and its place in the answer.
+def call_id(value: Any, index: int) -> Any:
+    """Return the id of a tool call or, if the provider sent none, `call_` and its index in the answer.
 
-    For every provider alike: the call was paid for, and its result can be given back under that id.
+    This holds for every provider: the call was paid for, and its result can be sent back under that id.
     """
-    return given or f"call_{index}"
+    return value or f"call_{index}"
 
 
 def as_text(value: Any) -> str | None:
-    """A text that is not one is unknown, and no reason to lose the answer beside it."""
+    """Return the value if it is a string, else None: a malformed text is no reason to lose the rest of the answer."""
     return value if isinstance(value, str) else None
 
 
 def text_in(item: dict[str, Any], name: str) -> str:
-    """The text under that name, without which the item says nothing."""
+    """Return the string under that name; raise if it is missing or no string."""
     if not isinstance(text := item[name], str):
-        raise TypeError(f"{name} is no text")
+        raise TypeError(f"{name} is not text")
     return text
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """The same for an object: one that is not there says nothing."""
+    """Return the value if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def as_count(value: Any) -> int:
-    """And for one token count that matters only where there is one."""
+    """Return the value if it is a positive integer, else 0."""
     return value if type(value) is int and value > 0 else 0
 
 
 def counts(**found: Any) -> dict[str, int]:
-    """Token counts. What is no count is unknown, and left out."""
+    """Return the token counts by name; values that are no plausible count are left out, as unknown."""
     return {name: count for name, count in found.items() if type(count) is int and 0 <= count <= NO_CALL_TAKES}
 
 
 class UpstreamError(Exception):
-    """What came back is no answer.
+    """A response that is not an answer.
 
-    `status` is the one it came under or, for an error sent under HTTP 200, should have come under; None when
-    nobody can tell what it is.
+    `status` is its HTTP status or, for an error sent under HTTP 200, the one that it should have had; None if that
+    is unknown.
     """
 
     def __init__(self, status: int | None, body: Any, headers: Mapping[str, str] | None = None) -> None:
@@ -278,7 +278,7 @@ class UpstreamError(Exception):
 
     @classmethod
     def found_in(cls, response: Any) -> UpstreamError:
-        """What is wrong with a response that has not the shape of an answer."""
+        """Make the error for a response that has not the shape of an answer."""
         if isinstance(response, dict) and (error := response.get("error")):
             code = error.get("code") if isinstance(error, dict) else None
             known = isinstance(code, int) and 400 <= code <= 599  # noqa: PLR2004 (HTTP's own range)

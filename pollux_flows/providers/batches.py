@@ -1,4 +1,4 @@
-"""Batches: what the `batch.py` of a provider says and is told, in words that mean the same for all three."""
+"""Batches: the interface of a provider's `batch.py`, in terms that are the same for all three."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import IO, Any, Final, Literal, Protocol
 from pollux_flows.providers.base import Call, UpstreamError
 
 BatchState = Literal["queued", "running", "cancelling", "completed", "failed", "cancelled", "expired"]
-"""How far a batch is. "completed" says that the provider is done with it, not that its rows succeeded; "failed" that it
-was refused as a whole. A word that nobody here knows is "running"."""
+"""The state of a batch. "completed" means that the provider is done with it, not that its rows succeeded; "failed" that
+the entire batch was refused. An unknown state of a provider counts as "running"."""
 
 RowStatus = Literal["succeeded", "failed", "cancelled", "expired"]
 
@@ -22,7 +22,7 @@ ENDED: frozenset[BatchState] = frozenset({"completed", "failed", "cancelled", "e
 
 @dataclass(frozen=True)
 class Limits:
-    """What one batch may hold."""
+    """The limits of one batch."""
 
     rows: int
     size_bytes: int
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rows:
-    """The input of one batch, as a file with one row a line."""
+    """The input of one batch: a file with one row a line."""
 
     path: Path
     count: int
@@ -38,16 +38,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a provider says of one batch."""
+    """A batch as its provider describes it."""
 
     id: str
     state: BatchState
     native: str
-    """The state in the provider's own word."""
+    """The state as the provider spells it."""
     tag: str | None = None
-    """The name that we gave it. None where the provider keeps no name."""
+    """The name that we chose for it; None where the provider stores no name."""
     total: int | None = None
-    """How many rows it has; None while the provider does not say."""
+    """The number of its rows; None while the provider does not report it."""
     succeeded: int = 0
     failed: int = 0
     """Rows that the provider will not answer: failed, cancelled and expired ones."""
@@ -55,11 +55,11 @@ class Batch:
     ended_at: float | None = None
     expires_at: float | None = None
     problem: str | None = None
-    """Why it failed as a whole."""
+    """The reason why the entire batch failed."""
     queue_full: bool = False
-    """It failed only because too much is waiting already: the same batch may be handed in again later."""
+    """True if it failed only because the queue is full: the same batch may be submitted again later."""
     results: tuple[str, ...] = ()
-    """Where its results are, as `download` wants it."""
+    """The locations of its results, in the form that `download` takes."""
 
     @property
     def is_ended(self) -> bool:
@@ -68,68 +68,68 @@ class Batch:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one row."""
+    """The result of one row."""
 
     key: str | None
-    """The row's key, as it was submitted; None if the line does not say."""
+    """The row's key, as it was submitted; None if the line has none."""
     status: RowStatus
     response: dict[str, Any] | None = None
-    """Of a row that succeeded: the same JSON that a call of its own would have been answered with."""
+    """The response of a row that succeeded, in the same JSON as that of a realtime call."""
     error: str | None = None
     code: str | None = None
-    """The provider's own word or number for the error, or for the state of the response."""
+    """The provider's own code for the error, or for the state of the response."""
     retryable: bool | None = None
-    """Whether the same row may succeed in another batch; None where nobody can tell."""
+    """True if the same row may succeed in another batch; None if unknown."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BatchModule(Protocol):
-    """`batch.py`: a provider's batch system."""
+    """The interface of `batch.py`: a provider's batch system."""
 
     LIMITS: Limits
     TAKES_A_FILE: bool
-    """Whether the rows are uploaded as a file before the batch is made."""
+    """True if the rows are uploaded as a file before the batch is made."""
     KEEPS_NAMES: bool
-    """Whether each of our batches has its `tag` in every list."""
+    """True if each of our batches has its `tag` in every list."""
 
     def row(self, call: Call, key: str, /) -> bytes:
-        """One line of the input, without its end."""
+        """Return one line of the input, without its line break."""
         ...
 
     async def create(self, client: Any, model: str, tag: str, rows: Rows, file_id: str | None, /) -> Batch:
-        """Hand a batch in. `file_id` is the uploaded file with the rows, where the provider takes one."""
+        """Submit a batch. `file_id` is the uploaded file with the rows, where the provider takes one."""
         ...
 
     async def get(self, client: Any, batch_id: str, /) -> Batch: ...
 
     def pages(self, client: Any, /) -> AsyncIterator[list[Batch]]:
-        """All batches of the account, the newest first, a page a request. It ends, whatever the provider says."""
+        """Iterate over all batches of the account, newest first, one page a request. The number of pages is bounded."""
         ...
 
     async def cancel(self, client: Any, batch_id: str, /) -> None: ...
 
     async def download(self, client: Any, batch: Batch, into: IO[bytes], /) -> None:
-        """Write all results that there are as they come, one a line, in whatever order."""
+        """Write all available results as they arrive, one a line, in any order."""
         ...
 
     def result(self, line: bytes, /) -> Result:
-        """What one line of the results says; a ValueError if it says nothing that can be read."""
+        """Parse one line of the results; raise a ValueError if it cannot be read."""
         ...
 
 
 SKEW_S: Final = 600.0
-"""By so much the clocks of this machine and of a provider may differ."""
+"""The most that the clocks of this machine and of a provider are expected to differ."""
 
-# More than any account has. A provider that makes up pages without end is left at that.
+# More than any account has: it bounds the listing of a provider that sends pages without end.
 _MOST_PAGES: Final = 2000
 
 
 async def turned(
     page: Callable[[str | None], Awaitable[tuple[list[Batch], str | None]]],
 ) -> AsyncIterator[list[Batch]]:
-    """Page after page. `page` is told where to go on, and tells it: None where the provider says that it was the last.
+    """Iterate over pages. `page` takes a cursor and returns that page with the next cursor, None after the last.
 
-    An empty page may stand between others. One that brings only what was there before is the end, too.
+    An empty page may stand between others. A page that brings only batches seen before ends the iteration, too.
     """
     seen: set[str] = set()
     cursors: set[str | None] = set()
@@ -148,7 +148,7 @@ async def turned(
 def listed(
     client: Any, path: str, read: Callable[[Any], Batch], *, after: str, limit: int
 ) -> AsyncIterator[list[Batch]]:
-    """The pages of a list that goes on after the last id, and says in `has_more` whether it does."""
+    """Iterate over the pages of a list whose cursor is the last id, and whose `has_more` says if there are more."""
 
     async def page(last: str | None) -> tuple[list[Batch], str | None]:
         asked: dict[str, Any] = {"limit": limit, **({after: last} if last else {})}
@@ -162,12 +162,12 @@ def listed(
 
 
 def are_before(page: list[Batch], moment: float) -> bool:
-    """Whether all on the page came earlier: of a list that begins with the newest, the rest did, too."""
+    """Return whether all batches of a page were created earlier; in a list with the newest first, so was the rest."""
     return bool(page) and all(batch.created_at is not None and batch.created_at < moment for batch in page)
 
 
 def readable(read: Callable[[Any], Batch], listed: list[Any]) -> list[Batch]:
-    """The batches of a list, without those that cannot be read: others may be what somebody looks for."""
+    """Return the batches of a list, without those that cannot be read: the one looked for may be among the others."""
     batches = []
     for each in listed:
         with suppress(UpstreamError):
@@ -176,7 +176,7 @@ def readable(read: Callable[[Any], Batch], listed: list[Any]) -> list[Batch]:
 
 
 def moment(text: Any) -> float | None:
-    """The time that an RFC 3339 timestamp tells."""
+    """Parse an RFC 3339 timestamp into seconds since 1970; None if it is none."""
     try:
         at = datetime.fromisoformat(text)
     except (TypeError, ValueError):

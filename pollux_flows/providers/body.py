@@ -1,8 +1,8 @@
-"""Body: the answer to a request is read piece by piece, and no more of it than any answer needs.
+"""Response bodies: read piece by piece, up to a limit that no real answer reaches.
 
-A server that goes on for ever, or that packs gigabytes into a megabyte, costs its own call and no memory; one that
-sends millions of values, which would take seconds to parse, costs no other call its time. Only the results of a batch
-may be larger: they go to disk as they come, see `downloading`.
+A server that sends without end, or compresses gigabytes into a megabyte, fails its own call and takes no memory; one
+that sends millions of values, which would take seconds to parse, delays no other call. Only the results of a batch
+may be larger: they are written to disk as they arrive, see `downloading`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpx2
 from pollux_flows.providers.base import LARGEST_ANSWER, MOST_VALUES, SMALL_ANSWER, count_values
 
 ACCEPTED: Final = "gzip"
-"""What an answer may be packed with. What else httpx2 could unpack, it unpacks in one piece of any size."""
+"""The accepted content encoding. httpx2 would decompress others in one piece of any size."""
 UNPACKED: Final = {"gzip", "x-gzip", "deflate"}
 _PIECE: Final = 1 << 20
 _ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32  # whichever its first bytes say
@@ -26,12 +26,12 @@ _is_downloading: ContextVar[bool] = ContextVar("pollux_flows_downloading", defau
 
 
 class BodyError(Exception):
-    """The body of an answer is not read any further, and why."""
+    """A response body was not read to its end; the message says why."""
 
 
 @contextmanager
 def downloading() -> Iterator[None]:
-    """Answers may be of any size: whoever asks for them keeps no more than a piece in memory."""
+    """Lift the size limit of responses, for callers that hold no more than a piece in memory."""
     token = _is_downloading.set(True)
     try:
         yield
@@ -40,10 +40,10 @@ def downloading() -> Iterator[None]:
 
 
 async def bound(response: httpx2.Response) -> None:
-    """Have the body unpacked here, under the bound. An event hook: the body has not been read yet."""
+    """Decompress the body of a response under the size limit. An event hook: the body has not been read yet."""
     packed = response.headers.pop("content-encoding", "identity").strip().lower()
     if packed not in {"", "identity", *UNPACKED}:
-        raise BodyError(f"it is packed with {packed[:40]!r}, which was not asked for")
+        raise BodyError(f"it is compressed with {packed[:40]!r}, which was not asked for")
     largest = None if _is_downloading.get() else LARGEST_ANSWER
     length = response.headers.get("content-length", "")
     if largest is not None and length.isdecimal() and int(length) > largest:
@@ -60,7 +60,7 @@ class _Bounded(httpx2.AsyncByteStream):
         came = read = values = 0
         unpack = Unpacker() if self._is_packed else None
         async for block in self._stream:
-            came += len(block)  # what follows the end of a packed body counts, too
+            came += len(block)  # bytes after the end of a compressed body count, too
             for piece in unpack.pieces(block) if unpack else (block,):
                 read += len(piece)
                 if self._largest is not None and max(came, read) > self._largest:
@@ -76,7 +76,7 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 class _Cut(httpx2.AsyncByteStream):
-    """The first part of what an error says: the SDKs read all of it, and people a few lines."""
+    """The first part of an error's body: the SDKs would read all of it, and people read a few lines."""
 
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:
         self._stream = stream
@@ -94,18 +94,18 @@ class _Cut(httpx2.AsyncByteStream):
 
 
 class Unpacker:
-    """Unpacks a body, never more than a piece at once."""
+    """Decompresses a body, never more than a piece at once."""
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(_ZLIB_OR_GZIP)
 
     @property
     def is_done(self) -> bool:
-        """Whether the body has come to its end; no more comes of what follows."""
+        """Return whether the compressed body has ended; later bytes are ignored."""
         return self._zlib.eof
 
     def pieces(self, block: bytes) -> Iterator[bytes]:
-        if self.is_done:  # what follows the end is no part of the body, and zlib would collect all of it
+        if self.is_done:  # bytes after the end are no part of the body, and zlib would collect all of them
             return
         try:
             piece = self._zlib.decompress(block, _PIECE)

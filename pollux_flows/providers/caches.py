@@ -1,4 +1,4 @@
-"""Caches: what a provider says of one, and what its module `caches` can do."""
+"""Caches: the interface of a provider's `caches.py`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pollux_flows.providers.material import Material
 
 @dataclass(frozen=True)
 class CacheToCreate:
-    """All that the request for a cache is made from."""
+    """The data that the request for a cache is made from."""
 
     model: str
     materials: Sequence[Material]
     options: Options
-    """Of these, the system instruction and the tools."""
+    """Only the system instruction and the tools are used."""
     ttl_seconds: int
     display_name: str
 
@@ -33,14 +33,14 @@ class ProviderCache:
 
 
 class CacheModule(Protocol):
-    """`caches.py` of a provider that has cache handles."""
+    """The interface of `caches.py`, for a provider that has cache handles."""
 
     async def create(self, client: Any, cache: CacheToCreate, /) -> ProviderCache: ...
 
     async def get(self, client: Any, name: str, /) -> ProviderCache: ...
 
     async def extend(self, client: Any, name: str, ttl_seconds: int, /) -> ProviderCache:
-        """Let it live for so long from now on."""
+        """Set the cache's lifetime, counted from now."""
         ...
 
     async def find_all(self, client: Any, display_names: Sequence[str], /) -> list[ProviderCache]:
@@ -48,5 +48,5 @@ class CacheModule(Protocol):
         ...
 
     async def delete(self, client: Any, name: str, /) -> None:
-        """Delete it. One that is gone already is as good as deleted."""
+        """Delete the cache; one that no longer exists counts as deleted."""
         ...

@@ -32,7 +32,7 @@ _FINISH_REASONS: Final[dict[str, FinishReason]] = {
     "content_filter": "blocked",
 }
 
-_NO_CALL_COSTS: Final = 1e6  # dollars: whoever says so (or says NaN) says nothing
+_NO_CALL_COSTS: Final = 1e6  # dollars: such a cost (or NaN) counts as not reported
 
 
 async def complete(client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
@@ -42,12 +42,12 @@ async def complete(client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
     try:
         return await read_body(read_answer, response.content)
     except UpstreamError as error:
-        error.headers = response.headers  # an error under HTTP 200 may say, too, when to come back
+        error.headers = response.headers  # an error under HTTP 200 may have a Retry-After, too
         raise
 
 
 def body(call: Call, turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fields that every server of this protocol knows; None where the caller said nothing."""
+    """Return the fields that every server of this protocol knows; None where the caller set nothing."""
     options = call.options
     system = options.system_instruction
     return {
@@ -71,7 +71,7 @@ def response_format(wire: WireSchema) -> dict[str, Any]:
 
 @reader
 def read_answer(response: Any) -> Answer:
-    """The answer in a completion's JSON."""
+    """Read the answer in a completion's JSON."""
     choices = response.get("choices") if isinstance(response, dict) else None
     if not isinstance(choices, list) or not choices or response.get("error"):
         raise UpstreamError.found_in(response)
@@ -91,7 +91,7 @@ def read_answer(response: Any) -> Answer:
         raw_finish_reason=as_text(choice.get("native_finish_reason")) or reason,
         usage=_usage(response.get("usage")),
         billing=_billing(response.get("usage")),
-        # OpenRouter and newer servers say `reasoning`, llama.cpp, LM Studio and older ones `reasoning_content`.
+        # OpenRouter and newer servers send `reasoning`, llama.cpp, LM Studio and older ones `reasoning_content`.
         reasoning=as_text(message.get("reasoning")) or as_text(message.get("reasoning_content")) or None,
         tool_calls=items.read_each(message.get("tool_calls") or None, _tool_call),
         response_id=as_text(response.get("id")),
@@ -107,7 +107,7 @@ def _tool_call(index: int, call: dict[str, Any]) -> ToolCall:
     return ToolCall(
         id=call_id(call.get("id"), index),
         name=call["function"]["name"],
-        # Some servers give the object itself instead of its text.
+        # Some servers send the object itself instead of its text.
         arguments=arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False),
     )
 
@@ -125,7 +125,7 @@ def _read_object(_: int, item: Any) -> dict[str, Any]:
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    """Prompt tokens include cached ones, completion tokens include reasoning: as ours do."""
+    """Read the token counts: prompt tokens include cached ones, completion tokens include reasoning, as ours do."""
     usage = as_object(usage)
     read = as_object(usage.get("prompt_tokens_details"))
     written = as_object(usage.get("completion_tokens_details"))
@@ -140,17 +140,17 @@ def _usage(usage: Any) -> dict[str, int]:
 
 
 def _billing(usage: Any) -> Billing:
-    """OpenRouter says what it charged. Called with a key of the caller's own upstream, it is charged there as well."""
+    """Read OpenRouter's reported cost, with the upstream's cost if the call used the caller's own key there."""
     usage = as_object(usage)
     charged = [usage.get("cost")]
     if usage.get("is_byok"):
         charged.append(as_object(usage.get("cost_details")).get("upstream_inference_cost"))
-    told = all(type(usd) in {int, float} and 0 <= usd < _NO_CALL_COSTS for usd in charged)
-    return Billing(cost_usd=round(math.fsum(charged), 12) if told else None)
+    known = all(type(usd) in {int, float} and 0 <= usd < _NO_CALL_COSTS for usd in charged)
+    return Billing(cost_usd=round(math.fsum(charged), 12) if known else None)
 
 
 def json_or_text(response: httpx2.Response) -> Any:
-    """What an error answer says, in whatever form."""
+    """Return the body of an error response, as JSON if it is any, else as text."""
     try:
         return response.json()
     except (ValueError, RecursionError):

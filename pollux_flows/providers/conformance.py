@@ -1,8 +1,8 @@
-"""Conformance: whether an answer keeps to its schema, found in time that grows with its length and no faster.
+"""Conformance: checks answers against their schemas, in time linear in the answer's length.
 
-An answer is written by a model, and may have been steered by whoever wrote a source. Read naively, a recursive union
+An answer is written by a model, and may have been steered by the author of a source. Checked naively, a recursive union
 tries every combination of its branches (ten levels of three took a minute), and a pattern may backtrack for ever. Here
-each value is held against each `$ref` once, and patterns run under a deadline.
+each value is checked against each `$ref` once, and patterns run under a deadline.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 Keyword: TypeAlias = "Callable[[Any, Any, Any, Any], Iterator[ValidationError]]"
 
-# Formats that are cheap to check and that all readers of an answer agree on. `date-time` is not among them:
-# RFC 3339 wants an offset, Pydantic does not, and an answer that was paid for is not thrown away over that.
+# Formats that are cheap to check and that all validators agree on. `date-time` is not among them:
+# RFC 3339 wants an offset, Pydantic does not, and an answer that was paid for is not discarded over that.
 _CHECKED_FORMATS: Final = ("date", "email", "ipv4", "ipv6", "uuid")
 _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
 _UNIONS: Final = ("anyOf", "oneOf")
 _LONGEST_QUOTE: Final = 300
-# More faults than these help no reader, and an answer may have a million.
+# More faults are of no use to a reader, and an answer may have a million.
 _MOST_FAULTS: Final = 20
 
 
 class Conformance:
-    """Holds answers against one schema. Belongs to one thread at a time: what it found of an answer is noted in it."""
+    """Validates answers against one schema. Not thread-safe: it caches its findings about the current answer."""
 
     def __init__(self, schema: Schema, *, limit_s: float = 30.0) -> None:
         self._schema = schema
@@ -51,23 +51,23 @@ class Conformance:
         self._cleaned: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def problems(self, value: Any) -> list[str]:
-        """The faults of an answer, one line each: `$.items[2].price: 'x' is not of type 'number'`."""
+        """Return the faults of an answer, one line each: `$.items[2].price: 'x' is not of type 'number'`."""
         self._begin()
         if self._fits.is_valid(value, self._schema):
             return []
         return [describe(self._pick(error)) for error in islice(self._fault_finder.iter_errors(value), _MOST_FAULTS)]
 
     def without_invented_nulls(self, value: Any) -> Any:
-        """The answer without the nulls that only the wire form of the schema allowed.
+        """Return the answer without the nulls that only the wire form of the schema allowed.
 
-        OpenAI's strict mode has no optional properties, so `for_openai` makes them nullable. Here a null goes if its
-        property is optional in the schema, and may not be null there; every other null stays.
+        OpenAI's strict mode has no optional properties, so `for_openai` makes them nullable. A null is removed if its
+        property is optional in the schema and may not be null there; every other null stays.
         """
         self._begin()
         return self._clean(value, self._schema)
 
     def count_steps(self, value: Any) -> int:
-        """How many values are looked at by a reader that tries all branches of each union, as Pydantic does."""
+        """Count the steps of a validator that tries all branches of each union, as Pydantic does."""
         recursive = self._references.recursive()
         return self._count(value, self._schema, {}) if recursive else 1
 
@@ -80,18 +80,18 @@ class Conformance:
     def _search(self, pattern: str, text: str) -> bool:
         left = max(self._deadline - time.monotonic(), 0.001)
         try:
-            # With `concurrent`, other threads go on meanwhile.
+            # With `concurrent`, the search releases the GIL.
             return _compiled(pattern).search(text, timeout=left, concurrent=True) is not None
         except TimeoutError:
-            said = f"the pattern {_shorten(pattern)} was not done with {_shorten(repr(text))} in {self._limit_s:g} s"
-            raise TimeoutError(said) from None
+            problem = f"the pattern {_shorten(pattern)} was not done with {_shorten(repr(text))} in {self._limit_s:g} s"
+            raise TimeoutError(problem) from None
 
     # --- Faults -------------------------------------------------------------------------------------------
 
-    # To make one takes a millisecond, and few answers need it.
+    # Building it takes a millisecond, and few answers need it.
     @cached_property
     def _fault_finder(self) -> Any:
-        """A validator that goes only where something is wrong, and leaves it open which branch of a union was meant."""
+        """A validator that descends only into faulty parts, and does not choose a branch of a union."""
 
         def follow(keyword: str, original: Keyword) -> Keyword:
             def into_faults(validator: Any, reference: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
@@ -114,7 +114,7 @@ class Conformance:
         return _make(self._schema, own, follow, _CHECKED_FORMATS)
 
     def _pick(self, error: ValidationError) -> ValidationError:
-        """Down into the branch that was meant: "not valid under any of the given schemas" helps no reader."""
+        """Return a fault from the union's most likely branch: "not valid under any of …" alone helps no reader."""
         while error.validator in _UNIONS:
             faults = [
                 list(islice(self._fault_finder.descend(error.instance, branch), _MOST_FAULTS))
@@ -131,7 +131,7 @@ class Conformance:
 
     @cached_property
     def _closed(self) -> list[_Reading]:
-        """As on the wire, where objects are closed: as it is and, if that fits no branch, with invented nulls."""
+        """Two readings with closed objects, as on the wire: the schema as it is, and with invented nulls."""
         return [_Reading(self._schema, self._search, closed=True, nulls=nulls) for nulls in (False, True)]
 
     @cached_property
@@ -139,12 +139,12 @@ class Conformance:
         return make_validator(self._schema)
 
     def _clean(self, value: Any, schema: Any) -> Any:
-        """The value itself where nothing is to go, so that it need not be looked at again."""
+        """Return the value without invented nulls; the same object if there are none."""
         if not isinstance(schema, dict) or not isinstance(value, dict | list):
             return value
         key = (id(value), id(schema))
         if key not in self._cleaned:
-            # With the value, lest its id become another's.
+            # With the value, so that its id is not reused.
             self._cleaned[key] = (value, self._clean_in_place(value, schema))
         return self._cleaned[key][1]
 
@@ -182,7 +182,7 @@ class Conformance:
         return self._forbidden[key]
 
     def _choose_branch(self, value: Any, branches: list[Any]) -> Any:
-        """The branch that was answered: the first to take the value as it is, else with invented nulls."""
+        """Return the first branch that accepts the value as it is, else the first with invented nulls."""
         for reading in self._closed:
             for branch in branches:
                 if reading.is_valid(value, branch):
@@ -197,24 +197,24 @@ class Conformance:
         key = (id(value), id(schema))
         if key not in counted:
             parts = [self._references.target(schema["$ref"])] if "$ref" in schema else []
-            parts += [*schema.get("allOf", ()), *schema.get("anyOf", ()), *_tried(value, schema)]
+            parts += [*schema.get("allOf", ()), *schema.get("anyOf", ()), *_branches_to_try(value, schema)]
             steps = 1 + sum(self._count(value, part, counted) for part in parts)
             counted[key] = steps + sum(self._count(item, sub, counted) for item, sub in _members(value, schema))
         return counted[key]
 
 
 def problems(value: Any, schema: Schema) -> list[str]:
-    """The faults of one answer; to look at many, keep the Conformance."""
+    """Return the faults of one answer; to check many, reuse one Conformance."""
     return Conformance(schema).problems(value)
 
 
 def without_invented_nulls(value: Any, schema: Schema) -> Any:
-    """One answer without the nulls that only the wire form of `schema` allowed."""
+    """Return one answer without the nulls that only the wire form of `schema` allowed."""
     return Conformance(schema).without_invented_nulls(value)
 
 
 class _Reading:
-    """Says whether values fit: one way to read a schema, which remembers what it found under each `$ref`."""
+    """Decides whether values fit a schema, and caches the result of each value under each `$ref`."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ class _Reading:
         nulls: bool = False,
         formats: tuple[str, ...] = (),
     ) -> None:
-        # With the value, lest its id become another's.
+        # With the value, so that its id is not reused.
         self._found: dict[tuple[str, str, int], tuple[Any, bool]] = {}
         own = _SafeKeywords(search).table()
         if closed:
@@ -258,7 +258,7 @@ def _make(
     follow: Callable[[str, Keyword], Keyword],
     formats: tuple[str, ...],
 ) -> Any:
-    """The validator of the schema's draft, with keywords of our own and `follow` around its references."""
+    """Return a validator of the schema's draft, with keywords of our own and `follow` around its references."""
     from jsonschema import FormatChecker
     from jsonschema.validators import extend
 
@@ -272,7 +272,7 @@ def _make(
 
 
 class _SafeKeywords:
-    """The keywords that jsonschema reads with a backtracking engine, or in time that grows with the square."""
+    """Safe versions of the keywords that jsonschema checks by a backtracking engine or in quadratic time."""
 
     def __init__(self, search: Callable[[str, str], bool]) -> None:
         self._search = search
@@ -316,9 +316,9 @@ def _unique_items(_: Any, wanted: Any, value: Any, __: Any) -> Iterator[Validati
 
 
 def _closed_properties(*, with_nulls: bool) -> Keyword:
-    """`properties` as on the wire: closed, and on demand with nulls for the optional.
+    """Return the keyword `properties` as on the wire: closed and, with `with_nulls`, with nulls for optional ones.
 
-    Read open, a branch of a union that has no property `x` would claim a value with `"x": null`.
+    If objects were open, a branch of a union that has no property `x` would accept a value with `"x": null`.
     """
 
     def properties(validator: Any, known: Schema, value: Any, schema: Schema) -> Iterator[ValidationError]:
@@ -338,7 +338,7 @@ def _closed_properties(*, with_nulls: bool) -> Keyword:
 
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> Any:
-    import regex  # like `re`, which cannot be stopped
+    import regex  # unlike `re`, it takes a timeout
 
     return regex.compile(pattern)
 
@@ -350,7 +350,7 @@ def _fault(message: str) -> ValidationError:
 
 
 def _is_other_kind(fault: ValidationError) -> bool:
-    # A wrong tag, or not even the right type: this branch was not the one that was meant.
+    # A wrong tag or a wrong type: the answer was not written for this branch.
     return fault.validator == "const" or (fault.validator == "type" and not fault.relative_path)
 
 
@@ -359,7 +359,7 @@ def _shorten(text: str) -> str:
 
 
 def _hashable(value: Any) -> Any:
-    """Equal for values that are equal in JSON, where 1 is 1.0 and not true."""
+    """Return a hashable key that is equal for values that are equal in JSON, where 1 is 1.0 and not true."""
     if isinstance(value, bool):
         return (bool, value)
     if isinstance(value, list):
@@ -378,7 +378,7 @@ def _item_schema(schema: Schema, index: int) -> Any:
 
 
 def _members(value: Any, schema: Schema) -> Iterator[tuple[Any, Any]]:
-    """What is in a value, each with the schema that it is held against."""
+    """Return the items of a value, each with the schema that it is checked against."""
     if isinstance(value, dict):
         properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
         yield from ((item, properties.get(name, others)) for name, item in value.items())
@@ -386,8 +386,8 @@ def _members(value: Any, schema: Schema) -> Iterator[tuple[Any, Any]]:
         yield from ((item, _item_schema(schema, index)) for index, item in enumerate(value))
 
 
-def _tried(value: Any, schema: Schema) -> list[Any]:
-    """The branches of a `oneOf` that are tried: one where a discriminator names it."""
+def _branches_to_try(value: Any, schema: Schema) -> list[Any]:
+    """Return the branches of a `oneOf` to try: only one where a discriminator names it."""
     branches: list[Any] = schema.get("oneOf", [])
     discriminator = schema.get("discriminator")
     if not isinstance(discriminator, dict) or not isinstance(value, dict):

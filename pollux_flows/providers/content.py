@@ -1,4 +1,4 @@
-"""Content: the bytes behind a source, wherever they live, read as a stream and off the event loop."""
+"""Content: reads and hashes the files that sources point to, as streams and off the event loop."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from pollux_flows.state.store import Store, open_store
 T = TypeVar("T")
 
 _REMEMBERED_S: Final = 90 * 86400.0
-# Raise it when the same bytes come to be seen as something else: what is remembered of them is then not believed.
+# Raise it when the same bytes come to be read as something else: remembered contents are then ignored.
 _READING: Final = 2
 _log: Final = logging.getLogger("pollux_flows")
 
 
 class Content(Record):
-    """What is known of a file once it was read: equal for equal content, whatever its name."""
+    """The facts about a file's content: equal for equal content, whatever its name."""
 
     sha256: str = Field(description="Its hash.")
     size_bytes: int = Field(description="Its length.")
     mime_type: str = Field(description="What it is, by its content where its name says nothing or lies.")
-    utf8: bool | None = Field(default=None, description="Whether all of it is UTF-8; None where nobody looked.")
+    utf8: bool | None = Field(default=None, description="Whether all of it is UTF-8; None if not checked.")
 
 
 async def examine(sources: Sequence[Source], store: Store | None = None, *, limit_s: float = math.inf) -> list[Content]:
-    """Read each of these files once, from end to end; not at all if the store remembers this very version of it.
+    """Return the content of each file; a file is read once, or not at all if the store remembers this version of it.
 
-    Each of them may take `limit_s`.
+    Reading one file may take `limit_s`.
     """
     names = list(dict.fromkeys(str(source.uri) for source in sources))
-    memory = _Memory(store, dict(zip(names, await _side_by_side(_key, names, limit_s), strict=True)) if store else {})
+    memory = _Memory(store, dict(zip(names, await _map_on_threads(_key, names, limit_s), strict=True)) if store else {})
     known = await memory.recall()
     unread = [name for name in names if name not in known]
-    fresh = dict(zip(unread, await _side_by_side(_read, unread, limit_s), strict=True))
+    fresh = dict(zip(unread, await _map_on_threads(_read, unread, limit_s), strict=True))
     await memory.keep(fresh)
     found = known | fresh
     contents = [found[str(source.uri)] for source in sources]
@@ -63,16 +63,16 @@ async def examine(sources: Sequence[Source], store: Store | None = None, *, limi
 
 
 async def forget(source: Source) -> None:
-    """Have the file read again next time: what is remembered of this version of it was found to be wrong."""
+    """Forget the remembered content of this version of the file, which was found to be wrong."""
     try:
         if key := await apart(partial(_key, str(source.uri))):
             await open_store().delete(key)
     except PolluxError as error:
-        _log.warning("What is remembered of %s could not be forgotten: %s", source.identifier, error)
+        _log.warning("The remembered content of %s could not be deleted: %s", source.identifier, error)
 
 
 class HashingReader(io.BufferedIOBase):
-    """A file that hashes what is read from it, so that what was sent can be held against what was examined."""
+    """A file that hashes the bytes read from it, to compare those that were sent with those that were examined."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
@@ -85,7 +85,7 @@ class HashingReader(io.BufferedIOBase):
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         position = self._raw.seek(offset, whence)
-        if position == 0:  # whoever asked for the length comes back here before reading
+        if position == 0:  # a caller that seeks to find the length returns here before it reads
             self._hash = hashlib.sha256()
         return position
 
@@ -103,18 +103,18 @@ class HashingReader(io.BufferedIOBase):
         super().close()
 
     def read_whole(self, content: Content) -> bool:
-        """Whether what was read since the start is what was examined."""
+        """Return whether the bytes read since the start are those that were examined."""
         return self._hash.hexdigest() == content.sha256
 
 
 async def open_file(source: Source) -> HashingReader:
-    """The file behind the source, for the caller to read and close; one on the web is fetched whole to begin with."""
+    """Open the file of a source, for the caller to read and close; a web file is downloaded first."""
     name = str(source.uri)
-    return _reader(name, await apart(partial(_rewindable, name)))
+    return _open_reader(name, await apart(partial(_open_rewindable, name)))
 
 
 async def load(source: Source, content: Content, *, limit_s: float = math.inf) -> bytes:
-    """The whole of a file that travels inside a request. Its size was checked before."""
+    """Read a file that is sent inside a request. Its size was checked before."""
     data = await apart(partial(_load, str(source.uri), content), limit_s=limit_s)
     if data is None:
         await forget(source)
@@ -123,23 +123,23 @@ async def load(source: Source, content: Content, *, limit_s: float = math.inf) -
 
 
 def changed(source: Source) -> SourceError:
-    """The file is not what it was when it was examined."""
+    """Return the error for a file that has changed since it was examined."""
     return SourceError(
         f"{source.identifier!r} changed while it was being sent.",
-        hint="Run again once nobody writes to it; what was sent of it is not used.",
+        hint="Run again once nothing writes to it; the part that was sent is not used.",
     )
 
 
 def not_utf8(source: Source) -> SourceError:
-    """The file is to be sent as text, and is none that a request could hold."""
+    """Return the error for a file that is to be sent as text but is not UTF-8."""
     return SourceError(
         f"{source.identifier!r} is sent as text, and is not UTF-8.",
-        hint="Save it as UTF-8, or give its real type with Source.from_file(…, mime_type=…).",
+        hint="Save it as UTF-8, or pass its real type with Source.from_file(…, mime_type=…).",
     )
 
 
 class _Memory:
-    """What was read of files before, by version. Without it they are read again, so its troubles are no errors."""
+    """The contents of files read before, by version. Best effort: after an error, files are read again."""
 
     def __init__(self, store: Store | None, keys: Mapping[str, str | None]) -> None:
         self._store = store
@@ -159,7 +159,7 @@ class _Memory:
     async def keep(self, contents: Mapping[str, Content]) -> None:
         if self._store is None:
             return
-        # A file that was written to since its key was made has another key by now: nobody will ask for this one.
+        # A file that was written to since its key was made has another key by now: this record is never looked up.
         fresh = {self._keys[name]: content.model_dump() for name, content in contents.items() if name in self._keys}
         try:
             await self._store.put_many(fresh, ttl_s=_REMEMBERED_S)
@@ -168,11 +168,11 @@ class _Memory:
 
     def _give_up(self, error: PolluxError) -> None:
         self._store = None
-        _log.warning("What was read of files is not remembered, so they will be read again: %s", error)
+        _log.warning("The contents of files are not remembered, so they will be read again: %s", error)
 
 
-async def _side_by_side(look: Callable[[str, Pulse], T], names: Sequence[str], limit_s: float) -> list[T]:
-    """What `look` says of each, in order; of several errors, the first. A thread takes many: each hand-over costs."""
+async def _map_on_threads(look: Callable[[str, Pulse], T], names: Sequence[str], limit_s: float) -> list[T]:
+    """Return `look` of each name, in order, or raise the first error. Each thread takes many: handing over costs."""
 
     def of_share(share: Sequence[str], pulse: Pulse) -> list[T]:
         return [look(name, pulse) for name in share]
@@ -186,10 +186,10 @@ async def _side_by_side(look: Callable[[str, Pulse], T], names: Sequence[str], l
 
 
 def _key(name: str, pulse: Pulse) -> str | None:
-    """The name that a file's content is remembered by; None where it is read each time."""
+    """Return the key that a file's content is remembered by; None if it is read each time."""
     pulse.beat(name)
-    told = version(name)
-    return told and f"hash/{digest('file', {'name': name, 'version': told, 'reading': _READING})}"
+    found = version(name)
+    return found and f"hash/{digest('file', {'name': name, 'version': found, 'reading': _READING})}"
 
 
 def _read(name: str, pulse: Pulse) -> Content:
@@ -220,7 +220,7 @@ def _decodes(decoder: codecs.IncrementalDecoder, piece: bytes, *, final: bool = 
 
 
 def _peek(name: str, size: int, head: bytes, offset: int, length: int) -> bytes:
-    """A part of a file that was just read; of a stream, no more than its beginning is at hand."""
+    """Return a part of a file that was just read; of a stream, only its beginning is available."""
     if offset + length <= len(head) or offset >= size or is_stream(name):
         return head[offset : offset + length]
     with closing(opened(name)) as file:
@@ -229,7 +229,7 @@ def _peek(name: str, size: int, head: bytes, offset: int, length: int) -> bytes:
 
 
 def _load(name: str, content: Content, pulse: Pulse) -> bytes | None:
-    """All of it; None if it is not what was examined."""
+    """Return the bytes of a file, or None if they are not those that were examined."""
     found: list[bytes] = []
     hashed, left = hashlib.sha256(), content.size_bytes
     for piece in pieces(name, pulse):
@@ -237,27 +237,27 @@ def _load(name: str, content: Content, pulse: Pulse) -> bytes | None:
         hashed.update(piece)
         left -= len(piece)
         if left < 0:
-            return None  # somebody writes to it: nobody knows how much is still to come
+            return None  # it is being written to, so there may be no end
     return b"".join(found) if hashed.hexdigest() == content.sha256 else None
 
 
-def _reader(name: str, file: Opened) -> HashingReader:
+def _open_reader(name: str, file: Opened) -> HashingReader:
     return HashingReader(io.BufferedReader(PatientFile(file, name), PIECE))
 
 
-def _rewindable(name: str, pulse: Pulse) -> Opened:
-    """The file, to go back and forth in: one that can only be read forward is copied to where nobody sees it."""
+def _open_rewindable(name: str, pulse: Pulse) -> Opened:
+    """Open a file that can seek; a stream is first copied into an unnamed temporary file."""
     pulse.beat(name)
     if not is_stream(name):
         return opened(name)
     try:
         with ExitStack() as stack:
-            copy = stack.enter_context(tempfile.TemporaryFile())  # without a name, so nothing of it stays
+            copy = stack.enter_context(tempfile.TemporaryFile())  # without a name, so that nothing of it remains
             for piece in pieces(name, pulse):
                 copy.write(piece)
             copy.seek(0)
-            stack.pop_all()  # from here on it is the caller's to close
-    except OSError as error:  # what goes wrong with the file itself is a SourceError by now
+            stack.pop_all()  # from here on the caller closes it
+    except OSError as error:  # errors of the file itself are SourceErrors by now
         raise SourceError(
             f"{shown_file(name)!r} could not be copied to {tempfile.gettempdir()} for its upload: {error}.",
             hint="Make room there, or set TMPDIR to another folder.",

@@ -1,4 +1,4 @@
-"""From whatever an SDK or a server throws to one APIError that says what to do."""
+"""Turns the errors of SDKs and servers into an APIError with a hint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pollux_flows.providers.redaction import Redactor
 _PASSING: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
 _GAVE_UP: Final = {502, 504}
 _CAPACITY: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
-# 429s that no waiting cures: somebody has to pay a bill first.
+# 429s that do not pass with time: a bill has to be paid first.
 _OUT_OF_FUNDS: Final = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _OVERFLOW: Final = re.compile(
     r"context[ _]length|context window|prompt is too long|maximum number of tokens|too many (input )?tokens"
@@ -31,47 +31,47 @@ _OVERFLOW: Final = re.compile(
     re.IGNORECASE,
 )
 _NOT_A_NETWORK_ERROR: Final = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects)
-# What costs nothing is not left unknown: it is asked again.
+# Phases that cost nothing: their outcome is never unknown, as they can simply be repeated.
 _ABOUT_A_BATCH: Final = {"batch_inspect", "batch_collect", "batch_cancel"}
 _FREE: Final = {"metadata", *_ABOUT_A_BATCH}
-# What stays at the provider once it has arrived, whatever the answer was.
-_KEPT: Final = {"upload", "batch_submit"}
+# Phases that leave something stored at the provider, whatever the response was.
+_STORED: Final = {"upload", "batch_submit"}
 _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
-# What reading an answer raises, in the SDKs or in us: no JSON, no text, nested without end, another shape.
+# The errors of reading an answer, in the SDKs or here: no JSON, no text, nested without end, another shape.
 _UNREADABLE: Final = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError)
 _LONGEST_QUOTE: Final = 500
-# Where in its error OpenRouter writes how many seconds to wait.
+# The paths in an OpenRouter error to the seconds to wait.
 _OPENROUTER: Final = (("availability", "retry_after"), ("metadata", "retry_after_seconds"))
-# How local servers say that they answer in no schema.
+# Error messages of local servers that do not support schemas.
 _NO_SCHEMA: Final = re.compile(r"json_schema|response_format|structured output", re.IGNORECASE)
 _JSON_HINT: Final = (
-    "If this server answers in no schema, leave response_schema out, describe the JSON in the prompt, and pass "
+    "If this server does not support schemas, leave response_schema out, describe the JSON in the prompt, and pass "
     "Options(provider_options={'local': {'response_format': {'type': 'json_object'}}})."
 )
 _CACHED_CONTENT: Final = re.compile(r"cached_?content", re.IGNORECASE)
-_LOST_CACHE_HINT: Final = "The cache handle is no longer there, or belongs to another key: make one with create_cache."
+_LOST_CACHE_HINT: Final = "The cache no longer exists, or belongs to another key: make one with create_cache."
 
 
 def as_api_error(error: Exception, config: Config, phase: str) -> PolluxError:
-    """The error of one call as the one exception that the rest of the package knows."""
+    """Return the error of one call as a PolluxError."""
     for cause in _chain(error):
-        if isinstance(cause, SourceError):  # the file failed, not the provider it was on its way to
+        if isinstance(cause, SourceError):  # the file failed, not the provider
             return SourceError(cause.message, hint=cause.hint)
         if isinstance(cause, BodyError):
-            return _unread(config, phase, cause)
+            return _body_error(config, phase, cause)
     if isinstance(error, APIError):
         error.provider = error.provider or config.provider
         error.phase = error.phase or phase
         return error
     status = _status(error)
     if status is None:
-        return _without_answer(error, config, phase)
+        return _no_response(error, config, phase)
     body = _body(error)
     return refusal(config, phase, status=status, body=body, headers=_headers(error), fallback=str(error))
 
 
 def upstream(error: UpstreamError, config: Config, phase: str) -> PolluxError:
-    """The error for what came back and is no answer."""
+    """Return the error for a response that is not an answer."""
     if error.status is None:
         return unreadable(config, phase, str(error.body))
     return refusal(config, phase, status=error.status, body=error.body, headers=error.headers)
@@ -86,20 +86,20 @@ def refusal(
     headers: Mapping[str, str] | None = None,
     fallback: str = "",
 ) -> APIError:
-    """The error that a provider's own error object stands for, whatever status it came under."""
-    said, codes = _said(body)
-    no_schema = config.provider == "local" and phase == "generate" and _NO_SCHEMA.search(said) is not None
-    said = redact(said or fallback or "no reason given", config)
+    """Return the APIError for a provider's error object, whatever HTTP status it came under."""
+    message, codes = _message_and_codes(body)
+    no_schema = config.provider == "local" and phase == "generate" and _NO_SCHEMA.search(message) is not None
+    message = redact(message or fallback or "no reason given", config)
     retry_after = _retry_after(headers or {}, body)
-    # Gemini says 403 for a cache that is gone, since it might be another's.
-    lost_cache = status in {403, 404} and _CACHED_CONTENT.search(said) is not None
-    category = None if lost_cache else _category(status, said, codes)
+    # Gemini answers 403 for a cache that no longer exists, since it might belong to another account.
+    lost_cache = status in {403, 404} and _CACHED_CONTENT.search(message) is not None
+    category = None if lost_cache else _category(status, message, codes)
     retryable = status in _PASSING and category not in {"auth", "context_overflow"} and not codes & _OUT_OF_FUNDS
     if phase == "batch_cancel" and status == 409:  # noqa: PLR2004
         retryable = False  # it has ended
     kind = RateLimitError if category == "rate_limit" else CacheError if lost_cache else _kind(phase)
     return kind(
-        f"{config.provider} answered {status}: {said}",
+        f"{config.provider} answered {status}: {message}",
         hint=_LOST_CACHE_HINT
         if lost_cache
         else _JSON_HINT
@@ -111,21 +111,21 @@ def refusal(
         provider=config.provider,
         phase=phase,
         error_category=category,
-        # A gateway may have given up on a provider that went on: only a plain no says that nothing was stored.
-        outcome_unknown=(phase in _KEPT and not 400 <= status < 500)  # noqa: PLR2004 (HTTP's own range)
+        # A gateway may have given up on a provider that went on: only a 4xx proves that nothing was stored.
+        outcome_unknown=(phase in _STORED and not 400 <= status < 500)  # noqa: PLR2004 (HTTP's own range)
         or (phase == "cache" and status in _GAVE_UP),
     )
 
 
 def may_pass(status: int | None, code: str | None = None) -> bool | None:
-    """Whether what was refused in this way may succeed another time; None where that is no way that is known."""
+    """Return whether a request refused with this status may succeed later; None if the status is no HTTP error."""
     if status is None or not 400 <= status <= 599:  # noqa: PLR2004 (HTTP's own range)
         return None
     return (status in _PASSING or status >= 500) and code not in _OUT_OF_FUNDS  # noqa: PLR2004
 
 
 def unreadable(config: Config, phase: str, what: str) -> APIError:
-    """An answer came, and was probably billed, but nobody can read it."""
+    """Return the error for an answer that came, and was probably billed, but cannot be read."""
     return _kind(phase)(
         f"{config.provider} sent an answer that cannot be read: {redact(what, config)}",
         hint="If it happens again, the address may not belong to this provider's API: check base_url.",
@@ -136,10 +136,10 @@ def unreadable(config: Config, phase: str, what: str) -> APIError:
     )
 
 
-def _unread(config: Config, phase: str, why: BodyError) -> APIError:
+def _body_error(config: Config, phase: str, why: BodyError) -> APIError:
     return _kind(phase)(
         f"The answer of {config.provider} was not read to its end: {why}.",
-        hint="No answer of a provider is like that: check base_url, and what stands between this machine and it.",
+        hint="No provider answers like that: check base_url, and any proxy between this machine and the provider.",
         retryable=False,
         provider=config.provider,
         phase=phase,
@@ -148,13 +148,13 @@ def _unread(config: Config, phase: str, why: BodyError) -> APIError:
 
 
 def redact(text: str, config: Config) -> str:
-    """The text without secrets, should they be echoed in it, and no longer than a person reads."""
+    """Return the text without secrets that were echoed in it, shortened for people to read."""
     text = shown_in(Redactor(config).message(text))
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 
-def _without_answer(error: Exception, config: Config, phase: str) -> APIError:
-    """No HTTP answer: the network failed, or what came was no answer."""
+def _no_response(error: Exception, config: Config, phase: str) -> APIError:
+    """Return the error for a call without an HTTP status: the network failed, or the answer was unreadable."""
     chain = list(_chain(error))
     if any(isinstance(link, _UNREADABLE) for link in chain):
         return unreadable(config, phase, redact(str(error), config))
@@ -166,7 +166,7 @@ def _without_answer(error: Exception, config: Config, phase: str) -> APIError:
             retryable=False,
             provider=config.provider,
             phase=phase,
-            # Whatever went wrong may have done so after a batch had arrived.
+            # The error may have happened after a batch had arrived.
             outcome_unknown=network is None and phase == "batch_submit",
         )
     sent = not isinstance(network, _NEVER_SENT)
@@ -174,7 +174,7 @@ def _without_answer(error: Exception, config: Config, phase: str) -> APIError:
         f"{config.provider} could not be reached: {type(network).__name__}: {redact(str(network), config)}".rstrip(
             ": "
         ),
-        hint="The connection broke before the answer was whole."
+        hint="The connection broke before the answer was complete."
         if sent
         else f"Check the network{f' and that something listens at {config.base_url}' if config.base_url else ''}.",
         retryable=True,
@@ -198,7 +198,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: Exception) -> int | None:
-    """OpenAI and Anthropic call it `status_code`, google-genai `code`, httpx2 keeps it on the response."""
+    """Return the HTTP status: `status_code` in OpenAI and Anthropic, `code` in google-genai, or the response's."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("status_code", "code"):
             value = getattr(holder, name, None)
@@ -213,25 +213,25 @@ def _headers(error: Exception) -> Mapping[str, str]:
 
 
 def _body(error: Exception) -> Any:
-    """OpenAI: the inner error; Anthropic: the whole JSON, as `body`; google-genai: the whole JSON, as `details`."""
+    """Return the body: `body` in OpenAI (the inner error) and Anthropic (all), `details` in google-genai (all)."""
     for name in ("body", "details"):
         if (body := getattr(error, name, None)) is not None:
             return body
     return None
 
 
-def _said(body: Any) -> tuple[str, set[str]]:
-    """The message of a provider's error object, and every code or type it is filed under."""
+def _message_and_codes(body: Any) -> tuple[str, set[str]]:
+    """Return the message of a provider's error object, and all its codes and types."""
     inner = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(inner, dict):
         return str(inner or ""), set()
     codes = {str(inner[name]) for name in ("code", "type", "status") if inner.get(name)}
     details = inner.get("details")
-    if isinstance(details, list):  # Google: the reason behind a plain INVALID_ARGUMENT
+    if isinstance(details, list):  # Google: the specific reason of a generic INVALID_ARGUMENT
         codes |= {str(item["reason"]) for item in details if isinstance(item, dict) and item.get("reason")}
     message = _message(inner)
     metadata = inner.get("metadata")
-    if isinstance(metadata, dict):  # OpenRouter: the provider behind it says more, and not always all
+    if isinstance(metadata, dict):  # OpenRouter: the upstream's error has more details, but may lack fields
         codes |= {str(metadata["error_type"])} if metadata.get("error_type") else set()
         raw = metadata.get("raw")
         upstream = raw if isinstance(raw, str) else _as_json(raw) if raw else ""
@@ -241,7 +241,7 @@ def _said(body: Any) -> tuple[str, set[str]]:
 
 
 def _message(error: dict[str, Any]) -> str:
-    """Return the server's own words; servers built on FastAPI write them under `detail`."""
+    """Return the server's message; servers built on FastAPI write it under `detail`."""
     for name in ("message", "detail", "error"):
         if text := error.get(name):
             return text if isinstance(text, str) else _as_json(text)
@@ -255,10 +255,10 @@ def _as_json(value: Any) -> str:
         return "an error nested without end"
 
 
-def _category(status: int, said: str, codes: set[str]) -> ErrorCategory | None:
+def _category(status: int, message: str, codes: set[str]) -> ErrorCategory | None:
     if status in {401, 403} or codes & {"authentication_error", "API_KEY_INVALID"}:
         return "auth"
-    if "context_length_exceeded" in codes or (status in {400, 413, 422} and _OVERFLOW.search(said)):
+    if "context_length_exceeded" in codes or (status in {400, 413, 422} and _OVERFLOW.search(message)):
         return "context_overflow"
     if status == 429:  # noqa: PLR2004
         return "rate_limit"
@@ -271,33 +271,33 @@ def _hint(config: Config, phase: str, status: int, category: ErrorCategory | Non
     if category == "auth":
         variable = KEY_VARIABLES.get(config.provider)
         if variable is None:
-            return "The server wants a key, or another one: pass it as Config(api_key=…)."
-        return f"Check the key in {variable} or in the provider block, and what it may do."
+            return "The server requires another key: pass it as Config(api_key=…)."
+        return f"Check the key in {variable} or in the provider block, and its permissions."
     if category == "context_overflow":
         return "Send less at once: fewer or shorter sources, or a model with a larger context."
     if status == 413:  # noqa: PLR2004
         return "Send less at once: fewer or shorter sources."
     if status == 404:  # noqa: PLR2004
-        return _not_there(config, phase)
+        return _not_found_hint(config, phase)
     if category == "rate_limit":
         return "Lower request_concurrency, or try again later."
     if status in _PASSING:
-        return "The provider has trouble; try again later."
+        return "The provider has a temporary problem; try again later."
     if status < 400:  # noqa: PLR2004
-        return "This is no answer of a provider's API, and redirects are not followed: check base_url."
-    return "The provider does not take this request as it stands; what it says above is what to change."
+        return "This is not an answer of a provider's API, and redirects are not followed: check base_url."
+    return "The provider refused this request; its message above says what to change."
 
 
-def _not_there(config: Config, phase: str) -> str:
+def _not_found_hint(config: Config, phase: str) -> str:
     if phase in _ABOUT_A_BATCH:
-        return "The batch or its results are not there any more, or belong to another key."
+        return "The batch or its results no longer exist, or belong to another key."
     return f"Check the model's name ({config.model})" + (
         f" and base_url ({config.base_url})." if config.base_url else "."
     )
 
 
 def _retry_after(headers: Mapping[str, str], body: Any) -> float | None:
-    """Seconds to wait, from wherever the provider wrote it down."""
+    """Return the seconds to wait that the provider asks for, from its headers or its error object."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     if value := headers.get("retry-after"):
@@ -306,7 +306,7 @@ def _retry_after(headers: Mapping[str, str], body: Any) -> float | None:
     if not isinstance(inner, dict):
         return None
     for place, name in _OPENROUTER:
-        if isinstance(told := inner.get(place), dict) and (seconds := _number(told.get(name))) is not None:
+        if isinstance(part := inner.get(place), dict) and (seconds := _number(part.get(name))) is not None:
             return seconds
     details = inner.get("details")
     delays = [item.get("retryDelay") for item in details if isinstance(item, dict)] if isinstance(details, list) else []
@@ -323,7 +323,7 @@ def _seconds_until(date: str) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """A length of time; None for what is none: words, infinity, less than nothing."""
+    """Return a duration as a number; None if it is no number, infinite or negative."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Hosts: web addresses that lead to this machine or its network are refused in a run with limits.
+"""Hosts: refuses web addresses that lead to this machine or its network, in a run with limits.
 
 A name is resolved once, its addresses are checked, and the connection goes to one of those: between a check and a
 connection that resolved it anew, the name could come to mean another address. Each redirect is a request of its own.
@@ -31,7 +31,7 @@ def limited_client(limits: Limits, timeout_s: float) -> httpx.Client:
 
 
 class _PinnedTransport(httpx.HTTPTransport):
-    """Connects to the addresses that were checked, under the name that was asked for."""
+    """A transport that connects only to the checked addresses of a host, under its original name."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()

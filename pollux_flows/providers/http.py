@@ -1,6 +1,6 @@
-"""HTTP: the connections that all adapters send through, the SDKs and our own two alike.
+"""HTTP clients of all adapters: those of the SDKs and our own two.
 
-On httpx2: in the pool of httpx, each request looks at every connection once for every connection.
+They use httpx2: in httpx's pool, the work of each request grows with the square of the number of connections.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CONNECT_S = 10.0
 
 
 def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.AsyncClient:
-    """The client that the three SDKs are given."""
+    """Return the HTTP client that is passed to the three SDKs."""
     import httpx2  # only when a call is made
 
     from pollux_flows.providers import body
@@ -37,11 +37,11 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
 
     limiter = limiter_of(config)
     transport: httpx2.AsyncBaseTransport | None = None
-    # A proxy is for the way out; what listens on this machine is never behind one.
+    # A server on this machine is never behind a proxy.
     may_have_proxy = not _on_this_machine(address(config, default_url))
 
     async def note_limits(response: httpx2.Response) -> None:
-        if response.request.method == "POST":  # what is left for looking and deleting is counted apart
+        if response.request.method == "POST":  # reads and deletes have quotas of their own
             limiter.used_up(used_up_for(response.headers))
 
     if config.use_mock:
@@ -55,7 +55,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             # Read and write are bounded by the deadline around the whole call; the pool by request_concurrency.
             timeout=httpx2.Timeout(None, connect=_CONNECT_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=config.request_concurrency),
-            # A redirect would take the key to another host.
+            # A redirect could send the key to another host.
             follow_redirects=False,
             trust_env=may_have_proxy,
             event_hooks={"response": [note_limits, body.bound]},
@@ -71,20 +71,20 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
 
 
 def own_client(config: Config, default_url: str) -> httpx2.AsyncClient:
-    """The same for our own adapters: addressed, and with the key in its headers."""
+    """Return the HTTP client of our own adapters, with the base URL and the key in its headers."""
     headers = {"authorization": f"Bearer {key(config)}"}
     return sdk_client(config, default_url, base_url=address(config, default_url), headers=headers)
 
 
 def idle_client() -> httpx2.Client:
-    """For the half of an SDK that nobody uses: left to itself it would make one from whatever is in the environment."""
+    """Return a client for the unused half of an SDK, which would else build one from the environment."""
     import httpx2
 
     return httpx2.Client(verify=tls(), trust_env=False)
 
 
 def web_client(timeout_s: float) -> httpx.Client:
-    """For files on the web, one at a time, wherever their address leads."""
+    """Return a client for web files, which follows redirects; in a run with limits, to permitted hosts only."""
     if (limits := current_limits()) is not None:
         from pollux_flows.providers.hosts import limited_client
 
@@ -98,7 +98,7 @@ def web_client(timeout_s: float) -> httpx.Client:
 
 
 def _drop_redirect_body(response: httpx.Response) -> None:
-    """Keep httpx from reading the body of a redirect, which it does to its end, however long that is."""
+    """Keep httpx from reading the body of a redirect to its end, however long that is."""
     if response.has_redirect_location:
         import httpx
 
@@ -107,27 +107,27 @@ def _drop_redirect_body(response: httpx.Response) -> None:
 
 
 def address(config: Config, default_url: str) -> str:
-    """Where to send: the simulator, the configured address, or the provider's own."""
+    """Return the base URL to send to: the simulator's, the configured one, or the provider's own."""
     if config.use_mock:
         return _simulator().base_url(config.provider, origin="http://simulator")
     return config.base_url or default_url
 
 
 def key(config: Config) -> str:
-    """What to authorise with; a server that asks for nothing is told so."""
+    """Return the key to authorize with, or a placeholder for a server that needs none."""
     return config.key() or "no-key"
 
 
 @cache
 def tls() -> ssl.SSLContext:
-    """Reading the certificates takes 15 ms: once a process is enough."""
+    """Return the TLS context of this process; reading the certificates takes 15 ms."""
     import httpx2
 
     return httpx2.create_ssl_context()
 
 
 def _simulator() -> Simulator:
-    """Return the simulator of this process, with the batches that any process here has submitted."""
+    """Return the simulator of this process, with the batches that any local process has submitted."""
     from pollux_flows.simulator import in_process  # only when a config asks for it
 
     return in_process(home() / "simulator")

@@ -1,4 +1,4 @@
-"""Limits: whose turn it is to ask. One limiter a process and account, which learns from what the provider says.
+"""Rate limiting: one limiter for each account in a process, which adapts to the provider's responses.
 
 All sessions of the account share it, in whatever threads and event loops they are.
 """
@@ -25,7 +25,7 @@ _SHORTEST_ALARM_S: Final = 0.01
 
 @contextmanager
 def slot(config: Config) -> Iterator[Slot]:
-    """A session's room at the limiter of its account, for as long as the session is open."""
+    """Join the limiter of the account while a session is open, and yield the session's slot."""
     limiter = limiter_of(config)
     demand = Demand(config.request_concurrency, config.requests_per_minute, config.tokens_per_minute)
     limiter.join(demand)
@@ -36,7 +36,7 @@ def slot(config: Config) -> Iterator[Slot]:
 
 
 def limiter_of(config: Config) -> Limiter:
-    """The one that all sessions of this account share. The key stays the secret it is; a forked process starts anew."""
+    """Return the limiter that all sessions of this account share. A forked process gets a new one."""
     account = (os.getpid(), config.provider, config.base_url, config.use_mock, config.api_key)
     with _guard:
         for idle in [each for each, limiter in _limiters.items() if limiter.idle]:
@@ -45,7 +45,7 @@ def limiter_of(config: Config) -> Limiter:
 
 
 class Slot:
-    """A session's room: so many calls at once, and of these as many as its account is good for.
+    """The concurrency limit of a session, within that of its account.
 
     Held while one request is under way. It belongs to the session's event loop.
     """
@@ -67,14 +67,14 @@ class Slot:
         self._room.release()
 
     def asking(self) -> Asking:
-        """For whoever holds the slot, around the request."""
+        """Return a context manager to enter around a request, while holding the slot."""
         return Asking(self._limiter)
 
 
 class Asking:
-    """One request, from its start to what became of it."""
+    """A context manager around one request, which reports its outcome to the limiter."""
 
-    tokens: int | None = None  # what the answer took, if it says so
+    tokens: int | None = None  # the tokens of the answer, if reported
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
@@ -88,7 +88,7 @@ class Asking:
 
 
 class Limiter:
-    """Turns, for those who have waited longest first. Whoever has one may make one request."""
+    """Hands out turns in order of arrival; each turn permits one request."""
 
     def __init__(
         self,
@@ -107,17 +107,17 @@ class Limiter:
 
     @property
     def idle(self) -> bool:
-        """Whether all that it has learned is too old to matter."""
+        """Return whether it has no sessions and all it has learned is out of date."""
         return self._pace.unused and self._clock() - self._left_at > WINDOW_S
 
     def join(self, demand: Demand) -> None:
-        """A session opens."""
+        """Register the demand of a session that opens."""
         with self._lock:
             self._pace.join(demand)
             self._serve()
 
     def leave(self, demand: Demand) -> None:
-        """A session closes."""
+        """Remove the demand of a session that closes."""
         with self._lock:
             self._pace.leave(demand)
             self._left_at = self._clock()
@@ -143,42 +143,42 @@ class Limiter:
             raise
 
     def release(self) -> None:
-        """Give the turn back."""
+        """Return the turn."""
         with self._lock:
             self._held -= 1
             self._serve()
 
     def started(self) -> int:
-        """A request goes out. Returns the round it belongs to."""
+        """Record the start of a request; return the round that it belongs to."""
         with self._lock:
             round_ = self._pace.started(self._clock())
             self._serve()  # only now is it known when the next may start
             return round_
 
     def ended(self, round_: int, error: BaseException | None, tokens: int | None) -> None:
-        """An answer came, or an error."""
+        """Record the end of a request: its answer or its error."""
         with self._lock:
             now = self._clock()
             if error is None:
                 self._pace.answered(now, tokens)
             elif isinstance(error, APIError) and error.retryable and error.status_code in _TOO_MUCH:
                 self._pace.refused(now, round_, error.retry_after_s)
-            else:  # a refusal of another kind, or an end that leaves open what the provider did
+            else:  # a refusal of another kind, or an unknown outcome
                 unknown = error.outcome_unknown if isinstance(error, APIError) else not isinstance(error, PolluxError)
                 self._pace.failed(now, maybe_done=unknown)
 
     def used_up(self, for_s: float) -> None:
-        """The provider says that nothing is left of what the account may use, and for how long."""
+        """Record that the account's quota is used up, and for how long."""
         with self._lock:
             self._pace.used_up(self._clock(), for_s)
 
     def _serve(self) -> None:
-        """Give out what turns there are, or see to it that somebody looks again when there are some."""
+        """Hand out the available turns, or set an alarm for the time of the next one."""
         while self._waiting:
             now = self._clock()
             opens_at = self._pace.opens_at(now, self._held)
             if opens_at > now:
-                self._look_again_at(opens_at, now)
+                self._schedule_alarm(opens_at, now)
                 return
             waiter, _ = self._waiting.popitem(last=False)
             waiter.has_turn = True
@@ -193,7 +193,7 @@ class Limiter:
             waiter.has_turn = False
             self._held -= 1
 
-    def _look_again_at(self, at: float, now: float) -> None:
+    def _schedule_alarm(self, at: float, now: float) -> None:
         if at < self._alarm_at:
             self._alarm_at = at
             self._set_alarm(max(at - now, _SHORTEST_ALARM_S), self._ring)
@@ -205,7 +205,7 @@ class Limiter:
 
 
 class _Waiter:
-    """One who waits, and the event loop it waits in."""
+    """A waiting request, and its event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -218,7 +218,7 @@ class _Waiter:
 
 
 def _after(seconds: float, ring: Callable[[], None]) -> None:
-    """On a thread: an event loop of those who wait may be closed before it has told the others."""
+    """Call `ring` after a delay, on a thread: any of the waiters' event loops may be closed before then."""
     timer = threading.Timer(seconds, ring)
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Lines of JSON: how a row is written, and how results are kept and read."""
+"""Lines of JSON: writes the rows of a batch, and stores and reads its results."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pollux_flows.providers.base import LARGEST_ANSWER, MOST_VALUES, SMALL_ANSWE
 
 
 def line(row: dict[str, Any]) -> bytes:
-    """A row as one line, without its end."""
+    """Return a row as one line of JSON, without its line break."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def read(text: bytes) -> dict[str, Any]:
-    """What a line says; a ValueError if that is no object."""
+    """Parse a line; raise a ValueError if it is no JSON object."""
     if len(text) > SMALL_ANSWER and count_values(text) > MOST_VALUES:
         raise ValueError(f"a line of the results has more than {MOST_VALUES:,} values")
     try:
-        said = orjson.loads(text)
-    except orjson.JSONDecodeError:  # it is strict, and quick; what it refuses may still be mended
-        said = _mended(text)
-    if not isinstance(said, dict):
-        raise ValueError("a line of the results is no JSON object")  # noqa: TRY004 (so is what is no JSON at all)
-    return said
+        row = orjson.loads(text)
+    except orjson.JSONDecodeError:  # it is strict and fast; the text may only have lone surrogates
+        row = _parse_leniently(text)
+    if not isinstance(row, dict):
+        raise ValueError("a line of the results is no JSON object")  # noqa: TRY004 (the error of no JSON at all, too)
+    return row
 
 
-def _mended(text: bytes) -> Any:
+def _parse_leniently(text: bytes) -> Any:
     try:
         return mended(json.loads(text))
     except RecursionError:
@@ -38,9 +38,9 @@ def _mended(text: bytes) -> Any:
 
 
 class Lines:
-    """Writes what comes, block by block, and sees to it that each file ends with the end of a line.
+    """A writer of downloaded results, which ends each file with a line break.
 
-    A line that is longer than any answer is cut, and then is none that can be read: the others are kept.
+    A line that is longer than any answer is cut, and is then unreadable; the others are unaffected.
     """
 
     def __init__(self, into: IO[bytes]) -> None:
@@ -55,7 +55,7 @@ class Lines:
         return len(block)
 
     def end(self) -> None:
-        """One file is over; another may follow."""
+        """End a file; another may follow."""
         if self._length:
             self.write(b"\n")
 
@@ -64,6 +64,6 @@ class Lines:
             self._into.write(data)
         except OSError as error:
             raise ConfigurationError(
-                f"The results of a batch cannot be written down: {error.strerror or error}",
-                hint="Make room where temporary files are, or set TMPDIR to a place that has some.",
+                f"The results of a batch cannot be saved: {error.strerror or error}",
+                hint="Free disk space where temporary files are, or set TMPDIR to another folder.",
             ) from None

@@ -1,4 +1,4 @@
-"""Material: sources in the form they are sent in."""
+"""Material: sources in the form in which they are sent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pollux_flows.source import Source
 from pollux_flows.state.upload import Uploaded
 
 Delivery = Literal["text", "inline", "upload", "link"]
-"""How a source travels: as text, as bytes inside the request, as an uploaded file, or by its address alone."""
+"""The way a source is sent: as text, as bytes inside the request, as an uploaded file, or by its address only."""
 
 IMAGES: Final = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 
 @dataclass(frozen=True)
 class Material:
-    """A source with what it takes to send it: its text, its bytes, or the file that the provider has of it."""
+    """A source ready to send, with its text, its bytes, or its uploaded file."""
 
     source: Source
     mime_type: str
@@ -31,44 +31,44 @@ class Material:
 
     @property
     def name(self) -> str:
-        """A file name for the provider: of the address only its last part."""
+        """Return a file name for the provider: the last part of the source's address."""
         return file_name(str(self.source.uri)) or "file"
 
     @cached_property  # all calls of a run share it
     def data_url(self) -> str:
-        """The bytes as an address that holds them."""
+        """The bytes as a data URL."""
         return f"data:{self.mime_type};base64,{base64.b64encode(self.data or b'').decode()}"
 
     @property
     def uploaded(self) -> Uploaded:
-        """The file that the provider has of it."""
+        """Return the uploaded file, or raise an InternalError."""
         if self.file is None:
             raise InternalError(f"The {self.source.source_type} source {self.name!r} was not uploaded.")
         return self.file
 
 
 class SourcesModule(Protocol):
-    """`sources.py`: how each kind of source travels to a provider, or the error that says why it cannot."""
+    """The interface of `sources.py`: chooses the delivery of a source, or raises if the provider takes none."""
 
     def delivery(self, source: Source, mime_type: str, size_bytes: int | None, /) -> Delivery: ...
 
 
 def refused(provider: str, source: Source, mime_type: str, hint: str) -> ConfigurationError:
-    """A kind of source that this provider does not take."""
+    """Return the error for a kind of source that this provider does not take."""
     kind = {"file": "file", "youtube": "YouTube video"}.get(source.source_type, "address")
     return ConfigurationError(f"{provider} takes no {mime_type} {kind} ({source.identifier}).", hint=hint)
 
 
 def check_size(provider: str, source: Source, size_bytes: int | None, limit: int, way_out: str) -> None:
-    """Refuse what is larger than the provider takes."""
+    """Raise if the source is larger than the provider's limit."""
     if size_bytes is not None and size_bytes > limit:
         raise ConfigurationError(
-            f"{source.identifier!r} has {size_bytes:,} bytes; {provider} takes {limit:,} at the most.", hint=way_out
+            f"{source.identifier!r} has {size_bytes:,} bytes; {provider} takes at most {limit:,}.", hint=way_out
         )
 
 
 def check_web(provider: str, source: Source, mime_type: str, schemes: tuple[str, ...] = ("http", "https")) -> None:
-    """Refuse an address that the provider does not open."""
+    """Raise if the source's address has a scheme that the provider does not open."""
     if urlsplit(str(source.uri)).scheme not in schemes:
         hint = f"Pass an {' or '.join(schemes)} address, or the file itself with Source.from_file."
         raise refused(provider, source, mime_type, hint)

@@ -1,4 +1,4 @@
-"""MIME types: what a file is, by its content, with its name as the witness."""
+"""MIME types: detects the type of a file by its content, and by its name where the content leaves a choice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from pollux_flows.address import file_name
 
-# Where the kind of a file shows at the latest, but for what an OLE2 directory says.
+# The bytes of a file that are enough to detect its type, except for an OLE2 directory.
 HEAD: Final = 1 << 18
 _MAGIC: Final = 8192
 
@@ -24,7 +24,7 @@ _OTHER_NAMES: Final = {"audio/wave": "audio/wav", "audio/x-wav": "audio/wav", "i
 
 _OPENXML: Final = "application/vnd.openxmlformats-officedocument."
 _OPENDOCUMENT: Final = "application/vnd.oasis.opendocument."
-# Python learns these from the machine it runs on, and many a container has no list of them.
+# Python takes these from a list on the machine, which many containers lack.
 _ENDINGS: Final = {
     ".docx": f"{_OPENXML}wordprocessingml.document",
     ".xlsx": f"{_OPENXML}spreadsheetml.sheet",
@@ -37,14 +37,14 @@ _ENDINGS: Final = {
     ".jsonl": "application/jsonl",
 }
 
-_KNOWN: Final = mimetypes.MimeTypes(filenames=())  # and not what this machine has a list of
+_KNOWN: Final = mimetypes.MimeTypes(filenames=())  # without this machine's own list
 
-# Kinds that begin alike. Their names tell them apart, and where these are silent, what is inside.
+# Types with the same magic number. Their names tell them apart or, without one, their content.
 _ZIP: Final = b"PK\x03\x04"
 _IN_ZIP: Final = {"word/": _ENDINGS[".docx"], "xl/": _ENDINGS[".xlsx"], "ppt/": _ENDINGS[".pptx"]}
 _OFFICE: Final = ("[Content_Types].xml", "_rels/", "docProps/")
 _MIME_TYPE: Final = re.compile(rb"[\w.+-]{1,50}/[\w.+-]{1,100}", re.ASCII)
-_DOCUMENTS: Final = (b"%PDF-", b"{\\rtf")  # which look like text, and are more
+_DOCUMENTS: Final = (b"%PDF-", b"{\\rtf")  # these look like text
 _OLE2: Final = bytes.fromhex("d0cf11e0a1b11ae1")
 _IN_OLE2: Final = {
     "worddocument": "application/msword",
@@ -56,27 +56,27 @@ _IN_OLE2: Final = {
 }
 
 Peek = Callable[[int, int], bytes]
-"""So many bytes of the file, from there on; fewer where it ends, or where nobody can look."""
+"""Reads bytes of the file, by offset and length; fewer where it ends, or where it cannot be read again."""
 
 
 def is_text_like(mime_type: str) -> bool:
-    """Whether it can be read as text."""
+    """Return whether content of this type can be read as text."""
     return mime_type.startswith("text/") or mime_type in _TEXT_LIKE or mime_type.endswith(("+json", "+xml"))
 
 
 def mime_type(name: str, head: bytes, peek: Peek) -> str:
-    """By content: the name decides among what the content may be."""
+    """Return the MIME type of a file by its content; the name decides among the possible types."""
     named = named_type(name)
     if head.startswith(_ZIP):
         return named if named and _is_zip(named) else _in_zip(head)
     if head.startswith(_OLE2):
         return named if named and named in _IN_OLE2.values() else _in_ole2(peek)
     if _is_text(head[:_MAGIC]):
-        # Text has no magic numbers worth believing; a name that says some kind of text says it best. But a drawing
-        # or a map that is XML or JSON is no more than text to a model, and few providers know it by its own name.
+        # Text has no reliable magic numbers: a name of a text type decides. But SVG, GeoJSON and other types with a +
+        # are just text to a model, and few providers know their own types.
         return named if named and is_text_like(named) and "+" not in named else "text/plain"
     if named and is_text_like(named) and not head.startswith(_DOCUMENTS):
-        # Of text in another encoding two letters may look like magic. Of text that holds zeros the name is a lie.
+        # In text of another encoding two letters may look like a magic number. A file with zero bytes is no text.
         if b"\0" not in head:
             return named if "+" not in named else "text/plain"
         named = None
@@ -87,14 +87,14 @@ def mime_type(name: str, head: bytes, peek: Peek) -> str:
 
 
 def named_type(name: str) -> str | None:
-    """What a file's name says that it is; the same on every machine."""
+    """Return the MIME type of a file's name, the same on every machine, or None."""
     last = file_name(name)
     named, packed = _KNOWN.guess_type(last)
     return _ENDINGS.get(PurePath(last).suffix.lower()) or ("" if packed else (named or "").lower()) or None
 
 
 def ending(name: str, mime_type: str) -> str:
-    """The ending of a file's name, where that is honest, or else one that is."""
+    """Return the file name's ending if it matches the MIME type, else one that does."""
     if named_type(name) == mime_type:
         return PurePath(file_name(name)).suffix
     known = next((each for each, type_ in _ENDINGS.items() if type_ == mime_type), None)
@@ -116,7 +116,7 @@ def _is_text(head: bytes) -> bool:
     if (b"\0" in head and encoding == "utf-8") or head.startswith(_DOCUMENTS):
         return False
     try:
-        codecs.getincrementaldecoder(encoding)().decode(head)  # which minds no character cut in half at the end
+        codecs.getincrementaldecoder(encoding)().decode(head)  # which accepts an incomplete character at the end
     except UnicodeDecodeError:
         return False
     return True
@@ -131,7 +131,7 @@ def _is_zip(named: str) -> bool:
 
 
 def _in_zip(head: bytes) -> str:
-    """Books and OpenDocument say what they are in an entry of their own, Office by the folder beside its usual ones."""
+    """Return the type of a zip: EPUB and OpenDocument name it in an entry `mimetype`, Office has a folder for it."""
     office, kind = False, ""
     for entry, content in _entries(head):
         if entry == "mimetype" and _MIME_TYPE.fullmatch(content):
@@ -144,20 +144,20 @@ def _in_zip(head: bytes) -> str:
 
 
 def _entries(head: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names of a ZIP's entries, each with its bytes as they are kept, as far as its beginning shows them."""
+    """Iterate over the entries in the first bytes of a zip: their names and stored (still compressed) bytes."""
     at = 0
     while head[at : at + 4] == _ZIP:
         flags, size, named = _number(head, at + 6, 2), _number(head, at + 18, 4), _number(head, at + 26, 2)
         start = at + 30 + named + _number(head, at + 28, 2)
         end = start + size
-        if flags & 8 and not size:  # written into a pipe: its size stands behind it
+        if flags & 8 and not size:  # written as a stream: its size stands after its content
             end = head.find(_ZIP, start)
         yield head[at + 30 : at + 30 + named].decode(errors="replace"), head[start:end]
         at = end if end >= start else len(head)
 
 
 def _in_ole2(peek: Peek) -> str:
-    """By the first stream that one kind alone has."""
+    """Return the type of an OLE2 file, by the first stream that only one type has."""
     header = peek(0, 512)
     sector = 1 << min(_number(header, 30, 2), 12)
     directory = peek((_number(header, 48, 4) + 1) * sector, 4096)

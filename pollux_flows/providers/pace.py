@@ -1,4 +1,4 @@
-"""Pace: when an account may be asked again. Numbers and times only; who waits for that, and how, is for limits.py."""
+"""Pacing: computes when an account's next request may start. Pure arithmetic; the waiting is in limits.py."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import Counter, deque
 from typing import Final, NamedTuple
 
 WINDOW_S: Final = 60.0
-# However long a provider asks for: its word may be wrong, and asking again costs next to nothing.
+# An upper bound on the provider's Retry-After, which may be wrong: another attempt costs next to nothing.
 LONGEST_PAUSE_S: Final = 60.0
-# Where nothing has come of so many pauses in a row, calls had better fail and say why.
+# After so many pauses in a row without an answer, calls fail instead of waiting.
 MOST_PAUSES: Final = 3
 
 
 class Demand(NamedTuple):
-    """What a session asks for."""
+    """The limits that a session asks for."""
 
     concurrency: int
     requests_per_minute: int | None = None
@@ -22,7 +22,7 @@ class Demand(NamedTuple):
 
 
 class Pace:
-    """What the sessions ask for, what the provider has said so far, and what follows from both."""
+    """The pacing state of an account: the demands of its sessions and the provider's responses so far."""
 
     def __init__(self) -> None:
         self._demands: Counter[Demand] = Counter()
@@ -32,10 +32,10 @@ class Pace:
         self._asking = 0
         self._starts = _LastMinute()
         self._tokens = _LastMinute()
-        self._told = 0  # answers that said what they took
-        self._taken = 0  # and what that was, in all
+        self._reported = 0  # answers that reported their tokens
+        self._taken = 0  # the sum of those tokens
         self._refusals = _Refusals()
-        self._told_to_wait = _Pause()
+        self._retry_pause = _Pause()
         self._used_up = _Pause()
 
     @property
@@ -43,59 +43,59 @@ class Pace:
         return not self._demands
 
     def join(self, demand: Demand) -> None:
-        """A session opens."""
+        """Add the demand of a session that opens."""
         self._demands[demand] += 1
         self._adapt()
 
     def leave(self, demand: Demand) -> None:
-        """A session closes."""
+        """Remove the demand of a session that closes."""
         self._demands -= Counter([demand])
-        if self.unused:  # whoever was spared a refusal is gone; the next to come asks for itself
-            self._refusals, self._told_to_wait = _Refusals(), _Pause()
+        if self.unused:  # a later session starts without the pauses of earlier ones
+            self._refusals, self._retry_pause = _Refusals(), _Pause()
         self._adapt()
 
     def started(self, now: float) -> int:
-        """A request goes out. Returns the round it belongs to."""
+        """Record the start of a request; return the round that it belongs to."""
         self._asking += 1
         self._starts.add(now, 1)
         return self._concurrency.round
 
     def answered(self, now: float, tokens: int | None) -> None:
-        """It was answered."""
+        """Record an answer, and the tokens that it took."""
         self._asking -= 1
         self._concurrency.more()
         self._refusals = _Refusals()
-        self._told_to_wait.helped = self._used_up.helped = True
+        self._retry_pause.helped = self._used_up.helped = True
         if tokens is not None:
-            self._told += 1
+            self._reported += 1
             self._taken += tokens
         self._spend(now, tokens)
 
     def refused(self, now: float, round_: int, retry_after_s: float | None) -> None:
-        """It was too much for the provider."""
+        """Record a refusal for too many requests."""
         self._concurrency.less(round_)
         self._refusals.add(self._asking, now + (retry_after_s or 0.0))
-        # One that was told to wait holds nobody up. But where a whole round was, so would be all who come after it.
-        if self._refusals.whole_round:
-            self._told_to_wait.begin(now, self._refusals.until)
+        # A single refusal delays no other request. After a full round of refusals, later requests would be refused too.
+        if self._refusals.fill_a_round:
+            self._retry_pause.begin(now, self._refusals.until)
             self._refusals = _Refusals()
         self._asking -= 1
 
     def failed(self, now: float, *, maybe_done: bool) -> None:
-        """It went wrong in a way that says nothing about limits; but it may have been paid for."""
+        """Record a failure that is unrelated to limits; with `maybe_done`, its tokens may have been spent."""
         self._asking -= 1
         if maybe_done:
             self._spend(now, None)
 
     def used_up(self, now: float, for_s: float) -> None:
-        """The provider says that nothing is left, and for how long."""
+        """Record that the quota is used up, and for how long."""
         self._used_up.begin(now, now + for_s)
 
     def opens_at(self, now: float, held: int) -> float:
-        """When the next turn may begin while `held` others have theirs; infinity if that depends on these alone."""
+        """Return when the next turn may begin while `held` are taken; infinity if one of those must end first."""
         if held >= self._concurrency.now:
             return math.inf
-        opens_at = max(self._told_to_wait.until, self._used_up.until)
+        opens_at = max(self._retry_pause.until, self._used_up.until)
         about_to_start = held - self._asking
         requests, tokens = self._requests_per_minute, self._tokens_per_minute
         if requests is not None and self._starts.total(now) + about_to_start >= requests:
@@ -105,18 +105,18 @@ class Pace:
         return opens_at
 
     def _fits(self, now: float, held: int, tokens_per_minute: int) -> bool:
-        """Whether one more call is likely to stay within the tokens. One that never would goes alone."""
+        """Return whether one more call likely stays within the token limit; a first call always does."""
         spent = self._tokens.total(now)
         if held == 0 and spent == 0:
             return True
-        return self._told > 0 and spent + (held + 1) * self._mean <= tokens_per_minute
+        return self._reported > 0 and spent + (held + 1) * self._mean <= tokens_per_minute
 
     def _spend(self, now: float, tokens: int | None) -> None:
         self._tokens.add(now, self._mean if tokens is None else tokens)
 
     @property
     def _mean(self) -> float:
-        return self._taken / self._told if self._told else 0.0
+        return self._taken / self._reported if self._reported else 0.0
 
     def _adapt(self) -> None:
         requests = (each.requests_per_minute for each in self._demands)
@@ -127,7 +127,7 @@ class Pace:
 
 
 class _Concurrency:
-    """As many calls at once as a session asks for; where that is too much half as many, and slowly more again."""
+    """The concurrency limit: halved after a refusal, then raised slowly up to the sessions' demand."""
 
     def __init__(self) -> None:
         self.ceiling = 1
@@ -139,11 +139,11 @@ class _Concurrency:
         return int(min(self._learned, self.ceiling))
 
     def more(self) -> None:
-        """One more a round, since a round is as many answers as there are calls at once."""
+        """Raise the limit by one a round: a round is as many answers as there are concurrent calls."""
         self._learned = self._learned + 1 / self._learned if self._learned < self.ceiling else math.inf
 
     def less(self, round_: int) -> None:
-        """Half, once a round: what went out before the last cut says nothing about it."""
+        """Halve the limit, once a round: requests sent before the last cut do not count."""
         if round_ == self.round:
             self._learned = max(1.0, min(self._learned, self.ceiling) / 2)
             self.round += 1
@@ -164,7 +164,7 @@ class _Refusals:
         self.until = max(self.until, until)
 
     @property
-    def whole_round(self) -> bool:
+    def fill_a_round(self) -> bool:
         return self._count >= self._round
 
 
@@ -177,7 +177,7 @@ class _Pause:
         self._in_vain = 0
 
     def begin(self, now: float, until: float) -> None:
-        """Or, while it lasts, go on for longer."""
+        """Begin the pause or, while it lasts, extend it."""
         if until <= now:
             return
         if self.until <= now:
@@ -188,7 +188,7 @@ class _Pause:
 
 
 class _LastMinute:
-    """What has come together within the last minute."""
+    """The sum of the amounts of the last minute."""
 
     def __init__(self) -> None:
         self._amounts: deque[tuple[float, float]] = deque()
@@ -205,11 +205,11 @@ class _LastMinute:
 
     @property
     def next_change(self) -> float:
-        """When the oldest of it is no longer within the minute."""
+        """Return when the oldest amount leaves the window."""
         return self._amounts[0][0] + WINDOW_S if self._amounts else math.inf
 
     def _forget(self, now: float) -> None:
         while self._amounts and self._amounts[0][0] + WINDOW_S <= now:
             self._sum -= self._amounts.popleft()[1]
         if not self._amounts:
-            self._sum = 0.0  # and not what rounding has left of it
+            self._sum = 0.0  # drops the rounding error

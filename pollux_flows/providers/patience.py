@@ -1,7 +1,7 @@
-"""Patience: files are read on threads that nobody has to wait for.
+"""Patience: reads files on daemon threads that can be abandoned.
 
-A read that hangs, on a server gone silent or a mount gone away, cannot be interrupted. A thread of an executor would
-then hold up its event loop and the end of the process; these are left to themselves, and end with it.
+A read that hangs, on a silent server or a lost mount, cannot be interrupted. An executor's thread would then block the
+shutdown of its event loop and of the process; these threads are abandoned and end with the process.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A file that brings nothing for so long is not waited for.
+# A read without any data for so long fails.
 STALL_S: Final = 60.0
 # Enough to keep a disk, or a bucket, busy.
 THREADS: Final = 16
 _turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
-# The threads that wait for work. They do not come along when a process is forked.
+# The idle threads. They do not survive a fork.
 _idle: Final[deque[SimpleQueue[Callable[[], None]]]] = deque()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)
 _THREAD: Final = "pollux-reading"
 
 
-class NobodyWaits(Exception):  # noqa: N818 (it is no error: it ends work that was given up)
-    """Raised in work on files that is wanted no more."""
+class NobodyWaits(Exception):  # noqa: N818 (not an error: it ends abandoned work)
+    """Raised in the thread of work on files that was abandoned."""
 
 
 class Pulse:
-    """How work on files shows that it goes on: a beat for each file, and for each piece of one."""
+    """The heartbeat of work on files: a beat for each file, and for each piece of one."""
 
     def __init__(self, name: str = "", limit_s: float = math.inf) -> None:
         self._name, self._limit_s, self._over = name, limit_s, False
         self._began = self._last = time.monotonic()
 
     def beat(self, name: str) -> None:
-        """It goes on, with this file."""
+        """Record progress on this file; raise if the work was abandoned."""
         if self._over:
             raise NobodyWaits
         self._last = time.monotonic()
@@ -62,13 +62,13 @@ class Pulse:
             self._name, self._began = name, self._last
 
     def stop(self) -> None:
-        """The work ends at its next beat."""
+        """Make the work end at its next beat."""
         self._over = True
 
     def patience(self) -> float:
-        """How long it may go on without a beat; an error that names the file when that time is up.
+        """Return the time left until the next beat is due; raise an error that names the file when it is overdue.
 
-        A file that brings a byte now and then has its time, too.
+        The time for one file is bounded as well, even if a byte arrives now and then.
         """
         now = time.monotonic()
         if (left := STALL_S - (now - self._last)) <= 0:
@@ -79,13 +79,13 @@ class Pulse:
 
 
 async def apart(work: Callable[[Pulse], T], *, limit_s: float = math.inf) -> T:
-    """What `work` brings, on a thread of its own, which is left behind if it stalls or nobody waits for it.
+    """Run `work` on a thread and return its result; abandon the thread if it stalls or the caller is cancelled.
 
-    `limit_s` is how long it may take over one file.
+    `limit_s` bounds the time for one file.
     """
     async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(THREADS)):
         pulse = Pulse(limit_s=limit_s)
-        working = asyncio.wrap_future(_begun(lambda: work(pulse)))
+        working = asyncio.wrap_future(_start(lambda: work(pulse)))
         try:
             while not working.done():
                 await asyncio.wait({working}, timeout=pulse.patience())
@@ -96,9 +96,9 @@ async def apart(work: Callable[[Pulse], T], *, limit_s: float = math.inf) -> T:
 
 
 def patiently(work: Callable[[Pulse], T], name: str) -> T:
-    """The same for whoever is on a thread already, and goes on with nothing else."""
+    """Run `work` on another thread and block until its result; abandon that thread if it stalls."""
     pulse = Pulse(name)
-    working = _begun(lambda: work(pulse))
+    working = _start(lambda: work(pulse))
     try:
         while not wait([working], timeout=pulse.patience()).done:
             pass
@@ -108,7 +108,7 @@ def patiently(work: Callable[[Pulse], T], name: str) -> T:
 
 
 def is_reading() -> bool:
-    """Whether the thread that asks is one of those that read files."""
+    """Return whether the current thread is one of those that read files."""
     return threading.current_thread().name == _THREAD
 
 
@@ -140,20 +140,20 @@ class PatientFile(io.RawIOBase):
         return True
 
     def close(self) -> None:
-        if not self.closed and not self._hangs:  # what hangs in a read would hang here, too
+        if not self.closed and not self._hangs:  # a file that hangs in a read would hang here, too
             self._file.close()
         super().close()
 
 
-def _begun(work: Callable[[], T]) -> Future[T]:
+def _start(work: Callable[[], T]) -> Future[T]:
     done: Future[T] = Future()
-    done.set_running_or_notify_cancel()  # from here on it is done, whoever still waits
+    done.set_running_or_notify_cancel()  # from here on it cannot be cancelled
     context = copy_context()  # with the limits of the run
 
     def run() -> None:
         try:
             result = context.run(work)
-        except BaseException as error:  # noqa: BLE001 (whoever waits is told)
+        except BaseException as error:  # noqa: BLE001 (raised in the thread that waits)
             done.set_exception(error)
         else:
             done.set_result(result)
@@ -166,19 +166,19 @@ def _begun(work: Callable[[], T]) -> Future[T]:
 
 
 def _serve(run: Callable[[], None]) -> None:
-    """Work, and wait for more: a thread that is started for each file costs more than reading it."""
+    """Run work and wait for more: starting a thread for each file costs more than reading it."""
     inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
     while True:
         run()
-        del run  # it holds what was read
+        del run  # it holds a reference to the data
         _idle.append(inbox)
         run = inbox.get()
 
 
 def _stalled(name: str) -> SourceError:
     return SourceError(
-        f"{shown_file(name)!r} has brought nothing for {STALL_S:g} seconds.",
-        hint="See whether this machine can still reach what it lies on, and run again.",
+        f"{shown_file(name)!r} has sent no data for {STALL_S:g} seconds.",
+        hint="Check whether this machine can still reach its storage, and run again.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Places: where files lie. This machine, the web, or whatever file system fsspec knows."""
+"""Places: opens files on this machine, on the web, or on any file system that fsspec supports."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ T = TypeVar("T")
 
 PIECE: Final = 1 << 20
 _WEB: Final = {"http", "https"}
-# A file written this recently may be written again within the same tick of its clock, and look unchanged.
+# A file this recent may be written again within the same tick of its clock, and look unchanged.
 _SETTLED_S: Final = 2.0
-# Elsewhere the ticks are longer, and the clock is another.
+# On remote file systems, ticks are longer and clocks differ.
 _SETTLED_ELSEWHERE_S: Final = 60.0
-# What a file system may tell about a version of a file. One that tells none of these is read each time.
+# The fields by which file systems report a version of a file. A file without any is read each time.
 _TAGS: Final = ("ETag", "etag", "generation", "md5Hash")
 _TIMES: Final = ("mtime", "LastModified", "last_modified", "last-modified", "last_write_time", "updated")
 
 
 class Opened(Protocol):
-    """A file to read, in whatever form its file system opens it."""
+    """The interface of an opened file, on any file system."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -45,17 +45,17 @@ class Opened(Protocol):
 
 
 def opened(name: str) -> Opened:
-    """The file, to be closed by the caller; what goes wrong with it is told in words."""
+    """Open a file, for the caller to close; its errors are SourceErrors."""
     return _File(name, in_words(name, partial(_open, name)))
 
 
 def is_stream(name: str) -> bool:
-    """Whether it can be read forward only, and nobody knows how long it is."""
+    """Return whether the file can only be read forward, and its length is unknown."""
     return protocol(name) in _WEB
 
 
 def pieces(name: str, pulse: Pulse) -> Iterator[bytes]:
-    """The file, piece by piece."""
+    """Iterate over the file's bytes, piece by piece."""
     pulse.beat(name)
     with closing(opened(name)) as file:
         while piece := file.read(PIECE):
@@ -64,24 +64,24 @@ def pieces(name: str, pulse: Pulse) -> Iterator[bytes]:
 
 
 def version(name: str) -> Any:
-    """What changes when the file does; None where nothing tells, or where it is too young to tell."""
+    """Return a value that changes when the file does; None if there is none, or if the file is too recent."""
     in_words(name, partial(access.check_source, name))
     if protocol(name) == "file":
         status = _status(name)
         settled = time.time() - status.st_mtime > _SETTLED_S
         return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] if settled else None
     try:
-        told = in_words(name, lambda: _told(name))
+        info = in_words(name, lambda: _info(name))
     except SourceError:
-        return None  # what is wrong shows when it is read
-    kept = {field: str(told[field]) for field in (*_TAGS, *_TIMES) if told.get(field) is not None}
-    written = [_seconds(told[field]) for field in _TIMES if told.get(field) is not None]
+        return None  # the error is raised when the file is read
+    tags = {field: str(info[field]) for field in (*_TAGS, *_TIMES) if info.get(field) is not None}
+    written = [_seconds(info[field]) for field in _TIMES if info.get(field) is not None]
     settled = all(at is not None and time.time() - at > _SETTLED_ELSEWHERE_S for at in written)
-    return {"size": told.get("size", told.get("content-length")), **kept} if kept and settled else None
+    return {"size": info.get("size", info.get("content-length")), **tags} if tags and settled else None
 
 
 class _File:
-    """A file of any file system, with what goes wrong in words."""
+    """A file of any file system, whose errors are SourceErrors."""
 
     def __init__(self, name: str, file: Opened) -> None:
         self._name, self._file = name, file
@@ -100,34 +100,34 @@ class _File:
 
 
 def in_words(name: str, work: Callable[[], T]) -> T:
-    """What the work brings, or what went wrong with the file, in words."""
+    """Return the result of `work`; raise a SourceError for any error of the file system."""
     try:
         return work()
     except PolluxError:
         raise
     except Exception as error:  # noqa: BLE001 (file systems bring errors of their own)
         refusal = _refusal(name, error)
-    # Raised out here: a file system's own error may hold the whole address, and must not even be the context.
+    # Raised outside the handler: a file system's own error may hold the full address, and must not even be the context.
     raise refusal
 
 
 def _refusal(name: str, error: Exception) -> SourceError:
-    what, said = shown_file(name), shown_in(str(error)) or "no reason given"
+    what, reason = shown_file(name), shown_in(str(error)) or "no reason given"
     match error:
         case ImportError():
-            return SourceError(f"{protocol(name)}:// cannot be read here: {said}.", hint=_missing_package(name))
+            return SourceError(f"{protocol(name)}:// cannot be read here: {reason}.", hint=_missing_package(name))
         case FileNotFoundError():
             return SourceError(f"There is nothing at {what!r}.", hint="Check the address.")
         case IsADirectoryError():
             return SourceError(f"{what!r} is a directory.", hint="Pass its files one by one.")
         case PermissionError():
             return SourceError(
-                f"{what!r} may not be read: {said}.",
-                hint="Check the credentials on this machine; an address that was signed may have expired.",
+                f"{what!r} may not be read: {reason}.",
+                hint="Check the credentials on this machine; a signed address may have expired.",
             )
         case _:
             return SourceError(
-                f"{what!r} cannot be read: {type(error).__name__}: {said}.",
+                f"{what!r} cannot be read: {type(error).__name__}: {reason}.",
                 hint="Check the address and its credentials.",
             )
 
@@ -140,27 +140,27 @@ def _open(name: str) -> Opened:
             # Without a buffer: a read that hangs would hold its lock for ever.
             local = stack.enter_context(Path(local_path(name)).open("rb", buffering=0))
             access.check_opened(name, local.fileno())
-            stack.pop_all()  # from here on it is the caller's to close
+            stack.pop_all()  # from here on the caller closes it
         return cast(Opened, local)
     if is_stream(name):
         from pollux_flows.providers import web
 
         return web.opened(name)
-    file: Opened = _elsewhere(name, lambda files, path: files.open(path, "rb", block_size=PIECE))
+    file: Opened = _with_filesystem(name, lambda files, path: files.open(path, "rb", block_size=PIECE))
     return file
 
 
-def _told(name: str) -> dict[str, Any]:
+def _info(name: str) -> dict[str, Any]:
     if is_stream(name):
         from pollux_flows.providers import web
 
         return web.headers(name)
-    told: dict[str, Any] = _elsewhere(name, lambda files, path: files.info(path))
-    return told
+    info: dict[str, Any] = _with_filesystem(name, lambda files, path: files.info(path))
+    return info
 
 
-def _elsewhere(name: str, question: Callable[[Any, str], Any]) -> Any:
-    """What another file system answers."""
+def _with_filesystem(name: str, question: Callable[[Any, str], Any]) -> Any:
+    """Call `question` with the fsspec file system of an address and the path on it."""
     import fsspec
 
     files, path = fsspec.core.url_to_fs(name)
@@ -168,7 +168,7 @@ def _elsewhere(name: str, question: Callable[[Any, str], Any]) -> Any:
 
 
 def _seconds(when: Any) -> float | None:
-    """A file system's idea of a time, as seconds since 1970; None for what cannot be read."""
+    """Return a file system's timestamp as seconds since 1970; None if it cannot be read."""
     if isinstance(when, str):
         when = _date(when)
     if isinstance(when, datetime):
@@ -186,7 +186,7 @@ def _date(text: str) -> datetime | None:
 
 
 def _status(name: str) -> os.stat_result:
-    """A local file's status, or an error that names the machine: a flow may run on another one."""
+    """Return a local file's status; raise an error that names the machine, as a flow may run on another one."""
     here, what = f"on this machine ({platform.node()})", shown_file(name)
     path = Path(local_path(name))
     try:
@@ -194,20 +194,20 @@ def _status(name: str) -> os.stat_result:
     except (OSError, ValueError) as error:
         status, missing = None, str(getattr(error, "strerror", None) or error)
     if status is None and _is_link(path):
-        raise SourceError(f"{what!r} is a link to what is not there, {here}.", hint="Mend the link.")
+        raise SourceError(f"{what!r} is a broken link {here}.", hint="Correct the link.")
     if status is None:
         raise SourceError(
             f"There is no file {what!r} to read {here}: {missing}.",
-            hint="A flow may run elsewhere than where the path was written: put the file where every worker can "
-            "read it, such as s3://…, and pass that.",
+            hint="The flow may run on another machine: put the file where every worker can read it, such as s3://…, "
+            "and pass that address.",
         )
     if S_ISDIR(status.st_mode):
         raise SourceError(f"{what!r} is a directory.", hint="Pass its files one by one.")
     if not S_ISREG(status.st_mode):
-        raise SourceError(f"{what!r} is no regular file.", hint="Write what it gives into a file, and pass that.")
+        raise SourceError(f"{what!r} is not a regular file.", hint="Write its content into a file, and pass that.")
     if not os.access(path, os.R_OK):
         raise SourceError(
-            f"{what!r} may not be read {here}.", hint="Give the user that runs the flow leave to read it."
+            f"{what!r} may not be read {here}.", hint="Grant read permission to the user that runs the flow."
         )
     return status
 

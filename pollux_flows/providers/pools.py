@@ -1,7 +1,7 @@
-"""Pools: the connections of a client, in several small pools.
+"""Connection pools: a transport that spreads a client's connections over several small pools.
 
-At each request httpcore looks at every connection of its pool, and polls the sockets of those that are idle. With fifty
-in one pool that is a sixth of all the work that a call takes.
+At each request httpcore scans all connections of its pool, and polls the sockets of the idle ones. With fifty in one
+pool that is a sixth of all the work of a call.
 """
 
 from __future__ import annotations

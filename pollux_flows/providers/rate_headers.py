@@ -1,4 +1,4 @@
-"""Rate-limit headers: what a provider says is left of an account's quota. Gemini says nothing of the kind."""
+"""Rate-limit headers: reads the remaining quota of an account from a response. Gemini sends no such headers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _IN_SECONDS: Final = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
 
 
 def used_up_for(headers: Mapping[str, str]) -> float:
-    """Seconds until there is something left again; 0 when there is, or when nobody can tell."""
+    """Return the seconds until there is quota again; 0 if there is some, or if the headers do not say."""
     return max([*_openai(headers), *_anthropic(headers)], default=0.0)
 
 
 def _openai(headers: Mapping[str, str]) -> Iterator[float]:
-    """OpenAI, and servers that speak as it does."""
+    """Read the headers of OpenAI, and of servers compatible with it."""
     for of in ("requests", "tokens"):
-        # A server that counts nothing may send zeros all over.
+        # A server without limits may send zeros everywhere.
         if headers.get(f"x-ratelimit-remaining-{of}") == "0" and headers.get(f"x-ratelimit-limit-{of}") != "0":
             yield _duration(headers.get(f"x-ratelimit-reset-{of}", ""))
 
@@ -40,10 +40,10 @@ def _duration(text: str) -> float:
 
 
 def _until(moment: str, date: str) -> float:
-    """By the provider's own clock where it shows it: ours may be minutes off."""
+    """Return the seconds until a moment, by the provider's clock if it sends its date: ours may be minutes off."""
     try:
         reset = datetime.fromisoformat(moment)
         now = parsedate_to_datetime(date) if date else datetime.now(UTC)
         return (reset - now).total_seconds()
-    except (ValueError, TypeError, OverflowError):  # no moments, or one that does not say in which time zone
+    except (ValueError, TypeError, OverflowError):  # no timestamps, or one without a time zone
         return 0.0

@@ -1,8 +1,8 @@
 """Answer schemas in the form that each provider takes.
 
-Every provider constrains answers by its own part of JSON Schema. The functions below rewrite a schema into
-that part if it can say the same thing there. If it cannot, they answer `strict=False` with the schema as it
-was: an answer that has to be checked afterwards is better than a provider that was asked for something else.
+Every provider supports its own subset of JSON Schema. The functions below rewrite a schema into that subset if it
+can express the same thing. If it cannot, they return `strict=False` with the schema unchanged: an answer that has to
+be checked afterwards is better than a provider that was asked for something else.
 They never change their argument, and expect one that `validation.check` has passed.
 """
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class WireSchema:
     schema: Schema  # what goes on the wire
-    strict: bool  # whether the provider may be asked to hold the answer to it
+    strict: bool  # whether the provider may be asked to enforce it
 
 
 def _once(write: Callable[[Schema], WireSchema]) -> Callable[[Schema], WireSchema]:
-    """Writes a schema once, and gives copies: a batch asks for the same one with every row."""
+    """Cache the written schemas and return copies of them: a batch asks for the same one with every row."""
 
     @lru_cache(maxsize=64)
     def written(text: str) -> tuple[str, bool]:
@@ -37,20 +37,20 @@ def _once(write: Callable[[Schema], WireSchema]) -> Callable[[Schema], WireSchem
         return json.dumps(wire.schema), wire.strict
 
     @wraps(write)
-    def kept(schema: Schema) -> WireSchema:
+    def cached(schema: Schema) -> WireSchema:
         text, strict = written(json.dumps(schema))
         return WireSchema(json.loads(text), strict)
 
-    return kept
+    return cached
 
 
 @_once
 def for_openai(schema: Schema) -> WireSchema:
-    """For OpenAI, OpenRouter `openai/*`, and their tool parameters; `without_invented_nulls` undoes it.
+    """Write a schema for OpenAI, OpenRouter `openai/*`, and their tools; `without_invented_nulls` undoes it.
 
     Strict mode closes every object and requires every property, so an optional property becomes nullable.
-    Bounds that it does not know move into the description. Not strict: a root that is no object, and what
-    strict mode cannot say (maps, tuples, `Any`, conditions, an `allOf` whose parts overlap).
+    Bounds that it does not know move into the description. Not strict: a root that is no object, and schemas that
+    strict mode cannot express (maps, tuples, `Any`, conditions, an `allOf` whose parts overlap).
     """
     schema = deepcopy(schema)
     try:
@@ -63,11 +63,11 @@ def for_openai(schema: Schema) -> WireSchema:
 
 @_once
 def for_anthropic(schema: Schema) -> WireSchema:
-    """For `output_config.format`, which has no strict flag: `strict=False` says that the API would refuse it.
+    """Write a schema for Anthropic's `output_config.format`; `strict=False` means that the API would refuse it.
 
-    Bounds and lengths move into the description in words; optional properties stay optional. What the API
-    cannot take is above all maps and recursion. (Anthropic's SDK closes a map into an object, whose only
-    answer is then `{}`. Here the schema is left alone, for the caller to refuse it before the call, or to put
+    Bounds and lengths move into the description in words; optional properties stay optional. The API refuses
+    mostly maps and recursion. (Anthropic's SDK closes a map into an object, whose only answer is then `{}`.
+    Here the schema is returned unchanged, for the caller to refuse it before the call, or to put
     it into the prompt and check the answer.)
     """
     schema = deepcopy(schema)
@@ -79,7 +79,7 @@ def for_anthropic(schema: Schema) -> WireSchema:
 
 @_once
 def for_gemini(schema: Schema) -> WireSchema:
-    """For `response_json_schema`: plain JSON Schema, maps too, but only `$...` keywords beside a `$ref`."""
+    """Write a schema for Gemini's `response_json_schema`, which takes only `$...` keywords beside a `$ref`."""
     schema = deepcopy(schema)
     references = References(schema)
     recursive = references.recursive()
@@ -98,26 +98,26 @@ def for_gemini(schema: Schema) -> WireSchema:
 
 
 def for_chat(schema: Schema) -> WireSchema:
-    """For local servers and OpenRouter's other models: OpenAI's dialect, enforced as far as they can.
+    """Write a schema for local servers and OpenRouter's other models, which enforce OpenAI's dialect in part.
 
-    They get the OpenAI form if there is one, else the schema as it is: closing a map would gain nothing.
+    They get the OpenAI form if there is one, else the schema unchanged: closing a map would gain nothing.
     """
     return for_openai(schema)
 
 
 def opened(schema: Schema) -> Schema:
-    """The same with an object at its root: Pydantic puts a recursive model behind a `$ref`."""
+    """Return the schema with the `$ref` at its root resolved: Pydantic puts a recursive model behind one."""
     references = References(schema)
     try:
         while "$ref" in schema:
             schema = _merge(_without(schema, "$ref"), references.target(schema["$ref"]))
     except _Inexpressible:
-        pass  # what stands beside the `$ref` says something else
+        pass  # the keywords beside the `$ref` contradict its target
     return schema
 
 
 def gemini_tool_parameters(schema: Schema) -> Schema:
-    """For `parameters_json_schema`, where the API refuses the keyword `additionalProperties`."""
+    """Write tool parameters for Gemini, whose API refuses the keyword `additionalProperties` in them."""
 
     def strip(sub: Any) -> Any:
         return map_subschemas(_without(sub, "additionalProperties"), strip) if isinstance(sub, dict) else sub
@@ -127,7 +127,7 @@ def gemini_tool_parameters(schema: Schema) -> Schema:
 
 
 def tool_schema(tool: dict[str, Any], write: Callable[[Schema], WireSchema]) -> WireSchema:
-    """A tool's parameters: as they are if its caller marks it as not strict, else as strictly as they allow."""
+    """Write a tool's parameters: unchanged if the tool is marked as not strict, else as strictly as they allow."""
     parameters = tool.get("parameters") or {"type": "object", "properties": {}}
     if tool.get("strict") is False:
         return WireSchema(parameters, strict=False)
@@ -135,13 +135,13 @@ def tool_schema(tool: dict[str, Any], write: Callable[[Schema], WireSchema]) -> 
     if tool.get("strict") and not wire.strict:
         raise ConfigurationError(
             f"Tool {tool['name']!r} asks for strict mode, which its parameters do not allow.",
-            hint="Give every object named properties only (no free-form maps), or leave strict out.",
+            hint="Use objects with named properties only (no free-form maps), or leave strict out.",
         )
     return wire
 
 
-class _Inexpressible(Exception):  # noqa: N818 (caught right here; nobody ever sees it raised)
-    """The provider's part of JSON Schema cannot say this."""
+class _Inexpressible(Exception):  # noqa: N818 (always caught in this module)
+    """The provider's subset of JSON Schema cannot express this."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ _ANTHROPIC = _Grammar(
     has_recursion=False,
 )
 
-# Constraints that can be said in words, after "Must be".
+# Constraints that can be expressed in words, after "Must be".
 _PHRASES = {
     "minimum": "at least {}",
     "maximum": "at most {}",
@@ -198,7 +198,7 @@ _PHRASES = {
     "minProperties": "an object of at least {} properties",
     "maxProperties": "an object of at most {} properties",
 }
-# Keywords that hold schemas or conditions: losing one in words would be asking for something else.
+# Keywords that hold schemas or conditions: a description in words would not replace them.
 # fmt: off
 _BEYOND = {
     "patternProperties", "propertyNames", "unevaluatedProperties",
@@ -212,10 +212,10 @@ _PLAIN = {
     "anyOf", "oneOf", "allOf", "$ref",
 }
 # fmt: on
-# All other keywords (default, examples, discriminator, $comment ...) bind no answer, and are dropped.
+# All other keywords (default, examples, discriminator, $comment ...) do not constrain an answer, and are dropped.
 _BINDING = _PLAIN | _LABELS | DEFINITIONS | _BEYOND | _PHRASES.keys()
 
-# A pointer into a property would see that property made nullable. Root and definitions keep their meaning.
+# A pointer into a property would refer to its nullable form. The root and the definitions keep their meaning.
 _STABLE_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/]+)?")
 _NULL = {"type": "null"}
 _JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
@@ -231,20 +231,20 @@ class _Writer:
         self._original = make_validator(root)
 
     def write_root(self, root: Schema) -> Schema:
-        # Pydantic puts a recursive model behind a $ref, but the root must be an object: open that one.
+        # Pydantic puts a recursive model behind a $ref, but the root must be an object: resolve that one.
         while "$ref" in root:
             root = _merge(_without(root, "$ref"), self._references.target(root["$ref"]))
         return self.write(root)
 
     def write(self, schema: Any) -> Schema:
         schema = _name_type(self._flatten(schema))
-        self._refuse_what_it_cannot_say(schema)
-        schema = self._put_into_words(schema)
+        self._check_expressible(schema)
+        schema = self._describe_constraints(schema)
         return self._write_object(schema) if _is_object(schema) else map_subschemas(schema, self.write)
 
     def _flatten(self, schema: Any) -> Schema:
-        """The same without annotations, `oneOf`, `allOf`, and `$ref` beside other keywords."""
-        if not isinstance(schema, dict):  # true takes anything, false nothing
+        """Return the schema without annotations, `oneOf`, `allOf`, and `$ref` beside other keywords."""
+        if not isinstance(schema, dict):  # true accepts anything, false nothing
             raise _Inexpressible
         flat = {keyword: value for keyword, value in schema.items() if keyword in _BINDING}
         if "oneOf" in flat:
@@ -255,7 +255,7 @@ class _Writer:
             return self._flatten(_inline(flat, self._references, self._recursive))
         return flat
 
-    def _refuse_what_it_cannot_say(self, schema: Schema) -> None:
+    def _check_expressible(self, schema: Schema) -> None:
         is_beyond = (
             bool(schema.keys() & _BEYOND)
             or ("$ref" in schema and not _STABLE_REFERENCE.fullmatch(schema["$ref"]))
@@ -266,7 +266,7 @@ class _Writer:
         if is_beyond:
             raise _Inexpressible
 
-    def _put_into_words(self, schema: Schema) -> Schema:
+    def _describe_constraints(self, schema: Schema) -> Schema:
         refused = {
             keyword: value
             for keyword, value in schema.items()
@@ -291,7 +291,7 @@ class _Writer:
 
 
 def _name_type(schema: Schema) -> Schema:
-    """OpenAI wants a type everywhere; Pydantic names none for a Literal of several types."""
+    """Return the schema with a `type`: OpenAI requires one, and Pydantic writes none for a mixed Literal."""
     literals = schema.get("enum", [schema["const"]] if "const" in schema else [])
     if any(isinstance(value, dict | list) for value in literals):
         raise _Inexpressible
@@ -302,7 +302,7 @@ def _name_type(schema: Schema) -> Schema:
         return {"type": types[0] if len(types) == 1 else types, **schema}
     if "properties" in schema:
         return {"type": "object", **schema}
-    raise _Inexpressible  # it takes anything
+    raise _Inexpressible  # it accepts anything
 
 
 def _is_object(schema: Schema) -> bool:
@@ -312,7 +312,7 @@ def _is_object(schema: Schema) -> bool:
 def _is_closable(schema: Schema) -> bool:
     # With neither keyword it may hold anything: closed, a map could only be empty.
     is_map = schema.get("additionalProperties", "properties" not in schema) is not False
-    # Described here and in a branch too, closing either description shuts out the properties of the other.
+    # If it is described here and in a branch too, closing either one excludes the properties of the other.
     is_spread = "anyOf" in schema
     names_others = not set(schema.get("required", ())) <= schema.get("properties", {}).keys()
     return not (is_map or is_spread or names_others)
@@ -320,7 +320,7 @@ def _is_closable(schema: Schema) -> bool:
 
 def _make_nullable(schema: Schema) -> Schema:
     if "const" in schema:
-        # It costs the model nothing to say a constant, and without its tag a union's branches look the same.
+        # Writing a constant costs the model nothing, and without its tag a union's branches look the same.
         return schema
     if "anyOf" in schema and schema.keys() <= _LABELS | {"anyOf"}:
         return {**schema, "anyOf": [*schema["anyOf"], _NULL]}
@@ -339,26 +339,26 @@ def _types_of(schema: Schema) -> list[str]:
 
 
 def _inline(schema: Schema, references: References, recursive: set[str]) -> Schema:
-    """The schema with its `$ref` no longer beside other keywords."""
+    """Return an equal schema without a `$ref` beside other keywords."""
     reference = schema["$ref"]
     rest = _without(schema, "$ref")
     if reference not in recursive:
         try:
             return _merge(rest, references.target(reference))
         except _Inexpressible:
-            pass  # both say something that one schema cannot hold
+            pass  # one schema cannot hold both
     # Inlining a recursive target would never end; a union of one means the same.
     return _merge(rest, {"anyOf": [{"$ref": reference}]})
 
 
 def _merge(outer: Schema, inner: Any) -> Schema:
-    """One schema for what two say of the same value; the outer one, nearer to its use, names it."""
+    """Merge two schemas of the same value; title and description come from the outer one, nearer to its use."""
     if not isinstance(inner, dict):
         raise _Inexpressible
     inner = _without(inner, *DEFINITIONS)
     shared = outer.keys() & inner.keys() - _LABELS
     is_clash = any(outer[keyword] != inner[keyword] for keyword in shared)
-    # What is additional depends on the properties beside it, so both cannot describe an object.
+    # `additionalProperties` depends on the properties beside it, so the two cannot both describe an object.
     shape = {"properties", "additionalProperties"}
     if is_clash or (outer.keys() & shape and inner.keys() & shape):
         raise _Inexpressible

@@ -1,4 +1,4 @@
-"""A session: the connection one run makes its calls through, and the one way to a provider's modules."""
+"""Session: the connection of one run to its provider, and the only access to the provider's modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")
 
-# Looking for a file and deleting it is quick, and nobody's answer may wait for it.
+# Looking up and deleting a file is quick, and must not delay answers.
 _HOUSEKEEPING_S: Final = 10.0
 # An account with very many files takes very many pages.
 _LISTING_S: Final = 300.0
@@ -30,7 +30,7 @@ _LISTING_S: Final = 300.0
 
 @dataclass(frozen=True)
 class Session:
-    """One provider, connected, with room for so many calls at once. Belongs to the event loop that opened it."""
+    """A connected provider with a concurrency limit. Belongs to the event loop that opened it."""
 
     config: Config
     client: Any
@@ -38,13 +38,13 @@ class Session:
     uploads: UploadThreads
 
     async def check(self, call: Call) -> None:
-        """Refuse, before anything is paid for, what only the finished request or the provider's catalogue shows."""
+        """Raise, before anything is paid for, if the finished request or the provider's catalogue shows a problem."""
         cast(GenerateModule, self.module("generate")).request(call)
         if util.find_spec(f"pollux_flows.providers.{self.config.provider}.models"):
             await self.ask("metadata", self.module("models").check(self.client, call))
 
     async def generate(self, call: Call) -> Answer:
-        """One call, by whoever holds the slot."""
+        """Make one call; the caller holds the slot."""
         module = cast(GenerateModule, self.module("generate"))
         with self.slot.asking() as asking:
             answer = await self.ask("generate", module.generate(self.client, call))
@@ -52,26 +52,26 @@ class Session:
         return answer
 
     async def upload(self, operation: Callable[[Any], Awaitable[T]]) -> T:
-        """What an operation with a client brings, on the thread for uploads."""
+        """Run an operation with a client on an upload thread, and return its result."""
         return await self.ask("upload", self.uploads.run(operation))
 
     async def file_ready(self, uploaded: Uploaded) -> Uploaded:
-        """The same file, once the provider can use it."""
+        """Wait until the provider can use the file, and return it."""
         return await self.ask("upload", self.files.ready(self.client, uploaded))
 
     async def file_exists(self, file_id: str) -> bool:
         return await self._in_time(_HOUSEKEEPING_S, self.files.exists(self.client, file_id))
 
     async def delete_file(self, file_id: str) -> None:
-        """Gone already is as good as deleted."""
+        """Delete a file; one that no longer exists counts as deleted."""
         await self._in_time(_HOUSEKEEPING_S, self.files.delete(self.client, file_id))
 
     async def find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
-        """For each marker the provider's files whose name holds it. One listing serves them all."""
+        """Return for each marker the ids of the provider's files whose name contains it, from one listing."""
         return await self._in_time(_LISTING_S, self._find_files(markers))
 
     async def submit_batch(self, tag: str, rows: Rows, file_id: str | None = None) -> Batch:
-        """Hand a batch in, once. `file_id` is the uploaded file with the rows, where the provider takes one."""
+        """Submit a batch, in one attempt. `file_id` is the uploaded file with the rows, if the provider takes one."""
         creating = self.batches.create(self.client, self.config.model, tag, rows, file_id)
         return await self.ask("batch_submit", creating)
 
@@ -79,7 +79,7 @@ class Session:
         return await self.ask("batch_inspect", self.batches.get(self.client, batch_id))
 
     async def batch_pages(self) -> AsyncIterator[list[Batch]]:
-        """All batches of the account, the newest first. After an error, begin again."""
+        """Iterate over all batches of the account, newest first. After an error, start a new iteration."""
         pages = self.batches.pages(self.client)
         while (page := await self.ask("batch_inspect", anext(pages, None))) is not None:
             yield page
@@ -88,7 +88,7 @@ class Session:
         await self.ask("batch_cancel", self.batches.cancel(self.client, batch_id))
 
     async def download_batch(self, batch: Batch, into: IO[bytes]) -> None:
-        """Write the results, one a line. After an error, what was written is good for nothing."""
+        """Write the results of a batch, one a line. After an error, the written part must be discarded."""
         from pollux_flows.providers import body  # imports the HTTP library
 
         results = cast(IO[bytes], self.redactor.results(into, self.batches.result))
@@ -104,7 +104,7 @@ class Session:
         return found
 
     async def _in_time(self, seconds: float, answer: Awaitable[T]) -> T:
-        """What takes a provider a moment is not waited for longer than that."""
+        """Return the answer to a quick request; raise an APIError if it takes longer than `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.ask("upload", answer)
@@ -129,7 +129,7 @@ class Session:
         return Redactor(self.config)
 
     async def ask(self, phase: str, answer: Awaitable[T]) -> T:
-        """The answer, or what went wrong as an error of ours; either way without the key, should it have come back."""
+        """Await the answer, and turn any error into one of ours; the key is removed from both."""
         from pollux_flows.providers import errors  # imports the HTTP library
 
         try:
@@ -143,17 +143,18 @@ class Session:
             failure = errors.upstream(error, self.config, phase)
         except Exception as error:  # noqa: BLE001 (an SDK may throw anything; it must not cost the other calls)
             failure = errors.as_api_error(error, self.config, phase)
-        # Raised out here: a provider's own error holds the request, with the key, and must not even be the context.
+        # Raised outside the handler: a provider's own error holds the request, with the key, and must not even be the
+        # context.
         raise failure
 
     def module(self, name: str) -> ModuleType:
-        """A module that the gate has made sure of."""
+        """Import a module of the provider; `capabilities.check` has made sure that it exists."""
         return import_module(f"pollux_flows.providers.{self.config.provider}.{name}")
 
 
 @asynccontextmanager
 async def open_session(config: Config) -> AsyncIterator[Session]:
-    """Connect, and close whatever happens."""
+    """Open a session, and close its connection and upload threads at the end."""
     client = cast(ClientModule, import_module(f"pollux_flows.providers.{config.provider}.client"))
     uploads = UploadThreads(config)
     with limits.slot(config) as slot:

@@ -1,7 +1,7 @@
-"""Uploads: files on their way to a provider, each on a thread and an event loop of its own.
+"""Uploads: sends files to a provider, each on a thread and an event loop of its own.
 
-The SDKs read the files they are given with blocking calls, and google-genai sleeps in one between attempts: on the
-event loop of the run, a large file would stop every other call, and one that cannot be read for a while all of them.
+The SDKs read the files to upload with blocking calls, and google-genai sleeps in one between attempts: on the
+event loop of the run, a large file, or one whose storage is slow, would stop every other call.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pollux_flows.state.upload import Uploaded
 T = TypeVar("T")
 
 Purpose = Literal["source", "batch"]
-"""What a file is for: a source for calls, or the rows of a batch."""
+"""The purpose of a file: a source for calls, or the rows of a batch."""
 
-# How long a run that is over waits for uploads that do not take notice of that.
+# The time that a finished run waits for uploads that do not react to being cancelled.
 _PATIENCE_S: Final = 3.0
 _log: Final = logging.getLogger("pollux_flows")
 
 
 @dataclass(frozen=True)
 class FileToSend:
-    """A file for a provider. Its name is one that can be found again if all else about the upload was lost."""
+    """A file to upload. It can be found by its name if all other records of the upload were lost."""
 
     name: str
     mime_type: str
@@ -44,7 +44,7 @@ class FileToSend:
 
 
 class FilesModule(Protocol):
-    """`files.py`: files that a provider keeps for a while."""
+    """The interface of `files.py`: files that a provider stores for a while."""
 
     async def upload(self, client: Any, file: FileToSend, /) -> Uploaded: ...
 
@@ -58,7 +58,7 @@ class FilesModule(Protocol):
 
 
 class UploadThreads:
-    """As many threads as a run has uploads at once, started when they are needed and ended with the run."""
+    """The upload threads of a run: as many as it has concurrent uploads, started when needed and ended with the run."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -66,16 +66,16 @@ class UploadThreads:
         self._idle: list[_UploadThread] = []
 
     async def run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
-        """`operation` with the client of a thread, on its event loop. Whoever is cancelled does not wait for it."""
+        """Run `operation` with the client of a thread, on its event loop. A cancelled caller does not wait for it."""
         if self._idle:
             thread = self._idle.pop()
         else:
             self._threads.append(thread := _UploadThread(self._config))
-        # A thread that hangs is given to nobody else: it is idle again when the operation has really ended.
+        # A thread that hangs is not reused: it is idle again when the operation has really ended.
         return await asyncio.wrap_future(thread.begin(operation, lambda: self._idle.append(thread)))
 
     async def close(self) -> None:
-        """End the threads, and what is under way with them. One that hangs in a read is left behind."""
+        """Cancel the uploads and end the threads. A thread that hangs in a read is abandoned."""
         if self._threads:
             await asyncio.to_thread(self._end)
 
@@ -86,11 +86,11 @@ class UploadThreads:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if hanging := sum(thread.is_alive() for thread in self._threads):
-            _log.warning("%d upload(s) hang, probably in reading a file, and are left behind.", hanging)
+            _log.warning("%d upload(s) hang, probably in reading a file, and are abandoned.", hanging)
 
 
 class _UploadThread(threading.Thread):
-    """An event loop and a client for one upload after the other. A daemon: it keeps no process from ending."""
+    """A daemon thread with an event loop and a client, for one upload after the other."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(name="pollux-upload", daemon=True)

@@ -1,6 +1,6 @@
-"""Reading JSON Schemas: whether one is usable, and where in it schemas and references are.
+"""Reads JSON Schemas: checks that one is usable, and finds its subschemas and references.
 
-`schema.py` writes schemas for the providers, `conformance.py` holds answers against them. All walk a schema by
+`schema.py` writes schemas for the providers, `conformance.py` checks answers against them. All walk a schema by
 structure, never by the name of a key: `properties` is a keyword in a schema, an ordinary name among the properties,
 and plain data in an enum.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Schema: TypeAlias = dict[str, Any]
 
-# Where schemas sit inside a schema. All else (enum, const, default, examples ...) is data and never entered.
+# The keywords that hold subschemas. All others (enum, const, default, examples ...) hold data and are never entered.
 # fmt: off
 _HOLDS_ONE = {
     "items", "additionalItems", "unevaluatedItems", "contains", "contentSchema",
@@ -24,7 +24,7 @@ _HOLDS_LIST = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
 _HOLDS_MAP = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
 
 DEFINITIONS = {"$defs", "definitions"}
-# These apply to the very value that the schema applies to, not to a part of it.
+# The keywords that apply to the same value as the schema, not to a part of it.
 _IN_PLACE = {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"}
 # fmt: on
 
@@ -32,7 +32,7 @@ _LONGEST_MESSAGE = 300
 
 
 def map_subschemas(schema: Schema, change: Callable[[Any], Any]) -> Schema:
-    """The schema with `change` applied to the schemas (true and false are schemas too) directly inside it."""
+    """Return the schema with `change` applied to its direct subschemas (true and false are schemas too)."""
     return {keyword: _map_keyword(keyword, value, change) for keyword, value in schema.items()}
 
 
@@ -65,11 +65,11 @@ class References:
             raise LookupError(reference) from None
 
     def recursive(self) -> set[str]:
-        """The references whose target contains them again, at any depth."""
+        """Return the references whose target contains them again, at any depth."""
         return self._on_a_cycle(_references_within)
 
     def endless(self) -> set[str]:
-        """The references that lead back to themselves without ever looking at a smaller part of the value."""
+        """Return the references that lead back to themselves without ever descending into the value."""
         return self._on_a_cycle(_references_in_place)
 
     def reachable(self) -> set[str]:
@@ -90,7 +90,7 @@ class References:
 
 
 def check(schema: Any) -> str | None:
-    """Why this is no JSON Schema that an answer can be asked for and checked with; None if it is one."""
+    """Return why this cannot be used as an answer's JSON Schema, or None if it can."""
     from jsonschema.exceptions import SchemaError
 
     if not isinstance(schema, dict):
@@ -105,7 +105,7 @@ def check(schema: Any) -> str | None:
 
 
 def says_nothing(schema: Schema) -> bool:
-    """Return whether no keyword of JSON Schema is in it, though something is: most likely it is a map of fields."""
+    """Return whether a non-empty schema has no keyword of JSON Schema: most likely it is a map of fields."""
     annotations = {"$schema", "$id", "$comment", "title", "description", "default", "examples", *DEFINITIONS}
     return bool(schema.keys() - annotations) and not schema.keys() & dialect(schema).VALIDATORS.keys()
 
@@ -135,7 +135,7 @@ def _find_bad_reference(root: Schema) -> str | None:
 def _find_unsafe_pattern(root: Schema) -> str | None:
     keywords = {keyword for schema in walk_schema(root) for keyword in schema}
     if {"patternProperties", "unevaluatedProperties"} <= keywords:
-        # jsonschema matches these names itself, with an engine that cannot be stopped.
+        # jsonschema matches these names itself, with an engine that has no timeout.
         return "unevaluatedProperties cannot be checked beside patternProperties; use additionalProperties"
     return None
 
@@ -152,7 +152,7 @@ def dialect(schema: Schema) -> Any:
 
 
 def offline() -> Any:
-    """An empty registry: unlike jsonschema's own default it fetches nothing from the network."""
+    """Return an empty registry, which unlike jsonschema's default fetches nothing from the network."""
     from referencing import Registry
 
     return Registry()
@@ -160,7 +160,7 @@ def offline() -> Any:
 
 def describe(error: Any) -> str:
     message = error.message
-    if len(message) > _LONGEST_MESSAGE:  # it quotes the value first, maybe a whole document, then the fault
+    if len(message) > _LONGEST_MESSAGE:  # it quotes the value first, which may be long, then the fault
         message = f"{message[:100]} ... {message[-180:]}"
     return f"{error.json_path}: {message}"
 

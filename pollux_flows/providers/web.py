@@ -1,4 +1,4 @@
-"""Web: files at http and https addresses, read as streams: a server need know nothing of ranges or lengths."""
+"""Web files: http and https addresses, read as streams, so that a server need not support ranges or lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pollux_flows.providers.http import web_client
 if TYPE_CHECKING:
     import httpx
 
-# The bytes as they are kept: what is packed on the way may differ each time.
+# Asks for the uncompressed bytes: compressed ones may differ each time.
 _UNPACKED: Final = {"accept-encoding": "identity"}
 _LARGEST: Final = 2 << 30
 _GONE: Final = {404, 410}
@@ -26,13 +26,13 @@ def _unlogged(_: logging.LogRecord) -> bool:
     return not patience.is_reading()
 
 
-# They write each address into their logs, where its query would be read by whoever reads those.
+# These libraries log each address with its query, which may hold secrets.
 for _name in ("httpx", "httpcore.http11"):
     logging.getLogger(_name).addFilter(_unlogged)
 
 
 class WebFile(io.RawIOBase):
-    """The body of an answer. It is read once, forward."""
+    """The body of a response, to be read once, forward."""
 
     def __init__(self, answer: httpx.Response, connection: ExitStack) -> None:
         self._pieces, self._connection = _pieces(answer), connection
@@ -56,7 +56,7 @@ class WebFile(io.RawIOBase):
 
 
 def opened(address: str) -> WebFile:
-    """What the server answers, if it is a file."""
+    """Open the file at an address; raise an OSError if the server refuses it."""
     with ExitStack() as stack:
         client = stack.enter_context(web_client(patience.STALL_S))
         answer = client.send(client.build_request("GET", address, headers=_UNPACKED), stream=True)
@@ -67,14 +67,14 @@ def opened(address: str) -> WebFile:
 
 
 def headers(address: str) -> dict[str, Any]:
-    """What the server says of the file without sending it; nothing where it does not like to be asked."""
+    """Return the headers of a HEAD request; an empty dict if the server refuses it."""
     with web_client(patience.STALL_S) as client:
         answer = client.head(address, headers=_UNPACKED)
     return dict(answer.headers) if answer.is_success else {}
 
 
 def _pieces(answer: httpx.Response) -> Iterator[bytes]:
-    """The body as it is kept, a piece at a time: unpacked by httpx, a piece may be a thousand times what came."""
+    """Iterate over the decompressed body in bounded pieces; one of httpx's may be a thousand times what was sent."""
     if answer.headers.get("content-encoding", "").strip().lower() not in UNPACKED:
         yield from answer.iter_bytes()
         return

@@ -1,6 +1,6 @@
-"""An offline world that speaks the wire protocols of all providers.
+"""An offline simulator that speaks the wire protocols of all providers.
 
-It stands apart: it imports nothing from the rest of the package, as the real providers would not.
+It is independent: like the real providers, it imports nothing from the rest of the package.
 
     sim = Simulator()
     with serve(sim) as origin:

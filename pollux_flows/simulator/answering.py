@@ -1,6 +1,6 @@
-"""From a request that was taken in to its reply: the provider's checks, the fault that it meets, the answer.
+"""Answers a received request: the provider's checks, the fault that applies to it, the reply.
 
-A request of its own goes this way, and so does each row of a batch.
+Realtime requests and the rows of batches are answered alike.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
 
 
 def understand(call: Call, operation: Operation) -> None:
-    """The provider's own checks of a generate request."""
+    """Read a generate request and check it as its provider does; raise Refused if it is invalid."""
     if operation.read is None:
         return
     call.asked = ask = operation.read(call)
@@ -24,7 +24,7 @@ def understand(call: Call, operation: Operation) -> None:
 
 
 def fault_for(call: Call, name: str) -> Fault | None:
-    """The fault that waits for this request; one that was refused has not met its fault yet."""
+    """Take the fault queued for this request, if any. A request that was refused before keeps its fault queued."""
     fault = call.world.faults.take(call.provider.name, name, call.body)
     if fault is not None or call.asked is None:
         return fault
@@ -35,7 +35,7 @@ def fault_for(call: Call, name: str) -> Fault | None:
 
 
 def reply_to(call: Call, operation: Operation, fault: Fault | None, request_id: str) -> Reply:
-    """What the provider says, as the fault lets it."""
+    """Return the provider's reply, as changed by the fault; raise Refused if it is an error."""
     if fault is None:
         return operation.answer(call)
     if fault.kind == "status" and fault.status is not None:

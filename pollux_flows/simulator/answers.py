@@ -1,4 +1,4 @@
-"""What the simulated model says: a function of the request, and of the fault if there is one."""
+"""The simulated model's answers: a function of the request, and of the fault if there is one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class Answer:
-    """What was said, and why it ended."""
+    """The content of an answer, and its finish reason."""
 
     text: str = ""
     reasoning: str = ""
@@ -41,17 +41,17 @@ class Answer:
 
     @property
     def visible_tokens(self) -> int:
-        """All that was generated except the reasoning."""
+        """Return the tokens of the text and the tool calls, without reasoning."""
         return tokens.of_text(self.text) + sum(_call_tokens(call) for call in self.calls)
 
 
 def compose(ask: Ask, fault: Fault | None = None) -> Answer:
-    """The answer to `ask`; deterministic, and never longer than `ask.max_tokens`."""
+    """Compose the answer to `ask`; deterministic, and never longer than `ask.max_tokens`."""
     kind = fault.kind if fault else None
     prompt = " ".join(without_directives(ask.prompt).split())[:PROMPT_CHARS]
     answer = Answer()
     if kind == "blocked":
-        # Nothing else is said by a model that refuses.
+        # A refusal has no other content.
         return Answer(text=fault.message if fault and fault.message else REFUSAL, finish="blocked")
     if ask.reasoning or kind == "reasoning":
         answer.reasoning = f"Simulated reasoning about: {prompt}"
@@ -80,7 +80,7 @@ def _text(ask: Ask, prompt: str) -> str:
 
 
 def _tools_to_call(ask: Ask, fault: Fault | None) -> list[str]:
-    """Which tools the model calls. It answers a tool result with no call but one it is forced to, so that loops end."""
+    """Return the tools to call. After a tool result only a forced call is made, so that loops end."""
     forced = isinstance(ask.tool_choice, tuple)
     if not ask.tools or ask.tool_choice == "none" or (ask.tool_results and not forced):
         return []
@@ -93,7 +93,7 @@ def _tools_to_call(ask: Ask, fault: Fault | None) -> list[str]:
 
 
 def _arguments(parameters: Any, prompt: str) -> dict[str, Any]:
-    """Arguments are an object, also of a tool that says nothing about them."""
+    """Return arguments that fit the parameters: always an object, even for a tool without parameters."""
     made = instance(merged({"type": "object"}, parameters or {}), prompt)
     return made if isinstance(made, dict) else {}
 
@@ -118,13 +118,13 @@ def _cut(answer: Answer, limit: int) -> None:
     limit -= answer.reasoning_tokens
     answer.text = answer.text[: limit * tokens.CHARS_PER_TOKEN]
     limit -= tokens.of_text(answer.text)
-    whole: list[ToolCall] = []
+    complete: list[ToolCall] = []
     for call in answer.calls:
         limit -= _call_tokens(call)
         if limit < 0:
             break
-        whole.append(call)
-    answer.calls = whole
+        complete.append(call)
+    answer.calls = complete
 
 
 def _call_tokens(call: ToolCall) -> int:

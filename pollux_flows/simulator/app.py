@@ -1,4 +1,4 @@
-"""Which path leads to which provider."""
+"""The ASGI application: routes each path to its provider."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _ApiVersion(Convertor[str]):
-    """Gemini's versions, which its SDK switches between."""
+    """A path segment with an API version of Gemini, whose SDK uses both."""
 
     regex = "v1(?:beta)?"
 
@@ -35,7 +35,7 @@ register_url_convertor("apiversion", _ApiVersion())
 
 
 class _Route(Route):
-    """A route that may also look at the query."""
+    """A route that may also require a query parameter."""
 
     parameter: str | None = None
 
@@ -51,8 +51,8 @@ def build_app(world: Simulator) -> Router:
     routes: list[BaseRoute] = list(control_routes(world))
     for provider in PROVIDERS.values():
         routes.extend(_route(world, provider, operation) for operation in provider.operations())
-        # Last: what no operation answers to is refused in the provider's own words.
-        routes.append(Route(provider.prefix + "/{path:path}", Exchange(world, provider, _nothing_there(provider))))
+        # Last: an unknown path is refused in the provider's own format.
+        routes.append(Route(provider.prefix + "/{path:path}", Exchange(world, provider, _unknown_path(provider))))
     return Router(routes, redirect_slashes=False)
 
 
@@ -62,7 +62,7 @@ def _route(world: Simulator, provider: Provider, operation: Operation) -> Route:
     return route
 
 
-def _nothing_there(provider: Provider) -> Operation:
+def _unknown_path(provider: Provider) -> Operation:
     def refuse(call: Call) -> NoReturn:
         raise Refused(404, f"Unknown path: {provider.prefix}/{call.params['path']}")
 

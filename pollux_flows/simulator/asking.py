@@ -1,4 +1,4 @@
-"""What a generate request asks for, once the words of its protocol are taken off."""
+"""The content of a generate request, independent of the provider's protocol."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 @dataclass(slots=True)
 class Ask:
-    """The same question, whichever provider it was put to."""
+    """A generate request in the terms of the simulator, equal for equal requests to different providers."""
 
-    #: The last text of the last user turn, as it came; empty when tool results end the request.
+    #: The last text of the last user turn, unchanged; empty when tool results end the request.
     prompt: str
     input_tokens: int
     #: A longer prompt is refused.
@@ -21,12 +21,12 @@ class Ask:
     schema: Mapping[str, Any] | Literal[True] | None = None
     #: Declared tools: name to parameter schema.
     tools: Mapping[str, Any] = field(default_factory=dict)
-    #: Must it call a tool? A tuple of names: one of these.
+    #: Whether it must call a tool; with a tuple of names, one of these.
     tool_choice: Literal["auto", "none", "required"] | tuple[str, ...] = "auto"
     #: Names of the tools whose results end the request.
     tool_results: tuple[str, ...] = ()
     reasoning: bool = False
-    #: Does it say something before it calls a tool?
+    #: Whether the model writes text before it calls a tool.
     speaks_before_calls: bool = False
     stop: tuple[str, ...] = ()
     #: Addresses in the prompt that the provider's own tool looks up.

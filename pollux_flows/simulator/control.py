@@ -1,4 +1,4 @@
-"""The simulator's own endpoints, for whoever drives it from another process."""
+"""The simulator's own endpoints, to control it from another process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RULE_FIELDS = frozenset({"times", "provider", "operation", "contains"})
 
 def control_routes(world: Simulator) -> Sequence[Route]:
     async def add_fault(request: Request) -> Response:
-        """The arguments of `Fault` and of `Simulator.fail`, in one flat JSON object."""
+        """Queue a fault. The body has the arguments of `Fault` and `Simulator.fail` in one flat JSON object."""
         try:
             asked = orjson.loads(await request.body())
             rule = {name: asked.pop(name) for name in _RULE_FIELDS & asked.keys()}
@@ -32,7 +32,7 @@ def control_routes(world: Simulator) -> Sequence[Route]:
         return _json({"queued": asdict(fault)}, 201)
 
     async def add_plan(request: Request) -> Response:
-        """The arguments of `Simulator.batch`, in one JSON object."""
+        """Queue a batch plan. The body has the arguments of `Simulator.batch` in one JSON object."""
         try:
             asked = orjson.loads(await request.body())
             world.batch(**asked)

@@ -1,6 +1,6 @@
-"""Faults that a prompt asks for itself: `[[simulate: status=429 retry_after=2 times=2]]`.
+"""Faults requested by directives in a prompt: `[[simulate: status=429 retry_after=2 times=2]]`.
 
-The third door to the same mechanism, for a person who has nothing but a prompt field in a form.
+This is the third way to request a fault, for people who have nothing but a prompt field in a form.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NUMBERS: Mapping[str, Callable[[str], Any]] = {
 
 
 class BadDirectiveError(ValueError):
-    """A `[[simulate: …]]` that says nothing the simulator knows."""
+    """A `[[simulate: …]]` directive that the simulator does not know."""
 
 
 @dataclass(frozen=True)
 class Directive:
-    """A fault, and for how many requests with this very prompt (None: all of them)."""
+    """A fault, and the number of requests with this exact prompt that it applies to (None: all of them)."""
 
     fault: Fault
     times: int | None
@@ -43,7 +43,7 @@ class Directive:
 
 
 def directives(prompt: str) -> list[Directive]:
-    """What the prompt asks for, in order."""
+    """Parse the directives in a prompt, in order."""
     return [_parse(match[1]) for match in _DIRECTIVE.finditer(prompt)]
 
 
@@ -60,13 +60,13 @@ def _parse(text: str) -> Directive:
         return Directive(Fault(**words), times)
     except (ValueError, TypeError) as problem:
         raise BadDirectiveError(
-            f"[[simulate:{text}]] makes no sense to the simulator: {problem}. "
+            f"[[simulate:{text}]] is not a valid directive: {problem}. "
             f"Write a kind ({', '.join(KINDS)}) or status=…, then words such as times=2"
         ) from problem
 
 
 def _word(word: str) -> tuple[str, Any]:
-    """`status=429` is a field of the fault; a word alone is its kind."""
+    """Parse one word of a directive: `status=429` sets a field of the fault, a word without a value its kind."""
     name, equals, value = word.partition("=")
     if not equals:
         return "kind", name
@@ -77,20 +77,20 @@ def _word(word: str) -> tuple[str, Any]:
 
 
 class DirectiveCounts:
-    """How often each prompt's directives were met."""
+    """Counts the requests to which the directives of a prompt have been applied."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._met: dict[bytes, list[int]] = {}
 
     def take(self, prompt: str) -> Fault | None:
-        """The fault that this request's prompt asks for, used up by one."""
+        """Return the fault that this request's prompt asks for, and count it as used once."""
         if "[[" not in prompt:
             return None
         asked = directives(prompt)
         if not asked:
             return None
-        # A digest, so that a world that lives long does not keep every prompt it saw.
+        # A digest, so that a long-lived simulator does not hold every prompt.
         key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
         with self._lock:
             met = self._met.setdefault(key, [0] * len(asked))

@@ -1,4 +1,4 @@
-"""One HTTP exchange, from the first byte of the request to the last of the answer."""
+"""HTTP exchanges, from the first byte of a request to the last byte of its response."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Exchange:
         call = self._call(scope, headers)
         try:
             try:
-                await self._take_in(call, incoming, entry)
+                await self._receive(call, incoming, entry)
             finally:
                 await incoming.drain()
                 if self.world.latency_s:
                     await asyncio.sleep(self.world.latency_s)
-            fault = await self._look_at(call, entry)
+            fault = await self._check(call, entry)
             if fault is not None and fault.kind in ("drop", "hang"):
                 await _never_answer(fault.kind, scope, receive)
                 return
@@ -64,7 +64,7 @@ class Exchange:
                 for spool in call.spools:
                     spool.close()
         entry.stored = call.stored
-        # Logged before the bytes leave: whoever holds an answer must find its request in the log.
+        # Logged before the response is sent: a client that has the response must find its request in the log.
         entry.answered(reply.status)
         fault_kind = _fault_of(entry)
         if fault_kind == "drop_after":
@@ -89,8 +89,8 @@ class Exchange:
             origin=f"{scope.get('scheme', 'http')}://{headers.get('host', '')}",
         )
 
-    async def _take_in(self, call: Call, incoming: Incoming, entry: Logged) -> None:
-        """Key and body: JSON is read whole, anything longer by its operation."""
+    async def _receive(self, call: Call, incoming: Incoming, entry: Logged) -> None:
+        """Authenticate the request and read its body: as JSON, or by the operation's own `receive`."""
         if self.operation.needs_key:
             key = self.provider.authenticate(call.headers)
             call.account = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -102,8 +102,8 @@ class Exchange:
             except orjson.JSONDecodeError:
                 raise Refused(400, "We could not parse the JSON body of your request.") from None
 
-    async def _look_at(self, call: Call, entry: Logged) -> Fault | None:
-        """The provider's own checks, and then the fault that the request meets, if there is one."""
+    async def _check(self, call: Call, entry: Logged) -> Fault | None:
+        """Run the provider's own checks, and return the fault that applies to the request, if any."""
         if self.operation.prepare is not None:
             await asyncio.to_thread(self.operation.prepare, call)
         understand(call, self.operation)
@@ -115,7 +115,7 @@ class Exchange:
 
 
 def _fault_of(entry: Logged) -> str | None:
-    """The fault of a request that its provider answered well."""
+    """Return the fault of a request whose response has the status 200."""
     return entry.fault if entry.status == HTTPStatus.OK else None
 
 
@@ -126,17 +126,17 @@ async def _never_answer(kind: str, scope: Scope, receive: Receive) -> None:
         if abort is None:
             raise _connection_error()
         abort()
-    # The server takes a silent return for a bug and answers 500, so wait until the client is gone.
+    # The server treats a return without a response as a bug and answers 500, so wait until the client disconnects.
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def _connection_error() -> Exception:
-    """What a dropped connection looks like where there is no socket.
+    """Return the exception of a dropped connection, for in-process clients without a socket.
 
-    An ASGITransport hands an application's exception to its client as it is. So the exception is made
-    of the one that each HTTP library in this process raises when a server closes the socket: to all
-    of them, and to the SDKs on top, it is a network error like any other.
+    An ASGITransport raises an application's exception unchanged in its client. So the exception inherits from the
+    one that each HTTP library in this process raises when a server closes the socket: to all of them, and to the
+    SDKs, it is an ordinary network error.
     """
     loaded = [sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules]
     bases = tuple(library.RemoteProtocolError for library in loaded) or (ConnectionError,)
@@ -149,7 +149,7 @@ async def _send(send: Send, reply: Reply, headers: dict[str, str], fault_kind: s
     sent = size // 2 if fault_kind in ("malformed", "cut") else size
     headers = {
         "content-type": "application/json",
-        # What is malformed is so in spite of its length; what is cut is shorter than announced.
+        # A malformed body has the length announced; a cut one is shorter.
         "content-length": str(sent if fault_kind == "malformed" else size),
         **headers,
         **reply.headers,
@@ -170,7 +170,7 @@ async def _send(send: Send, reply: Reply, headers: dict[str, str], fault_kind: s
 
 
 def _content(body: Any) -> tuple[int, Iterator[bytes]]:
-    """Its size, and the pieces that it is sent in: one at least."""
+    """Return the size of a body, and the pieces to send it in: at least one."""
     if isinstance(body, Spool) and body.size:
         return body.size, body.chunks()
     content = b"" if isinstance(body, Spool) else body if isinstance(body, bytes) else orjson.dumps(body)

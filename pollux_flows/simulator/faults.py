@@ -1,4 +1,4 @@
-"""What can go wrong (or merely differently) with the next answer."""
+"""Faults: the ways in which the next answers can go wrong, or merely differ."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Every kind of fault, with what a client sees of it.
+#: Every kind of fault, with its effect as a client sees it.
 KINDS: Mapping[str, str] = {
     "status": "an error status with the provider's own error body",
     "context_overflow": "400 in the provider's wording for a prompt that is too long",
-    "drop": "the socket closes before any byte of an answer; nothing was done",
+    "drop": "the socket closes before any byte of an answer; the request has no effect",
     "drop_after": "the provider did the work, then the socket closes without a reply",
     "hang": "no answer until the client goes away",
-    "slow": "a good answer, after `delay_s`",
+    "slow": "a normal answer, after `delay_s`",
     "malformed": "200 application/json, cut in the middle",
     "cut": "200, and the socket closes half-way through the body",
     "error_200": "200 whose body is an error",
     "empty": "200 without any text",
-    "blocked": "a refusal for safety, as the protocol tells it",
+    "blocked": "a safety refusal in the provider's own format",
     "content_filter": "an answer that a filter stopped half-way",
     "truncated": "an answer that stopped at the token limit",
     "invalid_json": "text that is not the JSON that was asked for",
     "tool_call": "`count` tool calls, where the request declares tools",
     "processing_failed": "an uploaded file that is stored, and then cannot be processed (Gemini)",
     "queue_full": "429 in the provider's wording for more batches than it takes at a time",
-    "reasoning": "reasoning, even where nobody asked (local servers do that)",
+    "reasoning": "reasoning, even if not asked for (local servers do that)",
 }
 
-#: These change what the model says; all others change how (or whether) it is delivered.
+#: These change the model's answer; all others change its delivery.
 ANSWER_KINDS = frozenset(
     {
         "empty",
@@ -50,7 +50,7 @@ class Fault:
     """One way for a request to go wrong.
 
     `Fault(status=429, retry_after=2)` is an error answer; `Fault(kind="drop")` needs no status.
-    `delay_s` goes with every kind: first the wait, then the fault.
+    `delay_s` is combined with any kind: first the wait, then the fault.
     """
 
     status: int | None = None
@@ -80,7 +80,7 @@ class Fault:
 
     @property
     def error_headers(self) -> dict[str, str]:
-        """The headers that this fault adds to its answer."""
+        """Return the headers that this fault adds to its error response."""
         added = dict(self.headers)
         if self.retry_after is not None:
             seconds = self.retry_after
@@ -106,7 +106,7 @@ class _Rule:
 
 
 class FaultQueue:
-    """Faults that wait for a matching request, oldest first."""
+    """The faults that are queued for a matching request, oldest first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -127,7 +127,7 @@ class FaultQueue:
             self._rules.append(_Rule(fault, times, provider, operation, contains))
 
     def take(self, provider: str, operation: str, body: Any) -> Fault | None:
-        """The fault that this request meets, used up by one."""
+        """Return the first fault that matches this request, and count it as used once."""
         with self._lock:
             for rule in self._rules:
                 if rule.matches(provider, operation, body):
@@ -144,7 +144,7 @@ class FaultQueue:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string inside a JSON document: what `contains` looks at."""
+    """Iterate over all strings inside a JSON document, in which `contains` is searched."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

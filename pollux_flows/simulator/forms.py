@@ -1,4 +1,4 @@
-"""An uploaded form: its fields, and the one file that it brings."""
+"""Upload forms: their fields and their one file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIELD_LIMIT = 64 * 1024
 @dataclass
 class Form:
     fields: dict[str, str] = field(default_factory=dict)
-    #: The file's name as the client sent it; None when the form brings no file.
+    #: The file's name as the client sent it; None when the form has no file.
     filename: str | None = None
     content_type: str | None = None
     spool: Spool = field(default_factory=Spool)
@@ -32,7 +32,7 @@ class Form:
         self.fields[name] = text
 
     def described(self) -> dict[str, Any]:
-        """The form for the log: everything but the bytes."""
+        """Return the form for the log, without the file's bytes."""
         if not self.has_file:
             return dict(self.fields)
         file = {
@@ -47,7 +47,7 @@ class Form:
 async def read_form(call: Call, incoming: AsyncIterator[bytes], keeps_whole: Callable[[dict[str, str]], bool]) -> Form:
     """Read a form with a file in its field `file`.
 
-    `keeps_whole` says, from the fields that came before the file, whether all its bytes will be needed again.
+    `keeps_whole` decides, from the fields before the file, whether all its bytes will be needed again.
     """
     form = call.upload = Form()
     call.spools.append(form.spool)

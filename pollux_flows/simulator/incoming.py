@@ -1,4 +1,4 @@
-"""The body of a request, on its way in."""
+"""The body of a request, read as it arrives."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from starlette.types import Message, Receive
 
 
 class ClientGone(Exception):  # noqa: N818 (it ends an exchange; nothing went wrong)
-    """Nobody is there any more to be answered."""
+    """The client has disconnected."""
 
 
 class Incoming:
-    """An async iterator over the pieces of a body. What it does not give out is never held."""
+    """An async iterator over the pieces of a body, which holds no piece itself."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -35,6 +35,6 @@ class Incoming:
         return b"".join([piece async for piece in self])
 
     async def drain(self) -> None:
-        """Read to the end and forget it: a client that still sends would not hear the answer."""
+        """Read and discard the rest: a client that is still sending would not read the response."""
         async for _ in self:
             pass

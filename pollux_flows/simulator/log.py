@@ -1,4 +1,4 @@
-"""What was asked of the simulator, in order of arrival."""
+"""The log of requests to the simulator, in order of arrival."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: A key is never kept, whatever header a client chose to put it in.
+#: Headers that may hold a key, which is never logged.
 SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie"})
 
 
 @dataclass
 class Logged:
-    """One request, and what became of it."""
+    """One request, and its outcome."""
 
     provider: str
     operation: str
     method: str
     path: str
     headers: dict[str, str]
-    #: Its JSON; of an upload the form without the bytes: name, type, size and hash stand for them.
+    #: Its JSON; for an upload, the form with the name, type, size and hash of the file instead of its bytes.
     body: Any = None
-    #: The status of the answer; None while unanswered, and for ever when it was dropped or hangs.
+    #: The status of the answer; None while unanswered, and always for one that was dropped or hangs.
     status: int | None = None
     received_at: float = field(default_factory=time.monotonic)
     answered_at: float | None = None
-    #: The kind of fault that it met, if any.
+    #: The kind of fault that applied to it, if any.
     fault: str | None = None
     #: The id of the file or batch that it stored, as in `Simulator.files` and `Simulator.batches`.
     stored: str | None = None
@@ -46,8 +46,8 @@ class RequestLog:
         self._entries: deque[Logged] = deque(maxlen=keep)
 
     def add(self, provider: str, operation: str, method: str, path: str, headers: Mapping[str, str]) -> Logged:
-        kept = {name: value for name, value in headers.items() if name not in SECRET_HEADERS}
-        entry = Logged(provider, operation, method, path, kept)
+        logged = {name: value for name, value in headers.items() if name not in SECRET_HEADERS}
+        entry = Logged(provider, operation, method, path, logged)
         with self._lock:
             self._entries.append(entry)
         return entry

@@ -1,4 +1,4 @@
-"""A JSON document that may be too long to be held: one array in it is read item by item."""
+"""Reads JSON documents that may be too long for memory: one array of a document is read item by item."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 _SPACE = " \t\n\r"
 _IN_NUMBERS = "0123456789+-.eE"
-#: What has been read is dropped when it is longer than this.
+#: Text that has been parsed is dropped when it is longer than this.
 _DROP_CHARS = 1024 * 1024
-#: A word or an escape that is cut is no longer than this.
+#: An incomplete literal or escape is no longer than this.
 _LONGEST_WORD = 16
 
 
@@ -24,11 +24,11 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 class BadJsonError(ValueError):
-    """It is no JSON."""
+    """The document is not valid JSON."""
 
 
 class LongJson:
-    """The document in `pieces`, with an array at `path` (of names, as `spelled` spells them)."""
+    """A document in `pieces`, with an array at `path` (of names, as normalized by `spelled`)."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class LongJson:
         self._spelled = spelled
         self._text = ""
         self._at = 0
-        #: The document, with only the first item in that array; there when all of them have been read.
+        #: The document, with only the first item in that array; set once all items have been read.
         self.rest: Any = None
 
     def items(self) -> Iterator[Any]:
-        """The items of the array, one by one."""
+        """Iterate over the items of the array."""
         try:
             self.rest = yield from self._value(())
             if self._peek():
@@ -89,7 +89,7 @@ class LongJson:
                 return members
 
     def _plain(self) -> Any:
-        """The next value, whole."""
+        """Parse the next value completely."""
         self._peek()
         wanted = 1
         while True:
@@ -98,20 +98,20 @@ class LongJson:
             except RecursionError:
                 raise BadJsonError("it is nested too deeply") from None
             except json.JSONDecodeError as problem:
-                # It may only be that its end has not been read; each time, twice as much is read on.
+                # The value may only be incomplete so far; each time, twice as much is read.
                 is_cut = problem.msg.startswith("Unterminated") or problem.pos > len(self._text) - _LONGEST_WORD
                 if not (is_cut and self._read(wanted)):
                     raise BadJsonError(str(problem)) from None
                 wanted *= 2
                 continue
-            # A number may go on with what has not been read. (The end of the text is in every text.)
+            # A number may continue in the next piece. (The empty string at the end is in every string.)
             if isinstance(value, int | float) and self._text[end : end + 1] in _IN_NUMBERS and self._read(1):
                 continue
             self._at = end
             return value
 
     def _peek(self) -> str:
-        """The next character that is no space; none at the end."""
+        """Return the next character that is not a space, without consuming it; empty at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -128,7 +128,7 @@ class LongJson:
         return found
 
     def _read(self, pieces: int) -> bool:
-        """Read on by so many pieces. Is there anything more?"""
+        """Read this many more pieces; return whether there were any."""
         more = [self._decode(piece) for piece in islice(self._pieces, pieces)]
         if not more:
             self._decode(b"", final=True)

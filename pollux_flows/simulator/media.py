@@ -1,4 +1,4 @@
-"""What a part of a request carries, as far as its name, its type or its URL tells."""
+"""Types of content, derived from names, MIME types and URLs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)[^,]*;base64,")
 
 
 def data_url_type(url: str) -> str | None:
-    """The MIME type in a base64 data URL; None for anything else."""
+    """Return the MIME type of a base64 data URL; None for anything else."""
     match = _DATA_URL.match(url)
     return match.group(1).lower() if match else None
 
@@ -28,7 +28,7 @@ def is_base64(data: str) -> bool:
 
 
 def is_web_url(url: str, *schemes: str) -> bool:
-    """Is it an address on the web, with one of these schemes (http or https when none is named)?"""
+    """Return whether it is a web address with one of these schemes (http or https by default)."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -37,7 +37,7 @@ def is_web_url(url: str, *schemes: str) -> bool:
 
 
 def extension(name: str) -> str:
-    """The extension of a file's name, as `.pdf`; empty when it has none."""
+    """Return the extension of a file's name, such as `.pdf`; empty when it has none."""
     return posixpath.splitext(name)[1].lower()
 
 

@@ -1,6 +1,6 @@
-"""`multipart/form-data`, read as it comes in: no more of it is held than one piece.
+"""A streaming parser of `multipart/form-data`, which holds no more than one piece in memory.
 
-Starlette's own parser needs a package that nothing else here needs, and writes each file to disk.
+Starlette's own parser needs an extra package, and writes each file to disk.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _HEADERS_LIMIT = 16 * 1024
 _PARAMETER = re.compile(r';\s*([\w*]+)\s*=\s*(?:"([^"]*)"|([^\s;]+))')
 
 
-class BadMultipart(ValueError):  # noqa: N818 (a provider puts it into its own words)
-    """It is not what `multipart/form-data` looks like."""
+class BadMultipart(ValueError):  # noqa: N818 (turned into a provider's own error)
+    """The body is not valid `multipart/form-data`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the headers of a part say."""
+    """The headers of a part."""
 
     name: str
     filename: str | None = None
@@ -38,15 +38,15 @@ def boundary_of(content_type: str) -> bytes:
 
 
 async def read_parts(incoming: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[tuple[Part, bytes]]:
-    """Each part with each piece of its content, in order. An empty part comes once, with an empty piece."""
+    """Iterate over the parts, with each piece of their content; an empty part has one empty piece."""
     delimiter = b"\r\n--" + boundary
-    # The first boundary has no line before it; with one, it looks like all others.
+    # The first boundary has no line break before it; with one, it looks like all others.
     buffer = bytearray(b"\r\n")
     part: Part | None = None
     while True:
         end = buffer.find(delimiter)
         if end < 0:
-            # What may be the beginning of a boundary waits for the rest of it.
+            # The end of the buffer may be the beginning of a boundary.
             safe = max(0, len(buffer) - len(delimiter) + 1)
             if part is not None and safe:
                 yield part, bytes(buffer[:safe])
@@ -81,14 +81,14 @@ def _part(block: bytes) -> Part:
         name, colon, value = line.partition(":")
         if colon:
             headers[name.strip().lower()] = value.strip()
-    said = _parameters(headers.get("content-disposition", ""))
-    if "name" not in said:
+    disposition = _parameters(headers.get("content-disposition", ""))
+    if "name" not in disposition:
         raise BadMultipart("a part has no name")
-    return Part(said["name"], said.get("filename"), headers.get("content-type"))
+    return Part(disposition["name"], disposition.get("filename"), headers.get("content-type"))
 
 
 def _parameters(header: str) -> dict[str, str]:
-    """The parameters behind a header's value. Quotes and line ends inside them come percent-encoded."""
+    """Parse the parameters after a header's value, in which quotes and line breaks are percent-encoded."""
     found = {}
     for name, quoted, bare in _PARAMETER.findall(header):
         found[name.lower()] = re.sub(

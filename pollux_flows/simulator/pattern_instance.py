@@ -1,7 +1,7 @@
-"""A string that matches a regular expression: the shortest that the usual notation leads to.
+"""Generates a short string that matches a regular expression.
 
-It knows literals, classes, groups, alternatives and quantifiers. What a pattern says beyond that
-(look-around, back references) is not looked into, so the result is tried against the pattern itself.
+It knows literals, classes, groups, alternatives and quantifiers. Other syntax (look-around, back references) is
+ignored, so the result is tested against the pattern itself.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _COUNT = re.compile(r"\{(\d*)(,?)(\d*)\}")
 
 
 def matching(pattern: str, min_length: int = 0, max_length: int | None = None) -> str | None:
-    """A match within the lengths; None when this notation is too much."""
+    """Return a match within the lengths; None if the pattern is too complex."""
     for more in (0, 1, min_length):
         try:
             text = _Reader(pattern, more).read()
             found = re.search(pattern, text)
         except (re.error, ValueError):
-            # JSON schemas speak a dialect that Python does not know in full.
+            # JSON Schema's dialect of regular expressions has syntax that Python does not know.
             return None
         if found and len(text) >= min_length and (max_length is None or len(text) <= max_length):
             return text
@@ -30,7 +30,7 @@ def matching(pattern: str, min_length: int = 0, max_length: int | None = None) -
 
 
 class _Reader:
-    """Reads a pattern once, writing a match as it goes. `more`: how far beyond the least to repeat."""
+    """Reads a pattern once and writes a match; `more` is the number of repetitions beyond the minimum."""
 
     def __init__(self, pattern: str, more: int) -> None:
         self.pattern = pattern
@@ -95,7 +95,7 @@ class _Reader:
 
     def _repeats(self) -> int:
         least, most = self._quantifier()
-        # A lazy or possessive mark changes nothing about what matches.
+        # A lazy or possessive mark does not change the set of matches.
         self.at += self.pattern[self.at : self.at + 1] in ("?", "+") and least != most
         wanted = least if least == most else least + self.more
         return wanted if most is None else min(wanted, most)

@@ -1,4 +1,4 @@
-"""Which beginnings of prompts were seen before: what the providers' prompt caches live on."""
+"""Prompt caches: remembers the prefixes of prompts, as the providers do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 import orjson
 
-#: A provider looks this many blocks back from a breakpoint for something that it has already read.
+#: A provider looks this many blocks back from a breakpoint for a cached prefix.
 LOOK_BACK = 20
 SWEEP_FROM = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of a prompt: what it says, its tokens, and for how long to remember all up to here."""
+    """A piece of a prompt: its content, its tokens, and how long to cache the prefix that ends with it."""
 
     content: object
     tokens: int
@@ -26,21 +26,21 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """How many tokens of a prompt came from the cache, and how many went into it."""
+    """The tokens of a prompt that were read from the cache, and those written to it."""
 
     read: int = 0
     written: int = 0
-    #: Of those written, how many are remembered how long.
+    #: The tokens written, by their lifetime in seconds.
     written_for: Mapping[float, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """When a request began: it finds what was written by then, and nothing that others write beside it."""
+    """The start of a request, which finds only the prefixes written before it."""
 
     writes: int
-    #: For the rows of a batch, also the time at which it was handed in: they read from then on, and each read keeps
-    #: alive what the next one reads.
+    #: For the rows of a batch, also the time of its submission: they read from then on, and each read extends the
+    #: lifetime of the prefix for the next one.
     at: float | None = None
 
 
@@ -67,17 +67,17 @@ class PrefixCache:
         self._sweep_at = SWEEP_FROM
 
     def arrive(self, at: float | None = None) -> Arrival:
-        """Note that a request begins now."""
+        """Return the arrival of a request that begins now."""
         with self._lock:
             return Arrival(self._writes, at)
 
     def meet(
         self, owner: str, blocks: Sequence[Block], now: float, *, arrival: Arrival | None = None, least_tokens: int = 1
     ) -> Seen:
-        """Read the longest known beginning that a breakpoint can see, then remember what is marked.
+        """Read the longest cached prefix within reach of a breakpoint, then write the marked prefixes.
 
-        A request that was answered has written; who arrived before that does not find it. What is shorter than
-        `least_tokens` is not cached, and nothing is said about it.
+        A prefix is written when its request is answered; requests that arrived before do not find it. Prefixes
+        shorter than `least_tokens` are silently not cached.
         """
         digest = hashlib.sha256(owner.encode())
         keys: list[bytes] = []
@@ -101,7 +101,7 @@ class PrefixCache:
                 if (entry := self._entries.get(keys[place])) is not None and entry.is_found(arrival, now)
             ]
             read_to = max(known) if known else None
-            if read_to is not None:  # being read keeps it alive
+            if read_to is not None:  # a read extends the lifetime
                 entry = self._entries[keys[read_to]]
                 entry.until = max(entry.until, now + entry.lasts_s)
             self._writes += 1

@@ -1,4 +1,4 @@
-"""The providers of this world, by name."""
+"""The simulated providers, by name."""
 
 from __future__ import annotations
 

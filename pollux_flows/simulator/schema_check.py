@@ -1,4 +1,4 @@
-"""Is it a JSON schema at all?"""
+"""Checks that JSON schemas are valid."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import orjson
 
 
 def malformed(schema: Any) -> str | None:
-    """What makes it no JSON schema; None when it is one."""
+    """Return why this is not a valid JSON schema; None if it is one."""
     problem = _malformed(orjson.dumps(schema))
     return f"Invalid JSON schema: {problem}" if problem else None
 
 
 @lru_cache(maxsize=256)
 def _malformed(schema: bytes) -> str | None:
-    # Imported here because it takes a while to load and most requests bring no schema.
+    # Imported here because it takes a while to load and most requests have no schema.
     from jsonschema import Draft202012Validator, SchemaError
 
     try:

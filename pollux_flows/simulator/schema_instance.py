@@ -1,4 +1,4 @@
-"""A value that fits a JSON schema: always the same for the same schema and hint."""
+"""Generates a value that fits a JSON schema, always the same for the same schema and hint."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from pollux_flows.simulator.pattern_instance import matching
 from pollux_flows.simulator.schema_merge import Schema, merged
 
-#: Schemas that refer to each other multiply. Beyond so many nodes only what is required is made,
+#: Schemas that refer to each other multiply. Beyond this many nodes only required properties are generated,
 MANY_NODES = 2_000
-#: and beyond so many no reference is followed any more.
+#: and beyond this many no reference is followed.
 TOO_MANY_NODES = 50_000
 TEXT_CHARS = 80
 MAX_WHOLE = 2**53
 FEW = 2
-#: Keywords that a value can break although each of its parts is fine: what is made is then tried.
-_TO_BE_TRIED = ("oneOf", "not", "if", "dependentRequired", "dependentSchemas", "patternProperties")
+#: Keywords that a value can violate although each of its parts is valid: candidates are then validated.
+_NEEDS_VALIDATION = ("oneOf", "not", "if", "dependentRequired", "dependentSchemas", "patternProperties")
 _TRIES = 6
 _KEYWORDS_OF: Mapping[str, tuple[str, ...]] = {
     "object": ("properties", "required", "additionalProperties", "propertyNames", "minProperties"),
@@ -48,17 +48,17 @@ _FORMATS = {
 
 
 def instance(schema: Any, hint: str = "") -> Any:
-    """`hint` goes into free texts, so that answers to different prompts can be told apart."""
+    """Return a value that fits the schema; `hint` is part of free texts, so that answers to prompts differ."""
     maker = _Maker(schema, hint)
     try:
         return maker.make(schema, "", 0)
     except _Endless:
-        # No finite value fits; the least wrong answer is an empty one.
+        # No finite value fits; an empty object is the least wrong.
         return {}
 
 
-class _Endless(Exception):  # noqa: N818 (never leaves this module: it sends the maker another way)
-    """A way that leads back into itself."""
+class _Endless(Exception):  # noqa: N818 (never leaves this module: another branch is tried)
+    """A reference that leads back into itself."""
 
 
 class _Maker:
@@ -69,23 +69,23 @@ class _Maker:
         self.open_references: list[str] = []
 
     def make(self, schema: Any, name: str, salt: int) -> Any:
-        """Give a value for the property `name`; another one for another `salt`, where there is another."""
+        """Return a value for the property `name`, different for another `salt` if the schema allows it."""
         self.nodes += 1
         if not isinstance(schema, dict) or not schema:
             return self._text({}, name, salt)
         if "$ref" in schema:
-            return self._referred(schema, name, salt)
+            return self._follow_reference(schema, name, salt)
         if "allOf" in schema:
             rest: Schema = {key: value for key, value in schema.items() if key != "allOf"}
             with self._inside([part["$ref"] for part in schema["allOf"] if isinstance(part, dict) and "$ref" in part]):
                 for part in schema["allOf"]:
                     rest = merged(rest, self._resolved(part))
                 return self.make(rest, name, salt)
-        if any(keyword in schema for keyword in _TO_BE_TRIED):
-            return self._tried(schema, name, salt)
-        return self._made(schema, name, salt)
+        if any(keyword in schema for keyword in _NEEDS_VALIDATION):
+            return self._first_valid(schema, name, salt)
+        return self._generate(schema, name, salt)
 
-    def _made(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+    def _generate(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
         for union in ("anyOf", "oneOf"):
             if union in schema:
                 return next(self._branches(schema, union, name, salt))
@@ -96,23 +96,23 @@ class _Maker:
             return values[salt % len(values)]
         return self._of_type(schema, name, salt)
 
-    def _tried(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
-        """The first candidate that the schema itself accepts, else the first candidate."""
+    def _first_valid(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+        """Return the first candidate that validates against the schema, else the first candidate."""
         candidates: list[Any] = []
         for number in range(salt, salt + _TRIES):
             if "oneOf" in schema:
                 candidates += list(self._branches(schema, "oneOf", name, number))
             else:
-                candidates.append(self._made(schema, name, number))
+                candidates.append(self._generate(schema, name, number))
             for candidate in candidates:
                 if self._accepts(schema, candidate):
                     return candidate
         return candidates[0]
 
     def _branches(self, schema: Mapping[str, Any], union: str, name: str, salt: int) -> Iterator[Any]:
-        """A value for each branch of a union that leads anywhere; those that say something come first."""
+        """Iterate over a value for each satisfiable branch of a union, `null` last."""
         rest = {key: value for key, value in schema.items() if key != union}
-        branches = sorted(schema[union], key=_says_nothing)
+        branches = sorted(schema[union], key=_is_null)
         start = salt % len(branches)
         found = False
         for branch in branches[start:] + branches[:start]:
@@ -128,14 +128,14 @@ class _Maker:
         if not found:
             raise _Endless
 
-    def _referred(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
+    def _follow_reference(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
         with self._inside([schema["$ref"]]):
             rest = {key: value for key, value in schema.items() if key != "$ref"}
             return self.make(merged(self._target(schema["$ref"]), rest), name, salt)
 
     @contextmanager
     def _inside(self, references: list[str]) -> Iterator[None]:
-        """Follow references, but none within itself and none without end."""
+        """Enter references; raise _Endless if one is open already, or if there are too many nodes."""
         if self.nodes > TOO_MANY_NODES or any(reference in self.open_references for reference in references):
             raise _Endless
         before = len(self.open_references)
@@ -146,7 +146,7 @@ class _Maker:
             del self.open_references[before:]
 
     def _resolved(self, schema: Any) -> Any:
-        """A reference's target, where schemas are to be merged."""
+        """Return a schema with the reference at its root resolved, to be merged with others."""
         seen = set()
         while isinstance(schema, dict) and "$ref" in schema:
             reference = schema["$ref"]
@@ -164,7 +164,7 @@ class _Maker:
             if isinstance(node, list) and key.isdigit() and int(key) < len(node):
                 node = node[int(key)]
             else:
-                # A reference that leads nowhere allows anything.
+                # An unresolvable reference allows anything.
                 node = node.get(key, {}) if isinstance(node, dict) else {}
         return node
 
@@ -202,7 +202,7 @@ class _Maker:
                 continue
         least = schema.get("minProperties", 0)
         if isinstance(extra, dict) and not properties and not made and most:
-            # A map: one entry shows what its values look like.
+            # A map gets one entry as an example.
             least = max(least, 1)
         number = 0
         while len(made) < least and extra is not False:
@@ -240,10 +240,10 @@ class _Maker:
                     raise
                 break
             number += 1
-            said = json.dumps(item, sort_keys=True)
-            if not schema.get("uniqueItems") or said not in seen:
+            text = json.dumps(item, sort_keys=True)
+            if not schema.get("uniqueItems") or text not in seen:
                 made.append(item)
-                seen.add(said)
+                seen.add(text)
             elif number > salt + wanted + 10 * _TRIES:
                 break
         return made
@@ -268,22 +268,22 @@ class _Maker:
 
     @cached_property
     def _validator(self) -> Any:
-        # Imported here because few schemas need to be tried and it takes a while to load.
+        # Imported here because few schemas need it and it takes a while to load.
         from jsonschema import Draft202012Validator
 
         return Draft202012Validator(self.root)
 
 
-def _says_nothing(branch: Any) -> bool:
+def _is_null(branch: Any) -> bool:
     return isinstance(branch, dict) and branch.get("type") == "null"
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    said = schema.get("type")
-    if isinstance(said, list):
-        return next((kind for kind in said if kind != "null"), "null")
-    if said is not None:
-        return str(said)
+    type_ = schema.get("type")
+    if isinstance(type_, list):
+        return next((kind for kind in type_ if kind != "null"), "null")
+    if type_ is not None:
+        return str(type_)
     for kind, keywords in _KEYWORDS_OF.items():
         if any(keyword in schema for keyword in keywords):
             return kind
@@ -291,7 +291,7 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 
 def _number(schema: Mapping[str, Any], salt: int, *, whole: bool) -> int | float:
-    """The value nearest to zero on the grid of multiples, moved on by `salt`."""
+    """Return the allowed number nearest to zero on the grid of multiples, moved on by `salt`."""
     low, low_open = _bound(schema, "minimum", "exclusiveMinimum", max)
     high, high_open = _bound(schema, "maximum", "exclusiveMaximum", min)
     step, origin = _grid(schema, low, high, whole=whole)
@@ -307,18 +307,18 @@ def _number(schema: Mapping[str, Any], salt: int, *, whole: bool) -> int | float
 def _grid(
     schema: Mapping[str, Any], low: Fraction | None, high: Fraction | None, *, whole: bool
 ) -> tuple[Fraction, Fraction]:
-    """The distance between values to choose from, and the one from which they are counted."""
+    """Return the step between candidate numbers, and their origin."""
     if "multipleOf" in schema:
         step = Fraction(str(schema["multipleOf"]))
         return (Fraction(step.numerator) if whole else step), Fraction(0)
     if whole or low is None or high is None or high - low > FEW:
         return Fraction(1), Fraction(0)
-    # Between bounds that are close together, a grid that has points between them.
+    # Bounds that are close together get a grid with points between them.
     return (high - low) / 4 or Fraction(1), low
 
 
 def _place(first: int | None, last: int | None, salt: int, start: int) -> int:
-    """The `salt`-th place on the grid: from `start` up to the last one, then down from `start`."""
+    """Return the `salt`-th place on the grid: from `start` up to the last one, then down from `start`."""
     if first is not None:
         start = max(start, first)
     if last is not None:
@@ -340,5 +340,5 @@ def _bound(schema: Mapping[str, Any], closed: str, opened: str, tighter: Any) ->
 
 
 def _plain(value: Fraction) -> int | float:
-    # A whole number that JSON libraries cannot hold exactly travels as a float.
+    # An integer that JSON libraries cannot represent exactly becomes a float.
     return int(value) if value.denominator == 1 and abs(value) <= MAX_WHOLE else float(value)

@@ -1,4 +1,4 @@
-"""Two JSON schemas that must both hold, as one."""
+"""Merges two JSON schemas that must both hold into one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Schema = Mapping[str, Any] | bool
 
 
 def merged(one: Schema, other: Schema) -> Schema:
-    """Not for every pair of schemas, but for what people and libraries write into `allOf`."""
+    """Merge two schemas. Covers the pairs that people and libraries write into `allOf`, not all."""
     if isinstance(one, bool):
         return other if one else False
     if isinstance(other, bool):

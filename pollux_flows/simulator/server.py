@@ -21,10 +21,10 @@ HOST = "127.0.0.1"
 
 @contextmanager
 def serve(simulator: Simulator, port: int = 0) -> Iterator[str]:
-    """Serve `simulator` on loopback from a thread; gives its origin, e.g. `http://127.0.0.1:4210`."""
+    """Serve `simulator` on loopback from a thread; yield its origin, e.g. `http://127.0.0.1:4210`."""
     with _listen(port) as listener:
         server, ready = _server(simulator)
-        # Daemon: a test run that is interrupted must not hang on its simulator.
+        # Daemon: an interrupted test run must not hang on its simulator.
         thread = threading.Thread(target=_run, args=(server, listener, ready), name="simulator", daemon=True)
         thread.start()
         ready.wait()
@@ -38,20 +38,20 @@ def serve(simulator: Simulator, port: int = 0) -> Iterator[str]:
 
 
 def run(simulator: Simulator, port: int = 4210) -> None:
-    """Serve `simulator` on loopback until the process is told to stop."""
+    """Serve `simulator` on loopback until the process receives a signal to stop."""
     with _listen(port) as listener:
         server, ready = _server(simulator)
         _run(server, listener, ready)
 
 
 def _listen(port: int) -> socket.socket:
-    # The protocol is named because asyncio turns Nagle's algorithm off only where it is: without
-    # that, an answer in two writes waits 40 ms for the client's delayed acknowledgement.
+    # The protocol is passed because asyncio disables Nagle's algorithm only with it: otherwise, an answer in two
+    # writes waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
-        # Listening before the server runs means that nobody who knows the port is ever refused.
+        # Listening before the server runs means that no connection to the known port is ever refused.
         listener.listen(2048)
     except OSError:
         listener.close()
@@ -71,7 +71,7 @@ def _run(server: uvicorn.Server, listener: socket.socket, ready: threading.Event
 
 
 def _server(simulator: Simulator) -> tuple[uvicorn.Server, threading.Event]:
-    # Imported here because whoever answers in process needs no server.
+    # Imported here because in-process use needs no server.
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -90,7 +90,7 @@ def _server(simulator: Simulator) -> tuple[uvicorn.Server, threading.Event]:
             ready.set()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # A request that hangs on purpose would hold up a polite shutdown.
+            # A request that hangs on purpose would block a graceful shutdown.
             for connection in list(self.server_state.connections):
                 transport: Any = connection.transport
                 transport.abort()
@@ -104,8 +104,8 @@ def _server(simulator: Simulator) -> tuple[uvicorn.Server, threading.Event]:
         access_log=False,
         log_config=None,
         log_level="warning",
-        # Longer than any client keeps an idle connection, so that it is the client who closes it:
-        # else a request may be sent into a connection that is just being closed.
+        # Longer than the idle timeout of any client, so that the client closes the connection:
+        # else a request may be sent on a connection that is just being closed.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
     )

@@ -1,7 +1,7 @@
-"""Is a JSON document of the shape that a protocol wants? Small checks that combine into large ones.
+"""Checks of the shape of JSON documents: small checks that combine into large ones.
 
-A check takes a value and its path, and raises `Misfit` with the first thing that is wrong. Each
-provider turns a `Misfit` into its own words.
+A check takes a value and its path, and raises `Misfit` with the first problem. Each provider turns a `Misfit` into
+its own error message.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Check = Callable[[Any, Path], None]
 Problem = Literal["unknown", "missing", "type", "value", "minimum", "maximum"]
 
 
-class Misfit(Exception):  # noqa: N818 (it is caught and put into words; nobody ever sees it raised)
+class Misfit(Exception):  # noqa: N818 (always turned into a provider's own error)
     def __init__(self, path: Path, problem: Problem, expected: str = "", value: Any = None) -> None:
         super().__init__(path, problem, expected, value)
         self.path = path
@@ -24,7 +24,7 @@ class Misfit(Exception):  # noqa: N818 (it is caught and put into words; nobody 
 
 
 def anything(value: Any, path: Path) -> None:
-    """Accept."""
+    """Accept any value."""
 
 
 def text(value: Any, path: Path) -> None:
@@ -116,7 +116,7 @@ def string_or(inner: Check) -> Check:
 def record(
     required: Mapping[str, Check], optional: Mapping[str, Check] | None = None, *, is_open: bool = False
 ) -> Check:
-    """An object with these fields, and no others unless it is open."""
+    """Return a check for an object with these fields, and no others unless it is open."""
     known = {**(optional or {}), **required}
 
     def check(value: Any, path: Path) -> None:
@@ -135,7 +135,7 @@ def record(
 
 
 def tagged(tag: str, variants: Mapping[str, Check], default: str | None = None) -> Check:
-    """An object whose field `tag` says which of the variants it is."""
+    """Return a check for an object whose field `tag` selects the variant."""
 
     def check(value: Any, path: Path) -> None:
         mapping(value, path)

@@ -1,4 +1,4 @@
-"""Bytes on their way into a store: hashed as they pass, and kept while they are few."""
+"""Spools: hash the bytes of an upload as they pass, and store them up to a limit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-#: More than this is not kept; or, where all must be kept, it goes to disk.
+#: Larger content is dropped or, where all of it is needed, goes to disk.
 KEEP_BYTES = 1024 * 1024
 _PIECE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far a spool was filled at some time."""
+    """The size and hash of a spool at some time, to rewind it to."""
 
     size: int
     digest: Any
@@ -27,10 +27,10 @@ class Mark:
 
 
 class Spool:
-    """Takes any number of bytes in a bounded amount of memory.
+    """A buffer for any number of bytes in bounded memory.
 
-    The disk is written to from the event loop: it is the page cache that takes it, and only for files
-    that must be read again.
+    The disk is written to from the event loop: this only fills the page cache, and only for files that must be read
+    again.
     """
 
     def __init__(self) -> None:
@@ -50,13 +50,13 @@ class Spool:
 
     @property
     def keeps_all(self) -> bool:
-        """Was it meant to be read again, however much it is?"""
+        """Return whether all content is stored, whatever its size."""
         return self._whole
 
     def keep_little(self) -> None:
-        """From now on (and for what is in it already), do without the content of more than `KEEP_BYTES`."""
+        """Store no content of more than `KEEP_BYTES`, including what has been written already."""
         self._whole = False
-        self._forget_much()
+        self._drop_large()
 
     def write(self, piece: bytes) -> None:
         self._digest.update(piece)
@@ -65,10 +65,10 @@ class Spool:
                 self._content.seek(self.size)
                 self._content.write(piece)
         self.size += len(piece)
-        self._forget_much()
+        self._drop_large()
 
     def chunks(self) -> Iterator[bytes]:
-        """The content, piece by piece, when it was kept."""
+        """Iterate over the stored content, piece by piece."""
         at = 0
         while at < self.size:
             piece = self.read(at, min(_PIECE, self.size - at))
@@ -78,12 +78,12 @@ class Spool:
     def read(self, start: int, size: int) -> bytes:
         with self._lock:
             if self._content is None:
-                raise LookupError("the simulator did not keep the content of this file, only its hash and size")
+                raise LookupError("the simulator did not store the content of this file, only its hash and size")
             self._content.seek(start)
             return self._content.read(size)
 
     def lines(self) -> Iterator[bytes]:
-        """The content line by line, without the line ends. A last line that is empty is none."""
+        """Iterate over the lines of the content, without line breaks; an empty last line is left out."""
         begun: list[bytes] = []
         for piece in self.chunks():
             end, *more = piece.split(b"\n")
@@ -98,7 +98,7 @@ class Spool:
         return Mark(self.size, self._digest.copy())
 
     def rewind(self, mark: Mark) -> None:
-        """Undo what was written since `mark`."""
+        """Undo all writes since `mark`."""
         self.size, self._digest = mark.size, mark.digest.copy()
 
     def close(self) -> None:
@@ -107,6 +107,6 @@ class Spool:
                 self._content.close()
                 self._content = None
 
-    def _forget_much(self) -> None:
+    def _drop_large(self) -> None:
         if not self._whole and self.size > KEEP_BYTES:
             self.close()

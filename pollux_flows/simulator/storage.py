@@ -1,8 +1,8 @@
-"""What a world keeps in a folder, so that the other processes which share it find it: files, batches and caches.
+"""Storage of files, batches and caches in a folder that several processes share.
 
-One SQLite file has a record of each; their content lies beside it. A field of a record that was null is set once and
-never changed again (`deleted_at`, `results`), so it does not matter which process sets it first; a cache that is given
-more time is replaced as a whole. Each change has a number: a process asks for what changed since it last looked.
+One SQLite file has a record of each; their content lies beside it. A null field of a record is set once and never
+changed again (`deleted_at`, `results`), so it does not matter which process sets it first; a cache whose lifetime is
+extended is replaced. Each change has a number: a process asks for the changes since its last one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 Key = tuple[str, str]
 """The provider and the id."""
 
-#: Of more than this, the oldest are deleted for all, and forgotten later.
+#: Beyond this, the oldest are deleted for all processes, and their records are removed later.
 KEEP_ITEMS: Final = 2_000
 KEEP_BYTES: Final = 500_000_000
 _WAIT_S: Final = 30.0
@@ -38,7 +38,7 @@ _NEXT: Final = "(SELECT COALESCE(MAX(change), 0) + 1 FROM items)"
 
 
 class SavedSpool(Spool):
-    """Content that is on disk. It is opened for each read: a world may know of thousands."""
+    """Content on disk. The file is opened for each read, as there may be thousands."""
 
     def __init__(self, path: Path, size: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class SavedSpool(Spool):
 
 
 class Storage:
-    """The items of one kind in a folder, which is made when the first is added."""
+    """The items of one kind in a folder, which is created with the first item."""
 
     def __init__(self, folder: Path, kind: str, clock: Callable[[], float]) -> None:
         self.folder, self._kind, self._clock = folder, kind, clock
@@ -63,7 +63,7 @@ class Storage:
         self._seen = 0
 
     def add(self, key: Key, record: Record, contents: Mapping[str, Spool]) -> bool:
-        """Save an item. False when there is one of that name."""
+        """Save an item; return False if there is one with that key already."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         size = sum(spool.size for spool in contents.values())
         with self._changing() as database:
@@ -77,7 +77,7 @@ class Storage:
         return bool(added)
 
     def set(self, key: Key, contents: Mapping[str, Spool] | None = None, **fields: Any) -> Record | None:
-        """Set those of these fields that are null, and return the record; None if there is no such item."""
+        """Set those fields that are still null, and return the record; None if there is no such item."""
         if not self._database.exists():
             return None
         with self._changing() as database:
@@ -94,7 +94,7 @@ class Storage:
             return {**record, **changed}
 
     def replace(self, key: Key, record: Record) -> None:
-        """Save another record of an item, unless it is gone by now."""
+        """Replace the record of an item, unless it has been deleted."""
         with self._changing() as database:
             found = database.execute(
                 "SELECT record FROM items WHERE kind = ? AND provider = ? AND id = ?", (self._kind, *key)
@@ -103,7 +103,7 @@ class Storage:
                 self._write(database, key, record)
 
     def changed(self) -> Iterator[Record]:
-        """The records that are new, or have changed, since this was last asked."""
+        """Iterate over the records that are new or changed since the last call."""
         if not self._database.exists():
             return
         with closing(self._connect()) as database:
@@ -166,9 +166,9 @@ class Storage:
         return self.folder / f"{self._kind}-{quote('-'.join(key), safe='')}.{name}"
 
     def _connect(self) -> sqlite3.Connection:
-        # For each operation: threads, event loops and forked processes need not share one.
+        # One for each operation, so that threads, event loops and forked processes do not share one.
         database = sqlite3.connect(self._database, timeout=_WAIT_S, isolation_level=None)
-        database.execute("PRAGMA synchronous = OFF")  # a simulation may lose its last moment in a power cut
+        database.execute("PRAGMA synchronous = OFF")  # a simulation may lose its last writes in a power cut
         return database
 
     @contextmanager

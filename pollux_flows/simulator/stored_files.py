@@ -1,4 +1,4 @@
-"""The files that were uploaded to the providers of one world."""
+"""The files that were uploaded to the simulated providers."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from pollux_flows.simulator.storage import Record, Storage
 
 State = Literal["processing", "active", "failed", "expired", "deleted"]
 
-#: A world in a worker lives as long as the worker: of files that are gone only the last ones are remembered.
+#: A simulator in a worker lives as long as the worker: only the last deleted and expired files are remembered.
 KEEP_GONE = 10_000
-#: What is saved of a file, beside its content where a job reads or writes that.
+#: The saved fields of a file; its content is saved only where a batch reads or writes it.
 _SAVED: Final = (
     "provider", "id", "account", "filename", "mime_type", "size", "sha256", "created_at", "purpose", "expires_at",
     "deleted_at", "ready_at", "fails",
 )  # fmt: skip
 
 
-class NameTaken(Exception):  # noqa: N818 (a provider puts it into its own words)
-    """A file of that id is there already."""
+class NameTaken(Exception):  # noqa: N818 (turned into a provider's own error)
+    """A file with that id exists already."""
 
 
 @dataclass(eq=False)
 class StoredFile:
-    """One upload that arrived, or what a batch gave out: also after it has expired or was deleted."""
+    """An uploaded file or the output of a batch, also after it has expired or was deleted."""
 
     provider: str
-    #: What the provider's SDK calls it by: `file-…`, `file_…`, `files/…`. Part of it comes from the content, so
-    #: that an id from before a reset is never that of another file.
+    #: The id in the provider's format: `file-…`, `file_…`, `files/…`. Part of it depends on the content, so that an
+    #: id from before a reset is never that of another file.
     id: str
-    #: Whose it is: a hash of the API key that it came with.
+    #: The account that owns it: a hash of the API key that uploaded it.
     account: str = field(repr=False)
     #: As the client named it; for Gemini the display name.
     filename: str
     mime_type: str
     size: int
-    #: Of the bytes that arrived, in hex.
+    #: The hash of the received bytes, in hex.
     sha256: str
     created_at: float
     purpose: str | None = None
@@ -48,14 +48,14 @@ class StoredFile:
     deleted_at: float | None = None
     #: When it has been processed.
     ready_at: float = 0.0
-    #: Does its processing end in failure?
+    #: Whether its processing ends in failure.
     fails: bool = False
     spool: Spool | None = field(default=None, repr=False)
     clock: Callable[[], float] = field(default=lambda: 0.0, repr=False)
 
     @property
     def state(self) -> State:
-        """What it is now, by the clock of its world."""
+        """Return its current state, by the simulator's clock."""
         now = self.clock()
         if self.deleted_at is not None and self.deleted_at <= now:
             return "deleted"
@@ -67,11 +67,11 @@ class StoredFile:
 
     @property
     def is_there(self) -> bool:
-        """Can its provider still find it?"""
+        """Return whether it exists for its provider: neither deleted nor expired."""
         return self.state not in ("deleted", "expired")
 
     def chunks(self) -> Iterator[bytes]:
-        """Its bytes, as far as they were kept: all of a small file, and of one that is meant to be read again."""
+        """Iterate over its stored bytes: those of a small file, and of one that is meant to be read again."""
         if self.spool is None:
             raise LookupError("this file is gone, and its content with it")
         return self.spool.chunks()
@@ -85,7 +85,7 @@ class StoredFile:
             self.spool = None
 
     def as_json(self) -> dict[str, Any]:
-        """What can be told about it in another process."""
+        """Return its public fields as JSON, for clients in another process."""
         names = (
             "provider", "id", "filename", "mime_type", "size", "sha256", "purpose",
             "created_at", "expires_at", "deleted_at", "state",
@@ -94,22 +94,22 @@ class StoredFile:
 
 
 class FileStore:
-    """All files of one world, whichever provider has them."""
+    """The files of all providers of one simulator."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        #: By provider and id. A name whose file is gone may be given again.
+        #: By provider and id. The name of a deleted or expired file may be reused.
         self._current: dict[tuple[str, str], StoredFile] = {}
         self._gone: deque[StoredFile] = deque(maxlen=KEEP_GONE)
         self._arrivals = 0
         self._order: dict[StoredFile, int] = {}
         self._sweep_at = KEEP_GONE
-        #: Where other processes find them.
+        #: The storage shared with other processes.
         self._storage: Storage | None = None
 
     def share(self, storage: Storage) -> None:
-        """From now on, have them in common with other processes."""
+        """Share the files with other processes from now on."""
         with self._lock:
             self._storage = storage
 
@@ -125,19 +125,19 @@ class FileStore:
             self._remember(file)
 
     def find(self, provider: str, file_id: str, account: str) -> StoredFile | None:
-        """The file of that account, as long as it is there."""
+        """Return an account's file, unless it has expired or was deleted."""
         file = self.remembered(provider, file_id, account)
         return file if file is not None and file.is_there else None
 
     def remembered(self, provider: str, file_id: str, account: str) -> StoredFile | None:
-        """The file of that account, also when it has expired or was deleted."""
+        """Return an account's file, even if it has expired or was deleted."""
         with self._lock:
             self._load()
             file = self._current.get((provider, file_id))
         return file if file is not None and file.account == account else None
 
     def owned(self, provider: str, account: str) -> list[StoredFile]:
-        """What that account has there, oldest first."""
+        """Return the existing files of an account, oldest first."""
         return [file for file in self.all() if (file.provider, file.account) == (provider, account) and file.is_there]
 
     def delete(self, file: StoredFile) -> None:
@@ -148,7 +148,7 @@ class FileStore:
             file.release()
 
     def all(self) -> list[StoredFile]:
-        """In order of arrival; those that are gone too."""
+        """Return all files in order of arrival, with those deleted or expired."""
         with self._lock:
             self._load()
             return sorted([*self._gone, *self._current.values()], key=self._order.__getitem__)
@@ -164,7 +164,7 @@ class FileStore:
                 self._storage.clear()
 
     def _load(self) -> None:
-        """Take in what other processes have done."""
+        """Load the changes of other processes."""
         if self._storage is None:
             return
         for record in self._storage.changed():
@@ -180,14 +180,14 @@ class FileStore:
         file.clock = self._clock
         key = (file.provider, file.id)
         if key in self._current:
-            self._bury(self._current[key])
+            self._retire(self._current[key])
         self._current[key] = file
         self._arrivals += 1
         self._order[file] = self._arrivals
         if len(self._current) > self._sweep_at:
             self._sweep()
 
-    def _bury(self, file: StoredFile) -> None:
+    def _retire(self, file: StoredFile) -> None:
         file.release()
         del self._current[file.provider, file.id]
         if len(self._gone) == KEEP_GONE:
@@ -196,7 +196,7 @@ class FileStore:
 
     def _sweep(self) -> None:
         for file in [file for file in self._current.values() if not file.is_there]:
-            self._bury(file)
+            self._retire(file)
         self._sweep_at = KEEP_GONE + 2 * len(self._current)
 
 
@@ -205,5 +205,5 @@ def _record(file: StoredFile) -> Record:
 
 
 def _content(file: StoredFile) -> dict[str, Spool]:
-    """What another process may read of it: not what is only looked at when it is attached."""
+    """Return the content to share with other processes: only of files that are meant to be read again."""
     return {"content": file.spool} if file.spool is not None and file.spool.keeps_all else {}

@@ -1,4 +1,4 @@
-"""The JSON schemas that OpenAI's strict mode takes, and how it words what it does not take."""
+"""OpenAI's strict mode: checks JSON schemas, with OpenAI's error messages."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _NOT_PERMITTED: Final = (
     "prefixItems",
 )
 _FORMATS: Final = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
-_SAYS_WHAT_IT_IS: Final = frozenset({"type", "anyOf", "$ref", "enum", "const"})
+_TYPE_KEYWORDS: Final = frozenset({"type", "anyOf", "$ref", "enum", "const"})
 _DEFINITIONS: Final = ("$defs", "definitions")
 
 
 def complaint(schema: Any) -> str | None:
-    """What strict mode has against this schema; None when it takes it."""
+    """Return OpenAI's objection to this schema; None if strict mode accepts it."""
     if problem := malformed(schema):
         return problem
     if not isinstance(schema, dict) or schema.get("type") != "object":
@@ -44,7 +44,7 @@ def complaint(schema: Any) -> str | None:
 
 def _node(node: Any, context: tuple[str, ...], root: dict[str, Any]) -> str | None:
     if not isinstance(node, dict):
-        return _in(context, f"{node!r} is not of type 'object', 'boolean'.")
+        return _in_context(context, f"{node!r} is not of type 'object', 'boolean'.")
     if "$ref" in node:
         return _reference(node, context, root)
     if problem := _keywords(node, context):
@@ -58,42 +58,42 @@ def _node(node: Any, context: tuple[str, ...], root: dict[str, Any]) -> str | No
 def _keywords(node: dict[str, Any], context: tuple[str, ...]) -> str | None:
     for keyword in _NOT_PERMITTED:
         if keyword in node:
-            return _in(context, f"'{keyword}' is not permitted.")
-    if not node.keys() & _SAYS_WHAT_IT_IS:
-        return _in(context, "schema must have a 'type' key.")
+            return _in_context(context, f"'{keyword}' is not permitted.")
+    if not node.keys() & _TYPE_KEYWORDS:
+        return _in_context(context, "schema must have a 'type' key.")
     if "format" in node and node["format"] not in _FORMATS:
-        return _in(context, f"'{node['format']}' is not a valid format.")
+        return _in_context(context, f"'{node['format']}' is not a valid format.")
     types = node.get("type")
     types = types if isinstance(types, list) else [types]
     if "array" in types and "items" not in node:
-        return _in(context, "array schema missing items.")
+        return _in_context(context, "array schema missing items.")
     return _object(node, context) if "object" in types else None
 
 
 def _reference(node: dict[str, Any], context: tuple[str, ...], root: dict[str, Any]) -> str | None:
     siblings = {key for key in node if key != "$ref" and key not in _DEFINITIONS}
     if siblings:
-        return _in(context, f"$ref cannot have keywords {siblings!r}.")
+        return _in_context(context, f"$ref cannot have keywords {siblings!r}.")
     target: Any = root
     for step in str(node["$ref"]).removeprefix("#").split("/")[1:]:
         target = target.get(step) if isinstance(target, dict) else None
     if target is None:
-        return _in(context, f"reference '{node['$ref']}' can only point to definitions of the schema.")
+        return _in_context(context, f"reference '{node['$ref']}' can only point to definitions of the schema.")
     return None
 
 
 def _object(node: dict[str, Any], context: tuple[str, ...]) -> str | None:
     if node.get("additionalProperties") is not False:
-        return _in(context, "'additionalProperties' is required to be supplied and to be false.")
+        return _in_context(context, "'additionalProperties' is required to be supplied and to be false.")
     properties = node.get("properties") or {}
     required = node.get("required") or []
     wanted = "'required' is required to be supplied and to be an array including every key in properties."
     for name in properties:
         if name not in required:
-            return _in(context, f"{wanted} Missing '{name}'.")
+            return _in_context(context, f"{wanted} Missing '{name}'.")
     for name in required:
         if name not in properties:
-            return _in(context, f"{wanted} Extra required key '{name}' supplied.")
+            return _in_context(context, f"{wanted} Extra required key '{name}' supplied.")
     return None
 
 
@@ -109,5 +109,5 @@ def _children(node: dict[str, Any], context: tuple[str, ...]) -> list[tuple[tupl
     return found
 
 
-def _in(context: tuple[str, ...], problem: str) -> str:
+def _in_context(context: tuple[str, ...], problem: str) -> str:
     return f"In context={context!r}, {problem}"

@@ -1,4 +1,4 @@
-"""Points in time as the providers write them."""
+"""Timestamps in the providers' format."""
 
 from __future__ import annotations
 

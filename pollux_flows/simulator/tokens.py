@@ -1,11 +1,11 @@
-"""How many tokens something is. A rule, not a tokenizer: what counts is that it can be checked by hand.
+"""Token counts. They follow a rule that can be checked by hand, not a tokenizer.
 
 - A text: a quarter of its characters, rounded up.
 - JSON (a schema, a tool, its arguments): the text of its compact form.
 - A text file (`text/*`), stored or sent along: a quarter of its bytes, rounded up.
-- Any other file (image, document, sound, film): 258 tokens for each started 32 KiB of its bytes, up to
-  256 times: a model looks at what is large more coarsely.
-- An address on the web, whatever is there: 258.
+- Any other file (image, document, audio, video): 258 tokens for each started 32 KiB of its bytes, up to
+  256 times: a model sees large files at a lower resolution.
+- A web address, whatever its content: 258.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def of_base64(data: str, mime_type: str = "") -> int:
 
 
 def of_url(url: str) -> int:
-    """A data URL carries its bytes; any other is a reference."""
+    """Count the tokens of a URL: a data URL by its content, any other as one attachment."""
     if not url.startswith("data:"):
         return of_attachment()
     head, _, data = url.partition(",")

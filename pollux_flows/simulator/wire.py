@@ -1,4 +1,4 @@
-"""The words that all simulated providers share: a call comes in, a reply or a refusal goes out."""
+"""The types that all simulated providers share: a call, its operation, and its reply or refusal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pollux_flows.simulator.world import Simulator
 
 
-class Refused(Exception):  # noqa: N818 (it is an answer, and no error of ours)
-    """The provider says no. `kind`, `code` and `param` fill its own error body; None: its default for that status."""
+class Refused(Exception):  # noqa: N818 (it is a response, not an error of ours)
+    """An error response. `kind`, `code` and `param` fill the provider's error body; None is its default."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ Row = TypeVar("Row")
 
 @dataclass(slots=True)
 class Reply:
-    #: JSON; bytes are sent as they are, and a spool piece by piece.
+    #: JSON; bytes are sent unchanged, and a spool piece by piece.
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Reply:
 
 @dataclass(slots=True)
 class Call:
-    """One request, read and found to come from somebody with a key."""
+    """One request, after its body is read and its key is checked."""
 
     world: Simulator
     provider: Provider
@@ -61,29 +61,29 @@ class Call:
     params: Mapping[str, str]
     query: Mapping[str, str]
     body: Any
-    #: Whose key it is, as a hash of it: what an account uploads, no other can see.
+    #: The account: a hash of its key. Uploads of one account are invisible to others.
     account: str = ""
-    #: Where the request arrived, e.g. `http://127.0.0.1:4210`.
+    #: The origin that the request was sent to, e.g. `http://127.0.0.1:4210`.
     origin: str = ""
-    #: The query with all its repetitions.
+    #: The query, with repeated parameters.
     query_pairs: Sequence[tuple[str, str]] = ()
-    #: The form that an upload brought.
+    #: The form of an upload.
     upload: Form | None = None
-    #: What the preparation of its answer came to.
+    #: The result of the operation's `prepare`.
     prepared: Any = None
-    #: What it brought in bytes: thrown away unless it was stored.
+    #: The spools of its uploaded bytes, which are discarded unless stored.
     spools: list[Spool] = field(default_factory=list)
-    #: How far a chunk filled its upload.
+    #: The state of the resumable upload after this chunk.
     received: Mark | None = None
     #: The id of the file or batch that this request stored.
     stored: str | None = None
     #: The stored files that a generate request refers to, by the id or URI it used.
     files: dict[str, StoredFile] = field(default_factory=dict)
-    #: What a generate request asks for, once its provider has checked it.
+    #: The content of a generate request, once its provider has checked it.
     asked: Ask | None = None
-    #: When it began, as far as prompt caches are concerned.
+    #: Its start, for the prompt cache.
     arrival: Arrival | None = None
-    #: A row of a batch, whose caches are its own.
+    #: Whether it is a row of a batch; batches have prompt caches of their own.
     is_batch_row: bool = False
     #: The fault that shapes the answer, if there is one.
     fault: Fault | None = None
@@ -95,7 +95,7 @@ class Call:
         return self.asked
 
     def meet_cache(self, scope: str, blocks: Sequence[Block], *, least_tokens: int) -> Seen:
-        """Read and write the prompt cache of the account. Nothing but batches reads what batches write."""
+        """Read and write the account's prompt cache; batches and realtime requests have separate ones."""
         lane = "batch" if self.is_batch_row else "realtime"
         owner = f"{self.provider.name} {self.account} {lane} {scope}"
         return self.world.prefixes.meet(
@@ -105,31 +105,31 @@ class Call:
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing that a provider can be asked, at one path below its prefix."""
+    """An endpoint of a provider: a method at one path below its prefix."""
 
     name: str
     method: str
     path: str
     answer: Callable[[Call], Reply]
-    #: Checks a generate request as strictly as the provider does, and says what it asks for.
+    #: Checks a generate request as strictly as the provider does, and returns its content.
     read: Callable[[Call], Ask] | None = None
-    #: Takes in a body that is too long to be held; what it gives stands for the body in the log.
+    #: Receives a body that is too long for memory; its result stands for the body in the log.
     receive: Callable[[Call, AsyncIterator[bytes]], Awaitable[Any]] | None = None
-    #: What takes so long that it is done in a thread of its own, before anything is answered.
+    #: Slow work before the answer, run in a thread.
     prepare: Callable[[Call], None] | None = None
-    #: The query parameter that tells this operation from another one at the same path.
+    #: The query parameter that distinguishes this operation from another one at the same path.
     parameter: str | None = None
-    #: An address that was given away as a secret needs no key.
+    #: False for a secret URL, which needs no key.
     needs_key: bool = True
-    #: On every answer, unless it says otherwise.
+    #: Headers on every reply, unless the reply sets them itself.
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Provider(ABC):
-    """A simulated provider: where it lives, how it asks for a key, how it words what goes wrong."""
+    """A simulated provider: its address, its authentication, and its error format."""
 
     name: str
-    #: Where it lives below an origin; the two together are the base URL that its SDK wants.
+    #: Its path below an origin; the two together are the base URL for its SDK.
     prefix: str
 
     @abstractmethod
@@ -137,37 +137,37 @@ class Provider(ABC):
 
     @abstractmethod
     def authenticate(self, headers: Mapping[str, str]) -> str:
-        """The key in `headers`; raises `Refused` when there is none."""
+        """Return the key in `headers`; raise `Refused` when there is none."""
 
     @abstractmethod
     def request_id(self, number: int) -> str: ...
 
     @abstractmethod
     def headers(self, request_id: str) -> dict[str, str]:
-        """The headers on every answer."""
+        """Return the headers of every response."""
 
     @abstractmethod
     def error(self, refused: Refused, request_id: str) -> Any:
-        """The body of an error answer."""
+        """Return the body of an error response."""
 
     @abstractmethod
     def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
-        """The body of an answer that says 200 and means an error."""
+        """Return the body of an error that is sent with status 200."""
 
     @abstractmethod
     def overflow(self, ask: Ask | None) -> Refused:
-        """The refusal of a prompt that is longer than the context window."""
+        """Return the refusal of a prompt that is longer than the context window."""
 
 
 def row(table: Mapping[int, Row], status: int) -> Row:
-    """What a table of errors says about a status; about its whole class, where it has no row of its own."""
-    whole_class = (
+    """Return the row of a status in an error table, else the row of 400 or 500 for its class."""
+    class_default = (
         HTTPStatus.BAD_REQUEST if status < HTTPStatus.INTERNAL_SERVER_ERROR else HTTPStatus.INTERNAL_SERVER_ERROR
     )
-    return table.get(status) or table[whole_class]
+    return table.get(status) or table[class_default]
 
 
 def bearer(headers: Mapping[str, str]) -> str:
-    """The key in `Authorization: Bearer …`, or nothing."""
+    """Return the key in `Authorization: Bearer …`, or an empty string."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""

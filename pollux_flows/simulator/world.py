@@ -1,4 +1,4 @@
-"""One simulated world: everything that the providers in it remember."""
+"""The simulator, with the state of all its providers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from pollux_flows.simulator.stored_files import FileStore, StoredFile
 
 
 class Simulator:
-    """An offline world in which all providers answer.
+    """An offline simulator of all providers.
 
     It holds state behind plain locks and nothing that belongs to an event loop, so one simulator may
-    answer several loops and threads at once. `clock` gives the time of that world in epoch seconds;
+    answer several loops and threads at once. `clock` returns the simulated time in epoch seconds;
     a test may replace it to let caches and files expire. `processing_s` is how long, by that clock,
     Gemini works on an uploaded file before it can be used, and `batch_s` how long a batch takes.
     """
@@ -60,9 +60,9 @@ class Simulator:
         self.batch_store = BatchStore(self.now)
         self.batch_plans = PlanQueue()
         self.gemini_caches = CacheStore()
-        #: Gemini caches nothing that has fewer tokens. Not so here by itself: examples are short.
+        #: The fewest tokens of a Gemini cache. Zero by default, because examples are short.
         self.gemini_cache_minimum = 0
-        #: How long after its creation a cache is listed first.
+        #: The delay after its creation before a cache is listed.
         self.gemini_cache_listed_after_s = 0.0
         self.gemini_uploads = UploadSessions()
         self.openai_responses = ResponseMemory()
@@ -70,7 +70,7 @@ class Simulator:
         self._numbers = self._new_numbers()
 
     def share(self, folder: Path) -> None:
-        """Have files, batches and caches in common with all processes that share this folder."""
+        """Share files, batches and caches with all processes that use this folder."""
         if folder != self._folder:
             self._folder = folder
             self.file_store.share(Storage(folder, "file", self.now))
@@ -80,27 +80,27 @@ class Simulator:
 
     @cached_property
     def app(self) -> ASGIApp:
-        """The ASGI application: for uvicorn, or for `ASGITransport(app=...)` in process."""
+        """The ASGI application, for uvicorn or for an in-process `ASGITransport(app=...)`."""
         return build_app(self)
 
     @property
     def requests(self) -> list[Logged]:
-        """What was asked, in order of arrival."""
+        """Return all requests, in order of arrival."""
         return self.log.entries()
 
     @property
     def files(self) -> list[StoredFile]:
-        """Every file that was uploaded, or that a batch gave out, also those that were deleted or have expired."""
+        """Return all uploaded files and outputs of batches, including deleted and expired ones."""
         return self.file_store.all()
 
     @property
     def batches(self) -> list[StoredBatch]:
-        """Every batch that was accepted, in order of arrival, also those that were deleted."""
+        """Return all accepted batches in order of arrival, including deleted ones."""
         return self.batch_store.all()
 
     @staticmethod
     def base_url(provider: str, origin: str) -> str:
-        """What to give an SDK, or `Config(base_url=...)`, to reach `provider` at `origin`."""
+        """Return the base URL of `provider` at `origin`, for its SDK or `Config(base_url=...)`."""
         return origin.rstrip("/") + PROVIDERS[provider].prefix
 
     def fail(
@@ -112,9 +112,9 @@ class Simulator:
         operation: str | None = "generate",
         contains: str | None = None,
     ) -> None:
-        """Let the next `times` matching requests meet `fault` (None: all from now on).
+        """Apply `fault` to the next `times` matching requests (None: to all from now on).
 
-        `operation=None` matches every operation; `contains` is looked for in every string of the body. The
+        `operation=None` matches every operation; `contains` is searched in every string of the body. The
         rows of batches are requests too, of the operation "batch.row".
         """
         if provider is not None and provider not in PROVIDERS:
@@ -122,21 +122,21 @@ class Simulator:
         self.faults.add(fault, times=times, provider=provider, operation=operation, contains=contains)
 
     def batch(self, *, times: int | None = 1, provider: str | None = None, **plan: Any) -> None:
-        """Let the next `times` batches that are accepted (None: all from now on) go as the fields of `Plan` say."""
+        """Apply a `Plan` with these fields to the next `times` accepted batches (None: to all from now on)."""
         if provider is not None and provider not in PROVIDERS:
             raise ValueError(f"unknown provider {provider!r}; one of: {', '.join(PROVIDERS)}")
         self.batch_plans.add(Plan(**plan), times=times, provider=provider)
 
     def now(self) -> float:
-        """The time of this world; while the rows of a batch are answered, the time at which the batch ended."""
+        """Return the simulated time; while the rows of a batch are answered, the time at which the batch ended."""
         moment: float | None = getattr(self._moment, "at", None)
         return self.clock() if moment is None else moment
 
     @contextmanager
     def at(self, moment: float) -> Iterator[None]:
-        """For this thread, let it be `moment`.
+        """Set the simulated time of this thread to `moment`.
 
-        What a batch did is worked out when somebody asks for it, which may be a week after its end.
+        The results of a batch are computed when they are first requested, which may be a week after its end.
         """
         self._moment.at = moment
         try:
@@ -145,7 +145,7 @@ class Simulator:
             self._moment.at = None
 
     def reset(self) -> None:
-        """Forget everything: faults, plans, log, files, caches, batches, ids.
+        """Clear all state: faults, plans, log, files, caches, batches, ids.
 
         The clock, the latency, `processing_s` and `batch_s` stay.
         """
@@ -162,17 +162,17 @@ class Simulator:
         self._numbers = self._new_numbers()
 
     def number(self) -> int:
-        """The next number of this world: ids are unique and, unless processes share it, the same in every run."""
+        """Return the next number for an id: unique and, unless processes share state, the same in every run."""
         return next(self._numbers)
 
     def _new_numbers(self) -> Iterator[int]:
-        # Of processes that share a world, each begins elsewhere: no two give the same id to different things.
+        # Processes that share state start at different numbers, so that they do not assign the same id.
         return itertools.count(1 if self._folder is None else random.randrange(10**7, 10**8))  # noqa: S311 (no secret)
 
 
 @lru_cache(maxsize=1)
 def _only_one() -> Simulator:
-    # It lives as long as its process, which may be a worker's, so its log has an end.
+    # It lives as long as its process, which may be a worker's, so its log is bounded.
     return Simulator(keep_requests=1_000)
 
 
@@ -180,9 +180,9 @@ _CREATION = threading.Lock()
 
 
 def in_process(folder: Path | None = None) -> Simulator:
-    """The simulator of this process, from which `Config(use_mock=True)` is answered.
+    """Return the simulator of this process, which answers for `Config(use_mock=True)`.
 
-    With `folder`, what it is given is found by all processes that name the same one.
+    With `folder`, its files, batches and caches are shared by all processes that use the same folder.
     """
     with _CREATION:
         world = _only_one()

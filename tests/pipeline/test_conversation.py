@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a newer version": (going_on(version=2), "newer version of pollux_flows .*Update"),
     "another provider": (going_on(provider="gemini"), "was with gemini, and openai knows nothing of it"),
     "a turn that is none": (going_on(history=[{"role": "system"}]), r"_conversation_state.history\[0\] has the role"),
-    "a turn that is no object": (going_on(history=["Hi."]), r"history\[0\] says not whose turn"),
+    "a turn that is no object": (going_on(history=["Hi."]), r"history\[0\] has no role"),
     "calls that wait": (going_on(history=[SAID[0], CALLED]), r"waits for the result of the tool call 'c1' \(look\)"),
     "calls that wait in a history": ({"history": [SAID[0], CALLED]}, "continue_tool"),
     "a cache that would be missing": ({"history": [{**SAID[0], "cache": "caches/1"}]}, r"Options\(cache=…\)"),
@@ -135,7 +135,7 @@ async def test_a_local_server_gets_no_tool_turns(config: MakeConfig, sim: Simula
           for provider, model in (("anthropic", "claude-sonnet-4-6"), ("gemini", "gemini-2.5-flash"))),
         ("gemini", "gemini-2.5-flash", [SAID[0], {**SAID[1], "provider_state": {"parts": [{"text": 1}]}}], {},
          "cannot be sent back to Gemini"),
-        *((provider, model, [SAID[0], {**SAID[1], "provider_state": {name: ["x"]}}], {}, f"not what came .{name}")
+        *((provider, model, [SAID[0], {**SAID[1], "provider_state": {name: ["x"]}}], {}, f"the provider sent .{name}")
           for provider, model, name in (("anthropic", "claude-sonnet-4-6", "content"), ("openai", "gpt-5", "output"),
                                         ("gemini", "gemini-2.5-flash", "parts"))),
     ],
@@ -166,7 +166,7 @@ RESULTS: dict[str, tuple[Any, str]] = {
     "no list": ({"tool_call_id": "x"}, "Pass a list"),
     "text": ("sea", "Pass a list"),
     "no result": (["sea"], r"tool_results\[0\]"),
-    "no id": ([{"content": "sea"}], r"tool_results\[0\] says not which tool call"),
+    "no id": ([{"content": "sea"}], r"tool_results\[0\] does not say which tool call"),
     "unknown": ([{"tool_call_id": "x", "content": "sea"}], r"tool_results\[0\] is the result of the tool call 'x'"),
     "a prompt": ([{"role": "user", "content": "sea"}], "a turn of role user"),
     "an object": ([{"tool_call_id": "x", "content": {"a": 1}}], r"tool_results\[0\].content is of type dict"),

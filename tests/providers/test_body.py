@@ -93,7 +93,7 @@ async def test_a_packed_answer_is_unpacked(provider: ProviderName) -> None:
         envelope = await run("p", config=server.config(provider))
     assert envelope.answers == ["fine" * 1_000_000]
     async with scripted(http(packed, content_encoding="br")) as server:
-        with pytest.raises(APIError, match="packed with 'br'"):
+        with pytest.raises(APIError, match="compressed with 'br'"):
             await run("p", config=server.config(provider))
 
 

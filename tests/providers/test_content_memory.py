@@ -69,7 +69,7 @@ async def test_what_cannot_be_remembered_is_read(
     caplog.set_level(logging.WARNING, logger="pollux_flows")
     assert None not in await read_sources(make_request(["What?"], target=config("openrouter").target, sources=sources))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("What was read of files is not remembered, so they will be read again: ")
+    assert warning.startswith("The contents of files are not remembered, so they will be read again: ")
     assert "POLLUX_HOME" in warning or "Restore that folder" in warning
 
 

@@ -49,7 +49,7 @@ async def test_a_file_that_brings_nothing_any_more_is_an_error_that_says_so(shel
     source = hanging(shelf, after=after)
     started = time.monotonic()
     for reading in (examine([source]), load(source, Content(sha256="", size_bytes=len(PDF), mime_type="a/b"))):
-        with pytest.raises(SourceError, match=r"'shelf://march\.pdf' has brought nothing for 0\.3 seconds"):
+        with pytest.raises(SourceError, match=r"'shelf://march\.pdf' has sent no data for 0\.3 seconds"):
             await reading
     assert time.monotonic() - started < 5
 
@@ -85,7 +85,7 @@ def test_a_loop_ends_although_a_read_hangs(shelf: Shelf) -> None:
     """`asyncio.run` waits for the threads of its executor; these are not among them."""
     source = hanging(shelf)
     started = time.monotonic()
-    with pytest.raises(SourceError, match="has brought nothing"):
+    with pytest.raises(SourceError, match="has sent no data"):
         asyncio.run(examine([source]))
     assert time.monotonic() - started < 5
     shelf.released.set()  # the thread finds nobody there any more, and that is no error
@@ -149,7 +149,7 @@ def test_a_process_ends_although_a_read_hangs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30, check=True
     )
-    assert "'a.pdf' has brought nothing for 0.3 seconds" in done.stdout
+    assert "'a.pdf' has sent no data for 0.3 seconds" in done.stdout
     assert "pollux-reading" in done.stdout
     assert done.stderr == ""
 
@@ -159,7 +159,7 @@ def test_a_process_ends_although_a_read_hangs() -> None:
 
 async def test_a_reader_fails_rather_than_hangs(shelf: Shelf) -> None:
     """And can be closed, which would otherwise wait for the read."""
-    with closing(await open_file(hanging(shelf))) as reader, pytest.raises(SourceError, match="has brought nothing"):
+    with closing(await open_file(hanging(shelf))) as reader, pytest.raises(SourceError, match="has sent no data"):
         reader.read()
 
 
@@ -170,7 +170,7 @@ async def test_a_local_file_that_hangs_fails_too(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr("pollux_flows.providers.place._open", lambda _: os.fdopen(readable, "rb", 0))
         (tmp_path / "a.pdf").write_bytes(PDF)
         reader = await open_file(Source.from_file(tmp_path / "a.pdf"))
-        with pytest.raises(SourceError, match="has brought nothing"):
+        with pytest.raises(SourceError, match="has sent no data"):
             reader.read(10)
         reader.close()
     finally:
@@ -187,7 +187,7 @@ async def test_an_upload_of_what_hangs_is_the_files_error(
     """It fails in good time, once, and in words; the run ends."""
     source = hanging(shelf, at_open=2)
     started = time.monotonic()
-    with pytest.raises(SourceError, match=r"'shelf://march\.pdf' has brought nothing"):
+    with pytest.raises(SourceError, match=r"'shelf://march\.pdf' has sent no data"):
         await run("What is it?", source=source, config=config(provider, timeout_s=30.0))
     assert time.monotonic() - started < 10
     assert shelf.opened == 2

@@ -64,7 +64,7 @@ async def test_a_directive_that_makes_no_sense_is_an_error(nonsense: str, client
     with pytest.raises(Failed) as failed:
         await client.ask(f"[[simulate: {nonsense}]]")
     assert failed.value.status == 400
-    assert "makes no sense" in str(failed.value.body)
+    assert "is not a valid directive" in str(failed.value.body)
 
 
 async def test_a_reset_forgets_how_often_a_prompt_was_met(client: Client, sim: Simulator) -> None:

@@ -47,7 +47,7 @@ async def test_an_open_file_is_streamed(uploader: Uploader, sim: Simulator, tmp_
         await uploader.upload(opened)
     file = only(sim)
     assert (file.size, file.sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-    with pytest.raises(LookupError, match="did not keep"):
+    with pytest.raises(LookupError, match="did not store"):
         file.content()
     assert len(str(sim.requests)) < 20_000
 

@@ -22,7 +22,7 @@ from pollux_flows.providers.errors import may_pass
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
-# 256 MB is the limit of the whole body.
+# 256 MB is the limit of the entire body.
 LIMITS: Final = Limits(rows=100_000, size_bytes=256_000_000 - 1000)
 TAKES_A_FILE: Final = False
 KEEPS_NAMES: Final = False
@@ -33,7 +33,7 @@ _BEFORE, _AFTER = b'{"requests":[', b"]}"
 _BLOCK: Final = 1 << 20
 _PAGE: Final = 1000
 _STATES: Final[dict[str, BatchState]] = {"in_progress": "running", "canceling": "cancelling", "ended": "completed"}
-# Rows fail by a word, not by an HTTP status; these are the statuses they stand for.
+# Failed rows carry an error type instead of an HTTP status; these are the equivalent statuses.
 _STATUSES: Final = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -55,20 +55,20 @@ def row(call: Call, key: str) -> bytes:
 
 
 async def create(client: AsyncAnthropic, _model: str, _tag: str, rows: Rows, _file_id: str | None) -> Batch:
-    # The SDK would want the rows as objects, hundreds of megabytes of them.
+    # The SDK takes the rows only as objects, hundreds of megabytes of them.
     size = len(_BEFORE) + (await asyncio.to_thread(rows.path.stat)).st_size + len(_AFTER)
     options: Any = {"headers": {"content-length": str(size)}}
     return _batch(await client.post(_PATH, content=_body(rows.path), cast_to=object, options=options))
 
 
 async def _body(path: Path) -> AsyncIterator[bytes]:
-    """The rows as a list: the ends of lines are where its commas go, so it is as long as the file."""
+    """Stream the rows as a JSON list: commas replace the line breaks, so it is as long as the file."""
     yield _BEFORE
     with await asyncio.to_thread(path.open, "rb") as file:
         block = await asyncio.to_thread(file.read, _BLOCK)
         while block:
             following = await asyncio.to_thread(file.read, _BLOCK)
-            # Nothing comes after the last row.
+            # The last row has no comma after it.
             ended = b"" if following or not block.endswith(b"\n") else b"\n"
             yield block.removesuffix(ended).replace(b"\n", b",") + ended
             block = following
@@ -95,10 +95,10 @@ async def download(client: AsyncAnthropic, batch: Batch, into: IO[bytes]) -> Non
             retryable=False,
         )
     results = lines.Lines(into)
-    for told in batch.results:
+    for address in batch.results:
         options: Any = {"headers": {"accept": "application/binary"}}
-        url = str(_at_home(client.base_url, told))
-        # The SDK's own `results` would ask for the batch again, and go wherever that says, with the key.
+        url = str(_check_origin(client.base_url, address))
+        # The SDK's own `results` would fetch the batch again, and send the key to any address that it names.
         response = await client.get(url, cast_to=httpx2.Response, options=options, stream=True)
         async with aclosing(response):
             async for block in response.aiter_bytes():
@@ -106,10 +106,10 @@ async def download(client: AsyncAnthropic, batch: Batch, into: IO[bytes]) -> Non
         results.end()
 
 
-def _at_home(base: httpx2.URL, told: str) -> httpx2.URL:
-    """Where the results are, if that is where the key may go."""
+def _check_origin(base: httpx2.URL, address: str) -> httpx2.URL:
+    """Return the URL of the results; raise an APIError if it is on another host, where the key may not go."""
     try:
-        url = base.join(told)
+        url = base.join(address)
     except (httpx2.InvalidURL, TypeError, ValueError):
         url = httpx2.URL()
     if _origin(url) != _origin(base):
@@ -126,20 +126,20 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def result(line: bytes) -> Result:
-    said = lines.read(line)
-    key, told = as_text(said.get("custom_id")), as_object(said.get("result"))
-    kind = as_text(told.get("type"))
+    row = lines.read(line)
+    key, outcome = as_text(row.get("custom_id")), as_object(row.get("result"))
+    kind = as_text(outcome.get("type"))
     match kind:
         case None:
             raise ValueError("a line of the results has no result")
-        case "succeeded" if isinstance(told.get("message"), dict):
-            message = told["message"]
+        case "succeeded" if isinstance(outcome.get("message"), dict):
+            message = outcome["message"]
             return Result(key, "succeeded", response=message, code=as_text(message.get("stop_reason")))
         case "canceled":
             return Result(key, "cancelled", error="The batch was cancelled first.", code=kind, retryable=True)
         case "expired":
             return Result(key, "expired", error="The batch expired first.", code=kind, retryable=True)
-    error = as_object(told.get("error"))
+    error = as_object(outcome.get("error"))
     inner = as_object(error.get("error")) or error
     code = as_text(inner.get("type")) or kind
     request_id = as_text(error.get("request_id"))

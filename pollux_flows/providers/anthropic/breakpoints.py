@@ -1,8 +1,8 @@
-"""Where prompt caching ends: the breakpoint of a request.
+"""Prompt caching: sets the cache breakpoint of a request.
 
-Anthropic caches what stands before a breakpoint, in the order tools, system, messages. A lone call has it at its end,
-so that the next turn of the conversation reads all of it. Of several calls that begin alike it stands before the
-prompt: what one of them writes is then what the others read.
+Anthropic caches the prefix before a breakpoint, in the order tools, system, messages. A single call has it at its end,
+so that the next turn of the conversation reads all of it. In several calls with a shared prefix it stands before the
+prompt: the prefix that one of them writes is then read by the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _mark_before_prompt(body: dict[str, Any], call: Call, control: dict[str, str
         message, index = blocks.pop()
         block = message["content"][index]
         if block.get("type") in _MARKABLE:
-            # Turns that came before share their blocks with other requests.
+            # Prior turns share their blocks with other requests.
             marked = {**block, "cache_control": control}
             message["content"] = [*message["content"][:index], marked, *message["content"][index + 1 :]]
             return True

@@ -1,4 +1,4 @@
-"""One Anthropic client a run."""
+"""The Anthropic client, one a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def connect(config: Config) -> AsyncIterator[AsyncAnthropic]:
     from anthropic import AsyncAnthropic  # costs 0.6 s, needed only when a call is made
 
     async with http.sdk_client(config, URL) as transport:
-        # Retries are ours: the SDK's would obey a Retry-After of any length, inside our slot.
+        # Retries are ours: the SDK's would wait for a Retry-After of any length, while holding our slot.
         client = AsyncAnthropic(
             api_key=http.key(config),
             base_url=http.address(config, URL),

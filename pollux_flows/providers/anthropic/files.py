@@ -12,18 +12,19 @@ from pollux_flows.state.upload import Uploaded
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
-# If nobody deletes it, the provider does. Longer than the batch window, so that the last row of a job still finds it.
+# The provider deletes the file after this. Longer than the batch window, so that the last row of a job still finds it.
 KEPT_S: Final = 48 * 3600
 
 
 async def upload(client: AsyncAnthropic, file: FileToSend) -> Uploaded:
     asked_at = time.time()
-    kept = await client.files.upload(file=(file.name, cast(Any, file.body), file.mime_type), expires_in_seconds=KEPT_S)
-    return Uploaded(file_id=kept.id, expires_at=asked_at + KEPT_S)
+    content = (file.name, cast(Any, file.body), file.mime_type)
+    stored = await client.files.upload(file=content, expires_in_seconds=KEPT_S)
+    return Uploaded(file_id=stored.id, expires_at=asked_at + KEPT_S)
 
 
 async def ready(_client: AsyncAnthropic, uploaded: Uploaded) -> Uploaded:
-    """It is as soon as it is there."""
+    """Return the file: it is ready at once."""
     return uploaded
 
 
@@ -43,10 +44,10 @@ async def delete(client: AsyncAnthropic, file_id: str) -> None:
     try:
         await client.files.delete(file_id)
     except NotFoundError:
-        return  # gone is gone, whoever did it
+        return  # it is deleted already
 
 
 async def names(client: AsyncAnthropic) -> AsyncIterator[tuple[str, str]]:
-    """The id and the name of every file."""
+    """Iterate over the id and the name of every file."""
     async for file in client.files.list(limit=1000):
         yield file.id, file.filename

@@ -1,4 +1,4 @@
-"""One call to Anthropic's Messages API."""
+"""Calls to Anthropic's Messages API: builds the request, sends it and reads the answer."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ _ROOM_FOR_THE_ANSWER: Final = 4096
 async def generate(client: AsyncAnthropic, call: Call) -> Answer:
     import httpx2
 
-    # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
+    # `post` sends the body and returns the JSON unchanged: batch rows are read by the same code.
     response = await client.post("/v1/messages", body=request(call), cast_to=httpx2.Response)
     return await read_body(read_answer, response.content)
 
 
 def request(call: Call) -> dict[str, Any]:
-    """The request's body."""
+    """Build the request's body."""
     options = call.options
     raw = (options.provider_options or {}).get("anthropic", {})
     tools, tool_choice = _tools(call, raw)
@@ -76,13 +76,12 @@ def request(call: Call) -> dict[str, Any]:
     }
     if call.implicit_caching and "cache_control" not in raw:
         mark_prefix(body, call, raw)
-    given = {name: value for name, value in body.items() if value is not None}
-    return merged(given, raw)
+    return merged({name: value for name, value in body.items() if value is not None}, raw)
 
 
 @reader
 def read_answer(message: Any) -> Answer:
-    """The answer in a message's JSON."""
+    """Read the answer in a message's JSON."""
     if isinstance(message, dict) and message.get("type") == "error":
         error = as_object(message.get("error"))
         raise UpstreamError(_STATUSES.get(str(error.get("type")), 500), message)
@@ -92,8 +91,8 @@ def read_answer(message: Any) -> Answer:
     read = items.read_each(message["content"], _read_block)
     blocks = [block for block, _ in read]
     reason = as_text(message.get("stop_reason"))
-    texts = [said for block, said in read if block.get("type") == "text" and isinstance(said, str)]
-    thoughts = [said for block, said in read if block.get("type") == "thinking" and isinstance(said, str) and said]
+    texts = [text for block, text in read if block.get("type") == "text" and isinstance(text, str)]
+    thoughts = [text for block, text in read if block.get("type") == "thinking" and isinstance(text, str) and text]
     calls = [call for _, call in read if isinstance(call, ToolCall)]
     finish_reason = None if reason is None else _FINISH_REASONS.get(reason, "other")
     answered_in_a_call = bool(calls) and calls[0].name == _ANSWER_TOOL
@@ -120,7 +119,7 @@ def read_answer(message: Any) -> Answer:
 
 
 def _read_block(index: int, block: dict[str, Any]) -> tuple[dict[str, Any], str | ToolCall | None]:
-    """A content block, and what it says."""
+    """Return a content block with its text or tool call; raise if it cannot be read."""
     match block.get("type"):
         case "text":
             return block, text_in(block, "text")
@@ -135,7 +134,7 @@ def _read_block(index: int, block: dict[str, Any]) -> tuple[dict[str, Any], str 
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    """Anthropic counts cached tokens and cache writes beside its input; ours includes both, as the others' does."""
+    """Read the token counts: Anthropic's input excludes cached tokens and cache writes, ours includes both."""
     usage = as_object(usage)
     found = counts(
         plain=usage.get("input_tokens"),
@@ -163,7 +162,7 @@ def _billing(usage: Any, blocks: list[dict[str, Any]]) -> Billing:
 
 
 def _max_tokens(model: str, options: Options) -> int:
-    """Anthropic wants a limit on every request: what the model can give, or 16,384, and room beside the thinking."""
+    """Return the required limit: the caller's, else 16,384 or the model's, with room for the answer beside thinking."""
     if options.max_tokens is not None:
         return options.max_tokens
     usual = 8192 if model.startswith("claude-3-5") else 4096 if model.startswith("claude-3-") else 16384
@@ -175,7 +174,7 @@ def _thinking(model: str, options: Options) -> dict[str, Any] | None:
     budget = claude.thinking_budget(model, options)
     if budget == 0:
         return {"type": "disabled"}
-    # Without `display`, newer models think, bill for it, and show nothing.
+    # Without `display`, newer models bill for thinking but do not return it.
     shown = {} if options.reasoning_effort is None else {"display": "summarized"}
     if budget is not None:
         return {"type": "enabled", "budget_tokens": budget, **shown}
@@ -183,7 +182,7 @@ def _thinking(model: str, options: Options) -> dict[str, Any] | None:
 
 
 def _answer_tool(options: Options) -> dict[str, Any] | None:
-    """A way to answer in a shape that `output_config` refuses (maps, recursion): as the arguments of a forced call."""
+    """Return a tool whose forced call carries an answer that `output_config` cannot express (maps, recursion)."""
     answer_schema = options.response_json_schema()
     if answer_schema is None or schema.for_anthropic(answer_schema).strict:
         return None
@@ -191,8 +190,8 @@ def _answer_tool(options: Options) -> dict[str, Any] | None:
     thinks = options.reasoning_effort or options.reasoning_budget_tokens
     if options.tools or thinks or answer_schema.get("type") != "object":
         raise ConfigurationError(
-            "Anthropic cannot hold its answer to this response_schema (a free-form map, recursion or the like).",
-            hint="Give it named fields only; or let its root be an object, and leave tools and reasoning out.",
+            "Anthropic does not support this response_schema (it has a free-form map, recursion or the like).",
+            hint="Use named fields only; or make its root an object, and leave tools and reasoning out.",
         )
     return {"name": _ANSWER_TOOL, "description": "Give the answer.", "input_schema": answer_schema}
 
@@ -200,15 +199,15 @@ def _answer_tool(options: Options) -> dict[str, Any] | None:
 def _tools(call: Call, raw: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, dict[str, str] | None]:
     options = call.options
     if answer_tool := _answer_tool(options):
-        return [answer_tool, *_called_before(call)], _tool_choice({"name": _ANSWER_TOOL})
+        return [answer_tool, *_prior_tools(call)], _tool_choice({"name": _ANSWER_TOOL})
     if options.tools:
         return [_tool(tool) for tool in options.tools], _tool_choice(options.tool_choice)
-    # Calls and results may only be among the messages of a request that has tools, though none is to be called now.
-    before = [] if "tools" in raw else _called_before(call)
+    # A request with tool calls and results must declare the tools, even if none is to be called now.
+    before = [] if "tools" in raw else _prior_tools(call)
     return before or None, {"type": "none"} if before else None
 
 
-def _called_before(call: Call) -> list[dict[str, Any]]:
+def _prior_tools(call: Call) -> list[dict[str, Any]]:
     return [_tool({"name": name}) for name in call.tools_called]
 
 
@@ -218,7 +217,7 @@ def _output_config(model: str, options: Options) -> dict[str, Any] | None:
         config["effort"] = options.reasoning_effort
     if (answer_schema := options.response_json_schema()) is not None:
         wire = schema.for_anthropic(answer_schema)
-        if wire.strict:  # else `_answer_tool` sees to it
+        if wire.strict:  # else `_answer_tool` is used
             config["format"] = {"type": "json_schema", "schema": wire.schema}
     return config or None
 

@@ -1,4 +1,4 @@
-"""How sources travel to Anthropic."""
+"""Sources in the form in which Anthropic takes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _LARGEST_TEXT: Final = 10 * 1024 * 1024
 
 
 def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
-    """Images, PDFs and plain text as uploads, other text inside the request, images and PDFs by address."""
+    """Return the delivery of a source: files as uploads, texts inside the request, web addresses as links.
+
+    Text files other than text/plain go inside the request, too.
+    """
     if source.source_type in {"text", "json"}:
         if not str(source.text).strip():
             raise ConfigurationError("Anthropic takes no empty text.", hint=f"Leave {source.identifier!r} out.")
@@ -38,7 +41,7 @@ def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery
 
 
 def part(material: Material) -> dict[str, Any]:
-    """One block of the user's turn."""
+    """Return one block of the user's turn."""
     if material.text is not None:
         return {"type": "text", "text": material.text}
     kind = "image" if material.mime_type.startswith("image/") else "document"

@@ -1,4 +1,4 @@
-"""A conversation as Anthropic's messages."""
+"""Conversations as Anthropic's messages."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _THOUGHTS: Final = {"thinking", "redacted_thinking"}
 
 
 def messages(call: Call, *, thinks: bool) -> list[dict[str, Any]]:
-    """All turns, this one last. Turns of one side that follow each other are one message, and so are tool results."""
+    """Write all turns, this one last; consecutive turns of one side, such as tool results, are one message."""
     made: list[dict[str, Any]] = []
-    for said in call.turns:
-        role = "assistant" if said.turn.role == "assistant" else "user"
-        content = _content(said)
+    for entry in call.turns:
+        role = "assistant" if entry.turn.role == "assistant" else "user"
+        content = _content(entry)
         if made and made[-1]["role"] == role:
             made[-1]["content"] += content
         else:
             made.append({"role": role, "content": content})
     if made[0]["role"] != "user":
         raise ConfigurationError(
-            "Anthropic takes no conversation that the assistant begins.",
+            "Anthropic takes no conversation that begins with an assistant's turn.",
             hint="Begin history with a user's turn, or put that greeting into system_instruction.",
         )
     if thinks and _calls_without_thought(made):
         raise ConfigurationError(
-            "The tool calls that are being answered were made without thinking; Anthropic cannot begin to think now.",
+            "The pending tool calls were made without thinking; Anthropic cannot start thinking before their results.",
             hint="Leave reasoning out until the model has answered with text.",
         )
     return made
 
 
 def _calls_without_thought(made: list[dict[str, Any]]) -> bool:
-    """Whether results are sent of calls that no thought led to. Of a loop, it is the first turn that thinks."""
+    """Return whether the last tool results belong to calls made without thinking; in a loop, its first turn counts."""
     begins = [message["content"][0].get("type") if message["content"] else None for message in made]
     first = len(made) - 1
     while begins[first] == "tool_result":
@@ -46,27 +46,27 @@ def _calls_without_thought(made: list[dict[str, Any]]) -> bool:
 
 
 def as_it_came(blocks: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What has to go back as it is, in its order: thoughts with their signatures, and what stands between them."""
+    """Return the blocks as state to send back unchanged and in order; None if there are only texts and tool calls."""
     return None if _REBUILT.issuperset(block.get("type") for block in blocks) else {"content": blocks}
 
 
-def _content(said: Said) -> list[dict[str, Any]]:
-    turn = said.turn
+def _content(entry: Said) -> list[dict[str, Any]]:
+    turn = entry.turn
     match turn.role:
         case "user":
-            prompt = [] if said.prompt is None else [_text(said.prompt)]
-            return [*map(part, said.materials), *prompt]
+            prompt = [] if entry.prompt is None else [_text(entry.prompt)]
+            return [*map(part, entry.materials), *prompt]
         case "assistant":
-            return _spoken(turn)
+            return _assistant_content(turn)
         case "tool":
-            given = {"content": turn.content} if turn.content.strip() else {}
-            return [{"type": "tool_result", "tool_use_id": turn.tool_call_id, **given}]
+            content = {"content": turn.content} if turn.content.strip() else {}
+            return [{"type": "tool_result", "tool_use_id": turn.tool_call_id, **content}]
 
 
-def _spoken(turn: Turn) -> list[dict[str, Any]]:
-    if came := turn.came("content"):
-        # A text without letters is one that the API gives, and does not take.
-        return [block for block in came if block.get("type") != "text" or str(block.get("text")).strip()]
+def _assistant_content(turn: Turn) -> list[dict[str, Any]]:
+    if blocks := turn.came("content"):
+        # The API may send a blank text, but refuses one.
+        return [block for block in blocks if block.get("type") != "text" or str(block.get("text")).strip()]
     calls = [
         {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_of(call)} for call in turn.tool_calls
     ]

@@ -1,7 +1,7 @@
 """Batches at Gemini: rows in one file, results in another.
 
-The SDK drops the counts of a batch and the reason why it failed, and stumbles over an empty page; so what is JSON
-here is asked for and read beside it.
+The SDK drops the counts of a batch and the reason why it failed, and fails on an empty page; so the JSON is requested
+and read without it.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ _STATES: Final[dict[str, BatchState]] = {
     "CANCELLED": "cancelled",
     "EXPIRED": "expired",
 }
-# Rows fail by the number of a google.rpc status; these are the HTTP statuses they stand for.
+# Failed rows carry the number of a google.rpc status; these are the equivalent HTTP statuses.
 _CANCELLED, _TOO_LATE, _EXHAUSTED = 1, 4, 8
 _STATUSES: Final = {
     3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400, 12: 400, 13: 500, 14: 503, 15: 500,
     16: 401,
 }  # fmt: skip
 _LEFT: Final[dict[int, RowStatus]] = {_CANCELLED: "cancelled", _TOO_LATE: "expired"}
-# What stands beside the generationConfig of a request, and not in it.
+# The fields that stand beside the generationConfig of a request, and not in it.
 _BESIDE: Final = (
     "systemInstruction", "safetySettings", "tools", "toolConfig", "cachedContent", "labels", "serviceTier", "store",
 )  # fmt: skip
-# What tells the SDK what to do, and is not sent.
+# Settings of the SDK, which are not sent.
 _OURS: Final = {"automatic_continuation", "automatic_function_calling", "should_return_http_response", "http_options"}
 _SNAKE: Final = re.compile(r"_([a-z0-9])")
-# What a function is called with: the names in there are the caller's.
+# The arguments of a function call, whose names are the caller's.
 _THE_CALLERS: Final = {"args"}
 
 
@@ -82,7 +82,7 @@ def pages(client: Connection) -> AsyncIterator[list[Batch]]:
     async def page(token: str | None) -> tuple[list[Batch], str | None]:
         asked: dict[str, Any] = {"pageSize": _PAGE, **({"pageToken": token} if token else {})}
         listed = await client.ask("GET", "batches", query=asked)
-        # Where there are no batches, there is nothing in it at all. Anything else must not pass for that.
+        # An account without batches gets an empty object. No other body may pass for that.
         operations = listed.get("operations", []) if isinstance(listed, dict) else None
         if not isinstance(operations, list) or (listed and not listed.keys() & _IN_A_LIST):
             raise UpstreamError.found_in(listed)
@@ -103,11 +103,11 @@ async def download(client: Connection, batch: Batch, into: IO[bytes]) -> None:
 
 
 def result(line: bytes) -> Result:
-    said = lines.read(line)
-    key = as_text(said.get("key"))
-    if isinstance(response := said.get("response"), dict):
+    row = lines.read(line)
+    key = as_text(row.get("key"))
+    if isinstance(response := row.get("response"), dict):
         return Result(key, "succeeded", response=_in_camel_case(response))
-    if not (error := as_object(said.get("error")) or as_object(said.get("status"))):
+    if not (error := as_object(row.get("error")) or as_object(row.get("status"))):
         raise ValueError("a line of the results has neither a response nor an error")
     code = error["code"] if type(error.get("code")) is int else None
     status = _LEFT.get(code or 0, "failed")
@@ -121,7 +121,7 @@ def result(line: bytes) -> Result:
 
 
 def _in_camel_case(value: Any) -> Any:
-    """The same with its fields named as in an answer to a call: a file of results may have them in snake_case."""
+    """Return the value with fields named as in a realtime response: a results file may have them in snake_case."""
     if isinstance(value, list):
         return [_in_camel_case(item) for item in value]
     if not isinstance(value, dict):
@@ -135,17 +135,17 @@ def _in_camel_case(value: Any) -> Any:
 
 
 def _batch(operation: Any) -> Batch:
-    said = as_object(operation)
-    metadata = as_object(said.get("metadata"))
-    name, native = said.get("name"), as_text(metadata.get("state")) or "BATCH_STATE_UNSPECIFIED"
+    body = as_object(operation)
+    metadata = as_object(body.get("metadata"))
+    name, native = body.get("name"), as_text(metadata.get("state")) or "BATCH_STATE_UNSPECIFIED"
     if not isinstance(name, str) or not name.startswith("batches/"):
         raise UpstreamError.found_in(operation)
     state = _STATES.get(re.sub("^(BATCH|JOB)_STATE_", "", native), "running")
-    stats, error = as_object(metadata.get("batchStats")), as_object(said.get("error"))
+    stats, error = as_object(metadata.get("batchStats")), as_object(body.get("error"))
     total = _count(stats.get("requestCount"))
     succeeded, failed = (_count(stats.get(f"{which}RequestCount")) for which in ("successful", "failed"))
     if state in {"failed", "cancelled", "expired"}:
-        failed = max(failed, total - succeeded)  # nobody will answer what is left
+        failed = max(failed, total - succeeded)  # the remaining rows will not be answered
     file = as_text(as_object(metadata.get("output")).get("responsesFile"))
     return Batch(
         id=name,
@@ -164,7 +164,7 @@ def _batch(operation: Any) -> Batch:
 
 
 def _count(value: Any) -> int:
-    """An int64, which this API spells as text."""
+    """Read a count: an int64, which this API sends as a string."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:  # noqa: PLR2004
         return int(value)
     return value if type(value) is int and value > 0 else 0

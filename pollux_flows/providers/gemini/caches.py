@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pollux_flows.providers.gemini.client import Connection
 
 _PAGE: Final = 100
-# Gemini says "forbidden" of a cache that is gone, since it might be another account's.
+# Gemini answers "forbidden" for a cache that no longer exists, since it might be another account's.
 _GONE: Final = {403, 404}
 
 
 async def create(client: Connection, cache: CacheToCreate) -> ProviderCache:
-    """Have the content kept; it expires when Gemini says so."""
+    """Create a cache; its expiry is the one that Gemini reports or, without one, counted from the request."""
     from google.genai import types
 
     asked_at = time.time()
@@ -45,7 +45,7 @@ async def get(client: Connection, name: str) -> ProviderCache:
 
 
 async def extend(client: Connection, name: str, ttl_seconds: int) -> ProviderCache:
-    """Let it live for so long from now on."""
+    """Set the cache's lifetime, counted from now."""
     from google.genai import types
 
     asked_at = time.time()
@@ -61,7 +61,7 @@ async def find_all(client: Connection, display_names: Sequence[str]) -> list[Pro
 
 
 async def delete(client: Connection, name: str) -> None:
-    """Delete it. One that is gone already is as good as deleted."""
+    """Delete the cache; one that no longer exists counts as deleted."""
     from google.genai import errors
 
     try:
@@ -72,7 +72,7 @@ async def delete(client: Connection, name: str) -> None:
 
 
 def _read(cache: types.CachedContent, otherwise: float) -> ProviderCache:
-    """Return what Gemini says of a cache; `otherwise` is when it expires where that is not said."""
+    """Read the SDK's description of a cache; `otherwise` is its expiry if none is reported."""
     if not cache.name:
         raise UpstreamError(None, "a cache without a name")
     usage = cache.usage_metadata

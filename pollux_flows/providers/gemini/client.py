@@ -1,4 +1,4 @@
-"""One Gemini client a run."""
+"""The Gemini client, one a run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _OK = 200
 
 @dataclass(frozen=True)
 class Connection:
-    """The SDK and, for the JSON that it keeps to itself, a way beside it over the same connections."""
+    """The SDK's client and, for JSON that the SDK does not expose, direct requests over the same connections."""
 
-    # The whole Client is kept, not its `aio` half: once the Client is collected, that half is closed.
+    # Holds the Client, not its `aio` half: once the Client is garbage-collected, that half is closed.
     sdk: Client
     _transport: httpx2.AsyncClient
     _base: str
@@ -37,7 +37,7 @@ class Connection:
         return self.sdk.aio
 
     async def ask(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
-        """The JSON of an answer as it came."""
+        """Send a request and return the JSON of its response unchanged; raise an UpstreamError for an error status."""
         response = await self._transport.request(
             method,
             f"{self._base.rstrip('/')}/{_VERSION}/{path}",
@@ -61,7 +61,7 @@ async def connect(config: Config) -> AsyncIterator[Connection]:
             sdk = Client(
                 api_key=key,
                 vertexai=False,  # else GOOGLE_GENAI_USE_VERTEXAI in the environment would change every path
-                # Else GOOGLE_GENAI_CLIENT_MODE would have each call written to a file, or answered from one.
+                # Else GOOGLE_GENAI_CLIENT_MODE could record each call to a file, or replay it from one.
                 debug_config=DebugConfig(client_mode=None),
                 http_options=types.HttpOptions(
                     base_url=base,
@@ -69,7 +69,7 @@ async def connect(config: Config) -> AsyncIterator[Connection]:
                     timeout=int(config.timeout_s * 1000),
                     httpx_async_client=transport,
                     httpx_client=idle,
-                    async_client_args={"ssl": http.tls()},  # for what is not used; else it reads all certificates
+                    async_client_args={"ssl": http.tls()},  # not used, but else the SDK reads all certificates
                 ),
             )
             yield Connection(sdk, transport, base, key)

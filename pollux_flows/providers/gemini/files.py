@@ -14,11 +14,11 @@ from pollux_flows.state.upload import Uploaded
 if TYPE_CHECKING:
     from pollux_flows.providers.gemini.client import Connection
 
-# What Google keeps a file for; it cannot be chosen.
+# The lifetime of a file at Google; it cannot be chosen.
 KEPT_S: Final = 48 * 3600
 _NOT_READY: Final = {"PROCESSING", "FAILED"}
 _POLL_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
-# Forbidden is how Gemini says that there is no such file, or that it is somebody else's.
+# Gemini answers "forbidden" for a file that does not exist, or that belongs to another account.
 _GONE: Final = {403, 404}
 
 
@@ -27,24 +27,24 @@ async def upload(client: Connection, file: FileToSend) -> Uploaded:
 
     asked_at = time.time()
     config = types.UploadFileConfig(mime_type=file.mime_type, display_name=file.name)
-    kept = await client.aio.files.upload(file=file.body, config=config)
+    stored = await client.aio.files.upload(file=file.body, config=config)
     return Uploaded(
-        file_id=kept.name or "",
-        uri=kept.uri,
-        expires_at=kept.expiration_time.timestamp() if kept.expiration_time else asked_at + KEPT_S,
-        details={"state": kept.state.value} if kept.state and kept.state.value in _NOT_READY else {},
+        file_id=stored.name or "",
+        uri=stored.uri,
+        expires_at=stored.expiration_time.timestamp() if stored.expiration_time else asked_at + KEPT_S,
+        details={"state": stored.state.value} if stored.state and stored.state.value in _NOT_READY else {},
     )
 
 
 async def ready(client: Connection, uploaded: Uploaded) -> Uploaded:
-    """Wait until Gemini has looked through it: a video takes a while."""
+    """Wait until Gemini has processed the file (a video takes a while), and return it; raise if that fails."""
     polls = 0
     while uploaded.details:
         file = await client.aio.files.get(name=uploaded.file_id)
         state = file.state.value if file.state else None
         if state == "FAILED":
-            said = (file.error and file.error.message) or "no reason given"
-            raise UpstreamError(400, {"error": {"message": f"the file could not be processed: {said}"}})
+            reason = (file.error and file.error.message) or "no reason given"
+            raise UpstreamError(400, {"error": {"message": f"the file could not be processed: {reason}"}})
         if state not in _NOT_READY:
             return uploaded.model_copy(update={"details": {}})
         await asyncio.sleep(_POLL_S[min(polls, len(_POLL_S) - 1)])
@@ -75,6 +75,6 @@ async def delete(client: Connection, file_id: str) -> None:
 
 
 async def names(client: Connection) -> AsyncIterator[tuple[str, str]]:
-    """The id and the name of every file."""
+    """Iterate over the id and the name of every file."""
     async for file in await client.aio.files.list(config={"page_size": 100}):
         yield file.name or "", file.display_name or ""

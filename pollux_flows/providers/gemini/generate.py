@@ -1,4 +1,4 @@
-"""One call to Gemini."""
+"""Calls to Gemini: builds the request, sends it and reads the answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def generate(client: Connection, call: Call) -> Answer:
     response = await client.aio.models.generate_content(**request(call))
     came = response.sdk_http_response
     answer = await read_body(read_answer, (came and came.body) or "null")
-    # The tier that answered, which may be another than was asked for, stands in a header alone.
+    # The tier that answered, which may differ from the one asked for, stands only in a header.
     if tier := ((came and came.headers) or {}).get("x-gemini-service-tier"):
         billing = answer.billing.model_copy(update={"service_tier": tier.lower()})
         answer = answer.model_copy(update={"billing": billing})
@@ -53,7 +53,7 @@ async def generate(client: Connection, call: Call) -> Answer:
 
 
 def request(call: Call) -> dict[str, Any]:
-    """The arguments of `generate_content`."""
+    """Build the arguments of `generate_content`."""
     from google.genai import types
 
     options = call.options
@@ -68,15 +68,15 @@ def request(call: Call) -> dict[str, Any]:
         "cached_content": options.cache_handle and options.cache_handle.name,
         **_answer_schema(options.response_json_schema()),
     }
-    given = {name: value for name, value in fields.items() if value is not None}
-    given = merged(given, _in_snake_case((options.provider_options or {}).get("gemini", {})))
+    settings = {name: value for name, value in fields.items() if value is not None}
+    settings = merged(settings, _in_snake_case((options.provider_options or {}).get("gemini", {})))
     try:
         config = types.GenerateContentConfig(
-            **given,
-            # One call is one request: no silent continuation, no functions called behind our back.
+            **settings,
+            # One call is one request: no automatic continuation, no automatic function calls.
             automatic_continuation=False,
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
-            # The JSON as it came: the SDK's own reading drops what it does not know, an error under HTTP 200 too.
+            # The raw JSON: the SDK's own parser drops unknown fields, and errors under HTTP 200.
             should_return_http_response=True,
         )
     except (ValidationError, TypeError) as error:
@@ -88,7 +88,7 @@ def request(call: Call) -> dict[str, Any]:
 
 
 def _in_snake_case(raw: dict[str, Any]) -> dict[str, Any]:
-    """Raw options under the names of the SDK's fields, which also answer to the API's spelling."""
+    """Return the raw options under the names of the SDK's fields; they may be in the API's spelling."""
     from google.genai import types
 
     names = {field.alias: name for name, field in types.GenerateContentConfig.model_fields.items()}
@@ -96,11 +96,11 @@ def _in_snake_case(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_tools(call: Call) -> list[types.Tool] | None:
-    """The caller's tools, and the one that opens addresses where a source asks for it."""
+    """Return the caller's tools, and the one that opens addresses if a source asks for it."""
     from google.genai import types
 
     opens = any(material.source.gemini_url_context for material in call.everything)
-    # Functions last: the SDK sends them so, and a row of a batch, which goes past it, is to be the same.
+    # Functions last, as the SDK sends them: rows of a batch, which bypass the SDK, must be the same.
     return [
         *([types.Tool(url_context=types.UrlContext())] if opens else []),
         *(tools(call.options.tools) or []),
@@ -108,7 +108,7 @@ def _all_tools(call: Call) -> list[types.Tool] | None:
 
 
 def tools(declared: list[dict[str, Any]] | None) -> list[types.Tool] | None:
-    """Our tools as Gemini's: one Tool with all the functions."""
+    """Convert our tools to Gemini's: one Tool with all the functions."""
     from google.genai import types
 
     if not declared:
@@ -128,7 +128,7 @@ def tools(declared: list[dict[str, Any]] | None) -> list[types.Tool] | None:
 
 @reader
 def read_answer(response: Any) -> Answer:
-    """The answer in a response's JSON."""
+    """Read the answer in a response's JSON."""
     candidates = response.get("candidates") or []
     feedback = as_object(response.get("promptFeedback"))
     blocked = as_text(feedback.get("blockReason"))
@@ -158,7 +158,7 @@ def read_answer(response: Any) -> Answer:
 
 
 def _read_part(index: int, part: dict[str, Any]) -> tuple[dict[str, Any], ToolCall | None]:
-    """A part, and the call that it is."""
+    """Return a part with its tool call, if it is one; raise if it cannot be read."""
     if part.get("text"):
         text_in(part, "text")
     if not (called := part.get("functionCall")):
@@ -176,7 +176,7 @@ def _finish_reason(raw: str | None, calls: list[ToolCall]) -> FinishReason | Non
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    """Gemini's prompt includes cached tokens, as our input does; its output leaves thoughts out, ours includes them."""
+    """Read the token counts: Gemini's output excludes thoughts and its prompt tool results, ours include them."""
     usage = as_object(usage)
     found = counts(
         prompt=usage.get("promptTokenCount"),
@@ -186,13 +186,13 @@ def _usage(usage: Any) -> dict[str, int]:
         reasoning_tokens=usage.get("thoughtsTokenCount"),
         cached_tokens=usage.get("cachedContentTokenCount"),
     )
-    prompt, tool_use, said = found.pop("prompt", None), found.pop("tool_use", 0), found.pop("candidates", None)
+    prompt, tool_use, output = found.pop("prompt", None), found.pop("tool_use", 0), found.pop("candidates", None)
     if prompt is not None:
-        # What a tool (a search, an opened page) put before the model is input as well.
+        # The results of a tool (a search, an opened page) are input as well.
         found["input_tokens"] = prompt + tool_use
-    if prompt is not None or said is not None:
-        # A blocked prompt, or a cut thought, has no candidates to count: then nothing was said.
-        found["output_tokens"] = (said or 0) + found.get("reasoning_tokens", 0)
+    if prompt is not None or output is not None:
+        # A blocked prompt, or a cut thought, has no candidates to count: its output is empty.
+        found["output_tokens"] = (output or 0) + found.get("reasoning_tokens", 0)
     return found
 
 
@@ -201,14 +201,14 @@ def _billing(usage: Any, candidate: dict[str, Any]) -> Billing:
     searched = grounding.get("webSearchQueries") or grounding.get("imageSearchQueries")
     opened = as_object(candidate.get("urlContextMetadata")).get("urlMetadata")
     return Billing(
-        audio_tokens=_sound(usage.get("promptTokensDetails")),
-        cached_audio_tokens=_sound(usage.get("cacheTokensDetails")),
-        # An opened page is grounding as well, but costs only the tokens that it has.
+        audio_tokens=_audio_tokens(usage.get("promptTokensDetails")),
+        cached_audio_tokens=_audio_tokens(usage.get("cacheTokensDetails")),
+        # An opened page is grounding as well, but costs only its tokens.
         server_tools=int(bool(searched or (grounding and not opened))),
     )
 
 
-def _sound(details: Any) -> int:
+def _audio_tokens(details: Any) -> int:
     rows = [as_object(row) for row in details] if isinstance(details, list) else []
     return sum(as_count(row.get("tokenCount")) for row in rows if row.get("modality") == "AUDIO")
 

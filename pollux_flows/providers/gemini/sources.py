@@ -1,4 +1,4 @@
-"""How sources travel to Gemini."""
+"""Sources in the form in which Gemini takes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pollux_flows.source import Source
 if TYPE_CHECKING:
     from google.genai import types
 
-# Which kinds a model takes grows each year; these it answers with "Unsupported MIME type".
+# Types that Gemini refuses with "Unsupported MIME type". The types that it takes grow each year.
 _UNREADABLE: Final = (
     "application/octet-stream",
     "application/zip",
@@ -23,20 +23,20 @@ _LARGEST: Final = 2 * 1024 * 1024 * 1024
 
 
 def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
-    """Files of nearly any kind as uploads, addresses as they are."""
+    """Return the delivery of a source: text inline, files of nearly any type as uploads, addresses as links."""
     if source.source_type in {"text", "json"}:
         return "text"
     if source.source_type != "file":
         check_web("Gemini", source, mime_type, ("http", "https", "gs"))
         return "link"
     if mime_type.startswith(_UNREADABLE):
-        raise refused("Gemini", source, mime_type, "Save it as PDF or text, or say what it is with mime_type=….")
+        raise refused("Gemini", source, mime_type, "Save it as PDF or text, or pass its real type as mime_type=….")
     check_size("Gemini", source, size_bytes, _LARGEST, "Split the file.")
     return "upload"
 
 
 def parts(materials: Sequence[Material]) -> list[types.Part]:
-    """Parts of the user's turn."""
+    """Return the parts of the user's turn."""
     return [_part(material) for material in materials]
 
 

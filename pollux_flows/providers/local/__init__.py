@@ -1,1 +1,1 @@
-"""Any server on your own machines that speaks OpenAI's chat completions."""
+"""Local servers that are compatible with OpenAI's chat completions."""

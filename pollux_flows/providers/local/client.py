@@ -1,4 +1,4 @@
-"""One connection to the local server a run."""
+"""The connection to a local server, one a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call to a local server: text in, text or JSON out."""
+"""Calls to a local server: text in, text or JSON out."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
 
 
 def request(call: Call) -> dict[str, Any]:
-    """The request's body."""
+    """Build the request's body."""
     body = chat.body(call, messages(call))
     if (answer_schema := call.options.response_json_schema()) is not None:
         body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
-    given = {name: value for name, value in body.items() if value is not None}
-    return merged(given, (call.options.provider_options or {}).get("local", {}))
+    fields = {name: value for name, value in body.items() if value is not None}
+    return merged(fields, (call.options.provider_options or {}).get("local", {}))

@@ -1,4 +1,4 @@
-"""A conversation as messages of a local server: text."""
+"""Conversations as a local server's messages, which are plain text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pollux_flows.providers.base import Call, Said
 
 
 def messages(call: Call) -> list[dict[str, Any]]:
-    """All turns, this one last."""
-    return [{"role": said.turn.role, "content": _text(said)} for said in call.turns]
+    """Write all turns, this one last."""
+    return [{"role": entry.turn.role, "content": _text(entry)} for entry in call.turns]
 
 
-def _text(said: Said) -> str:
-    """Many local servers take only a plain string, so sources and prompt become one."""
-    if said.turn.role != "user":
-        return said.turn.content
-    texts = [material.text or "" for material in said.materials]
-    return "\n\n".join([*texts, *([said.prompt] if said.prompt is not None else [])])
+def _text(entry: Said) -> str:
+    """Return a turn as one text: many local servers take only a plain string for sources and prompt."""
+    if entry.turn.role != "user":
+        return entry.turn.content
+    texts = [material.text or "" for material in entry.materials]
+    return "\n\n".join([*texts, *([entry.prompt] if entry.prompt is not None else [])])

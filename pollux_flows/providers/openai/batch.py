@@ -31,14 +31,14 @@ _STATES: Final[dict[str, BatchState]] = {
     "cancelled": "cancelled",
     "expired": "expired",
 }
-# What is wrong with a batch that only came while too many tokens were waiting.
+# The errors of a batch that failed only because too many tokens were queued.
 _QUEUE_FULL: Final = {"token_limit_exceeded"}
 _LEFT: Final[dict[str, RowStatus]] = {
     "batch_expired": "expired",
     "batch_cancelled": "cancelled",
     "batch_canceled": "cancelled",
 }
-# Of a row that came to no answer there is a code instead of an HTTP status; these are the statuses it stands for.
+# A row without a response carries a code instead of an HTTP status; these are the equivalent statuses.
 _CODES: Final = {"rate_limit_exceeded": 429, "server_error": 500, "invalid_request": 400, "invalid_request_error": 400}
 _OK: Final = 200
 
@@ -52,7 +52,7 @@ async def create(client: AsyncOpenAI, _model: str, tag: str, rows: Rows, file_id
         "input_file_id": file_id,
         "endpoint": _ENDPOINT,
         "completion_window": "24h",
-        # OpenAI counts no rows until it has read them.
+        # OpenAI reports no row count until it has read the rows.
         "metadata": {"pollux_tag": tag, "pollux_rows": str(rows.count)},
     }
     return _batch(await client.post("/batches", body=body, cast_to=object))
@@ -80,8 +80,8 @@ async def download(client: AsyncOpenAI, batch: Batch, into: IO[bytes]) -> None:
 
 
 def result(line: bytes) -> Result:
-    said = lines.read(line)
-    key, response, error = as_text(said.get("custom_id")), as_object(said.get("response")), said.get("error")
+    row = lines.read(line)
+    key, response, error = as_text(row.get("custom_id")), as_object(row.get("response")), row.get("error")
     if error:
         return _failed(key, None, error)
     if not response:
@@ -93,14 +93,14 @@ def result(line: bytes) -> Result:
 
 
 def _failed(key: str | None, http_status: int | None, error: Any) -> Result:
-    told = as_object(error)
-    code = as_text(told.get("code")) or as_text(told.get("type"))
+    fields = as_object(error)
+    code = as_text(fields.get("code")) or as_text(fields.get("type"))
     status = _LEFT.get(str(code), "failed")
     passing = may_pass(http_status or _CODES.get(str(code)), code)
     return Result(
         key,
         status,
-        error=as_text(told.get("message")) or (str(error) if error and not told else None) or "no reason given",
+        error=as_text(fields.get("message")) or (str(error) if error and not fields else None) or "no reason given",
         code=code or (None if http_status is None else str(http_status)),
         retryable=True if status != "failed" else passing,
         details={} if http_status is None else {"http_status": http_status},
@@ -116,9 +116,9 @@ def _batch(body: Any) -> Batch:
     total = as_count(counted.get("total")) or _number(metadata.get("pollux_rows"))
     succeeded, failed = as_count(counted.get("completed")), as_count(counted.get("failed"))
     if state in {"failed", "cancelled", "expired"} and total is not None:
-        failed = max(failed, total - succeeded)  # nobody will answer what is left
-    told = as_object(body.get("errors")).get("data")
-    problems = [as_object(each) for each in (told if isinstance(told, list) else [])]
+        failed = max(failed, total - succeeded)  # the remaining rows will not be answered
+    errors = as_object(body.get("errors")).get("data")
+    problems = [as_object(each) for each in (errors if isinstance(errors, list) else [])]
     codes = {as_text(each.get("code")) for each in problems}
     ended = [_time(body.get(f"{word}_at")) for word in ("completed", "failed", "cancelled", "expired")]
     files = (as_text(body.get("output_file_id")), as_text(body.get("error_file_id")))
@@ -133,15 +133,15 @@ def _batch(body: Any) -> Batch:
         created_at=_time(body.get("created_at")),
         ended_at=next((each for each in ended if each is not None), None) if state in ENDED else None,
         expires_at=_time(body.get("expires_at")),
-        problem="; ".join(dict.fromkeys(map(_in_words, problems))) or None,
+        problem="; ".join(dict.fromkeys(map(_describe_problem, problems))) or None,
         queue_full=state == "failed" and bool(codes) and codes <= _QUEUE_FULL,
         results=tuple(each for each in files if each),
     )
 
 
-def _in_words(problem: dict[str, Any]) -> str:
-    said = as_text(problem.get("message")) or as_text(problem.get("code")) or "no reason given"
-    return f"line {problem['line']}: {said}" if type(problem.get("line")) is int else said
+def _describe_problem(problem: dict[str, Any]) -> str:
+    message = as_text(problem.get("message")) or as_text(problem.get("code")) or "no reason given"
+    return f"line {problem['line']}: {message}" if type(problem.get("line")) is int else message
 
 
 def _number(text: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""One OpenAI client a run."""
+"""The OpenAI client, one a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def connect(config: Config) -> AsyncIterator[AsyncOpenAI]:
     from openai import AsyncOpenAI  # costs 0.3 s, needed only when a call is made
 
     async with http.sdk_client(config, URL) as transport:
-        # Retries are ours: the SDK's would ask, and pay, again without being counted.
+        # Retries are ours: the SDK's would send, and pay for, requests that nothing counts.
         client = AsyncOpenAI(
             api_key=http.key(config),
             base_url=http.address(config, URL),

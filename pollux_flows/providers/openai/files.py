@@ -11,22 +11,22 @@ from pollux_flows.state.upload import Uploaded
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-# If nobody deletes it, the provider does. Longer than the batch window, so that the last row of a job still finds it.
+# The provider deletes the file after this. Longer than the batch window, so that the last row of a job still finds it.
 KEPT_S: Final = 48 * 3600
 _PURPOSES: Final[dict[Purpose, Literal["user_data", "batch"]]] = {"source": "user_data", "batch": "batch"}
 
 
 async def upload(client: AsyncOpenAI, file: FileToSend) -> Uploaded:
-    kept = await client.files.create(
+    stored = await client.files.create(
         file=(file.name, cast(Any, file.body), file.mime_type),
         purpose=_PURPOSES[file.purpose],
         expires_after={"anchor": "created_at", "seconds": KEPT_S},
     )
-    return Uploaded(file_id=kept.id, expires_at=(kept.expires_at or kept.created_at + KEPT_S))
+    return Uploaded(file_id=stored.id, expires_at=(stored.expires_at or stored.created_at + KEPT_S))
 
 
 async def ready(_client: AsyncOpenAI, uploaded: Uploaded) -> Uploaded:
-    """It is as soon as it is there."""
+    """Return the file: it is ready at once."""
     return uploaded
 
 
@@ -46,12 +46,12 @@ async def delete(client: AsyncOpenAI, file_id: str) -> None:
     try:
         await client.files.delete(file_id)
     except NotFoundError:
-        return  # gone is gone, whoever did it
+        return  # it is deleted already
 
 
 async def names(client: AsyncOpenAI) -> AsyncIterator[tuple[str, str]]:
-    """The id and the name of every file of a purpose that we send files for."""
-    # It can be asked for one purpose or for all; ten thousand files are one page.
+    """Iterate over the id and the name of every file with a purpose that we upload for."""
+    # The API filters by one purpose or none; a page has ten thousand files.
     async for file in client.files.list():
         if file.purpose in _PURPOSES.values():
             yield file.id, file.filename

@@ -1,4 +1,4 @@
-"""One call to OpenAI's Responses API."""
+"""Calls to OpenAI's Responses API: builds the request, sends it and reads the answer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _CUT: Final[dict[str, FinishReason]] = {"max_output_tokens": "max_tokens", "content_filter": "blocked"}
 _FORGOTTEN: Final = "previous_response_not_found"
-# A failed response carries a code instead of an HTTP status; these are the statuses it stands for.
+# A failed response carries a code instead of an HTTP status; these are the equivalent statuses.
 _FAILED: Final = {"rate_limit_exceeded": 429, "server_error": 500, "vector_store_timeout": 504}
 
 
@@ -42,27 +42,27 @@ async def generate(client: AsyncOpenAI, call: Call) -> Answer:
     try:
         return await _respond(client, call)
     except APIStatusError as error:
-        if call.response_id is None or not _forgot(call.response_id, error):
+        if call.response_id is None or not _is_unknown_response(call.response_id, error):
             raise
-    # It was refused, so nothing was billed: what OpenAI kept for a month, or in another account, we have as well.
+    # The refusal was not billed. The stored response has expired, or is in another account: send the full history.
     return await _respond(client, replace(call, response_id=None))
 
 
 async def _respond(client: AsyncOpenAI, call: Call) -> Answer:
     import httpx2
 
-    # `post` sends the body as it was built and gives the JSON as it came: batch rows are read by the same code.
+    # `post` sends the body and returns the JSON unchanged: batch rows are read by the same code.
     response = await client.post("/responses", body=request(call), cast_to=httpx2.Response)
     return await read_body(read_answer, response.content)
 
 
-def _forgot(response_id: str, error: APIStatusError) -> bool:
-    """Whether that is what was refused. Not everybody who speaks this protocol gives the refusal its code."""
+def _is_unknown_response(response_id: str, error: APIStatusError) -> bool:
+    """Return whether the error refuses the response id; some servers of this protocol send it without a code."""
     return error.code == _FORGOTTEN or (error.status_code in {400, 404} and response_id in error.message)
 
 
 def request(call: Call) -> dict[str, Any]:
-    """The request's body."""
+    """Build the request's body."""
     options = call.options
     raw = (options.provider_options or {}).get("openai", {})
     body: dict[str, Any] = {
@@ -81,25 +81,24 @@ def request(call: Call) -> dict[str, Any]:
         "prompt_cache_key": None if "prompt_cache_key" in raw else call.prefix_key,
         "prompt_cache_options": None if "prompt_cache_options" in raw else _cache_options(call),
     }
-    given = {name: value for name, value in body.items() if value is not None}
-    return merged(given, raw)
+    return merged({name: value for name, value in body.items() if value is not None}, raw)
 
 
 def _cache_options(call: Call) -> dict[str, str] | None:
-    """How long what is cached is to last, where that is the caller's to say: half an hour by itself, or half a day."""
+    """Return the cache lifetime where the caller can choose it: half an hour by default, or half a day."""
     is_long = call.options.cache_ttl == "1h" and bills_cache_writes(call.model)
     return {"mode": "implicit", "ttl": "12h"} if is_long else None
 
 
 def _include(options: Options) -> list[str] | None:
-    """With tools that the model thinks about, its thoughts, sealed: should the call and its result be sent again."""
+    """Ask for encrypted reasoning if a reasoning model has tools: it is sent back with a call's result."""
     thinks = options.reasoning_effort not in {None, "none"}
     return ["reasoning.encrypted_content"] if options.tools and thinks else None
 
 
 @reader
 def read_answer(response: Any) -> Answer:
-    """The answer in a response's JSON."""
+    """Read the answer in a response's JSON."""
     if not isinstance(response, dict) or not isinstance(response.get("output"), list):
         raise UpstreamError.found_in(response)
     if response.get("status") in {"failed", "cancelled", "queued", "in_progress"} or response.get("error"):
@@ -108,8 +107,8 @@ def read_answer(response: Any) -> Answer:
     items = ItemReader()
     output = items.read_each(response["output"], partial(_read_item, items))
     pieces = [piece for item in output if item.get("type") == "message" for piece in item["content"]]
-    said = [_said_in(piece) for piece in pieces if piece.get("type") != "refusal"]
-    refusals = [_said_in(piece) for piece in pieces if piece.get("type") == "refusal"]
+    texts = [_read_text(piece) for piece in pieces if piece.get("type") != "refusal"]
+    refusals = [_read_text(piece) for piece in pieces if piece.get("type") == "refusal"]
     thoughts = [
         piece["text"]
         for item in output
@@ -123,14 +122,14 @@ def read_answer(response: Any) -> Answer:
     status = as_text(response.get("status"))
     cut = as_text(as_object(response.get("incomplete_details")).get("reason"))
     answer = Answer(
-        text="".join(said),
+        text="".join(texts),
         finish_reason="blocked" if refusals else _finish_reason(status, cut, calls),
         raw_finish_reason=cut or status,
         usage=_usage(response.get("usage")),
         billing=_billing(response, output),
         reasoning="\n\n".join(thoughts) or None,
         tool_calls=calls,
-        # The id of what was not stored finds nothing; and OpenAI knows no call by an id that it did not give.
+        # The id of a response that was not stored is useless, as is one with a call whose id OpenAI did not assign.
         response_id=None if response.get("store") is False or is_named_here else as_text(response.get("id")),
         model=as_text(response.get("model")),
         note=" ".join(refusals) or None,
@@ -140,7 +139,7 @@ def read_answer(response: Any) -> Answer:
 
 
 def _read_item(items: ItemReader, index: int, item: dict[str, Any]) -> dict[str, Any]:
-    """An item of the output, with those of its pieces that can be read."""
+    """Return an output item with its readable pieces; raise if the item itself cannot be read."""
     match item.get("type"):
         case "message":
             return {**item, "content": items.read_each(item.get("content"), _read_piece)}
@@ -148,16 +147,16 @@ def _read_item(items: ItemReader, index: int, item: dict[str, Any]) -> dict[str,
             return {**item, "summary": items.read_each(item.get("summary"), _read_summary)}
         case "function_call":
             item = {**item, "call_id": call_id(item.get("call_id"), index)}
-            _tool_call(item)  # one without a name is none
+            _tool_call(item)  # raises for a call without a name
     return item
 
 
 def _read_piece(_: int, piece: dict[str, Any]) -> dict[str, Any]:
-    _said_in(piece)
+    _read_text(piece)
     return piece
 
 
-def _said_in(piece: dict[str, Any]) -> str:
+def _read_text(piece: dict[str, Any]) -> str:
     name = "text" if piece.get("text") else "refusal"
     return text_in(piece, name) if piece.get(name) else ""
 
@@ -179,7 +178,7 @@ def _finish_reason(status: str | None, cut: str | None, calls: list[ToolCall]) -
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    """OpenAI's input includes cached tokens and cache writes, its output includes reasoning: as ours do."""
+    """Read the token counts: OpenAI's input includes cached tokens and writes, its output reasoning, as ours do."""
     usage = as_object(usage)
     read = as_object(usage.get("input_tokens_details"))
     written = as_object(usage.get("output_tokens_details"))
@@ -199,7 +198,7 @@ def _billing(response: dict[str, Any], output: list[dict[str, Any]]) -> Billing:
     return Billing(
         service_tier=as_text(response.get("service_tier")),
         long_cache_write_tokens=as_count(as_object(read.get("cache_write_tokens_details")).get("ttl_12h_tokens")),
-        # web_search_call, file_search_call, code_interpreter_call, …: all but what the caller runs.
+        # web_search_call, file_search_call, code_interpreter_call, …: all calls but those that the caller runs.
         server_tools=sum(kind.endswith("_call") and kind != "function_call" for kind in used),
     )
 
@@ -210,7 +209,7 @@ def _text_format(answer_schema: dict[str, Any] | None) -> dict[str, Any] | None:
     wire = schema.for_openai(answer_schema)
     if wire.schema.get("type") != "object":
         raise ConfigurationError(
-            "OpenAI answers only in a schema whose root is an object.",
+            "OpenAI supports only a response_schema whose root is an object.",
             hint="Put the value into a field of an object.",
         )
     return {"format": {"type": "json_schema", "name": "answer", "schema": wire.schema, "strict": wire.strict}}

@@ -1,4 +1,4 @@
-"""How sources travel to OpenAI."""
+"""Sources in the form in which OpenAI takes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGEST_TEXT: Final = 10 * 1024 * 1024
 
 
 def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
-    """Text-like files inside the request, other documents and images as uploads, addresses as they are."""
+    """Return the delivery of a source: text inside the request, other files as uploads, addresses as links."""
     if source.source_type in {"text", "json"}:
         check_size("OpenAI", source, size_bytes, _LARGEST_TEXT, "That much text fits no model; send a part of it.")
         return "text"
@@ -41,7 +41,7 @@ def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery
 
 
 def part(material: Material) -> dict[str, Any]:
-    """One part of the user's turn."""
+    """Return one part of the user's turn."""
     if material.text is not None:
         return {"type": "input_text", "text": material.text}
     image = material.mime_type.startswith("image/")

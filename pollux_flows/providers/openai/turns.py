@@ -1,4 +1,4 @@
-"""A conversation as input items of OpenAI's Responses API."""
+"""Conversations as input items of OpenAI's Responses API."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ _REASONING: Final = ("type", "id", "summary", "encrypted_content")
 
 
 def items(call: Call) -> list[dict[str, Any]]:
-    """All turns, this one last; or, where OpenAI keeps the others under an id, only what came after its last answer."""
+    """Write all turns, this one last; with a stored response's id, only those after its answer."""
     turns = call.turns
     if call.response_id is not None:
-        answered = max(index for index, said in enumerate(turns) if said.turn.role == "assistant")
+        answered = max(index for index, entry in enumerate(turns) if entry.turn.role == "assistant")
         turns = turns[answered + 1 :]
-    return [item for said in turns for item in _items(said)]
+    return [item for entry in turns for item in _items(entry)]
 
 
 def as_it_came(output: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What has to go back as it is, should it be sent again: sealed reasoning, and the phases of messages."""
-    kept = [
+    """Return the output as state to send back unchanged, if it has encrypted reasoning or message phases."""
+    items_ = [
         item for item in output if item.get("type") in {"message", "function_call"} or item.get("encrypted_content")
     ]
-    sealed = any(item.get("encrypted_content") or item.get("phase") for item in kept)
-    return {"output": kept} if sealed else None
+    is_needed = any(item.get("encrypted_content") or item.get("phase") for item in items_)
+    return {"output": items_} if is_needed else None
 
 
-def _items(said: Said) -> Iterator[dict[str, Any]]:
-    turn = said.turn
+def _items(entry: Said) -> Iterator[dict[str, Any]]:
+    turn = entry.turn
     match turn.role:
         case "user":
-            prompt = [] if said.prompt is None else [{"type": "input_text", "text": said.prompt}]
-            yield {"role": "user", "content": [*map(part, said.materials), *prompt]}
+            prompt = [] if entry.prompt is None else [{"type": "input_text", "text": entry.prompt}]
+            yield {"role": "user", "content": [*map(part, entry.materials), *prompt]}
         case "assistant":
-            yield from map(_replayed, turn.came("output")) if turn.came("output") else _rebuilt(turn)
+            yield from map(_replay_item, turn.came("output")) if turn.came("output") else _rebuild_items(turn)
         case "tool":
             yield {"type": "function_call_output", "call_id": turn.tool_call_id, "output": turn.content}
 
 
-def _replayed(item: dict[str, Any]) -> dict[str, Any]:
-    """Without the ids of what OpenAI stored, and may have forgotten. Reasoning goes sealed, and takes its own id."""
+def _replay_item(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item to send back without the id of its stored form, which may have expired; reasoning needs it."""
     if item.get("type") == "reasoning":
         return {"summary": [], **{name: item[name] for name in _REASONING if name in item}}
     return {name: value for name, value in item.items() if name not in {"id", "status"}}
 
 
-def _rebuilt(turn: Turn) -> Iterator[dict[str, Any]]:
+def _rebuild_items(turn: Turn) -> Iterator[dict[str, Any]]:
     if turn.content.strip():
         yield {"role": "assistant", "content": [{"type": "output_text", "text": turn.content}]}
     for call in turn.tool_calls:

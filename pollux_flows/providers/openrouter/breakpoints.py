@@ -1,4 +1,4 @@
-"""Where prompt caching ends, on routes that have to be told: `cache_control` passes through to Anthropic.
+"""Prompt caching: sets the cache breakpoint on Anthropic's routes, to which OpenRouter passes `cache_control`.
 
 On other routes the provider behind OpenRouter caches by itself, or not at all.
 """
@@ -11,12 +11,12 @@ from pollux_flows.providers.base import Call
 
 
 def takes_breakpoints(model: str) -> bool:
-    """Return whether the route caches what stands before a breakpoint."""
+    """Return whether the route caches the prefix before a breakpoint."""
     return model.removeprefix("~").startswith("anthropic/")
 
 
 def mark_prefix(messages: list[dict[str, Any]], call: Call) -> None:
-    """Set the breakpoint before the prompt, or after the system instruction where nothing else stands there."""
+    """Set the breakpoint before the prompt, or after the system instruction if that is all there is."""
     control = {"type": "ephemeral", "ttl": "1h"} if call.options.cache_ttl == "1h" else {"type": "ephemeral"}
     asks = call.is_one_of_many and call.prompt is not None
     for message in reversed(messages):

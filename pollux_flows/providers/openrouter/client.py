@@ -1,4 +1,4 @@
-"""One connection to OpenRouter a run."""
+"""The connection to OpenRouter, one a run."""
 
 from __future__ import annotations
 

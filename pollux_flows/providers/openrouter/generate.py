@@ -1,4 +1,4 @@
-"""One call to OpenRouter."""
+"""Calls to OpenRouter: builds the request, sends it and reads the answer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
 
 
 def request(call: Call) -> dict[str, Any]:
-    """The request's body."""
+    """Build the request's body."""
     options = call.options
     body = chat.body(call, messages(call))
     raw = (options.provider_options or {}).get("openrouter", {})
     if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.everything):
-        # Without an engine by name, OpenRouter may choose one that is billed by the page.
+        # Without a named engine, OpenRouter may choose one that is billed by the page.
         body["plugins"] = [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
     if (answer_schema := options.response_json_schema()) is not None:
         body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
@@ -36,13 +36,12 @@ def request(call: Call) -> dict[str, Any]:
         body["tools"] = [_tool(tool) for tool in options.tools]
         body["tool_choice"] = _tool_choice(options.tool_choice)
     elif call.tools_called and "tools" not in raw:
-        # It looks at the tools of each request that has calls and results in it, though none is to be called now.
+        # A request with tool calls and results must declare the tools, even if none is to be called now.
         body["tools"] = [_tool({"name": name}) for name in call.tools_called]
         body["tool_choice"] = "none"
     if call.implicit_caching and "cache_control" not in raw and takes_breakpoints(call.model):
         mark_prefix(body["messages"], call)
-    given = {name: value for name, value in body.items() if value is not None}
-    return merged(given, raw)
+    return merged({name: value for name, value in body.items() if value is not None}, raw)
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

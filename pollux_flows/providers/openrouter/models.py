@@ -1,4 +1,4 @@
-"""What OpenRouter's catalogue says about a model: the one gate that has to ask."""
+"""OpenRouter's model catalogue: the one check of a request that needs the network."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _FRESH_S: Final = 300
 
 @dataclass(frozen=True)
 class _Model:
-    """What the catalogue says about a model; None where it says nothing, and then nothing is refused."""
+    """A model's entry in the catalogue; None where a fact is missing, and then nothing is refused."""
 
-    says: list[str] | None  # in which modalities it answers
-    sees: list[str] | None  # in which modalities it is asked
-    takes: list[str] | None  # which parameters it knows
+    says: list[str] | None  # its output modalities
+    sees: list[str] | None  # its input modalities
+    takes: list[str] | None  # its parameters
 
 
 _Catalogue = dict[str, _Model]
 
-# By address: what was read, and when. Plain data, so that every run of the process may share it.
+# By address: the catalogue, and when it was read. Plain data, so that all runs of the process can share it.
 _catalogues: dict[str, tuple[float, _Catalogue]] = {}
-# By address: who is reading it now, in whatever thread and event loop; all others wait for that.
+# By address: the lookup under way, in any thread and event loop; all others wait for it.
 _lookups: dict[str, Future[_Catalogue | None]] = {}
 _guard: Final = threading.Lock()
 
 
 async def check(client: httpx2.AsyncClient, call: Call) -> None:
-    """Refuse a model that is unknown, or that cannot do what is asked. OpenRouter itself would ignore it in silence."""
+    """Raise if the model is unknown, or does not support an option, which OpenRouter itself would silently ignore."""
     catalogue = await _catalogue(client)
     # A variant (model:free, model:nitro) is the same model on another route.
     model = catalogue.get(call.model) or catalogue.get(call.model.partition(":")[0])
@@ -68,7 +68,7 @@ async def check(client: httpx2.AsyncClient, call: Call) -> None:
 
 
 def _needed(options: Options) -> Iterator[tuple[str, set[str]]]:
-    """Each option that was set, and the catalogue's parameters of which one must be there."""
+    """Return each option that was set, with the catalogue's parameters of which the model must have one."""
     if options.response_schema is not None:
         yield "response_schema", {"structured_outputs", "response_format"}
     if options.reasoning_effort is not None:
@@ -96,14 +96,14 @@ async def _catalogue(client: httpx2.AsyncClient) -> _Catalogue:
                 ours = _lookups[address] = Future()
         if theirs is None:
             return await _look_up(client, address, ours)
-        # Shielded: who stops waiting stops nobody else.
+        # Shielded: a cancelled waiter must not cancel the lookup of the others.
         found = await asyncio.shield(asyncio.wrap_future(theirs))
         if found is not None:
             return found
 
 
 async def _look_up(client: httpx2.AsyncClient, address: str, lookup: Future[_Catalogue | None]) -> _Catalogue:
-    """Read the catalogue, and tell those who wait. They share a failure; after a cancellation they look themselves."""
+    """Read the catalogue and pass it to the waiters; they share a failure, and try again after a cancellation."""
     found, problem = None, None
     try:
         found = await _fetch(client)

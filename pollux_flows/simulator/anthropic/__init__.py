@@ -12,7 +12,7 @@ from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
 
-# By status, what an error says when nobody says more: type, message.
+# The default error type and message of each status.
 _ERRORS: Mapping[int, tuple[str, str]] = {
     400: ("invalid_request_error", "Invalid request."),
     401: ("authentication_error", "invalid x-api-key"),

@@ -1,4 +1,4 @@
-"""What a Messages request may carry besides text: images, documents, and references to stored files."""
+"""The attachments of Messages requests: images, documents, and references to stored files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _DOCUMENTS = frozenset({"application/pdf", "text/plain"})
 
 
 def check(call: Call) -> None:
-    """Refuse what the model cannot read; note the stored files that are used."""
+    """Refuse attachments that the model cannot read; collect the stored files in `call.files`."""
     for place, message in enumerate(call.body["messages"]):
         for block, at in _sources(message["content"], f"messages.{place}.content"):
             _check(call, block, f"{at}.{block['type']}.source")
 
 
 def _sources(content: Any, at: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Images and documents, also those inside documents and inside the results of tools."""
+    """Iterate over images and documents, including those inside documents and tool results."""
     for index, block in enumerate(content if isinstance(content, list) else []):
         where = f"{at}.{index}"
         if block["type"] in ("image", "document"):

@@ -1,4 +1,4 @@
-"""The requests that a new batch brings. Their `params` are not looked at before their turn comes."""
+"""The requests of a new batch. Their `params` are checked only when they are answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of Anthropic's batches: one stream of lines, whatever a row came to."""
+"""The results of Anthropic's batches: one stream of lines, for all outcomes."""
 
 from __future__ import annotations
 
@@ -45,4 +45,4 @@ class ResultLines(RowWriter):
 
     @override
     def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
-        """They stay with the batch."""
+        """Leave the results with the batch."""

@@ -1,4 +1,4 @@
-"""Anthropic's batches: `POST /v1/messages/batches`, and what can be done with one afterwards."""
+"""Anthropic's batch endpoints below `/v1/messages/batches`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pollux_flows.simulator.timestamps import timestamp
 from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
 
 WINDOW_S = 24 * 3600
-#: The results are there so long after the creation.
+#: The lifetime of the results after the batch's creation.
 LASTS_S = 29 * 86_400
 LIST_LIMIT = 1000
 _PATH = "/v1/messages/batches"
@@ -27,7 +27,7 @@ _WORDS = {
     "expired": "ended",
     "cancelled": "ended",
 }
-#: What a row needs of the headers that its batch came with.
+#: The headers of the batch's request that its rows need.
 _HEADERS = ("anthropic-version", "anthropic-beta")
 _RESULTS = ResultLines()
 
@@ -76,7 +76,7 @@ def _as_json(call: Call, batch: StoredBatch, phase: Phase) -> dict[str, Any]:
 
 
 def _counts(batch: StoredBatch, results: Results | None) -> dict[str, int]:
-    """All are processing until all have ended."""
+    """Return the counts of rows; all are processing until the batch has ended."""
     counts = {
         "processing": 0 if results else batch.rows,
         "succeeded": 0,
@@ -102,7 +102,7 @@ def _find(call: Call) -> StoredBatch:
 
 
 def _page(call: Call) -> tuple[list[StoredBatch], bool]:
-    """The newest first: behind `after_id`, or right before `before_id`. Are there more that way?"""
+    """Return a page of batches, newest first, after `after_id` or before `before_id`, and whether there are more."""
     check_version(call)
     batches = call.world.batch_store.owned("anthropic", call.account)
     limit = _limit(call.query.get("limit", "20"))
@@ -124,12 +124,12 @@ def _place(batches: list[StoredBatch], cursor: str, name: str) -> int:
     raise Refused(400, f"{name}: Invalid cursor")
 
 
-def _limit(given: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", given, re.ASCII):
+def _limit(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
         raise Refused(400, "limit: Input should be a valid integer, unable to parse string as an integer")
-    if not 1 <= int(given) <= LIST_LIMIT:
+    if not 1 <= int(text) <= LIST_LIMIT:
         raise Refused(400, f"limit: Input should be between 1 and {LIST_LIMIT}")
-    return int(given)
+    return int(text)
 
 
 def _list(call: Call) -> Reply:

@@ -1,4 +1,4 @@
-"""Anthropic's files: `POST /v1/files` and what can be done with one afterwards."""
+"""Anthropic's file endpoints below `/v1/files`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILENAME = re.compile(r'[^<>:"|?*\\/\x00-\x1f]{1,255}')
 
 
 async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
-    # Nothing that was uploaded can be downloaded, so nothing large need be kept.
+    # Uploaded files cannot be downloaded, so large content need not be stored.
     form = await read_form(call, incoming, lambda _: False)
     return form.described()
 
@@ -58,9 +58,9 @@ def _create(call: Call) -> Reply:
     return Reply(as_json(file))
 
 
-def _filename(given: str, mime_type: str) -> str:
-    """The last component of what the client sent."""
-    name = re.split(r"[/\\]", given)[-1]
+def _filename(path: str, mime_type: str) -> str:
+    """Return the last component of the path that the client sent; refuse an invalid one."""
+    name = re.split(r"[/\\]", path)[-1]
     if not name:
         return f"unnamed{mimetypes.guess_extension(mime_type) or ''}"
     if not _FILENAME.fullmatch(name):
@@ -97,7 +97,7 @@ def as_json(file: StoredFile) -> dict[str, Any]:
 
 
 def _list(call: Call) -> Reply:
-    """The newest first, page by page; or those that are asked for by id."""
+    """List files page by page, newest first, or those requested by id."""
     check_version(call)
     files = call.world.file_store.owned("anthropic", call.account)[::-1]
     ids = {value for name, value in call.query_pairs if name in ("ids", "ids[]")}
@@ -125,7 +125,7 @@ def _limit(text: str) -> int:
 
 
 def _after(files: list[StoredFile], cursor: str | None) -> int:
-    """Where the page behind the cursor begins."""
+    """Return the index at which the page after the cursor begins."""
     if not cursor:
         return 0
     for place, file in enumerate(files):

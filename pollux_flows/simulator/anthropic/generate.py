@@ -1,4 +1,4 @@
-"""`POST /v1/messages`: a checked request in, a message out."""
+"""Responses of Anthropic's `POST /v1/messages`."""
 
 from __future__ import annotations
 

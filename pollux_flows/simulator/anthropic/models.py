@@ -1,4 +1,4 @@
-"""What a Claude model can do, told from its name."""
+"""The capabilities of Claude models, derived from their names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CACHED_FROM = {
     ("opus", 4, 5): 4_096,
     ("haiku", 4, 5): 4_096,
 }
-# A family without a number is taken for the newest there is.
+# A family without a number counts as the newest version.
 _NEWEST = (99, 0)
 
 
@@ -25,7 +25,7 @@ class Model:
     version: tuple[int, int]
 
     def since(self, **versions: tuple[int, int]) -> bool:
-        """Is it at least as new as the version of its family? A family that is not named has it from 5 on."""
+        """Return whether it is at least the version of its family; families that are not passed count from 5 on."""
         return self.version >= versions.get(self.family, (5, 0))
 
     @property
@@ -42,7 +42,7 @@ class Model:
 
     @property
     def shows_thinking(self) -> bool:
-        """Unless asked for, a summary is left out from Opus 4.7 on."""
+        """Return whether thinking is summarized by default; from Opus 4.7 on it is not."""
         return not self.since(opus=(4, 7))
 
     @property
@@ -62,12 +62,12 @@ class Model:
 
     @property
     def cached_from_tokens(self) -> int:
-        """Shorter beginnings are not cached. A model that no list names is taken for one of the usual kind."""
+        """Return the fewest tokens of a cached prefix: 1,024 for models that are not listed."""
         return _CACHED_FROM.get((self.family, *self.version), 1_024)
 
     @property
     def takes_prefill(self) -> bool:
-        """May the request end with the beginning of the answer?"""
+        """Return whether a request may end with the beginning of the answer."""
         return not self.since(opus=(4, 6), sonnet=(4, 6))
 
     @property

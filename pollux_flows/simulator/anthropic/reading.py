@@ -1,4 +1,4 @@
-"""What a Messages request asks for."""
+"""Reads Messages requests."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def read(call: Call) -> Ask:
         tool_choice=_tool_choice(body.get("tool_choice")),
         tool_results=results,
         reasoning=reasoning,
-        # Claude says what it is about to do; a turn of thought, text and call is what a client must replay.
+        # Claude announces its calls; a client must replay a turn of thinking, text and call.
         speaks_before_calls=reasoning,
         stop=tuple(body.get("stop_sequences") or ()),
     )
 
 
 def prompt_blocks(call: Call) -> list[Block]:
-    """The prompt in the order in which prefixes are cached: schema, tools, system, messages."""
+    """Split the prompt into blocks, in the order of prefix caching: schema, tools, system, messages."""
     body = call.body
     blocks = []
     if (schema := _schema(body)) is not None:
@@ -55,7 +55,7 @@ def prompt_blocks(call: Call) -> list[Block]:
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             blocks.append(_block(message["role"], part, _part_tokens(part, call.files)))
     if control := body.get("cache_control"):
-        # At the top level it means: as far as this request goes.
+        # At the top level it caches the entire request.
         last = blocks[-1]
         blocks[-1] = Block(last.content, last.tokens, _CACHE_S[control.get("ttl", "5m")])
     return blocks
@@ -82,7 +82,7 @@ def _tool_choice(choice: dict[str, Any] | None) -> Any:
 
 
 def _last_turn(messages: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
-    """The prompt, and the names of the tools whose results it brings."""
+    """Return the prompt of the last turn, and the names of the tools whose results it has."""
     users = [message for message in messages if message["role"] == "user"]
     content = users[-1]["content"]
     if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""What `POST /v1/messages` refuses, and in which words."""
+"""The requests that Anthropic's `POST /v1/messages` refuses, with its error messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _THINKING_BLOCKS = ("thinking", "redacted_thinking")
 
 
 def check(call: Call) -> Model:
-    """Refuse what the API refuses; gives the model that is asked."""
+    """Refuse the requests that the API refuses; return the requested model."""
     body = call.body
     version = check_version(call)
     _check_shape(body, version)
@@ -175,7 +175,7 @@ def _check_turns(body: dict[str, Any], asked: Model) -> None:
             continue
         if waiting:
             _without_results(place - 1, waiting)
-        # A loop of calls and results is one turn, and thinks when it begins.
+        # A loop of calls and results is one turn, with thinking at its start.
         goes_on = place > 0 and any(block["type"] == "tool_result" for block in turns[place - 1][2])
         _check_thinking_turn(place, blocks, thinks, goes_on=goes_on)
         waiting = [block["id"] for block in blocks if block["type"] == "tool_use"]
@@ -243,12 +243,12 @@ def _without_results(place: int, missing: list[str]) -> None:
 
 
 def _check_thinking_turn(place: int, blocks: list[dict[str, Any]], thinks: str, *, goes_on: bool) -> None:
-    """A turn that thought begins with its thoughts, as they were."""
+    """Check that a turn with thinking starts with its unchanged thinking blocks."""
     if thinks == "disabled":
         return
     kinds = [block["type"] for block in blocks]
     thought = any(kind in _THINKING_BLOCKS for kind in kinds)
-    # Adaptive thinking alone may go without thoughts on a turn that calls tools.
+    # Only with adaptive thinking may a turn that calls tools have no thinking.
     must = thought or (thinks == "enabled" and "tool_use" in kinds and not goes_on)
     if must and kinds[0] not in _THINKING_BLOCKS:
         raise Refused(

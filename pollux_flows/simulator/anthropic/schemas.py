@@ -1,4 +1,4 @@
-"""The JSON schemas that Anthropic's structured output takes, and how it words what it does not take."""
+"""Anthropic's structured output: checks JSON schemas, with Anthropic's error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORMATS: Final = frozenset(
 
 
 def complaint(schema: Any) -> str | None:
-    """What the API has against this schema; None when it takes it."""
+    """Return the API's objection to this schema; None if it accepts it."""
     return malformed(schema) or next(_complaints(schema, schema, ()), None)
 
 

@@ -1,4 +1,4 @@
-"""The shape of a Messages request."""
+"""The shape of Messages requests."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ _CUSTOM_TOOL = record(
 
 
 def _tool(value: Any, path: Path) -> None:
-    """Only custom tools are looked into; the provider's own are taken as they come."""
+    """Check a tool: custom ones in full, the provider's own only by their type."""
     mapping(value, path)
     kind = value.get("type")
     if kind in (None, "custom"):

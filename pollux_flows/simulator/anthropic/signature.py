@@ -1,4 +1,4 @@
-"""The seal on a thinking block, by which a replayed thought is known to be the one that was thought."""
+"""The signature of a thinking block, which proves that a replayed block is unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def sign(thinking: str) -> str:
 
 
 def is_ours(signature: str, thinking: str) -> bool:
-    """Thinking that was left out (display: omitted) comes back empty; its seal alone must do."""
+    """Return whether a signature is valid; omitted thinking comes back empty, and only its prefix is checked."""
     if thinking:
         return signature == sign(thinking)
     return signature.startswith(base64.b64encode(_SEAL).decode()[:12])

@@ -1,1 +1,1 @@
-"""The batch systems of the providers, as far as they are alike."""
+"""The parts of the providers' batch systems that are alike."""

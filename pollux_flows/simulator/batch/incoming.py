@@ -1,4 +1,4 @@
-"""The body of a request that brings its rows along: taken in piece by piece, and read row by row."""
+"""Request bodies with the rows of a batch: received piece by piece, and read row by row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pollux_flows.simulator.wire import Refused
 
 
 async def read_spooled(incoming: AsyncIterator[bytes], limit_bytes: int, read: Callable[[Spool], Any]) -> Any:
-    """What `read` makes of the body, which is refused when it is longer than the provider takes."""
+    """Spool the body and return the result of `read` on it; refuse one that is longer than the limit."""
     with closing(Spool()) as body:
         async for piece in incoming:
             body.write(piece)
@@ -26,7 +26,7 @@ async def read_spooled(incoming: AsyncIterator[bytes], limit_bytes: int, read: C
 
 
 def read_rows(document: LongJson, check: Callable[[int, Any], Any]) -> Rows:
-    """The rows of the document, each as `check` gives it back."""
+    """Read the rows of the document, each as returned by `check`."""
     rows = Rows()
     try:
         for place, item in enumerate(document.items()):
@@ -41,13 +41,13 @@ def read_rows(document: LongJson, check: Callable[[int, Any], Any]) -> Rows:
 
 
 def for_the_log(body: Spool, document: LongJson) -> Any:
-    """A short body as it came, a long one with its first row only."""
+    """Return the body for the log: a short one in full, a long one with its first row only."""
     if body.size > KEEP_BYTES:
         return document.rest
     try:
         return orjson.loads(b"".join(body.chunks()))
     except orjson.JSONDecodeError:
-        # It is stricter than what has read the rows: half a letter is no letter.
+        # orjson is stricter than the parser of the rows: it refuses lone surrogates.
         raise _no_json() from None
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a batch: the best, unless a plan says otherwise."""
+"""Plans: the outcomes of batches, which succeed unless a plan says otherwise."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: Every way in which a batch can end, with what a client finds then.
+#: Every way in which a batch can end, with its effect as a client sees it.
 ENDS: Mapping[str, str] = {
     "completed": "every row has its result",
     "partial": "it is completed, but only some rows were answered; the others failed, as with a 500",
     "expired": "its time was up when only some rows were answered",
-    "cancelled": "somebody else cancelled it when only some rows were answered",
-    "failed": "it was accepted, and then found to be no good as a whole (Anthropic: every row of it)",
+    "cancelled": "it was cancelled elsewhere when only some rows were answered",
+    "failed": "it was accepted, and then failed completely (Anthropic: all its rows did)",
     "queue_full": "it was accepted, and then failed because too much is waiting already, as OpenAI does it",
 }
 ANSWERED = 0.5
@@ -20,31 +20,31 @@ ANSWERED = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """How one batch goes.
+    """The outcome of one batch.
 
     `Plan(end="expired", answered=0.25, missing=2)`: a quarter of the rows are answered (always the first
-    ones), the others expire, and two of them all do not come back.
+    ones), the others expire, and two results are left out.
     """
 
     end: str = "completed"
     #: The share of the rows that are answered, where the end leaves some without. Gemini gives a batch that
     #: expired or was cancelled no results at all, unless this is set.
     answered: float | None = None
-    #: Do the results come in an order of their own? The results of Gemini's rows without a key never do.
+    #: Whether the results are in another order than the rows. Those of Gemini's rows without a key never are.
     shuffled: bool = True
-    #: So many results are left out.
+    #: The number of results that are left out.
     missing: int = 0
-    #: So many results come twice.
+    #: The number of results that are repeated.
     duplicates: int = 0
-    #: So many more results come, with ids that nobody submitted.
+    #: The number of additional results, with ids that were not submitted.
     unknown: int = 0
-    #: A word for its state while it is not ended, instead of the provider's own.
+    #: The name of its state before it has ended, instead of the provider's own.
     status: str | None = None
-    #: Where Anthropic says that the results are.
+    #: The address of the results, for Anthropic.
     results_url: str | None = None
-    #: How long it takes, instead of the `batch_s` of its world.
+    #: Its duration, instead of the simulator's `batch_s`.
     takes_s: float | None = None
-    #: Why it failed, or its rows did.
+    #: The error of the batch, or of its rows.
     code: str | None = None
     message: str | None = None
 
@@ -70,7 +70,7 @@ class _Waiting:
 
 
 class PlanQueue:
-    """Plans that wait for a batch, oldest first."""
+    """The plans that are queued for the next batches, oldest first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class PlanQueue:
             self._waiting.append(_Waiting(plan, times, provider))
 
     def take(self, provider: str) -> Plan:
-        """The plan for the batch that is being accepted, used up by one."""
+        """Return the plan for a batch that is being accepted, and count it as used once."""
         with self._lock:
             for waiting in self._waiting:
                 if waiting.provider in (None, provider):

@@ -1,4 +1,4 @@
-"""What requests about batches come to, as far as the providers are alike."""
+"""Requests about batches, as far as the providers are alike."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pollux_flows.simulator.wire import Call
 Prepare = Callable[[Call], None]
 
 
-def accepted(call: Call, prefix: str, plan: Plan, rows: Rows, **told: Any) -> StoredBatch:
-    """A new batch, with an id that begins so; `told` is what else is known of it."""
+def accepted(call: Call, prefix: str, plan: Plan, rows: Rows, **fields: Any) -> StoredBatch:
+    """Store a new batch, whose id has this prefix; `fields` are further fields of the batch."""
     world = call.world
     batch = StoredBatch(
         provider=call.provider.name,
@@ -25,7 +25,7 @@ def accepted(call: Call, prefix: str, plan: Plan, rows: Rows, **told: Any) -> St
         takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
         plan=plan,
         input=rows,
-        **told,
+        **fields,
     )
     world.batch_store.add(batch)
     call.stored = batch.id
@@ -33,7 +33,7 @@ def accepted(call: Call, prefix: str, plan: Plan, rows: Rows, **told: Any) -> St
 
 
 def looks_at_one(find: Callable[[Call], StoredBatch], writer: RowWriter) -> Prepare:
-    """Prepares the batch that is asked after, with what it is now."""
+    """Return a `prepare` that finds the requested batch, with its current phase."""
 
     def prepare(call: Call) -> None:
         batch = find(call)
@@ -43,7 +43,7 @@ def looks_at_one(find: Callable[[Call], StoredBatch], writer: RowWriter) -> Prep
 
 
 def looks_at_page(page: Callable[[Call], tuple[list[StoredBatch], object]], writer: RowWriter) -> Prepare:
-    """Prepares those of a page, with what each is now, and how the list goes on."""
+    """Return a `prepare` that finds the batches of a page, each with its current phase, and the next page."""
 
     def prepare(call: Call) -> None:
         batches, following = page(call)

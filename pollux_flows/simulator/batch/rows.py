@@ -1,4 +1,4 @@
-"""The requests of a batch, in a bounded amount of memory, however many they are."""
+"""The requests of a batch, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pollux_flows.simulator.spool import Spool
 
 
 class Rows:
-    """Lines in a spool, each of which can be found by its number."""
+    """Lines in a spool, with random access by number."""
 
     def __init__(self) -> None:
         self.spool = Spool()
@@ -34,7 +34,7 @@ class Rows:
 
 
 class SavedRows(Rows):
-    """Rows that another process has written. They are looked through when the first of them is wanted."""
+    """Rows that another process has written. They are indexed at first access."""
 
     def __init__(self, spool: Spool, count: int) -> None:
         self.spool, self._count = spool, count

@@ -1,8 +1,8 @@
-"""What the rows of a batch come to, worked out when somebody asks after its end.
+"""Computes the results of a batch, when it is first requested after its end.
 
-Each row is answered as a request of its own would be, at the moment at which the batch ended. A fault that
-it meets (`sim.fail(..., operation="batch.row")`, or `[[simulate: ...]]` in its prompt) is the same, where
-there is no connection that it could happen to: a row that is dropped does not come back, one that hangs
+Each row is answered like a realtime request, at the time at which the batch ended. Faults apply to it as well
+(`sim.fail(..., operation="batch.row")`, or `[[simulate: ...]]` in its prompt), but as there is no connection,
+the effect of some differs: a row that is dropped has no result, one that hangs
 expires, and the result of one that is malformed is cut in the middle.
 """
 
@@ -29,7 +29,7 @@ _DROPPED = {"drop": "errored", "drop_after": "succeeded"}
 class Row:
     """One request out of a batch."""
 
-    #: What its result is known by.
+    #: The key of its result.
     key: Any
     #: A generate request.
     body: Any
@@ -37,11 +37,11 @@ class Row:
 
 
 class RowWriter(ABC):
-    """How a provider reads the rows of a batch, and writes their results."""
+    """Reads the rows of a provider's batches, and writes their results."""
 
-    #: What answers a row.
+    #: The operation that answers a row.
     operation: Operation
-    #: Are there two files of results, one for those that failed?
+    #: Whether failed rows have a results file of their own.
     separates_errors = False
 
     @abstractmethod
@@ -52,31 +52,31 @@ class RowWriter(ABC):
 
     @abstractmethod
     def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
-        """The result of a request that got an error answer."""
+        """Return the result of a row that got an error response."""
 
     @abstractmethod
     def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
-        """The result of a row that "expired" or was "cancelled"."""
+        """Return the result of a row that "expired" or was "cancelled"."""
 
     @abstractmethod
     def nobodys(self, key: Any, number: int) -> Any:
-        """A key like that one, which nobody has submitted."""
+        """Return a key like that one, which was not submitted."""
 
     def gives_results(self, batch: StoredBatch) -> bool:
-        """Does a batch that ends like this one have any results?"""
+        """Return whether a batch that ends like this one has any results."""
         return batch.ending != "failed"
 
     @abstractmethod
     def usage(self, body: Any) -> Mapping[str, int]:
-        """The tokens of an answer, where the provider adds them up."""
+        """Return the tokens of an answer, for a provider that reports their sum."""
 
     @abstractmethod
     def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
-        """Put the results to where the client finds them."""
+        """Store the results where the client finds them."""
 
 
 def look_at(batch: StoredBatch, call: Call, writer: RowWriter) -> Phase:
-    """What it is now; when that is its end, its results are there."""
+    """Return the batch's current phase; if it has ended, compute its results first."""
     phase = batch.phase
     if phase in ENDINGS:
         with batch.settling:
@@ -98,7 +98,7 @@ def _settle(batch: StoredBatch, call: Call, writer: RowWriter) -> None:
 @dataclass(slots=True)
 class _Result:
     outcome: str
-    #: None: it does not come back.
+    #: None for a row without a result.
     line: bytes | None
 
 
@@ -108,9 +108,9 @@ class _Settling:
     call: Call
     writer: RowWriter
     results: Results
-    #: So many of the rows, always the first ones, are answered.
+    #: The number of rows that are answered, always the first ones.
     answered: int = 0
-    #: Rows do not read what others of their batch write, but what was written before it was handed in.
+    #: Rows read the prompt cache as it was when the batch was submitted, not the writes of other rows.
     arrival: Arrival | None = None
 
     def run(self) -> None:
@@ -133,11 +133,11 @@ class _Settling:
             self._write(self._result(order[number % len(order)], nobodys=number))
 
     def _order(self) -> Sequence[int]:
-        """The places of the rows in the order of their results: never their own, unless nothing else tells them."""
+        """Return the order of the results: never that of the rows, unless the rows have no keys."""
         places = range(self.batch.rows)
         if not (self.batch.plan.shuffled and self.batch.given.get("has_keys", True)):
             return places
-        # By its id: the same in every run, and another one for each batch.
+        # Seeded by its id: the same in every run, and different for each batch.
         order = random.Random(self.batch.id).sample(places, len(places))  # noqa: S311
         return [*order[1:], order[0]] if order == list(places) else order
 
@@ -178,20 +178,20 @@ class _Settling:
             return self._left(row, "expired", request_id)
         body = reply_to(call, self.writer.operation, fault, request_id).body
         self.results.usage.update(self.writer.usage(body))
-        result = self._told("succeeded", self.writer.succeeded(self.batch, row.key, body, request_id))
+        result = self._finished("succeeded", self.writer.succeeded(self.batch, row.key, body, request_id))
         if kind == "malformed" and result.line is not None:
             result.line = result.line[: len(result.line) // 2]
         return result
 
     def _errored(self, row: Row, refused: Refused, request_id: str) -> _Result:
         error = self.call.provider.error(refused, request_id)
-        return self._told("errored", self.writer.errored(self.batch, row.key, refused.status, error, request_id))
+        return self._finished("errored", self.writer.errored(self.batch, row.key, refused.status, error, request_id))
 
     def _left(self, row: Row, why: str, request_id: str) -> _Result:
-        return self._told(why, self.writer.left(self.batch, row.key, why, request_id))
+        return self._finished(why, self.writer.left(self.batch, row.key, why, request_id))
 
-    def _told(self, outcome: str, told: dict[str, Any]) -> _Result:
-        return _Result(outcome, orjson.dumps(told))
+    def _finished(self, outcome: str, row: dict[str, Any]) -> _Result:
+        return _Result(outcome, orjson.dumps(row))
 
     def _write(self, result: _Result) -> None:
         if result.line is None:

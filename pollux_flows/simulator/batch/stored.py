@@ -1,4 +1,4 @@
-"""The batches that were given to the providers of one world."""
+"""The batches that were submitted to the simulated providers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pollux_flows.simulator.storage import Record, Storage
 Phase = Literal["starting", "running", "finishing", "cancelling", "completed", "expired", "cancelled", "failed"]
 
 ENDINGS = frozenset({"completed", "expired", "cancelled", "failed"})
-#: Of the time that a batch takes, its beginning and its end; what is found to be no good, is so at the beginning.
+#: The shares of a batch's duration at which it has started, and has run; an invalid one fails when it starts.
 STARTED = 0.1
 RAN = 0.9
-#: And how long it takes to stop.
+#: The share of the duration that a cancellation takes.
 _STOPPING = 0.1
-#: A world in a worker lives as long as the worker: the oldest batches go first.
+#: A simulator in a worker lives as long as the worker: beyond this many, the oldest batches are removed.
 KEEP = 10_000
-#: What is saved of a batch, beside its plan, its requests and their results.
+#: The saved fields of a batch, beside its plan, its requests and their results.
 _SAVED: Final = (
     "provider", "id", "account", "created_at", "takes_s", "window_s", "words", "name", "metadata", "given", "problems",
     "cancel_asked_at", "deleted_at",
@@ -34,22 +34,22 @@ _SAVED: Final = (
 
 @dataclass
 class Results:
-    """What the rows came to."""
+    """The results of the rows."""
 
     #: JSONL, one result a line.
     output: Spool = field(default_factory=Spool)
-    #: For OpenAI, those that failed.
+    #: For OpenAI, the results of failed rows.
     errors: Spool = field(default_factory=Spool)
-    #: How many succeeded, errored, expired, were cancelled.
+    #: The number of rows that succeeded, errored, expired, were cancelled.
     counts: Counter[str] = field(default_factory=Counter)
     #: Tokens, for OpenAI.
     usage: Counter[str] = field(default_factory=Counter)
-    #: The ids of the files that they are in.
+    #: The ids of the results files.
     output_file: str | None = None
     error_file: str | None = None
 
     def as_record(self) -> Record:
-        """What is saved of them, beside the lines."""
+        """Return the fields to save, without the lines."""
         return {
             "output_bytes": self.output.size,
             "error_bytes": self.errors.size,
@@ -62,30 +62,30 @@ class Results:
 
 @dataclass(eq=False)
 class StoredBatch:
-    """One batch that was accepted. Everything about it follows from its plan and the clock, when somebody asks."""
+    """One accepted batch. Its state at any time follows from its plan and the clock."""
 
     provider: str
-    #: What the provider's SDK calls it by: `batch_…`, `msgbatch_…`, `batches/…`.
+    #: The id in the provider's format: `batch_…`, `msgbatch_…`, `batches/…`.
     id: str
-    #: Whose it is: a hash of the API key that it came with.
+    #: The account that owns it: a hash of the API key that submitted it.
     account: str = field(repr=False)
     created_at: float
     takes_s: float
-    #: It expires when it takes longer than this.
+    #: The duration after which it expires.
     window_s: float
     plan: Plan
     input: Rows = field(repr=False)
-    #: The provider's words for its phases.
+    #: The provider's names of the phases.
     words: Mapping[str, str] = field(repr=False)
     #: Gemini's display name.
     name: str | None = None
-    #: OpenAI's.
+    #: OpenAI's metadata.
     metadata: dict[str, str] | None = None
-    #: What else its provider must remember of it.
+    #: Further data of its provider.
     given: dict[str, Any] = field(default_factory=dict, repr=False)
-    #: What makes it no good as a whole, in the provider's words.
+    #: The errors of the entire batch, in the provider's format.
     problems: list[dict[str, Any]] = field(default_factory=list)
-    #: When somebody asked to cancel it.
+    #: The time at which its cancellation was requested.
     cancel_asked_at: float | None = None
     deleted_at: float | None = None
     results: Results | None = field(default=None, repr=False)
@@ -94,17 +94,17 @@ class StoredBatch:
 
     @property
     def rows(self) -> int:
-        """How many requests it brought."""
+        """Return the number of its requests."""
         return len(self.input)
 
     @property
     def state(self) -> str:
-        """What it is now, in the provider's word."""
+        """Return its current state, as the provider names it."""
         return self.word(self.phase)
 
     @property
     def phase(self) -> Phase:
-        """What it is now, by the clock of its world."""
+        """Return its current phase, by the simulator's clock."""
         if self.is_ended:
             return self.ending
         if self.cancel_asked_at is not None:
@@ -117,7 +117,7 @@ class StoredBatch:
 
     @property
     def ending(self) -> Literal["completed", "expired", "cancelled", "failed"]:
-        """How it ends, as things are."""
+        """Return the phase in which it ends, unless it is cancelled later."""
         if self.problems:
             return "failed"
         if self.cancel_asked_at is not None or self.plan.end == "cancelled":
@@ -135,17 +135,17 @@ class StoredBatch:
 
     @property
     def expires_at(self) -> float:
-        """When its time is up. A batch that is planned to expire has no more time than it takes."""
+        """Return the time at which it expires; a batch that is planned to expire does so within its duration."""
         return self.created_at + (min(self.takes_s, self.window_s) if self.plan.end == "expired" else self.window_s)
 
     @property
     def progress(self) -> float:
-        """The share of its time that has passed."""
+        """Return the share of its duration that has passed."""
         return self._share(self.clock() - self.created_at)
 
     @property
     def answered(self) -> int:
-        """So many of its rows, always the first ones, are answered when it has ended."""
+        """Return the number of rows, always the first ones, that are answered when it has ended."""
         if self.plan.end in ("failed", "queue_full"):
             return 0
         if self.plan.end != "partial" and self.ending == "completed":
@@ -158,15 +158,15 @@ class StoredBatch:
         return int(share * self.rows)
 
     def word(self, phase: Phase) -> str:
-        """What the provider calls that phase, or the plan does."""
+        """Return the provider's name of that phase, or the plan's."""
         return self.words[phase] if self.plan.status is None or phase in ENDINGS else self.plan.status
 
     def reaches(self, share: float) -> float:
-        """When that share of its time has passed."""
+        """Return the time at which that share of its duration has passed."""
         return self.created_at + share * self.takes_s
 
     def requests(self) -> Iterator[Any]:
-        """What was submitted, row by row; of a long batch only until it has ended."""
+        """Iterate over the submitted requests; those of a long batch are available only until it has ended."""
         return (orjson.loads(line) for line in self.input)
 
     def release(self) -> None:
@@ -176,7 +176,7 @@ class StoredBatch:
             self.results.errors.close()
 
     def as_json(self) -> dict[str, Any]:
-        """What can be told about it in another process."""
+        """Return its public fields as JSON, for clients in another process."""
         names = ("provider", "id", "rows", "state", "name", "metadata", "created_at", "ends_at", "deleted_at")
         return {name: getattr(self, name) for name in names}
 
@@ -185,18 +185,18 @@ class StoredBatch:
 
 
 class BatchStore:
-    """All batches of one world, whichever provider has them."""
+    """The batches of all providers of one simulator."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         #: By provider and id, in order of arrival.
         self._batches: dict[tuple[str, str], StoredBatch] = {}
-        #: Where other processes find them.
+        #: The storage shared with other processes.
         self._storage: Storage | None = None
 
     def share(self, storage: Storage) -> None:
-        """From now on, have them in common with other processes."""
+        """Share the batches with other processes from now on."""
         with self._lock:
             self._storage = storage
 
@@ -208,14 +208,14 @@ class BatchStore:
             self._remember(batch)
 
     def find(self, provider: str, batch_id: str, account: str) -> StoredBatch | None:
-        """The batch of that account, unless it was deleted."""
+        """Return an account's batch, unless it was deleted."""
         with self._lock:
             self._load()
             batch = self._batches.get((provider, batch_id))
         return batch if batch is not None and batch.account == account and batch.deleted_at is None else None
 
     def owned(self, provider: str, account: str) -> list[StoredBatch]:
-        """What that account has there, newest first."""
+        """Return the batches of an account, newest first, without deleted ones."""
         return [
             batch
             for batch in reversed(self.all())
@@ -223,7 +223,7 @@ class BatchStore:
         ]
 
     def cancel(self, batch: StoredBatch) -> None:
-        """From now on it is being cancelled, unless it has ended."""
+        """Begin to cancel the batch, unless it has ended."""
         with self._lock:
             if batch.cancel_asked_at is None and not batch.is_ended:
                 self._set(batch, cancel_asked_at=self._clock())
@@ -234,7 +234,7 @@ class BatchStore:
             batch.release()
 
     def settle(self, batch: StoredBatch, results: Results) -> None:
-        """Its rows came to this, unless another process was faster."""
+        """Save the results of a batch, unless another process was faster."""
         with self._lock:
             batch.results = results
             if self._storage is not None:
@@ -245,7 +245,7 @@ class BatchStore:
                     batch.results = _results(saved, self._storage)
 
     def all(self) -> list[StoredBatch]:
-        """In order of arrival; those that were deleted too."""
+        """Return all batches in order of arrival, with deleted ones."""
         with self._lock:
             self._load()
             return list(self._batches.values())
@@ -271,7 +271,7 @@ class BatchStore:
         batch.deleted_at = fields.get("deleted_at", batch.deleted_at)
 
     def _load(self) -> None:
-        """Take in what other processes have done."""
+        """Load the changes of other processes."""
         if self._storage is None:
             return
         for record in self._storage.changed():

@@ -1,1 +1,1 @@
-"""Chat completions, as OpenRouter and local servers speak them."""
+"""The simulated chat completions of OpenRouter and local servers."""

@@ -1,4 +1,4 @@
-"""What a chat completions request to OpenRouter may carry besides text. There are no stored files there."""
+"""The attachments of chat completions requests to OpenRouter, which has no stored files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INPUT_OF_PART = {"image_url": "image", "input_audio": "audio", "video_url": "vi
 
 
 def check(body: dict[str, Any], model: Mapping[str, Any]) -> None:
-    """Refuse what the model cannot read, and bytes that are none."""
+    """Refuse attachments that the model cannot read, and invalid data."""
     for part in reading.parts(body):
         needed = _INPUT_OF_PART.get(part["type"])
         if needed and needed not in _inputs(model):
@@ -26,12 +26,12 @@ def check(body: dict[str, Any], model: Mapping[str, Any]) -> None:
             case "input_audio" if not is_base64(part["input_audio"]["data"]):
                 raise Refused(400, "input_audio.data: Invalid base64 data")
             case "file":
-                # Files pass at any model: where it does not read them, OpenRouter parses them first.
+                # Files are accepted for any model: OpenRouter parses them for one that cannot read them.
                 _check_file(body, part["file"], model)
 
 
 def parsed_files(body: dict[str, Any], model: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was parsed for the model, to be sent again instead of being parsed again."""
+    """Return the annotations of parsed files, which a client sends back so that they are not parsed again."""
     if _engine(body, model) == "native":
         return []
     return [
@@ -69,7 +69,7 @@ def _check_file(body: dict[str, Any], file: dict[str, Any], model: Mapping[str, 
 
 
 def _engine(body: dict[str, Any], model: Mapping[str, Any]) -> str:
-    """Who reads a PDF: the engine that a plugin names, else the model, else the default engine (which costs)."""
+    """Return the engine that reads PDFs: the plugin's, else the model, else the default one (which is billed)."""
     for plugin in body.get("plugins") or []:
         if plugin["id"] == "file-parser" and (plugin.get("pdf") or {}).get("engine"):
             return str(plugin["pdf"]["engine"])

@@ -88,7 +88,7 @@ MODELS: Mapping[str, dict[str, Any]] = {
 
 
 def find(name: str) -> dict[str, Any] | None:
-    """The model of that id; a variant such as `…:free` or `…:nitro` is the model itself."""
+    """Return the model with that id; a variant such as `…:free` or `…:nitro` is the model itself."""
     return MODELS.get(name.partition(":")[0])
 
 
@@ -98,7 +98,7 @@ def prices(name: str) -> Mapping[str, str]:
 
 
 def list_models(call: Call) -> Reply:
-    """All models, or one page of them when `offset` or `limit` says so."""
+    """List all models, or one page of them if `offset` or `limit` is set."""
     wanted = call.query.get("supported_parameters", "")
     needed = {name for name in wanted.split(",") if name}
     found = [model for model in MODELS.values() if needed <= set(model["supported_parameters"])]

@@ -1,4 +1,4 @@
-"""A chat completion: the part of the answer that OpenRouter and local servers have in common."""
+"""The parts of a chat completion that OpenRouter and local servers have in common."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Local(Provider):
 
     @override
     def authenticate(self, headers: Mapping[str, str]) -> str:
-        """Anybody who gets here may ask."""
+        """Accept any key, or none."""
         return bearer(headers)
 
     @override

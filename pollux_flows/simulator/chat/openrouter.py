@@ -23,7 +23,7 @@ from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Repl
 
 _FORMAT = "simulated-v1"
 
-# By status, what an error says when nobody says more: error_type, message.
+# The default error_type and message of each status.
 _ERRORS: Mapping[int, tuple[str, str]] = {
     400: ("invalid_request", "Bad request"),
     401: ("unauthorized", "No auth credentials found"),
@@ -123,7 +123,7 @@ def _read(call: Call) -> Ask:
 
 
 def _check_thoughts(body: dict[str, Any]) -> None:
-    """What was thought comes back with its signature, unchanged; tools are told beside their calls."""
+    """Refuse reasoning details with a wrong signature, and messages with tool calls but no declared tools."""
     for place, message in enumerate(body["messages"]):
         for detail in message.get("reasoning_details") or []:
             if detail.get("format") == _FORMAT and detail.get("signature") != _sign(detail.get("text") or ""):
@@ -207,7 +207,7 @@ def _reasoning(answer: Answer) -> dict[str, Any]:
 
 
 def _meet_cache(call: Call) -> Seen:
-    """As the provider behind the route counts: Anthropic's where it is told to, OpenAI's by itself."""
+    """Use the prompt cache by the rules of the route's provider: Anthropic's by breakpoints, OpenAI's automatically."""
     name, blocks = call.body["model"], reading.prompt_blocks(call.body)
     route, _, model = name.partition("/")
     if route == "anthropic":

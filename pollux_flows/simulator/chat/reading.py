@@ -1,4 +1,4 @@
-"""What a chat completions request asks for."""
+"""Reads chat completions requests."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def schema(body: dict[str, Any]) -> Any:
 
 
 def parts(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """All content parts of all messages that have parts."""
+    """Iterate over the content parts of all messages."""
     for message in body["messages"]:
         if isinstance(message.get("content"), list):
             yield from message["content"]
 
 
 def prompt_blocks(body: dict[str, Any]) -> list[Block]:
-    """The prompt in pieces; `cache_control` marks how far a cache should reach."""
+    """Split the prompt into blocks; `cache_control` marks the end of a prefix to cache."""
     blocks = [Block(tool, tokens.of_json(tool)) for tool in body.get("tools") or []]
     if isinstance(asked := schema(body), dict):
         blocks.append(Block(asked, tokens.of_json(asked)))
@@ -52,8 +52,8 @@ def prompt_blocks(body: dict[str, Any]) -> list[Block]:
         for part in _parts(message.get("content")):
             control = part.get("cache_control")
             keep = _CACHE_S.get(control.get("ttl", "5m")) if control else None
-            said = {name: value for name, value in part.items() if name != "cache_control"}
-            blocks.append(Block([message["role"], said], _part_tokens(part), keep))
+            content = {name: value for name, value in part.items() if name != "cache_control"}
+            blocks.append(Block([message["role"], content], _part_tokens(part), keep))
         for call in message.get("tool_calls") or []:
             function = call["function"]
             count = tokens.of_text(function["name"]) + tokens.of_text(function["arguments"])

@@ -1,4 +1,4 @@
-"""The shape of a chat completions request. Unknown fields pass, as they do at OpenRouter and at home."""
+"""The shape of chat completions requests. Unknown fields pass, as with OpenRouter and local servers."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ _REQUEST = _open(
 
 
 def check(body: Any) -> None:
-    """Refuse what no chat completions server takes."""
+    """Refuse requests that no chat completions server accepts."""
     try:
         _REQUEST(body, ())
     except Misfit as misfit:
@@ -157,7 +157,7 @@ def _where(path: Path) -> str:
 
 
 def _check_turns(messages: list[dict[str, Any]]) -> None:
-    """Tool messages answer the calls of the assistant message before them, each of them once."""
+    """Check that tool messages answer the calls of the assistant message before them, each of them once."""
     waiting: list[str] = []
     for message in messages:
         if message["role"] == "tool":

@@ -12,7 +12,7 @@ from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.gemini import batches, cache_routes, files, generate, uploads
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, row
 
-# By status, what an error says when nobody says more: canonical status, message.
+# The default canonical status and message of each HTTP status.
 _ERRORS: Mapping[int, tuple[str, str]] = {
     400: ("INVALID_ARGUMENT", "Request contains an invalid argument."),
     401: ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
@@ -60,7 +60,7 @@ class Gemini(Provider):
 
     @override
     def headers(self, request_id: str) -> dict[str, str]:
-        # The API itself sends no request id; this one is only for whoever reads a recording.
+        # The API itself sends no request id; this one is only for people who read a recording.
         return {"x-request-id": request_id, "server-timing": "gfet4t7; dur=12"}
 
     @override

@@ -1,4 +1,4 @@
-"""What a generateContent request may carry besides text: bytes, stored files, films, addresses on the web."""
+"""The attachments of generateContent requests: inline data, stored files, videos, web addresses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FILE_PATH = re.compile(r"/v1(?:beta)?/(files/[\w-]+)")
 _YOUTUBE = re.compile(r"https?://(www\.|m\.)?(youtube\.com/|youtu\.be/)")
 _SECONDS = re.compile(r"\d+(\.\d{1,9})?s")
 _MAX_FPS = 24.0
-#: What no model reads, although anything may be uploaded.
+#: Types that no model reads, although any type may be uploaded.
 _UNREADABLE = re.compile(
     r"application/(octet-stream|zip|gzip|msword|x-(?!javascript|python|ndjson|tex|yaml)|"
     r"vnd\.(openxmlformats|ms-|oasis)|epub)|font/|model/"
@@ -21,7 +21,7 @@ _UNREADABLE = re.compile(
 
 
 def check(call: Call, contents: list[dict[str, Any]]) -> None:
-    """Refuse what the model cannot read; note the stored files that are used."""
+    """Refuse attachments that the model cannot read; collect the stored files in `call.files`."""
     for place, content in enumerate(contents):
         for index, part in enumerate(content.get("parts") or []):
             _check_part(call, part, f"contents[{place}].parts[{index}]")
@@ -53,7 +53,7 @@ def _check_part(call: Call, part: dict[str, Any], at: str) -> None:
 
 
 def stored_name(call: Call, uri: str) -> str | None:
-    """`files/…`, when the URI is that of a stored file; the address that this world is reached at is its own too."""
+    """Return `files/…` if the URI is that of a stored file, at Google's address or the simulator's; else None."""
     for origin in (ORIGIN, f"{call.origin}/gemini"):
         if uri.startswith(origin) and (match := _FILE_PATH.fullmatch(uri.removeprefix(origin))):
             return match.group(1)

@@ -1,4 +1,4 @@
-"""The requests that a new batch brings along, or that a file has for it."""
+"""The requests of a new batch, inline or in a file."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pollux_flows.simulator.shape import Misfit
 from pollux_flows.simulator.spool import Spool
 from pollux_flows.simulator.wire import Call, Refused
 
-#: Of a request with everything in it; a file may be much longer.
+#: The limit of a request with inline rows; a file may be much longer.
 LIMIT_BYTES = 20 * 1024 * 1024
 _ROWS_AT = ("batch", "inputConfig", "requests", "requests")
 
 
 @dataclass
 class Input:
-    """What was asked for, and the requests."""
+    """The settings and rows of a new batch."""
 
     rows: Rows = field(default_factory=Rows)
-    #: The `batch` of the request, in its normal spelling, with its first row only.
+    #: The `batch` of the request, with field names in camelCase and its first row only.
     batch: dict[str, Any] = field(default_factory=dict)
-    #: Does each row say what its result is known by?
+    #: Whether each row has a key for its result.
     has_keys: bool = True
-    #: What makes it no good as a whole.
+    #: The reason why the entire batch fails, if it does.
     problem: str | None = None
 
 
@@ -43,7 +43,7 @@ async def receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
 
 def _read(call: Call, body: Spool) -> Any:
     document = LongJson(body.chunks(), _ROWS_AT, fields.camel)
-    call.prepared = given = Input()
+    call.prepared = batch_input = Input()
 
     def check(place: int, row: Any) -> Any:
         message = fields.normal(row)
@@ -54,38 +54,40 @@ def _read(call: Call, body: Spool) -> Any:
             fields.BATCH_ROW(message, (*_ROWS_AT, place))
         except Misfit as misfit:
             raise Refused(400, fields.in_words(misfit)) from None
-        given.has_keys &= bool(message.get("metadata"))
+        batch_input.has_keys &= bool(message.get("metadata"))
         return message
 
-    given.rows = read_rows(document, check)
-    call.spools.append(given.rows.spool)
-    given.batch = rules.checked(document.rest, fields.CREATE_BATCH)["batch"]
+    batch_input.rows = read_rows(document, check)
+    call.spools.append(batch_input.rows.spool)
+    batch_input.batch = rules.checked(document.rest, fields.CREATE_BATCH)["batch"]
     return for_the_log(body, document)
 
 
 def read_file(call: Call) -> None:
-    """Copy the lines of the file that the request names, if it names one."""
-    given: Input = call.prepared
-    source = given.batch["inputConfig"]
+    """Copy the lines of the request's input file, if it has one."""
+    batch_input: Input = call.prepared
+    source = batch_input.batch["inputConfig"]
     if ("fileName" in source) == ("requests" in source):
         raise Refused(400, "* BatchGenerateContentRequest.batch.input_config: exactly one source must be set\n")
     if "fileName" in source:
-        _copy(call, source["fileName"], given)
-    if not given.rows:
+        _copy(call, source["fileName"], batch_input)
+    if not batch_input.rows:
         raise Refused(400, "* BatchGenerateContentRequest.batch.input_config: no requests\n")
 
 
-def _copy(call: Call, name: str, given: Input) -> None:
+def _copy(call: Call, name: str, batch_input: Input) -> None:
     file = find_active(call, name)
     if not is_job_input(file.mime_type) or file.spool is None:
         raise Refused(400, f"Unsupported MIME type for the input of a batch: {file.mime_type}. Expected JSONL.")
     for number, line in enumerate(file.spool.lines(), start=1):
-        given.rows.add(line)
+        batch_input.rows.add(line)
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
             row = None
         if isinstance(row, dict):
-            given.has_keys &= "key" in row
+            batch_input.has_keys &= "key" in row
         else:
-            given.problem = given.problem or f"Failed to parse the input file: line {number} is not a JSON object."
+            batch_input.problem = (
+                batch_input.problem or f"Failed to parse the input file: line {number} is not a JSON object."
+            )

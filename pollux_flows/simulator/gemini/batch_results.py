@@ -1,4 +1,4 @@
-"""The results of Gemini's batches: in a file where the requests came in one, or else inside the batch."""
+"""The results of Gemini's batches: in a file if the requests came in one, else inside the batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CODES: Mapping[str, int] = {
     "UNAVAILABLE": 14,
     "UNAUTHENTICATED": 16,
 }
-#: By how it ended: why a row has no answer, or the whole batch none.
+#: The error of unanswered rows, and of the batch, by the batch's end.
 LEFT: Mapping[str, tuple[str, str]] = {
     "expired": ("DEADLINE_EXCEEDED", "The batch expired before this was processed."),
     "cancelled": ("CANCELLED", "The batch was cancelled before this was processed."),
@@ -48,7 +48,7 @@ class InlineOrFile(RowWriter):
         asked = body.get("model") if isinstance(body, dict) else None
         model = asked if isinstance(asked, str) else batch.given["model"]
         name = "key" if batch.given["file"] else "metadata"
-        # What its result is known by comes back under the same name.
+        # The key of a row is returned under the same name.
         key = {name: row[name]} if name in row else {}
         return Row(key, body, {"model": model.removeprefix("models/"), "version": batch.given["version"]})
 
@@ -99,6 +99,6 @@ class InlineOrFile(RowWriter):
             expires_at=batch.ends_at + LASTS_S,
             spool=content,
         )
-        with suppress(NameTaken):  # another process that shares the world was faster
+        with suppress(NameTaken):  # another process that shares the storage was faster
             call.world.file_store.add(file)
         results.output_file = file.id

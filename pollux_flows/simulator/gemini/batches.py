@@ -1,4 +1,4 @@
-"""Gemini's batches: `models/{model}:batchGenerateContent`, and what can be done with one afterwards."""
+"""Gemini's batch endpoints: `models/{model}:batchGenerateContent`, list, get, cancel and delete."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def _read(call: Call) -> None:
 
 
 def _create(call: Call) -> Reply:
-    given: Input = call.prepared
+    batch_input: Input = call.prepared
     if call.fault is not None and call.fault.kind == "queue_full":
         raise Refused(429, call.fault.message or _QUEUE_FULL)
     plan = call.world.batch_plans.take("gemini")
-    problem = given.problem and _status("INVALID_ARGUMENT", given.problem)
+    problem = batch_input.problem and _status("INVALID_ARGUMENT", batch_input.problem)
     if plan.end == "failed":
         problem = _status(plan.code or "INTERNAL", plan.message or "The batch could not be processed.")
     elif plan.end == "queue_full":
@@ -55,15 +55,15 @@ def _create(call: Call) -> Reply:
         call,
         "batches/simulated",
         plan,
-        given.rows,
+        batch_input.rows,
         window_s=WINDOW_S,
         words=_WORDS,
-        name=given.batch.get("displayName"),
+        name=batch_input.batch.get("displayName"),
         given={
             "model": call.params["model"],
             "version": call.params["version"],
-            "file": given.batch["inputConfig"].get("fileName"),
-            "has_keys": given.has_keys,
+            "file": batch_input.batch["inputConfig"].get("fileName"),
+            "has_keys": batch_input.has_keys,
         },
         problems=[problem] if problem else [],
     )
@@ -75,7 +75,7 @@ def _status(name: str, message: str) -> dict[str, Any]:
 
 
 def _as_json(batch: StoredBatch, phase: Phase, *, with_inlined: bool = True) -> dict[str, Any]:
-    """An operation. Its client reads nothing but the metadata, so what else would repeat them is left out."""
+    """Return the batch as an operation. Clients read only its metadata, so a repeated response is left out."""
     ended = phase in ENDINGS
     metadata: dict[str, Any] = {
         "@type": _TYPE,
@@ -111,7 +111,7 @@ def _updated_at(batch: StoredBatch, phase: Phase) -> float:
 
 
 def _stats(batch: StoredBatch, results: Results | None) -> dict[str, str]:
-    """Counts are texts, and what is none is left out."""
+    """Return the counts as strings, without those that are zero."""
     succeeded = results.counts["succeeded"] if results else 0
     failed = results.counts.total() - succeeded if results else 0
     counts = {
@@ -149,7 +149,7 @@ def _page(call: Call) -> tuple[list[StoredBatch], str | None]:
         raise Refused(400, "Invalid page token or page size.")
     if int(size) > LIST_LIMIT:
         raise Refused(400, f"* ListOperationsRequest.page_size: page_size must be at most {LIST_LIMIT}\n")
-    # None asked for means as many as the service likes.
+    # Without a page size, the service chooses one.
     end = int(start) + (int(size) or 10)
     return batches[int(start) : end], str(end) if end < len(batches) else None
 

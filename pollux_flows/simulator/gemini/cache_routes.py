@@ -1,4 +1,4 @@
-"""The operations on `cachedContents`."""
+"""Gemini's cache endpoints below `cachedContents`."""
 
 from __future__ import annotations
 

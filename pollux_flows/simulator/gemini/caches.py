@@ -1,4 +1,4 @@
-"""`cachedContents`: prompts that Gemini keeps for later requests, and forgets when they expire."""
+"""The store of Gemini's `cachedContents`: cached prompts with an expiry."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Cache:
     model: str
     display_name: str | None
     tokens: int
-    #: Whose it is: a hash of the API key that it came with.
+    #: The account that owns it: a hash of the API key that created it.
     account: str
     created: float
     updated: float
     expires: float
-    #: The request as it was made, in its normal spelling.
+    #: The original request, with field names in camelCase.
     message: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
@@ -46,16 +46,16 @@ class Cache:
 
 
 class CacheStore:
-    """The caches of one world. One that has expired is gone, and so is one that was lost."""
+    """The caches of one simulator; expired ones are gone."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._caches: dict[str, Cache] = {}
-        #: Where other processes find them.
+        #: The storage shared with other processes.
         self._storage: Storage | None = None
 
     def share(self, storage: Storage) -> None:
-        """From now on, have them in common with other processes."""
+        """Share the caches with other processes from now on."""
         with self._lock:
             self._storage = storage
 
@@ -66,15 +66,15 @@ class CacheStore:
             self._caches[cache.name] = cache
 
     def get(self, name: str, account: str, now: float) -> Cache | None:
-        """The living cache of that account."""
+        """Return an account's cache, or None if it does not exist or has expired."""
         return next((cache for cache in self.alive(account, now) if cache.name == name), None)
 
     def alive(self, account: str, now: float) -> list[Cache]:
-        """What that account has there, oldest first."""
+        """Return the unexpired caches of an account, oldest first."""
         return [cache for cache in self.all(now) if cache.account == account]
 
     def all(self, now: float) -> list[Cache]:
-        """The living caches of all accounts, oldest first."""
+        """Return the unexpired caches of all accounts, oldest first."""
         with self._lock:
             self._load()
             return [cache for cache in self._caches.values() if cache.expires > now]
@@ -94,14 +94,14 @@ class CacheStore:
             self._caches.pop(name, None)
 
     def clear(self) -> None:
-        """Lose all of them, as a provider may."""
+        """Remove all caches, as a provider may."""
         with self._lock:
             if self._storage is not None:
                 self._storage.clear()
             self._caches.clear()
 
     def _load(self) -> None:
-        """Take in what other processes have done."""
+        """Load the changes of other processes."""
         for record in self._storage.changed() if self._storage is not None else ():
             if record["deleted_at"] is not None:
                 self._caches.pop(record["name"], None)
@@ -114,7 +114,7 @@ def _record(cache: Cache) -> Record:
 
 
 def expiry(message: dict[str, Any], now: float) -> float | None:
-    """When the message wants a cache to expire; None when what it says is no time."""
+    """Return the expiry that a request asks for; None if it is invalid."""
     if "expireTime" in message:
         try:
             return datetime.fromisoformat(message["expireTime"]).timestamp()

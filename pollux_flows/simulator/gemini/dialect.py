@@ -1,4 +1,4 @@
-"""Gemini's own schema dialect, as the JSON schema that it means."""
+"""Translates Gemini's own schema dialect into JSON Schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def as_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
         meant["type"] = [kind, "null"] if schema.get("nullable") else kind
     for name in _COUNTS:
         if name in schema:
-            # An int64 may travel as a string.
+            # An int64 may be sent as a string.
             meant[name] = int(schema[name])
     if "properties" in schema:
         meant["properties"] = {name: as_json_schema(part) for name, part in schema["properties"].items()}

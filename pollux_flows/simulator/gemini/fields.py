@@ -1,8 +1,8 @@
-"""The fields of a Gemini request, whichever way they are spelled.
+"""The fields of Gemini requests, in camelCase or snake_case.
 
 The API takes `maxOutputTokens` and `max_output_tokens` alike, and the SDK sends both kinds in one
-request. So a request is first brought to camelCase, except inside what belongs to the caller: JSON
-schemas, the arguments of a call, its response.
+request. So a request is first converted to camelCase, except inside the caller's own data: JSON schemas,
+the arguments of a call, its response.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def camel(name: str) -> str:
 
 
 def normal(value: Any) -> Any:
-    """The same message with all its field names in camelCase."""
+    """Return the message with all its field names in camelCase."""
     if isinstance(value, list):
         return [normal(item) for item in value]
     if not isinstance(value, dict):
@@ -53,8 +53,8 @@ def normal(value: Any) -> Any:
     return message
 
 
-def _whole(value: Any, path: Path) -> None:
-    """An int64, which this API also takes as a string."""
+def _int64(value: Any, path: Path) -> None:
+    """Check an int64, which this API also accepts as a string."""
     if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
         return
     integer()(value, path)
@@ -71,7 +71,7 @@ def _schema_map(value: Any, path: Path) -> None:
 
 
 _TYPES = ("STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL", "TYPE_UNSPECIFIED")
-#: Gemini's own schema dialect, of `responseSchema` and `parameters`: what is not here is unknown to it.
+#: Gemini's own schema dialect, of `responseSchema` and `parameters`: all other keywords are unknown to it.
 _SCHEMA = record(
     {},
     {
@@ -82,15 +82,15 @@ _SCHEMA = record(
         "nullable": boolean,
         "enum": items(text),
         "items": _schema,
-        "minItems": _whole,
-        "maxItems": _whole,
+        "minItems": _int64,
+        "maxItems": _int64,
         "properties": _schema_map,
         "required": items(text),
-        "minProperties": _whole,
-        "maxProperties": _whole,
+        "minProperties": _int64,
+        "maxProperties": _int64,
         "propertyOrdering": items(text),
-        "minLength": _whole,
-        "maxLength": _whole,
+        "minLength": _int64,
+        "maxLength": _int64,
         "minimum": number(),
         "maximum": number(),
         "pattern": text,
@@ -226,7 +226,7 @@ GENERATE = record(
         "continuationToken": text,
     },
 )
-#: One request of a batch, and all the rest that creates one; the requests are looked at one by one.
+#: One request of a batch, and the request that creates a batch; its rows are checked one by one.
 BATCH_ROW = record({"request": GENERATE}, {"metadata": mapping})
 CREATE_BATCH = record(
     {
@@ -236,7 +236,7 @@ CREATE_BATCH = record(
                 "displayName": text,
                 "model": text,
                 "name": text,
-                "priority": _whole,
+                "priority": _int64,
                 "webhookConfig": mapping,
             },
         )
@@ -244,13 +244,13 @@ CREATE_BATCH = record(
 )
 CACHE = record({"model": text}, {**_SHARED, "ttl": text, "expireTime": text, "displayName": text, "name": text})
 CREATE_FILE = record(
-    {}, {"file": record({}, {"name": text, "displayName": text, "mimeType": text, "sizeBytes": _whole})}
+    {}, {"file": record({}, {"name": text, "displayName": text, "mimeType": text, "sizeBytes": _int64})}
 )
 CACHE_UPDATE = record({}, {"ttl": text, "expireTime": text, "name": text})
 
 
 def in_words(misfit: Misfit) -> str:
-    """A misfit as the API's JSON parser says it."""
+    """Return the error message of the API's JSON parser for a misfit."""
     where = _where(misfit.path[:-1])
     field = misfit.path[-1] if misfit.path else ""
     at = f" at '{where}'" if where else ""

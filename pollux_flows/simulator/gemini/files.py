@@ -1,4 +1,4 @@
-"""Gemini's files: found, listed and deleted. How they get there is in `uploads.py`."""
+"""Gemini's file endpoints: get, list, delete and download. Uploads are in `uploads.py`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.timestamps import timestamp
 from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
 
-#: Where the files live, whichever address their API was reached at.
+#: The origin in the URIs of files, whatever the address of the API.
 ORIGIN = "https://generativelanguage.googleapis.com"
 LIST_LIMIT = 100
 _PATH = "/{version:apiversion}/files"
 _STATES = {"processing": "PROCESSING", "active": "ACTIVE", "failed": "FAILED"}
-#: What a job made may be downloaded; what was uploaded may not.
+#: Only the outputs of batches can be downloaded, not uploaded files.
 _GENERATED = "batch_output"
 
 
@@ -44,7 +44,7 @@ def as_json(file: StoredFile, version: str) -> dict[str, Any]:
 
 
 def find(call: Call, file_id: str) -> StoredFile:
-    """A file of that account. Of any other Gemini does not say whether it exists."""
+    """Return an account's file; refuse with 403 if it does not exist or belongs to another account."""
     file = call.world.file_store.find("gemini", file_id, call.account)
     if file is None:
         raise Refused(
@@ -55,7 +55,7 @@ def find(call: Call, file_id: str) -> StoredFile:
 
 
 def find_active(call: Call, name: str) -> StoredFile:
-    """The same for one that is to be used."""
+    """Return an account's file if it is ready for use; refuse otherwise."""
     file = find(call, name)
     if file.state != "active":
         raise Refused(
@@ -77,7 +77,7 @@ def _list(call: Call) -> Reply:
         raise Refused(400, "Invalid page token or page size.")
     if int(size) > LIST_LIMIT:
         raise Refused(400, f"* ListFilesRequest.page_size: page_size must be at most {LIST_LIMIT}\n")
-    # None asked for means as many as the service likes.
+    # Without a page size, the service chooses one.
     end = int(start) + (int(size) or 10)
     body: dict[str, Any] = {}
     if page := files[int(start) : end]:

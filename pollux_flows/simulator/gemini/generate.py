@@ -1,4 +1,4 @@
-"""`POST /models/{model}:generateContent`: a checked request in, candidates out."""
+"""Responses of Gemini's `POST /models/{model}:generateContent`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _candidate(call: Call, answer: Answer, number: int) -> dict[str, Any]:
     parts = _parts(call, answer, number)
     candidate["content"] = {"role": "model", "parts": parts} if parts else {"role": "model"}
     if answer.finish == "content_filter":
-        # What the filter stopped is not shown.
+        # Filtered content is not returned.
         del candidate["content"]
     if call.ask.urls:
         candidate["urlContextMetadata"] = {
@@ -69,7 +69,7 @@ def _parts(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
     candidates = 0 if answer.finish == "blocked" else answer.visible_tokens
-    # What a tool read is counted apart from the prompt.
+    # The tokens of tool results are counted separately from the prompt.
     looked_up = len(call.ask.urls) * tokens.of_attachment()
     usage = {
         "promptTokenCount": call.ask.input_tokens,

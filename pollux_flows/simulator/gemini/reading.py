@@ -1,4 +1,4 @@
-"""What a generateContent request asks for."""
+"""Reads generateContent requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.wire import Call, Refused
 
 CONTEXT_WINDOW = 1_048_576
-#: So many addresses does the URL context tool look up for one request.
+#: The most addresses that the URL context tool fetches for one request.
 URLS_LIMIT = 20
 _URL = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;:!?]")
 
@@ -47,7 +47,7 @@ def read(call: Call) -> Ask:
 
 
 def cache_of(call: Call) -> Cache | None:
-    """The live cache that the request names."""
+    """Return the cache that the request uses, or None; refuse one that has expired or is for another model."""
     name = call.body.get("cachedContent")
     if not name:
         return None
@@ -64,7 +64,7 @@ def cache_of(call: Call) -> Cache | None:
 
 
 def message_tokens(message: dict[str, Any], files: Mapping[str, StoredFile]) -> int:
-    """The tokens of a generateContent request, or of a cache to be."""
+    """Count the tokens of a generateContent request, or of a cache to create."""
     contents = list(message.get("contents") or [])
     if "systemInstruction" in message:
         contents.append(message["systemInstruction"])
@@ -101,7 +101,7 @@ def _tool_choice(config: dict[str, Any]) -> Any:
 
 
 def _last_turn(contents: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
-    """The prompt, and the names of the functions whose responses it brings."""
+    """Return the prompt of the last turn, and the names of the functions whose responses it has."""
     asking = [content for content in contents if content.get("role", "user") != "model"]
     if not asking:
         return "", ()
@@ -112,7 +112,7 @@ def _last_turn(contents: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
 
 
 def _urls(contents: list[dict[str, Any]]) -> tuple[str, ...]:
-    """The addresses in the texts of the last turn: what the URL context tool would fetch."""
+    """Return the addresses in the texts of the last turn, which the URL context tool would fetch."""
     asking = [content for content in contents if content.get("role", "user") != "model"]
     texts = [part["text"] for content in asking[-1:] for part in content["parts"] if "text" in part]
     found = dict.fromkeys(match for text in texts for match in _URL.findall(text))

@@ -1,4 +1,4 @@
-"""What `:generateContent` refuses, and in which words."""
+"""The requests that Gemini's `:generateContent` refuses, with its error messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DATA_FIELDS = (
 
 
 def checked(body: Any, shape: Check) -> dict[str, Any]:
-    """The body in its normal spelling, when it has the shape."""
+    """Return the body with field names in camelCase; refuse one of another shape."""
     message: dict[str, Any] = fields.normal(body)
     try:
         shape(message, ())
@@ -87,7 +87,7 @@ def _check_part(part: dict[str, Any], where: str) -> None:
             400,
             f"Invalid value at '{where}' (oneof), oneof field 'data' is already set. Cannot set '{data[1]}'",
         )
-    # A part may be nothing but the signature of a thought.
+    # A part may have nothing but a thought signature.
     if not data and "thoughtSignature" not in part:
         raise Refused(
             400,
@@ -172,7 +172,7 @@ def _check_calling(message: dict[str, Any], names: list[str]) -> None:
 
 
 def _check_turns(model: str, contents: list[dict[str, Any]]) -> None:
-    """The responses of a turn stand together, right after the calls that they answer."""
+    """Check that function responses stand together, right after the calls that they answer."""
     calls: list[dict[str, Any]] = []
     current_turn = max((place for place, content in enumerate(contents) if _is_asking(content)), default=-1)
     for place, content in enumerate(contents):
@@ -216,7 +216,7 @@ def _check_responses(calls: list[dict[str, Any]], responses: list[dict[str, Any]
 
 
 def _check_signature(first_call: dict[str, Any], place: int) -> None:
-    # Of calls in parallel only the first carries the signature.
+    # Only the first of parallel calls carries the signature.
     signature = first_call.get("thoughtSignature")
     if signature is None:
         raise Refused(

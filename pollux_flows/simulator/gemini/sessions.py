@@ -1,4 +1,4 @@
-"""Uploads to Gemini that have begun and not ended."""
+"""Resumable uploads to Gemini that are in progress."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from pollux_flows.simulator.spool import Mark, Spool
 
-# Nobody ends the upload of a process that was killed: the oldest go first.
+# A killed process never ends its upload: beyond this many, the oldest are removed.
 KEEP = 1_000
 
 
 @dataclass(eq=False)
 class Session:
-    """One resumable upload. Its id is its key: whoever has the address may go on."""
+    """One resumable upload. Its id is a secret: requests with its address need no API key."""
 
     id: str
     account: str
@@ -23,11 +23,11 @@ class Session:
     name: str | None
     display_name: str
     mime_type: str
-    #: How many bytes were announced.
+    #: The announced number of bytes.
     size: int
     fails: bool
     spool: Spool = field(default_factory=Spool)
-    #: Up to here it was acknowledged. A chunk that met a fault is not part of the file.
+    #: The acknowledged part. A chunk that met a fault is not part of the file.
     arrived: Mark = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,12 +1,12 @@
-"""The thought signature that a function call part carries, and that a client must bring back."""
+"""The thought signature of a function call part, which a client must send back."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 
-#: Documented stand-ins, for calls that this model did not make itself.
-_STAND_INS = frozenset({"context_engineering_is_the_way_to_go", "skip_thought_signature_validator"})
+#: Documented placeholders, for calls that this model did not make itself.
+_PLACEHOLDERS = frozenset({"context_engineering_is_the_way_to_go", "skip_thought_signature_validator"})
 
 
 def sign(content: str) -> str:
@@ -14,12 +14,12 @@ def sign(content: str) -> str:
 
 
 def is_valid(signature: str, content: str) -> bool:
-    """Whether this is what `content` was signed with."""
-    if signature in _STAND_INS:
+    """Return whether this is the signature of `content`, or a placeholder."""
+    if signature in _PLACEHOLDERS:
         return True
     try:
-        # Bytes travel as either alphabet of base64; the SDK answers with the URL-safe one.
+        # Either base64 alphabet is accepted; the SDK sends the URL-safe one.
         raw = base64.b64decode(signature.replace("-", "+").replace("_", "/") + "==")
     except ValueError:
         return False
-    return raw == base64.b64decode(sign(content)) or raw.decode("latin-1") in _STAND_INS
+    return raw == base64.b64decode(sign(content)) or raw.decode("latin-1") in _PLACEHOLDERS

@@ -1,4 +1,4 @@
-"""Gemini's resumable uploads: an address is asked for, and chunks are sent there until the last."""
+"""Gemini's resumable uploads: a first request returns an address, to which chunks are sent until the last."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def _mime_type(headers: Mapping[str, str], file: Mapping[str, Any]) -> str:
     mime_type = str(file.get("mimeType") or announced)
     if announced and mime_type != announced:
         raise Refused(400, "file.mime_type and X-Goog-Upload-Header-Content-Type differ")
-    # Batch input is sent as plain `jsonl`, which is no MIME type, and taken.
+    # Batch input is sent as plain `jsonl`, which is not a MIME type, but accepted.
     if mime_type != "jsonl" and not _MIME_TYPE.fullmatch(mime_type):
         raise Refused(400, f"* CreateFileRequest.file.mime_type: Invalid MIME type: '{mime_type}'\n")
     return mime_type
 
 
 def is_job_input(mime_type: str) -> bool:
-    """Does a batch read it line by line, so that all of it must be kept?"""
+    """Return whether a batch reads such a file, so that all its content must be stored."""
     return re.search(r"jsonl|ndjson|json-?lines", mime_type) is not None
 
 
@@ -96,7 +96,7 @@ def _check_name(call: Call, name: str) -> None:
             "* CreateFileRequest.file.name: Name may only contain lowercase alphanumeric characters or dashes (-), "
             "cannot begin or end with a dash, and has up to 40 characters after 'files/'.\n",
         )
-    # Names are in one address space, whoever owns the files.
+    # All accounts share one namespace of files.
     if any(file.id == name and file.provider == "gemini" and file.is_there for file in call.world.files):
         raise name_taken(name)
 
@@ -109,7 +109,7 @@ async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
         async for piece in incoming:
             if session.spool.size <= session.size:
                 session.spool.write(piece)
-    # Whether this chunk counts is seen later; by then a client that lost patience may have sent it again.
+    # The chunk is accepted later; by then a client that timed out may have sent it again.
     call.received = session.spool.mark()
     return {
         "upload_id": session.id,
@@ -210,7 +210,7 @@ OPERATIONS = (
         receive=_receive,
         parameter="upload_id",
         needs_key=False,
-        # An answer without it makes the SDK sleep and send the chunk again, whatever the status.
+        # Without it, the SDK sleeps and sends the chunk again, whatever the status.
         headers={"x-goog-upload-status": "final"},
     ),
     Operation("file.create", "POST", _PATH, _start),

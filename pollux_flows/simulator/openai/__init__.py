@@ -12,7 +12,7 @@ from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.openai import batches, files, generate
 from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
 
-# By status, what an error says when nobody says more: type, code, message.
+# The default error type, code and message of each status.
 _ERRORS: Mapping[int, tuple[str, str | None, str]] = {
     400: ("invalid_request_error", None, "Invalid request."),
     401: ("invalid_request_error", "invalid_api_key", "Incorrect API key provided."),
@@ -67,7 +67,7 @@ class OpenAI(Provider):
     def error(self, refused: Refused, request_id: str) -> Any:
         kind, code, message = row(_ERRORS, refused.status)
         if refused.message is not None:
-            # A particular refusal has its own code or none; only a general one has the status' code.
+            # A specific refusal has its own code or none; only a general one has the status's code.
             code = refused.code
         if refused.kind is not None:
             kind = code = refused.kind

@@ -1,6 +1,6 @@
-"""What a Responses request may carry besides text: documents, images, and references to stored files.
+"""The attachments of Responses requests: documents, images, and references to stored files.
 
-The service judges a stored file by the extension of its name, whatever its bytes and its type say.
+The service checks a stored file by the extension of its name, not by its bytes or its type.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pollux_flows.simulator.media import IMAGES, data_url_type, extension, is_ba
 from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.wire import Call, Refused
 
-# As the refusals list them.
+# In the order of the error messages.
 _IMAGE_EXTENSIONS = ".jpeg, .jpg, .png, .gif, .webp"
 _DOCUMENT_EXTENSIONS = (
     ".art, .bat, .brf, .c, .cls, .cpp, .cs, .css, .csv, .diff, .doc, .docx, .dot, .eml, .es, .go, .h, .hs, .htm, "
@@ -31,7 +31,7 @@ _SOURCES = ("file_id", "file_url", "file_data")
 
 
 def check(call: Call) -> None:
-    """Refuse what the model cannot read; note the stored files that are used."""
+    """Refuse attachments that the model cannot read; collect the stored files in `call.files`."""
     for part, at in _parts(call.body.get("input")):
         if part["type"] == "input_file":
             _check_file(call, part, at)
@@ -39,9 +39,9 @@ def check(call: Call) -> None:
             _check_image(call, part, at)
 
 
-def _parts(given: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """The parts of messages, and of the outputs of tools."""
-    for place, item in enumerate(given if isinstance(given, list) else []):
+def _parts(items: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Iterate over the parts of messages and tool outputs, with their paths."""
+    for place, item in enumerate(items if isinstance(items, list) else []):
         for name in ("content", "output"):
             parts = item.get(name)
             for index, part in enumerate(parts if isinstance(parts, list) else []):
@@ -49,25 +49,25 @@ def _parts(given: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _check_file(call: Call, part: dict[str, Any], at: str) -> None:
-    given = [name for name in _SOURCES if part.get(name)]
-    if len(given) > 1:
+    sources = [name for name in _SOURCES if part.get(name)]
+    if len(sources) > 1:
         raise Refused(
             400,
             f"Mutually exclusive parameters: '{at}'. Ensure you are only providing one of: "
-            f"{' or '.join(repr(name) for name in given)}.",
+            f"{' or '.join(repr(name) for name in sources)}.",
             param=at,
             code="mutually_exclusive_parameters",
         )
-    if not given:
+    if not sources:
         raise _missing(f"{at}.file_id", at)
-    match given[0]:
+    match sources[0]:
         case "file_id":
             file = _stored(call, part["file_id"], at)
             _check_extension(extension(file.filename), _DOCUMENT_EXTENSIONS, "context stuffing file")
         case "file_url":
             if not is_web_url(part["file_url"]):
                 raise _no_url(f"{at}.file_url")
-            # What has no extension in its address may turn out to be anything.
+            # An address without an extension may have any type.
             if found := url_extension(part["file_url"]):
                 _check_extension(found, _DOCUMENT_EXTENSIONS, "context stuffing file")
         case _:

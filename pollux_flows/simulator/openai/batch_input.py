@@ -1,4 +1,4 @@
-"""What OpenAI finds wrong with the input of a batch, after it has accepted it."""
+"""Validates the input of OpenAI's batches, after they are accepted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pollux_flows.simulator.openai.rules import is_known_model
 from pollux_flows.simulator.stored_files import StoredFile
 
 LIMIT_ROWS = 50_000
-#: More are not listed.
+#: The most problems that are listed.
 _PROBLEMS_LIMIT = 100
 _FIELDS = ("custom_id", "method", "url", "body")
 
 
 def read_input(file: StoredFile, rows: Rows, endpoint: str) -> tuple[list[dict[str, Any]], str | None]:
-    """Copy the lines of the file to `rows`; gives what is wrong with them, and the model that they ask."""
+    """Copy the lines of the file to `rows`; return their problems, and the model that they request."""
     spool = file.spool
     check = _Check(endpoint)
     for number, line in enumerate(spool.lines() if spool else (), start=1):

@@ -1,4 +1,4 @@
-"""The results of OpenAI's batches: a file of those that succeeded, and one of those that did not."""
+"""The results of OpenAI's batches: one file of rows that succeeded, and one of rows that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's batches: `POST /batches`, and what can be done with one afterwards."""
+"""OpenAI's batch endpoints below `/batches`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
 WINDOW_S = 24 * 3600
 LIST_LIMIT = 100
 METADATA_PAIRS, METADATA_KEY_CHARS, METADATA_VALUE_CHARS = 16, 64, 512
-#: The one whose rows the simulator can answer.
+#: The only endpoint whose rows the simulator answers.
 ENDPOINT = "/v1/responses"
 _ENDPOINTS = (
     ENDPOINT, "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/moderations",
@@ -48,7 +48,7 @@ _RESULTS = ResultFiles()
 
 
 def _read(call: Call) -> None:
-    """The request, and the lines of the file that it names."""
+    """Check the request, and read its input file."""
     body = {} if call.body is None else call.body
     try:
         _REQUEST(body, ())
@@ -142,7 +142,7 @@ def _as_json(batch: StoredBatch, phase: Phase) -> dict[str, Any]:
 
 
 def _times(batch: StoredBatch, phase: Phase) -> dict[str, int | None]:
-    """When it came to what; None for what has not been."""
+    """Return the time of each state; None for those not reached."""
     end = int(batch.ends_at)
     times: dict[str, int | None] = dict.fromkeys(
         ("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at")
@@ -187,7 +187,7 @@ def _find(call: Call) -> StoredBatch:
 
 
 def _page(call: Call) -> tuple[list[StoredBatch], bool]:
-    """The newest first; `after` is the last id of the page before."""
+    """Return a page of batches, newest first, and whether there are more; `after` is the previous page's last id."""
     batches = call.world.batch_store.owned("openai", call.account)
     if after := call.query.get("after"):
         ids = [batch.id for batch in batches]
@@ -198,8 +198,8 @@ def _page(call: Call) -> tuple[list[StoredBatch], bool]:
     return batches[:limit], len(batches) > limit
 
 
-def _limit(given: str) -> int:
-    limit: Any = int(given) if given.isascii() and given.isdigit() else given
+def _limit(value: str) -> int:
+    limit: Any = int(value) if value.isascii() and value.isdigit() else value
     try:
         integer(1, LIST_LIMIT)(limit, ("limit",))
     except Misfit as misfit:

@@ -1,4 +1,4 @@
-"""OpenAI's files: `POST /files` and what can be done with one afterwards."""
+"""OpenAI's file endpoints below `/files`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT_BYTES = 512 * 1024 * 1024
 BATCH_LIMIT_BYTES = 200 * 1024 * 1024
 LIST_LIMIT = 10_000
 _BATCH_LASTS_S = 30 * 86_400
-#: What its owner may download again: what is meant for, or comes from, a job. The rest can only be used.
+#: The purposes of files that can be downloaded: inputs and outputs of jobs.
 _DOWNLOADABLE = frozenset({"batch", "batch_output", "fine-tune", "fine-tune-results", "evals"})
 
 
@@ -72,7 +72,7 @@ def _check(form: Form) -> None:
         if not isinstance(fields.get(outer), dict):
             fields[outer] = {}
         fields[outer][inner.removesuffix("]")] = value
-    # A field of that name is no file.
+    # A plain field of that name is not a file.
     fields.pop("file", None)
     if form.has_file:
         fields["file"] = form.filename
@@ -105,7 +105,7 @@ def as_json(file: StoredFile) -> dict[str, Any]:
 
 
 def _list(call: Call) -> Reply:
-    """The newest first, unless `order` says otherwise; `after` is the last id of the page before."""
+    """List files, newest first unless `order` is `asc`; `after` is the previous page's last id."""
     files = call.world.file_store.owned("openai", call.account)
     order = call.query.get("order", "desc")
     if order not in ("asc", "desc"):

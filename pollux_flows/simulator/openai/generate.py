@@ -1,4 +1,4 @@
-"""`POST /responses`: a checked request in, a response object out."""
+"""Responses of OpenAI's `POST /responses`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The responses that OpenAI stores, so that `previous_response_id` finds them."""
+"""The stored responses of OpenAI, for `previous_response_id`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# A world in a worker lives as long as the worker: the oldest conversations go first.
+# A simulator in a worker lives as long as the worker: beyond this many, the oldest responses are removed.
 KEEP = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A stored response, as far as a next turn needs it."""
+    """The parts of a stored response that a next turn needs."""
 
     context_tokens: int
     #: Calls that wait for their output: call id to tool name.

@@ -1,4 +1,4 @@
-"""What a Responses request asks for."""
+"""Reads Responses requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pollux_flows.simulator.wire import Call
 
 #: Shorter prompts are not cached.
 CACHED_FROM_TOKENS = 1024
-#: Where writes are billed, a request says how long they last; older models forget soon.
+#: The cache lifetimes that a request can choose where writes are billed; older models have a shorter one.
 CACHE_S = {"30m": 1800.0, "12h": 43_200.0}
 _OLDER_S = 600.0
 
@@ -53,14 +53,14 @@ def read(call: Call) -> Ask:
 
 
 def input_items(body: dict[str, Any]) -> list[dict[str, Any]]:
-    given = body.get("input")
-    if isinstance(given, str):
-        return [{"type": "message", "role": "user", "content": given}]
-    return given or []
+    value = body.get("input")
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    return value or []
 
 
 def prompt_blocks(call: Call) -> list[Block]:
-    """The prompt in the order in which the model reads it: tools, schema, instructions, input."""
+    """Split the prompt into blocks, in the order in which the model reads it: tools, schema, instructions, input."""
     body, files = call.body, call.files
     pieces: list[tuple[Any, int]] = [(tool, tokens.of_json(tool)) for tool in body.get("tools") or []]
     if isinstance(schema := _schema(body), dict):
@@ -88,7 +88,7 @@ def _is_breakpoint(content: Any) -> bool:
 
 
 def writes_are_billed(model: str) -> bool:
-    """From GPT-5.6 on, what goes into the prompt cache is counted."""
+    """Return whether the model reports and bills cache writes: from GPT-5.6 on."""
     return re.match(r"gpt-(5\.[6-9]|5\.\d\d|[6-9])", model) is not None
 
 

@@ -1,4 +1,4 @@
-"""What `POST /responses` refuses, and in which words."""
+"""The requests that OpenAI's `POST /responses` refuses, with its error messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TYPE_NAMES = {
 
 
 def check(call: Call) -> Remembered | None:
-    """Refuse what the API refuses; gives the stored response that this request continues."""
+    """Refuse the requests that the API refuses; return the stored response that this request continues."""
     body = call.body
     try:
         REQUEST(body, ())
@@ -52,7 +52,7 @@ def check(call: Call) -> Remembered | None:
 
 
 def in_words(misfit: Misfit) -> Refused:
-    """A misfit as OpenAI would say it."""
+    """Return OpenAI's error for a misfit."""
     param = _param(misfit.path)
     got = _TYPE_NAMES.get(type(misfit.value), "something else")
     match misfit.problem:
@@ -194,7 +194,7 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
 
 
 def _check_turns(call: Call) -> Remembered | None:
-    """Every output answers a call, and every call has its output."""
+    """Check that every output answers a call, and every call has an output; return the continued response."""
     body = call.body
     previous: Remembered | None = None
     if body.get("previous_response_id"):
@@ -206,9 +206,9 @@ def _check_turns(call: Call) -> Remembered | None:
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-    given: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
+    items: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
     open_calls = dict(previous.open_calls) if previous else {}
-    for item in given:
+    for item in items:
         if (
             item.get("type") == "reasoning"
             and item.get("encrypted_content")

@@ -1,4 +1,4 @@
-"""The encrypted content of a reasoning item: it comes back as it was, or the item is refused."""
+"""The encrypted content of a reasoning item, which must be sent back unchanged."""
 
 from __future__ import annotations
 

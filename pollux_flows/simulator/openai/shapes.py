@@ -1,4 +1,4 @@
-"""The shape of a Responses request."""
+"""The shape of Responses requests."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ _FUNCTION = record(
 
 
 def _tool(value: Any, path: Path) -> None:
-    """Only function tools are looked into; the provider's own are taken as they come."""
+    """Check a tool: function tools in full, the provider's own only by their type."""
     record({"type": _TOOL_TYPES}, is_open=True)(value, path)
     if value["type"] == "function":
         _FUNCTION(value, path)
