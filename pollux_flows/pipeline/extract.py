@@ -69,6 +69,7 @@ def extract_envelope(
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
             "calls": [_course(outcome) | _cache_use(plan, outcome) for outcome in outcomes],
             "warnings": mended(warnings),  # a validator of the caller's may have been heard
+            **({} if (choice := plan.cache_choice) is None else {"cache": {"mode": choice.mode, "why": choice.why}}),
         },
         "structured": None if readings is None else [reading.typed for reading in readings],
         "reasoning": _if_any([answer and answer.reasoning for answer in answers]),
@@ -147,7 +148,7 @@ def _usage(answers: Sequence[Answer | None]) -> dict[str, int]:
 
 def _cache_metrics(plan: Plan, outcomes: Sequence[Outcome], usage: dict[str, int]) -> dict[str, Any]:
     """What caching came to. A hit is a hit when the provider counted cached tokens, not when we hoped for them."""
-    handle = plan.options.cache is not None
+    handle = _has_cache(plan)
     hits = sum(_has_read_cache(outcome) for outcome in outcomes)
     return {
         "cache_used": handle and 0 < hits == len(outcomes),
@@ -161,7 +162,11 @@ def _cache_metrics(plan: Plan, outcomes: Sequence[Outcome], usage: dict[str, int
 def _cache_use(plan: Plan, outcome: Outcome) -> dict[str, bool]:
     """Whether one call read from a cache, where the provider says so. A call with a handle that does not, did not."""
     reported = outcome.answer is not None and "cached_tokens" in outcome.answer.usage
-    return {"cache_used": _has_read_cache(outcome)} if reported or plan.options.cache is not None else {}
+    return {"cache_used": _has_read_cache(outcome)} if reported or _has_cache(plan) else {}
+
+
+def _has_cache(plan: Plan) -> bool:
+    return plan.options.cache is not None or plan.cache_request is not None
 
 
 def _has_read_cache(outcome: Outcome) -> bool:
