@@ -23,6 +23,7 @@ from pollux_flows.pricing import Cost, dollars, total
 from pollux_flows.result import ResultEnvelope, SweepReport
 from pollux_flows.source import Source
 
+_CACHES: Final = {"explicit": "created", "warm": "the first prompt writes it", "none": "none"}
 _PROGRESS_EVERY_S: Final = 2.0
 # A page that a browser still opens; the whole envelope is the run's result.
 _SHOWN: Final = 50
@@ -212,6 +213,8 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
         **_caching(envelopes),
         **_money(target, envelopes),
     }
+    if choice := next((each.diagnostics["cache"] for each in envelopes if "cache" in each.diagnostics), None):
+        rows["Cache"] = f"{_CACHES[choice['mode']]}: {choice['why']}"
     return [
         f"| Status | {_status(envelopes)} |",
         "| --- | --- |",

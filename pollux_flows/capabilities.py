@@ -114,11 +114,25 @@ def require(provider: ProviderName, capability: str) -> None:
 def require_cache(target: Target) -> None:
     """Raise if the provider or the model has no cache handles; unknown model names pass."""
     require(target.provider, "persistent_cache")
-    if re.match(_WITHOUT_CACHES, _base_name(target.model)):
+    if not has_caches(target):
         raise ConfigurationError(
             f"{target.model} has no cache handles: Gemini 4 and later cache repeated prefixes on their own.",
             hint="Pass the sources themselves, or use an earlier model, such as gemini-2.5-flash.",
         )
+
+
+def has_caches(target: Target) -> bool:
+    """Return whether this model has cache handles, as far as its name says."""
+    return support(target.provider, "persistent_cache") == "yes" and not re.match(
+        _WITHOUT_CACHES, _base_name(target.model)
+    )
+
+
+def fits_cache(target: Target, options: Options) -> bool:
+    """Return whether calls with these options can use a cache of their system instruction and tools."""
+    raw = (options.provider_options or {}).get(target.provider, {})
+    fields = _CACHE_FIELDS.union(*_FIELDS_IN_CACHE.values())
+    return options.tool_choice is None and not any(raw.get(name) is not None for name in fields)
 
 
 WARMABLE: Final[tuple[ProviderName, ...]] = ("openai", "anthropic", "openrouter")

@@ -96,6 +96,10 @@ class InputPrices:
     plain: float
     cached: float | None
     """Read from a cache; None where the list has no such price."""
+    written: float | None = None
+    """Written to a cache by a prompt that is to be cached, for five minutes."""
+    written_1h: float | None = None
+    """Written to be cached for an hour."""
 
 
 def input_prices(target: Target, prompt_tokens: int) -> InputPrices | None:
@@ -105,9 +109,9 @@ def input_prices(target: Target, prompt_tokens: int) -> InputPrices | None:
     prices = _prices(_LISTS[target.provider], _names(target.model, None), (), datetime.now(UTC).date())
     if isinstance(prices, str):
         return None
-    cached = prices.get("cache_read_mtok")
-    plain = float(_rate(prices["input_mtok"], prompt_tokens))
-    return InputPrices(plain, None if cached is None else float(_rate(cached, prompt_tokens)))
+    names = ("cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok")
+    others = [float(_rate(prices[name], prompt_tokens)) if name in prices else None for name in names]
+    return InputPrices(float(_rate(prices["input_mtok"], prompt_tokens)), *others)
 
 
 def total(costs: Iterable[Cost]) -> Cost:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
+from pollux_flows.caching.auto import cache_automatically
 from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.caching.registry import open_registry
 from pollux_flows.config import Config
@@ -92,7 +94,11 @@ async def run_many(
     plan = make_plan(request, contents, cache_request=requested.request)
     started = time.monotonic()
     async with open_execution(plan, config, terms, caches=registry) as execution:
-        outcomes = await execution.outcomes(plan.calls)
+        found = await execution.answers.load_reusable(plan.calls) if requested.is_auto else {}
+        missing = [call for call in plan.calls if call.index not in found]
+        async with cache_automatically(execution, missing) if requested.is_auto else nullcontext():
+            found |= {outcome.index: outcome for outcome in await execution.outcomes(missing)}
+        plan, outcomes = execution.plan, [found[call.index] for call in plan.calls]
         error = first_error(outcomes, config.provider)
         saved = await execution.answers.look_for_saved(outcomes) if error else None
     duration_s = time.monotonic() - started

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from pollux_flows.config import Config
-from pollux_flows.errors import APIError, ConfigurationError
+from pollux_flows.errors import APIError, ConfigurationError, PolluxError
 from pollux_flows.pipeline.cache_creation import SETTLED_S, CacheCalls, look_for_cache, mark_living, release_files
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry
 from pollux_flows.providers.session import Session, open_session
@@ -18,6 +19,8 @@ from pollux_flows.state.claims import Clock, LeaseLostError
 UNUSED_S: Final = 86_400.0
 # A failure is on record for those who waited for it; by then, none of them does.
 _FAILED_S: Final = 600.0
+_PATIENCE_S: Final = 5.0
+_log: Final = logging.getLogger("pollux_flows")
 _HELD: Final = (LeaseLostError, TimeoutError)
 
 Reason = Literal["expired", "unused", "failed", "abandoned", "asked"]
@@ -53,6 +56,23 @@ async def sweep_caches(
                 async with registry.lock(record.identity, patience_s=0) as lock:
                     swept += await sweeping.sweep(lock)
     return swept
+
+
+async def delete_created_by(registry: CacheRegistry, config: Config, created_by: str) -> None:
+    """Delete, best effort, the caches that were created by this run. What is left, a sweep deletes."""
+    try:
+        records = await _find_records(registry, config)
+        made = [record for record in records if record.created_by == created_by and not record.is_pinned]
+        if not made:
+            return
+        async with open_session(config) as session:
+            sweeping = _Sweeping(session, None, time.time)
+            for record in made:
+                async with registry.lock(record.identity, patience_s=_PATIENCE_S) as lock:
+                    if lock.record is not None and lock.record.created_by == created_by and not lock.record.is_pinned:
+                        await sweeping.retire(lock, lock.record, "asked")
+    except (PolluxError, *_HELD) as error:
+        _log.warning("A cache of this run is left for the flow `sweep` to delete: %s", error or "it is in use")
 
 
 async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -> SweptCache:

@@ -26,12 +26,28 @@ class CachePrices:
     stored_per_hour: float | None
     """None where the price of storage is not known."""
 
+    def total(self, prompts: int, seconds: float) -> float:
+        """Return what so many prompts cost on a cache that is stored so long; unknown storage counts as none."""
+        return self.created + prompts * self.read + (self.stored_per_hour or 0.0) * seconds / _HOUR_S
+
     def break_even(self, seconds: float) -> int | None:
         """Return from how many prompts on a cache that lives so long is cheaper; None if it never is, or unknown."""
         if self.stored_per_hour is None or self.sent <= self.read:
             return None
         stored = self.stored_per_hour * seconds / _HOUR_S
         return math.floor((self.created + stored) / (self.sent - self.read)) + 1
+
+
+def price_prefix(target: Target, tokens: int, *, for_an_hour: bool = False) -> CachePrices | None:
+    """Return what a prefix costs that a first prompt writes and others read; None where a price is not listed."""
+    prices = input_prices(target, tokens)
+    written = None if prices is None else prices.written_1h if for_an_hour else prices.written
+    if prices is None or prices.cached is None or written is None:
+        return None
+    millions = tokens / _MILLION
+    read = prices.cached * millions
+    # The first prompt writes and does not read.
+    return CachePrices(created=written * millions - read, read=read, sent=prices.plain * millions, stored_per_hour=0.0)
 
 
 def price_cache(target: Target, tokens: int) -> CachePrices | None:

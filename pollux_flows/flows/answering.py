@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from prefect import get_run_logger
@@ -14,6 +14,7 @@ from pydantic import WithJsonSchema
 
 from pollux_flows import artifacts, tasks
 from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.caching.auto import cache_automatically
 from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, unless_raised
@@ -121,13 +122,16 @@ async def _outcomes(
     async with tasks.holding_execution(plan, config, terms) as held:
         found = await held.execution.answers.load_reusable(plan.calls)
         held.count(len(found))
-        missing = plan.parts(calls_per_task, without=found)
-        if missing:
-            await held.confirm_store()
-        turns = asyncio.Semaphore(1)
-        asked = await asyncio.gather(
-            *(_part(part, provider.name, terms, turns) for part in missing), return_exceptions=True
-        )
+        unanswered = [call for call in plan.calls if call.index not in found]
+        async with cache_automatically(held.execution, unanswered) if requested.is_auto else nullcontext():
+            missing = held.execution.plan.parts(calls_per_task, without=found)
+            if missing:
+                await held.confirm_store()
+            turns = asyncio.Semaphore(1)
+            asked = await asyncio.gather(
+                *(_part(part, provider.name, terms, turns) for part in missing), return_exceptions=True
+            )
+        plan = held.execution.plan
         if not found and all(isinstance(each, BaseException) for each in asked):
             asked = [unless_raised(each) for each in asked]  # raises the first
         for part, outcomes in zip(missing, asked, strict=True):

@@ -27,9 +27,20 @@ _log: Final = logging.getLogger("pollux_flows")
 
 
 class CacheUse:
-    """The cache of one execution, for all of its calls."""
+    """The cache of one execution, for its calls about one source (None: about all of them).
 
-    def __init__(self, plan: Plan, config: Config, registry: CacheRegistry | None = None) -> None:
+    A cache that stands in for the sources of the plan is optional: where it cannot be had, they are sent along.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        config: Config,
+        registry: CacheRegistry | None = None,
+        *,
+        source: int | None = None,
+        created_by: str | None = None,
+    ) -> None:
         self.handle: CacheHandle | None = plan.options.cache_handle
         self.created: list[CacheHandle] = []
         """Caches that were first used, or made again, in this execution."""
@@ -37,19 +48,20 @@ class CacheUse:
         """The registered caches that this execution used, for its numbers."""
         self.lost: list[str] = []
         """The names of caches that the provider had lost."""
+        self.refusal: PolluxError | None = None
+        """Why an optional cache is used no more."""
         self._given = plan.options.cache_handle
-        # One cache holds what every call is about. Where each call is about a source of its own, each has its own plan.
-        is_shared = plan.own_sources <= 1 or all(call.source is None for call in plan.calls)
-        self._request: CacheRequest | None = plan.cache_request if is_shared else None
+        self._request: CacheRequest | None = plan.find_cache_request(source)
         self._config = config
         self._registry = registry
+        self._created_by = created_by
         self._renewing: asyncio.Task[None] | None = None
         self._failure: PolluxError | None = None
 
     @property
     def holds_sources(self) -> bool:
         """Return whether the sources of the plan's calls are in the cache."""
-        return self._given is None and self._is_renewable
+        return self._given is None and self.handle is not None
 
     async def check_account(self) -> None:
         """Refuse a handle that was made with another key, or at another address, before anything is sent."""
@@ -64,32 +76,50 @@ class CacheUse:
             )
 
     async def acquire(self) -> CacheHandle | None:
-        """Return the handle to use now; None where the plan has no cache."""
+        """Return the handle to use now; None where the calls have no cache."""
         if self._is_renewable and (self.handle is None or self._is_short_lived(self.handle)):
             await self._renew(None)
         return self.handle
 
     async def replace_lost(self, used: CacheHandle | None, error: PolluxError | None) -> bool:
-        """Return whether a call failed because its cache is lost, and there is another now."""
-        if used is None or not self._is_renewable or not is_lost(error):
+        """Return whether a call failed because its cache is lost, and can be made again: see `handle`."""
+        if used is None or error is None or not is_lost(error):
             return False
-        if self.handle is not None and self.handle.name != used.name:
+        if self.handle is None or self.handle.name != used.name:
             return True  # another call was quicker
-        if self._renewing is None and self.lost:
-            return False  # it was made again before: that the provider keeps none is what there is to say
+        if not self._is_renewable:
+            return False
+        if self._renewing is None and self.lost:  # it was made again before: the provider keeps none
+            return self._give_up(error)
         await self._renew(used.name)
         return True
 
     @property
     def _is_renewable(self) -> bool:
-        return self._request is not None and self._registry is not None
+        return self._request is not None and self._registry is not None and self.refusal is None
+
+    def _give_up(self, error: PolluxError) -> bool:
+        """Return whether the calls can do without the cache, which is then used no more."""
+        if self._given is not None:
+            return False
+        if self.refusal is None:
+            _log.warning("The sources are sent along, because their cache cannot be used: %s", error)
+        self.handle, self.refusal = None, error
+        return True
 
     def _is_short_lived(self, handle: CacheHandle) -> bool:
         ttl_s = self._request.ttl_seconds if self._request is not None else 0
         return handle.expires_at - time.time() <= min(MARGIN_S, ttl_s / 10)
 
     async def _renew(self, lost: str | None) -> None:
-        """Renew the handle, once for all calls that wait. A failure is that of all later calls, too."""
+        """Renew the handle, or do without it where that is possible. A failure is that of all later calls, too."""
+        try:
+            await self._renew_once(lost)
+        except PolluxError as error:
+            if not self._give_up(error):
+                raise
+
+    async def _renew_once(self, lost: str | None) -> None:
         if self._failure is not None:
             raise self._failure
         if self._renewing is None:
@@ -145,7 +175,7 @@ class CacheUse:
                 provider=self._config.provider,
                 phase="cache",
             )
-        return await create_or_find(prepared, self._config, self._registry, lost=lost)
+        return await create_or_find(prepared, self._config, self._registry, lost=lost, created_by=self._created_by)
 
     async def close(self) -> None:
         """End a creation that no call waits for any more."""

@@ -90,6 +90,14 @@ class CacheRecord(Record):
         return self.model_copy(update=update)
 
 
+class CacheChoice(Document):
+    """How a run with cache="auto" caches what its prompts share."""
+
+    mode: Literal["explicit", "warm", "none"]
+    why: str = Field(description="The reason, for people.")
+    sources: list[int] = Field(default_factory=list, description="In a broadcast, the sources that get a cache each.")
+
+
 def cache_name(identity: str) -> str:
     """Return the name of the cache with this identity: that of its PolluxCache block."""
     return f"pollux-cache-{identity[:32]}"

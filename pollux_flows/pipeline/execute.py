@@ -46,8 +46,10 @@ async def open_execution(
     `caches`, the plan's cache is made, extended and made again as its calls need it.
     """
     async with AsyncExitStack() as stack:
-        answers, cache = Answers(config.target, terms or Terms(), scope), CacheUse(plan, config, caches)
-        execution = Execution(plan, config, answers, stack, cache)
+        terms = terms or Terms()
+        execution = Execution(plan, config, Answers(config.target, terms, scope), stack, caches)
+        run = (scope.flow_run or scope.run) if scope else terms.run_key
+        execution.created_by = f"run {run or uuid4().hex}"
         try:
             yield execution
         finally:
@@ -77,17 +79,43 @@ class Execution:
     """The calls of a plan on their way: one connection, each file uploaded once, each answer kept as it comes."""
 
     def __init__(
-        self, plan: Plan, config: Config, answers: Answers, stack: AsyncExitStack, cache: CacheUse | None = None
+        self, plan: Plan, config: Config, answers: Answers, stack: AsyncExitStack, caches: CacheRegistry | None = None
     ) -> None:
-        self.plan = plan
         self.answers = answers
-        self.cache = cache or CacheUse(plan, config)
-        self._config, self._stack = config, stack
+        self.config = config
+        self.caches = caches
+        self.created_by: str | None = None
+        """Who makes its caches, in words."""
+        self._stack = stack
         self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
         self._line = asyncio.Semaphore(2 * config.request_concurrency)
+        self.use_plan(plan)
+
+    def use_plan(self, plan: Plan) -> None:
+        """Make the calls of this plan: before the first, one that caches otherwise may replace it."""
+        self.plan = plan
         self._warm_ups = WarmUps(plan)
         self._prefix_keys: dict[int | None, str | None] = {}
+        self._cache_uses: dict[int | None, CacheUse] = {}
+
+    @property
+    def cache(self) -> CacheUse:
+        """The cache that all calls use."""
+        return self.find_cache(None)
+
+    @property
+    def cache_uses(self) -> Sequence[CacheUse]:
+        """The caches that calls were to use: one, or one a source."""
+        return list(self._cache_uses.values())
+
+    def find_cache(self, source: int | None) -> CacheUse:
+        """Return the cache of the calls about that source."""
+        if source not in self._cache_uses:
+            self._cache_uses[source] = CacheUse(
+                self.plan, self.config, self.caches, source=source, created_by=self.created_by
+            )
+        return self._cache_uses[source]
 
     async def outcomes(
         self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None, turn: Place | None = None
@@ -167,32 +195,36 @@ class Execution:
     ) -> Attempts[Answer]:
         await self.answers.may_ask()  # before a file is uploaded for it
         session, attachments = await self._met()
-        cache = await self.cache.acquire()
-        # What the cache holds is not sent along; what was attached to earlier turns is.
-        sources = _sources(self.plan, planned)[self.plan.own_sources if self.cache.holds_sources else 0 :]
+        use = self.find_cache(planned.source)
+        cache = await use.acquire()
+        is_ready = has_reattached = False
 
         async def ready() -> None:
-            place.close()
-            await may_ask()
+            nonlocal is_ready
+            if not is_ready:
+                place.close()
+                await may_ask()
+            is_ready = True
 
-        for last_try in (False, True):
+        while True:
+            # What the cache holds is not sent along; what was attached to earlier turns is.
+            sources = _sources(self.plan, planned)[self.plan.own_sources if use.holds_sources else 0 :]
             materials = await attachments.materials(sources)
             call = self._call(planned, materials, cache)
             attempts: Attempts[Answer] = await attempt(
                 partial(session.generate, call),
-                policy=self._config.retry,
-                timeout_s=self._config.timeout_s,
+                policy=self.config.retry,
+                timeout_s=self.config.timeout_s,
                 slot=session.slot,
-                ready=None if last_try else ready,  # by then it is
+                ready=ready,
                 keep=keep,
             )
-            if last_try:
-                break
-            if await self.cache.replace_lost(cache, attempts.error):
-                cache = self.cache.handle
-            elif not await attachments.lost(attempts.error, sources, materials):
-                break
-        return attempts
+            if await use.replace_lost(cache, attempts.error):  # twice at the most
+                cache = use.handle
+            elif has_reattached or not await attachments.lost(attempts.error, sources, materials):
+                return attempts
+            else:
+                has_reattached = True
 
     def _outcome(self, planned: PlannedCall, attempts: Attempts[Answer]) -> Outcome:
         answer, error = attempts.result, attempts.error
@@ -222,8 +254,8 @@ class Execution:
             call = self._call(planned, attachments.pretended(sources))
             checked: Attempts[None] = await attempt(
                 partial(session.check, call),
-                policy=self._config.retry,
-                timeout_s=self._config.timeout_s,
+                policy=self.config.retry,
+                timeout_s=self.config.timeout_s,
                 slot=nullcontext(),  # a look at what would be sent is no call
             )
             checked.unwrap()
@@ -255,11 +287,12 @@ class Execution:
         if self._meeting is not None:
             self._meeting.cancel()
             await asyncio.wait([self._meeting])
-        await self.cache.close()
+        for use in self.cache_uses:
+            await use.close()
         await self.answers.close()
 
     async def _meet(self) -> tuple[Session, Attachments]:
-        session = await self._stack.enter_async_context(open_session(self._config))
+        session = await self._stack.enter_async_context(open_session(self.config))
         return session, await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
 
 

@@ -74,6 +74,7 @@ def extract_envelope(
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
             "calls": [_course(outcome) | _cache_use(outcome, has_handle) for outcome in outcomes],
             "warnings": mended(warnings),  # a validator of the caller's may have been heard
+            **({} if (choice := plan.cache_choice) is None else {"cache": {"mode": choice.mode, "why": choice.why}}),
         },
         "structured": None if readings is None else [reading.typed for reading in readings],
         "reasoning": _if_any([answer and answer.reasoning for answer in answers]),
@@ -171,8 +172,8 @@ def _cache_metrics(
 
 
 def _has_handle(plan: Plan, caches: Sequence[UsedCache]) -> bool:
-    """Return whether the calls were given a cache handle: the caller's, or that of a cache of the run."""
-    return plan.options.cache is not None or bool(caches)
+    """Return whether the calls used a cache handle: the caller's, or that of a cache of the run."""
+    return plan.options.cache is not None or plan.cache_request is not None or bool(caches)
 
 
 def _cache_use(outcome: Outcome, has_handle: bool) -> dict[str, bool]:

@@ -13,7 +13,7 @@ from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ExpiredCacheError
 from pollux_flows.options import Options
-from pollux_flows.pipeline.caches import CacheRequest
+from pollux_flows.pipeline.caches import CacheChoice, CacheRequest
 from pollux_flows.pipeline.conversation import Conversation
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content
@@ -63,6 +63,9 @@ class Plan(Document):
         description="How to make the cache of these calls: that of options.cache or, without one, one that holds the "
         "plan's own sources, system instruction and tools.",
     )
+    cache_choice: CacheChoice | None = Field(
+        default=None, exclude_if=lambda choice: choice is None, description='What cache="auto" came to.'
+    )
 
     @property
     def total(self) -> int:
@@ -90,7 +93,23 @@ class Plan(Document):
         """The calls about one source, as a plan of their own."""
         calls = [call for call in self.calls if call.source == source]
         only = {"sources": [self.sources[source]], "contents": [self.contents[source]]}
-        return self.model_copy(update={**only, "calls": calls})
+        return self.model_copy(update={**only, "calls": calls, "cache_request": self.find_cache_request(source)})
+
+    def find_cache_request(self, source: int | None) -> CacheRequest | None:
+        """Return how to make the cache for calls about that source (None: about all of them), if they have one."""
+        request = self.cache_request
+        if request is None or source is None or self.options.cache is not None or self.own_sources <= 1:
+            return request
+        if self.cache_choice is None or source not in self.cache_choice.sources:
+            return None
+        return request.model_copy(update={"sources": [self.sources[source]]})
+
+    def cache_otherwise(
+        self, choice: CacheChoice, *, request: CacheRequest | None = None, options: Options | None = None
+    ) -> Plan:
+        """Return the plan with another way of caching. The identities of its calls stay."""
+        changed = {"cache_choice": choice, "cache_request": request, "options": options or self.options}
+        return self.model_construct(**{**dict(self), **changed})
 
     def parts(self, calls_per_part: int | None = None, *, without: Container[int] = ()) -> list[Plan]:
         """The calls, but for those without which it is to be, in parts: one each while they are few, else ten."""

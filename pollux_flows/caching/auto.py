@@ -1,0 +1,192 @@
+"""Auto: whether a cache makes the calls of a run cheaper, by arithmetic.
+
+Where a provider sells caches (Gemini), the sources are held in one while the run lasts: once the price of input, then a
+tenth of it for each prompt, and the storage. Where a prompt writes to the cache that later ones read (Anthropic), the
+first goes alone. Other providers cache repeated prefixes by themselves. None of it changes an answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from pollux_flows import capabilities, claude
+from pollux_flows.caching.sweep import delete_created_by
+from pollux_flows.caching.worth import price_cache, price_prefix
+from pollux_flows.pipeline.caches import CacheChoice, CacheRequest
+from pollux_flows.pipeline.execute import Execution
+from pollux_flows.pipeline.plan import Plan, PlannedCall
+from pollux_flows.plain import canonical
+from pollux_flows.pricing import dollars
+from pollux_flows.providers.content import Content
+from pollux_flows.source import Source
+from pollux_flows.state.claims import unbroken
+
+# A run of one round of calls takes less; a cache that its run would outlive is extended.
+_SHORTEST_S: Final = 120
+_ROUND_S: Final = 30
+# Gemini says of each model how many tokens a cache needs; where that is not known, the most of them.
+_GEMINI_MINIMUMS: Final = {"gemini-2.5-": 2_048}
+_HIGHEST_MINIMUM: Final = 4_096
+_BYTES_PER_TOKEN: Final = {"text": 4, "application": 200, "audio": 500, "video": 1_000}
+_IMAGE_TOKENS: Final = 258
+
+
+@asynccontextmanager
+async def cache_automatically(execution: Execution, calls: Sequence[PlannedCall]) -> AsyncIterator[None]:
+    """Let an execution cache what makes these calls cheaper, and delete afterwards the caches that it created."""
+    plan = plan_cache(execution.plan, calls, execution.config.request_concurrency)
+    execution.use_plan(plan)
+    try:
+        yield
+    finally:
+        if plan.cache_choice is not None and plan.cache_choice.mode == "explicit":
+            execution.plan = _report_refusal(execution)
+            if execution.caches is not None and execution.created_by is not None:
+                await unbroken(delete_created_by(execution.caches, execution.config, execution.created_by))
+
+
+def plan_cache(plan: Plan, calls: Sequence[PlannedCall], concurrency: int) -> Plan:
+    """Return the plan with the caching that is cheapest for these of its calls, and why that is chosen."""
+    if (obstacle := _find_obstacle(plan, calls)) is not None:
+        return plan.cache_otherwise(_none(obstacle), request=plan.cache_request)
+    if plan.target.provider == "anthropic":
+        choice = _choose_warm(plan, calls)
+        warm = {"implicit_caching": "warm"} if choice.mode == "warm" else {}
+        return plan.cache_otherwise(choice, options=plan.options.model_copy(update=warm))
+    seconds = _SHORTEST_S + _ROUND_S * math.ceil(len(calls) / concurrency)
+    choice = _choose_explicit(plan, calls, seconds)
+    if choice.mode == "none":
+        return plan.cache_otherwise(choice)
+    request = CacheRequest(
+        sources=plan.sources,
+        system_instruction=plan.options.system_instruction,
+        tools=plan.options.tools,
+        ttl_seconds=seconds,
+    )
+    return plan.cache_otherwise(choice, request=request)
+
+
+def estimate_tokens(source: Source, content: Content | None) -> int | None:
+    """Return about how many tokens a source has, by its length; None for an address, whose length is not known."""
+    if source.source_type in {"text", "json"}:
+        return len(source.text or "") // _BYTES_PER_TOKEN["text"]
+    if content is None:
+        return None
+    kind = content.mime_type.partition("/")[0]
+    if kind == "image":
+        return _IMAGE_TOKENS
+    return content.size_bytes // _BYTES_PER_TOKEN.get("text" if content.utf8 else kind, 200)
+
+
+def _find_obstacle(plan: Plan, calls: Sequence[PlannedCall]) -> str | None:
+    """Return why nothing can be gained, whatever it costs."""
+    options, target = plan.options, plan.target
+    if options.cache is not None:
+        return "the options name a cache already"
+    if max(Counter(call.source for call in calls).values(), default=0) <= 1:
+        return "no two prompts that are to be answered share anything" if calls else "all is answered already"
+    if not (plan.sources or options.system_instruction or options.tools):
+        return "the prompts have no sources or instructions in common"
+    if target.provider == "anthropic":
+        return None if options.implicit_caching is None else "the options set implicit_caching"
+    if not capabilities.has_caches(target):
+        return f"nothing has to be done: {target.provider} caches what prompts of {target.model} begin with by itself"
+    if not capabilities.fits_cache(target, options):
+        return "tool_choice, and raw instructions and tools in provider_options, cannot go along with a cache"
+    if any(source.gemini_url_context for source in plan.sources):
+        return "an address that Gemini opens while it answers cannot be cached"
+    return None
+
+
+def _choose_explicit(plan: Plan, calls: Sequence[PlannedCall], seconds: int) -> CacheChoice:
+    least = next(
+        (
+            least
+            for name, least in _GEMINI_MINIMUMS.items()
+            if plan.target.model.removeprefix("models/").startswith(name)
+        ),
+        _HIGHEST_MINIMUM,
+    )
+    paying: dict[int | None, float] = {}
+    plain, reasons = 0.0, []
+    for source, count in Counter(call.source for call in calls).items():
+        tokens = _count_tokens(plan, source)
+        if tokens is None:
+            reasons.append("the length of what is at an address is not known")
+            continue
+        prices = price_cache(plan.target, tokens)
+        if prices is None or prices.stored_per_hour is None:
+            return _none(f"the price of a cache of {plan.target.model} is not known")
+        if tokens < least:
+            reasons.append(f"a cache needs {least:,} tokens, and the prompts share about {tokens:,}")
+            continue
+        price = prices.total(count, seconds)
+        if price >= count * prices.sent:
+            reasons.append(
+                f"for {count} prompts a cache costs {dollars(price)}, sending the sources along "
+                f"{dollars(count * prices.sent)}"
+            )
+            continue
+        paying[source] = price
+        plain += count * prices.sent
+    if not paying:
+        return _none(reasons[0])
+    cached = "the sources" if None in paying else f"{len(paying)} of {plan.broadcast_over} sources"
+    why = (
+        f"{cached} in a cache for {seconds} seconds cost about {dollars(sum(paying.values()))}, "
+        f"sent along with {len(calls)} prompts {dollars(plain)}"
+    )
+    return CacheChoice(mode="explicit", why=why, sources=[source for source in paying if source is not None])
+
+
+def _choose_warm(plan: Plan, calls: Sequence[PlannedCall]) -> CacheChoice:
+    least = claude.cache_minimum(plan.target.model) or _HIGHEST_MINIMUM
+    warm = plain = 0.0
+    for source, count in Counter(call.source for call in calls).items():
+        tokens = _count_tokens(plan, source)
+        if tokens is None:
+            return _none("the length of what is at an address is not known")
+        if tokens < least:
+            return _none(f"caching needs {least:,} tokens, and the prompts share about {tokens:,}")
+        prices = price_prefix(plan.target, tokens, for_an_hour=plan.options.cache_ttl == "1h")
+        if prices is None:
+            return _none(f"the price of caching with {plan.target.model} is not known")
+        warm += prices.total(count, 0.0)
+        plain += count * prices.sent
+    if warm >= plain:
+        return _none(f"cached, the sources cost {dollars(warm)}, sent along {dollars(plain)}")
+    return CacheChoice(
+        mode="warm",
+        why=f"written by the first prompt and read by the others, the sources cost about {dollars(warm)}, else "
+        f"{dollars(plain)}",
+    )
+
+
+def _count_tokens(plan: Plan, source: int | None) -> int | None:
+    """Return about how many tokens the calls about that source have in common; None where that is not known."""
+    indexes = range(len(plan.sources)) if source is None else [source]
+    counts = [estimate_tokens(plan.sources[index], plan.contents[index]) for index in indexes]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    options = plan.options
+    said = len(options.system_instruction or "") + (len(canonical(options.tools)) if options.tools else 0)
+    return sum(known) + said // _BYTES_PER_TOKEN["text"]
+
+
+def _report_refusal(execution: Execution) -> Plan:
+    """Return the plan of an execution, which says so where a cache could not be had."""
+    plan, refusals = execution.plan, [use.refusal for use in execution.cache_uses if use.refusal is not None]
+    if plan.cache_choice is None or not refusals:
+        return plan
+    why = f"{plan.cache_choice.why}; but it could not be used, so they were sent: {refusals[0].message}"
+    choice = plan.cache_choice.model_copy(update={"why": why})
+    return plan.cache_otherwise(choice, request=plan.cache_request)
+
+
+def _none(why: str) -> CacheChoice:
+    return CacheChoice(mode="none", why=why)
