@@ -126,7 +126,7 @@ async def test_a_local_server_gets_no_tool_turns(config: MakeConfig, sim: Simula
 @pytest.mark.parametrize(
     "case",
     [
-        ("anthropic", "claude-sonnet-4-6", [SAID[1]], {}, "the assistant begins"),
+        ("anthropic", "claude-sonnet-4-6", [SAID[1]], {}, "begins with an assistant's turn"),
         ("gemini", "gemini-2.5-flash", [CALLED, {"role": "tool", "tool_call_id": "c1"}], {}, "begins with a tool call"),
         ("anthropic", "claude-opus-4-5", [SAID[0], CALLED, {"role": "tool", "tool_call_id": "c1"}],
          {"reasoning_budget_tokens": 1024}, "made without thinking"),
