@@ -126,12 +126,12 @@ async def test_a_local_server_gets_no_tool_turns(config: MakeConfig, sim: Simula
 @pytest.mark.parametrize(
     "case",
     [
-        ("anthropic", "claude-sonnet-4-6", [SAID[1]], {}, "the assistant begins"),
+        ("anthropic", "claude-sonnet-4-6", [SAID[1]], {}, "begins with an assistant's turn"),
         ("gemini", "gemini-2.5-flash", [CALLED, {"role": "tool", "tool_call_id": "c1"}], {}, "begins with a tool call"),
         ("anthropic", "claude-opus-4-5", [SAID[0], CALLED, {"role": "tool", "tool_call_id": "c1"}],
          {"reasoning_budget_tokens": 1024}, "made without thinking"),
         *((provider, model, [SAID[0], {**CALLED, "tool_calls": [{"id": "c1", "name": "f", "arguments": "[1]"}]},
-           {"role": "tool", "tool_call_id": "c1"}], {}, "no JSON object")
+           {"role": "tool", "tool_call_id": "c1"}], {}, "not a JSON object")
           for provider, model in (("anthropic", "claude-sonnet-4-6"), ("gemini", "gemini-2.5-flash"))),
         ("gemini", "gemini-2.5-flash", [SAID[0], {**SAID[1], "provider_state": {"parts": [{"text": 1}]}}], {},
          "cannot be sent back to Gemini"),

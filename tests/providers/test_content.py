@@ -212,7 +212,7 @@ async def test_too_large_a_file_is_refused_with_the_limit(tmp_path: Path, config
     with (tmp_path / "big.png").open("wb") as file:
         file.write(PNG)
         file.truncate(21 * 1024 * 1024)
-    with pytest.raises(ConfigurationError, match=r"22,020,096 bytes; OpenRouter takes 20,971,520.*Use a provider"):
+    with pytest.raises(ConfigurationError, match=r"22,020,096 bytes; OpenRouter takes at most 20,971,520.*Use a "):
         await run_many(["?"], sources=[Source.from_file(tmp_path / "big.png")], config=config("openrouter"))
 
 
