@@ -135,7 +135,7 @@ def test_a_record_of_today_is_read() -> None:
 PARTS = {
     "Attached", "Billing", "Content", "Conversation", "Damage", "Entry", "Failure", "Leftover", "Ownership", "Part",
     "PlannedCall", "Pruned", "Record", "RetryPolicy", "RunSeen", "Survey", "SweptFile", "Terms", "ToolCall", "Turn",
-    "UploadKey", "Uploaded", "VideoSettings",
+    "UploadKey", "Uploaded", "UsedCache", "VideoSettings",
 }  # fmt: skip
 
 
