@@ -103,7 +103,12 @@ async def run_many(
         saved = await execution.answers.look_for_saved(outcomes) if error else None
     duration_s = time.monotonic() - started
     envelope = await asyncio.to_thread(
-        extract_envelope, plan, outcomes, duration_s=duration_s, limit_s=config.timeout_s
+        extract_envelope,
+        plan,
+        outcomes,
+        duration_s=duration_s,
+        limit_s=config.timeout_s,
+        caches=execution.cache.used,
     )
     if error is not None:
         error.envelope = envelope

@@ -8,6 +8,7 @@ first goes alone. Other providers cache repeated prefixes by themselves. None of
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -47,6 +48,7 @@ async def cache_automatically(execution: Execution, calls: Sequence[PlannedCall]
             execution.plan = _report_refusal(execution)
             if execution.caches is not None and execution.created_by is not None:
                 await unbroken(delete_created_by(execution.caches, execution.config, execution.created_by))
+                execution.cache.end_created(time.time())
 
 
 def plan_cache(plan: Plan, calls: Sequence[PlannedCall], concurrency: int) -> Plan:

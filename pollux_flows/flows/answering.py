@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 from prefect import get_run_logger
 from prefect.utilities.annotations import opaque
@@ -25,6 +25,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import Place, unasked
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.saved import Saved
+from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
@@ -53,7 +54,7 @@ async def answer(
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """One envelope: every prompt about all sources together."""
-    plan, outcomes, duration_s, saved = await _outcomes(
+    plan, outcomes, duration_s, saved, caches = await _outcomes(
         prompts,
         provider,
         sources,
@@ -63,7 +64,7 @@ async def answer(
         calls_per_task=calls_per_task,
         each_source=False,
     )
-    envelope = await tasks.extract(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
+    envelope = await tasks.extract(whole(plan), whole(outcomes), duration_s, provider.timeout_s, whole(caches))
     await artifacts.leave_answers(kind, prompts, plan.target, envelope)
     fail_if_unanswered([envelope], plan.target, on_partial, _advice(saved))
     return envelope
@@ -81,7 +82,7 @@ async def answer_each(
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """One envelope a source: every prompt about each source by itself."""
-    plan, outcomes, duration_s, saved = await _outcomes(
+    plan, outcomes, duration_s, saved, _ = await _outcomes(
         prompts,
         provider,
         sources,
@@ -97,6 +98,16 @@ async def answer_each(
     return envelopes
 
 
+class _Answered(NamedTuple):
+    """The outcomes of all calls of a run, and how they came about."""
+
+    plan: Plan
+    outcomes: list[Outcome]
+    duration_s: float
+    saved: Saved | None
+    caches: list[UsedCache]
+
+
 @under_limits
 async def _outcomes(
     prompts: Sequence[str | None],
@@ -108,7 +119,7 @@ async def _outcomes(
     cache: Cache,
     calls_per_task: int | None,
     each_source: bool,
-) -> tuple[Plan, list[Outcome], float, Saved | None]:
+) -> _Answered:
     if calls_per_task is not None and calls_per_task < 1:
         raise ConfigurationError(
             f"calls_per_task is {calls_per_task}.",
@@ -134,11 +145,12 @@ async def _outcomes(
         plan = held.execution.plan
         if not found and all(isinstance(each, BaseException) for each in asked):
             asked = [unless_raised(each) for each in asked]  # raises the first
-        for part, outcomes in zip(missing, asked, strict=True):
-            found |= {outcome.index: outcome for outcome in _unless_refused(part, outcomes)}
+        for part, answered in zip(missing, asked, strict=True):
+            found |= {outcome.index: outcome for outcome in _unless_refused(part, answered)}
         has_failed = any(outcome.failure for outcome in found.values())
         saved = await held.execution.answers.look_for_saved(found.values()) if has_failed else None
-    return plan, [found[call.index] for call in plan.calls], time.monotonic() - started, saved
+    outcomes = [found[call.index] for call in plan.calls]
+    return _Answered(plan, outcomes, time.monotonic() - started, saved, held.execution.cache.used)
 
 
 def _advice(saved: Saved | None) -> str | None:

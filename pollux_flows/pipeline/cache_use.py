@@ -160,6 +160,13 @@ class CacheUse:
         )
         self.used = [each for each in self.used if each is not before] + [used]
 
+    def end_created(self, now: float) -> None:
+        """Note that the caches which this execution created are deleted, so that their storage is billed no longer."""
+        self.used = [
+            each if each.created_at is None else each.model_copy(update={"ends_at": min(each.ends_at, now)})
+            for each in self.used
+        ]
+
     async def _find_or_create(self, lost: str | None) -> CacheHandle:
         if self._request is None or self._registry is None:
             raise CacheError("There is nothing to make the cache from.", hint="Make one with create_cache.")
