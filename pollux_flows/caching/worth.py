@@ -13,6 +13,7 @@ from pollux_flows.pricing import input_prices
 _STORAGE: Final = {
     "gemini-3.1-pro": 4.50,
     "gemini-3.1-pro-preview": 4.50,
+    "gemini-2.5-pro": 4.50,
     "gemini-2.5-flash": 1.00,
     "gemini-3-flash-preview": 1.00,
 }

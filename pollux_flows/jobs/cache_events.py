@@ -24,7 +24,7 @@ async def emit_cache_changes(execution: Execution, named: CacheRecord | None) ->
                 if named is not None and named.state == "living" and named.name != handle.name:
                     await emit_cache_event(named, "expired")
                 record = await BlockRegistry().find(handle.identity or "")
-                if record is not None and record.name == handle.name and record.created_by == execution.created_by:
+                if record is not None and record.name == handle.name:
                     await emit_cache_event(record, "created")
     except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the answers matter more)
         get_run_logger().warning("What became of the caches of this run could not be emitted: %s", error)
