@@ -41,6 +41,7 @@ NO_CALL_TAKES: Final = 10**12  # tokens
 _STORAGE: Final = {
     "gemini-3.1-pro": 4.50,
     "gemini-3.1-pro-preview": 4.50,
+    "gemini-2.5-pro": 4.50,
     "gemini-2.5-flash": 1.00,
     "gemini-3-flash-preview": 1.00,
 }

@@ -19,13 +19,12 @@ class PolluxCache(Block):
         Ask about what is in a cache, by the name that `warm_cache` returned:
 
         ```python
-        from pollux_flows import Options
         from pollux_flows.blocks import PolluxCache, PolluxProvider
         from pollux_flows.flows import fan_out
 
         cache = PolluxCache.load("BLOCK_NAME")
         print(cache.contents, cache.tokens, cache.expires)
-        fan_out(["Who speaks?", "Where?"], PolluxProvider.load("gemini"), options=Options(cache=cache.handle))
+        fan_out(["Who speaks?", "Where?"], PolluxProvider.load("gemini"), cache="BLOCK_NAME")
         ```
     """
 

@@ -54,22 +54,22 @@ async def cache_automatically(execution: Execution, calls: Sequence[PlannedCall]
 def plan_cache(plan: Plan, calls: Sequence[PlannedCall], concurrency: int) -> Plan:
     """Return the plan with the caching that is cheapest for these of its calls, and why that is chosen."""
     if (obstacle := _find_obstacle(plan, calls)) is not None:
-        return plan.cache_otherwise(_none(obstacle), request=plan.cache_request)
+        return plan.change_caching(_none(obstacle), request=plan.cache_request)
     if plan.target.provider == "anthropic":
         choice = _choose_warm(plan, calls)
         warm = {"implicit_caching": "warm"} if choice.mode == "warm" else {}
-        return plan.cache_otherwise(choice, options=plan.options.model_copy(update=warm))
+        return plan.change_caching(choice, options=plan.options.model_copy(update=warm))
     seconds = _SHORTEST_S + _ROUND_S * math.ceil(len(calls) / concurrency)
     choice = _choose_explicit(plan, calls, seconds)
     if choice.mode == "none":
-        return plan.cache_otherwise(choice)
+        return plan.change_caching(choice)
     request = CacheRequest(
         sources=plan.sources,
         system_instruction=plan.options.system_instruction,
         tools=plan.options.tools,
         ttl_seconds=seconds,
     )
-    return plan.cache_otherwise(choice, request=request)
+    return plan.change_caching(choice, request=request)
 
 
 def estimate_tokens(source: Source, content: Content | None) -> int | None:
@@ -81,7 +81,8 @@ def estimate_tokens(source: Source, content: Content | None) -> int | None:
     kind = content.mime_type.partition("/")[0]
     if kind == "image":
         return _IMAGE_TOKENS
-    return content.size_bytes // _BYTES_PER_TOKEN.get("text" if content.utf8 else kind, 200)
+    is_text = content.utf8 or content.mime_type.endswith("json")
+    return content.size_bytes // _BYTES_PER_TOKEN.get("text" if is_text else kind, _BYTES_PER_TOKEN["application"])
 
 
 def _find_obstacle(plan: Plan, calls: Sequence[PlannedCall]) -> str | None:
@@ -187,7 +188,7 @@ def _report_refusal(execution: Execution) -> Plan:
         return plan
     why = f"{plan.cache_choice.why}; but it could not be used, so they were sent: {refusals[0].message}"
     choice = plan.cache_choice.model_copy(update={"why": why})
-    return plan.cache_otherwise(choice, request=plan.cache_request)
+    return plan.change_caching(choice, request=plan.cache_request)
 
 
 def _none(why: str) -> CacheChoice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import suppress
@@ -19,6 +20,8 @@ from pollux_flows.state.claims import Clock, LeaseLostError
 UNUSED_S: Final = 86_400.0
 # A failure is on record for those who waited for it; by then, none of them does.
 _FAILED_S: Final = 600.0
+# The answers of a run wait for no longer than that until its caches are deleted.
+_DELETE_S: Final = 10.0
 _PATIENCE_S: Final = 5.0
 _log: Final = logging.getLogger("pollux_flows")
 _HELD: Final = (LeaseLostError, TimeoutError)
@@ -65,7 +68,7 @@ async def delete_created_by(registry: CacheRegistry, config: Config, created_by:
         made = [record for record in records if record.created_by == created_by and not record.is_pinned]
         if not made:
             return
-        async with open_session(config) as session:
+        async with asyncio.timeout(_DELETE_S), open_session(config) as session:
             sweeping = _Sweeping(session, None, time.time)
             for record in made:
                 async with registry.lock(record.identity, patience_s=_PATIENCE_S) as lock:

@@ -20,6 +20,7 @@ from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, unless_raised
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.handles import CacheHandle
+from pollux_flows.jobs.cache_events import emit_cache_changes
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.options import Options
 from pollux_flows.pipeline.execute import Place, unasked
@@ -142,6 +143,7 @@ async def _outcomes(
             asked = await asyncio.gather(
                 *(_part(part, provider.name, terms, turns) for part in missing), return_exceptions=True
             )
+            await emit_cache_changes(held.execution, requested.record)
         plan = held.execution.plan
         if not found and all(isinstance(each, BaseException) for each in asked):
             asked = [unless_raised(each) for each in asked]  # raises the first

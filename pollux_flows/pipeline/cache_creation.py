@@ -347,7 +347,8 @@ class _Creation:
             request=_limit_request(prepared.request),
             # Equal for each creation of this cache: made again, it goes on with the files that it has.
             file_owner=f"cache/{prepared.identity}",
-            created_by=self.created_by,
+            # Made again, it still is the cache of those who made it: they know it by its name.
+            created_by=before.created_by if before is not None and before.state == "living" else self.created_by,
             created_at=now,
             last_used_at=now,
             is_pinned=self.pin,

@@ -104,7 +104,7 @@ class Plan(Document):
             return None
         return request.model_copy(update={"sources": [self.sources[source]]})
 
-    def cache_otherwise(
+    def change_caching(
         self, choice: CacheChoice, *, request: CacheRequest | None = None, options: Options | None = None
     ) -> Plan:
         """Return the plan with another way of caching. The identities of its calls stay."""

@@ -233,6 +233,16 @@ async def test_a_cache_that_is_in_callers_hands_stays(gemini: Config, sim: Simul
     assert [cache_name(record.identity) for record in await records(gemini)] == [cache_name(handle.identity or "")]
 
 
+async def test_a_cache_of_others_that_is_made_again_stays_theirs(gemini: Config, sim: Simulator) -> None:
+    """They know it by its name, which must go on to name something."""
+    handle = await create_cache([document()], config=gemini)
+    sim.gemini_caches.clear()
+    assert (await ask(gemini)).metrics["cache_used"] is True
+    assert operations(sim) == ["cache.create", "cache.create"]
+    envelope = await run("p", config=gemini, cache=cache_name(handle.identity or ""))
+    assert envelope.metrics["cache_used"] is True
+
+
 async def test_one_prompt_is_sent_as_ever(gemini: Config, sim: Simulator) -> None:
     envelope = await run("p", source=document(), config=gemini, cache="auto")
     assert operations(sim) == []

@@ -56,7 +56,7 @@ async def test_a_run_creates_a_cache_and_deletes_it(gemini: PolluxProvider, simu
     assert envelope.metrics["cache_used"] is True
     assert envelope.diagnostics["cache"]["mode"] == "explicit"
     assert operations(simulator) == ["cache.create", "cache.delete"]
-    assert not [each for each in await BlockRegistry().list() if each.created_by and "run" in each.created_by]
+    assert not [record for record in await BlockRegistry().list() if record.contents == ["a"]]
     (page,) = [each for each in await artifacts_of(await newest_run("fan-out")) if each.type == "markdown"]
     assert "| Cache | created: the sources in a cache for" in str(page.data)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import Flow
+from prefect.client.orchestration import get_client
 from prefect.utilities.callables import parameter_schema
 
 from pollux_flows import ConfigurationError, Options, Source
@@ -53,6 +55,19 @@ def generated(simulator: Simulator) -> int:
     return sum(entry.operation == "generate" for entry in simulator.requests)
 
 
+async def events_of(name: str, count: int) -> list[str]:
+    """What was emitted about a cache, in order."""
+    body = {"filter": {"resource": {"id": [f"pollux.cache.{name}"]}, "order": "ASC"}, "limit": 50}
+    deadline = time.monotonic() + 10
+    async with get_client() as client:
+        while True:
+            answer = await client.request("POST", "/events/filter", json=body)
+            found = [event["event"].removeprefix("pollux.cache.") for event in answer.json()["events"]]
+            if len(found) >= count or time.monotonic() > deadline:
+                return found
+            await asyncio.sleep(0.2)
+
+
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: str(flow.fn.__name__))
 def test_a_form_asks_for_a_line_of_text(flow: Flow[..., Any]) -> None:
     """A union of text and a handle would be tabs; a handle is for code."""
@@ -86,6 +101,7 @@ async def test_a_named_cache_that_is_lost_is_made_again(
     assert created(simulator) == 2
     after: Any = await asyncio.to_thread(PolluxCache.load, name)
     assert after.provider_name != before.provider_name
+    assert await events_of(name, count=3) == ["created", "expired", "created"]
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ async def calls(config: Config, source: Source) -> None:
     assert_type(await run_many(["Why?", "How?"], sources=[source], config=config), ResultEnvelope)
     assert_type(await run_many(prompts=("Why?", None), sources=(source,), config=config), ResultEnvelope)
     assert_type(await run_many("Why?", config=config, options=None), ResultEnvelope)
+    assert_type(await run_many(["Why?", "How?"], sources=[source], config=config, cache="auto"), ResultEnvelope)
     await run("Why?")  # type: ignore[call-arg]
     await run("Why?", sources=[source], config=config)  # type: ignore[call-arg]
 
@@ -185,6 +186,7 @@ async def flows(provider: PolluxProvider, source: Source) -> None:
     assert_type(realtime("Why?", provider), ResultEnvelope)
     assert_type(realtime("Why?", provider, sources=[source], options=options), ResultEnvelope)
     assert_type(fan_out(["Why?", "How?"], provider, sources=[source], options=options), ResultEnvelope)
+    assert_type(fan_out(["Why?"], provider, [source], cache="auto"), ResultEnvelope)
     assert_type(fan_in("Why?", [source], provider, options=options), ResultEnvelope)
     assert_type(broadcast(["Why?"], [source], provider, options=options), list[ResultEnvelope])
 
