@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ async def test_a_worker_whose_clock_is_wrong_deletes_nothing(
         real = time.time
         patch.setattr(time, "time", lambda: real() + days * 86_400)
         with pytest.raises(ConfigurationError, match=said):
-            await import_module("pollux_flows.flows.sweep")._sweep()
+            await asweep.fn()
     assert {file.state for file in simulator.files} == {"active"}
 
 
