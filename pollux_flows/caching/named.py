@@ -21,7 +21,7 @@ class RequestedCache:
     record: CacheRecord | None = None
     """The record of a cache that was named."""
     is_auto: bool = False
-    """Whether the run decides by itself."""
+    """True for cache="auto": the run decides whether to create one."""
 
     @property
     def request(self) -> CacheRequest | None:

@@ -85,7 +85,7 @@ class Execution:
         self.config = config
         self.caches = caches
         self.created_by: str | None = None
-        """Who makes its caches, in words."""
+        """The creator that the records of its caches name."""
         self._stack = stack
         self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.

@@ -181,7 +181,7 @@ async def test_a_run_creates_a_cache_and_deletes_it(gemini: Config, sim: Simulat
 
 
 async def test_it_is_deleted_after_a_failure_too(gemini: Config, sim: Simulator) -> None:
-    """What was answered is not asked again; for the one that lacks, no cache is created."""
+    """A retry asks the unanswered prompt alone, and creates no cache for it."""
     sim.fail(Fault(status=400, message="not now"), contains=PROMPTS[3])
     with pytest.raises(APIError, match="not now") as failed:
         await ask(gemini, run_key="nightly")

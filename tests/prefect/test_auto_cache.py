@@ -87,7 +87,7 @@ def test_a_provider_that_caches_by_itself_is_left_alone(provider: PolluxProvider
 
 
 def test_a_warmed_cache_is_used_and_stays(gemini: PolluxProvider, simulator: Simulator) -> None:
-    """Who warmed it wants it for other runs, too."""
+    """A warmed cache stays for other runs."""
     warm_cache([document("g")], gemini)
     envelope = fan_out(PROMPTS, gemini, [document("g")], cache="auto")
     assert envelope.metrics["cache_used"] is True

@@ -56,7 +56,7 @@ def generated(simulator: Simulator) -> int:
 
 
 async def events_of(name: str, count: int) -> list[str]:
-    """What was emitted about a cache, in order."""
+    """Return the events emitted about a cache, in order."""
     body = {"filter": {"resource": {"id": [f"pollux.cache.{name}"]}, "order": "ASC"}, "limit": 50}
     deadline = time.monotonic() + 10
     async with get_client() as client:
