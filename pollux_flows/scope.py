@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
+from pollux_flows.state.identity import digest
 from pollux_flows.state.slots import Chain, RunScope
 
 
@@ -42,6 +43,8 @@ class Lineage:
     outermost: FlowRun
     chain: Chain
     flow_run: FlowRun
+    caller: Link | None
+    """The flow run that called this one."""
     asked: str
     """A digest of the flow's name and parameters; empty for a flow that is not one of ours."""
 
@@ -50,7 +53,13 @@ class Lineage:
         """The scope of calls that are made here."""
         run = self.outermost
         is_repeated = run.run_count > 1 or bool(run.empirical_policy.pause_keys)
-        return RunScope(str(run.id), self.chain, str(self.flow_run.id), is_repeated)
+        return RunScope(str(run.id), self.chain, str(self.flow_run.id), is_repeated, *self._as_sub_flow())
+
+    def _as_sub_flow(self) -> tuple[str, str]:
+        # Of one that a task called, Prefect finds no result again.
+        if self.caller is None or self.caller.tasks or not self.asked:
+            return "", ""
+        return digest("sub-flow", [str(self.caller.run.id), self.asked]), str(self.flow_run.parent_task_run_id)
 
     @property
     def is_outermost(self) -> bool:
@@ -116,7 +125,8 @@ async def lineage() -> Lineage | None:
             while (parent := links[-1].run.parent_task_run_id) is not None:
                 links.append(await _read_parent(client, parent))
     chain = tuple(each for link in reversed(links) for each in link.chain)
-    return Lineage(links[-1].run, chain, links[0].run, call.asked if call else "")
+    caller = links[1] if len(links) > 1 else None
+    return Lineage(links[-1].run, chain, links[0].run, caller, call.asked if call else "")
 
 
 def task_scope() -> RunScope | None:

@@ -50,6 +50,10 @@ class RunScope:
     """The Prefect flow run that asks."""
     is_repeated: bool = False
     """Whether the run has been started before, maybe by an earlier version of this package."""
+    sub_flow: str = ""
+    """Equal for sub-flows that one flow run called with equal parameters; empty where Prefect finds no result again."""
+    place: str = ""
+    """The task run that stands for the sub-flow in the flow run that called it. It outlives attempts."""
 
 
 class Call(index.Call, Protocol):
@@ -80,6 +84,8 @@ class _Taker:
     has_lease: bool
     is_complete: bool
     """Whether all that it asked is answered, so that its flow run need not come back."""
+    sub_flow: str
+    place: str
 
 
 @dataclass
@@ -177,7 +183,10 @@ class Slots:
             if self._claim is None:
                 token = uuid4().hex
                 claim = Claim(self._store, self._taker_key(token), self._scope.run, self._lease_s, self._clock, token)
-                await claim.take(None, {"at": self._clock(), "chain": [list(link) for link in self._scope.chain]})
+                scope = self._scope
+                chain = [list(link) for link in scope.chain]
+                record = {"at": self._clock(), "chain": chain, "sub_flow": scope.sub_flow, "place": scope.place}
+                await claim.take(None, record)
                 await self._stack.enter_async_context(claims.held(claim, self._ended, lasts=lambda _: kept_s()))
                 self._claim = claim
         return self._claim
@@ -220,7 +229,8 @@ class Slots:
             except (KeyError, TypeError, ValueError):
                 raise damaged(key, self._store.where) from None
             complete = record.get("complete") is True
-            found[key.rpartition("/")[2]] = _Taker(chain, alive, claims.has_lease(record), complete)
+            sub_flow, place = str(record.get("sub_flow", "")), str(record.get("place", ""))
+            found[key.rpartition("/")[2]] = _Taker(chain, alive, claims.has_lease(record), complete, sub_flow, place)
         return found
 
     def _choose(self, question: _Question, takers: dict[str, _Taker], token: str, *, anew: bool) -> _Choice:
@@ -236,7 +246,7 @@ class Slots:
             if name == token:
                 continue
             if (outcome := question.answers.get(ordinal)) is not None:
-                if lapsed:
+                if lapsed and not (taker is not None and self._is_handed_out(taker)):
                     is_settled = taker is not None and taker.is_complete
                     (poor if outcome.problem else settled if is_settled else good).append(ordinal)
             elif taker is not None and taker.is_alive:
@@ -264,6 +274,18 @@ class Slots:
             outcome = question.answers.get(ordinal)
             slots[call.index] = Slot(question.identity(ordinal), token, outcome, costs if not slots else 0.0)
         return _Choice(listed, slots, dead)
+
+    def _is_handed_out(self, taker: _Taker) -> bool:
+        """Return whether Prefect itself hands out the result of a sub-flow when its parent calls it again.
+
+        The asker is then called beside it with equal parameters, and wants an answer of its own.
+        """
+        return (
+            taker.is_complete
+            and taker.sub_flow != ""
+            and taker.sub_flow == self._scope.sub_flow
+            and taker.place != self._scope.place
+        )
 
     async def _revoke(self, token: str) -> bool:
         """End the lease of a taker that died or was paused, so that it cannot go on. False if it is alive after all."""

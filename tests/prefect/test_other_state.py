@@ -86,12 +86,12 @@ async def test_a_run_that_was_pruned_in_between(provider: PolluxProvider) -> Non
     async with get_client() as client:
         run = await client.read_flow_run((await newest_run("fan-out")).id)
         assert LABEL in run.labels
-        await confirm_store(Lineage(run, ((str(run.id), "the next attempt"),), run, ""))
+        await confirm_store(Lineage(run, ((str(run.id), "the next attempt"),), run, None, ""))
         run = await client.read_flow_run(run.id)
         store = open_store()
         await store.delete(*[key async for key, _ in store.scan("run/")])
         with pytest.raises(ConfigurationError, match="was pruned"):
-            await confirm_store(Lineage(run, ((str(run.id), "and the next"),), run, ""))
+            await confirm_store(Lineage(run, ((str(run.id), "and the next"),), run, None, ""))
 
 
 @pytest.mark.parametrize("is_lost", [True, False])

@@ -44,8 +44,8 @@ class Run:
         self.store, self.clock = store, clock
         self.journal = Journal(store, "run", clock)
 
-    def at(self, chain: Chain) -> Slots:
-        return Slots(self.store, RunScope("run", chain), self.clock)
+    def at(self, chain: Chain, sub_flow: str = "", place: str = "") -> Slots:
+        return Slots(self.store, RunScope("run", chain, sub_flow=sub_flow, place=place), self.clock)
 
     async def answer(self, slots: Slots, text: str, *calls: Asked, anew: bool = False) -> str:
         """Ask as an execution does, unless there is an answer: the text of it."""
@@ -149,6 +149,16 @@ async def test_the_answers_of_a_sub_flow_that_completed_are_left_to_it(run: Run)
     assert await run.answer(run.at((*AGAIN, ("c", "1"))), "two") == "two"
     # Had it been called again, it would have found its own.
     assert await run.answer(run.at((*AGAIN, ("d", "1"))), "three") == "one"
+
+
+async def test_a_completed_sub_flow_shares_no_answer_with_its_equals(run: Run) -> None:
+    """Prefect hands out its result where it was called; a second call with equal parameters is another question."""
+    done = run.at((*FIRST, ("a", "1")), "equal", "place 0")
+    await run.answer(done, "one")
+    await done.close(complete=True)
+    assert await run.answer(run.at((*AGAIN, ("b", "1")), "equal", "place 1"), "two") == "two"
+    # Prefect calls it again where its result was not stored.
+    assert await run.answer(run.at((*AGAIN, ("c", "1")), "equal", "place 0"), "three") == "one"
 
 
 async def test_anew_takes_no_earlier_answer(run: Run) -> None:
