@@ -18,8 +18,8 @@ from prefect.client.schemas.objects import BlockDocument
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.registration import create_document, data_of, read_document, read_documents
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.jobs.connection import connected
-from pollux_flows.jobs.lease import Lease, lease
+from pollux_flows.jobs.connection import open_client
+from pollux_flows.jobs.lease import Lease, acquire_lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name
 from pollux_flows.state import claims
 
@@ -47,7 +47,7 @@ class BlockRegistry:
 
     async def list(self) -> list[CacheRecord]:
         """Return all records, by identity."""
-        async with connected() as client:
+        async with open_client() as client:
             documents = await read_documents(client, PolluxCache)
         return sorted((_record_in(document) for document in documents), key=lambda record: record.identity)
 
@@ -57,7 +57,7 @@ class BlockRegistry:
         name = block_name(identity)
         give_up = None if patience_s is None else time.monotonic() + patience_s
         for pause in claims.pauses(longest_s=_LONGEST_PAUSE_S):
-            async with lease(f"{name}-lease") as won:
+            async with acquire_lease(f"{name}-lease") as won:
                 if won is not None:
                     yield _BlockLock(won, name, await _read_document(name))
                     return
@@ -77,7 +77,7 @@ class _BlockLock:
     async def save(self, record: CacheRecord) -> None:
         """Write the record and renew the lease; LeaseLostError, and nothing written, if another has taken over."""
         await self._lease.renew()
-        async with connected() as client:
+        async with open_client() as client:
             if self._id is None:
                 self._id = (await create_document(client, PolluxCache.of(record), self._name)).id
             else:
@@ -89,13 +89,13 @@ class _BlockLock:
         """Remove the record, or raise LeaseLostError."""
         await self._lease.renew()
         if self._id is not None:
-            async with connected() as client:
+            async with open_client() as client:
                 await client.delete_block_document(self._id)
         self._id = self.record = None
 
 
 async def _read_document(name: str) -> BlockDocument | None:
-    async with connected() as client:
+    async with open_client() as client:
         return await read_document(client, PolluxCache, name)
 
 

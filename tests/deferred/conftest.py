@@ -14,4 +14,4 @@ def _alone_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """State of the test's own."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
     # The simulator lists a batch at once: to look again for seconds would find no more.
-    monkeypatch.setattr("pollux_flows.deferred.submit._LOOKS_S", (0.0, 0.01))
+    monkeypatch.setattr("pollux_flows.deferred.submit._SEARCH_PAUSES_S", (0.0, 0.01))

@@ -228,7 +228,7 @@ def test_a_handle_of_another_time() -> None:
 
 async def test_a_handle_that_is_none(config: MakeConfig) -> None:
     handle = DeferredHandle(job_id="b", provider="openai", model="m", request_count=1, submitted_at=0.0)
-    with pytest.raises(ConfigurationError, match="does not say how to find it"):
+    with pytest.raises(ConfigurationError, match="does not describe a job"):
         await inspect_deferred(handle, config=config("openai"))
     with pytest.raises(ConfigurationError, match="is a dict"):
         await inspect_deferred({}, config=config("openai"))  # type: ignore[arg-type]

@@ -21,15 +21,15 @@ from tests.mortal import Death, started
 PROMPTS = ["one", "two", "three"]
 # Of the steps, a third in the suite; with `make batch-kills`, each.
 SKIPPED = 1 if "TEST_BATCH_KILLS" in os.environ else 3
-_BOOK, _SESSION = "pollux_flows.deferred.book", "pollux_flows.providers.session:Session"
+_STORE, _SESSION = "pollux_flows.deferred.store", "pollux_flows.providers.session:Session"
 STEPS = (
-    f"{_BOOK}:StoreBook.ask",
-    f"{_BOOK}:StoreBook.add",
+    f"{_STORE}:StateJobStore.save_request",
+    f"{_STORE}:StateJobStore.create",
     "pollux_flows.state.claims:claim",
     f"{_SESSION}.upload",
     f"{_SESSION}.submit_batch",
-    f"{_BOOK}:_StoreHold.save",
-    f"{_BOOK}:_StoreHold.end",
+    f"{_STORE}:_StateJobLock.save",
+    f"{_STORE}:_StateJobLock.release",
 )
 # The parts, the intent, the reply.
 _SAVES = 3
@@ -96,7 +96,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _is_over(death: Death) -> bool:
-    return death.function.endswith("end") or (death.nth, death.when) == (_SAVES, "after")
+    return death.function.endswith("release") or (death.nth, death.when) == (_SAVES, "after")
 
 
 async def _lived(
@@ -112,7 +112,7 @@ async def _lived(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("step", [f"{_SESSION}.submit_batch", f"{_BOOK}:_StoreHold.end"])
+@pytest.mark.parametrize("step", [f"{_SESSION}.submit_batch", f"{_STORE}:_StateJobLock.release"])
 @pytest.mark.parametrize("provider", SDKS)
 async def test_a_simulated_batch_outlives_its_process(
     provider: ProviderName, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,9 +9,8 @@ import pytest
 
 from pollux_flows import defer
 from pollux_flows.config import ProviderName
-from pollux_flows.deferred.inspect import under_way
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.poll import MOST_REQUESTS, Seen, poll
+from pollux_flows.deferred.poll import MOST_REQUESTS, PollResult, pending_batches, poll
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Simulator
 from tests.loopback import SDKS, MakeConfig
@@ -39,7 +38,7 @@ def others(count: int, sim: Simulator) -> None:
         sim.batch_store.add(replace(sim.batches[-1], id=f"{sim.batches[-1].id[:20]}{uuid4().hex}"))
 
 
-async def polled(provider: ProviderName, jobs: list[Job], config: MakeConfig, most: int = MOST_REQUESTS) -> Seen:
+async def polled(provider: ProviderName, jobs: list[Job], config: MakeConfig, most: int = MOST_REQUESTS) -> PollResult:
     async with open_session(config(provider)) as session:
         return await poll(session, jobs, most)
 
@@ -50,7 +49,7 @@ async def test_a_list_shows_them_all(provider: ProviderName, sim: Simulator, con
     jobs = await jobs_of(provider, 1000, sim, config)
     before = len(sim.requests)
     seen = await polled(provider, jobs, config)
-    assert seen.batches.keys() == {batch_id for job in jobs for batch_id in under_way(job)}
+    assert seen.batches.keys() == {batch_id for job in jobs for batch_id in pending_batches(job)}
     assert len(sim.requests) - before == seen.requests <= 10
 
 
@@ -91,6 +90,6 @@ async def test_the_young_are_asked_after_less_often(sim: Simulator, config: Make
     # As long ago as a list goes back to find the others.
     old = [job.model_copy(update={"created_at": job.created_at - 7200}) for job in jobs[:20]]
     young = [job.model_copy(update={"created_at": job.created_at - 60}) for job in jobs[20:]]
-    ids = {batch_id for job in old for batch_id in under_way(job)}
+    ids = {batch_id for job in old for batch_id in pending_batches(job)}
     seen = [each for _ in range(20) for each in (await polled("openai", [*old, *young], config, most=9)).batches]
     assert sum(each in ids for each in seen) > 0.8 * len(seen)

@@ -29,7 +29,7 @@ async def test_a_batch_without_a_name_of_ours_keeps_nobody_waiting(
         await client.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
     sim.batch_s = 0
     sim.fail(Fault(kind="drop"), operation="batch.create")
-    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     handle = await defer_many(PROMPTS, config=settings)
     await inspect_deferred(handle, config=settings)
     assert (await collect_deferred(handle, config=settings)).status == "ok"
@@ -44,7 +44,7 @@ async def test_a_part_is_no_stranger_to_the_others(
     sim.batch_s = 3600
     sim.fail(Fault(kind="drop"), operation="batch.create", contains="four")
     monkeypatch.setattr("pollux_flows.providers.anthropic.batch.LIMITS", Limits(rows=3, size_bytes=1 << 20))
-    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     handle = await defer_many([*PROMPTS, "four", "five", "six"], config=settings)
     assert (await inspect_deferred(handle, config=settings)).pending == len(PROMPTS) * 2
     assert [batch.rows for batch in sim.batches] == [3, 3]

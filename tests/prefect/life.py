@@ -23,8 +23,7 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import ProviderName
 from pollux_flows.deferred.job import Job
 from pollux_flows.flows import acollect, asubmit
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.pipeline.cleanup import delete, store_of
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
@@ -39,38 +38,38 @@ _HUNG_S: Final = 60.0
 _DONE_S: Final = 120.0
 
 Phase = Literal["submit", "collect"]
-_FLOWS, _JOBS, _DEFERRED = "pollux_flows.flows", "pollux_flows.jobs", "pollux_flows.deferred"
+_JOBS, _DEFERRED = "pollux_flows.jobs", "pollux_flows.deferred"
 _SESSION = "pollux_flows.providers.session:Session"
 BOTH = (
     f"{_JOBS}.lease:_acquire",
     f"{_JOBS}.lease:Lease.release",
-    f"{_JOBS}.book:_BlockHold.save",
-    f"{_JOBS}.telling:told",
+    f"{_JOBS}.store:_BlockJobLock.save",
+    f"{_JOBS}.events:emit_job_event",
 )
 STEPS: dict[Phase, tuple[str, ...]] = {
     "submit": (
-        f"{_JOBS}.book:BlockBook.ask",
-        f"{_JOBS}.book:BlockBook.add",
+        f"{_JOBS}.store:BlockJobStore.save_request",
+        f"{_JOBS}.store:BlockJobStore.create",
         f"{_SESSION}.upload",
         f"{_SESSION}.submit_batch",
-        f"{_JOBS}.pages:leave_submission",
+        f"{_JOBS}.pages:publish_submission",
         *BOTH,
     ),
     "collect": (
-        f"{_FLOWS}.collecting:poll",
+        f"{_JOBS}.collector:poll",
         f"{_SESSION}.download_batch",
         "pollux_flows.providers.lines:Lines.write",
-        f"{_JOBS}.shelf:ResultShelf.put",
-        f"{_JOBS}.collecting:write_output",
-        f"{_DEFERRED}.output:_written_to.__aexit__",
-        f"{_JOBS}.pages:leave_job",
-        f"{_JOBS}.collecting:give_back_files",
+        f"{_JOBS}.store:ResultStorage.put",
+        f"{_JOBS}.collector:write_output",
+        f"{_DEFERRED}.output:_replace_file.__aexit__",
+        f"{_JOBS}.pages:publish_job",
+        f"{_JOBS}.collector:release_files",
         f"{_SESSION}.delete_file",
-        f"{_JOBS}.collecting:with_child",
-        f"{_JOBS}.collecting:again",
-        f"{_JOBS}.collecting:overlay",
-        f"{_JOBS}.collecting:told",
-        f"{_JOBS}.collecting:resume_all",
+        f"{_DEFERRED}.job:Job.with_child",
+        f"{_JOBS}.collector:create_child",
+        f"{_JOBS}.collector:merge_answers",
+        f"{_JOBS}.collector:emit_job_event",
+        f"{_JOBS}.collector:resume_runs",
         *BOTH,
     ),
 }
@@ -154,7 +153,9 @@ class Life:
         self._prompts = [f"Question {n} of {trial.seed}?" for n in range(chance.randint(1, 7))]
         self._split = chance.random() < 0.3
         self._output = folder / "answers.jsonl" if "write" in step or chance.random() < 0.5 else None
-        self._resubmit = "child" in step or step.endswith((":again", ":overlay", "_completed")) or chance.random() < 0.3
+        self._resubmit = (
+            "child" in step or step.endswith((":merge_answers", "_complete_parent")) or chance.random() < 0.3
+        )
         if self._resubmit:
             self._simulator.batch(end="expired", answered=0.5)
         if chance.random() < 0.15:
@@ -179,13 +180,13 @@ class Life:
     # --- What happens -------------------------------------------------------------------------------------------
 
     async def lived(self) -> None:
-        self._book = BlockBook(await ResultShelf.open())
+        self._store = await BlockJobStore.open()
         trial, chance = self._trial, self._chance
         dies = trial.death if trial.phase == "submit" else None
         await self._all(self._submit(dies))
         if dies is not None and chance.random() < 0.7:
             again = [await self._again(self._any_death("submit") if chance.random() < 0.3 else None)]
-            if chance.random() < 0.3 and await self._book.find(self._name):
+            if chance.random() < 0.3 and await self._store.find(self._name):
                 again.append(self._collect(None))
             await self._all(*again)
         death = trial.death if trial.phase == "collect" else None
@@ -202,7 +203,7 @@ class Life:
 
     async def crowded(self) -> None:
         """Two collectors and a rerun, all at once, until it is done."""
-        self._book = BlockBook(await ResultShelf.open())
+        self._store = await BlockJobStore.open()
         await self._all(self._submit(None))
         deadline = time.monotonic() + _DONE_S
         while (left := await self._unfinished()) is not None:
@@ -212,7 +213,7 @@ class Life:
 
     async def _jobs(self) -> list[Job]:
         """The job and, if there is one, the one that completes it."""
-        found = [await self._book.find(name) for name in (self._name, f"{self._name}-r1")]
+        found = [await self._store.find(name) for name in (self._name, f"{self._name}-r1")]
         return [job for job in found if job is not None]
 
     async def _unfinished(self) -> Job | None:
@@ -257,7 +258,7 @@ class Life:
         for each in family:
             assert (each.state, each.retired_at is None, each.child) == ("collected", False, None)
         self._each_is_answered_and_paid_once(family)
-        envelope = await self._book.shelf.get(f"{self._name}/envelope")
+        envelope = await self._store.storage.get(f"{self._name}/envelope")
         assert isinstance(envelope, ResultEnvelope)
         answers = [f"Simulated answer to: {prompt}" for prompt in self._prompts]
         assert (envelope.status, envelope.answers) == ("ok", answers)

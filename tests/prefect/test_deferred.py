@@ -31,8 +31,7 @@ from pollux_flows.flows import (
     deferred,
     submit,
 )
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
@@ -234,7 +233,7 @@ async def test_no_such_job() -> None:
 
 async def test_the_queue_is_full(saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job waits its turn, and is handed in again."""
-    monkeypatch.setattr("pollux_flows.deferred.submit._WAIT_S", 0.0)
+    monkeypatch.setattr("pollux_flows.deferred.job._WAIT_S", 0.0)
     simulator.batch(end="queue_full")
     name = await asubmit(PROMPTS, await saved("openai"))
     await acollect()
@@ -247,10 +246,10 @@ async def test_the_queue_is_full(saved: Saved, simulator: Simulator, monkeypatch
 async def test_many_pending_jobs_are_looked_at_together(saved: Saved, simulator: Simulator) -> None:
     """24 batches in three accounts, with a list of each; then five of them are done."""
     simulator.batch_s = 3600
-    book = BlockBook(await ResultShelf.open())
+    store = await BlockJobStore.open()
     for kind in SDKS:
         name = await asubmit(PROMPTS, await saved(kind))
-        job, asked, batch = await book.find(name), await book.asked(name), simulator.batches[-1]
+        job, asked, batch = await store.find(name), await store.load_request(name), simulator.batches[-1]
         assert job is not None
         async with AsyncClientContext():
             for number in range(7):
@@ -259,8 +258,8 @@ async def test_many_pending_jobs_are_looked_at_together(saved: Saved, simulator:
                     copy.takes_s = 60
                 simulator.batch_store.add(copy)
                 part = job.parts[0].model_copy(update={"batch_id": copy.id})
-                await book.ask(f"{name}-{number:03}", asked)
-                assert await book.add(job.model_copy(update={"name": f"{name}-{number:03}", "parts": [part]}))
+                await store.save_request(f"{name}-{number:03}", asked)
+                assert await store.create(job.model_copy(update={"name": f"{name}-{number:03}", "parts": [part]}))
     before = len(simulator.requests)
     report = await acollect()
     assert [row.problem for row in report.rows if row.problem or row.collected] == []

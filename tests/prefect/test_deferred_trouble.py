@@ -16,12 +16,11 @@ from pydantic import SecretStr
 from pollux_flows import ConfigurationError, Options, PolluxError, Source
 from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.config import ProviderName
+from pollux_flows.deferred.answers import find_unanswered
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.keep import without_answer
-from pollux_flows.deferred.resubmit import again
+from pollux_flows.deferred.submit import create_child
 from pollux_flows.flows import acancel, acollect, adeferred, aresubmit, asubmit, await_for
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import BlockJobStore, ResultStorage
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.expiry import Expiry
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
@@ -30,14 +29,14 @@ __all__ = ["jobs_home", "no_jobs_are_left", "saved"]
 
 
 async def found(name: str) -> Job:
-    job = await BlockBook(await ResultShelf.open()).find(name)
+    job = await (await BlockJobStore.open()).find(name)
     assert job is not None
     return job
 
 
 async def folder(name: str) -> Path:
     """Where this machine's result storage has what belongs to the job."""
-    return Path((await ResultShelf.open()).where) / "pollux-deferred" / name
+    return Path((await ResultStorage.open()).where) / "pollux-deferred" / name
 
 
 async def test_answers_that_are_kept_elsewhere_are_not_taken_for_none(
@@ -53,7 +52,7 @@ async def test_answers_that_are_kept_elsewhere_are_not_taken_for_none(
     shutil.move(kept, tmp_path / "elsewhere")
     lines = output.read_text()
     rows = {row.job: row for row in (await acollect()).rows}
-    assert "are not, or not all, in this worker's result storage" in (rows[f"{name}-r1"].problem or "")
+    assert "or some of them, are not in this worker's result storage" in (rows[f"{name}-r1"].problem or "")
     assert output.read_text() == lines
     shutil.move(tmp_path / "elsewhere", kept)
     await acollect()
@@ -156,8 +155,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
         self.now, self.ahead_s = time.time(), 0.0
         self.expiry = Expiry(file, clock=lambda: self.now + self.ahead_s, monotonic=lambda: self.now)
-        for module in ("jobs", "flows"):
-            monkeypatch.setattr(f"pollux_flows.{module}.collecting.open_expiry", lambda: self.expiry)
+        monkeypatch.setattr("pollux_flows.jobs.collector.open_expiry", lambda: self.expiry)
 
 
 async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -180,16 +178,16 @@ async def test_a_collector_whose_clock_is_wrong_removes_no_job(
 ) -> None:
     """Nor does it forget who waits for one."""
     machine = Machine(monkeypatch, tmp_path / "clock.json")
-    monkeypatch.setattr("pollux_flows.jobs.collecting.resume_all", _not_suspended_yet)
+    monkeypatch.setattr("pollux_flows.jobs.collector.resume_runs", _not_suspended_yet)
     provider = await saved("openai")
     name, waited_for = await asubmit(PROMPTS, provider), await asubmit(["waited for"], provider)
-    async with BlockBook(await ResultShelf.open()).alone(waited_for) as hold:
-        await hold.save(hold.job.model_copy(update={"waiting_runs": ["a run"]}))
+    async with (await BlockJobStore.open()).lock(waited_for) as lock:
+        await lock.save(lock.job.model_copy(update={"waiting_runs": ["a run"]}))
     await acollect()
     machine.ahead_s = 100 * 86_400
     real = time.time
     with monkeypatch.context() as patch:
-        patch.setattr("pollux_flows.flows.collecting.time.time", lambda: real() + machine.ahead_s)
+        patch.setattr("pollux_flows.jobs.collector.time.time", lambda: real() + machine.ahead_s)
         for _ in range(3):
             await acollect()
     assert (await found(name)).retired_at is not None
@@ -236,7 +234,7 @@ async def test_what_the_provider_does_not_have_any_more_is_given_up_by_a_person(
 @pytest.fixture
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that is not there is missing from the first moment on."""
-    monkeypatch.setattr("pollux_flows.deferred.inspect.SETTLED_S", 0.0)
+    monkeypatch.setattr("pollux_flows.deferred.poll.SETTLED_S", 0.0)
 
 
 @pytest.mark.usefixtures("_at_once")
@@ -307,8 +305,8 @@ async def test_a_batch_that_is_there_again_is_collected(saved: Saved, simulator:
 @pytest.mark.usefixtures("_at_once")
 async def test_those_who_are_suspended_hear_that_a_batch_is_lost(saved: Saved, simulator: Simulator) -> None:
     name = await asubmit(PROMPTS, await saved("openai"))
-    async with BlockBook(await ResultShelf.open()).alone(name) as hold:
-        await hold.save(hold.job.model_copy(update={"waiting_runs": [str(uuid4())]}))
+    async with (await BlockJobStore.open()).lock(name) as lock:
+        await lock.save(lock.job.model_copy(update={"waiting_runs": [str(uuid4())]}))
     simulator.batch_store.delete(simulator.batches[0])
     await acollect()
     assert (await found(name)).waiting_runs == []
@@ -322,7 +320,7 @@ async def test_another_key_loses_no_job(saved: Saved, simulator: Simulator) -> N
     other = provider.model_copy(update={"api_key": SecretStr("sk-another-account")})
     await other.asave("deferred-openai", overwrite=True)
     (row,) = (await acollect()).rows
-    assert "handed in with another key" in (row.problem or "")
+    assert "submitted with another key" in (row.problem or "")
     assert (await found(name)).state == "submitted"
     await saved("openai")
     await acollect()
@@ -352,7 +350,7 @@ async def test_a_lost_job_is_given_up_by_a_person(saved: Saved, simulator: Simul
 async def test_whoever_waits_hears_of_what_only_a_person_can_mend(
     saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     simulator.fail(Fault(kind="drop"), operation="batch.create")
     with pytest.raises(PolluxError, match="does not have what was handed in"):
         await adeferred(PROMPTS, await saved("openai"), on_lost="report")
@@ -372,9 +370,9 @@ async def test_a_resubmission_that_was_cut_off_completes_its_job_all_the_same(
     simulator.batch(end="expired", answered=0.5)
     name = await asubmit(PROMPTS, await saved("openai"))
     await acollect()
-    book = BlockBook(await ResultShelf.open())
+    store = await BlockJobStore.open()
     job = await found(name)
-    child = await again(job, book, await without_answer(book.shelf, job), "sk-deferred-sentinel")
+    child = await create_child(job, store, await find_unanswered(store.storage, job), "sk-deferred-sentinel")
     await acollect()
     await acollect()
     assert (await found(child.name)).retired_at is not None
@@ -431,7 +429,7 @@ async def test_another_accounts_key_gives_nothing_up(saved: Saved) -> None:
     name = await asubmit(PROMPTS, provider)
     other = provider.model_copy(update={"api_key": SecretStr("sk-another-account")})
     await other.asave("deferred-openai", overwrite=True)
-    with pytest.raises(ConfigurationError, match="handed in with another key"):
+    with pytest.raises(ConfigurationError, match="submitted with another key"):
         await acancel(name)
     await saved("openai")
     await acollect()

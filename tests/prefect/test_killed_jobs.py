@@ -93,7 +93,7 @@ async def test_a_job_that_anybody_dies_of_is_paid_and_collected_once(
 @pytest.mark.timeout(180)
 async def test_whoever_completes_a_job_is_done_with_it_too(lanes: list[Lane]) -> None:
     """It is found by the name of the job that it has completed."""
-    death = Death("pollux_flows.jobs.collecting:Pass._completed", "after")
+    death = Death("pollux_flows.jobs.collector:CollectorPass._complete_parent", "after")
     assert await lanes[0].live(Trial(0, "openai", "collect", death))
 
 

@@ -27,7 +27,7 @@ async def test_the_collector_hands_in_what_follows(saved: Saved, simulator: Simu
             seen.append([(row.pending, row.collected) for row in report.rows])
             if passed == 0:
                 (row,) = report.rows
-                assert row.next == "the rest is handed in when the first prompt, whose cache it reads, is answered"
+                assert row.next == "the rest is submitted once the first prompt, whose cache it reads, is answered"
     finally:
         simulator.clock = time.time
     assert seen == [[(4, False)], [(3, False)], [(0, True)], []]
