@@ -83,7 +83,7 @@ async def answer_each(
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """One envelope a source: every prompt about each source by itself."""
-    plan, outcomes, duration_s, saved, _ = await _outcomes(
+    plan, outcomes, duration_s, saved, caches = await _outcomes(
         prompts,
         provider,
         sources,
@@ -93,7 +93,7 @@ async def answer_each(
         calls_per_task=calls_per_task,
         each_source=True,
     )
-    envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
+    envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s, provider.timeout_s, whole(caches))
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
     fail_if_unanswered(envelopes, plan.target, on_partial, _advice(saved))
     return envelopes
@@ -152,7 +152,7 @@ async def _outcomes(
         has_failed = any(outcome.failure for outcome in found.values())
         saved = await held.execution.answers.look_for_saved(found.values()) if has_failed else None
     outcomes = [found[call.index] for call in plan.calls]
-    return _Answered(plan, outcomes, time.monotonic() - started, saved, held.execution.cache.used)
+    return _Answered(plan, outcomes, time.monotonic() - started, saved, held.execution.used_caches)
 
 
 def _advice(saved: Saved | None) -> str | None:
