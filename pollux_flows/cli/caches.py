@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
-from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from rich.console import Console
 from rich.table import Column, Table
@@ -17,13 +16,12 @@ from rich.text import Text
 
 from pollux_flows.address import shown
 from pollux_flows.blocks.cache import in_words
-from pollux_flows.blocks.provider import PolluxProvider
-from pollux_flows.blocks.registration import read_documents
+from pollux_flows.blocks.saved import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
 from pollux_flows.caching.sweep import delete_cache
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.config import KEY_VARIABLES, Config, Target
-from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.caches import BlockRegistry, block_name
 from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry
 from pollux_flows.state.account import derive_shared_account
@@ -120,14 +118,9 @@ async def _find_config(record: CacheRecord, *, on_server: bool) -> Config:
 async def _configs(target: Target, *, on_server: bool) -> AsyncIterator[Config]:
     """Yield the configs for a target's provider and address that can be had here, whatever their model."""
     if on_server:
-        async with get_client() as client:
-            documents = await read_documents(client, PolluxProvider)
-        for name in sorted(document.name for document in documents if document.name):
-            try:
-                config = await (await PolluxProvider.named(name)).config()
-            except PolluxError:  # it may be usable elsewhere
-                continue
-            if config.target == target.model_copy(update={"model": config.model}):
+        async for _, config in load_saved_configs():
+            # One that cannot be used here may be usable elsewhere.
+            if isinstance(config, Config) and config.target == target.model_copy(update={"model": config.model}):
                 yield config
     try:
         yield Config(**dict(target))
