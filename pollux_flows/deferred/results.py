@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import IO, Any, Final, cast
 
 from pydantic import Field
 
@@ -129,7 +130,8 @@ class Results:
 
     def items(self) -> Iterator[Item]:
         """Iterate over the prompts with their outcomes, in order."""
-        with _OpenFiles(self.files) as files:
+        with ExitStack() as stack:
+            files = {number: stack.enter_context(path.open("rb")) for number, path in self.files.items()}
             outcomes = self._outcomes(files)
             while chunk := list(islice(outcomes, _CHUNK)):
                 answers = [outcome.answer for outcome, _ in chunk]
@@ -137,12 +139,14 @@ class Results:
                 for (outcome, code), reading in zip(chunk, readings, strict=True):
                     yield _make_item(outcome, code, reading)
 
-    def _outcomes(self, files: _OpenFiles) -> Iterator[tuple[Outcome, str | None]]:
+    def _outcomes(self, files: Mapping[int, IO[bytes]]) -> Iterator[tuple[Outcome, str | None]]:
         """Iterate over the outcomes of all prompts, each with the provider's own code for it."""
         for number, part in enumerate(self.job.parts):
             for index in self.job.prompt_indexes(part):
-                place = self._places.get(index)
-                result = None if place is None else self._parse(files.read_line(*place))
+                result = None
+                if (place := self._places.get(index)) is not None:
+                    files[place[0]].seek(place[1])
+                    result = self._parse(files[place[0]].readline())
                 yield (
                     self._outcome(index, row_key(self.job.tag(number), index), part, result),
                     result.code if result else None,
@@ -204,24 +208,6 @@ def _explain_missing(part: Part, index: int) -> CallFailure:
     message = "The provider says that the batch is done, and gave no result for this prompt."
     # It may have been answered, and billed.
     return CallFailure(index=index, kind="missing", message=message, retryable=True, outcome_unknown=True)
-
-
-class _OpenFiles:
-    """Files that are open for reading at any position."""
-
-    def __init__(self, files: Mapping[int, Path]) -> None:
-        self._files = {number: path.open("rb") for number, path in files.items()}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def read_line(self, number: int, at: int) -> bytes:
-        self._files[number].seek(at)
-        return self._files[number].readline()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -17,7 +18,7 @@ from prefect.context import AsyncClientContext
 from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source
-from pollux_flows.blocks import PolluxDeferredJob
+from pollux_flows.blocks import PolluxDeferredJob, PolluxProvider
 from pollux_flows.config import ProviderName
 from pollux_flows.flows import (
     acancel,
@@ -142,6 +143,21 @@ async def test_resubmitted_by_itself(saved: Saved, simulator: Simulator, tmp_pat
     assert envelope.answers == ANSWERS
     assert [batch.rows for batch in simulator.batches] == [4, 2, 1]
     assert [json.loads(line)["answer"] for line in output.read_text().splitlines()] == ANSWERS
+
+
+async def test_failed_prompts_are_resubmitted_to_the_model_of_their_job(saved: Saved, simulator: Simulator) -> None:
+    """Jobs for two models of one account share a poll, and not its model: Gemini's is part of the batch's address."""
+    provider = await saved("gemini")
+    other = provider.model_copy(update={"model": "gemini-2.5-pro"})
+    await other.asave("deferred-gemini-pro", overwrite=True)
+    for block in (provider, await PolluxProvider.named("deferred-gemini-pro")):
+        simulator.batch(end="expired", answered=0.5)
+        await asubmit(PROMPTS, block, resubmit=1)
+    await acollect()
+    created = Counter(
+        entry.path.rpartition("/")[2] for entry in simulator.requests if entry.operation == "batch.create"
+    )
+    assert created == Counter({f"{model}:batchGenerateContent": 2 for model in (provider.model, other.model)})
 
 
 async def test_a_retry_finds_its_job(saved: Saved, simulator: Simulator) -> None:
