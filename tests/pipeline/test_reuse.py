@@ -81,7 +81,7 @@ async def test_a_run_waits_for_what_another_process_is_asking_for_it(openai: Con
     """Only for that: the rest it asks at once, and a question that comes free it asks itself."""
     plan = make_plan(make_request(["more"], target=openai.target))
     async with at_work(open_store(), "monday") as slots:
-        await slots.take(plan.calls)
+        await slots.acquire(plan.calls)
         running = asyncio.create_task(run_many([*PROMPTS, "more"], config=openai, run_key="monday"))
         await until(lambda: len(asked(sim)) == 3)
         await asyncio.wait({running}, timeout=0.3)
@@ -345,7 +345,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
 ) -> None:
     """The answers are kept when it is back, and the run has missed nothing."""
     monkeypatch.setattr(answers, "_PAUSES", (0.01,) * 50)
-    kept, failing = Journal.keep, [3]
+    kept, failing = Journal.save_answer, [3]
 
     async def sometimes(*args: Any) -> None:
         failing[0] -= 1
@@ -457,6 +457,6 @@ async def test_a_run_says_whether_it_needs_no_retry(openai: Config, sim: Simulat
     store = open_store()
     for complete in (False, True):
         await outcomes(openai, terms)
-        runs = [key.split("/")[1] async for key in store.names("run/") if key.count("/") == 1]
+        runs = [key.split("/")[1] async for key in store.list_keys("run/") if key.count("/") == 1]
         assert complete in [await is_complete(store, run) for run in runs]
         assert (len(runs) == 1) is (complete is False or terms.run_key is not None)
