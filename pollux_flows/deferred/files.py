@@ -63,7 +63,7 @@ class JobFiles:
 async def open_files(job: Job, plan: Plan, session: Session) -> AsyncIterator[JobFiles]:
     """Open the uploads of a job. The job remains their owner afterwards."""
     ledger = open_ledger(session.config)
-    account = await ledger.account(session.config.key())
+    account = await ledger.derive_account(session.config.key())
     holding = Holding(ledger, account, job.submission, owner_s=_OWNED_S, margin_s=_NEEDED_S)
     attachments = Attachments(plan, session, holding)
     try:

@@ -21,7 +21,7 @@ from pollux_flows.errors import APIError
 from pollux_flows.pipeline.retry import insist
 from pollux_flows.providers.batches import SKEW_S, Batch, are_before
 from pollux_flows.providers.session import Session
-from pollux_flows.state.claims import Clock
+from pollux_flows.state.leases import Clock
 
 SETTLED_S: Final = 30.0
 """How long after the end of a request a batch that no list shows counts as not created.

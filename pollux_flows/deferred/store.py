@@ -17,9 +17,9 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content
-from pollux_flows.state import claims
-from pollux_flows.state.bounds import kept_s
-from pollux_flows.state.claims import Claim, LeaseLostError
+from pollux_flows.state import leases
+from pollux_flows.state.bounds import retention_s
+from pollux_flows.state.leases import Lease, LeaseLostError
 from pollux_flows.state.store import Json, Store
 
 
@@ -115,7 +115,7 @@ class StateJobStore:
         self.store = store
 
     async def save_request(self, name: str, request: JobRequest) -> None:
-        await self.store.put(_request_key(name), request.model_dump(mode="json"), ttl_s=kept_s())
+        await self.store.put(_request_key(name), request.model_dump(mode="json"), ttl_s=retention_s())
 
     async def load_request(self, name: str) -> JobRequest:
         if (record := await self.store.get(_request_key(name))) is None:
@@ -126,55 +126,55 @@ class StateJobStore:
         return JobRequest.model_validate(record)
 
     async def create(self, job: Job) -> bool:
-        return await self.store.add(_key(job.name), _record(job), ttl_s=kept_s())
+        return await self.store.add(_key(job.name), _record(job), ttl_s=retention_s())
 
     async def find(self, name: str) -> Job | None:
-        record = claims.bare(await self.store.get(_key(name)))
+        record = leases.strip_lease(await self.store.get(_key(name)))
         return Job.model_validate(record) if record else None
 
     async def list_names(self, prefix: str = "") -> list[str]:
         """Return the names of the jobs with this prefix."""
-        return [name.removeprefix("job/") async for name in self.store.names(_key(prefix))]
+        return [name.removeprefix("job/") async for name in self.store.list_keys(_key(prefix))]
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[JobLock]:
-        claim = await claims.claim(self.store, _key(name), uuid4().hex, intent=lambda record: record or None)
-        if claim is None:
+        lease = await leases.acquire_lease(self.store, _key(name), uuid4().hex, intent=lambda record: record or None)
+        if lease is None:
             if await self.find(name) is None:
                 raise no_such_job(name, self.store.where)
             raise BusyError(name)
-        lock = _StateJobLock(claim, Job.model_validate(claims.bare(await self.store.get(_key(name)))))
+        lock = _StateJobLock(lease, Job.model_validate(leases.strip_lease(await self.store.get(_key(name)))))
         try:
-            async with claim.kept():
+            async with lease.keep_alive():
                 yield lock
         finally:
-            await claims.unbroken(lock.release())
+            await leases.run_to_completion(lock.release())
 
 
 class _StateJobLock(JobLock):
-    def __init__(self, claim: Claim, job: Job) -> None:
+    def __init__(self, lease: Lease, job: Job) -> None:
         super().__init__(job)
-        self._claim = claim
+        self._lease = lease
         self._is_removed = False
 
     async def save(self, job: Job) -> None:
-        await self._claim.write(lambda _: _record(job))
+        await self._lease.write(lambda _: _record(job))
         self.job = job
 
     async def renew(self) -> None:
-        await self._claim.renew()
+        await self._lease.renew()
 
     async def remove(self) -> None:
-        await self._claim.renew()
+        await self._lease.renew()
         self._is_removed = True
-        await self._claim.store.delete(_request_key(self.job.name))
+        await self._lease.store.delete(_request_key(self.job.name))
 
     async def release(self) -> None:
         if self._is_removed:
-            await self._claim.settle(lambda _: None)
+            await self._lease.finish(lambda _: None)
         else:
             with suppress(LeaseLostError):
-                await self._claim.settle(lambda record: record or None, lasts=lambda _: kept_s())
+                await self._lease.finish(lambda record: record or None, ttl_of=lambda _: retention_s())
 
 
 def _record(job: Job) -> Json:

@@ -32,7 +32,7 @@ from pollux_flows.providers.batches import Batch, Limits, Rows
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session
 from pollux_flows.result import CallFailure
-from pollux_flows.state.claims import Clock
+from pollux_flows.state.leases import Clock
 
 # After a reply that was lost, the batch most often shows at once.
 _SEARCH_PAUSES_S: Final = (0.0, 0.5, 1.0, 2.0)

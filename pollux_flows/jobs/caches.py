@@ -19,9 +19,9 @@ from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.registration import create_document, data_of, read_document, read_documents
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import open_client
-from pollux_flows.jobs.lease import Lease, acquire_lease
+from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
-from pollux_flows.state import claims
+from pollux_flows.state import leases
 
 _LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than that by each of those who wait
 
@@ -56,8 +56,8 @@ class BlockRegistry:
         """Acquire the lease on this identity, and release it at the end."""
         name = block_name(identity)
         give_up = None if patience_s is None else time.monotonic() + patience_s
-        for pause in claims.pauses(longest_s=_LONGEST_PAUSE_S):
-            async with acquire_lease(f"{name}-lease") as won:
+        for pause in leases.backoff_pauses(longest_s=_LONGEST_PAUSE_S):
+            async with acquire_server_lease(f"{name}-lease") as won:
                 if won is not None:
                     yield _BlockLock(won, name, await _read_document(name))
                     return
@@ -69,7 +69,7 @@ class BlockRegistry:
 class _BlockLock:
     """A CacheLock on a block."""
 
-    def __init__(self, won: Lease, name: str, document: BlockDocument | None) -> None:
+    def __init__(self, won: ServerLease, name: str, document: BlockDocument | None) -> None:
         self._lease, self._name = won, name
         self._id: UUID | None = None if document is None else document.id
         self.record = None if document is None else _record_in(document)

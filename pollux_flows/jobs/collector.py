@@ -33,11 +33,11 @@ from pollux_flows.jobs.events import JobEvent, emit_job_event, emit_submission_e
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs, missing
 from pollux_flows.jobs.waiters import resume_runs
 from pollux_flows.providers.session import Session, open_session
-from pollux_flows.state.bounds import kept_s
-from pollux_flows.state.claims import LeaseLostError
+from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.expiry import FILE, Expiry, machine_expiry
-from pollux_flows.state.home import home, prepared
-from pollux_flows.state.store import embedded
+from pollux_flows.state.home import home, prepare_folder
+from pollux_flows.state.leases import LeaseLostError
+from pollux_flows.state.store import local_folder
 from pollux_flows.tasks import UNSTORED
 
 MOST_IN_ONE_ENVELOPE: Final = 10_000
@@ -79,7 +79,7 @@ async def run_pass(names: Sequence[str] | None = None) -> CollectReport:
     collector = CollectorPass(store, jobs, shows_tasks=len(active) <= _SHOWN)
     await collector.collect(active)
     expiry = open_expiry()
-    expired = [job.name for job in jobs if expiry.has_passed(job.retired_at, kept_s())]
+    expired = [job.name for job in jobs if expiry.has_passed(job.retired_at, retention_s())]
     await store.remove_retired(expired[:_REMOVED])
     rows = collector.rows
     if names is not None:  # retired jobs are reported only by name
@@ -115,7 +115,7 @@ def needs_work(job: Job, now: float) -> bool:
 
 def open_expiry() -> Expiry:
     """Return the Expiry of this machine, so that a collector with a wrong clock removes no jobs."""
-    return machine_expiry(embedded() / FILE)
+    return machine_expiry(local_folder() / FILE)
 
 
 class CollectorPass:
@@ -219,7 +219,7 @@ class CollectorPass:
     async def _save_answers(self, lock: JobLock, session: Session) -> None:
         """Download and save the answers of a job, and create the child that repeats its failed prompts."""
         job = lock.job
-        results = await download(job, session, prepared(_download_folder(job)))
+        results = await download(job, session, prepare_folder(_download_folder(job)))
         tally = await save_answers(self._store.storage, job.name, results.items())
         job = await self._publish(job, tally, results.oddities)
         if job.resubmit and not job.cancelled and (indexes := await find_retryable(self._store.storage, job)):

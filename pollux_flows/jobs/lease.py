@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import VariableCreate
 from prefect.exceptions import ObjectAlreadyExists
 
 from pollux_flows.jobs.connection import open_client
-from pollux_flows.state.claims import LeaseLostError, unbroken
+from pollux_flows.state.leases import LeaseLostError, run_to_completion
 from pollux_flows.state.process import is_dead, this_process
 
 # A Prefect server on SQLite may take a minute to answer when many write at once.
@@ -31,7 +31,7 @@ _GONE: Final = 404
 _VARIABLE: Final = "/variables/{id}"
 
 
-class Lease:
+class ServerLease:
     """A lease that this process has acquired."""
 
     def __init__(self, name: str, variable_id: UUID, until: float, holder: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Lease:
 
 
 @asynccontextmanager
-async def acquire_lease(name: str) -> AsyncIterator[Lease | None]:
+async def acquire_server_lease(name: str) -> AsyncIterator[ServerLease | None]:
     """Acquire a lease and renew it until the end of the block; None if another process has it."""
     lease = await _acquire(name)
     if lease is None:
@@ -71,10 +71,10 @@ async def acquire_lease(name: str) -> AsyncIterator[Lease | None]:
     finally:
         renewal.cancel()
         with suppress(httpx.HTTPError):  # it runs out by itself
-            await unbroken(lease.release())
+            await run_to_completion(lease.release())
 
 
-async def _acquire(name: str) -> Lease | None:
+async def _acquire(name: str) -> ServerLease | None:
     async with open_client() as client:
         while True:
             found = await client.read_variable_by_name(name)
@@ -98,13 +98,13 @@ async def _acquire(name: str) -> Lease | None:
                 if found is None or not isinstance(found.value, dict) or found.value.get("token") != token:
                     continue
                 made = found
-            lease = Lease(name, made.id, until, holder)
+            lease = ServerLease(name, made.id, until, holder)
             if until - time.time() > LEASE_S / 2:
                 return lease
             await lease.release()  # the server was so slow that it has nearly run out
 
 
-async def _keep_renewing(lease: Lease) -> None:
+async def _keep_renewing(lease: ServerLease) -> None:
     with suppress(LeaseLostError):
         while True:
             await asyncio.sleep(_RENEW_S)

@@ -28,7 +28,7 @@ from pollux_flows.deferred.results import make_envelope
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest, no_such_job
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.jobs.connection import open_client
-from pollux_flows.jobs.lease import Lease, acquire_lease
+from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
 from pollux_flows.pipeline.saved import Saved
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.serializer import DOCUMENTS
@@ -173,7 +173,7 @@ class BlockJobStore:
     async def lock(self, name: str) -> AsyncIterator[JobLock]:
         if await _read_document(name) is None:
             raise missing(name)
-        async with acquire_lease(f"pollux-at-work-{name}") as lease:
+        async with acquire_server_lease(f"pollux-at-work-{name}") as lease:
             if lease is None:
                 raise BusyError(name)
             if (document := await _read_document(name)) is None:
@@ -182,7 +182,7 @@ class BlockJobStore:
 
 
 class _BlockJobLock(JobLock):
-    def __init__(self, lease: Lease, document_id: UUID, job: Job) -> None:
+    def __init__(self, lease: ServerLease, document_id: UUID, job: Job) -> None:
         super().__init__(job)
         self._lease, self._id = lease, document_id
 

@@ -25,7 +25,7 @@ _STORE, _SESSION = "pollux_flows.deferred.store", "pollux_flows.providers.sessio
 STEPS = (
     f"{_STORE}:StateJobStore.save_request",
     f"{_STORE}:StateJobStore.create",
-    "pollux_flows.state.claims:claim",
+    "pollux_flows.state.leases:acquire_lease",
     f"{_SESSION}.upload",
     f"{_SESSION}.submit_batch",
     f"{_STORE}:_StateJobLock.save",

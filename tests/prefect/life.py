@@ -42,7 +42,7 @@ _JOBS, _DEFERRED = "pollux_flows.jobs", "pollux_flows.deferred"
 _SESSION = "pollux_flows.providers.session:Session"
 BOTH = (
     f"{_JOBS}.lease:_acquire",
-    f"{_JOBS}.lease:Lease.release",
+    f"{_JOBS}.lease:ServerLease.release",
     f"{_JOBS}.store:_BlockJobLock.save",
     f"{_JOBS}.events:emit_job_event",
 )
@@ -292,7 +292,7 @@ class Life:
                 config = await self._provider.config()
                 ledger = Ledger(store_of(config), lambda: time.time() + 3600)
                 async with open_session(config) as session:
-                    await delete(session, ledger, await ledger.due())
+                    await delete(session, ledger, await ledger.list_due())
             self.swept = True
         assert self._left() == []
 
