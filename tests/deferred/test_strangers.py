@@ -1,4 +1,4 @@
-"""Strangers: batches of the same account that somebody else has handed in."""
+"""Tests of reconciliation beside foreign batches: batches of the account that other programs have submitted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.loopback import KEY, ONCE, MakeConfig
 PROMPTS = ["one", "two", "three"]
 
 
-async def test_a_batch_without_a_name_of_ours_keeps_nobody_waiting(
+async def test_a_foreign_batch_does_not_delay_a_resubmission(
     sim: Simulator, config: MakeConfig, world: tuple[Simulator, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our create did not arrive. That a batch of as many rows is under way does not make that unknown."""
+    """Our request did not arrive. A running foreign batch of the same size does not leave that undecided."""
     settings = config("openai", retry=ONCE)
     async with AsyncOpenAI(api_key=KEY, base_url=sim.base_url("openai", world[1])) as client:
         body = {"model": settings.model, "input": "theirs"}
@@ -36,10 +36,10 @@ async def test_a_batch_without_a_name_of_ours_keeps_nobody_waiting(
     assert len(sim.batches) == 2
 
 
-async def test_a_part_is_no_stranger_to_the_others(
+async def test_a_part_is_not_mistaken_for_another_of_the_same_job(
     sim: Simulator, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One part is under way, and the create of another, with as many rows, did not arrive."""
+    """One part is running, and the request of another with as many rows did not arrive."""
     settings = config("anthropic", retry=ONCE)
     sim.batch_s = 3600
     sim.fail(Fault(kind="drop"), operation="batch.create", contains="four")

@@ -1,4 +1,4 @@
-"""A life: what happens to one job whose processes die, and what has to have come of it."""
+"""One trial of the kill tests: the processes that work on a job, and the checks of its result."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ STEPS: dict[Phase, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: what is submitted, and who dies where."""
+    """The provider of a job, and the process that is killed at a step of a phase."""
 
     seed: int
     kind: ProviderName
@@ -88,21 +88,21 @@ class Trial:
         return f"{self.seed}: {self.kind}, {self.phase} dies {self.death}"
 
 
-async def submitted(run_id: UUID, provider: str, parameters: dict[str, Any]) -> None:
-    """What a worker does with a run of `submit`."""
+async def run_submit(run_id: UUID, provider: str, parameters: dict[str, Any]) -> None:
+    """Run a flow run of `submit` as a worker does."""
     async with get_client() as client:
         run = await client.read_flow_run(run_id)
     block = await PolluxProvider.aload(provider)
     await run_flow_async(asubmit, flow_run=run, parameters={**parameters, "provider": block})
 
 
-async def collected(name: str) -> None:
+async def run_collect(name: str) -> None:
     report = await acollect([name])
     assert [row.problem for row in report.rows if row.problem] == []
 
 
 class Lane:
-    """One world, in which one trial goes on after the other."""
+    """A simulator for trials that run one after the other."""
 
     def __init__(self, number: int, simulator: Simulator, origin: str, folder: Path) -> None:
         self.simulator, self._origin, self.folder, self._number = simulator, origin, folder, number
@@ -122,22 +122,22 @@ class Lane:
         await block.asave(f"killed-jobs-{self._number}-{kind}", overwrite=True)
         return block
 
-    async def live(self, trial: Trial) -> bool:
-        """Go through it, and look at what came of it. Whether somebody died as planned."""
+    async def run(self, trial: Trial) -> bool:
+        """Run and check a trial. Return True if a process was killed as planned."""
         self.simulator.reset()
-        life = await Life.begun(self, trial, self.folder / str(trial.seed))
+        life = await Life.create(self, trial, self.folder / str(trial.seed))
         try:
-            await life.lived()
-            await life.looked_at()
+            await life.run()
+            await life.check()
         except Exception as error:
-            raise AssertionError(f"{trial}\n{life.told()}") from error
+            raise AssertionError(f"{trial}\n{life.describe()}") from error
         finally:
-            await life.forgotten()
+            await life.clean_up()
         return life.died
 
 
 class Life:
-    """What happens in one trial."""
+    """The processes and the state of one trial."""
 
     def __init__(self, lane: Lane, trial: Trial, folder: Path, provider: PolluxProvider, run_id: UUID) -> None:
         self._simulator, self._trial, self._run_id = lane.simulator, trial, run_id
@@ -171,15 +171,15 @@ class Life:
             self._parameters["sources"] = [Source.from_file(file)]
 
     @classmethod
-    async def begun(cls, lane: Lane, trial: Trial, folder: Path) -> Life:
+    async def create(cls, lane: Lane, trial: Trial, folder: Path) -> Life:
         provider = await lane.provider(trial.kind)
         async with get_client() as client:
             run = await client.create_flow_run(asubmit, state=Pending())
         return cls(lane, trial, folder, provider, run.id)
 
-    # --- What happens -------------------------------------------------------------------------------------------
+    # --- Processes ----------------------------------------------------------------------------------------------
 
-    async def lived(self) -> None:
+    async def run(self) -> None:
         self._store = await BlockJobStore.open()
         trial, chance = self._trial, self._chance
         dies = trial.death if trial.phase == "submit" else None
@@ -201,8 +201,8 @@ class Life:
             if self.died and chance.random() < 0.8:
                 death = None
 
-    async def crowded(self) -> None:
-        """Two collectors and a rerun, all at once, until it is done."""
+    async def run_concurrently(self) -> None:
+        """Run two collectors and a rerun at once, until the job is retired."""
         self._store = await BlockJobStore.open()
         await self._all(self._submit(None))
         deadline = time.monotonic() + _DONE_S
@@ -212,7 +212,7 @@ class Life:
             await self._all(self._collect(None), await self._again(None), self._collect(None))
 
     async def _jobs(self) -> list[Job]:
-        """The job and, if there is one, the one that completes it."""
+        """Return the job and its child, if it has one."""
         found = [await self._store.find(name) for name in (self._name, f"{self._name}-r1")]
         return [job for job in found if job is not None]
 
@@ -225,17 +225,17 @@ class Life:
 
     def _submit(self, death: Death | None) -> Mortal:
         return self._started(
-            "submit", death, submitted, self._run_id, self._provider._block_document_name, self._parameters
+            "submit", death, run_submit, self._run_id, self._provider._block_document_name, self._parameters
         )
 
     async def _again(self, death: Death | None) -> Mortal:
-        """The same run once more, as a worker does it."""
+        """Start the flow run once more, as a worker does."""
         async with get_client() as client:
             await client.set_flow_run_state(self._run_id, Pending(), force=True)
         return self._submit(death)
 
     def _collect(self, death: Death | None) -> Mortal:
-        return self._started("collect", death, collected, self._name)
+        return self._started("collect", death, run_collect, self._name)
 
     def _started(self, what: str, death: Death | None, *work: Any) -> Mortal:
         self._what += f"{what} {'lives' if death is None else f'dies {death}'}; "
@@ -247,17 +247,17 @@ class Life:
         ends = await asyncio.gather(*(mortal.ended(_HUNG_S) for mortal in mortals))
         self.died |= not all(ends)
 
-    # --- What came of it ----------------------------------------------------------------------------------------
+    # --- Checks -------------------------------------------------------------------------------------------------
 
-    async def looked_at(self) -> None:
+    async def check(self) -> None:
         family = await self._jobs()
         if not family:
             assert self._trial.phase == "submit"
-            assert self._simulator.batches == [], "nobody knows of them"
+            assert self._simulator.batches == [], "no job has them"
             return
         for each in family:
             assert (each.state, each.retired_at is None, each.child) == ("collected", False, None)
-        self._each_is_answered_and_paid_once(family)
+        self._check_batches(family)
         envelope = await self._store.storage.get(f"{self._name}/envelope")
         assert isinstance(envelope, ResultEnvelope)
         answers = [f"Simulated answer to: {prompt}" for prompt in self._prompts]
@@ -265,12 +265,12 @@ class Life:
         if self._output is not None:
             lines = [json.loads(line) for line in self._output.read_text().splitlines()]
             assert [(line["index"], line["answer"]) for line in lines] == list(enumerate(answers))
-        await self._files_are_deleted()
+        await self._check_files()
         for each in family:
-            await self._told_once(each)
-        await self._nobody_is_at_work()
+            await self._check_events(each)
+        await self._check_leases()
 
-    def _each_is_answered_and_paid_once(self, family: list[Job]) -> None:
+    def _check_batches(self, family: list[Job]) -> None:
         answered: Counter[str] = Counter()
         for batch in self._simulator.batches:
             for place, row in enumerate(batch.requests()):
@@ -284,8 +284,8 @@ class Life:
         assert len(family[0].parts) == first
         assert len(family) == 1 + self._resubmit
 
-    async def _files_are_deleted(self) -> None:
-        """If not by now, then by `sweep`: for a while, a deletion is left to whoever began it."""
+    async def _check_files(self) -> None:
+        """By now, or by a later `sweep`: for a while, a deletion is left to the process that began it."""
         if self.died and self._left():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("POLLUX_HOME", str(self._home))
@@ -299,32 +299,32 @@ class Life:
     def _left(self) -> list[str]:
         return [file.filename for file in self._simulator.files if file.is_there and "pollux-" in file.filename]
 
-    async def _told_once(self, job: Job) -> None:
+    async def _check_events(self, job: Job) -> None:
         resource = {"resource": {"id": [f"pollux.deferred-job.{job.name}"]}, "order": "ASC"}
         deadline = time.monotonic() + 20
         async with get_client() as client:
             while True:
                 answer = await client.request("POST", "/events/filter", json={"filter": resource, "limit": 50})
-                told = Counter(event["event"].rpartition(".")[2] for event in answer.json()["events"])
-                if told["collected"] + told["failed"] or time.monotonic() > deadline:
+                emitted = Counter(event["event"].rpartition(".")[2] for event in answer.json()["events"])
+                if emitted["collected"] + emitted["failed"] or time.monotonic() > deadline:
                     break
                 await asyncio.sleep(0.2)
         happened = "collected" if job.manifest and job.manifest.succeeded else "failed"
-        assert told == Counter({happened: 1, "submitted": 1})
+        assert emitted == Counter({happened: 1, "submitted": 1})
 
-    async def _nobody_is_at_work(self) -> None:
+    async def _check_leases(self) -> None:
         async with get_client() as client:
             leases = {each.name: each.value for each in await client.read_variables() if self._name in each.name}
-        held = [name for name, said in leases.items() if isinstance(said, dict) and not is_dead(said["process"])]
-        assert held == []
+        active = [name for name, value in leases.items() if isinstance(value, dict) and not is_dead(value["process"])]
+        assert active == []
 
-    def told(self) -> str:
+    def describe(self) -> str:
         said = "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in sorted(self._said.iterdir()))
         batches = [(batch.id, batch.rows, batch.answered) for batch in self._simulator.batches]
         files = [(file.filename, file.purpose, file.state) for file in self._simulator.files]
         return f"{self._what}\n{self._parameters}, split: {self._split}\n{batches}\n{files}\n{said}"
 
-    async def forgotten(self) -> None:
+    async def clean_up(self) -> None:
         async with get_client() as client:
             for document in await client.read_block_documents_by_type("pollux-deferred-job"):
                 if document.name and document.name.startswith(self._name):
