@@ -65,7 +65,7 @@ async def defer_many(
     """Submit prompts about the same sources to the provider's batch system, and return the handle that collects them.
 
     The job is saved before anything is sent. If this process dies, or the provider's reply is lost, call this again: it
-    searches the batch at the provider and continues with it. For the same after the handle was returned, name the run:
+    looks for the batch at the provider and continues with it. For the same after the handle was returned, name the run:
     with the same `run_key`, the same prompts are submitted once.
     """
     if not isinstance(config, Config):
@@ -85,12 +85,12 @@ async def defer_many(
     if any(part.state == "lost" for part in job.parts):
         raise ConfigurationError(
             "The provider never confirmed the batch of this run_key, which was submitted with another API key.",
-            hint="Call this again with that key: it searches the batch in the account that it was submitted to.",
+            hint="Call this again with that key: it looks for the batch in the account that it was submitted to.",
         )
     if any(part.state == "sending" for part in job.parts) or not job.parts:
         raise APIError(
             f"{config.provider} may have taken the batch, or not: its reply was lost, and no list shows it yet.",
-            hint="Call this again with the same arguments in half a minute: it searches the batch, and submits it "
+            hint="Call this again with the same arguments in half a minute: it looks for the batch, and submits it "
             "only if there is none.",
             retryable=True,
             provider=config.provider,

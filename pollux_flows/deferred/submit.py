@@ -228,7 +228,7 @@ class _Submission:
     async def _search(self, number: int) -> None:
         for pause in _SEARCH_PAUSES_S:
             await asyncio.sleep(pause)
-            with suppress(APIError):  # a later process searches again
+            with suppress(APIError):  # a later process looks again
                 await reconcile_part(self._lock, self._session, number, self._known, self._clock())
             if self._lock.job.parts[number].state != "sending":
                 return

@@ -1,4 +1,4 @@
-"""Tests of reconciliation: after a lost reply, the batch is searched at the provider before it is submitted again."""
+"""Tests of reconciliation: after a lost reply, the batch is looked for before it is submitted again."""
 
 from __future__ import annotations
 
