@@ -332,7 +332,7 @@ async def test_a_store_that_fails_meanwhile_costs_no_answer(
 ) -> None:
     """What has come is given, and said not to be kept; nothing more is asked for."""
     monkeypatch.setattr(answers, "_PAUSES", (0.0, 0.0))
-    monkeypatch.setattr(Journal, "keep", _full)
+    monkeypatch.setattr(Journal, "save_answer", _full)
     found = await outcomes(config("openai", request_concurrency=1), Terms(run_key="k"))
     assert [outcome.answer is not None for outcome in found] == [True, False, False]
     assert found[0].unkept == "The disk is full."
@@ -353,7 +353,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
             await _full()
         await kept(*args)
 
-    monkeypatch.setattr(Journal, "keep", sometimes)
+    monkeypatch.setattr(Journal, "save_answer", sometimes)
     settings = config("openai", retry=ONCE)
     assert all(outcome.unkept is None for outcome in await outcomes(settings, Terms(run_key="k")))
     await run_many(PROMPTS, config=settings, run_key="k")
@@ -441,7 +441,7 @@ async def test_no_answer_is_called_kept_that_the_state_has_lost(
 async def test_what_cannot_be_looked_up_is_not_called_kept(
     openai: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "has", _full)
+    monkeypatch.setattr(Journal, "has_answers", _full)
     sim.fail(Fault(status=400, message="not this one"), contains="second")
     with pytest.raises(APIError, match="still kept could not be looked up: The disk is full"):
         await run_many(PROMPTS, config=openai, run_key="monday")
