@@ -20,10 +20,24 @@ from typing import Any, Final, Generic, TypeVar
 
 W = TypeVar("W")
 
-# Held during a fork: the child would otherwise inherit a lock that no thread of it releases.
+# Both are held during a fork: the child would otherwise inherit a lock that no thread of it releases. `unforkable` is
+# for calls of a library that has such locks. It comes second, as a thread that holds the first may collect garbage.
 _queues: Final = threading.Lock()
+unforkable: Final = threading.RLock()
+
+
+def _before_fork() -> None:
+    _queues.acquire()
+    unforkable.acquire()
+
+
+def _after_fork() -> None:
+    unforkable.release()
+    _queues.release()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_queues.acquire, after_in_parent=_queues.release, after_in_child=_queues.release)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)
