@@ -89,7 +89,7 @@ def cache_page(record: CacheRecord) -> str:
         "Storage": "unknown" if stored is None else f"{dollars(stored)} an hour",
         "Pays from": "unknown"
         if pays_from is None
-        else f"{pays_from} prompts, while it lives for {record.ttl_seconds / 3600:g} hours",
+        else f"{pays_from} prompts, while it lives for {record.ttl_seconds / 3600:g} h",
     }
     contents = [f"- {cell(each)}" for each in record.contents]
     return "\n".join(

@@ -111,10 +111,16 @@ async def extract(
 
 @task(name="extract", task_run_name="extract", **UNSTORED)
 async def extract_each(
-    plan: Plan, outcomes: Sequence[Outcome], duration_s: float = 0.0, limit_s: float = LONGEST_S
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    duration_s: float = 0.0,
+    limit_s: float = LONGEST_S,
+    caches: Sequence[UsedCache] = (),
 ) -> list[ResultEnvelope]:
     """Build one envelope a source."""
-    return await asyncio.to_thread(make_envelopes, plan, outcomes, duration_s=duration_s, limit_s=limit_s)
+    return await asyncio.to_thread(
+        make_envelopes, plan, outcomes, duration_s=duration_s, limit_s=limit_s, caches=caches
+    )
 
 
 def _shown_as_failed(outcomes: list[Outcome]) -> list[Outcome]:

@@ -23,7 +23,6 @@ Command = Callable[..., str]
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "220")
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         yield tmp_path / "home"
 
@@ -64,7 +63,7 @@ def test_no_caches_yet(caches: Command, home: Path) -> None:
 
 
 def test_caches_are_listed(caches: Command, gemini: Config, home: Path) -> None:
-    """In a table, and for machines; the list names its registry."""
+    """For people and for machines; the list names its registry."""
     handle = make(gemini, "[bold]Bees")
     assert handle.identity is not None
     name = block_name(handle.identity)

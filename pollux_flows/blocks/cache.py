@@ -9,7 +9,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
 from pollux_flows.handles import CacheHandle
-from pollux_flows.pipeline.caches import CacheRecord
+from pollux_flows.pipeline.caches import CacheRecord, cache_name
 
 
 class PolluxCache(Block):
@@ -65,6 +65,11 @@ class PolluxCache(Block):
     def handle(self) -> CacheHandle:
         """The handle for `Options(cache=…)`."""
         return CacheRecord.model_validate(self.record).handle()
+
+    @property
+    def cache_name(self) -> str:
+        """The name of this block, which follows from what is in the cache."""
+        return cache_name(CacheRecord.model_validate(self.record).identity)
 
 
 def in_words(timestamp: float) -> str:

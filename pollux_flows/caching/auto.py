@@ -48,7 +48,8 @@ async def cache_automatically(execution: Execution, calls: Sequence[PlannedCall]
             execution.plan = _report_refusal(execution)
             if execution.caches is not None and execution.created_by is not None:
                 await run_to_completion(delete_created_by(execution.caches, execution.config, execution.created_by))
-                execution.cache.end_created(time.time())
+                for use in execution.cache_uses:
+                    use.end_created(time.time())
 
 
 def plan_cache(plan: Plan, calls: Sequence[PlannedCall], concurrency: int) -> Plan:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError
-from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name
+from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.pipeline.cleanup import store_of
 from pollux_flows.state import leases
 from pollux_flows.state.leases import LEASE_S, Clock, Lease, LeaseLostError
@@ -44,8 +44,8 @@ class StoreRegistry:
         return next((record for record in await self.list() if cache_name(record.identity) == name), None)
 
     async def list(self) -> list[CacheRecord]:
-        found = [_read(record) async for _, record in self.store.scan(_PREFIX)]
-        return [record for record in found if record is not None]
+        contents = [leases.strip_lease(record) async for _, record in self.store.scan(_PREFIX)]
+        return load_readable(filter(None, contents), CacheRecord.model_validate)
 
     @asynccontextmanager
     async def lock(self, identity: str, *, patience_s: float | None = None) -> AsyncIterator[CacheLock]:

@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import json as json_text
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
-from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from pollux_flows.address import shown
 from pollux_flows.blocks.cache import in_words
-from pollux_flows.blocks.provider import PolluxProvider
-from pollux_flows.blocks.registration import read_documents
+from pollux_flows.blocks.saved import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
 from pollux_flows.caching.sweep import delete_cache
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.config import KEY_VARIABLES, Config, Target
-from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.caches import BlockRegistry, block_name
 from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry
 from pollux_flows.state.account import derive_shared_account
@@ -54,8 +49,8 @@ def list_(*, state: State = False, json: Json = False) -> None:
     elif not records:
         say(f"Registered {where}: none yet.")
     else:
-        Console().print(_table(records))
-        say(f"{len(records):,} registered {where}.")
+        now = time.time()
+        say("\n\n".join([*(_paragraph(record, now) for record in records), f"{len(records):,} registered {where}."]))
 
 
 @caches.command
@@ -120,14 +115,9 @@ async def _find_config(record: CacheRecord, *, on_server: bool) -> Config:
 async def _configs(target: Target, *, on_server: bool) -> AsyncIterator[Config]:
     """Yield the configs for a target's provider and address that can be had here, whatever their model."""
     if on_server:
-        async with get_client() as client:
-            documents = await read_documents(client, PolluxProvider)
-        for name in sorted(document.name for document in documents if document.name):
-            try:
-                config = await (await PolluxProvider.named(name)).config()
-            except PolluxError:  # it may be usable elsewhere
-                continue
-            if config.target == target.model_copy(update={"model": config.model}):
+        async for _, config in load_saved_configs():
+            # One that cannot be used here may be usable elsewhere.
+            if isinstance(config, Config) and config.target == target.model_copy(update={"model": config.model}):
                 yield config
     try:
         yield Config(**dict(target))
@@ -149,23 +139,17 @@ def _describe(record: CacheRecord) -> dict[str, Any]:
     }
 
 
-def _table(records: Sequence[CacheRecord]) -> Table:
-    table = Table(Column("Cache", no_wrap=True), Column("Model", overflow="fold"), Column("Contents", overflow="fold"))
-    table.add_column("Tokens", justify="right")
-    for title in ("Expires", "Last used", "Created by"):
-        table.add_column(title, overflow="fold")
-    now = time.time()
-    for record in records:
-        table.add_row(
+def _paragraph(record: CacheRecord, now: float) -> str:
+    """Return the lines about a cache for people; a table of all this is too wide for a terminal."""
+    tokens = "tokens unknown" if record.tokens is None else f"{record.tokens:,} tokens"
+    by = f", created by {record.created_by}" if record.created_by else ""
+    return "\n".join(
+        [
             block_name(record.identity),
-            Text(f"{record.target.provider} {record.target.model}"),
-            Text("\n".join(record.contents)),
-            "unknown" if record.tokens is None else f"{record.tokens:,}",
-            Text(_expiry(record, now)),
-            in_words(record.last_used_at),
-            Text(record.created_by or ""),
-        )
-    return table
+            f"  {record.target.provider} {record.target.model}, {tokens}: {', '.join(record.contents)}",
+            f"  {_expiry(record, now)}; last used {in_words(record.last_used_at)}{by}",
+        ]
+    )
 
 
 def _expiry(record: CacheRecord, now: float) -> str:
@@ -175,5 +159,5 @@ def _expiry(record: CacheRecord, now: float) -> str:
         case "failed":
             return f"failed: {record.failure.message}" if record.failure else "failed"
         case "living":
-            at = "unknown" if record.expires_at is None else in_words(record.expires_at)
-            return at if record.remaining_s(now) > 0 else f"expired {at}"
+            at = "at an unknown time" if record.expires_at is None else in_words(record.expires_at)
+            return f"expires {at}" if record.remaining_s(now) > 0 else f"expired {at}"

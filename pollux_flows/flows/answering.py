@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 from prefect import get_run_logger
 from prefect.utilities.annotations import opaque
 from pydantic import WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
 
 from pollux_flows import artifacts, tasks
+from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.caching.auto import cache_automatically
 from pollux_flows.caching.named import find_requested_cache
@@ -32,12 +34,15 @@ from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
 
 T = TypeVar("T")
-Cache = Annotated[
-    str | CacheHandle | None,
-    # In a form, a line of text. Code may pass a handle, too.
-    WithJsonSchema({"anyOf": [{"type": "string", "examples": ["auto"]}, {"type": "null"}]}),
-]
-"""The cache that a run asks for: "auto", the name of a PolluxCache, or a cache handle."""
+Cache = (
+    # In a form, a tab each; a cache handle is for code.
+    Annotated[Literal["auto"], WithJsonSchema({"type": "string", "enum": ["auto"], "title": "automatic"})]
+    | PolluxCache
+    | Annotated[str, WithJsonSchema({"type": "string", "title": "name"})]
+    | SkipJsonSchema[CacheHandle]
+    | None
+)
+"""The cache that a run asks for: "auto", a PolluxCache or its name, or a cache handle."""
 OnPartial = Literal["fail", "complete"]
 """What becomes of a run when some of its prompts have no answer. One that failed can be retried from the UI."""
 
@@ -83,7 +88,7 @@ async def answer_each(
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """One envelope a source: every prompt about each source by itself."""
-    plan, outcomes, duration_s, saved, _ = await _outcomes(
+    plan, outcomes, duration_s, saved, caches = await _outcomes(
         prompts,
         provider,
         sources,
@@ -93,7 +98,7 @@ async def answer_each(
         calls_per_task=calls_per_task,
         each_source=True,
     )
-    envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s, provider.timeout_s)
+    envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s, provider.timeout_s, whole(caches))
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
     fail_if_unanswered(envelopes, plan.target, on_partial, _advice(saved))
     return envelopes
@@ -127,7 +132,8 @@ async def _outcomes(
             hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
         )
     config = await provider.config()
-    requested = await find_requested_cache(cache, options, BlockRegistry())
+    wanted = cache.cache_name if isinstance(cache, PolluxCache) else cache
+    requested = await find_requested_cache(wanted, options, BlockRegistry())
     request = await tasks.request(whole(prompts), config.target, whole(sources), requested.options, each_source)
     plan = await tasks.plan(whole(request), provider.timeout_s, requested.request)
     started = time.monotonic()
@@ -152,7 +158,7 @@ async def _outcomes(
         has_failed = any(outcome.failure for outcome in found.values())
         saved = await held.execution.answers.look_for_saved(found.values()) if has_failed else None
     outcomes = [found[call.index] for call in plan.calls]
-    return _Answered(plan, outcomes, time.monotonic() - started, saved, held.execution.cache.used)
+    return _Answered(plan, outcomes, time.monotonic() - started, saved, held.execution.used_caches)
 
 
 def _advice(saved: Saved | None) -> str | None:

@@ -3,11 +3,8 @@
 import time
 from collections.abc import AsyncIterator
 
-from prefect.client.orchestration import get_client
-
 from pollux_flows import artifacts
-from pollux_flows.blocks.provider import PolluxProvider
-from pollux_flows.blocks.registration import read_documents
+from pollux_flows.blocks.saved import load_saved_configs
 from pollux_flows.caching.registry import open_registry
 from pollux_flows.caching.sweep import sweep_caches
 from pollux_flows.capabilities import support
@@ -95,13 +92,11 @@ async def _check_clock() -> None:
 
 
 async def _configs(unusable: list[str]) -> AsyncIterator[tuple[str, Config]]:
-    async with get_client() as client:
-        documents = await read_documents(client, PolluxProvider)
-    for name in sorted(document.name for document in documents if document.name):
-        try:
-            yield name, await (await PolluxProvider.named(name)).config()
-        except PolluxError as error:
-            unusable.append(f"{name}: {error}")
+    async for name, config in load_saved_configs():
+        if isinstance(config, PolluxError):
+            unusable.append(f"{name}: {config}")
+        else:
+            yield name, config
     for provider, variable in KEY_VARIABLES.items():
         if from_environment(variable):
             yield variable, Config(provider=provider, model="any")

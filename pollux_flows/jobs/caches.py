@@ -20,7 +20,7 @@ from pollux_flows.blocks.registration import create_document, data_of, read_docu
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import connected
 from pollux_flows.jobs.lease import Lease, lease
-from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name
+from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.state import leases
 
 _LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than that by each of those who wait
@@ -46,10 +46,10 @@ class BlockRegistry:
         return None if document is None else _record_in(document)
 
     async def list(self) -> list[CacheRecord]:
-        """Return all records, by identity."""
+        """Return all records that can be read, by identity, and warn of the others."""
         async with connected() as client:
             documents = await read_documents(client, PolluxCache)
-        return sorted((_record_in(document) for document in documents), key=lambda record: record.identity)
+        return load_readable(documents, _record_in)
 
     @asynccontextmanager
     async def lock(self, identity: str, *, patience_s: float | None = None) -> AsyncIterator[CacheLock]:
@@ -101,7 +101,7 @@ async def _read_document(name: str) -> BlockDocument | None:
 
 def _record_in(document: BlockDocument) -> CacheRecord:
     record = document.data.get("record")
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or "identity" not in record:
         raise ConfigurationError(
             f"The block {document.name} does not describe a cache: its field `record` was edited or removed.",
             hint="Delete the block: the cache is made again when it is needed.",

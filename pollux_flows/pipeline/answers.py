@@ -14,6 +14,7 @@ from pollux_flows.config import Target
 from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.plan import PlannedCall
 from pollux_flows.pipeline.saved import Saved, look_for
+from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
@@ -76,6 +77,10 @@ class Answers:
         if self._beginning is None:
             self._beginning = asyncio.create_task(self._journal.begin(complete=None if self._slots else False))
         await asyncio.shield(self._beginning)
+
+    def add_caches(self, caches: Iterable[UsedCache]) -> None:
+        """Count what caches cost that the run created."""
+        self._spending.add_caches(caches)
 
     async def look_for_saved(self, outcomes: Iterable[Outcome]) -> Saved | None:
         """Look whether the answers among these are still in the store; None if none of them was saved."""

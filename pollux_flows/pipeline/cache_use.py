@@ -50,6 +50,7 @@ class CacheUse:
         """The names of caches that the provider had lost."""
         self.refusal: PolluxError | None = None
         """Why an optional cache is used no more."""
+        self._source = source
         self._given = plan.options.cache_handle
         self._request: CacheRequest | None = plan.find_cache_request(source)
         self._config = config
@@ -154,6 +155,7 @@ class CacheUse:
         created_at = record.created_at if record is not None and record.created_at >= began else None
         used = UsedCache(
             name=handle.name,
+            source=self._source,
             tokens=None if record is None else record.tokens,
             created_at=created_at if before is None else before.created_at,
             ends_at=handle.expires_at,

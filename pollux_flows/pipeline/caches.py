@@ -7,19 +7,25 @@ exist at the provider: nothing while `asked_at` is empty; afterwards, perhaps, a
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, Protocol, Self, TypeVar
 
 from pydantic import Field, StrictInt, field_validator
 
 from pollux_flows.config import Target
 from pollux_flows.document import Document, Record
+from pollux_flows.errors import PolluxError
 from pollux_flows.handles import CacheHandle, checked_version
 from pollux_flows.plain import JsonObject, Text
 from pollux_flows.source import Source
 from pollux_flows.state.upload import Failure
 
+T = TypeVar("T")
+
 VERSION: Final = 1
+_log: Final = logging.getLogger("pollux_flows")
 CacheState = Literal["creating", "living", "failed"]
 
 
@@ -103,6 +109,17 @@ def cache_name(identity: str) -> str:
     return f"pollux-cache-{identity[:32]}"
 
 
+def load_readable(stored: Iterable[T], load: Callable[[T], CacheRecord]) -> list[CacheRecord]:
+    """Return the records that can be read, by identity; of each of the others, a warning says why it cannot be."""
+    records: list[CacheRecord] = []
+    for each in stored:
+        try:
+            records.append(load(each))
+        except PolluxError as error:
+            _log.warning("A registered cache is left alone: %s", error)
+    return sorted(records, key=lambda record: record.identity)
+
+
 class CacheLock(Protocol):
     """The lease on one cache. Only its holder writes the record."""
 
@@ -133,7 +150,7 @@ class CacheRegistry(Protocol):
         ...
 
     async def list(self) -> list[CacheRecord]:
-        """Return all records, by identity."""
+        """Return all records that can be read, by identity, and warn of the others."""
         ...
 
     def lock(self, identity: str, *, patience_s: float | None = None) -> AbstractAsyncContextManager[CacheLock]:

@@ -19,6 +19,7 @@ from pollux_flows.pipeline.conversation import said_with
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.prefix import WarmUps, prefix_key
 from pollux_flows.pipeline.retry import Attempts, attempt
+from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.pricing import cost_of
 from pollux_flows.providers.base import Call
@@ -109,6 +110,11 @@ class Execution:
         """The caches that calls were to use: one, or one a source."""
         return list(self._cache_uses.values())
 
+    @property
+    def used_caches(self) -> list[UsedCache]:
+        """The registered caches that calls used, for the numbers of the run."""
+        return [used for use in self._cache_uses.values() for used in use.used]
+
     def find_cache(self, source: int | None) -> CacheUse:
         """Return the cache of the calls about that source."""
         if source not in self._cache_uses:
@@ -197,6 +203,7 @@ class Execution:
         session, attachments = await self._met()
         use = self.find_cache(planned.source)
         cache = await use.acquire()
+        self.answers.add_caches(use.used)
         is_ready = has_reattached = False
 
         async def ready() -> None:

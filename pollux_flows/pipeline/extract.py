@@ -12,7 +12,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import state_after
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.prefix import caches_prefix, prefix_warnings
-from pollux_flows.pipeline.savings import UsedCache, measure_savings
+from pollux_flows.pipeline.savings import UsedCache, measure_savings, run_cost
 from pollux_flows.pipeline.structured import LONGEST_S, TOOLS_S, Reading, read_answers, shape_warning, tool_arguments
 from pollux_flows.plain import mended
 from pollux_flows.pricing import Cost, price_table, total
@@ -39,7 +39,7 @@ def extract_envelope(
 
     Where `structured` was asked for, it holds instances of the caller's model; an answer that takes longer than
     `limit_s` to read has none. `readings` are those of answers that were read before. `caches` are the registered ones
-    that the calls used (`CacheUse.used`), and `batch` says that the answers have the prices of a batch.
+    that the calls used (`Execution.used_caches`), and `batch` says that the answers have the prices of a batch.
     """
     # In a broadcast, calls are numbered through all sources; in its envelope, each source's prompts start at 0.
     outcomes = [outcome.at(index) for index, outcome in enumerate(outcomes)]
@@ -68,7 +68,7 @@ def extract_envelope(
             "n_calls": len(outcomes),
             "finish_reasons": [answer and answer.finish_reason for answer in answers],
             **_cache_metrics(plan, outcomes, usage, caches, batch),
-            **_cost_metrics(outcomes),
+            **_cost_metrics(plan, outcomes, caches),
         },
         "diagnostics": {
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
@@ -86,14 +86,24 @@ def extract_envelope(
 
 
 def extract_each(
-    plan: Plan, outcomes: Sequence[Outcome], *, duration_s: float, limit_s: float = LONGEST_S
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    *,
+    duration_s: float,
+    limit_s: float = LONGEST_S,
+    caches: Sequence[UsedCache] = (),
 ) -> list[ResultEnvelope]:
     """One envelope a source, in source order, from the outcomes of a plan that asks about each by itself."""
     by_call = {call.index: outcome for call, outcome in zip(plan.calls, outcomes, strict=True)}
-    parts = [plan.about(source) for source in range(len(plan.sources))]
     return [
-        extract_envelope(part, [by_call[call.index] for call in part.calls], duration_s=duration_s, limit_s=limit_s)
-        for part in parts
+        extract_envelope(
+            part := plan.about(source),
+            [by_call[call.index] for call in part.calls],
+            duration_s=duration_s,
+            limit_s=limit_s,
+            caches=[cache for cache in caches if cache.source == source],
+        )
+        for source in range(len(plan.sources))
     ]
 
 
@@ -186,11 +196,13 @@ def _has_read_cache(outcome: Outcome) -> bool:
     return outcome.answer is not None and outcome.answer.usage.get("cached_tokens", 0) > 0
 
 
-def _cost_metrics(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What the answers cost, and how much of that was not paid again. One unknown price makes the sum unknown."""
-    answered = [outcome for outcome in outcomes if outcome.answer is not None]
-    reused = [outcome for outcome in answered if outcome.reused]
-    cost = total(Cost(outcome.cost_usd, outcome.cost_unknown) for outcome in answered)
+def _cost_metrics(plan: Plan, outcomes: Sequence[Outcome], caches: Sequence[UsedCache]) -> dict[str, Any]:
+    """Return the cost of the answers and of the caches that the run created, and how much of it was not paid again.
+
+    One unknown price makes the sum unknown.
+    """
+    reused = [outcome for outcome in outcomes if outcome.answer is not None and outcome.reused]
+    cost = run_cost(plan.target, outcomes, caches)
     return {
         "cost_usd": cost.usd,
         **({} if cost.unknown is None else {"cost_unknown": cost.unknown}),

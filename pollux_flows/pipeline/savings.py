@@ -26,6 +26,7 @@ class UsedCache(Record):
     """A registered cache that a run used."""
 
     name: str = Field(description="The provider's name for it.")
+    source: int | None = Field(default=None, description="The source that its calls are about; empty: all of them.")
     tokens: int | None = Field(default=None, description="How many it holds; empty where the provider did not say.")
     created_at: float | None = Field(default=None, description="When the run created it; empty: it was there before.")
     ends_at: float = Field(description="When it expires or was deleted, in seconds since 1970.")
@@ -50,7 +51,7 @@ def measure_savings(
     tokens = _count_tokens(answers, created)
     storage = _add([_storage_cost(target, cache) for cache in created])
     an_hour = _hourly_cost(target, answers, caches)
-    spent = _add([_answers_cost(answered), *(_creation_cost(target, cache) for cache in created), storage])
+    spent = run_cost(target, answered, caches)
     naive = _add([_naive_cost(target, outcome, batch) for outcome in answered])
     saved = None if naive.usd is None or spent.usd is None else round(naive.usd - spent.usd, 12)
     unknown = [tokens.pop("unknown", None), spent.unknown, naive.unknown, an_hour.unknown if has_handle else None]
@@ -58,11 +59,23 @@ def measure_savings(
         **tokens,
         **({"storage_usd_per_hour": an_hour.usd} if caches or has_handle else {}),
         **({"storage_usd": storage.usd} if created else {}),
-        "spent_usd": spent.usd,
         "naive_usd": naive.usd,
         "saved_usd": saved,
         **({"unknown": reasons} if (reasons := " ".join(dict.fromkeys(filter(None, unknown)))) else {}),
     }
+
+
+def run_cost(target: Target, outcomes: Sequence[Outcome], caches: Sequence[UsedCache] = ()) -> Cost:
+    """Return what the answers of a run cost together with the caches that it created."""
+    answered = [outcome for outcome in outcomes if outcome.answer is not None]
+    return _add([total(map(_answer_cost, answered)), *(cache_cost(target, cache) for cache in caches)])
+
+
+def cache_cost(target: Target, cache: UsedCache) -> Cost:
+    """Return what a run pays for a cache: its contents and its storage where the run created it, else nothing."""
+    if cache.created_at is None:
+        return Cost(0.0)
+    return _add([_creation_cost(target, cache), _storage_cost(target, cache)])
 
 
 def _count_tokens(answers: Sequence[Answer], created: Sequence[UsedCache]) -> dict[str, Any]:
@@ -79,15 +92,15 @@ def _count_tokens(answers: Sequence[Answer], created: Sequence[UsedCache]) -> di
     return dict(zip(names, (naive - saved, naive, saved), strict=True)) | {"created_tokens": written}
 
 
-def _answers_cost(outcomes: Sequence[Outcome]) -> Cost:
-    return total(Cost(outcome.cost_usd, outcome.cost_unknown) for outcome in outcomes)
+def _answer_cost(outcome: Outcome) -> Cost:
+    return Cost(outcome.cost_usd, outcome.cost_unknown)
 
 
 def _naive_cost(target: Target, outcome: Outcome, batch: bool) -> Cost:
     """Return what an answer would have cost without a cache: at today's prices, where a cache made a difference."""
     answer = outcome.answer
     if answer is None or not any(answer.usage.get(name) for name in _CACHE_COUNTS):
-        return Cost(outcome.cost_usd, outcome.cost_unknown)
+        return _answer_cost(outcome)
     return cost_uncached(target, answer, batch=batch)
 
 
@@ -125,4 +138,4 @@ def _price_storage(target: Target, tokens: int | None) -> Cost:
 def _add(costs: Sequence[Cost]) -> Cost:
     """Return the sum; unknown, for the first reason, as soon as one of them is."""
     unknown = next((cost.unknown or "" for cost in costs if cost.usd is None), None)
-    return Cost(sum(cost.usd or 0.0 for cost in costs)) if unknown is None else Cost(None, unknown)
+    return total(costs) if unknown is None else Cost(None, unknown)

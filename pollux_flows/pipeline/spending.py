@@ -7,6 +7,7 @@ from typing import Final
 
 from pollux_flows.config import Target
 from pollux_flows.errors import BudgetError, ConfigurationError
+from pollux_flows.pipeline.savings import UsedCache, cache_cost
 from pollux_flows.pricing import cost_of, dollars
 from pollux_flows.result import Answer, Billing, Outcome
 
@@ -22,7 +23,9 @@ class Spending:
     def __init__(self, most_usd: float | None, target: Target) -> None:
         self._most_usd = most_usd
         self._spent_usd = 0.0
+        self._cache_costs: dict[str, float] = {}
         self._unknown: str | None = None
+        self._target = target
         if most_usd is not None and (unknown := cost_of(target, _PLAIN).unknown):
             raise ConfigurationError(
                 f"max_cost_usd cannot be kept: {unknown}", hint="Leave max_cost_usd out, or use a model with a price."
@@ -39,6 +42,15 @@ class Spending:
         """Money that went for answers which are of no use."""
         self._spent_usd += usd
 
+    def add_caches(self, caches: Iterable[UsedCache]) -> None:
+        """Caches of the run: the contents and the storage of those that it created."""
+        if self._most_usd is None:
+            return
+        for cache in caches:
+            cost = cache_cost(self._target, cache)
+            self._cache_costs[cache.name] = cost.usd or 0.0
+            self._unknown = self._unknown or cost.unknown
+
     def check(self) -> None:
         """Refuse a new call once the answered ones have reached the limit, or once nobody can tell."""
         if self._most_usd is None:
@@ -48,9 +60,9 @@ class Spending:
                 f"Not asked: max_cost_usd cannot be kept any more. {self._unknown}",
                 hint="Leave max_cost_usd out and run again.",
             )
-        if self._spent_usd >= self._most_usd:
+        spent = self._spent_usd + sum(self._cache_costs.values())
+        if spent >= self._most_usd:
             raise BudgetError(
-                f"Not asked: the answers so far have cost {dollars(self._spent_usd)}, "
-                f"and max_cost_usd is {dollars(self._most_usd)}.",
+                f"Not asked: the run has cost {dollars(spent)} so far, and max_cost_usd is {dollars(self._most_usd)}.",
                 hint="Raise max_cost_usd and run again.",
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pollux_flows import APIError, Config, Options, ResultEnvelope, Source, create_cache, run, run_many
+from pollux_flows import APIError, BudgetError, Config, Options, ResultEnvelope, Source, create_cache, run, run_many
 from pollux_flows.caching.auto import estimate_tokens, plan_cache
 from pollux_flows.caching.registry import open_registry
 from pollux_flows.config import Target
@@ -256,6 +256,13 @@ async def test_anthropic_writes_once(config: MakeConfig, sim: Simulator) -> None
     envelope = await ask(config("anthropic"))
     assert (envelope.metrics["n_cache_hits"], envelope.metrics["cache_write_tokens"]) == (9, 10_000)
     assert envelope.diagnostics["cache"]["mode"] == "warm"
+
+
+async def test_its_cost_counts_against_the_budget(gemini: Config, sim: Simulator) -> None:
+    """The contents cost $0.003, and no answer is asked for beyond that."""
+    with pytest.raises(BudgetError, match=r"the run has cost \$0.003\d* so far, and max_cost_usd is \$0.002"):
+        await run_many(PROMPTS, sources=[document()], config=gemini, cache="auto", max_cost_usd=0.002)
+    assert asked(sim) == []
 
 
 async def test_a_handle_beside_it_stays_in_use(gemini: Config, sim: Simulator) -> None:

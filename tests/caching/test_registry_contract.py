@@ -112,6 +112,16 @@ async def test_a_record_is_found_by_its_name(registry: CacheRegistry) -> None:
     assert await registry.find_named("pollux-cache-c") is None
 
 
+async def test_a_record_that_cannot_be_read_is_left_out(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """One that a newer version wrote hides none of the others, and is reported."""
+    store = opened(f"disk:{tmp_path / 'state'}")
+    registry = StoreRegistry(store)
+    await save(registry, record("b"))
+    await store.put("cache/a", {**record("a").model_dump(mode="json"), "version": 99})
+    assert await registry.list() == [record("b")]
+    assert "newer pollux_flows (format 99" in caplog.text
+
+
 async def test_a_record_is_seen_while_it_is_locked(registry: CacheRegistry, open_registry: Open) -> None:
     """Others see that a creation has begun, and under which display name."""
     async with registry.lock("a") as lock:

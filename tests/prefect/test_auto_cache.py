@@ -69,6 +69,11 @@ def test_a_broadcast_has_a_cache_a_source(gemini: PolluxProvider, simulator: Sim
     assert [envelope.metrics["n_cache_hits"] for envelope in envelopes] == [3, 0, 3]
     assert [envelope.metrics["cache_mode"] for envelope in envelopes] == ["persistent", "none", "persistent"]
     assert sorted(operations(simulator)) == ["cache.create"] * 2 + ["cache.delete"] * 2
+    held = [envelope.metrics["caching"]["created_tokens"] for envelope in envelopes if "caching" in envelope.metrics]
+    assert held == [envelopes[0].usage["cached_tokens"] / 3, envelopes[2].usage["cached_tokens"] / 3]
+    # It pays for no cache of the others.
+    answers_usd = sum(call["cost_usd"] for call in envelopes[1].diagnostics["calls"])
+    assert envelopes[1].metrics["cost_usd"] == pytest.approx(answers_usd)
 
 
 def test_one_prompt_makes_none(gemini: PolluxProvider, simulator: Simulator) -> None:

@@ -52,8 +52,8 @@ def registry(open_registry: contract.Open) -> CacheRegistry:
     return open_registry()
 
 
-async def test_a_block_that_was_edited_is_named(registry: BlockRegistry) -> None:
-    """With a way out: it is not taken for an absent one."""
+async def test_a_block_that_was_edited_is_named(registry: BlockRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """Its own use is refused, with a way out; a list leaves it out, with a warning."""
     await contract.save(registry, contract.FULL)
     block: Any = await cast(Any, PolluxCache).aload(block_name("a"))
     assert isinstance(block, PolluxCache)
@@ -67,6 +67,9 @@ async def test_a_block_that_was_edited_is_named(registry: BlockRegistry) -> None
     with pytest.raises(ConfigurationError) as refused:
         await registry.find("a")
     assert refused.value.hint
+    await contract.save(registry, contract.record("b"))
+    assert await registry.list() == [contract.record("b")]
+    assert f"left alone: The block {block_name('a')} does not describe a cache" in caplog.text
     async with get_client() as client:
         document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
         await client.delete_block_document(document.id)

@@ -32,9 +32,8 @@ def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider
 
 
 @pytest.fixture
-def caches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def caches(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `pollux-flows caches …`; return its output, or `refused:` and the message."""
-    monkeypatch.setenv("COLUMNS", "240")
 
     def command(*words: str) -> str:
         capsys.readouterr()

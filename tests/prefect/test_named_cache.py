@@ -69,11 +69,16 @@ async def events_of(name: str, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: str(flow.fn.__name__))
-def test_a_form_asks_for_a_line_of_text(flow: Flow[..., Any]) -> None:
-    """A union of text and a handle would be tabs; a handle is for code."""
+def test_a_form_offers_auto_saved_caches_and_a_name(flow: Flow[..., Any]) -> None:
+    """A tab each; a handle is for code."""
     form = parameter_schema(flow)
     shown = form.properties["cache"]
-    assert shown["anyOf"] == [{"type": "string", "examples": ["auto"]}, {"type": "null"}]
+    assert shown["anyOf"] == [
+        {"type": "string", "enum": ["auto"], "title": "automatic"},
+        {"$ref": "#/definitions/PolluxCache"},
+        {"type": "string", "title": "name"},
+        {"type": "null"},
+    ]
     assert "auto" in shown["description"]
     assert "cache" not in form.required
 
@@ -84,7 +89,7 @@ def test_a_name_a_handle_and_options_name_the_same(gemini: PolluxProvider, simul
     first = fan_out(["Who?", "Where?"], gemini, cache=name)
     assert first.metrics["cache_used"] is True
     assert first.usage["cached_tokens"] == 2 * block.tokens
-    for arguments in ({"cache": block.handle}, {"options": Options(cache=name)}):
+    for arguments in ({"cache": block}, {"cache": block.handle}, {"options": Options(cache=name)}):
         again = fan_out(["Who?", "Where?"], gemini, reuse="always", **arguments)
         assert again.metrics["n_reused"] == 2
     assert generated(simulator) == 2

@@ -61,7 +61,7 @@ async def test_its_page_says_what_is_in_it(gemini: PolluxProvider) -> None:
         (page,) = await client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[name])), limit=1
         )
-    for words in ("Tokens", "Expires", "an hour", "prompts, while it lives for 2 hours"):
+    for words in ("Tokens", "Expires", "an hour", "prompts, while it lives for 2 h"):
         assert words in str(page.data)
 
 
