@@ -9,7 +9,7 @@ from prefect import get_run_logger
 from prefect.events import Event, Resource, get_events_client
 
 from pollux_flows.jobs.caches import block_name
-from pollux_flows.jobs.telling import related_run
+from pollux_flows.jobs.events import related_run
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.pipeline.execute import Execution
 

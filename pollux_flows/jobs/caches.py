@@ -20,8 +20,8 @@ from prefect.exceptions import ObjectNotFound
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.registration import create_document, data_of, read_document, read_documents
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.jobs.connection import connected
-from pollux_flows.jobs.lease import Lease, lease
+from pollux_flows.jobs.connection import open_client
+from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.state import leases
 
@@ -60,7 +60,7 @@ class BlockRegistry:
     async def list(self) -> list[CacheRecord]:
         """Return all records that can be read, by identity, and warn of the others."""
         with _server_errors_explained():
-            async with connected() as client:
+            async with open_client() as client:
                 documents = await read_documents(client, PolluxCache)
         return load_readable(documents, _record_in)
 
@@ -71,7 +71,7 @@ class BlockRegistry:
         give_up = None if patience_s is None else time.monotonic() + patience_s
         for pause in leases.backoff_pauses(longest_s=_LONGEST_PAUSE_S):
             with _server_errors_explained():
-                async with lease(f"{name}-lease") as won:
+                async with acquire_server_lease(f"{name}-lease") as won:
                     if won is not None:
                         yield _BlockLock(won, name, await _read_document(name))
                         return
@@ -83,7 +83,7 @@ class BlockRegistry:
 class _BlockLock:
     """A CacheLock on a block."""
 
-    def __init__(self, won: Lease, name: str, document: BlockDocument | None) -> None:
+    def __init__(self, won: ServerLease, name: str, document: BlockDocument | None) -> None:
         self._lease, self._name = won, name
         self._id: UUID | None = None if document is None else document.id
         self.record = None if document is None else _record_in(document)
@@ -91,7 +91,7 @@ class _BlockLock:
     async def save(self, record: CacheRecord) -> None:
         """Write the record and renew the lease; LeaseLostError, and nothing written, if another has taken over."""
         await self._lease.renew()
-        async with connected() as client:
+        async with open_client() as client:
             if self._id is None:
                 self._id = (await create_document(client, PolluxCache.of(record), self._name)).id
             else:
@@ -106,7 +106,7 @@ class _BlockLock:
         """Remove the record, or raise LeaseLostError."""
         await self._lease.renew()
         if self._id is not None:
-            async with connected() as client:
+            async with open_client() as client:
                 with suppress(ObjectNotFound):
                     await client.delete_block_document(self._id)
         self._id = self.record = None
@@ -114,7 +114,7 @@ class _BlockLock:
 
 async def _read_document(name: str) -> BlockDocument | None:
     with _server_errors_explained():
-        async with connected() as client:
+        async with open_client() as client:
             return await read_document(client, PolluxCache, name)
 
 

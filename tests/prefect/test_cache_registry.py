@@ -94,6 +94,7 @@ async def test_trouble_with_the_server_is_explained(registry: BlockRegistry, mon
     async def unavailable(*_: object) -> None:
         raise httpx.ConnectError("no route")
 
-    with monkeypatch.context() as patch, pytest.raises(PolluxError, match="where caches are registered"):
+    with monkeypatch.context() as patch:
         patch.setattr(jobs_caches, "read_documents", unavailable)
-        await registry.list()
+        with pytest.raises(PolluxError, match="where caches are registered"):
+            await registry.list()
