@@ -20,7 +20,7 @@ from pollux_flows.deferred.results import Item
 from pollux_flows.errors import ConfigurationError, SourceError
 
 
-def output_of(output: str, name: str) -> str:
+def output_path(output: str, name: str) -> str:
     """Return the file for a job's answers: `output` itself or, if that is a folder, a file in it."""
     return f"{output}{name}.jsonl" if output.endswith("/") else output
 
@@ -31,14 +31,14 @@ async def write_output(storage: Storage, job: Job, output: str, manifest: Manife
     If `job.guards_output`, only a file with its manifest is replaced. The manifest is then written first: a pass that
     follows a killed one must recognise the answers as its own.
     """
-    path = output_of(output, job.name)
+    path = output_path(output, job.name)
     try:
         if job.guards_output:
             await asyncio.to_thread(_check_replaceable, path)
             _write_manifest(path, job, manifest)
         with _replace_file(path, job.name) as file:
             async for items in read_pieces(storage, job):
-                file.write(await asyncio.to_thread(_lines, items))
+                file.write(await asyncio.to_thread(_make_lines, items))
         _write_manifest(path, job, manifest)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
@@ -48,7 +48,7 @@ async def write_output(storage: Storage, job: Job, output: str, manifest: Manife
         ) from None
 
 
-def checked_output(output: str) -> str:
+def resolve_output(output: str) -> str:
     """Return `output` as an absolute place, or raise a ConfigurationError, before anything is submitted."""
     if not output.strip():
         raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
@@ -106,7 +106,7 @@ def _check_replaceable(output: str) -> None:
         )
 
 
-def line_of(item: Item) -> str:
+def make_line(item: Item) -> str:
     """Return the output line of one prompt."""
     outcome, answer, problem = item.outcome, item.outcome.answer, item.outcome.problem
     line = {
@@ -153,5 +153,5 @@ def _is_local(fs: Any) -> bool:
     return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
-def _lines(items: Iterable[Item]) -> str:
-    return "".join(f"{line_of(item)}\n" for item in items)
+def _make_lines(items: Iterable[Item]) -> str:
+    return "".join(f"{make_line(item)}\n" for item in items)

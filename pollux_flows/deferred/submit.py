@@ -96,7 +96,7 @@ async def load_plan(store: JobStore, job: Job) -> Plan:
     return await asyncio.to_thread((await store.load_request(job.name)).plan, job)
 
 
-async def submit_created(
+async def submit_created_job(
     store: JobStore,
     name: str,
     session: Session,
