@@ -10,7 +10,7 @@ import pytest
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state import bounds
+from pollux_flows.state import maintenance
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import Store
@@ -22,7 +22,7 @@ CALLS = [f"{index}" for index in range(100)]
 
 @pytest.fixture(autouse=True)
 def _check_size_at_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 0.0)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def test_the_size_is_checked_once_a_minute(
         return await size(self)
 
     monkeypatch.setattr(DiskStore, "size", counting)
-    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 3600.0)
+    monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 3600.0)
     for index in range(5):
         await Journal(disk, f"run {index}", clock).begin()
     assert asked == 1

@@ -9,10 +9,10 @@ import pytest
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state.damage import Damage, remove_damaged
 from pollux_flows.state.identity import digest
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.ledger import Ledger
+from pollux_flows.state.maintenance import DamageReport, remove_damaged
 from pollux_flows.state.store import Store
 from tests.state.places import KEY, Clock, Provider, at_work, damage, listed, names
 
@@ -130,18 +130,17 @@ async def test_a_damaged_upload_is_not_offered_for_removal(store: Store, address
 
 async def test_damaged_records_are_removed_and_no_others(journal: Journal, store: Store, address: str) -> None:
     well = {row.key for row in await listed(store)}
-    await store.put("hash/1", {"sha256": "a"})
     await store.put("taker/1", {"lease": {"until": "soon"}})
     await journal.save_answer("c", ANSWER)
     await spoil(store, address, f"{RUN}/c", instead(b"forty-two", b"forty-six"))
     await spoil(store, address, "answer/c", less("place"))
-    damaged = {"hash/1", "taker/1", f"{RUN}/c", "answer/c"}
+    damaged = {"taker/1", f"{RUN}/c", "answer/c"}
     told = await remove_damaged(store, dry_run=True)
     assert set(told.removed) == damaged
     assert {row.key for row in await listed(store)} == well | damaged
     assert set((await remove_damaged(store)).removed) == damaged
     assert set(await names(store)) == well
-    assert await remove_damaged(store) == Damage()
+    assert await remove_damaged(store) == DamageReport()
     assert set(await journal.load_own(["a", "b", "c"])) == {"a", "b"}
     assert set(await journal.load_reusable(["a", "b", "c"], None)) == {"a", "b"}
 
@@ -156,7 +155,7 @@ async def test_no_valid_record_of_any_kind_counts_as_damaged(
     async with at_work(store, "run"), journal.lease_call("d") as take:
         await take()
         await ledger._acquire_upload(None, KEY.model_copy(update={"sha256": "new"}), "run", "marker")
-        assert await remove_damaged(store) == Damage()
+        assert await remove_damaged(store) == DamageReport()
 
 
 async def test_damaged_records_about_providers_are_named_and_stay(

@@ -12,8 +12,7 @@ from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.existing import ExistingStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.ledger import Ledger
-from pollux_flows.state.prune import prune
-from pollux_flows.state.survey import survey
+from pollux_flows.state.maintenance import prune, survey
 from tests.state.places import DAY, Clock, listed, names
 
 # Written by version 0.1.0: a run with two answers, an upload that a job owns, and a record with a minute to live.

@@ -12,9 +12,8 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.existing import ExistingStore, open_existing_store
-from pollux_flows.state.prune import prune
+from pollux_flows.state.maintenance import prune, survey
 from pollux_flows.state.redis import RedisStore
-from pollux_flows.state.survey import survey
 from tests.state.places import Clock, damage, listed, read_only
 from tests.state.test_prune import fill
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state import bounds, disk, process
+from pollux_flows.state import disk, maintenance, process
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.expiry import APART_S, LARGEST_JUMP_S, Expiry
 from pollux_flows.state.journal import Journal
-from pollux_flows.state.prune import prune
+from pollux_flows.state.maintenance import prune
 from pollux_flows.state.store import Store
 from tests.state.places import DAY, Clock, names, opened
 
@@ -219,7 +219,7 @@ async def test_a_clock_that_is_set_while_a_process_runs_removes_nothing(machine:
 async def test_pruning_with_a_wrong_clock_removes_only_the_oldest(
     machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 0.0)
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "100kB")
     right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
     await right.put("job/mine", {"at": machine.wall.now}, ttl_s=90 * DAY)

@@ -10,12 +10,12 @@ import pytest
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state import prune as pruning
+from pollux_flows.state import maintenance
 from pollux_flows.state.identity import digest
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.leases import acquire_lease
 from pollux_flows.state.ledger import Ledger
-from pollux_flows.state.prune import Pruned, prune
+from pollux_flows.state.maintenance import Pruned, prune
 from pollux_flows.state.slots import RunScope, Slots
 from pollux_flows.state.store import Row, Store
 from tests.state.places import DAY, KEY, Clock, Provider, at_once, at_work, damage, listed, names, opened, run, till
@@ -227,7 +227,7 @@ def prune_half(address: str, size: float, now: float, _me: int, moment: float) -
 def test_two_concurrent_prunings_remove_no_more_than_one(
     address: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning, "_TOGETHER", 10)
+    monkeypatch.setattr(maintenance, "_BATCH", 10)
     store = opened(address)
     journals = run(fill(store, clock, 60))
 
