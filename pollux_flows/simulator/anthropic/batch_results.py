@@ -36,7 +36,7 @@ class ResultLines(RowWriter):
         return {"custom_id": key, "result": {"type": "canceled" if why == "cancelled" else why}}
 
     @override
-    def nobodys(self, key: Any, number: int) -> Any:
+    def make_foreign_key(self, key: Any, number: int) -> Any:
         return f"nobodys-{number}"
 
     @override

@@ -59,7 +59,7 @@ class RowWriter(ABC):
         """Return the result of a row that "expired" or was "cancelled"."""
 
     @abstractmethod
-    def nobodys(self, key: Any, number: int) -> Any:
+    def make_foreign_key(self, key: Any, number: int) -> Any:
         """Return a key like that one, which was not submitted."""
 
     def gives_results(self, batch: StoredBatch) -> bool:
@@ -130,7 +130,7 @@ class _Settling:
         for result in again:
             self._write(result)
         for number in range(plan.unknown if order else 0):
-            self._write(self._result(order[number % len(order)], nobodys=number))
+            self._write(self._result(order[number % len(order)], foreign=number))
 
     def _order(self) -> Sequence[int]:
         """Return the order of the results: never that of the rows, unless the rows have no keys."""
@@ -141,11 +141,11 @@ class _Settling:
         order = random.Random(self.batch.id).sample(places, len(places))  # noqa: S311
         return [*order[1:], order[0]] if order == list(places) else order
 
-    def _result(self, place: int, nobodys: int | None = None) -> _Result:
+    def _result(self, place: int, foreign: int | None = None) -> _Result:
         batch, writer = self.batch, self.writer
         row = writer.read(batch, batch.input[place])
-        if nobodys is not None:
-            row.key = writer.nobodys(row.key, nobodys)
+        if foreign is not None:
+            row.key = writer.make_foreign_key(row.key, foreign)
         request_id = self.call.provider.request_id(self.call.world.number())
         if place >= self.answered:
             if batch.ending != "completed":

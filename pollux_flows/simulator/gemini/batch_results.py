@@ -67,10 +67,10 @@ class InlineOrFile(RowWriter):
         return {**key, "error": {"code": CODES[status], "message": message}}
 
     @override
-    def nobodys(self, key: Any, number: int) -> Any:
-        nobody = f"nobodys-{number}"
+    def make_foreign_key(self, key: Any, number: int) -> Any:
+        foreign = f"nobodys-{number}"
         return {
-            name: dict.fromkeys(given, nobody) if isinstance(given, dict) else nobody for name, given in key.items()
+            name: dict.fromkeys(given, foreign) if isinstance(given, dict) else foreign for name, given in key.items()
         }
 
     @override

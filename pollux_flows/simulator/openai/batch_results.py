@@ -47,7 +47,7 @@ class ResultFiles(RowWriter):
         return {"id": f"batch_{request_id}", "custom_id": key, "response": response, "error": None}
 
     @override
-    def nobodys(self, key: Any, number: int) -> Any:
+    def make_foreign_key(self, key: Any, number: int) -> Any:
         return f"nobodys-{number}"
 
     @override
