@@ -29,7 +29,7 @@ class Row:
     record: Json | None
     """None if it cannot be read."""
     size: int
-    """In bytes, including the key."""
+    """The number of bytes, including the key."""
     version: object
     """Changes when the record is written again with other content."""
     expired: bool = False
