@@ -82,14 +82,14 @@ async def test_an_owner_that_is_not_renewed_counts_as_released(
     assert [due.reason for due in await ledger.list_due()] == ["idle"]
 
 
-@pytest.mark.parametrize("sign", ["hold", "renew"])
+@pytest.mark.parametrize("sign", ["acquire", "renew"])
 async def test_an_owner_that_is_renewed_keeps_its_files(
     ledger: Ledger, provider: Provider, clock: Clock, sign: str
 ) -> None:
     await ledger.acquire(KEY, "a", provider.upload, owner_s=1000)
     for _ in range(5):
         clock.now += 900
-        if sign == "hold":
+        if sign == "acquire":
             await ledger.acquire(KEY, "a", provider.upload, owner_s=1000)
         else:
             await ledger.renew("a", owner_s=1000)
