@@ -22,14 +22,14 @@ from pollux_flows.state.units import format_size, parse_duration, parse_size
 
 T = TypeVar("T")
 
-state = App(name="state", help="Show and prune what is kept: answers, uploads, and what files were found to hold.")
+state = App(name="state", help="Show and prune the state: answers, and records of uploads and jobs.")
 
 _WORDS: Final[dict[Kind, str]] = {
     "answer": "Answers",
     "pointer": "Calls with an answer",
     "run": "Runs",
     "claim": "Calls being made",
-    "hash": "Files that were read",
+    "hash": "Files that were read",  # by earlier versions
     "upload": "Files at providers",
     "owner": "Users of those",
     "account": "Accounts' salt",
