@@ -25,7 +25,6 @@ from pollux_flows.simulator.log import Logged, RequestLog
 from pollux_flows.simulator.openai.memory import ResponseMemory
 from pollux_flows.simulator.prefixes import PrefixCache
 from pollux_flows.simulator.providers import PROVIDERS
-from pollux_flows.simulator.storage import Storage
 from pollux_flows.simulator.stored_files import FileStore, StoredFile
 
 
@@ -59,7 +58,7 @@ class Simulator:
         self.file_store = FileStore(self.now)
         self.batch_store = BatchStore(self.now)
         self.batch_plans = PlanQueue()
-        self.gemini_caches = CacheStore()
+        self.gemini_caches = CacheStore(self.now)
         #: The fewest tokens of a Gemini cache. Zero by default, because examples are short.
         self.gemini_cache_minimum = 0
         #: The delay after its creation before a cache is listed.
@@ -73,9 +72,9 @@ class Simulator:
         """Share files, batches and caches with all processes that use this folder."""
         if folder != self._folder:
             self._folder = folder
-            self.file_store.share(Storage(folder, "file", self.now))
-            self.batch_store.share(Storage(folder, "batch", self.now))
-            self.gemini_caches.share(Storage(folder, "cache", self.now))
+            self.file_store.share(folder)
+            self.batch_store.share(folder)
+            self.gemini_caches.share(folder)
             self._numbers = self._new_numbers()
 
     @cached_property
