@@ -51,6 +51,11 @@ class StoredFile:
     arrival: int = field(default=0, repr=False)
     clock: Callable[[], float] = field(default=lambda: 0.0, repr=False)
 
+    @classmethod
+    def of(cls, spool: Spool, **fields: Any) -> StoredFile:
+        """Return the file with the content of this spool."""
+        return cls(size=spool.size, sha256=spool.sha256, spool=spool, **fields)
+
     @property
     def state(self) -> State:
         """Return its current state, by the simulator's clock."""
