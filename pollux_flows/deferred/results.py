@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 from pydantic import Field
 
 from pollux_flows.deferred.job import Job, Part, index_in, key_of
 from pollux_flows.deferred.manifest import Bucket
 from pollux_flows.document import Record
+from pollux_flows.errors import InternalError
 from pollux_flows.pipeline.structured import Reading, read_answers, shape_warning
 from pollux_flows.pricing import Cost, cost_of
 from pollux_flows.providers.base import UpstreamError
-from pollux_flows.providers.batches import BatchModule, Result
+from pollux_flows.providers.batches import Result
+from pollux_flows.providers.registry import find_provider
 from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome
 
 _LONGEST_MESSAGE: Final = 1000
@@ -62,9 +63,10 @@ class Results:
     """What is wrong with the results as a whole."""
 
     def __post_init__(self) -> None:
-        self._module = cast(BatchModule, import_module(f"pollux_flows.providers.{self.job.target.provider}.batch"))
-        generate = import_module(f"pollux_flows.providers.{self.job.target.provider}.generate")
-        self._read_answer = cast(Callable[[Any], Answer], generate.read_answer)
+        batches = find_provider(self.job.target.provider).batches
+        if batches is None:
+            raise InternalError(f"{self.job.target.provider} has no batches.")
+        self._module = batches
         self._places: dict[int, tuple[int, int]] = {}
         """Where each prompt's result begins: in which file, and how far into it."""
         doubled = strangers = unreadable = 0
@@ -127,7 +129,7 @@ class Results:
     def _answer(self, result: Result, index: int) -> tuple[Answer | None, CallFailure | None]:
         if result.status == "succeeded":
             try:
-                return self._read_answer(result.response).by_itself(), None
+                return self._module.read_answer(result.response).by_itself(), None
             except UpstreamError as error:
                 said = f"The provider's result cannot be read as an answer: {str(error)[:300]}"
                 return None, CallFailure(index=index, kind="api_error", message=said, retryable=True)
