@@ -58,7 +58,7 @@ async def ran(name: str, days_ago: float, answers: int = 10, cost: float | None 
     for index in range(answers):
         answer = Answer(text="x" * 2000, finish_reason="stop")
         outcome = Outcome(index=0, identity="a", answer=answer, attempts=1, cost_usd=cost)
-        await journal.keep(f"{name} {index}", outcome)
+        await journal.save_answer(f"{name} {index}", outcome)
         clock.now += 0.001
 
 

@@ -24,7 +24,7 @@ from pollux_flows.plain import canonical
 from pollux_flows.pricing import dollars
 from pollux_flows.providers.content import Content
 from pollux_flows.source import Source
-from pollux_flows.state.claims import unbroken
+from pollux_flows.state.leases import run_to_completion
 
 # A run of one round of calls takes less; a cache that its run would outlive is extended.
 _SHORTEST_S: Final = 120
@@ -47,7 +47,7 @@ async def cache_automatically(execution: Execution, calls: Sequence[PlannedCall]
         if plan.cache_choice is not None and plan.cache_choice.mode == "explicit":
             execution.plan = _report_refusal(execution)
             if execution.caches is not None and execution.created_by is not None:
-                await unbroken(delete_created_by(execution.caches, execution.config, execution.created_by))
+                await run_to_completion(delete_created_by(execution.caches, execution.config, execution.created_by))
                 for use in execution.cache_uses:
                     use.end_created(time.time())
 

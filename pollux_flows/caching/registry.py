@@ -13,8 +13,8 @@ from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.pipeline.cleanup import store_of
-from pollux_flows.state import claims
-from pollux_flows.state.claims import LEASE_S, Claim, Clock, LeaseLostError
+from pollux_flows.state import leases
+from pollux_flows.state.leases import LEASE_S, Clock, Lease, LeaseLostError
 from pollux_flows.state.store import Json, Store
 
 _PREFIX: Final = "cache/"
@@ -44,26 +44,26 @@ class StoreRegistry:
         return next((record for record in await self.list() if cache_name(record.identity) == name), None)
 
     async def list(self) -> list[CacheRecord]:
-        contents = [claims.bare(record) async for _, record in self.store.scan(_PREFIX)]
+        contents = [leases.strip_lease(record) async for _, record in self.store.scan(_PREFIX)]
         return load_readable(filter(None, contents), CacheRecord.model_validate)
 
     @asynccontextmanager
     async def lock(self, identity: str, *, patience_s: float | None = None) -> AsyncIterator[CacheLock]:
-        claim = await self._acquire(_PREFIX + identity, patience_s)
-        lock = _StoreLock(claim, self._clock)
+        lease = await self._acquire(_PREFIX + identity, patience_s)
+        lock = _StoreLock(lease, self._clock)
         try:
-            async with claim.kept():
-                lock.record = _read(await self.store.get(claim.key))
+            async with lease.keep_alive():
+                lock.record = _read(await self.store.get(lease.key))
                 yield lock
         finally:
-            await claims.unbroken(lock.release())
+            await leases.run_to_completion(lock.release())
 
-    async def _acquire(self, key: str, patience_s: float | None) -> Claim:
+    async def _acquire(self, key: str, patience_s: float | None) -> Lease:
         give_up = None if patience_s is None else time.monotonic() + patience_s
-        for pause in claims.pauses():
-            claim = await claims.claim(self.store, key, uuid4().hex, self._lease_s, clock=self._clock)
-            if claim is not None:
-                return claim
+        for pause in leases.backoff_pauses():
+            lease = await leases.acquire_lease(self.store, key, uuid4().hex, self._lease_s, clock=self._clock)
+            if lease is not None:
+                return lease
             if give_up is not None and time.monotonic() + pause > give_up:
                 raise TimeoutError
             await asyncio.sleep(pause)
@@ -75,23 +75,23 @@ class _StoreLock:
 
     record: CacheRecord | None = None
 
-    def __init__(self, claim: Claim, clock: Clock) -> None:
-        self._claim = claim
+    def __init__(self, lease: Lease, clock: Clock) -> None:
+        self._lease = lease
         self._clock = clock
 
     async def save(self, record: CacheRecord) -> None:
-        await self._claim.write(lambda _: record.model_dump(mode="json"))
+        await self._lease.write(lambda _: record.model_dump(mode="json"))
         self.record = record
 
     async def remove(self) -> None:
-        await self._claim.write(lambda _: {})
+        await self._lease.write(lambda _: {})
         self.record = None
 
     async def release(self) -> None:
         with suppress(LeaseLostError, PolluxError):  # else it runs out by itself
-            await self._claim.settle(lambda record: record or None, lasts=self._lasts)
+            await self._lease.finish(lambda record: record or None, ttl_of=self._ttl_of)
 
-    def _lasts(self, record: Json) -> float | None:
+    def _ttl_of(self, record: Json) -> float | None:
         match record["state"]:
             case "living":
                 return max(0.0, (record["expires_at"] or 0.0) - self._clock()) + _EXPIRED_S
@@ -102,5 +102,5 @@ class _StoreLock:
 
 
 def _read(record: Json | None) -> CacheRecord | None:
-    content = claims.bare(record)
+    content = leases.strip_lease(record)
     return CacheRecord.model_validate(content) if content else None

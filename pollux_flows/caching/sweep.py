@@ -15,7 +15,7 @@ from pollux_flows.pipeline.cache_creation import SETTLED_S, CacheCalls, look_for
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.account import derive_shared_account
-from pollux_flows.state.claims import Clock, LeaseLostError
+from pollux_flows.state.leases import Clock, LeaseLostError
 
 UNUSED_S: Final = 86_400.0
 # A failure is on record for those who waited for it; by then, none of them does.

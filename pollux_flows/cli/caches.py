@@ -22,8 +22,8 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.caches import BlockRegistry, block_name
 from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry
 from pollux_flows.state.account import derive_shared_account
-from pollux_flows.state.found import found_store
-from pollux_flows.state.store import embedded, open_store
+from pollux_flows.state.existing import open_existing_store
+from pollux_flows.state.store import local_folder, open_store
 
 caches = App(name="caches", help="List the registered caches, and delete one.")
 
@@ -72,8 +72,8 @@ def _open_registry(*, state: bool) -> tuple[str, CacheRegistry | None]:
     """Return where caches are registered, in words, and the registry; None for a state store that is not there yet."""
     if (url := PREFECT_API_URL.value()) and not state:
         return f"on the Prefect server at {shown(url)}", BlockRegistry()
-    store = found_store(writes=False)
-    where = embedded() if store is None else store.where
+    store = open_existing_store(writes=False)
+    where = local_folder() if store is None else store.where
     return f"in the state store at {where}", None if store is None else StoreRegistry(store)
 
 

@@ -22,9 +22,9 @@ from pollux_flows.cli.words import NO_SERVER, say
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows import collect
 from pollux_flows.jobs.shelf import ResultShelf
-from pollux_flows.state import claims
-from pollux_flows.state.measures import in_words
+from pollux_flows.state import leases
 from pollux_flows.state.store import open_store
+from pollux_flows.state.units import format_size
 
 _SHORT_S: Final = 5.0
 
@@ -85,12 +85,12 @@ async def _state() -> _Found:
     """Whether answers can be written down."""
     try:
         store = open_store()
-        if (claim := await claims.claim(store, f"asking/{uuid4().hex}", "doctor", _SHORT_S)) is not None:
+        if (claim := await leases.acquire_lease(store, f"asking/{uuid4().hex}", "doctor", _SHORT_S)) is not None:
             await claim.release()
         size = await store.size()
     except PolluxError as error:
         return _Found("State", str(error), "NO")
-    return _Found("State", store.where if size is None else f"{store.where}, {in_words(size)}")
+    return _Found("State", store.where if size is None else f"{store.where}, {format_size(size)}")
 
 
 async def _providers(client: PrefectClient) -> AsyncIterator[_Found]:

@@ -15,7 +15,7 @@ from pollux_flows.address import is_path
 from pollux_flows.blocks.registration import register_block_types
 from pollux_flows.cli.words import refusals_in_words
 from pollux_flows.deployments import deployments
-from pollux_flows.state.measures import seconds
+from pollux_flows.state.units import parse_duration
 
 
 def serve(
@@ -38,6 +38,6 @@ def serve(
                 *(str(Path(each).absolute()) if is_path(each) else each for each in allow),
             ]
             os.environ[PATHS] = os.pathsep.join(filter(None, paths))
-        every = timedelta(seconds=seconds(collect_every, "--collect-every"))
+        every = timedelta(seconds=parse_duration(collect_every, "--collect-every"))
         register_block_types()
         prefect.serve(*deployments(collect_every=every), limit=limit)

@@ -15,12 +15,12 @@ from rich.text import Text
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.pricing import dollars
 from pollux_flows.state.damage import Damage, remove_damaged
-from pollux_flows.state.found import found_store
+from pollux_flows.state.existing import open_existing_store
 from pollux_flows.state.kinds import Kind
-from pollux_flows.state.measures import in_words, seconds, size_in_bytes
 from pollux_flows.state.prune import Pruned, prune
 from pollux_flows.state.store import Store
 from pollux_flows.state.survey import RunSeen, Survey, survey
+from pollux_flows.state.units import format_size, parse_duration, parse_size
 
 T = TypeVar("T")
 
@@ -103,9 +103,9 @@ def prune_(
 def _limits(older_than: str | None, max_size: str | None, run: str | None) -> dict[str, Any]:
     limits: dict[str, Any] = {}
     if older_than is not None:
-        limits["older_than_s"] = seconds(older_than, "--older-than")
+        limits["older_than_s"] = parse_duration(older_than, "--older-than")
     if max_size is not None:
-        limits["max_size"] = size_in_bytes(max_size, "--max-size")
+        limits["max_size"] = parse_size(max_size, "--max-size")
     if run is not None:
         limits["run"] = run
     return limits
@@ -113,7 +113,7 @@ def _limits(older_than: str | None, max_size: str | None, run: str | None) -> di
 
 def _found(*, writes: bool) -> Store | None:
     with refusals_in_words():
-        return found_store(writes=writes)
+        return open_existing_store(writes=writes)
 
 
 def _told(work: Coroutine[Any, Any, T]) -> T:
@@ -125,8 +125,8 @@ def _told(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _print(found: Survey) -> None:
-    most = "" if found.max_size_bytes is None else f" of at most {in_words(found.max_size_bytes)}"
-    say(f"{found.where}: {in_words(found.size_bytes)}{most}. An answer is kept for {found.kept_days:g} days.")
+    most = "" if found.max_size_bytes is None else f" of at most {format_size(found.max_size_bytes)}"
+    say(f"{found.where}: {format_size(found.size_bytes)}{most}. An answer is kept for {found.kept_days:g} days.")
     if found.max_size_bytes is None:
         say("Only age bounds what is kept in a Redis: give it memory enough, and maxmemory-policy noeviction.")
     if found.oldest_at is not None and found.newest_at is not None:
@@ -144,7 +144,7 @@ def _print(found: Survey) -> None:
     kinds = Table("Kept", "Records", "Size")
     for kind, words in _WORDS.items():
         if kind in found.records:
-            kinds.add_row(words, f"{found.records[kind]:,}", in_words(found.bytes[kind]))
+            kinds.add_row(words, f"{found.records[kind]:,}", format_size(found.bytes[kind]))
     console = Console()
     console.print(kinds)
     if found.runs:
@@ -165,7 +165,7 @@ def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
     removed, freed = ("Would remove", "about {} would come free") if dry_run else ("Removed", "{} came free")
     said = (
         f"{removed} {_some(pruned.answers, 'answer')}, {_some(pruned.runs, 'run')} without answers, and"
-        f" {_some(pruned.others, 'other record')}: {freed.format(in_words(pruned.freed_bytes))}."
+        f" {_some(pruned.others, 'other record')}: {freed.format(format_size(pruned.freed_bytes))}."
     )
     if pruned.spared_runs:
         runs = _some(pruned.spared_runs, "run")

@@ -16,7 +16,7 @@ from pollux_flows.errors import APIError, ConfigurationError
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.retry import insist
 from pollux_flows.providers.session import Session
-from pollux_flows.state.claims import Clock
+from pollux_flows.state.leases import Clock
 
 
 async def advance(

@@ -13,9 +13,9 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content
-from pollux_flows.state import claims
-from pollux_flows.state.bounds import kept_s
-from pollux_flows.state.claims import Claim, LeaseLostError
+from pollux_flows.state import leases
+from pollux_flows.state.bounds import retention_s
+from pollux_flows.state.leases import Lease, LeaseLostError
 from pollux_flows.state.store import Json, Store
 
 
@@ -107,7 +107,7 @@ class StoreBook:
         self.store = store
 
     async def ask(self, name: str, asked: Asked) -> None:
-        await self.store.put(_asked(name), asked.model_dump(mode="json"), ttl_s=kept_s())
+        await self.store.put(_asked(name), asked.model_dump(mode="json"), ttl_s=retention_s())
 
     async def asked(self, name: str) -> Asked:
         if (record := await self.store.get(_asked(name))) is None:
@@ -118,55 +118,55 @@ class StoreBook:
         return Asked.model_validate(record)
 
     async def add(self, job: Job) -> bool:
-        return await self.store.add(_key(job.name), _record(job), ttl_s=kept_s())
+        return await self.store.add(_key(job.name), _record(job), ttl_s=retention_s())
 
     async def find(self, name: str) -> Job | None:
-        record = claims.bare(await self.store.get(_key(name)))
+        record = leases.strip_lease(await self.store.get(_key(name)))
         return Job.model_validate(record) if record else None
 
     async def names(self, prefix: str = "") -> list[str]:
         """The names of its jobs that begin so."""
-        return [name.removeprefix("job/") async for name in self.store.names(_key(prefix))]
+        return [name.removeprefix("job/") async for name in self.store.list_keys(_key(prefix))]
 
     @asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[Hold]:
-        claim = await claims.claim(self.store, _key(name), uuid4().hex, intent=lambda record: record or None)
-        if claim is None:
+        lease = await leases.acquire_lease(self.store, _key(name), uuid4().hex, intent=lambda record: record or None)
+        if lease is None:
             if await self.find(name) is None:
                 raise no_such_job(name, self.store.where)
             raise BusyError(name)
-        hold = _StoreHold(claim, Job.model_validate(claims.bare(await self.store.get(_key(name)))))
+        hold = _StoreHold(lease, Job.model_validate(leases.strip_lease(await self.store.get(_key(name)))))
         try:
-            async with claim.kept():
+            async with lease.keep_alive():
                 yield hold
         finally:
-            await claims.unbroken(hold.end())
+            await leases.run_to_completion(hold.end())
 
 
 class _StoreHold:
-    def __init__(self, claim: Claim, job: Job) -> None:
-        self._claim = claim
+    def __init__(self, lease: Lease, job: Job) -> None:
+        self._lease = lease
         self._removed = False
         self.job = job
 
     async def save(self, job: Job) -> None:
-        await self._claim.write(lambda _: _record(job))
+        await self._lease.write(lambda _: _record(job))
         self.job = job
 
     async def renew(self) -> None:
-        await self._claim.renew()
+        await self._lease.renew()
 
     async def remove(self) -> None:
-        await self._claim.renew()
+        await self._lease.renew()
         self._removed = True
-        await self._claim.store.delete(_asked(self.job.name))
+        await self._lease.store.delete(_asked(self.job.name))
 
     async def end(self) -> None:
         if self._removed:
-            await self._claim.settle(lambda _: None)
+            await self._lease.finish(lambda _: None)
         else:
             with suppress(LeaseLostError):
-                await self._claim.settle(lambda record: record or None, lasts=lambda _: kept_s())
+                await self._lease.finish(lambda record: record or None, ttl_of=lambda _: retention_s())
 
 
 def _record(job: Job) -> Json:

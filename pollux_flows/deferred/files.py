@@ -54,7 +54,7 @@ class JobFiles:
 async def job_files(job: Job, plan: Plan, session: Session) -> AsyncIterator[JobFiles]:
     """What the job has at the provider, or is about to have. It keeps that."""
     ledger = open_ledger(session.config)
-    account = await ledger.account(session.config.key())
+    account = await ledger.derive_account(session.config.key())
     holding = Holding(ledger, account, job.submission, owner_s=_OWNED_S, margin_s=_NEEDED_S)
     attachments = Attachments(plan, session, holding)
     try:

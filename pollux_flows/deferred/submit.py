@@ -33,7 +33,7 @@ from pollux_flows.providers.batches import Batch, Limits, Rows
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session
 from pollux_flows.result import CallFailure
-from pollux_flows.state.claims import Clock
+from pollux_flows.state.leases import Clock
 
 _NOT_FOUND: Final = 404
 # A provider that says "not now" of a batch means minutes.

@@ -23,8 +23,8 @@ from pollux_flows.jobs.collecting import Pass, open_expiry, wants_work
 from pollux_flows.jobs.configs import Configs
 from pollux_flows.jobs.shelf import ResultShelf
 from pollux_flows.providers.session import open_session
-from pollux_flows.state.bounds import kept_s
-from pollux_flows.state.claims import LeaseLostError
+from pollux_flows.state.bounds import retention_s
+from pollux_flows.state.leases import LeaseLostError
 from pollux_flows.tasks import UNSTORED
 
 # A Prefect server on SQLite puts off those who write at the same time, for seconds: more at once would take longer.
@@ -62,7 +62,7 @@ async def look_at(names: Sequence[str] | None = None) -> CollectReport:
     look = _Look(Pass(book, known), show=len(wanted) <= _SHOWN)
     await look.at_all(wanted)
     expiry = open_expiry()
-    old = [job.name for job in jobs if expiry.has_passed(job.retired_at, kept_s())]
+    old = [job.name for job in jobs if expiry.has_passed(job.retired_at, retention_s())]
     await book.forget(old[:_FORGOTTEN])
     if names is not None:  # what is done already is told again to whoever asks after it
         look.rows |= {job.name: row_of(job, time.time()) for job in jobs if job.name in names and job.retired_at}

@@ -33,8 +33,8 @@ from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import open_session
 from pollux_flows.scope import Lineage, lineage
 from pollux_flows.source import Source
-from pollux_flows.state.claims import pauses
 from pollux_flows.state.identity import digest
+from pollux_flows.state.leases import backoff_pauses
 from pollux_flows.state.slots import Chain, has_lapsed
 from pollux_flows.tasks import UNSTORED
 
@@ -88,7 +88,7 @@ async def _taken(book: BlockBook, job: Job, here: Lineage) -> bool:
     """Take a job that an earlier attempt has handed in. False if another sub-flow of this attempt has it."""
     if here.is_outermost or job.taken_by == here.chain:
         return True
-    for pause in pauses():
+    for pause in backoff_pauses():
         if not has_lapsed(job.taken_by, here.chain):
             return False
         try:

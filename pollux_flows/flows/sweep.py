@@ -54,7 +54,7 @@ async def sweep() -> SweepReport:
             file_id=due.uploaded.file_id if due.uploaded else f"named {due.marker}",
             why=due.why or "no key of its account was found here",
         )
-        for due in await ledger.due(unreadable=unreadable)
+        for due in await ledger.list_due(unreadable=unreadable)
     ]
     report = SweepReport(removed=removed, left=left, unusable=unusable, unreadable=unreadable, caches=caches)
     await artifacts.leave_sweep(report)

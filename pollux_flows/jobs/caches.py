@@ -21,7 +21,7 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import connected
 from pollux_flows.jobs.lease import Lease, lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
-from pollux_flows.state import claims
+from pollux_flows.state import leases
 
 _LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than that by each of those who wait
 
@@ -56,7 +56,7 @@ class BlockRegistry:
         """Acquire the lease on this identity, and release it at the end."""
         name = block_name(identity)
         give_up = None if patience_s is None else time.monotonic() + patience_s
-        for pause in claims.pauses(longest_s=_LONGEST_PAUSE_S):
+        for pause in leases.backoff_pauses(longest_s=_LONGEST_PAUSE_S):
             async with lease(f"{name}-lease") as won:
                 if won is not None:
                     yield _BlockLock(won, name, await _read_document(name))

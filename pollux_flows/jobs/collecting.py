@@ -35,8 +35,8 @@ from pollux_flows.pipeline.saved import Saved
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.state.expiry import FILE, Expiry, machine_expiry
-from pollux_flows.state.home import home, prepared
-from pollux_flows.state.store import embedded
+from pollux_flows.state.home import home, prepare_folder
+from pollux_flows.state.store import local_folder
 
 MOST_IN_ONE_ENVELOPE: Final = 10_000
 """Of a longer job there is no envelope: its answers are lines in a file."""
@@ -87,7 +87,7 @@ class Pass:
 
     async def _finish(self, hold: Hold, session: Session) -> None:
         if hold.job.manifest is None:
-            results = await download(hold.job, session, prepared(_folder(hold.job)))
+            results = await download(hold.job, session, prepare_folder(_folder(hold.job)))
             tally = await keep(self.book.shelf, hold.job.name, results.items())
             manifest = self._manifest(hold.job, tally, results.oddities)
             manifest = await self._left(hold.job, manifest)
@@ -194,7 +194,7 @@ class Pass:
 
 def open_expiry() -> Expiry:
     """Return what tells how old a job is, as `state.expiry` explains: a collector whose clock is wrong removes none."""
-    return machine_expiry(embedded() / FILE)
+    return machine_expiry(local_folder() / FILE)
 
 
 def _folder(job: Job) -> Path:

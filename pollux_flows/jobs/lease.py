@@ -19,7 +19,7 @@ from prefect.client.schemas.actions import VariableCreate
 from prefect.exceptions import ObjectAlreadyExists
 
 from pollux_flows.jobs.connection import connected
-from pollux_flows.state.claims import LeaseLostError, unbroken
+from pollux_flows.state.leases import LeaseLostError, run_to_completion
 from pollux_flows.state.process import is_dead, this_process
 
 # A Prefect server on SQLite may take a minute to answer when many write at once.
@@ -70,7 +70,7 @@ async def lease(name: str) -> AsyncIterator[Lease | None]:
     finally:
         beating.cancel()
         with suppress(httpx.HTTPError):  # it runs out by itself
-            await unbroken(won.release())
+            await run_to_completion(won.release())
 
 
 async def _acquire(name: str) -> Lease | None:

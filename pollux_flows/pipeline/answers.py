@@ -18,11 +18,11 @@ from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
-from pollux_flows.state.claims import LeaseLostError
-from pollux_flows.state.earlier import adopt_answers
+from pollux_flows.state.adoption import adopt_answers
+from pollux_flows.state.fallback_files import write_fallback_file
 from pollux_flows.state.journal import Journal, TakenError
+from pollux_flows.state.leases import LeaseLostError
 from pollux_flows.state.slots import RunScope, Slot, Slots
-from pollux_flows.state.spill import spill
 from pollux_flows.state.store import open_store
 
 MayAsk = Callable[[], Awaitable[None]]
@@ -58,7 +58,7 @@ class Answers:
     async def load_reusable(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         """The outcomes of those calls that need not be made, by the calls' numbers."""
         if not self._has_begun:
-            await self._journal.take_up_spilled()
+            await self._journal.save_fallback_files()
             self._has_begun = True
         if self._slots is not None:
             return await self._take(self._slots, calls)
@@ -69,7 +69,7 @@ class Answers:
         self._spending.add(earlier.values())
         self._paid |= {name: (each.cost_usd or 0.0) + each.paid_before_usd for name, each in earlier.items()}
         if self._scope is not None:
-            await self._journal.index(calls, self._scope.flow_run)
+            await self._journal.write_index(calls, self._scope.flow_run)
         return await self._found(calls, own)
 
     async def begin(self) -> None:
@@ -110,7 +110,7 @@ class Answers:
         if self._terms.reuse != "always":
             yield self.may_ask
             return
-        async with self._journal.asking(planned.identity) as take:
+        async with self._journal.lease_call(planned.identity) as take:
 
             async def may_ask() -> None:
                 await self.may_ask()
@@ -123,9 +123,9 @@ class Answers:
     async def wait(self, planned: PlannedCall) -> Outcome | None:
         """The outcome of a call that another execution is asking, once that has ended; None if it brought no answer."""
         if self._slots is None:
-            await self._journal.free(planned.identity)
+            await self._journal.wait_for_release(planned.identity)
             return (await self._found([planned])).get(planned.index)
-        self._taken[planned.index] = slot = await self._slots.wait(planned, self._taken.get(planned.index))
+        self._taken[planned.index] = slot = await self._slots.wait_for_slot(planned, self._taken.get(planned.index))
         return self._reusable(planned, slot)
 
     def identity(self, planned: PlannedCall) -> str:
@@ -150,7 +150,7 @@ class Answers:
         new = [call for call in calls if call.index not in self._taken]
         if self._scope is not None and self._scope.is_repeated:
             await adopt_answers(self._journal.store, self._scope.run, new)
-        self._taken |= await slots.take(new, anew=self._terms.reuse == "never")
+        self._taken |= await slots.acquire(new, reuse=self._terms.reuse != "never")
         found = {call.index: self._reusable(call, slot) for call in new if (slot := self._taken.get(call.index))}
         return {index: outcome for index, outcome in found.items() if outcome is not None}
 
@@ -172,7 +172,7 @@ class Answers:
     async def _may_ask_in_slot(self, slots: Slots, slot: Slot) -> None:
         await self.may_ask()
         try:
-            await slots.check(slot)
+            await slots.check_lease(slot)
         except LeaseLostError:
             raise TakenError from None
 
@@ -181,7 +181,7 @@ class Answers:
         if terms.reuse != "always":
             return {}
         found = await self._own(calls) if own is None else own
-        found = await self._journal.anybodys([name for name in names if name not in found], terms.max_age) | found
+        found = await self._journal.load_reusable([name for name in names if name not in found], terms.max_age) | found
         good = {name: outcome for name, outcome in found.items() if outcome.problem is None}
         self._answered |= good.keys()
         return {call.index: good[call.identity].at(call.index) for call in calls if call.identity in good}
@@ -189,7 +189,7 @@ class Answers:
     async def _own(self, calls: Sequence[PlannedCall]) -> dict[str, Outcome]:
         if self._scope is None:
             return {}
-        return await self._journal.own([call.identity for call in calls])
+        return await self._journal.load_own([call.identity for call in calls])
 
     async def may_ask(self) -> None:
         """Whether this run may ask for anything more, or raises why it may not."""
@@ -199,10 +199,11 @@ class Answers:
         self._spending.check()
 
     async def _written(self, outcome: Outcome) -> Outcome:
+        save = self._journal.save_answer if outcome.problem is None else self._journal.save_error
         give_up = time.monotonic() + sum(_PAUSES)
         for pause in (*_PAUSES, None):
             try:
-                await self._journal.keep(outcome.identity, outcome)
+                await save(outcome.identity, outcome)
             except PolluxError as error:
                 failure = error
             else:
@@ -220,5 +221,5 @@ class Answers:
                 raise
         self._broken = failure
         self._well.set()  # those who waited are refused
-        spilled = await asyncio.to_thread(spill, self._journal.records(outcome.identity, outcome))
+        spilled = await asyncio.to_thread(write_fallback_file, self._journal.make_records(outcome.identity, outcome))
         return outcome.model_copy(update={"unkept": failure.message, "spilled": spilled and str(spilled)})

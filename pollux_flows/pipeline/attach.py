@@ -22,7 +22,7 @@ from pollux_flows.providers.registry import find_provider
 from pollux_flows.providers.session import Session
 from pollux_flows.providers.uploads import Purpose
 from pollux_flows.source import Source
-from pollux_flows.state.ledger import MARGIN_S, NO_TURN, OWNER_S, Ledger
+from pollux_flows.state.ledger import MARGIN_S, NO_LIMIT, OWNER_S, Ledger
 from pollux_flows.state.upload import Uploaded, UploadKey
 
 # Uploads share the way out with the calls; more at once would only make each slower.
@@ -40,7 +40,7 @@ async def attached(plan: Plan, session: Session, owner: str) -> AsyncIterator[At
         yield Attachments(plan, session)  # nothing to write down, so nothing to open
         return
     ledger = open_ledger(session.config)
-    account = await ledger.account(session.config.key())
+    account = await ledger.derive_account(session.config.key())
     attachments = Attachments(plan, session, Holding(ledger, account, owner))
     renewing = asyncio.create_task(_renew(ledger, owner))
     try:
@@ -77,20 +77,22 @@ class Holding:
         source: Source,
         content: Content,
         *,
-        turn: AbstractAsyncContextManager[object] = NO_TURN,
+        turn: AbstractAsyncContextManager[object] = NO_LIMIT,
         purpose: Purpose = "source",
     ) -> Uploaded:
         """The provider's file with that content, uploaded if it has none."""
         key, config = self.key(session.config.target, content), session.config
-        return await self.ledger.hold(
+        return await self.ledger.acquire(
             key,
             self.owner,
-            lambda marker: send(session, source, content, marker, partial(self.ledger.leave, key), purpose=purpose),
+            lambda marker: send(
+                session, source, content, marker, partial(self.ledger.add_leftover, key), purpose=purpose
+            ),
             margin_s=self.margin_s,
             owner_s=self.owner_s,
             keep_s=config.keep_files_s if purpose == "source" else 0.0,
             patience_s=config.timeout_s,
-            turn=turn,
+            limit=turn,
         )
 
     def key(self, target: Target, content: Content) -> UploadKey:

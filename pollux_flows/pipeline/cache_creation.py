@@ -37,8 +37,8 @@ from pollux_flows.pipeline.retry import Attempts, attempt, insist
 from pollux_flows.providers.caches import CacheToCreate, ProviderCache
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.account import derive_shared_account
-from pollux_flows.state.claims import Clock, LeaseLostError, unbroken
 from pollux_flows.state.identity import cache_contents_identity, cache_identity, source_identity
+from pollux_flows.state.leases import Clock, LeaseLostError, run_to_completion
 from pollux_flows.state.upload import Failure
 
 T = TypeVar("T")
@@ -273,7 +273,7 @@ class _Creation:
     async def _obtain(self, lock: CacheLock) -> CacheRecord:
         record = lock.record
         if record is not None and record.failure is not None and self._waited_for(record, record.failure):
-            raise record.failure.error()
+            raise record.failure.to_error()
         if record is not None and record.may_exist:
             record = await self._adopt(lock, record)
         if record is not None and record.state == "living" and record.name != self.lost:
@@ -360,7 +360,7 @@ class _Creation:
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
-            await unbroken(self._end(lock, creating))
+            await run_to_completion(self._end(lock, creating))
             raise
 
     async def _end(self, lock: CacheLock, creating: asyncio.Task[CacheRecord]) -> None:
@@ -376,7 +376,7 @@ class _Creation:
         ledger = open_ledger(self.config)
         holding = Holding(
             ledger,
-            await ledger.account(self.config.key()),
+            await ledger.derive_account(self.config.key()),
             record.file_owner,
             owner_s=_OWNED_S,
             margin_s=_FILE_MARGIN_S,
@@ -445,7 +445,7 @@ class _Creation:
         self, lock: CacheLock, record: CacheRecord, error: PolluxError | None, session: Session
     ) -> None:
         """Save why it failed, for those who wait, and release its files unless the cache may exist all the same."""
-        failure = Failure.of(error or CacheError("No cache was made."), record.display_name, "", self.clock())
+        failure = Failure.from_error(error or CacheError("No cache was made."), record.display_name, "", self.clock())
         unknown = isinstance(error, APIError) and error.outcome_unknown and record.asked_at is not None
         with suppress(PolluxError):  # what failed matters more
             await lock.save(record.change(state="creating" if unknown else "failed", failure=failure))

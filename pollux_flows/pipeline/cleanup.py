@@ -50,7 +50,7 @@ async def give_back(session: Session, ledger: Ledger, owner: str) -> None:
 async def delete_due(session: Session, ledger: Ledger) -> list[str]:
     """Delete all that this account has no more use for, whoever has used it."""
     config = session.config
-    due = await ledger.due(provider=config.provider, account=await ledger.account(config.key()))
+    due = await ledger.list_due(provider=config.provider, account=await ledger.derive_account(config.key()))
     return await delete(session, ledger, [each for each in due if each.key.base_url == config.base_url])
 
 
@@ -70,23 +70,23 @@ class _Deleting:
 
     async def known(self, due: Due, file_id: str) -> list[str]:
         async with self.turn:
-            return await self._delete(due, [file_id]) if await self.ledger.deleting(due) else []
+            return await self._delete(due, [file_id]) if await self.ledger.begin_deletion(due) else []
 
     async def lost(self, orphans: Sequence[Due]) -> list[str]:
         """Those of which only the name is known: one listing finds them all."""
-        claimed = list(compress(orphans, await asyncio.gather(*map(self.ledger.deleting, orphans))))
+        claimed = list(compress(orphans, await asyncio.gather(*map(self.ledger.begin_deletion, orphans))))
         if not claimed:
             return []
         try:
             found = await self.session.find_files({due.marker for due in claimed})
         except APIError as error:
-            await asyncio.gather(*(self.ledger.deletion_failed(due, error.message) for due in claimed))
+            await asyncio.gather(*(self.ledger.postpone_deletion(due, error.message) for due in claimed))
             return []
         return _flat(await asyncio.gather(*(self._found(due, found[due.marker]) for due in claimed)))
 
     async def _found(self, due: Due, file_ids: list[str]) -> list[str]:
         if not file_ids and due.reason == "orphan":  # it may still be on its way: a second look, later
-            await self.ledger.deletion_failed(due, "nothing of that name was there yet")
+            await self.ledger.postpone_deletion(due, "nothing of that name was there yet")
             return []
         async with self.turn:
             return await self._delete(due, file_ids)
@@ -96,9 +96,9 @@ class _Deleting:
             for file_id in file_ids:
                 await self.session.delete_file(file_id)
         except APIError as error:
-            await self.ledger.deletion_failed(due, error.message)
+            await self.ledger.postpone_deletion(due, error.message)
             return []
-        await self.ledger.deleted(due)
+        await self.ledger.finish_deletion(due)
         return file_ids
 
 

@@ -35,7 +35,7 @@ async def look_for(journal: Journal, outcomes: Sequence[Outcome]) -> Saved:
     """Look whether the store still has these answers of a run: one read, of the first and the last of them."""
     where = f"the state in {journal.store.where}"
     try:
-        return Saved(where, await journal.has([outcomes[0], outcomes[-1]] if outcomes else []))
+        return Saved(where, await journal.has_answers([outcomes[0], outcomes[-1]] if outcomes else []))
     except LostError:
         return Saved(where, are_there=False)
     except PolluxError as error:

@@ -16,7 +16,7 @@ from pollux_flows.providers.mime import ending
 from pollux_flows.providers.session import Session
 from pollux_flows.providers.uploads import FileToSend, Purpose
 from pollux_flows.source import Source
-from pollux_flows.state.claims import LEASE_S
+from pollux_flows.state.leases import LEASE_S
 from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Account: whose files they are, as a name that cannot be turned back into a key."""
+"""Account: the name of the owner of files, derived from an API key so that it cannot be turned back into the key."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ _SHARED_SALT: Final = hashlib.sha256(b"pollux_flows: accounts that several store
 _hashing: Final = threading.Lock()
 
 
-async def account(store: Store, key: str | None) -> str:
-    """The same for the same key in all processes that share the store.
+async def derive_account(store: Store, key: str | None) -> str:
+    """Return the name of a key's account, equal in all processes that share the store.
 
-    A plain hash would do for a key that nobody can guess. But keys of local servers are words, provider keys have
-    leaked in lists, and whoever sees a ledger could try them all, or see that two stores use one key. So the hash is
-    slow (scrypt), and salted with what is made once for each store and never leaves it.
+    A plain hash would do for a key that cannot be guessed. But keys of local servers are words, provider keys have
+    leaked in lists, and a reader of a ledger could try them all, or see that two stores use one key. So the hash is
+    slow (scrypt), with a salt that is made once for each store and never leaves it.
     """
     if key is None:
         return "nobody"
-    if (kept := await store.get(_SALT)) is None:
+    if (record := await store.get(_SALT)) is None:
         await store.add(_SALT, {"salt": secrets.token_hex(32)})
-        kept = await store.get(_SALT) or {}
-    return await asyncio.to_thread(_account, key, kept["salt"])
+        record = await store.get(_SALT) or {}
+    return await asyncio.to_thread(_derive, key, record["salt"])
 
 
 async def derive_shared_account(key: str | None) -> str:
     """Return the name of a key's account, equal in all stores and on all machines.
 
-    Workers without a common store find each other's caches by it. The hash is as slow as that of `account`.
+    Workers without a common store find each other's caches by it. The hash is as slow as that of `derive_account`.
     """
-    return "nobody" if key is None else await asyncio.to_thread(_account, key, _SHARED_SALT)
+    return "nobody" if key is None else await asyncio.to_thread(_derive, key, _SHARED_SALT)
 
 
-def _account(key: str, salt: str) -> str:
-    with _hashing:  # of many who ask at once, one pays the 16 MiB and the 50 ms
-        return _hashed(key, salt)
+def _derive(key: str, salt: str) -> str:
+    with _hashing:  # of many concurrent callers, one pays the 16 MiB and the 50 ms
+        return _hash(key, salt)
 
 
 @lru_cache(maxsize=64)
-def _hashed(key: str, salt: str) -> str:
+def _hash(key: str, salt: str) -> str:
     return hashlib.scrypt(key.encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1, dklen=16).hex()

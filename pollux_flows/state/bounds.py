@@ -1,4 +1,4 @@
-"""Bounds: how long answers are kept, and how much room they may take, without anybody doing anything."""
+"""Bounds: how long answers are stored, and how much space they may take, without anyone pruning."""
 
 from __future__ import annotations
 
@@ -8,52 +8,54 @@ import warnings
 from typing import Final
 
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.state.claims import Clock
-from pollux_flows.state.measures import size_in_bytes
+from pollux_flows.state.leases import Clock
 from pollux_flows.state.prune import prune
 from pollux_flows.state.store import Store
+from pollux_flows.state.units import parse_size
 
 KEEP_DAYS: Final = "POLLUX_STATE_KEEP_DAYS"
 MAX_SIZE: Final = "POLLUX_STATE_MAX_SIZE"
 
-_KEPT_DAYS: Final = 90.0
-_LARGEST: Final = 2_000_000_000
-# Enough goes at once that it need not be done at the next run again.
-_DOWN_TO: Final = 0.9
-_LOOK_EVERY_S: Final = 60.0
-_looked: Final[dict[str, float]] = {}
+_DEFAULT_DAYS: Final = 90.0
+_DEFAULT_MAX_SIZE: Final = 2_000_000_000
+# So much is removed at once that the next runs need not prune again.
+_TARGET: Final = 0.9
+_CHECK_EVERY_S: Final = 60.0
+_checked_at: Final[dict[str, float]] = {}
 
 
-def kept_s() -> float:
-    """For how many seconds an answer is kept."""
-    said = os.environ.get(KEEP_DAYS, "").strip()
+def retention_s() -> float:
+    """Return for how many seconds an answer is stored."""
+    setting = os.environ.get(KEEP_DAYS, "").strip()
     try:
-        days = float(said or _KEPT_DAYS)
+        days = float(setting or _DEFAULT_DAYS)
     except ValueError:
         days = 0.0
     if not 0 < days <= 36_500:  # noqa: PLR2004 (a century)
-        raise ConfigurationError(f"{KEEP_DAYS} is no number of days: {said!r}.", hint="Set it to 30, say, or unset it.")
+        raise ConfigurationError(
+            f"{KEEP_DAYS} is no number of days: {setting!r}.", hint="Set it to 30, say, or unset it."
+        )
     return days * 86_400
 
 
-def max_size() -> int:
-    """How many bytes the state on this machine may take."""
-    said = os.environ.get(MAX_SIZE, "").strip()
-    return size_in_bytes(said, MAX_SIZE) if said else _LARGEST
+def max_size_bytes() -> int:
+    """Return how many bytes the state on this machine may take."""
+    setting = os.environ.get(MAX_SIZE, "").strip()
+    return parse_size(setting, MAX_SIZE) if setting else _DEFAULT_MAX_SIZE
 
 
-async def keep_within_bounds(store: Store, clock: Clock = time.time) -> None:
-    """Where the store knows its size, and that is too large, the oldest answers go. A failure costs nobody anything.
+async def enforce_max_size(store: Store, clock: Clock = time.time) -> None:
+    """Prune the oldest answers of a store that has grown too large. Best effort: a failure is a warning.
 
-    A Redis does not know what is ours in it: there only age bounds it, and how much memory it has is for its keeper.
+    A Redis does not know which part of its memory is ours: there, only age bounds the state.
     """
-    most, now = max_size(), time.monotonic()
-    if now - _looked.get(store.where, -_LOOK_EVERY_S) < _LOOK_EVERY_S:
+    limit, now = max_size_bytes(), time.monotonic()
+    if now - _checked_at.get(store.where, -_CHECK_EVERY_S) < _CHECK_EVERY_S:
         return
-    _looked[store.where] = now
+    _checked_at[store.where] = now
     try:
         size = await store.size()
-        if size is not None and size > most:
-            await prune(store, max_size=_DOWN_TO * most, expired=False, clock=clock)
+        if size is not None and size > limit:
+            await prune(store, max_size=_TARGET * limit, expired=False, clock=clock)
     except PolluxError as error:
-        warnings.warn(f"The state was not kept within its size. {error}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"The state could not be pruned to its maximum size. {error}", RuntimeWarning, stacklevel=2)

@@ -10,9 +10,9 @@ from pydantic import Field
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers.content import Content
-from pollux_flows.state.claims import bare, holder
-from pollux_flows.state.kept import answer_in, pointer_in
-from pollux_flows.state.kinds import kind_of, may_go
+from pollux_flows.state.answer_record import read_answer, read_pointer
+from pollux_flows.state.kinds import is_removable, kind_of
+from pollux_flows.state.leases import get_owner, strip_lease
 from pollux_flows.state.store import Row, Store
 from pollux_flows.state.upload import Entry, UploadKey
 
@@ -26,10 +26,10 @@ class Damage(Record):
 
 async def remove_damaged(store: Store, *, dry_run: bool = False) -> Damage:
     """Remove what is damaged and may go."""
-    damaged = [row async for row in store.listed() if not row.expired and not _is_well(row)]
-    going = [row for row in damaged if may_go(row.key)]
-    gone = going if dry_run else await store.drop(going)
-    left = [row for row in damaged if not may_go(row.key)]
+    damaged = [row async for row in store.list_rows() if not row.expired and not _is_well(row)]
+    going = [row for row in damaged if is_removable(row.key)]
+    gone = going if dry_run else await store.delete_rows(going)
+    left = [row for row in damaged if not is_removable(row.key)]
     return Damage(removed=[row.key for row in gone], left=[row.key for row in left])
 
 
@@ -45,18 +45,18 @@ def _is_well(row: Row) -> bool:
 
 def _read(key: str, record: dict[str, Any]) -> None:
     """As those would who use it."""
-    holder(record, time.time())
+    get_owner(record, time.time())
     match kind_of(key):
         case "answer":
-            answer_in(key, record, "")
+            read_answer(key, record, "")
         case "pointer":
-            pointer_in(key, record, "")
+            read_pointer(key, record, "")
         case "run":
             _ = record["run"] + "", record["at"] + 0.0
         case "hash":
             Content.model_validate(record)
-        case "upload" if bare(record):
-            Entry.read(record)
+        case "upload" if strip_lease(record):
+            Entry.from_record(record)
         case "owner":
             UploadKey.model_validate(record)
         case "account":

@@ -27,10 +27,10 @@ from diskcache import Cache, Disk, Timeout
 
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.state import expiry
-from pollux_flows.state.claims import Clock
 from pollux_flows.state.expiry import Expiry
-from pollux_flows.state.home import full, prepared, refused
-from pollux_flows.state.store import Json, Row, read, readable, written
+from pollux_flows.state.home import disk_full_error, folder_error, prepare_folder
+from pollux_flows.state.leases import Clock
+from pollux_flows.state.store import Json, Row, decode_record, encode_record, try_decode_record
 
 T = TypeVar("T")
 
@@ -176,19 +176,19 @@ class DiskStore:
         await self.put_many({key: record}, ttl_s)
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
-        await self._settled(_Put([_NewRow(key, written(key, record), ttl_s) for key, record in records.items()]))
+        await self._settled(_Put([_NewRow(key, encode_record(key, record), ttl_s) for key, record in records.items()]))
 
     async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
-        row = _NewRow(key, written(key, record), ttl_s)
+        row = _NewRow(key, encode_record(key, record), ttl_s)
         return await self._ask(lambda cache: self._write([row], cache, _ADD) == 1, writes=True)
 
     async def swap(self, key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
-        expected = None if old is None else written(key, old)
-        data = None if new is None else written(key, new)
+        expected = None if old is None else encode_record(key, old)
+        data = None if new is None else encode_record(key, new)
 
         def swap(cache: Any) -> bool:
             # Only what was read can be compared: a damaged record is an error here, too.
-            now = None if (found := self._read(cache, [key]).get(key)) is None else written(key, found)
+            now = None if (found := self._read(cache, [key]).get(key)) is None else encode_record(key, found)
             if now != expected:
                 return False
             if data is not None:
@@ -203,7 +203,7 @@ class DiskStore:
         def swap(some: Sequence[str], cache: Any) -> list[str]:
             found = self._read(cache, some)
             done = [key for key in some if found.get(key) == changes[key][0]]
-            self._write([_NewRow(key, written(key, changes[key][1]), ttl_s) for key in done], cache)
+            self._write([_NewRow(key, encode_record(key, changes[key][1]), ttl_s) for key in done], cache)
             return done
 
         keys, done = list(changes), set[str]()
@@ -215,7 +215,7 @@ class DiskStore:
     async def delete(self, *keys: str) -> None:
         await self._ask(lambda cache: [cache._sql(_DELETE, (key,)) for key in keys], writes=True)  # noqa: SLF001
 
-    async def names(self, prefix: str) -> AsyncIterator[str]:
+    async def list_keys(self, prefix: str) -> AsyncIterator[str]:
         async for keys in self._pages(prefix):
             for key in keys:
                 yield key
@@ -239,7 +239,7 @@ class DiskStore:
             last = keys[-1]
             yield keys
 
-    async def listed(self) -> AsyncIterator[Row]:
+    async def list_rows(self) -> AsyncIterator[Row]:
         query = (
             "SELECT rowid, store_time, expire_time, key, mode, filename, value FROM Cache"
             " WHERE raw = 1 AND typeof(key) = 'text' AND (store_time, rowid) > (?, ?)"
@@ -256,9 +256,9 @@ class DiskStore:
                 data = _data(mode, filename, value)
                 size = len(key.encode()) + (len(value) if isinstance(value, bytes) else 0)
                 expired = expires_at is not None and expires_at <= self._clock()
-                yield Row(key, readable(data), size, written_at, expired)
+                yield Row(key, try_decode_record(data), size, written_at, expired)
 
-    async def drop(self, rows: Sequence[Row]) -> list[Row]:
+    async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
         gone: list[Row] = []
         for start in range(0, len(rows), _TOGETHER):
             gone += await self._ask(partial(_drop_all, rows[start : start + _TOGETHER]), writes=True)
@@ -339,7 +339,7 @@ class DiskStore:
                         return [outcome for step in steps for outcome in self._outcomes(step, cache)]
             except OSError as error:
                 self._let_go()
-                raise refused(self.folder, error) from error
+                raise folder_error(self.folder, error) from error
             except (sqlite3.Error, Timeout) as error:
                 cause = _cause(error)
                 code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
@@ -347,7 +347,7 @@ class DiskStore:
                 if code not in _LATER | {sqlite3.SQLITE_FULL} or not self._is_well():
                     self._let_go()
                 if code not in _LATER or time.monotonic() > give_up:
-                    raise self._in_words(code, cause) from error
+                    raise self._translate(code, cause) from error
             time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 (to part those who collide, not to keep a secret)
 
     def _outcomes(self, step: Sequence[_Work | _Put], cache: Any) -> list[Any]:
@@ -366,7 +366,9 @@ class DiskStore:
         for start in range(0, len(keys), _TOGETHER):
             some = keys[start : start + _TOGETHER]
             rows = cache._sql(_SELECT.format(", ".join("?" * len(some))), some).fetchall()  # noqa: SLF001
-            found |= {key: read(key, _data(mode, filename, value), self.where) for key, mode, filename, value in rows}
+            found |= {
+                key: decode_record(key, _data(mode, filename, value), self.where) for key, mode, filename, value in rows
+            }
         return found
 
     def _write(self, rows: Sequence[_NewRow], cache: Any, statement: str = _UPSERT) -> int:
@@ -401,7 +403,7 @@ class DiskStore:
         if self._cache is not None and _inode(file) != self._inode:
             self._let_go()
         if self._cache is None:
-            prepared(self.folder)
+            prepare_folder(self.folder)
             self._cache = Cache(str(self.folder), timeout=BUSY_S, disk=PlainDisk, **SETTINGS)
             self._cache._sql(_BY_AGE)  # noqa: SLF001
             self._cache.reset("sqlite_synchronous", _DURABLE, update=False)
@@ -418,12 +420,12 @@ class DiskStore:
             with suppress(sqlite3.Error), _in_sqlite:
                 cache.close()
 
-    def _in_words(self, code: int, cause: BaseException) -> ConfigurationError:
+    def _translate(self, code: int, cause: BaseException) -> ConfigurationError:
         match code:
             case sqlite3.SQLITE_FULL:
-                return full(self.folder)
+                return disk_full_error(self.folder)
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-                return refused(self.folder, PermissionError(errno.EACCES, str(cause)))
+                return folder_error(self.folder, PermissionError(errno.EACCES, str(cause)))
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR:
                 return ConfigurationError(
                     f"The state in {self.folder} is damaged ({cause}).",
@@ -437,7 +439,7 @@ class DiskStore:
             case _:
                 return ConfigurationError(
                     f"The disk failed under the state in {self.folder} ({cause}): this was not recorded.",
-                    hint="See whether that disk is full, over a quota or broken.",
+                    hint="See whether that disk is disk_full_error, over a quota or broken.",
                 )
 
 
@@ -473,7 +475,7 @@ def _data(mode: int, filename: str | None, value: object) -> object:
 
 def _drop_all(rows: Sequence[Row], cache: Any) -> list[Row]:
     query = "DELETE FROM Cache WHERE key = ? AND raw = 1 AND store_time = ?"
-    return [row for row in rows if cache._sql(query, (row.key, row.stamp)).rowcount]  # noqa: SLF001
+    return [row for row in rows if cache._sql(query, (row.key, row.version)).rowcount]  # noqa: SLF001
 
 
 def _inode(file: Path) -> int:

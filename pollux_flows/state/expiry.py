@@ -1,17 +1,16 @@
-"""Expiry: when records whose time is up may be removed, by processes whose clocks may be wrong.
+"""Expiry: when expired records may be removed by processes whose clocks may be wrong.
 
 By a clock that is 100 days ahead, every answer has expired. So no record is removed on a single look at the clock:
 
-- A look notes the wall clock, and the monotonic clock, which counts from the start of the machine and is never set.
-- Two looks at least an hour apart confirm the wall clock. What had expired at the first of them may then be removed.
-- Where the wall clock has moved between two looks by a week more, or less, than the monotonic clock, it was set, or two
-  processes disagree about the time. The waiting then starts over, and a warning is logged.
+- A look reads the wall clock, and the monotonic clock, which counts from the start of the machine and is never set.
+- Two looks at least an hour apart confirm the wall clock. Records that had expired at the first may then be removed.
+- If the wall clock has moved between two looks by a week more, or less, than the monotonic clock, it was set, or two
+  processes disagree about the time. The wait then starts over, and a warning is logged.
 
-The last look is saved in a file, for all processes on the machine until it is restarted: most end within the hour.
+The last look is saved in a file for all processes on the machine, most of which end within the hour.
 
-A record is there until it is removed, and is read until then, whatever the clock says: a reader whose clock is wrong
-loses no answer. A person who prunes does not wait. A Redis removes records by its own clock, from the time to live that
-it was told, so the clock of a process has no part in it.
+A record exists and is read until it is removed, whatever the clock says: a reader whose clock is wrong loses no answer.
+A person who prunes does not wait. A Redis removes records by its own clock, not by that of a process.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-from pollux_flows.state.claims import Clock
+from pollux_flows.state.leases import Clock
 from pollux_flows.state.process import boot_id
 
 FILE: Final = "clock.json"
 APART_S: Final = 3600.0
 LARGEST_JUMP_S: Final = 7 * 86_400.0
 # The file may be on a disk that machines share: each has its own look in it, until it is restarted.
-_REMEMBERED: Final = 20
+_MACHINES: Final = 20
 _DAY_S: Final = 86_400.0
 _log: Final = logging.getLogger("pollux_flows")
 
 
 class _Look(NamedTuple):
-    """A look at both clocks, and what those before it have confirmed."""
+    """One reading of both clocks, and the cutoff that earlier looks have confirmed."""
 
     wall: float
     monotonic: float
@@ -47,12 +46,12 @@ class _Look(NamedTuple):
 
 @cache
 def machine_expiry(file: Path) -> Expiry:
-    """Return the Expiry of this process that saves its looks in `file`."""
+    """Return the one Expiry of this process that saves its looks in `file`."""
     return Expiry(file)
 
 
 class Expiry:
-    """Tells which expired records may be removed. `file` is where looks are saved; without, this process is alone."""
+    """Decides which expired records may be removed. Processes share their looks through `file`, if there is one."""
 
     def __init__(
         self, file: Path | None = None, *, clock: Clock = time.time, monotonic: Clock = time.monotonic
@@ -62,7 +61,7 @@ class Expiry:
         self._warned = False
 
     def cutoff(self) -> float | None:
-        """Look at the clocks, and return the time before which a record must have expired to be removed, if any may."""
+        """Look at the clocks; return the time before which a record must have expired to be removed, or None."""
         look = _Look(wall=self._clock(), monotonic=self._monotonic())
         last = self._load()
         if last is None or look.monotonic < last.monotonic:
@@ -106,9 +105,9 @@ class Expiry:
         if self._file is None or not (boot := boot_id()):
             return
         looks = {name: saved for name, saved in self._read().items() if name != boot}
-        looks = dict([*looks.items(), (boot, look._asdict())][-_REMEMBERED:])
+        looks = dict([*looks.items(), (boot, look._asdict())][-_MACHINES:])
         part = self._file.with_name(f"{self._file.name}.{uuid4().hex}")
-        with suppress(OSError):  # then each process on this machine waits for itself
+        with suppress(OSError):  # then each process on this machine waits by itself
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 part.write_text(json.dumps(looks))
@@ -117,7 +116,7 @@ class Expiry:
                 part.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, object]:
-        """The last looks of all machines, by the start of the machine."""
+        """Return the last looks of all machines that share the disk, by boot id."""
         if self._file is None:
             return {}
         try:

@@ -14,49 +14,52 @@ _ELSEWHERE: Final = f"Set {VARIABLE} to a folder that this user may write to."
 
 
 def home() -> Path:
-    """`POLLUX_HOME`, or else `pollux` inside Prefect's home. Whether it can be used shows when it is used."""
+    """Return `POLLUX_HOME`, or else `pollux` inside Prefect's home. The folder may not exist yet."""
     if own := os.environ.get(VARIABLE, "").strip():
         return _absolute(own)
     # Found the way Prefect finds it: importing Prefect for a path would cost a second.
     return _absolute(os.environ.get("PREFECT_HOME", "").strip() or "~/.prefect") / "pollux"
 
 
-def prepared(folder: Path) -> Path:
-    """`folder`, made if need be, or a ConfigurationError that says why it cannot be used."""
+def prepare_folder(folder: Path) -> Path:
+    """Create `folder` if it is missing and return it, or raise a ConfigurationError that says why it cannot be used."""
     try:
-        # What is kept there are people's answers: nobody else on the machine has a business reading them.
+        # Answers are confidential: other users of the machine may not read them.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise refused(folder, error) from error
+        raise folder_error(folder, error) from error
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise refused(folder, PermissionError(errno.EACCES, "not writable"))
+        raise folder_error(folder, PermissionError(errno.EACCES, "not writable"))
     return folder
 
 
-def refused(folder: Path, error: OSError) -> ConfigurationError:
-    """Why the system lets nobody work in `folder`, in words."""
+def folder_error(folder: Path, error: OSError) -> ConfigurationError:
+    """Return the error for a folder in which the system does not let this process work."""
     match error.errno:
         case errno.EEXIST | errno.ENOTDIR:
-            return ConfigurationError(f"State cannot be kept in {folder}: it is, or lies in, a file.", hint=_ELSEWHERE)
+            return ConfigurationError(
+                f"State cannot be stored in {folder}: it is, or lies in, a file.", hint=_ELSEWHERE
+            )
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return ConfigurationError(f"State cannot be kept in {folder}: it cannot be written to.", hint=_ELSEWHERE)
+            return ConfigurationError(f"State cannot be stored in {folder}: it cannot be written to.", hint=_ELSEWHERE)
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return full(folder)
+            return disk_full_error(folder)
         case _:
             why = error.strerror or type(error).__name__
-            return ConfigurationError(f"State cannot be kept in {folder}: {why}.", hint=_ELSEWHERE)
+            return ConfigurationError(f"State cannot be stored in {folder}: {why}.", hint=_ELSEWHERE)
 
 
-def full(folder: Path) -> ConfigurationError:
+def disk_full_error(folder: Path) -> ConfigurationError:
+    """Return the error for a disk without room for the state."""
     return ConfigurationError(
-        f"There is no room left for the state in {folder}: this was not recorded.",
-        hint="Make room on that disk, perhaps with pollux-flows state prune, and run again; what was recorded before is"
-        f" kept. Or {_ELSEWHERE[0].lower()}{_ELSEWHERE[1:]}",
+        f"There is no room left for the state in {folder}: this was not saved.",
+        hint="Make room on that disk, perhaps with pollux-flows state prune, and run again; earlier records are still"
+        f" there. Or {_ELSEWHERE[0].lower()}{_ELSEWHERE[1:]}",
     )
 
 
 def _absolute(path: str) -> Path:
     try:
         return Path(path).expanduser().absolute()
-    except (RuntimeError, OSError) as error:  # nobody's home is known, or the working directory is gone
-        raise ConfigurationError(f"There is no telling where {path} is ({error}).", hint=_ELSEWHERE) from error
+    except (RuntimeError, OSError) as error:  # the user has no home, or the working directory is gone
+        raise ConfigurationError(f"The folder {path} cannot be found ({error}).", hint=_ELSEWHERE) from error

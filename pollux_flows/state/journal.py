@@ -1,7 +1,7 @@
-"""Journal: every answer, written down before it counts as given.
+"""Journal: the answers of a run, saved before they count as received.
 
-An answer is kept in the run that asked for it, where a retry of that run finds it; and the call remembers which run
-last answered it, so that any later run can be given the same.
+An answer is saved for the run that asked, where a retry of that run finds it. A pointer for its call leads to the
+latest answer of any run, so that later runs can reuse it.
 """
 
 from __future__ import annotations
@@ -13,132 +13,131 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from pollux_flows.result import Outcome
-from pollux_flows.state import claims
-from pollux_flows.state.bounds import keep_within_bounds, kept_s
-from pollux_flows.state.claims import LEASE_S, Claim, Clock
+from pollux_flows.state import fallback_files, leases
+from pollux_flows.state.answer_record import make_answer_record, pointer_key, read_answer, read_pointer
+from pollux_flows.state.bounds import enforce_max_size, retention_s
 from pollux_flows.state.identity import digest
 from pollux_flows.state.index import Call, write_index
-from pollux_flows.state.kept import answer_in, kept, pointer_in, pointer_to
-from pollux_flows.state.spill import take_up
+from pollux_flows.state.leases import LEASE_S, Clock, Lease
 from pollux_flows.state.store import Json, Store
 
-# The record of a longer text is made on a thread: it would hold up the event loop.
+# The record of a longer text is made on a thread: it would block the event loop.
 _LARGE: Final = 1 << 20
 
 
 class TakenError(Exception):
-    """Somebody else is asking this, or has an answer by now: look again once the call is free."""
+    """Another execution has the lease on this call, or has answered it: look again once the lease is released."""
 
 
 class Journal:
-    """The answers of one run, among all that a store knows of."""
+    """The journal of one run in a store."""
 
     def __init__(self, store: Store, run: str, clock: Clock = time.time, *, lease_s: float = LEASE_S) -> None:
         self.store = store
         self.run = run
         self.clock = clock
         self.lease_s = lease_s
-        self._kept_s = kept_s()
+        self._retention_s = retention_s()
         self._name = digest("run", run)
 
-    async def take_up_spilled(self) -> None:
+    async def save_fallback_files(self) -> None:
         """Save the answers that an earlier attempt on this machine could only write to a file."""
-        await take_up(self.store)
+        await fallback_files.save_fallback_files(self.store)
 
     async def begin(self, *, complete: bool | None = None) -> None:
-        """Note that the run asks something. A store that cannot be written to says so here, before anything is paid.
+        """Record that the run asks something. If the store cannot be written to, that fails before anything is paid.
 
-        `complete` is False where the run will say by `end` that all is answered; None where its slots say so.
+        `complete` is False for a run that will call `end` when all is answered; None where its slots record that.
         """
-        await self._note(complete)
-        await keep_within_bounds(self.store, self.clock)
+        await self._write_header(complete)
+        await enforce_max_size(self.store, self.clock)
 
     async def end(self) -> None:
-        """Note that all that the run asked is answered, so that it need not be retried."""
-        await self._note(complete=True)
+        """Record that all calls of the run are answered, so that it will not be retried."""
+        await self._write_header(complete=True)
 
-    async def _note(self, complete: bool | None) -> None:
+    async def _write_header(self, complete: bool | None) -> None:
         record = {"run": self.run, "at": self.clock()}
         if complete is not None:
             record["complete"] = complete
-        await self.store.put(f"run/{self._name}", record, self._kept_s)
+        await self.store.put(f"run/{self._name}", record, self._retention_s)
 
-    async def own(self, calls: Sequence[str]) -> dict[str, Outcome]:
-        """The answers of this run to these calls."""
-        records = await self.store.get_many(self._place(call) for call in calls)
-        places = {call: place for call in calls if (place := self._place(call)) in records}
-        return {call: answer_in(place, records[place], self.store.where, "run") for call, place in places.items()}
+    async def load_own(self, calls: Sequence[str]) -> dict[str, Outcome]:
+        """Return the outcomes of these calls in this run, as far as they are saved."""
+        keys = {self._answer_key(call): call for call in calls}
+        records = await self.store.get_many(keys)
+        return {keys[key]: read_answer(key, record, self.store.where, "run") for key, record in records.items()}
 
-    async def anybodys(self, calls: Sequence[str], max_age_s: float | None) -> dict[str, Outcome]:
-        """Any run's latest answers to these calls, where that is not too old."""
-        names, where = {pointer_to(call): call for call in calls}, self.store.where
-        found = await self.store.get_many(names)
-        pointers = {names[name]: pointer_in(name, record, where) for name, record in found.items()}
+    async def load_reusable(self, calls: Sequence[str], max_age_s: float | None) -> dict[str, Outcome]:
+        """Return the latest outcomes of these calls in any run, as far as they are saved and not too old."""
+        pointers, where = {pointer_key(call): call for call in calls}, self.store.where
         since = None if max_age_s is None else self.clock() - max_age_s
-        places = {call: pointer.place for call, pointer in pointers.items() if since is None or pointer.at >= since}
-        records = await self.store.get_many(places.values())
-        there = {call: place for call, place in places.items() if place in records}
-        return {call: answer_in(place, records[place], where, "always") for call, place in there.items()}
+        places: dict[str, str] = {}
+        for key, record in (await self.store.get_many(pointers)).items():
+            pointer = read_pointer(key, record, where)
+            if since is None or pointer.at >= since:
+                places[pointer.place] = pointers[key]
+        records = await self.store.get_many(places)
+        return {places[key]: read_answer(key, record, where, "always") for key, record in records.items()}
 
-    async def has(self, outcomes: Sequence[Outcome]) -> bool:
+    async def has_answers(self, outcomes: Sequence[Outcome]) -> bool:
         """Return whether the store has these answers, for this run and for any other that may reuse them."""
-        names = {pointer_to(outcome.identity) for outcome in outcomes}
-        names |= {self._place(outcome.identity) for outcome in outcomes if outcome.reused != "always"}
-        return names == (await self.store.get_many(names)).keys()
+        keys = {pointer_key(outcome.identity) for outcome in outcomes}
+        keys |= {self._answer_key(outcome.identity) for outcome in outcomes if outcome.reused != "always"}
+        return keys == (await self.store.get_many(keys)).keys()
 
-    async def index(self, calls: Sequence[Call], flow_run: str | None) -> None:
-        """Note what is asked, so that the answers of the run can be listed."""
+    async def write_index(self, calls: Sequence[Call], flow_run: str | None) -> None:
+        """Record which calls are asked, so that the answers of the run can be listed."""
         found_as = [(call, call.identity) for call in calls]
         await write_index(self.store, self._name, flow_run, found_as, at=self.clock())
 
-    async def keep(self, call: str, outcome: Outcome) -> None:
-        """Write an answer down; when this returns, it will survive."""
-        now, place = self.clock(), self._place(call)
-        pointer = {"at": now, "place": place}
-        if outcome.problem is None:
-            is_large = outcome.answer is not None and len(outcome.answer.text) > _LARGE
-            records = await asyncio.to_thread(self.records, call, outcome) if is_large else self.records(call, outcome)
-            await self.store.put_many(records, self._kept_s)
-            return
-        # What is no answer does not take the place of one; but that it was paid for is not forgotten.
-        earlier = (await self.own([call])).get(call)
+    async def save_answer(self, call: str, outcome: Outcome) -> None:
+        """Save an answer, which survives a crash of the machine once this returns."""
+        is_large = outcome.answer is not None and len(outcome.answer.text) > _LARGE
+        make = self.make_records
+        records = await asyncio.to_thread(make, call, outcome) if is_large else make(call, outcome)
+        await self.store.put_many(records, self._retention_s)
+
+    async def save_error(self, call: str, outcome: Outcome) -> None:
+        """Save a response without a usable answer. It does not replace an answer, but its cost is added to it."""
+        now, key = self.clock(), self._answer_key(call)
+        earlier = (await self.load_own([call])).get(call)
         if earlier is not None and earlier.problem is None:
             paid = earlier.paid_before_usd + (outcome.cost_usd or 0.0)
             outcome = earlier.model_copy(update={"paid_before_usd": paid})
-        await self.store.put(place, kept(place, outcome, now), self._kept_s)
-        await self.store.add(pointer_to(call), pointer, self._kept_s)
+        await self.store.put(key, make_answer_record(key, outcome, now), self._retention_s)
+        await self.store.add(pointer_key(call), {"at": now, "place": key}, self._retention_s)
 
-    def records(self, call: str, outcome: Outcome) -> dict[str, Json]:
-        """The records of an answer: the answer itself, and the pointer by which other runs find it."""
-        now, place = self.clock(), self._place(call)
-        return {place: kept(place, outcome, now), pointer_to(call): {"at": now, "place": place}}
+    def make_records(self, call: str, outcome: Outcome) -> dict[str, Json]:
+        """Return the records of an answer: the answer itself, and the pointer by which other runs find it."""
+        now, key = self.clock(), self._answer_key(call)
+        return {key: make_answer_record(key, outcome, now), pointer_key(call): {"at": now, "place": key}}
 
     @asynccontextmanager
-    async def asking(self, call: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """What this yields claims the call when it is first awaited, or raises TakenError."""
+    async def lease_call(self, call: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Yield a function that acquires the lease on the call, or raises TakenError; release it with the block."""
         async with AsyncExitStack() as stack:
-            claim: Claim | None = None
+            lease: Lease | None = None
 
-            async def take() -> None:
-                nonlocal claim
-                if claim is None:
-                    claim = await self._claimed(_asked(call))
-                    if claim is None:
+            async def acquire() -> None:
+                nonlocal lease
+                if lease is None:
+                    lease = await leases.acquire_lease(
+                        self.store, _lease_key(call), self.run, self.lease_s, clock=self.clock
+                    )
+                    if lease is None:
                         raise TakenError
-                    await stack.enter_async_context(claims.held(claim))
+                    await stack.enter_async_context(leases.use_lease(lease))
 
-            yield take
+            yield acquire
 
-    async def free(self, call: str) -> None:
-        """Wait until nobody is asking this any more."""
-        await claims.freed(self.store, _asked(call), clock=self.clock)
+    async def wait_for_release(self, call: str) -> None:
+        """Wait until no execution has the lease on the call."""
+        await leases.wait_for_release(self.store, _lease_key(call), clock=self.clock)
 
-    async def _claimed(self, key: str) -> Claim | None:
-        return await claims.claim(self.store, key, self.run, self.lease_s, clock=self.clock)
-
-    def _place(self, call: str) -> str:
+    def _answer_key(self, call: str) -> str:
         return f"run/{self._name}/{call}"
 
 
-def _asked(call: str) -> str:
+def _lease_key(call: str) -> str:
     return f"asking/{call}"

@@ -1,4 +1,4 @@
-"""Kinds: what a record is about, by its name, and which may go."""
+"""Kinds of records, told by their keys, and which of them may be removed."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ _KINDS: Final[dict[str, Kind]] = {
     "asked": "job",
     "cache": "cache",
 }
-# The others say what is still at a provider, and whose it is: without them, nobody would delete or collect it.
-_MAY_GO: Final[set[Kind]] = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash"}
+# The other kinds record what is still at a provider: without them, it would never be deleted or collected.
+_REMOVABLE: Final[set[Kind]] = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash"}
 
 
 def kind_of(key: str) -> Kind:
-    """What a record of this name is about."""
+    """Return the kind of the record with this key."""
     if key.startswith("run/") and (match := _RUN.fullmatch(key)):
         return "answer" if match[2] else "run"
     return _KINDS.get(key.partition("/")[0], "unknown")
 
 
 def run_of(key: str) -> str | None:
-    """The run that a record belongs to, as a hash of its name."""
+    """Return the run that a record belongs to, as the digest of its name; None for records of no run."""
     match = _RUN.fullmatch(key)
     return match[1] if match else None
 
 
-def may_go(key: str) -> bool:
-    """Whether such a record can be done without, be it at a price."""
-    return kind_of(key) in _MAY_GO
+def is_removable(key: str) -> bool:
+    """Return whether a record with this key may be removed; at worst, an answer is then paid for again."""
+    return kind_of(key) in _REMOVABLE

@@ -1,4 +1,4 @@
-"""Process: which one this is, in words that another process on the same machine can check."""
+"""Process: an identity of this process that other processes on the same machine can check for being alive."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _PROC: Final = Path("/proc")
 
 
 def this_process() -> list[str]:
-    """Where it runs, its number there, and when it began: numbers are given out again."""
-    number = os.getpid()  # not kept: a fork has another
-    return [_machine(), str(number), _began(number) or ""]
+    """Return the machine, the process id and the start time of this process: ids are reused, start times are not."""
+    pid = os.getpid()  # not cached: a fork has another
+    return [_machine(), str(pid), _start_time(pid) or ""]
 
 
 def is_dead(process: list[str]) -> bool:
-    """Whether that process is known to be gone. Of another machine's, nobody here knows."""
-    machine, number, began = process
-    # Elsewhere than under Linux a process has no name that is given once only, and asking may end it (Windows).
-    return bool(began) and machine == _machine() and _began(int(number)) not in {began, None}
+    """Return whether that process is known to have ended. Of processes on other machines, that is never known."""
+    machine, pid, started = process
+    # Outside Linux a process has no start time to compare with, and asking for one may end it (Windows).
+    return bool(started) and machine == _machine() and _start_time(int(pid)) not in {started, None}
 
 
 @cache
 def _machine() -> str:
-    """The machine since it was started, and the part of it, a container perhaps, that shares process numbers."""
+    """Return the name of this boot of the machine and of the container, if any, within which process ids are unique."""
     namespace = ""
     with suppress(OSError):
         namespace = str((_PROC / "self/ns/pid").readlink())
@@ -36,20 +36,20 @@ def _machine() -> str:
 
 @cache
 def boot_id() -> str:
-    """A name of the machine since it was started; empty where the system gives none."""
+    """Return a name of this boot of the machine; empty where the system has none."""
     with suppress(OSError):
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
-def _began(number: int) -> str | None:
-    """In ticks since the machine was started; empty where there is no such process, None where nobody can tell."""
+def _start_time(pid: int) -> str | None:
+    """Return the start time in ticks since boot; empty if there is no such process, None if it is unknown."""
     try:
-        status = (_PROC / str(number) / "stat").read_text()
+        status = (_PROC / str(pid) / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return "" if (_PROC / "self").exists() else None
     except OSError:
         return None
-    # After the name, which may hold anything, and in brackets: the state first, and the start as the 20th.
+    # After the name in brackets, which may contain anything: the state comes first, and the start time as the 20th.
     fields = status.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]

@@ -17,10 +17,10 @@ from pydantic import Field
 
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.state.claims import Clock, holder
 from pollux_flows.state.identity import digest
 from pollux_flows.state.kinds import Kind, kind_of, run_of
-from pollux_flows.state.store import Json, Row, Store, damaged
+from pollux_flows.state.leases import Clock, get_owner
+from pollux_flows.state.store import Json, Row, Store, damaged_record_error
 
 _TOGETHER: Final = 1000
 # For so long, what an incomplete run has paid for makes no room for other answers.
@@ -64,7 +64,7 @@ async def prune(
     before = None if older_than_s is None else now - older_than_s
     walk = _Walk(store, now, at_work, runs, before, expired=expired, dry_run=dry_run)
     await walk.begin(max_size)
-    async for row in store.listed():
+    async for row in store.list_rows():
         if walk.is_done(row):
             return await walk.end(saw_all=False)
         await walk.look_at(row)
@@ -83,14 +83,14 @@ async def _at_work(store: Store, now: float) -> set[str]:
 
 def _holder(store: Store, key: str, claim: Json, now: float) -> str | None:
     try:
-        return holder(claim, now)
+        return get_owner(claim, now)
     except (KeyError, TypeError, ValueError):
-        raise damaged(key, store.where) from None
+        raise damaged_record_error(key, store.where) from None
 
 
 async def _named(store: Store, name: str) -> set[str]:
     found = {digest("run", name)}
-    async for row in store.listed():
+    async for row in store.list_rows():
         if kind_of(row.key) == "run" and row.record and str(row.record.get("run")).startswith(f"{name}/"):
             found.add(str(run_of(row.key)))
     return found
@@ -139,7 +139,7 @@ class _Walk:
     async def _estimate(self, max_size: float | None) -> None:
         """All in one look: what somebody else prunes meanwhile is not to be pruned a second time."""
         listed, ages = 0, []
-        async for row in self._store.listed():
+        async for row in self._store.list_rows():
             listed += row.size
             run, at = _run(row), self._at(row)
             if at is not None and run is not None and run not in self._at_work:
@@ -235,7 +235,7 @@ class _Walk:
             await self._flush()
 
     async def _flush(self) -> None:
-        gone = self._going if self._dry_run else await self._store.drop(self._going)
+        gone = self._going if self._dry_run else await self._store.delete_rows(self._going)
         self._going, self._weight = [], 0
         self._gone.update(kind_of(row.key) for row in gone)
         self._freed += sum(row.size for row in gone)

@@ -34,7 +34,7 @@ from redis.exceptions import ConnectionError as Dropped
 from redis.exceptions import TimeoutError as Silent
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.state.store import STATE_URL, Json, LostError, Row, read, readable, written
+from pollux_flows.state.store import STATE_URL, Json, LostError, Row, decode_record, encode_record, try_decode_record
 
 Command = tuple[str | bytes, ...]
 
@@ -130,40 +130,42 @@ class RedisStore:
         found: dict[str, Json] = {}
         wanted = iter(keys)
         while some := list(islice(wanted, _TOGETHER)):
-            found |= {key: read(key, data, self.where) for key, data in await self._data(some)}
+            found |= {key: decode_record(key, data, self.where) for key, data in await self._data(some)}
         return found
 
     async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
         await self.put_many({key: record}, ttl_s)
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
-        rows = [(key, written(key, record)) for key, record in records.items()]
+        rows = [(key, encode_record(key, record)) for key, record in records.items()]
         await self._write([self._writing(key, "any", b"", data, ttl_s) for key, data in rows])
 
     async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
         return await self.swap(key, None, record, ttl_s)
 
     async def swap(self, key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
-        data = b"" if new is None else written(key, new)
+        data = b"" if new is None else encode_record(key, new)
         if old is None:
             (done,) = await self._write([self._writing(key, "absent", b"", data, ttl_s)])
             return bool(done == 1)
-        expected = spelled = written(key, old)
+        expected = spelled = encode_record(key, old)
         while True:
             (now,) = await self._write([self._writing(key, "same", spelled, data, ttl_s)])
             if now == 1 or now is None:
                 return bool(now)
             # Only what was read can be compared: a damaged record is an error here, too. And one that somebody put
             # there by hand, spelled in another way, is still what it says.
-            if written(key, read(key, now, self.where)) != expected:
+            if encode_record(key, decode_record(key, now, self.where)) != expected:
                 return False
             spelled = now
 
     async def swap_many(self, changes: Mapping[str, tuple[Json | None, Json]], ttl_s: float | None = None) -> set[str]:
         commands = []
         for key, (old, new) in changes.items():
-            expected = b"" if old is None else written(key, old)
-            commands.append(self._writing(key, "absent" if old is None else "same", expected, written(key, new), ttl_s))
+            expected = b"" if old is None else encode_record(key, old)
+            commands.append(
+                self._writing(key, "absent" if old is None else "same", expected, encode_record(key, new), ttl_s)
+            )
         replies = dict(zip(changes, await self._write(commands), strict=True))
         # One that is spelled in another way, put there by hand perhaps, is still what it says: `swap` compares that.
         odd = [key for key, reply in replies.items() if isinstance(reply, bytes)]
@@ -173,7 +175,7 @@ class RedisStore:
     async def delete(self, *keys: str) -> None:
         await self._write([self._writing(key, "any", b"", b"", None) for key in keys])
 
-    async def names(self, prefix: str) -> AsyncIterator[str]:
+    async def list_keys(self, prefix: str) -> AsyncIterator[str]:
         for name in await self._names(prefix):
             yield name
 
@@ -183,22 +185,23 @@ class RedisStore:
             for key, record in (await self.get_many(names[start : start + _TOGETHER])).items():
                 yield key, record
 
-    async def listed(self) -> AsyncIterator[Row]:
+    async def list_rows(self) -> AsyncIterator[Row]:
         # Redis knows no order, so each is asked when it was written; and then read again, as all at once are too much.
         names = await self._names("")
         ages: list[tuple[float, str]] = []
         for start in range(0, len(names), _TOGETHER):
             found = await self._data(names[start : start + _TOGETHER])
-            ages += [(_at(readable(data)), key) for key, data in found]
+            ages += [(_at(try_decode_record(data)), key) for key, data in found]
         ages.sort()
         for start in range(0, len(ages), _TOGETHER):
             for key, data in await self._data([key for _, key in ages[start : start + _TOGETHER]]):
-                yield Row(key, readable(data), len(key.encode()) + len(data), _stamp(data))
+                yield Row(key, try_decode_record(data), len(key.encode()) + len(data), _stamp(data))
 
-    async def drop(self, rows: Sequence[Row]) -> list[Row]:
+    async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
         # What has no stamp is of another type, or empty: no store wrote that, so none has written it again.
         commands = [
-            self._writing(row.key, "listed" if row.stamp else "any", str(row.stamp).encode(), b"", None) for row in rows
+            self._writing(row.key, "listed" if row.version else "any", str(row.version).encode(), b"", None)
+            for row in rows
         ]
         return [row for row, done in zip(rows, await self._write(commands), strict=True) if done == 1]
 

@@ -1,18 +1,18 @@
-"""Slots: which answers of a run belong to which of its questions, and which execution takes them.
+"""Slots: which saved answers of a run belong to which of its calls, and which execution has which slot.
 
-A question is found by its run and by what it asks. Identical questions of one run differ by an ordinal alone: it does
-not matter which of them takes which answer. One record a question lists its takers by ordinal.
+A question is identified by its run and by its request and prompt. Identical questions of one run differ by an ordinal
+alone: any of them may have any of their answers. One record for each question lists its takers by ordinal.
 
-A taker is one execution. It holds a lease, and carries its chain: the flow runs and tasks that it is part of, outermost
+A taker is one execution. It has a lease, and records its chain: the flow runs and tasks that it is part of, outermost
 first, each with a mark of its present attempt. A slot is
 
 - asking, while it has no answer and its taker is alive;
-- answered, once the journal has its answer: it belongs to its taker until the take lapses, which it does when an
-  ancestor that taker and asker share has started again;
+- answered, once the journal has its answer: it belongs to its taker until that lapses, which it does when an ancestor
+  that taker and asker share has started again;
 - free otherwise: its taker died, or ended without an answer.
 
-So a retry takes the answers of the attempt before, siblings that ask the same at once are answered one by one, and an
-asker waits for an answer that an earlier attempt is still being given.
+So a retry reuses the answers of the attempt before, concurrent siblings with equal questions get an answer each, and
+an execution waits for an answer that an earlier attempt is still asking for.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from typing import Final, Protocol
 from uuid import uuid4
 
 from pollux_flows.result import Outcome
-from pollux_flows.state import claims, index
-from pollux_flows.state.bounds import kept_s
-from pollux_flows.state.claims import LEASE_S, Claim, Clock, LeaseLostError
+from pollux_flows.state import index, leases
+from pollux_flows.state.answer_record import read_answer
+from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import call_identity, digest
-from pollux_flows.state.kept import answer_in
-from pollux_flows.state.store import Json, Store, damaged
+from pollux_flows.state.leases import LEASE_S, Clock, Lease, LeaseLostError
+from pollux_flows.state.store import Json, Store, damaged_record_error
 
 Chain = tuple[tuple[str, str], ...]
 
-# How long before its end a lease counts as over for its owner: a request takes a moment to leave.
+# A lease counts as over for its owner this long before its end: a request takes a moment to leave.
 _MARGIN_S: Final = 1.0
 
 
 @dataclass(frozen=True)
 class RunScope:
-    """The run that calls belong to, and where in it they are made."""
+    """The run that calls belong to, and the place in it where they are made."""
 
     run: str
     chain: Chain = ()
-    """Empty for a run that its caller named: each execution of it is an attempt of its own."""
+    """Empty for a run that is named by its caller: each execution of it is an attempt of its own."""
     flow_run: str | None = None
     """The Prefect flow run that asks."""
     is_repeated: bool = False
@@ -57,7 +57,7 @@ class RunScope:
 
 
 class Call(index.Call, Protocol):
-    """As much of a planned call as a slot depends on."""
+    """The part of a planned call that a slot depends on."""
 
     @property
     def request(self) -> str: ...
@@ -67,14 +67,14 @@ class Call(index.Call, Protocol):
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one answer, taken by this execution."""
+    """A place for one answer, which belongs to this execution."""
 
     identity: str
     taker: str
     outcome: Outcome | None = None
     """The answer that an earlier attempt paid for."""
     spent_usd: float = 0.0
-    """What earlier attempts paid for answers to this question that are of no use."""
+    """The cost of answers to this question that earlier attempts paid for and that are not reused."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Taker:
     is_alive: bool
     has_lease: bool
     is_complete: bool
-    """Whether all that it asked is answered, so that its flow run need not come back."""
+    """Whether all its calls are answered, so that its flow run need not be retried."""
     sub_flow: str
     place: str
 
@@ -99,7 +99,7 @@ class _Question:
 
     @property
     def takers(self) -> list[str | None]:
-        """By ordinal. An answer that no taker is listed for was written by an earlier version, or is shared."""
+        """The takers by ordinal. An answer without a taker was saved by an earlier version, or is shared."""
         listed = list((self.record or {}).get("takers", []))
         return listed + [None] * (1 + max(self.answers, default=-1) - len(listed))
 
@@ -113,17 +113,17 @@ class Slots:
     def __init__(self, store: Store, scope: RunScope, clock: Clock = time.time, *, lease_s: float = LEASE_S) -> None:
         self._store, self._scope, self._clock, self._lease_s = store, scope, clock, lease_s
         self._run = digest("run", scope.run)
-        self._claim: Claim | None = None
+        self._lease: Lease | None = None
         self._complete = False
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
 
-    async def take(self, calls: Sequence[Call], *, anew: bool = False) -> dict[int, Slot]:
-        """A slot for each of these calls, by the call's index. A call without one has to wait for another execution.
+    async def acquire(self, calls: Sequence[Call], *, reuse: bool = True) -> dict[int, Slot]:
+        """Return a slot for each of these calls, by the call's index. A call without one waits for another execution.
 
-        With `anew`, no earlier answer is used: each call gets a slot that has none.
+        Without `reuse`, each call gets a slot that has no answer.
         """
-        token = (await self._open()).token
+        token = (await self._acquire_lease()).token
         pending: dict[str, _Question] = {}
         for call in calls:
             name = call.identity if call.occurrence == 0 else call_identity(call.request, call.prompt, 0)
@@ -131,9 +131,9 @@ class Slots:
         taken: dict[int, Slot] = {}
         while pending:
             takers = await self._load(pending.values())
-            choices = {name: self._choose(question, takers, token, anew=anew) for name, question in pending.items()}
+            choices = {name: self._choose(question, takers, token, reuse=reuse) for name, question in pending.items()}
             dead = {each for choice in choices.values() for each in choice.dead}
-            # One that came alive again makes this look outdated.
+            # If one came alive again, the choices are outdated.
             if not all([await self._revoke(each) for each in dead]):
                 continue
             changes = {
@@ -141,10 +141,10 @@ class Slots:
                 for name, choice in choices.items()
                 if choice.takers != (pending[name].record or {}).get("takers", [])
             }
-            swapped = await self._store.swap_many(changes, kept_s()) if changes else set()
-            outrun = changes.keys() - swapped  # another execution was faster
+            swapped = await self._store.swap_many(changes, retention_s()) if changes else set()
+            outdated = changes.keys() - swapped  # another execution was faster
             for name, choice in choices.items():
-                if self._slot_key(name) in outrun:
+                if self._slot_key(name) in outdated:
                     continue
                 taken |= choice.slots
                 del pending[name]
@@ -152,63 +152,63 @@ class Slots:
         await index.write_index(self._store, self._run, self._scope.flow_run, found_as, at=self._clock())
         return taken
 
-    async def wait(self, call: Call, lost: Slot | None = None) -> Slot:
-        """The slot of a call that has to wait, once another execution has answered it or has stopped.
+    async def wait_for_slot(self, call: Call, lost: Slot | None = None) -> Slot:
+        """Wait until another execution has answered the call or has ended, and return a slot for it.
 
-        `lost` is the slot that it had until the lease ran out.
+        `lost` is the slot that the call had until the lease ran out.
         """
         if lost is not None:
-            await self._begin_again(lost.taker)
-        for pause in claims.pauses():
-            if (slot := (await self.take([call])).get(call.index)) is not None:
+            await self._drop_lease(lost.taker)
+        for pause in leases.backoff_pauses():
+            if (slot := (await self.acquire([call])).get(call.index)) is not None:
                 return slot
             await asyncio.sleep(pause)
         raise AssertionError
 
-    async def check(self, slot: Slot) -> None:
-        """Raise LeaseLostError where the slot may have been taken over. It asks the store only where it must."""
-        claim = await self._open()
-        if claim.token != slot.taker:
+    async def check_lease(self, slot: Slot) -> None:
+        """Renew the lease if it ends soon; raise LeaseLostError if another execution may have the slot by now."""
+        lease = await self._acquire_lease()
+        if lease.token != slot.taker:
             raise LeaseLostError(slot.taker)
-        if self._clock() >= claim.until - min(_MARGIN_S, self._lease_s / 4):
-            await claim.renew()
+        if self._clock() >= lease.until - min(_MARGIN_S, self._lease_s / 4):
+            await lease.renew()
 
     async def close(self, *, complete: bool = False) -> None:
-        """End the lease. What was answered stays taken, what was not is free."""
+        """Release the lease. Slots with an answer stay taken, the others become free."""
         self._complete = complete
         await self._stack.aclose()
 
-    async def _open(self) -> Claim:
+    async def _acquire_lease(self) -> Lease:
         async with self._opening:
-            if self._claim is None:
+            if self._lease is None:
                 token = uuid4().hex
-                claim = Claim(self._store, self._taker_key(token), self._scope.run, self._lease_s, self._clock, token)
+                lease = Lease(self._store, self._taker_key(token), self._scope.run, self._lease_s, self._clock, token)
                 scope = self._scope
                 chain = [list(link) for link in scope.chain]
                 record = {"at": self._clock(), "chain": chain, "sub_flow": scope.sub_flow, "place": scope.place}
-                await claim.take(None, record)
-                await self._stack.enter_async_context(claims.held(claim, self._ended, lasts=lambda _: kept_s()))
-                self._claim = claim
-        return self._claim
+                await lease.acquire(None, record)
+                await self._stack.enter_async_context(leases.use_lease(lease, self._mark_ended, ttl_of=_ttl_of_taker))
+                self._lease = lease
+        return self._lease
 
-    async def _begin_again(self, taker: str) -> None:
-        """Become another taker, after the lease was lost."""
+    async def _drop_lease(self, taker: str) -> None:
+        """Forget a lease that was lost, so that this execution becomes another taker."""
         async with self._opening:
-            if self._claim is not None and self._claim.token == taker:
+            if self._lease is not None and self._lease.token == taker:
                 await self._stack.aclose()
-                self._claim = None
+                self._lease = None
 
-    def _ended(self, record: Json) -> Json:
+    def _mark_ended(self, record: Json) -> Json:
         return {**record, "complete": self._complete}
 
     async def _load(self, questions: Iterable[_Question]) -> dict[str, _Taker]:
-        """Read the slots of these questions and their answers; the takers of those slots."""
+        """Load the slots and answers of these questions into them, and return the takers of those slots."""
         keys = {self._slot_key(question.name): question for question in questions}
         records = await self._store.get_many(keys)
         places: dict[str, tuple[_Question, int]] = {}
         tokens: set[str] = set()
         for key, question in keys.items():
-            question.record, question.answers = _checked(key, records.get(key), self._store.where), {}
+            question.record, question.answers = _check_record(key, records.get(key), self._store.where), {}
             listed = (question.record or {}).get("takers", [])
             tokens.update(token for token in listed if token is not None)
             for ordinal in range(len(listed) + len(question.calls)):
@@ -216,7 +216,7 @@ class Slots:
         answers = await self._store.get_many(places)
         for place, record in answers.items():
             question, ordinal = places[place]
-            question.answers[ordinal] = answer_in(place, record, self._store.where, "run")
+            question.answers[ordinal] = read_answer(place, record, self._store.where, "run")
         return await self._load_takers(tokens)
 
     async def _load_takers(self, tokens: Iterable[str]) -> dict[str, _Taker]:
@@ -225,15 +225,15 @@ class Slots:
         for key, record in records.items():
             try:
                 chain = tuple((str(name), str(mark)) for name, mark in record["chain"])
-                alive = claims.holder(record, now) is not None
+                alive = leases.get_owner(record, now) is not None
             except (KeyError, TypeError, ValueError):
-                raise damaged(key, self._store.where) from None
+                raise damaged_record_error(key, self._store.where) from None
             complete = record.get("complete") is True
             sub_flow, place = str(record.get("sub_flow", "")), str(record.get("place", ""))
-            found[key.rpartition("/")[2]] = _Taker(chain, alive, claims.has_lease(record), complete, sub_flow, place)
+            found[key.rpartition("/")[2]] = _Taker(chain, alive, leases.has_lease(record), complete, sub_flow, place)
         return found
 
-    def _choose(self, question: _Question, takers: dict[str, _Taker], token: str, *, anew: bool) -> _Choice:
+    def _choose(self, question: _Question, takers: dict[str, _Taker], token: str, *, reuse: bool) -> _Choice:
         good: list[int] = []
         settled: list[int] = []
         poor: list[int] = []
@@ -246,7 +246,7 @@ class Slots:
             if name == token:
                 continue
             if (outcome := question.answers.get(ordinal)) is not None:
-                if lapsed and not (taker is not None and self._is_handed_out(taker)):
+                if lapsed and not (taker is not None and self._is_reused_by_prefect(taker)):
                     is_settled = taker is not None and taker.is_complete
                     (poor if outcome.problem else settled if is_settled else good).append(ordinal)
             elif taker is not None and taker.is_alive:
@@ -254,11 +254,11 @@ class Slots:
             else:
                 free.append(ordinal)
         count = len(question.calls)
-        # An execution that has all its answers may not come back: Prefect has its result. So what it has comes last.
-        ordinals = free[:count] if anew else [*good, *poor, *free, *settled][:count]
-        # Answers that are of no use count as spent. The others stay, for identical questions elsewhere in the run.
-        spent = [ordinal for ordinal in ([*good, *settled, *poor] if anew else poor) if ordinal not in ordinals]
-        waiting = 0 if anew else min(busy, count - len(ordinals))
+        # An execution with all its answers may not be retried: Prefect has its result. So its answers come last.
+        ordinals = [*good, *poor, *free, *settled][:count] if reuse else free[:count]
+        # Answers that are not reused count as spent. The others stay, for identical questions elsewhere in the run.
+        spent = [ordinal for ordinal in (poor if reuse else [*good, *settled, *poor]) if ordinal not in ordinals]
+        waiting = min(busy, count - len(ordinals)) if reuse else 0
         ordinals += range(len(listed), len(listed) + count - len(ordinals) - waiting)
         for ordinal in sorted({*ordinals, *spent}):
             if ordinal < len(listed):
@@ -275,10 +275,10 @@ class Slots:
             slots[call.index] = Slot(question.identity(ordinal), token, outcome, costs if not slots else 0.0)
         return _Choice(listed, slots, dead)
 
-    def _is_handed_out(self, taker: _Taker) -> bool:
-        """Return whether Prefect itself hands out the result of a sub-flow when its parent calls it again.
+    def _is_reused_by_prefect(self, taker: _Taker) -> bool:
+        """Return whether Prefect returns the persisted result of the taker's sub-flow if its parent calls it again.
 
-        The asker is then called beside it with equal parameters, and wants an answer of its own.
+        This execution is then another call with equal parameters, which gets an answer of its own.
         """
         return (
             taker.is_complete
@@ -288,14 +288,13 @@ class Slots:
         )
 
     async def _revoke(self, token: str) -> bool:
-        """End the lease of a taker that died or was paused, so that it cannot go on. False if it is alive after all."""
-        claim = await claims.claim(
-            self._store, self._taker_key(token), self._scope.run, self._lease_s, clock=self._clock
-        )
-        if claim is None:
+        """End the lease of a taker that died or was paused, so that it cannot go on; return False if it is alive."""
+        key, run = self._taker_key(token), self._scope.run
+        lease = await leases.acquire_lease(self._store, key, run, self._lease_s, clock=self._clock)
+        if lease is None:
             return False
         try:
-            await claim.settle(dict, lasts=lambda _: kept_s())
+            await lease.finish(dict, ttl_of=_ttl_of_taker)
         except LeaseLostError:
             return False
         return True
@@ -312,11 +311,11 @@ class _Choice:
     takers: list[str | None]
     slots: dict[int, Slot]
     dead: set[str]
-    """Takers whose slots are taken over, and whose lease is still on record."""
+    """Takers whose slots are taken over, and whose lease is still in their record."""
 
 
 def has_lapsed(take: Chain, asker: Chain) -> bool:
-    """Return whether an ancestor that both share has started again since the take."""
+    """Return whether an ancestor that both share has started again since the slot was taken."""
     if not take or not asker:
         return True
     for (theirs, then), (ours, now) in zip(take, asker, strict=False):
@@ -327,12 +326,16 @@ def has_lapsed(take: Chain, asker: Chain) -> bool:
     return False
 
 
+def _ttl_of_taker(_: Json) -> float:
+    return retention_s()
+
+
 def _cost(outcome: Outcome) -> float:
     return (outcome.cost_usd or 0.0) + outcome.paid_before_usd
 
 
-def _checked(key: str, record: Json | None, where: str) -> Json | None:
+def _check_record(key: str, record: Json | None, where: str) -> Json | None:
     takers = [] if record is None else record.get("takers")
     if not isinstance(takers, list) or not all(each is None or isinstance(each, str) for each in takers):
-        raise damaged(key, where)
+        raise damaged_record_error(key, where)
     return record

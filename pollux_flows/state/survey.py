@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from pollux_flows.document import Record
-from pollux_flows.state.bounds import kept_s, max_size
-from pollux_flows.state.kept import cost_in
+from pollux_flows.state.answer_record import read_cost
+from pollux_flows.state.bounds import max_size_bytes, retention_s
 from pollux_flows.state.kinds import Kind, kind_of, run_of
 from pollux_flows.state.store import Row, Store
 
@@ -44,14 +44,14 @@ class Survey(Record):
 async def survey(store: Store, *, last: int = 10) -> Survey:
     """Look at everything; of the runs, tell of the last ones."""
     tally = _Tally()
-    async for row in store.listed():
+    async for row in store.list_rows():
         tally.add(row)
     size = await store.size()
     return Survey(
         where=store.where,
         size_bytes=sum(tally.bytes.values()) if size is None else size,
-        kept_days=kept_s() / 86_400,
-        max_size_bytes=None if size is None else max_size(),
+        kept_days=retention_s() / 86_400,
+        max_size_bytes=None if size is None else max_size_bytes(),
         records=dict(tally.records),
         bytes=dict(tally.bytes),
         oldest_at=tally.oldest,
@@ -85,7 +85,7 @@ class _Tally:
         self.unreadable += row.record is None
         if kind == "answer":
             self._answers[run] += 1
-            self._add_cost(run, cost_in(record))
+            self._add_cost(run, read_cost(record))
         at = record.get("at")
         if not isinstance(at, float):
             return

@@ -1,6 +1,6 @@
-"""Upload: what is known of one file at one provider, and what each event makes of that.
+"""Upload: the state of one file at one provider, and how each event changes it.
 
-Everything here is plain data and arithmetic on the time that it is told; the ledger writes it down.
+These are pure functions of documents and the current time; the ledger saves their results.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pollux_flows.state.identity import digest
 from pollux_flows.state.process import is_dead
 from pollux_flows.state.store import Json
 
-# Whoever deletes a file and is not heard of for so long is taken for dead.
+# A deletion without an outcome after so long is tried again.
 _DELETING_S: Final = 120.0
-# A run that has died does not keep its successor, if that has the same name, from trying again for longer than this.
+# For so long, a failed upload is not tried again by a run of the same name.
 _FAILURE_S: Final = 600.0
 _DAY_S: Final = 86_400.0
-# What an APIError knows about itself that is true for all who waited.
-_FACTS: Final = (
+# The fields of an APIError that hold for all runs that waited for the upload.
+_ERROR_FIELDS: Final = (
     "retryable", "status_code", "retry_after_s", "provider", "phase", "error_category", "outcome_unknown",
 )  # fmt: skip
 
 
 class UploadKey(Document):
-    """One content, as one type, for one account. Equal keys can share a file."""
+    """Identifies a file: one content, as one type, for one account. Equal keys can share a file."""
 
     provider: ProviderName
     base_url: Text | None = None
@@ -41,48 +41,52 @@ class UploadKey(Document):
 
     @property
     def name(self) -> str:
-        """The name of its entry in the store. A field that is added later leaves it alone, at its default."""
+        """The key of its entry in the store. A field that is added later does not change it while at its default."""
         return f"upload/{digest('upload', self.model_dump(mode='json', exclude_defaults=True))}"
 
 
 class Uploaded(Record):
-    """A file that the provider has."""
+    """A file at the provider."""
 
     file_id: str
     uri: str | None = None
     expires_at: float | None = Field(default=None, description="When the provider removes it, if it does.")
-    details: JsonObject = Field(default_factory=dict, description="What else the provider said and a call needs.")
+    details: JsonObject = Field(default_factory=dict, description="Other facts from the provider that a call needs.")
 
-    def lives(self, until: float) -> bool:
+    def is_alive(self, until: float) -> bool:
         return self.expires_at is None or self.expires_at > until
 
 
 @dataclass(frozen=True)
 class Due:
-    """Something to delete at the provider. Without `uploaded`, look for a file whose name holds `marker`."""
+    """A file to delete at the provider. Without `uploaded`, look for a file whose name contains `marker`."""
 
     key: UploadKey
     marker: str
     uploaded: Uploaded | None
     reason: Literal["idle", "orphan", "retry"]
     why: str | None = None
-    """What the last try to delete it met with."""
+    """The problem of the last attempt to delete it."""
 
 
 class Ownership(Record):
-    until: float | None = Field(description="When an owner that is not heard of is taken for dead, if ever.")
-    keep_s: float | None = Field(description="For how long the file stays once it is done; None: as the provider does.")
+    """The use of a file by one owner."""
+
+    until: float | None = Field(description="When the owner counts as dead unless it is renewed; None: never.")
+    keep_s: float | None = Field(
+        description="For how long the file stays after its release; None: until the provider removes it."
+    )
     process: list[str] | None = Field(default=None, description="The process that needs it, where it ends with one.")
 
-    def ended(self, now: float) -> float | None:
-        """When it was last known to need the file, if it does no more."""
+    def find_end(self, now: float) -> float | None:
+        """Return when the owner died; None if it still needs the file."""
         if self.until is None or (self.until > now and not (self.process and is_dead(self.process))):
             return None
         return min(self.until, now)
 
 
 class Leftover(Record):
-    """A file that nobody is given any more, until it is known to be gone."""
+    """A file that is no longer used, until its deletion is confirmed."""
 
     marker: str
     uploaded: Uploaded | None = None
@@ -93,7 +97,7 @@ class Leftover(Record):
 
 
 class Failure(Record):
-    """Why an upload failed, for those who waited for it."""
+    """The error of an upload, for the runs that waited for it."""
 
     marker: str
     owner: str
@@ -104,54 +108,56 @@ class Failure(Record):
     facts: JsonObject = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, error: Exception, marker: str, owner: str, now: float) -> Self:
+    def from_error(cls, error: Exception, marker: str, owner: str, now: float) -> Self:
         if not isinstance(error, PolluxError):
-            # What a stranger's error says may hold a key, so only its name is kept.
+            # The text of a foreign error may contain a key, so only its class is saved.
             error = APIError(f"The upload that this one waited for failed: {type(error).__name__}.")
-        facts = {name: getattr(error, name) for name in _FACTS} if isinstance(error, APIError) else {}
+        facts = {name: getattr(error, name) for name in _ERROR_FIELDS} if isinstance(error, APIError) else {}
         kind = next(each.__name__ for each in type(error).mro() if vars(errors).get(each.__name__) is each)
         return cls(marker=marker, owner=owner, at=now, kind=kind, message=error.message, hint=error.hint, facts=facts)
 
     @property
-    def final(self) -> bool:
-        """Whether trying again is of no use."""
+    def is_final(self) -> bool:
+        """Whether another attempt would fail, too."""
         return self.facts.get("retryable") is not True
 
-    def error(self) -> PolluxError:
+    def to_error(self) -> PolluxError:
         kind: type[PolluxError] = getattr(errors, self.kind)
         return kind(self.message, hint=self.hint, **self.facts)
 
 
 class Entry(Record):
-    """One key's file, who uses it, and what earlier files still have to be deleted."""
+    """The file of one key, its owners, and the earlier files that still have to be deleted."""
 
     key: UploadKey
-    marker: str | None = Field(default=None, description="Stands in the provider's name for the file; None: no file.")
+    marker: str | None = Field(default=None, description="Part of the name of the file at the provider; None: no file.")
     since: float = 0.0
     uploaded: Uploaded | None = Field(default=None, description="None while it is being uploaded.")
     owners: dict[str, Ownership] = Field(default_factory=dict)
-    keep_until: float | None = Field(default=0.0, description="Idle, it is kept so long; None: as the provider does.")
+    keep_until: float | None = Field(
+        default=0.0, description="Until when it stays without an owner; None: until the provider removes it."
+    )
     leftovers: list[Leftover] = Field(default_factory=list)
     failure: Failure | None = None
 
     @classmethod
-    def read(cls, record: Json) -> Self:
+    def from_record(cls, record: Json) -> Self:
         try:
             return cls.model_validate(record)
         except ConfigurationError as error:
             raise ConfigurationError(
-                f"An upload is on record in a way that cannot be read: {error.message}",
-                hint="Use the version that wrote it, or move the state away to begin afresh without what it knew.",
+                f"The record of an upload cannot be read: {error.message}",
+                hint="Use the version that wrote it, or move the state away to start afresh without its records.",
             ) from None
 
-    def record(self) -> Json | None:
-        """As it is stored; None when there is nothing left to know."""
+    def to_record(self) -> Json | None:
+        """Return the record to store; None if there is neither a file nor a failure."""
         if self.marker is None and not self.leftovers and self.failure is None:
             return None
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def ttl_s(self, now: float) -> float | None:
-        """How long it matters, if nothing happens to it."""
+        """Return how long the record is stored if it does not change; None: without a limit."""
         if self.leftovers:
             return None
         if self.marker is None:
@@ -159,79 +165,83 @@ class Entry(Record):
         expires_at = self.uploaded.expires_at if self.uploaded is not None else None
         return None if expires_at is None else max(expires_at - now, 0.0) + _DAY_S
 
-    def usable(self, until: float) -> bool:
-        return self.uploaded is not None and self.uploaded.lives(until)
+    def is_usable(self, until: float) -> bool:
+        return self.uploaded is not None and self.uploaded.is_alive(until)
 
     # --- Events ---------------------------------------------------------------------------------------------
 
-    def at(self, now: float) -> Self:
-        """What it is by now: owners may have died, files expired, failures be forgotten."""
+    def update_to(self, now: float) -> Self:
+        """Remove what has ended by now: owners that died, files that expired, old failures."""
         entry = self
-        for owner, owned in self.owners.items():
-            if (ended := owned.ended(now)) is not None:
-                entry = entry.released(owner, ended)
-        if entry.uploaded is not None and not entry.uploaded.lives(now):
-            entry = entry.without_file()
-        leftovers = [each for each in entry.leftovers if each.uploaded is None or each.uploaded.lives(now)]
+        for owner, ownership in self.owners.items():
+            if (ended := ownership.find_end(now)) is not None:
+                entry = entry.remove_owner(owner, ended)
+        if entry.uploaded is not None and not entry.uploaded.is_alive(now):
+            entry = entry.remove_file()
+        leftovers = [each for each in entry.leftovers if each.uploaded is None or each.uploaded.is_alive(now)]
         if len(leftovers) < len(entry.leftovers):
-            entry = entry.but(leftovers=leftovers)
+            entry = entry._replace(leftovers=leftovers)
         if entry.failure is not None and entry.failure.at + _FAILURE_S <= now:
-            entry = entry.but(failure=None)
+            entry = entry._replace(failure=None)
         return entry
 
-    def starting(self, marker: str, now: float) -> Self:
-        """Somebody is about to upload it. A file that was there is too short-lived, and expires by itself."""
+    def start_upload(self, marker: str, now: float) -> Self:
+        """Record that an upload begins. An earlier file was too short-lived, and expires by itself."""
         entry = self
-        if self.marker is not None and self.uploaded is None:  # whoever uploaded it has died
-            entry = self.leaving(Leftover(marker=self.marker, due_at=now, reason="orphan"))
-        return entry.but(marker=marker, since=now, uploaded=None, failure=None)
+        if self.marker is not None and self.uploaded is None:  # its uploader has died
+            entry = self.add_leftover(Leftover(marker=self.marker, due_at=now, reason="orphan"))
+        return entry._replace(marker=marker, since=now, uploaded=None, failure=None)
 
-    def finished(self, marker: str, uploaded: Uploaded, now: float) -> Self:
-        """It is there; one file too many, if whoever uploaded it had been taken for dead meanwhile."""
+    def finish_upload(self, marker: str, uploaded: Uploaded, now: float) -> Self:
+        """Record the uploaded file; as a leftover if its uploader had lost the lease meanwhile."""
         if self.marker == marker and self.uploaded is None:
-            return self.but(uploaded=uploaded)
-        return self.leaving(Leftover(marker=marker, uploaded=uploaded, due_at=now, reason="idle"))
+            return self._replace(uploaded=uploaded)
+        return self.add_leftover(Leftover(marker=marker, uploaded=uploaded, due_at=now, reason="idle"))
 
-    def abandoned(self, look_at: float) -> Self:
-        """Whoever uploaded it stopped, and what it sent may have arrived: worth a look, once it can."""
-        entry = self.without_file()
+    def abandon_upload(self, look_at: float) -> Self:
+        """Record that the upload was interrupted: from `look_at` on, its file is looked for to be deleted."""
+        entry = self.remove_file()
         if self.marker is None:
             return entry
-        return entry.leaving(Leftover(marker=self.marker, due_at=look_at, reason="orphan"))
+        return entry.add_leftover(Leftover(marker=self.marker, due_at=look_at, reason="orphan"))
 
-    def failed(self, error: Exception, owner: str, now: float, lease_s: float) -> Self:
+    def fail_upload(self, error: Exception, owner: str, now: float, lease_s: float) -> Self:
+        """Record the failure of the upload."""
         marker = self.marker or ""
-        # Of what the provider has refused, nothing is left; after anything else there may be a file.
+        # A request that the provider has refused left no file; after any other error there may be one.
         refused = isinstance(error, PolluxError) and not getattr(error, "outcome_unknown", False)
-        entry = self.without_file() if refused else self.abandoned(now + lease_s)
-        return entry.but(failure=Failure.of(error, marker, owner, now))
+        entry = self.remove_file() if refused else self.abandon_upload(now + lease_s)
+        return entry._replace(failure=Failure.from_error(error, marker, owner, now))
 
-    def owned(self, owner: str, until: float | None, keep_s: float | None, process: list[str] | None = None) -> Self:
-        return self.but(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s, process=process)})
+    def add_owner(
+        self, owner: str, until: float | None, keep_s: float | None, process: list[str] | None = None
+    ) -> Self:
+        return self._replace(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s, process=process)})
 
-    def released(self, owner: str, now: float) -> Self:
-        """Whoever wants it longest has its way."""
+    def remove_owner(self, owner: str, now: float) -> Self:
+        """Remove an owner. The file stays for the longest time that any of its owners asked for."""
         entry = self
         if self.failure is not None and self.failure.owner == owner:
-            entry = entry.but(failure=None)
-        if (owned := self.owners.get(owner)) is None:
+            entry = entry._replace(failure=None)
+        if (ownership := self.owners.get(owner)) is None:
             return entry
-        keep_s = owned.keep_s
+        keep_s = ownership.keep_s
         keep_until = None if None in (keep_s, self.keep_until) else max(self.keep_until or 0.0, now + (keep_s or 0.0))
         owners = {name: each for name, each in self.owners.items() if name != owner}
-        return entry.but(owners=owners, keep_until=keep_until)
+        return entry._replace(owners=owners, keep_until=keep_until)
 
-    def forgotten(self, file_id: str) -> Self:
+    def forget_file(self, file_id: str) -> Self:
+        """Remove the file if it is this one, which the provider no longer has."""
         known = self.uploaded is not None and self.uploaded.file_id == file_id
-        return self.without_file() if known else self
+        return self.remove_file() if known else self
 
-    def deleting(self, due: Due, now: float, *, uploading: bool) -> Self | None:
-        """Out of everybody's reach; None if it is not, or no longer, to be deleted."""
-        if due.marker not in {each.marker for each in self.due(now, uploading=uploading)}:
+    def begin_deletion(self, due: Due, now: float, *, uploading: bool) -> Self | None:
+        """Withdraw the file from use before it is deleted; None if it is not, or no longer, to be deleted."""
+        if due.marker not in {each.marker for each in self.list_due(now, uploading=uploading)}:
             return None
-        entry = self.without_file() if due.marker == self.marker else self
+        entry = self.remove_file() if due.marker == self.marker else self
         before = next((each for each in self.leftovers if each.marker == due.marker), None)
-        return entry.leaving(
+        return entry.add_leftover(
             Leftover(
                 marker=due.marker,
                 uploaded=due.uploaded,
@@ -242,21 +252,21 @@ class Entry(Record):
             )
         )
 
-    def deleted(self, marker: str) -> Self:
-        """All whose name holds the marker are gone, also those of single attempts."""
-        return self.but(leftovers=[each for each in self.leftovers if marker not in each.marker])
+    def finish_deletion(self, marker: str) -> Self:
+        """Remove all leftovers whose name contains the marker, also those of single attempts."""
+        return self._replace(leftovers=[each for each in self.leftovers if marker not in each.marker])
 
-    def undeleted(self, marker: str, why: str, now: float) -> Self:
-        """It could not be deleted: later again, and each time later."""
+    def postpone_deletion(self, marker: str, why: str, now: float) -> Self:
+        """Record a failed deletion, which is due again after a growing pause."""
         before = next((each for each in self.leftovers if each.marker == marker), None)
         if before is None:
             return self
         wait_s = min(60.0 * 2.0**before.tries, _DAY_S)
         again = {"due_at": now + wait_s, "reason": "retry", "tries": before.tries + 1, "why": why}
-        return self.leaving(before.model_copy(update=again))
+        return self.add_leftover(before.model_copy(update=again))
 
-    def due(self, now: float, *, uploading: bool) -> list[Due]:
-        """What is to be deleted by now. `uploading` tells whether an upload without an outcome is still going on."""
+    def list_due(self, now: float, *, uploading: bool) -> list[Due]:
+        """Return the files to delete by now. `uploading` says whether the upload of an unfinished file goes on."""
         dues = [
             Due(self.key, each.marker, each.uploaded, each.reason, each.why)
             for each in self.leftovers
@@ -269,11 +279,11 @@ class Entry(Record):
             dues.append(Due(self.key, self.marker, self.uploaded, "idle"))
         return dues
 
-    def without_file(self) -> Self:
-        return self.but(marker=None, since=0.0, uploaded=None, owners={}, keep_until=0.0)
+    def remove_file(self) -> Self:
+        return self._replace(marker=None, since=0.0, uploaded=None, owners={}, keep_until=0.0)
 
-    def leaving(self, leftover: Leftover) -> Self:
-        return self.but(leftovers=[*self.deleted(leftover.marker).leftovers, leftover])
+    def add_leftover(self, leftover: Leftover) -> Self:
+        return self._replace(leftovers=[*self.finish_deletion(leftover.marker).leftovers, leftover])
 
-    def but(self, **update: Any) -> Self:
+    def _replace(self, **update: Any) -> Self:
         return self.model_copy(update=update)

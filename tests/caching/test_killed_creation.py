@@ -19,7 +19,7 @@ from pollux_flows.caching.registry import StoreRegistry, open_registry
 from pollux_flows.caching.sweep import sweep_caches
 from pollux_flows.pipeline import cache_creation
 from pollux_flows.simulator import Fault, Simulator
-from pollux_flows.state.claims import LEASE_S
+from pollux_flows.state.leases import LEASE_S
 from tests.loopback import KEY, MODELS
 from tests.mortal import Death, Mortal, started
 

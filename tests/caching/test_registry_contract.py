@@ -17,7 +17,7 @@ from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, CacheRequest, cache_name
 from pollux_flows.source import Source
-from pollux_flows.state.claims import LeaseLostError
+from pollux_flows.state.leases import LeaseLostError
 from tests.state.places import opened
 
 Open = Callable[[], CacheRegistry]

@@ -25,7 +25,7 @@ _BOOK, _SESSION = "pollux_flows.deferred.book", "pollux_flows.providers.session:
 STEPS = (
     f"{_BOOK}:StoreBook.ask",
     f"{_BOOK}:StoreBook.add",
-    "pollux_flows.state.claims:claim",
+    "pollux_flows.state.leases:acquire_lease",
     f"{_SESSION}.upload",
     f"{_SESSION}.submit_batch",
     f"{_BOOK}:_StoreHold.save",

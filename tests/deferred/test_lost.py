@@ -19,7 +19,7 @@ from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.simulator import Fault, Simulator
-from pollux_flows.state.claims import LeaseLostError
+from pollux_flows.state.leases import LeaseLostError
 from pollux_flows.state.store import open_store
 from tests.loopback import SDKS, MakeConfig
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from pollux_flows.simulator import Simulator
-from pollux_flows.state.claims import LEASE_S
+from pollux_flows.state.leases import LEASE_S
 from tests.loopback import KEY, MODELS, asked
 from tests.providers.test_killed import wait_until
 from tests.state.servers import Server

@@ -81,7 +81,7 @@ async def test_a_run_waits_for_what_another_process_is_asking_for_it(openai: Con
     """Only for that: the rest it asks at once, and a question that comes free it asks itself."""
     plan = make_plan(make_request(["more"], target=openai.target))
     async with at_work(open_store(), "monday") as slots:
-        await slots.take(plan.calls)
+        await slots.acquire(plan.calls)
         running = asyncio.create_task(run_many([*PROMPTS, "more"], config=openai, run_key="monday"))
         await until(lambda: len(asked(sim)) == 3)
         await asyncio.wait({running}, timeout=0.3)
@@ -332,7 +332,7 @@ async def test_a_store_that_fails_meanwhile_costs_no_answer(
 ) -> None:
     """What has come is given, and said not to be kept; nothing more is asked for."""
     monkeypatch.setattr(answers, "_PAUSES", (0.0, 0.0))
-    monkeypatch.setattr(Journal, "keep", _full)
+    monkeypatch.setattr(Journal, "save_answer", _full)
     found = await outcomes(config("openai", request_concurrency=1), Terms(run_key="k"))
     assert [outcome.answer is not None for outcome in found] == [True, False, False]
     assert found[0].unkept == "The disk is full."
@@ -345,7 +345,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
 ) -> None:
     """The answers are kept when it is back, and the run has missed nothing."""
     monkeypatch.setattr(answers, "_PAUSES", (0.01,) * 50)
-    kept, failing = Journal.keep, [3]
+    kept, failing = Journal.save_answer, [3]
 
     async def sometimes(*args: Any) -> None:
         failing[0] -= 1
@@ -353,7 +353,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
             await _full()
         await kept(*args)
 
-    monkeypatch.setattr(Journal, "keep", sometimes)
+    monkeypatch.setattr(Journal, "save_answer", sometimes)
     settings = config("openai", retry=ONCE)
     assert all(outcome.unkept is None for outcome in await outcomes(settings, Terms(run_key="k")))
     await run_many(PROMPTS, config=settings, run_key="k")
@@ -441,7 +441,7 @@ async def test_no_answer_is_called_kept_that_the_state_has_lost(
 async def test_what_cannot_be_looked_up_is_not_called_kept(
     openai: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "has", _full)
+    monkeypatch.setattr(Journal, "has_answers", _full)
     sim.fail(Fault(status=400, message="not this one"), contains="second")
     with pytest.raises(APIError, match="still kept could not be looked up: The disk is full"):
         await run_many(PROMPTS, config=openai, run_key="monday")
@@ -457,6 +457,6 @@ async def test_a_run_says_whether_it_needs_no_retry(openai: Config, sim: Simulat
     store = open_store()
     for complete in (False, True):
         await outcomes(openai, terms)
-        runs = [key.split("/")[1] async for key in store.names("run/") if key.count("/") == 1]
+        runs = [key.split("/")[1] async for key in store.list_keys("run/") if key.count("/") == 1]
         assert complete in [await is_complete(store, run) for run in runs]
         assert (len(runs) == 1) is (complete is False or terms.run_key is not None)

@@ -291,7 +291,7 @@ class Life:
                 config = await self._provider.config()
                 ledger = Ledger(store_of(config), lambda: time.time() + 3600)
                 async with open_session(config) as session:
-                    await delete(session, ledger, await ledger.due())
+                    await delete(session, ledger, await ledger.list_due())
             self.swept = True
         assert self._left() == []
 

@@ -39,7 +39,9 @@ async def test_answers_of_its_sub_flows_are_paid_for_once(
             await journal.begin()
             for call in plan.calls[1:]:
                 answer = Answer(text=f"earlier {call.index}", finish_reason="stop")
-                await journal.keep(call.identity, Outcome(index=0, identity=call.identity, answer=answer, attempts=1))
+                await journal.save_answer(
+                    call.identity, Outcome(index=0, identity=call.identity, answer=answer, attempts=1)
+                )
             raise RuntimeError("the process ended here")
         return await afan_out(PROMPTS, provider)
 

@@ -90,7 +90,7 @@ async def test_sweep_goes_on_after_a_record_that_nobody_can_read(
     brief = provider.model_copy(update={"keep_files_s": 1.0})
     await brief.asave("brief", overwrite=True)
     fan_out(["What is it?"], brief, sources=papers)
-    names = [name async for name in open_store().names("upload/")]
+    names = [name async for name in open_store().list_keys("upload/")]
     await open_store().put(names[0], {"key": "is no key"})
     removed = 0
     deadline = time.monotonic() + 20
@@ -113,7 +113,7 @@ async def test_what_is_simulated_concerns_no_sweep(papers: list[Source]) -> None
     for simulated in (kept, kept, mock):
         assert (await afan_out(["What is it?"], simulated, sources=papers)).status == "ok"
     assert len(in_process().files) == before + 3
-    assert [name async for name in open_store().names("upload/")] == []
+    assert [name async for name in open_store().list_keys("upload/")] == []
     report = await asweep()
     assert (report.removed, report.left) == ([], [])
 

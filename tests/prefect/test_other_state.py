@@ -140,7 +140,7 @@ def test_answers_that_cannot_be_saved_are_taken_up_by_the_retry(
     one_at_a_time = provider.model_copy(update={"request_concurrency": 1})
     with monkeypatch.context() as patch:
         patch.setattr("pollux_flows.pipeline.answers._PAUSES", (0.0,))
-        patch.setattr(Journal, "keep", _full)
+        patch.setattr(Journal, "save_answer", _full)
         envelope = retried(one_at_a_time, patch.undo)
     assert envelope.status == "ok"
     assert envelope.metrics["n_reused"] == 1

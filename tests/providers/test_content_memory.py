@@ -17,7 +17,7 @@ from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.content import examine, forget
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.disk import DiskStore
-from pollux_flows.state.home import full
+from pollux_flows.state.home import disk_full_error
 from pollux_flows.state.store import open_store
 from tests.loopback import MakeConfig
 
@@ -40,7 +40,7 @@ def is_a_file(home: Path, _: pytest.MonkeyPatch) -> None:
 
 def is_full(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def no_room(*_: Any, **__: Any) -> None:
-        raise full(home)
+        raise disk_full_error(home)
 
     monkeypatch.setattr(DiskStore, "put_many", no_room)
     monkeypatch.setattr(DiskStore, "swap", no_room)

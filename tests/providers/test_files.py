@@ -426,7 +426,7 @@ def test_a_simulated_run_leaves_nothing_behind(tmp_path: Path, pdf: Source) -> N
 
 
 async def recorded() -> list[str]:
-    return [name async for name in open_store().names("upload/")]
+    return [name async for name in open_store().list_keys("upload/")]
 
 
 def test_what_the_options_say_of_files_is_json(pdf: Source) -> None:

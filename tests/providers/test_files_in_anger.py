@@ -25,7 +25,7 @@ from pollux_flows.providers.session import open_session
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Simulator, serve
 from pollux_flows.state.disk import DiskStore
-from pollux_flows.state.home import full
+from pollux_flows.state.home import disk_full_error
 from pollux_flows.state.ledger import OWNER_S, Ledger
 from pollux_flows.state.store import open_store
 from pollux_flows.state.upload import Entry
@@ -90,14 +90,14 @@ async def test_a_file_that_will_soon_expire_is_uploaded_anew(
     assert kept.uploaded is not None
     for left_s, uploads in ((660.0, 1), (300.0, 2)):
         uploaded = kept.uploaded.model_copy(update={"expires_at": time.time() + left_s})
-        await open_store().put(kept.key.name, kept.but(uploaded=uploaded).record() or {})
+        await open_store().put(kept.key.name, kept._replace(uploaded=uploaded).to_record() or {})
         assert (await run("What is it?", source=paper, config=config(provider))).status == "ok"
         assert len(sim.files) == uploads
 
 
 async def entries() -> AsyncIterator[Entry]:
     async for _, record in open_store().scan("upload/"):
-        yield Entry.read(record)
+        yield Entry.from_record(record)
 
 
 @on_sdks
@@ -137,7 +137,7 @@ async def test_a_disk_that_is_full_in_the_middle_costs_no_answer(
 
     async def filled(store: DiskStore, do: Any, *, writes: bool = False) -> Any:
         if writes and answered >= 3:
-            raise full(store.folder)
+            raise disk_full_error(store.folder)
         return await ask(store, do, writes=writes)
 
     def count(_: Outcome) -> None:

@@ -19,7 +19,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
-from pollux_flows.state.claims import LEASE_S
+from pollux_flows.state.leases import LEASE_S
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import open_store
 from tests.loopback import KEY, MODELS, SDKS, MakeConfig
@@ -125,7 +125,7 @@ def test_killed_in_the_middle_of_many_uploads(
     sim.faults.clear()
 
     async def intents() -> int:
-        return len([name async for name in open_store().names("upload/")])
+        return len([name async for name in open_store().list_keys("upload/")])
 
     assert asyncio.run(intents()) == 4
     envelope = asyncio.run(

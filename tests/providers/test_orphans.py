@@ -18,7 +18,7 @@ from pollux_flows.providers.content import HashingReader
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.state.claims import LEASE_S
+from pollux_flows.state.leases import LEASE_S
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import open_store
 from tests.loopback import ONCE, SDKS, MakeConfig

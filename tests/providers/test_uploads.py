@@ -194,5 +194,5 @@ async def owners(count: int) -> None:
     """Return once so many runs are on record as needing the file."""
     store = open_store()
     async with asyncio.timeout(5):
-        while len([name async for name in store.names("owner/")]) < count:  # noqa: ASYNC110 (seen from outside)
+        while len([name async for name in store.list_keys("owner/")]) < count:  # noqa: ASYNC110 (seen from outside)
             await asyncio.sleep(0.005)

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, closing
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pollux_flows.errors import PolluxError
-from pollux_flows.state.claims import claim
+from pollux_flows.state.leases import acquire_lease
 from pollux_flows.state.ledger import Due, Ledger, Uploaded, UploadKey
 from pollux_flows.state.slots import RunScope, Slots
 from pollux_flows.state.store import Row, Store
@@ -83,7 +84,7 @@ async def at_work(
 ) -> AsyncIterator[Slots]:
     """A run that is asking: it holds a lease."""
     slots = Slots(store, RunScope(run), clock, lease_s=lease_s)
-    await slots.take([])
+    await slots.acquire([])
     try:
         yield slots
     finally:
@@ -95,16 +96,16 @@ async def names(store: Store) -> list[str]:
 
 
 async def listed(store: Store) -> list[Row]:
-    return [row async for row in store.listed()]
+    return [row async for row in store.list_rows()]
 
 
 async def removed(ledger: Ledger, dues: list[Due]) -> list[str]:
     """What a sweep does with what is due; the files that it deleted."""
     gone = []
     for due in dues:
-        if await ledger.deleting(due):
+        if await ledger.begin_deletion(due):
             gone.append(due.uploaded.file_id if due.uploaded else due.marker)
-            await ledger.deleted(due)
+            await ledger.finish_deletion(due)
     return gone
 
 
@@ -157,7 +158,8 @@ def write_in_a_fork(store: Store) -> None:
     if child == 0:
         try:
             run(asyncio.wait_for(store.put("b", {"by": "child"}), 10))
-        except BaseException:  # noqa: BLE001 (nothing of the parent's tests may go on here)
+        except BaseException:  # noqa: BLE001 (the tests of the parent must not go on in the child)
+            traceback.print_exc()
             os._exit(1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
@@ -201,7 +203,7 @@ def claim_one(address: str, me: int, moment: float) -> bool:
     """Try to win what everybody else tries to win."""
     store = opened(address)
     till(moment)
-    return run(claim(store, "prize", f"process {me}", lease_s=60.0)) is not None
+    return run(acquire_lease(store, "prize", f"process {me}", lease_s=60.0)) is not None
 
 
 def hold_many(address: str, folder: str, me: int, moment: float) -> list[str]:
@@ -214,7 +216,7 @@ def hold_many(address: str, folder: str, me: int, moment: float) -> list[str]:
         return Uploaded(file_id=f"file-{marker}")
 
     async def work() -> list[str]:
-        held = await asyncio.gather(*(ledger.hold(KEY, f"run {me}", upload) for _ in range(20)))
+        held = await asyncio.gather(*(ledger.acquire(KEY, f"run {me}", upload) for _ in range(20)))
         return [each.file_id for each in held]
 
     till(moment)
@@ -243,7 +245,7 @@ def upload_until_killed(address: str, lease_s: float) -> None:
         await asyncio.sleep(3600)
         raise AssertionError
 
-    run(Ledger(opened(address), lease_s=lease_s).hold(KEY, "the killed", upload))
+    run(Ledger(opened(address), lease_s=lease_s).acquire(KEY, "the killed", upload))
 
 
 def fill_under_limit(address: str, limit: int) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from pollux_flows.state.account import account
+from pollux_flows.state.account import derive_account
 from pollux_flows.state.store import Store
 from tests.state.places import opened
 
@@ -15,19 +15,19 @@ KEY = "sk-a-key-that-opens-nothing"
 
 async def test_a_key_has_one_account(address: str) -> None:
     """In all processes, and from the first moment on, when all of them make the salt."""
-    made = await asyncio.gather(*(account(opened(address), KEY) for _ in range(8)))
+    made = await asyncio.gather(*(derive_account(opened(address), KEY) for _ in range(8)))
     assert len(set(made)) == 1
-    assert await account(opened(address), "another") not in made
+    assert await derive_account(opened(address), "another") not in made
 
 
 async def test_another_store_has_other_accounts(store: Store, tmp_path: Path) -> None:
     """Whoever sees two ledgers cannot tell whether they are of one account."""
-    assert await account(store, KEY) != await account(opened(f"disk:{tmp_path / 'other'}"), KEY)
+    assert await derive_account(store, KEY) != await derive_account(opened(f"disk:{tmp_path / 'other'}"), KEY)
 
 
 async def test_there_is_no_way_back_to_the_key(store: Store) -> None:
     """No hash that is quick to try for all the words there are, and not the key itself in any form."""
-    made = await account(store, KEY)
+    made = await derive_account(store, KEY)
     assert KEY not in made
     quick = {
         hashlib.new(name, salt + KEY.encode()).hexdigest()[: len(made)]
@@ -40,5 +40,5 @@ async def test_there_is_no_way_back_to_the_key(store: Store) -> None:
 
 async def test_who_has_no_key_is_nobody(store: Store) -> None:
     """A server that asks for none; and an empty key is a key."""
-    assert await account(store, None) == "nobody"
-    assert await account(store, "") != "nobody"
+    assert await derive_account(store, None) == "nobody"
+    assert await derive_account(store, "") != "nobody"

@@ -23,7 +23,7 @@ CALLS = [f"{index}" for index in range(100)]
 @pytest.fixture(autouse=True)
 def _look(monkeypatch: pytest.MonkeyPatch) -> None:
     """At every run."""
-    monkeypatch.setattr(bounds, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 0.0)
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ async def ran(store: Store, clock: Clock, name: str) -> Journal:
     journal = Journal(store, name, clock)
     await journal.begin()
     for call in CALLS:
-        await journal.keep(f"{name} {call}", ANSWER)
+        await journal.save_answer(f"{name} {call}", ANSWER)
     clock.now += DAY
     return journal
 
 
 async def kept(journal: Journal) -> int:
-    return len(await journal.own([f"{journal.run} {call}" for call in CALLS]))
+    return len(await journal.load_own([f"{journal.run} {call}" for call in CALLS]))
 
 
 # --- Age ----------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ async def test_an_answer_is_kept_for_ninety_days(
     monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", said)
     journal = Journal(disk, "run")
     await journal.begin()
-    await journal.keep("a", ANSWER)
+    await journal.save_answer("a", ANSWER)
     query = "SELECT expire_time - store_time FROM Cache"
     lasts = [lasts for (lasts,) in await disk._ask(lambda cache: cache._sql(query).fetchall())]
     assert lasts == [pytest.approx(days * DAY)] * 3
@@ -92,7 +92,7 @@ async def test_what_is_small_enough_is_left_alone(
 ) -> None:
     """Nothing is even looked at."""
     journal = await ran(disk, clock, "run")
-    monkeypatch.setattr(DiskStore, "listed", None)
+    monkeypatch.setattr(DiskStore, "list_rows", None)
     monkeypatch.setattr(DiskStore, "scan", None)
     await Journal(disk, "next", clock).begin()
     assert await kept(journal) == 100
@@ -110,7 +110,7 @@ async def test_the_size_is_asked_for_once_in_a_while(
         return await size(self)
 
     monkeypatch.setattr(DiskStore, "size", counting)
-    monkeypatch.setattr(bounds, "_LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 3600.0)
     for index in range(5):
         await Journal(disk, f"run {index}", clock).begin()
     assert asked == 1
@@ -138,7 +138,7 @@ async def test_what_cannot_be_pruned_costs_nobody_anything(
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1kB")
     await disk.put("taker/odd", {})
     damage(f"disk:{disk.folder}", "taker/odd", b"{")
-    with pytest.warns(RuntimeWarning, match=r"not kept within its size.*record taker/odd.*prune --damaged"):
+    with pytest.warns(RuntimeWarning, match=r"could not be pruned.*record taker/odd.*prune --damaged"):
         await Journal(disk, "next", clock).begin()
     assert await kept(journal) == 100
 

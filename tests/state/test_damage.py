@@ -26,7 +26,7 @@ async def journal(store: Store, clock: Clock) -> Journal:
     journal = Journal(store, "one", clock)
     await journal.begin()
     for call in ("a", "b"):
-        await journal.keep(call, ANSWER)
+        await journal.save_answer(call, ANSWER)
     return journal
 
 
@@ -75,8 +75,8 @@ async def test_a_damaged_answer_is_neither_absent_nor_another(
     """Its own run and all others are told which one it is, and what to do; not what it says."""
     await spoil(store, address, f"{RUN}/a", change)
     asked: list[Callable[[], Awaitable[object]]] = [
-        lambda: journal.own(["b", "a"]),
-        lambda: Journal(store, "another").anybodys(["b", "a"], None),
+        lambda: journal.load_own(["b", "a"]),
+        lambda: Journal(store, "another").load_reusable(["b", "a"], None),
     ]
     for ask in asked:
         with pytest.raises(
@@ -84,16 +84,16 @@ async def test_a_damaged_answer_is_neither_absent_nor_another(
         ) as told:
             await ask()
         assert "forty" not in str(told.value)
-    assert set(await journal.own(["b"])) == {"b"}
+    assert set(await journal.load_own(["b"])) == {"b"}
 
 
 async def test_an_answer_in_the_place_of_another_is_told(journal: Journal, store: Store, address: str) -> None:
     """It is well, but not the answer to that call."""
-    await journal.keep("c", ANSWER.model_copy(update={"cost_usd": 1.0}))
+    await journal.save_answer("c", ANSWER.model_copy(update={"cost_usd": 1.0}))
     record = await store.get(f"{RUN}/c")
     damage(address, f"{RUN}/a", json.dumps(record).encode())
     with pytest.raises(ConfigurationError, match="is damaged"):
-        await journal.own(["a"])
+        await journal.load_own(["a"])
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,15 @@ async def test_a_damaged_pointer_is_told(journal: Journal, store: Store, address
     await spoil(store, address, "answer/a", change)
     for max_age_s in (None, 60.0):
         with pytest.raises(ConfigurationError, match=r"record answer/a in .* is damaged.*prune --damaged"):
-            await journal.anybodys(["b", "a"], max_age_s)
-    assert set(await journal.own(["a"])) == {"a"}
+            await journal.load_reusable(["b", "a"], max_age_s)
+    assert set(await journal.load_own(["a"])) == {"a"}
 
 
 async def test_what_tells_of_a_provider_is_not_said_to_be_removed(store: Store, address: str) -> None:
     """For it is not."""
     await store.put("upload/1", {})
     damage(address, "upload/1", b"{")
-    with pytest.raises(ConfigurationError, match=r"record upload/1 .* is damaged.*copy, or move it away") as told:
+    with pytest.raises(ConfigurationError, match=r"record upload/1 .* is damaged.*backup, or move it away") as told:
         await store.get("upload/1")
     assert "prune" not in str(told.value)
 
@@ -135,7 +135,7 @@ async def test_what_is_damaged_is_removed(journal: Journal, store: Store, addres
     well = {row.key for row in await listed(store)}
     await store.put("hash/1", {"sha256": "a"})
     await store.put("taker/1", {"lease": {"until": "soon"}})
-    await journal.keep("c", ANSWER)
+    await journal.save_answer("c", ANSWER)
     await spoil(store, address, f"{RUN}/c", instead(b"forty-two", b"forty-six"))
     await spoil(store, address, "answer/c", less("place"))
     damaged = {"hash/1", "taker/1", f"{RUN}/c", "answer/c"}
@@ -145,19 +145,19 @@ async def test_what_is_damaged_is_removed(journal: Journal, store: Store, addres
     assert set((await remove_damaged(store)).removed) == damaged
     assert set(await names(store)) == well
     assert await remove_damaged(store) == Damage()
-    assert set(await journal.own(["a", "b", "c"])) == {"a", "b"}
-    assert set(await journal.anybodys(["a", "b", "c"], None)) == {"a", "b"}
+    assert set(await journal.load_own(["a", "b", "c"])) == {"a", "b"}
+    assert set(await journal.load_reusable(["a", "b", "c"], None)) == {"a", "b"}
 
 
 async def test_what_is_well_is_well(journal: Journal, store: Store, ledger: Ledger, provider: Provider) -> None:
     """Of every kind that there is."""
-    await ledger.account("key")
-    await ledger.hold(KEY, "run", provider.upload)
+    await ledger.derive_account("key")
+    await ledger.acquire(KEY, "run", provider.upload)
     await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
     await store.put("of a later version", {"what": "ever"})
-    async with at_work(store, "run"), journal.asking("d") as take:
+    async with at_work(store, "run"), journal.lease_call("d") as take:
         await take()
-        await ledger._claim(None, KEY.model_copy(update={"sha256": "new"}), "run", "marker")
+        await ledger._acquire_upload(None, KEY.model_copy(update={"sha256": "new"}), "run", "marker")
         assert await remove_damaged(store) == Damage()
 
 
@@ -165,8 +165,8 @@ async def test_what_tells_of_a_provider_stays_though_damaged(
     store: Store, address: str, ledger: Ledger, provider: Provider
 ) -> None:
     """It is named: whoever restores it must know."""
-    await ledger.account("key")
-    await ledger.hold(KEY, "run", provider.upload)
+    await ledger.derive_account("key")
+    await ledger.acquire(KEY, "run", provider.upload)
     kept = [row.key for row in await listed(store)]
     for key in kept:
         damage(address, key, b"{")

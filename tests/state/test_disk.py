@@ -139,7 +139,7 @@ async def test_what_has_expired_is_listed_as_such(store: DiskStore) -> None:
     await asyncio.sleep(0.02)
     rows = await listed(store)
     assert [(row.key, row.expired) for row in rows] == [("b", False), ("a", True)]
-    assert len(await store.drop(rows[1:])) == 1
+    assert len(await store.delete_rows(rows[1:])) == 1
     assert [row.key for row in await listed(store)] == ["b"]
 
 
@@ -156,7 +156,7 @@ async def test_what_is_dropped_makes_the_file_smaller(store: DiskStore) -> None:
     store.close()
     file = store.folder / "cache.db"
     full = file.stat().st_size
-    await store.drop(rows[:1000])
+    await store.delete_rows(rows[:1000])
     store.close()
     assert file.stat().st_size < 0.6 * full
 

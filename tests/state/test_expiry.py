@@ -66,7 +66,7 @@ async def answered(store: Store, clock: Clock) -> Journal:
     journal = Journal(store, "run", clock)
     await journal.begin()
     for call in "abcde":
-        await journal.keep(call, ANSWER.model_copy(update={"identity": call}))
+        await journal.save_answer(call, ANSWER.model_copy(update={"identity": call}))
     return journal
 
 
@@ -171,7 +171,7 @@ async def test_what_has_expired_goes_from_a_disk(machine: Machine, folder: Path)
     await write(store)
     assert await store.get("a") == {"a": 1}
     assert await store.add("a", {"a": 2}) is False
-    assert [key async for key in store.names("a")] == ["a"]
+    assert [key async for key in store.list_keys("a")] == ["a"]
     machine.passes(HOUR)
     await write(store)
     machine.passes(HOUR)
@@ -191,10 +191,10 @@ async def test_a_clock_that_is_100_days_ahead_removes_nothing(machine: Machine, 
         await wrong.swap(f"added/{number}", {"a": 1}, None)
     assert await wrong.add(f"run/{journal._name}/a", {"a": 1}) is False
     ahead = Journal(wrong, "run", lambda: machine.wall.now + 100 * DAY)
-    assert len(await ahead.own("abcde")) == 5
-    assert len(await ahead.anybodys("abcde", None)) == 5
-    assert len(await journal.own("abcde")) == 5
-    assert len(await journal.anybodys("abcde", None)) == 5
+    assert len(await ahead.load_own("abcde")) == 5
+    assert len(await ahead.load_reusable("abcde", None)) == 5
+    assert len(await journal.load_own("abcde")) == 5
+    assert len(await journal.load_reusable("abcde", None)) == 5
 
 
 async def test_a_clock_that_is_set_while_a_process_runs_removes_nothing(machine: Machine, folder: Path) -> None:
@@ -211,14 +211,14 @@ async def test_a_clock_that_is_set_while_a_process_runs_removes_nothing(machine:
     await write(store)
     machine.passes(HOUR)
     await write(store)
-    assert len(await journal.own("abcde")) == 5
+    assert len(await journal.load_own("abcde")) == 5
 
 
 async def test_a_state_that_is_too_large_loses_nothing_to_a_wrong_clock(
     machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest go, until there is room enough, and no more than that."""
-    monkeypatch.setattr(bounds, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 0.0)
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "100kB")
     right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
     await right.put("job/mine", {"at": machine.wall.now}, ttl_s=90 * DAY)
@@ -228,7 +228,7 @@ async def test_a_state_that_is_too_large_loses_nothing_to_a_wrong_clock(
     machine.passes(2 * DAY)
     ahead = Journal(wrong, "next", lambda: machine.wall.now + 100 * DAY)
     await ahead.begin()
-    left = [key async for key in right.names("run/0")]
+    left = [key async for key in right.list_keys("run/0")]
     assert 20 < len(left) < 100
     assert left[-1] == f"run/{99:064}/a"
     assert await right.get("job/mine") is not None
@@ -239,7 +239,7 @@ async def test_what_a_person_prunes_goes_at_once(machine: Machine, folder: Path)
     journal = await answered(store, machine.wall)
     machine.passes(100 * DAY)
     assert (await prune(store, older_than_s=30 * DAY, clock=machine.wall)).answers == 5
-    assert await journal.own("abcde") == {}
+    assert await journal.load_own("abcde") == {}
 
 
 # --- In a Redis ---------------------------------------------------------------------------------------------------
@@ -261,9 +261,9 @@ async def test_a_wrong_clock_shortens_nothing_in_a_redis(
         patch.setattr(time, "time", lambda: now() + ahead)
         wrong = opened(f"redis:{redis_place}")
         other = Journal(wrong, "run")
-        assert len(await other.own("abcde")) == 5
+        assert len(await other.load_own("abcde")) == 5
         await other.begin()
-        await other.keep("f", ANSWER.model_copy(update={"identity": "f"}))
+        await other.save_answer("f", ANSWER.model_copy(update={"identity": "f"}))
         await wrong.swap("mine", None, {"a": 1}, ttl_s=DAY)
     with client(url) as redis:
         lasts = {key: redis.ttl(key) for key in redis.scan_iter(f"{prefix}record:*")}
@@ -271,4 +271,4 @@ async def test_a_wrong_clock_shortens_nothing_in_a_redis(
     mine = lasts.pop(f"{prefix}record:mine".encode())
     assert mine == pytest.approx(DAY, abs=60)
     assert all(ttl == pytest.approx(90 * DAY, abs=60) for ttl in lasts.values())
-    assert len(await journal.own("abcdef")) == 6
+    assert len(await journal.load_own("abcdef")) == 6

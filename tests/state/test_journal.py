@@ -27,49 +27,51 @@ def journal(store: Store, clock: Clock) -> Journal:
 
 async def test_what_was_kept_is_there(journal: Journal, store: Store, clock: Clock) -> None:
     """Whole, in whatever process asks next; where it stood in the run, and how it was come by, is not part of it."""
-    await journal.keep("a", answered("yes", index=7).model_copy(update={"unkept": "for a while"}))
-    again = await Journal(store, "one", clock).own(["a", "b"])
+    await journal.save_answer("a", answered("yes", index=7).model_copy(update={"unkept": "for a while"}))
+    again = await Journal(store, "one", clock).load_own(["a", "b"])
     assert again == {"a": answered("yes").model_copy(update={"reused": "run"})}
 
 
 async def test_another_run_has_its_own_answers(journal: Journal, store: Store, clock: Clock) -> None:
     """And can be given anybody's, of which the latest counts."""
-    await journal.keep("a", answered("first"))
+    await journal.save_answer("a", answered("first"))
     other = Journal(store, "other", clock)
-    assert await other.own(["a"]) == {}
-    assert await other.anybodys(["a", "b"], None) == {"a": answered("first").model_copy(update={"reused": "always"})}
-    await other.keep("a", answered("second"))
-    assert await texts(await journal.anybodys(["a"], None)) == {"a": "second"}
-    assert await texts(await journal.own(["a"])) == {"a": "first"}
+    assert await other.load_own(["a"]) == {}
+    assert await other.load_reusable(["a", "b"], None) == {
+        "a": answered("first").model_copy(update={"reused": "always"})
+    }
+    await other.save_answer("a", answered("second"))
+    assert await texts(await journal.load_reusable(["a"], None)) == {"a": "second"}
+    assert await texts(await journal.load_own(["a"])) == {"a": "first"}
 
 
 async def test_an_answer_can_be_too_old(journal: Journal, clock: Clock) -> None:
     """By the time it was given."""
-    await journal.keep("a", answered("yes"))
+    await journal.save_answer("a", answered("yes"))
     clock.now += DAY
-    assert await journal.anybodys(["a"], DAY - 1) == {}
-    assert await texts(await journal.anybodys(["a"], DAY)) == {"a": "yes"}
+    assert await journal.load_reusable(["a"], DAY - 1) == {}
+    assert await texts(await journal.load_reusable(["a"], DAY)) == {"a": "yes"}
 
 
 async def test_a_pointer_to_a_pruned_run_leads_nowhere(journal: Journal, store: Store) -> None:
     """Its answers are gone, and are asked for again."""
-    await journal.keep("a", answered("yes"))
+    await journal.save_answer("a", answered("yes"))
     await store.delete(*[key async for key, _ in store.scan("run/")])
-    assert await journal.anybodys(["a"], None) == {}
+    assert await journal.load_reusable(["a"], None) == {}
 
 
 async def test_one_call_is_claimed_by_one_run(journal: Journal, store: Store) -> None:
     """The other is told, and can wait until it is free."""
     other = Journal(store, "other")
-    async with journal.asking("a") as take:
+    async with journal.lease_call("a") as take:
         await take()
         await take()  # it has it already
-        async with other.asking("a") as take_too:
+        async with other.lease_call("a") as take_too:
             with pytest.raises(TakenError):
                 await take_too()
-        freed = asyncio.create_task(other.free("a"))
+        freed = asyncio.create_task(other.wait_for_release("a"))
         await asyncio.sleep(0)
         assert not freed.done()
     await asyncio.wait_for(freed, 5)
-    async with other.asking("a") as take_now:
+    async with other.lease_call("a") as take_now:
         await take_now()

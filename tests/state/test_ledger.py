@@ -15,8 +15,8 @@ from tests.state.places import DAY, KEY, Clock, Provider, opened, removed
 
 async def test_a_file_is_uploaded_once(ledger: Ledger, provider: Provider, address: str, clock: Clock) -> None:
     """By all coroutines, of all runs, then and later."""
-    first = await asyncio.gather(*(ledger.hold(KEY, f"run {index % 3}", provider.upload) for index in range(60)))
-    later = await Ledger(opened(address), clock).hold(KEY, "later", provider.upload)
+    first = await asyncio.gather(*(ledger.acquire(KEY, f"run {index % 3}", provider.upload) for index in range(60)))
+    later = await Ledger(opened(address), clock).acquire(KEY, "later", provider.upload)
     assert {each.file_id for each in [*first, later]} == {"file-1"}
     assert later == first[0]
     assert len(provider.markers) == 1
@@ -33,8 +33,8 @@ async def test_a_file_is_uploaded_once(ledger: Ledger, provider: Provider, addre
     ],
 )
 async def test_another_key_is_another_file(ledger: Ledger, provider: Provider, other: dict[str, str]) -> None:
-    await ledger.hold(KEY, "run", provider.upload)
-    await ledger.hold(KEY.model_copy(update=other), "run", provider.upload)
+    await ledger.acquire(KEY, "run", provider.upload)
+    await ledger.acquire(KEY.model_copy(update=other), "run", provider.upload)
     assert len(provider.markers) == 2
 
 
@@ -53,7 +53,7 @@ async def test_the_intent_comes_first(ledger: Ledger, store: Store, clock: Clock
         recorded = (await store.get(KEY.name) or {}) | {"asked": marker}
         return Uploaded(file_id="f")
 
-    await ledger.hold(KEY, "run", upload)
+    await ledger.acquire(KEY, "run", upload)
     assert recorded is not None
     assert recorded["marker"] == recorded["asked"]
     assert recorded["since"] == clock()
@@ -62,37 +62,37 @@ async def test_the_intent_comes_first(ledger: Ledger, store: Store, clock: Clock
 
 async def test_a_file_that_soon_expires_is_uploaded_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Soon is what each user says it is."""
-    await ledger.hold(KEY, "run", provider.upload)
+    await ledger.acquire(KEY, "run", provider.upload)
     clock.now += 2 * DAY - 700
-    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-1"
+    assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-1"
     clock.now += 200
-    assert (await ledger.hold(KEY, "quick", provider.upload, margin_s=60)).file_id == "file-1"
-    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
-    assert (await ledger.hold(KEY, "batch", provider.upload, margin_s=DAY)).file_id == "file-2"
+    assert (await ledger.acquire(KEY, "quick", provider.upload, margin_s=60)).file_id == "file-1"
+    assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-2"
+    assert (await ledger.acquire(KEY, "batch", provider.upload, margin_s=DAY)).file_id == "file-2"
 
 
 async def test_those_who_waited_take_what_came(ledger: Ledger, provider: Provider) -> None:
     """Also where files live for less than they had hoped for: another upload would bring no better one."""
     provider.lives_s = 100
-    held = await asyncio.gather(*(ledger.hold(KEY, "run", provider.upload) for _ in range(10)))
+    held = await asyncio.gather(*(ledger.acquire(KEY, "run", provider.upload) for _ in range(10)))
     assert {each.file_id for each in held} == {"file-1"}
 
 
 async def test_a_file_without_expiry_stays(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     provider.lives_s = None
-    await ledger.hold(KEY, "job", provider.upload, owner_s=None)
+    await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
     clock.now += 1000 * DAY
-    assert (await ledger.hold(KEY, "job", provider.upload, owner_s=None)).file_id == "file-1"
-    assert await ledger.due() == []
+    assert (await ledger.acquire(KEY, "job", provider.upload, owner_s=None)).file_id == "file-1"
+    assert await ledger.list_due() == []
 
 
 async def test_what_the_provider_forgot_is_uploaded_again(ledger: Ledger, provider: Provider) -> None:
     """Once; whoever finds out later finds a new file already."""
-    old = await ledger.hold(KEY, "run", provider.upload, keep_s=None)
+    old = await ledger.acquire(KEY, "run", provider.upload, keep_s=None)
     await ledger.forget(KEY, old.file_id)
-    assert (await ledger.hold(KEY, "run", provider.upload, keep_s=None)).file_id == "file-2"
+    assert (await ledger.acquire(KEY, "run", provider.upload, keep_s=None)).file_id == "file-2"
     await ledger.forget(KEY, old.file_id)
-    assert (await ledger.hold(KEY, "run", provider.upload, keep_s=None)).file_id == "file-2"
+    assert (await ledger.acquire(KEY, "run", provider.upload, keep_s=None)).file_id == "file-2"
     assert await ledger.release("run") == []
 
 
@@ -101,9 +101,9 @@ async def test_what_the_provider_forgot_is_uploaded_again(ledger: Ledger, provid
 
 async def test_a_waiter_that_is_cancelled_disturbs_nobody(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
-    first = asyncio.ensure_future(ledger.hold(KEY, "run", provider.upload))
+    first = asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload))
     await provider.asked()
-    others = [asyncio.ensure_future(ledger.hold(KEY, "run", provider.upload)) for _ in range(10)]
+    others = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(10)]
     await asyncio.sleep(0.02)
     for each in others[:5]:
         each.cancel()
@@ -118,9 +118,9 @@ async def test_an_upload_whose_uploader_is_cancelled_goes_on_for_those_who_wait(
 ) -> None:
     """They do not upload it again, and the file that they wait for does not go when the cancelled run releases it."""
     provider.gate = asyncio.Event()
-    first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
+    first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
-    others = [asyncio.ensure_future(ledger.hold(KEY, "other", provider.upload)) for _ in range(5)]
+    others = [asyncio.ensure_future(ledger.acquire(KEY, "other", provider.upload)) for _ in range(5)]
     await waited_for(ledger, "other")
     first.cancel()
     await asyncio.sleep(0.02)
@@ -135,9 +135,9 @@ async def test_an_upload_whose_uploader_is_cancelled_goes_on_for_those_who_wait(
 async def test_an_upload_ends_once_all_who_wait_for_it_are_cancelled(ledger: Ledger, provider: Provider) -> None:
     """As at Ctrl-C. What the upload may have left is looked for once it cannot be on its way any more."""
     provider.gate = asyncio.Event()
-    first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
+    first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
-    other = asyncio.ensure_future(ledger.hold(KEY, "other", provider.upload))
+    other = asyncio.ensure_future(ledger.acquire(KEY, "other", provider.upload))
     await waited_for(ledger, "other")
     first.cancel()
     other.cancel()
@@ -146,24 +146,24 @@ async def test_an_upload_ends_once_all_who_wait_for_it_are_cancelled(ledger: Led
     async with asyncio.timeout(5):
         with pytest.raises(asyncio.CancelledError):
             await first
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
     provider.clock.now += ledger.lease_s
-    (orphan,) = await ledger.due()
+    (orphan,) = await ledger.list_due()
     assert (orphan.marker, orphan.uploaded, orphan.reason) == (provider.markers[0], None, "orphan")
     assert await removed(ledger, [orphan]) == [provider.markers[0]]
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
 
 
 async def test_an_upload_without_a_waiter_is_cancelled_with_its_uploader(ledger: Ledger, provider: Provider) -> None:
     """At once; the next to need the file uploads it."""
     provider.gate = asyncio.Event()
-    first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
+    first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
     provider.gate.set()
-    assert (await ledger.hold(KEY, "other", provider.upload)).file_id == "file-2"
+    assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-2"
 
 
 async def waited_for(ledger: Ledger, owner: str) -> None:
@@ -184,9 +184,9 @@ async def test_what_was_uploaded_is_on_record_although_it_was_cancelled(
         holding[0].cancel()  # it learns of that when it next waits, which is for the record
         return uploaded
 
-    holding.append(asyncio.ensure_future(ledger.hold(KEY, "run", upload)))
+    holding.append(asyncio.ensure_future(ledger.acquire(KEY, "run", upload)))
     with pytest.raises(asyncio.CancelledError):
         await holding[0]
-    assert (await ledger.hold(KEY, "other", provider.upload)).file_id == "file-1"
+    assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-1"
     assert len(provider.markers) == 1
     assert set((await store.get(KEY.name) or {})["owners"]) == {"run", "other"}

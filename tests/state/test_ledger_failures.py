@@ -28,7 +28,7 @@ async def test_a_failure_is_told_to_all_who_asked(
     """As what it is, and nobody tries that again; a later run does."""
     provider.fails = [error]
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.hold(KEY, f"run {index}", provider.upload)) for index in range(10)]
+    holding = [asyncio.ensure_future(ledger.acquire(KEY, f"run {index}", provider.upload)) for index in range(10)]
     await provider.asked()
     clock.now += 1
     provider.gate.set()
@@ -37,7 +37,7 @@ async def test_a_failure_is_told_to_all_who_asked(
     assert {str(each) for each in told} == {str(error)}
     assert all(vars(each) == vars(error) for each in told if isinstance(each, Exception))
     assert len(provider.markers) == 1
-    assert (await ledger.hold(KEY, "later", provider.upload)).file_id == "file-2"
+    assert (await ledger.acquire(KEY, "later", provider.upload)).file_id == "file-2"
 
 
 async def test_a_run_does_not_try_again_what_is_of_no_use(ledger: Ledger, provider: Provider) -> None:
@@ -45,29 +45,29 @@ async def test_a_run_does_not_try_again_what_is_of_no_use(ledger: Ledger, provid
     provider.fails = [APIError("No.", retryable=False), APIError("No.", retryable=False)]
     for _ in range(3):
         with pytest.raises(APIError, match="No"):
-            await ledger.hold(KEY, "run", provider.upload)
+            await ledger.acquire(KEY, "run", provider.upload)
     assert len(provider.markers) == 1
     with pytest.raises(APIError, match="No"):
-        await ledger.hold(KEY, "other", provider.upload)
+        await ledger.acquire(KEY, "other", provider.upload)
     assert len(provider.markers) == 2
     await ledger.release("other")
-    assert (await ledger.hold(KEY, "other", provider.upload)).file_id == "file-3"
+    assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-3"
 
 
 async def test_a_run_tries_again_what_may_be_of_use(ledger: Ledger, provider: Provider) -> None:
     provider.fails = [APIError("Busy.", retryable=True)]
     with pytest.raises(APIError, match="Busy"):
-        await ledger.hold(KEY, "run", provider.upload)
-    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
+        await ledger.acquire(KEY, "run", provider.upload)
+    assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-2"
 
 
 async def test_a_failure_is_forgotten(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Also by a run that was killed before its release."""
     provider.fails = [APIError("No.", retryable=False)]
     with pytest.raises(APIError, match="No"):
-        await ledger.hold(KEY, "run", provider.upload)
+        await ledger.acquire(KEY, "run", provider.upload)
     clock.now += 601
-    assert (await ledger.hold(KEY, "run", provider.upload)).file_id == "file-2"
+    assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-2"
 
 
 async def test_what_a_stranger_says_is_not_repeated(
@@ -76,7 +76,7 @@ async def test_what_a_stranger_says_is_not_repeated(
     """It may hold a key: the one it happened to gets the error itself, the others its name."""
     provider.fails = [ValueError("Bearer sk-secret")]
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.hold(KEY, "run", provider.upload)) for _ in range(3)]
+    holding = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(3)]
     await provider.asked()
     clock.now += 1
     provider.gate.set()
@@ -99,9 +99,9 @@ async def test_what_may_have_arrived_is_looked_for(
 ) -> None:
     provider.fails = [error]
     with pytest.raises(type(error)):
-        await ledger.hold(KEY, "run", provider.upload)
+        await ledger.acquire(KEY, "run", provider.upload)
     clock.now += ledger.lease_s
-    assert [due.marker for due in await ledger.due()] == (provider.markers if looked_for else [])
+    assert [due.marker for due in await ledger.list_due()] == (provider.markers if looked_for else [])
 
 
 async def test_a_disk_that_fails_after_the_upload_is_told(
@@ -118,11 +118,11 @@ async def test_a_disk_that_fails_after_the_upload_is_told(
         return uploaded
 
     with pytest.raises(ConfigurationError, match="no room"):
-        await ledger.hold(KEY, "run", upload)
+        await ledger.acquire(KEY, "run", upload)
     monkeypatch.undo()
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
     clock.now += ledger.lease_s
-    assert [due.marker for due in await ledger.due()] == provider.markers
+    assert [due.marker for due in await ledger.list_due()] == provider.markers
 
 
 # --- Left behind by an attempt ------------------------------------------------------------------------------------
@@ -132,21 +132,21 @@ async def test_what_an_attempt_has_left_is_due(ledger: Ledger, provider: Provide
     """By its id or by its name, at once or later; the file that is used stays out of it."""
 
     async def upload(marker: str) -> Uploaded:
-        await ledger.leave(KEY, f"{marker}-0001")
-        await ledger.leave(KEY, f"{marker}-0002", Uploaded(file_id="copy"))
-        await ledger.leave(KEY, f"{marker}-0003", after_s=60)
+        await ledger.add_leftover(KEY, f"{marker}-0001")
+        await ledger.add_leftover(KEY, f"{marker}-0002", Uploaded(file_id="copy"))
+        await ledger.add_leftover(KEY, f"{marker}-0003", after_s=60)
         return await provider.upload(marker)
 
-    used = await ledger.hold(KEY, "run", upload)
-    first, second = await ledger.due()
+    used = await ledger.acquire(KEY, "run", upload)
+    first, second = await ledger.list_due()
     assert (first.marker, first.uploaded) == (f"{provider.markers[0]}-0001", None)
     assert second.uploaded is not None
     assert second.uploaded.file_id == "copy"
     assert await removed(ledger, [first, second]) == [first.marker, "copy"]
-    assert await ledger.due() == []
-    assert await ledger.hold(KEY, "other", provider.upload) == used
+    assert await ledger.list_due() == []
+    assert await ledger.acquire(KEY, "other", provider.upload) == used
     clock.now += 60
-    assert [due.marker for due in await ledger.due()] == [f"{provider.markers[0]}-0003"]
+    assert [due.marker for due in await ledger.list_due()] == [f"{provider.markers[0]}-0003"]
 
 
 async def test_who_looks_for_all_attempts_need_not_look_for_each(
@@ -156,21 +156,21 @@ async def test_who_looks_for_all_attempts_need_not_look_for_each(
     provider.fails = [OSError("The network is down.")]
 
     async def upload(marker: str) -> Uploaded:
-        await ledger.leave(KEY, f"{marker}-0001")
+        await ledger.add_leftover(KEY, f"{marker}-0001")
         return await provider.upload(marker)
 
     with pytest.raises(OSError, match="down"):
-        await ledger.hold(KEY, "run", upload)
+        await ledger.acquire(KEY, "run", upload)
     clock.now += ledger.lease_s
-    assert [due.marker for due in await ledger.due()] == provider.markers
+    assert [due.marker for due in await ledger.list_due()] == provider.markers
 
 
 async def test_no_more_is_claimed_than_there_are_turns(ledger: Ledger, provider: Provider, store: Store) -> None:
     """Whoever dies then leaves as many intents; those that wait for their turn have claimed nothing."""
     keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(20)]
-    turn = asyncio.Semaphore(2)
+    limit = asyncio.Semaphore(2)
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.hold(key, "run", provider.upload, turn=turn)) for key in keys]
+    holding = [asyncio.ensure_future(ledger.acquire(key, "run", provider.upload, limit=limit)) for key in keys]
     await provider.asked(2)
     await asyncio.sleep(0.05)
     assert len([key async for key, _ in store.scan("upload/")]) == 2
@@ -182,14 +182,14 @@ async def test_no_more_is_claimed_than_there_are_turns(ledger: Ledger, provider:
 async def test_who_waits_for_somebody_elses_upload_takes_no_turn(ledger: Ledger, provider: Provider) -> None:
     """The only turn is free for another file meanwhile."""
     provider.gate = asyncio.Event()
-    elsewhere = asyncio.ensure_future(ledger.hold(KEY, "elsewhere", provider.upload))
+    elsewhere = asyncio.ensure_future(ledger.acquire(KEY, "elsewhere", provider.upload))
     await provider.asked()
-    turn = asyncio.Semaphore(1)
-    waiting = asyncio.ensure_future(ledger.hold(KEY, "run", provider.upload, turn=turn))
+    limit = asyncio.Semaphore(1)
+    waiting = asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload, limit=limit))
     await asyncio.sleep(0.05)
     other = KEY.model_copy(update={"sha256": "other"})
     quick = Provider(provider.clock)
-    assert (await ledger.hold(other, "run", quick.upload, turn=turn)).file_id == "file-1"
+    assert (await ledger.acquire(other, "run", quick.upload, limit=limit)).file_id == "file-1"
     assert not waiting.done()
     provider.gate.set()
     assert await waiting == await elsewhere
@@ -201,41 +201,41 @@ async def test_who_waits_for_somebody_elses_upload_takes_no_turn(ledger: Ledger,
 async def test_whoever_is_late_overwrites_nothing(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """It was taken for dead: it uses what its successor uploaded, and its own file is deleted."""
     slow = Provider(clock, gate=asyncio.Event())
-    late = asyncio.ensure_future(ledger.hold(KEY, "late", slow.upload))
+    late = asyncio.ensure_future(ledger.acquire(KEY, "late", slow.upload))
     await slow.asked()
     clock.now += ledger.lease_s + 1
     provider.markers.append("so that its files have other names")
-    assert (await ledger.hold(KEY, "quick", provider.upload)).file_id == "file-2"
-    (orphan,) = await ledger.due()
+    assert (await ledger.acquire(KEY, "quick", provider.upload)).file_id == "file-2"
+    (orphan,) = await ledger.list_due()
     assert orphan.marker == slow.markers[0]
     assert slow.gate is not None
     slow.gate.set()
     assert (await late).file_id == "file-2"
-    (due,) = await ledger.due()
+    (due,) = await ledger.list_due()
     assert due.uploaded is not None
     assert (due.uploaded.file_id, due.marker) == ("file-1", slow.markers[0])
     assert await removed(ledger, [due]) == ["file-1"]
-    assert (await ledger.hold(KEY, "late", provider.upload)).file_id == "file-2"
+    assert (await ledger.acquire(KEY, "late", provider.upload)).file_id == "file-2"
 
 
 async def test_whoever_is_late_comes_after_the_sweep(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Its intent was taken for an orphan, looked for, not found, and forgotten; then the file arrives after all."""
     provider.gate = asyncio.Event()
-    late = asyncio.ensure_future(ledger.hold(KEY, "late", provider.upload))
+    late = asyncio.ensure_future(ledger.acquire(KEY, "late", provider.upload))
     await provider.asked()
     clock.now += ledger.lease_s + 1
-    assert await removed(ledger, await ledger.due()) == provider.markers
+    assert await removed(ledger, await ledger.list_due()) == provider.markers
     provider.gate.set()
     assert (await late).file_id == "file-2"  # nobody else had one, so it uploaded again
-    assert [due.uploaded and due.uploaded.file_id for due in await ledger.due()] == ["file-1"]
+    assert [due.uploaded and due.uploaded.file_id for due in await ledger.list_due()] == ["file-1"]
 
 
 async def test_who_waits_gives_up(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
-    first = asyncio.ensure_future(ledger.hold(KEY, "first", provider.upload))
+    first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
     with pytest.raises(APIError, match="uploading the same file") as told:
-        await ledger.hold(KEY, "other", provider.upload, patience_s=0.05)
+        await ledger.acquire(KEY, "other", provider.upload, patience_s=0.05)
     assert told.value.retryable is True
     provider.gate.set()
     await first

@@ -20,80 +20,80 @@ from tests.state.servers import client
 async def test_a_file_goes_with_its_last_owner(ledger: Ledger, provider: Provider, store: Store) -> None:
     """Not before; and nothing of it stays."""
     for owner in ("a", "b"):
-        await ledger.hold(KEY, owner, provider.upload)
+        await ledger.acquire(KEY, owner, provider.upload)
     assert await ledger.release("a") == []
     assert await ledger.release("a") == []
     assert await ledger.release("nobody") == []
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
     (due,) = await ledger.release("b")
     assert (due.key, due.reason, due.marker) == (KEY, "idle", provider.markers[0])
     assert due.uploaded is not None
-    assert await ledger.due() == [due]
+    assert await ledger.list_due() == [due]
     assert await removed(ledger, [due]) == ["file-1"]
     assert await names(store) == []
 
 
 async def test_an_owner_has_many_files(ledger: Ledger, provider: Provider) -> None:
     keys = [KEY.model_copy(update={"sha256": str(index)}) for index in range(30)]
-    await asyncio.gather(*(ledger.hold(key, "run", provider.upload) for key in keys))
-    await ledger.hold(keys[0], "run/other", provider.upload)
+    await asyncio.gather(*(ledger.acquire(key, "run", provider.upload) for key in keys))
+    await ledger.acquire(keys[0], "run/other", provider.upload)
     dues = await ledger.release("run")
     assert {due.key.sha256 for due in dues} == {str(index) for index in range(1, 30)}
 
 
 async def test_a_file_is_kept_for_others(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """As long as its last owner said; whoever needs it meanwhile finds it."""
-    await ledger.hold(KEY, "a", provider.upload, keep_s=3600)
+    await ledger.acquire(KEY, "a", provider.upload, keep_s=3600)
     assert await ledger.release("a") == []
     clock.now += 3000
-    assert (await ledger.hold(KEY, "b", provider.upload)).file_id == "file-1"
+    assert (await ledger.acquire(KEY, "b", provider.upload)).file_id == "file-1"
     clock.now += 3000
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
     assert [due.reason for due in await ledger.release("b")] == ["idle"]
 
 
 async def test_who_wants_it_kept_longest_has_its_way(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     for owner, keep_s in (("a", 3600), ("b", None), ("c", 0)):
-        await ledger.hold(KEY, owner, provider.upload, owner_s=None, keep_s=keep_s)
+        await ledger.acquire(KEY, owner, provider.upload, owner_s=None, keep_s=keep_s)
     await ledger.release("a")
     await ledger.release("b")
     assert await ledger.release("c") == []
     clock.now += 2 * DAY - 1
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
 
 
 async def test_what_expired_needs_no_deletion(ledger: Ledger, provider: Provider, clock: Clock, store: Store) -> None:
     """The provider has deleted it; the ledger forgets it, too."""
-    await ledger.hold(KEY, "a", provider.upload, keep_s=None)
+    await ledger.acquire(KEY, "a", provider.upload, keep_s=None)
     assert await ledger.release("a") == []
     clock.now += 2 * DAY
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
     assert await names(store) == []
 
 
 async def test_an_owner_that_died_owns_nothing(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Once it has not been heard of for long enough; what it would have said at its release, holds."""
-    await ledger.hold(KEY, "a", provider.upload, owner_s=1000, keep_s=500)
+    await ledger.acquire(KEY, "a", provider.upload, owner_s=1000, keep_s=500)
     clock.now += 999
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
     clock.now += 500
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
     clock.now += 2
-    assert [due.reason for due in await ledger.due()] == ["idle"]
+    assert [due.reason for due in await ledger.list_due()] == ["idle"]
 
 
 @pytest.mark.parametrize("sign", ["hold", "renew"])
 async def test_an_owner_that_lives_owns(ledger: Ledger, provider: Provider, clock: Clock, sign: str) -> None:
-    await ledger.hold(KEY, "a", provider.upload, owner_s=1000)
+    await ledger.acquire(KEY, "a", provider.upload, owner_s=1000)
     for _ in range(5):
         clock.now += 900
         if sign == "hold":
-            await ledger.hold(KEY, "a", provider.upload, owner_s=1000)
+            await ledger.acquire(KEY, "a", provider.upload, owner_s=1000)
         else:
             await ledger.renew("a", owner_s=1000)
-        assert await ledger.due() == []
+        assert await ledger.list_due() == []
     clock.now += 1001
-    assert len(await ledger.due()) == 1
+    assert len(await ledger.list_due()) == 1
 
 
 async def test_a_deferred_job_is_found_at_its_release(
@@ -108,8 +108,8 @@ async def test_a_deferred_job_is_found_at_its_release(
         await put(key, record, ttl_s)
 
     monkeypatch.setattr(store, "put", noted)
-    await ledger.hold(KEY, "job", provider.upload, owner_s=None)
-    await ledger.hold(KEY, "job", provider.upload, owner_s=10, keep_s=3600)
+    await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
+    await ledger.acquire(KEY, "job", provider.upload, owner_s=10, keep_s=3600)
     await ledger.renew("job", owner_s=10)
     assert list(lasts.values()) == [None]
 
@@ -117,71 +117,71 @@ async def test_a_deferred_job_is_found_at_its_release(
 async def test_a_deferred_job_owns_until_it_is_done(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """However long that takes, also when a run by the same name has a shorter claim."""
     provider.lives_s = 30 * DAY
-    await ledger.hold(KEY, "job", provider.upload, owner_s=None)
-    await ledger.hold(KEY, "job", provider.upload, owner_s=10, keep_s=3600)
+    await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
+    await ledger.acquire(KEY, "job", provider.upload, owner_s=10, keep_s=3600)
     await ledger.renew("job", owner_s=10)
     clock.now += 20 * DAY
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
     assert await ledger.release("job") == []
     clock.now += 3600
-    assert len(await ledger.due()) == 1
+    assert len(await ledger.list_due()) == 1
 
 
 # --- Deleting -----------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_about_to_go_is_given_to_nobody(ledger: Ledger, provider: Provider) -> None:
-    await ledger.hold(KEY, "a", provider.upload)
+    await ledger.acquire(KEY, "a", provider.upload)
     (due,) = await ledger.release("a")
-    assert await ledger.deleting(due)
-    assert (await ledger.hold(KEY, "b", provider.upload)).file_id == "file-2"
-    await ledger.deleted(due)
-    assert (await ledger.hold(KEY, "b", provider.upload)).file_id == "file-2"
+    assert await ledger.begin_deletion(due)
+    assert (await ledger.acquire(KEY, "b", provider.upload)).file_id == "file-2"
+    await ledger.finish_deletion(due)
+    assert (await ledger.acquire(KEY, "b", provider.upload)).file_id == "file-2"
 
 
 async def test_what_is_owned_again_does_not_go(ledger: Ledger, provider: Provider) -> None:
     """Somebody needed it between the release and the deletion."""
-    await ledger.hold(KEY, "a", provider.upload)
+    await ledger.acquire(KEY, "a", provider.upload)
     (due,) = await ledger.release("a")
-    await ledger.hold(KEY, "b", provider.upload)
-    assert not await ledger.deleting(due)
-    assert (await ledger.hold(KEY, "c", provider.upload)).file_id == "file-1"
+    await ledger.acquire(KEY, "b", provider.upload)
+    assert not await ledger.begin_deletion(due)
+    assert (await ledger.acquire(KEY, "c", provider.upload)).file_id == "file-1"
 
 
 async def test_one_deletes(ledger: Ledger, provider: Provider) -> None:
     """Of many sweeps at once."""
-    await ledger.hold(KEY, "a", provider.upload)
+    await ledger.acquire(KEY, "a", provider.upload)
     (due,) = await ledger.release("a")
-    assert sum(await asyncio.gather(*(ledger.deleting(due) for _ in range(20)))) == 1
-    assert await ledger.due() == []
+    assert sum(await asyncio.gather(*(ledger.begin_deletion(due) for _ in range(20)))) == 1
+    assert await ledger.list_due() == []
 
 
 async def test_a_deletion_that_died_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    await ledger.hold(KEY, "a", provider.upload)
+    await ledger.acquire(KEY, "a", provider.upload)
     (due,) = await ledger.release("a")
-    assert await ledger.deleting(due)
+    assert await ledger.begin_deletion(due)
     clock.now += 121
-    (again,) = await ledger.due()
+    (again,) = await ledger.list_due()
     assert (again.reason, again.uploaded) == ("retry", due.uploaded)
     assert await removed(ledger, [again]) == ["file-1"]
 
 
 async def test_a_deletion_that_failed_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Each time a little later, with what it met; until the provider has deleted it itself."""
-    await ledger.hold(KEY, "a", provider.upload)
+    await ledger.acquire(KEY, "a", provider.upload)
     dues = await ledger.release("a")
     waits = []
     for _ in range(3):
-        assert await ledger.deleting(dues[0])
-        await ledger.deletion_failed(dues[0], "500: not today")
+        assert await ledger.begin_deletion(dues[0])
+        await ledger.postpone_deletion(dues[0], "500: not today")
         before = clock.now
-        while not (dues := await ledger.due()):
+        while not (dues := await ledger.list_due()):
             clock.now += 10
         waits.append(clock.now - before)
         assert (dues[0].reason, dues[0].why) == ("retry", "500: not today")
     assert waits == [60, 120, 240]
     clock.now += 2 * DAY
-    assert await ledger.due() == []
+    assert await ledger.list_due() == []
 
 
 async def test_what_is_due_can_be_asked_by_account(ledger: Ledger, provider: Provider) -> None:
@@ -189,19 +189,19 @@ async def test_what_is_due_can_be_asked_by_account(ledger: Ledger, provider: Pro
     other = KEY.model_copy(update={"account": "other"})
     gemini = KEY.model_copy(update={"provider": "gemini"})
     for key in (KEY, other, gemini):
-        await ledger.hold(key, "run", provider.upload)
+        await ledger.acquire(key, "run", provider.upload)
     await ledger.release("run")
-    assert len(await ledger.due()) == 3
-    assert {due.key.account for due in await ledger.due("openai")} == {"acme", "other"}
-    assert [due.key for due in await ledger.due(account="other")] == [other]
-    assert [due.key for due in await ledger.due("gemini", "acme")] == [gemini]
+    assert len(await ledger.list_due()) == 3
+    assert {due.key.account for due in await ledger.list_due("openai")} == {"acme", "other"}
+    assert [due.key for due in await ledger.list_due(account="other")] == [other]
+    assert [due.key for due in await ledger.list_due("gemini", "acme")] == [gemini]
 
 
 async def test_an_entry_that_cannot_be_read_is_told(ledger: Ledger, provider: Provider, store: Store) -> None:
     """It is not uploaded anew: nobody would ever delete the first file."""
     await store.put(KEY.name, {"key": "is no key", "marker": 7})
     with pytest.raises(ConfigurationError, match="cannot be read: UploadKey is not usable"):
-        await ledger.hold(KEY, "run", provider.upload)
+        await ledger.acquire(KEY, "run", provider.upload)
     assert provider.markers == []
 
 
@@ -223,12 +223,12 @@ async def test_an_entry_that_cannot_be_read_hides_no_other(
     """One is no JSON, one no entry; what is due beside them is found, and what is wrong is told."""
     keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(6)]
     for key in keys:
-        await ledger.hold(key, "run", provider.upload)
+        await ledger.acquire(key, "run", provider.upload)
     await ledger.release("run")
     damage(address, keys[1].name)
     await store.put(keys[2].name, {"key": "is no key", "marker": 7})
     unreadable: list[str] = []
-    due = await ledger.due(unreadable=unreadable)
+    due = await ledger.list_due(unreadable=unreadable)
     assert {each.key for each in due} == set(keys) - {keys[1], keys[2]}
     assert len(unreadable) == 2
     assert any(keys[1].name in problem and "damaged" in problem for problem in unreadable)
@@ -239,10 +239,10 @@ async def test_an_owner_whose_process_was_killed_is_done(
     ledger: Ledger, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once: nobody waits until it is taken for dead."""
-    await ledger.hold(KEY, "run", provider.upload, keep_s=0)
-    assert await ledger.due() == []
+    await ledger.acquire(KEY, "run", provider.upload, keep_s=0)
+    assert await ledger.list_due() == []
     monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)
-    assert [due.reason for due in await ledger.due()] == ["idle"]
+    assert [due.reason for due in await ledger.list_due()] == ["idle"]
 
 
 async def test_an_owner_that_outlives_its_process_keeps_its_file(
@@ -250,12 +250,12 @@ async def test_an_owner_that_outlives_its_process_keeps_its_file(
 ) -> None:
     """A batch needs its files long after the process that submitted it has ended."""
     provider.lives_s = 30 * DAY
-    await ledger.hold(KEY, "job", provider.upload, keep_s=3600, owner_s=3 * DAY)
+    await ledger.acquire(KEY, "job", provider.upload, keep_s=3600, owner_s=3 * DAY)
     monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)
     for _ in range(12):  # each look at it might be the one that begins its last hour
         clock.now += 2 * 3600
-        assert await ledger.due() == []
+        assert await ledger.list_due() == []
     clock.now += 3 * DAY
-    await ledger.due()
+    await ledger.list_due()
     clock.now += 3601
-    assert [due.reason for due in await ledger.due()] == ["idle"]
+    assert [due.reason for due in await ledger.list_due()] == ["idle"]

@@ -38,7 +38,7 @@ def test_threads_and_loops_upload_once(store: Store) -> None:
         return Uploaded(file_id=marker)
 
     async def work() -> None:
-        held.extend(await asyncio.gather(*(ledger.hold(KEY, "run", upload) for _ in range(10))))
+        held.extend(await asyncio.gather(*(ledger.acquire(KEY, "run", upload) for _ in range(10))))
 
     threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(6)]
     for thread in threads:
@@ -72,7 +72,7 @@ def test_a_killed_uploader_is_replaced(address: str) -> None:
         return Uploaded(file_id=marker)
 
     async def work() -> list[Uploaded]:
-        waiting = [asyncio.ensure_future(ledger.hold(KEY, "run", upload)) for _ in range(5)]
+        waiting = [asyncio.ensure_future(ledger.acquire(KEY, "run", upload)) for _ in range(5)]
         await beats(store, 3)
         assert markers == []
         assert not any(each.done() for each in waiting)
@@ -84,4 +84,4 @@ def test_a_killed_uploader_is_replaced(address: str) -> None:
     process.stdout.close()
     assert [each.file_id for each in held] == markers * 5
     assert len(markers) == 1
-    assert [(due.marker, due.reason) for due in asyncio.run(ledger.due())] == [(orphan, "orphan")]
+    assert [(due.marker, due.reason) for due in asyncio.run(ledger.list_due())] == [(orphan, "orphan")]

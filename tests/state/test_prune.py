@@ -11,9 +11,9 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Answer, Outcome
 from pollux_flows.state import prune as pruning
-from pollux_flows.state.claims import claim
 from pollux_flows.state.identity import digest
 from pollux_flows.state.journal import Journal
+from pollux_flows.state.leases import acquire_lease
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.prune import Pruned, prune
 from pollux_flows.state.slots import RunScope, Slots
@@ -30,7 +30,7 @@ async def ask(store: Store, clock: Clock, name: str, *calls: str, text: str = TE
     await journal.begin()
     for call in calls:
         answer = Answer(text=text, finish_reason="stop")
-        await journal.keep(call, Outcome(index=0, identity=call, answer=answer, attempts=1))
+        await journal.save_answer(call, Outcome(index=0, identity=call, answer=answer, attempts=1))
     return journal
 
 
@@ -48,8 +48,8 @@ async def kept(journals: list[Journal]) -> list[int]:
     counts = []
     for day, journal in enumerate(journals):
         calls = [f"{day}/{n}" for n in range(10)]
-        own = await journal.own(calls)
-        assert set(await journal.anybodys(calls, None)) == set(own)
+        own = await journal.load_own(calls)
+        assert set(await journal.load_reusable(calls, None)) == set(own)
         counts.append(len(own))
     return counts
 
@@ -92,9 +92,9 @@ async def test_one_run_goes(store: Store, clock: Clock) -> None:
     """That of a name, or all whose names go on behind a slash, as those of one flow run."""
     journals = [await ask(store, clock, name, "c") for name in ("flow/0", "flow/1", "flow", "flower", "flow/1")]
     assert (await prune(store, run="flow/0", clock=clock)).answers == 1
-    assert [len(await journal.own(["c"])) for journal in journals] == [0, 1, 1, 1, 1]
+    assert [len(await journal.load_own(["c"])) for journal in journals] == [0, 1, 1, 1, 1]
     assert (await prune(store, run="flow", clock=clock)).runs == 2
-    assert [len(await journal.own(["c"])) for journal in journals] == [0, 0, 0, 1, 0]
+    assert [len(await journal.load_own(["c"])) for journal in journals] == [0, 0, 0, 1, 0]
     assert await prune(store, run="nobody", clock=clock) == Pruned()
 
 
@@ -119,8 +119,8 @@ async def test_a_call_remembers_its_latest_answer(store: Store, clock: Clock) ->
     second = await ask(store, clock, "second", "c", text="second")
     clock.now += DAY
     assert (await prune(store, older_than_s=2 * DAY, clock=clock)).answers == 1
-    assert await first.own(["c"]) == {}
-    found = (await second.anybodys(["c"], None))["c"].answer
+    assert await first.load_own(["c"]) == {}
+    found = (await second.load_reusable(["c"], None))["c"].answer
     assert found is not None
     assert found.text == "second"
 
@@ -129,12 +129,12 @@ async def test_what_leads_nowhere_goes(store: Store, clock: Clock) -> None:
     """And the claims of the dead; those of the living stay."""
     journal = await ask(store, clock, "one", "a", "b")
     await store.delete(*[key for key in await names(store) if key.endswith("/a")][1:])
-    await claim(store, "asking/dead", "dead run", lease_s=1, clock=clock)
-    await claim(store, "asking/alive", "run", lease_s=10 * DAY, clock=clock)
+    await acquire_lease(store, "asking/dead", "dead run", lease_s=1, clock=clock)
+    await acquire_lease(store, "asking/alive", "run", lease_s=10 * DAY, clock=clock)
     clock.now += 2 * DAY
     assert (await prune(store, older_than_s=30 * DAY, clock=clock)).others == 1
     assert "asking/alive" in await names(store)
-    assert len(await journal.own(["b"])) == 1
+    assert len(await journal.load_own(["b"])) == 1
     await prune(store, older_than_s=DAY, clock=clock)
     assert await names(store) == ["asking/alive"]
 
@@ -146,9 +146,9 @@ async def test_what_tells_of_a_provider_never_goes(
     store: Store, clock: Clock, ledger: Ledger, provider: Provider
 ) -> None:
     """Not by age, not by size: nobody else would know what is to be deleted there."""
-    await ledger.account("key")
+    await ledger.derive_account("key")
     provider.lives_s = None
-    held = await ledger.hold(KEY, "run", provider.upload, keep_s=None, owner_s=None)
+    held = await ledger.acquire(KEY, "run", provider.upload, keep_s=None, owner_s=None)
     await ask(store, clock, "run", "a")
     await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
     await store.put("of a later version", {"at": 1.0})
@@ -158,14 +158,14 @@ async def test_what_tells_of_a_provider_never_goes(
     assert {name.partition("/")[0] for name in await names(store)} == {
         "hash", "of a later version", "owner", "salt", "upload",
     }  # fmt: skip
-    assert await ledger.hold(KEY, "other", provider.upload) == held
+    assert await ledger.acquire(KEY, "other", provider.upload) == held
 
 
 async def test_the_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> None:
     """However old: if it is killed, its retry needs them."""
     journals = await fill(store, clock, 4)
     for by_name in (True, False):
-        lease: Any = at_work(store, "run 1", clock) if by_name else journals[1].asking("more")
+        lease: Any = at_work(store, "run 1", clock) if by_name else journals[1].lease_call("more")
         async with lease as work:
             if not by_name:
                 await work()
@@ -184,20 +184,22 @@ async def test_what_is_written_meanwhile_stays(
     journal = await ask(store, clock, "one", "a", "b", text="old")
     clock.now += DAY
     other = opened(address)
-    drop = type(store).drop
+    drop = type(store).delete_rows
 
     async def late(self: Store, rows: list[Row]) -> list[Row]:
         await ask(other, clock, "one", "a", "c", text="new")
         return await drop(self, rows)
 
-    monkeypatch.setattr(type(store), "drop", late)
+    monkeypatch.setattr(type(store), "delete_rows", late)
     assert (await prune(store, older_than_s=0, clock=clock)).answers == 1
     monkeypatch.undo()
-    assert {call: each.answer.text for call, each in (await journal.own(["a", "b", "c"])).items() if each.answer} == {
+    assert {
+        call: each.answer.text for call, each in (await journal.load_own(["a", "b", "c"])).items() if each.answer
+    } == {
         "a": "new",
         "c": "new",
     }
-    assert set(await journal.anybodys(["a", "b", "c"], None)) == {"a", "c"}
+    assert set(await journal.load_reusable(["a", "b", "c"], None)) == {"a", "c"}
 
 
 async def test_what_is_damaged_is_not_judged_by_age(store: Store, clock: Clock, address: str) -> None:
@@ -253,12 +255,12 @@ async def test_those_who_write_meanwhile_lose_nothing(store: Store, clock: Clock
     async def write() -> None:
         for index in range(100):
             answer = Answer(text=TEXT, finish_reason="stop")
-            await other.keep(f"{index}", Outcome(index=0, identity="a", answer=answer, attempts=1))
+            await other.save_answer(f"{index}", Outcome(index=0, identity="a", answer=answer, attempts=1))
 
     pruned, _ = await asyncio.gather(prune(store, max_size=0, clock=clock), write())
     assert pruned.answers == 100
     assert await kept(journals) == [0] * 10
-    assert len(await other.anybodys([f"{index}" for index in range(100)], None)) == 100
+    assert len(await other.load_reusable([f"{index}" for index in range(100)], None)) == 100
 
 
 # --- What has yet to be retried -----------------------------------------------------------------------------------
@@ -269,15 +271,15 @@ async def paid(store: Store, clock: Clock, name: str, *, complete: bool) -> Jour
     slots = Slots(store, RunScope(name), clock)
     journal = await ask(store, clock, name)
     calls = [Asked(n, f"{name} {n}") for n in range(10)]
-    for slot in (await slots.take(calls)).values():
+    for slot in (await slots.acquire(calls)).values():
         answer = Answer(text=TEXT, finish_reason="stop")
-        await journal.keep(slot.identity, Outcome(index=0, identity=slot.identity, answer=answer, attempts=1))
+        await journal.save_answer(slot.identity, Outcome(index=0, identity=slot.identity, answer=answer, attempts=1))
     await slots.close(complete=complete)
     return journal
 
 
 async def count(store: Store, journal: Journal) -> int:
-    return len([key async for key in store.names(f"run/{journal._name}/")])
+    return len([key async for key in store.list_keys(f"run/{journal._name}/")])
 
 
 async def test_what_a_failed_run_has_paid_stays_for_a_day(store: Store, clock: Clock) -> None:
@@ -292,7 +294,7 @@ async def test_what_a_failed_run_has_paid_stays_for_a_day(store: Store, clock: C
     assert await count(store, completed) == 0
     assert await count(store, failed) == 10
     calls = [Asked(n, f"failed {n}") for n in range(10)]
-    assert all(slot.outcome for slot in (await Slots(store, RunScope("failed"), clock).take(calls)).values())
+    assert all(slot.outcome for slot in (await Slots(store, RunScope("failed"), clock).acquire(calls)).values())
 
 
 async def test_after_a_day_it_goes_as_all_else(store: Store, clock: Clock) -> None:
@@ -307,8 +309,8 @@ async def test_what_a_killed_run_has_paid_stays_for_a_day(store: Store, clock: C
     slots = Slots(store, RunScope("killed"), clock, lease_s=20)
     journal = await ask(store, clock, "killed")
     call = Asked(0, "why")
-    slot = (await slots.take([call]))[0]
-    await journal.keep(
+    slot = (await slots.acquire([call]))[0]
+    await journal.save_answer(
         slot.identity,
         Outcome(index=0, identity=slot.identity, answer=Answer(text=TEXT, finish_reason="stop"), attempts=1),
     )
@@ -332,7 +334,9 @@ async def test_a_run_without_slots_says_itself_whether_it_is_complete(
 ) -> None:
     journal = Journal(store, "run", clock)
     await journal.begin(complete=False)
-    await journal.keep("a", Outcome(index=0, identity="a", answer=Answer(text=TEXT, finish_reason="stop"), attempts=1))
+    await journal.save_answer(
+        "a", Outcome(index=0, identity="a", answer=Answer(text=TEXT, finish_reason="stop"), attempts=1)
+    )
     if complete:
         await journal.end()
     clock.now += 60

@@ -9,9 +9,9 @@ import pytest
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state.claims import LeaseLostError
 from pollux_flows.state.identity import call_identity
 from pollux_flows.state.journal import Journal
+from pollux_flows.state.leases import LeaseLostError
 from pollux_flows.state.slots import Chain, RunScope, Slots, has_lapsed
 from pollux_flows.state.store import Store
 from tests.state.places import Clock, names
@@ -47,12 +47,12 @@ class Run:
     def at(self, chain: Chain, sub_flow: str = "", place: str = "") -> Slots:
         return Slots(self.store, RunScope("run", chain, sub_flow=sub_flow, place=place), self.clock)
 
-    async def answer(self, slots: Slots, text: str, *calls: Asked, anew: bool = False) -> str:
+    async def answer(self, slots: Slots, text: str, *calls: Asked, reuse: bool = True) -> str:
         """Ask as an execution does, unless there is an answer: the text of it."""
-        (slot,) = (await slots.take(calls or [Asked()], anew=anew)).values()
+        (slot,) = (await slots.acquire(calls or [Asked()], reuse=reuse)).values()
         if slot.outcome is not None and slot.outcome.answer is not None:
             return slot.outcome.answer.text
-        await self.journal.keep(slot.identity, answered(text))
+        await self.journal.save_answer(slot.identity, answered(text))
         return text
 
 
@@ -84,18 +84,18 @@ async def test_a_task_that_is_retried_alone_takes_its_own(run: Run) -> None:
 async def test_what_a_sibling_is_asking_is_not_waited_for(run: Run) -> None:
     """It is the answer to another question, though the same is asked."""
     asking, other = run.at((*FIRST, ("a", "1"))), run.at((*FIRST, ("b", "1")))
-    (slot,) = (await asking.take([Asked()])).values()
-    (second,) = (await other.take([Asked()])).values()
+    (slot,) = (await asking.acquire([Asked()])).values()
+    (second,) = (await other.acquire([Asked()])).values()
     assert slot.identity != second.identity
 
 
 async def test_what_an_earlier_attempt_is_still_asking_is_waited_for(run: Run) -> None:
     """It will be paid for; asking beside it would pay twice."""
     earlier, retry = run.at(FIRST), run.at(AGAIN)
-    (slot,) = (await earlier.take([Asked()])).values()
-    assert await retry.take([Asked()]) == {}
-    waiting = asyncio.create_task(retry.wait(Asked()))
-    await run.journal.keep(slot.identity, answered("one"))
+    (slot,) = (await earlier.acquire([Asked()])).values()
+    assert await retry.acquire([Asked()]) == {}
+    waiting = asyncio.create_task(retry.wait_for_slot(Asked()))
+    await run.journal.save_answer(slot.identity, answered("one"))
     outcome = (await asyncio.wait_for(waiting, 10)).outcome
     assert outcome is not None
     assert outcome.answer is not None
@@ -105,45 +105,45 @@ async def test_what_an_earlier_attempt_is_still_asking_is_waited_for(run: Run) -
 async def test_a_slot_comes_free_when_its_taker_ends_without_an_answer(run: Run) -> None:
     """Also for a sibling."""
     ended = run.at((*FIRST, ("a", "1")))
-    (slot,) = (await ended.take([Asked()])).values()
+    (slot,) = (await ended.acquire([Asked()])).values()
     await ended.close()
-    taken = await run.at((*FIRST, ("b", "1"))).take([Asked()])
+    taken = await run.at((*FIRST, ("b", "1"))).acquire([Asked()])
     assert taken[0].identity == slot.identity
 
 
 async def test_a_taker_whose_lease_ran_out_asks_nothing_more(run: Run) -> None:
     """Its slot was taken over: it learns so before its next request, and begins again as another taker."""
     paused, successor = run.at(FIRST), run.at(AGAIN)
-    lost, other = (await paused.take([Asked(), Asked(1, "how?")])).values()
-    await paused.check(lost)
+    lost, other = (await paused.acquire([Asked(), Asked(1, "how?")])).values()
+    await paused.check_lease(lost)
     run.clock.now += 60
-    (slot,) = (await successor.take([Asked()])).values()
+    (slot,) = (await successor.acquire([Asked()])).values()
     for each in (lost, other):
         with pytest.raises(LeaseLostError):
-            await paused.check(each)
-    assert (await paused.wait(Asked(1, "how?"), other)).identity == other.identity
+            await paused.check_lease(each)
+    assert (await paused.wait_for_slot(Asked(1, "how?"), other)).identity == other.identity
     for each in (lost, other):  # those of the taker that it was
         with pytest.raises(LeaseLostError):
-            await paused.check(each)
-    waiting = asyncio.create_task(paused.wait(Asked(), lost))
-    await run.journal.keep(slot.identity, answered("one"))
+            await paused.check_lease(each)
+    waiting = asyncio.create_task(paused.wait_for_slot(Asked(), lost))
+    await run.journal.save_answer(slot.identity, answered("one"))
     assert (await asyncio.wait_for(waiting, 10)).outcome is not None
 
 
 async def test_a_lease_that_ran_out_and_was_not_missed_goes_on(run: Run) -> None:
     """No other execution wanted its slots meanwhile."""
     slots = run.at(FIRST)
-    (slot,) = (await slots.take([Asked()])).values()
+    (slot,) = (await slots.acquire([Asked()])).values()
     run.clock.now += 60
-    await slots.check(slot)
-    assert await run.at(AGAIN).take([Asked()]) == {}
+    await slots.check_lease(slot)
+    assert await run.at(AGAIN).acquire([Asked()]) == {}
 
 
 async def test_the_answers_of_a_sub_flow_that_completed_are_left_to_it(run: Run) -> None:
     """Prefect has its result, and does not call it again; who failed beside it asks for an answer of its own."""
     done, failed = run.at((*FIRST, ("a", "1"))), run.at((*FIRST, ("b", "1")))
     await run.answer(done, "one")
-    await failed.take([Asked()])
+    await failed.acquire([Asked()])
     await done.close(complete=True)
     await failed.close()
     assert await run.answer(run.at((*AGAIN, ("c", "1"))), "two") == "two"
@@ -165,10 +165,10 @@ async def test_anew_takes_no_earlier_answer(run: Run) -> None:
     """It records under an ordinal of its own; what was paid before is counted."""
     await run.answer(run.at(FIRST), "one")
     slots = run.at(AGAIN)
-    (slot,) = (await slots.take([Asked()], anew=True)).values()
+    (slot,) = (await slots.acquire([Asked()], reuse=False)).values()
     assert (slot.outcome, slot.spent_usd) == (None, 0.25)
-    await run.journal.keep(slot.identity, answered("two"))
-    assert sorted(await run.journal.own([call_identity("request", "why?", n) for n in range(3)])) == sorted(
+    await run.journal.save_answer(slot.identity, answered("two"))
+    assert sorted(await run.journal.load_own([call_identity("request", "why?", n) for n in range(3)])) == sorted(
         call_identity("request", "why?", n) for n in range(2)
     )
 
@@ -177,8 +177,8 @@ async def test_answers_of_an_earlier_version_are_found(run: Run) -> None:
     """It wrote no slots, and the ordinal was the place in the plan."""
     calls = [Asked(index, "same", index) for index in range(3)]
     for call in calls[:2]:
-        await run.journal.keep(call.identity, answered(f"{call.index}"))
-    taken = await run.at(FIRST).take(calls)
+        await run.journal.save_answer(call.identity, answered(f"{call.index}"))
+    taken = await run.at(FIRST).acquire(calls)
     assert [slot.outcome is not None for slot in taken.values()] == [True, True, False]
     assert [slot.identity for slot in taken.values()] == [call.identity for call in calls]
 
@@ -187,7 +187,7 @@ async def test_many_at_once_take_each_slot_once(run: Run) -> None:
     """However they collide."""
     calls = [Asked(index, f"q{index % 5}") for index in range(10)]
     each = [run.at((*FIRST, (f"sub {number}", "1"))) for number in range(8)]
-    taken = await asyncio.gather(*(slots.take(calls[number % 3 :]) for number, slots in enumerate(each)))
+    taken = await asyncio.gather(*(slots.acquire(calls[number % 3 :]) for number, slots in enumerate(each)))
     identities = [slot.identity for slots in taken for slot in slots.values()]
     assert len(identities) == len(set(identities)) == sum(10 - number % 3 for number in range(8))
 
@@ -217,4 +217,4 @@ async def test_a_damaged_slot_is_named(run: Run, record: dict[str, object]) -> N
     (key,) = [name for name in await names(run.store) if name.startswith("slot/")]
     await run.store.put(key, record)
     with pytest.raises(ConfigurationError, match=rf"record {key} in .* is damaged"):
-        await run.at(AGAIN).take([Asked()])
+        await run.at(AGAIN).acquire([Asked()])

@@ -117,7 +117,7 @@ async def test_a_scan_finds_what_begins_so(store: Store) -> None:
     await store.put_many({**records, "a": {}, "a.": {}, "a0": {}, "A/1": {}, "b/1": {}, "%": {}})
     assert [pair async for pair in store.scan("a/")] == sorted(records.items())
     assert len([key async for key, _ in store.scan("")]) == 606
-    assert [name async for name in store.names("a/")] == sorted(records)
+    assert [name async for name in store.list_keys("a/")] == sorted(records)
     assert [key async for key, _ in store.scan("c")] == []
 
 
@@ -143,7 +143,7 @@ async def test_all_that_is_there_is_listed(store: Store) -> None:
     records = {f"{index % 7}/{index}": {"at": float(index), "text": "x" * index} for index in range(600)}
     for key, record in records.items():
         await store.put(key, record)
-    rows = [row async for row in store.listed()]
+    rows = [row async for row in store.list_rows()]
     assert [(row.key, row.record) for row in rows] == list(records.items())
     assert all(len(row.key) + 600 > row.size - len(row.record["text"]) > 0 for row in rows if row.record)
     assert not any(row.expired for row in rows)
@@ -156,7 +156,7 @@ async def test_what_cannot_be_read_is_listed(store: Store, address: str) -> None
     for data in (b"{", b"\xff", b""):
         damage(address, "b", data)
         assert {row.key: row.record for row in await listed(store)} == {"a": {"at": 1.0}, "b": None, "c": {"at": 1.0}}
-    assert await store.drop(await listed(store)) != []
+    assert await store.delete_rows(await listed(store)) != []
     assert await listed(store) == []
 
 
@@ -166,17 +166,17 @@ async def test_what_was_listed_can_be_dropped(store: Store) -> None:
     rows = await listed(store)
     await store.put("a/0007", {"index": "new"})
     await store.delete("a/0008")
-    gone = await store.drop(rows)
+    gone = await store.delete_rows(rows)
     assert {row.key for row in rows} - {row.key for row in gone} == {"a/0007", "a/0008"}
     assert await names(store) == ["a/0007"]
-    assert await store.drop(gone) == []
-    assert await store.drop([]) == []
+    assert await store.delete_rows(gone) == []
+    assert await store.delete_rows([]) == []
 
 
 async def test_who_lists_may_drop(store: Store) -> None:
     await store.put_many({f"a/{index:04}": {} for index in range(600)})
-    async for row in store.listed():
-        await store.drop([row])
+    async for row in store.list_rows():
+        await store.delete_rows([row])
     assert await names(store) == []
 
 
@@ -188,7 +188,7 @@ async def test_a_store_says_how_large_it_is(store: Store) -> None:
     full = await store.size()
     assert full is not None
     assert full > empty + 1_000_000
-    await store.drop(await listed(store))
+    await store.delete_rows(await listed(store))
     assert await store.size() in range(empty - 20_000, empty + 20_000)
 
 

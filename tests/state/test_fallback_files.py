@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pollux_flows.result import Answer, Outcome
+from pollux_flows.state.fallback_files import save_fallback_files, write_fallback_file
 from pollux_flows.state.journal import Journal
-from pollux_flows.state.spill import spill, take_up
 from pollux_flows.state.store import Store
 from tests.state.places import Clock
 
@@ -25,7 +25,7 @@ def answered(text: str) -> Outcome:
 
 
 async def text_of(journal: Journal) -> str:
-    answer = (await journal.own(["a"]))["a"].answer
+    answer = (await journal.load_own(["a"]))["a"].answer
     assert answer is not None
     return answer.text
 
@@ -33,21 +33,21 @@ async def text_of(journal: Journal) -> str:
 async def test_an_answer_waits_in_a_file(store: Store, clock: Clock) -> None:
     """Which only its owner reads, and which is gone once the store has the answer."""
     journal = Journal(store, "run", clock)
-    path = spill(journal.records("a", answered("one")))
+    path = write_fallback_file(journal.make_records("a", answered("one")))
     assert path is not None
     assert path.stat().st_mode & 0o077 == 0
-    assert await take_up(store) == 1
+    assert await save_fallback_files(store) == 1
     assert await text_of(journal) == "one"
     assert not path.exists()
-    assert await take_up(store) == 0
+    assert await save_fallback_files(store) == 0
 
 
 async def test_an_answer_that_came_later_stays(store: Store, clock: Clock) -> None:
     """What was spilled before it is older."""
     journal = Journal(store, "run", clock)
-    spill(journal.records("a", answered("earlier")))
-    await journal.keep("a", answered("later"))
-    assert await take_up(store) == 0
+    write_fallback_file(journal.make_records("a", answered("earlier")))
+    await journal.save_answer("a", answered("later"))
+    assert await save_fallback_files(store) == 0
     assert await text_of(journal) == "later"
 
 
@@ -55,16 +55,16 @@ async def test_a_disk_that_is_full_is_not_the_only_one(home: Path, store: Store,
     """The system's temporary folder often lies on another."""
     home.parent.mkdir(exist_ok=True)
     home.write_text("a file where the folder should be")  # noqa: ASYNC240 (a few bytes)
-    path = spill(Journal(store, "run", clock).records("a", answered("one")))
+    path = write_fallback_file(Journal(store, "run", clock).make_records("a", answered("one")))
     assert path is not None
     assert path.is_relative_to(home.parent / "elsewhere")
-    assert await take_up(store) == 1
+    assert await save_fallback_files(store) == 1
 
 
 async def test_a_damaged_file_is_named_and_stops_no_other(home: Path, store: Store, clock: Clock) -> None:
     """It stays, under another name."""
-    spill(Journal(store, "run", clock).records("a", answered("one")))
+    write_fallback_file(Journal(store, "run", clock).make_records("a", answered("one")))
     (home / "spill" / "0.json").write_text("{")
     with pytest.warns(RuntimeWarning, match="damaged"):
-        assert await take_up(store) == 1
+        assert await save_fallback_files(store) == 1
     assert [path.name for path in (home / "spill").iterdir()] == ["0.damaged"]

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.disk import BUSY_S, DiskStore
-from pollux_flows.state.home import refused
-from pollux_flows.state.measures import in_words
-from pollux_flows.state.store import STATE_URL, Row, Store, embedded, open_store
+from pollux_flows.state.home import folder_error
+from pollux_flows.state.store import STATE_URL, Row, Store, local_folder, open_store
+from pollux_flows.state.units import format_size
 
 # What SQLite says where it cannot make the files it works with.
 _NO_PLACE: Final = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
@@ -26,39 +26,39 @@ _NO_PLACE: Final = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLIT
 _ENOUGH: Final = 200_000
 
 
-def found_store(*, writes: bool) -> Store | None:
+def open_existing_store(*, writes: bool) -> Store | None:
     """The store of this process, or None where nothing was ever kept."""
     if os.environ.get(STATE_URL, "").strip():
         return open_store()
-    folder = embedded()
+    folder = local_folder()
     try:
         (folder / "cache.db").stat()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise refused(folder, error) from error
-    return FoundStore(folder, writes=writes)
+        raise folder_error(folder, error) from error
+    return ExistingStore(folder, writes=writes)
 
 
 class NoRoomError(ConfigurationError):
     """The disk has not even room to remove something."""
 
 
-class FoundStore(DiskStore):
+class ExistingStore(DiskStore):
     """The Store of a folder that is there. Without `writes` it can only be read."""
 
     def __init__(self, folder: Path, *, writes: bool) -> None:
         super().__init__(folder)
         self.writes = writes
 
-    async def drop(self, rows: Sequence[Row]) -> list[Row]:
+    async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
         gone: list[Row] = []
         done, step = 0, max(1, len(rows))
         while done < len(rows):
             try:
                 # What was written before, and what has gone, is given back to the disk: room for the next step.
                 await self._ask(lambda cache: cache._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())  # noqa: SLF001
-                gone += await super().drop(rows[done : done + step])
+                gone += await super().delete_rows(rows[done : done + step])
             except NoRoomError:
                 if step == 1:
                     raise
@@ -72,10 +72,10 @@ class FoundStore(DiskStore):
             self._cache = _Found(_connected(self.folder / "cache.db", writes=self.writes))
         return self._cache
 
-    def _in_words(self, code: int, cause: BaseException) -> ConfigurationError:
+    def _translate(self, code: int, cause: BaseException) -> ConfigurationError:
         # Where there is no room for the files that SQLite works with, it speaks of a broken disk.
         if code == sqlite3.SQLITE_FULL or (code in _NO_PLACE and disk_usage(self.folder).free < _ENOUGH):
-            enough = in_words(_ENOUGH + _unjoined(self.folder))
+            enough = format_size(_ENOUGH + _unjoined(self.folder))
             return NoRoomError(
                 f"The disk of {self.folder} has not even room to remove something ({cause}).",
                 hint=f"Remove something else from it first, so that {enough} are free; then prune again.",
@@ -86,7 +86,7 @@ class FoundStore(DiskStore):
                 " joined with the rest, and nothing can be written.",
                 hint="Copy the folder to where you may write, and set POLLUX_HOME to what it is in.",
             )
-        return super()._in_words(code, cause)
+        return super()._translate(code, cause)
 
 
 class _Found:

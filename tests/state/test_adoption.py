@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pollux_flows.state.earlier import adopt_answers
+from pollux_flows.state.adoption import adopt_answers
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import Store
 from tests.state.places import Clock
@@ -13,7 +13,7 @@ async def save(store: Store, clock: Clock, run: str, call: Asked, text: str) -> 
     """As version 0.1.0 did."""
     journal = Journal(store, run, clock)
     await journal.begin()
-    await journal.keep(call.identity, answered(text))
+    await journal.save_answer(call.identity, answered(text))
 
 
 async def test_answers_of_all_sub_flows_are_adopted(store: Store, clock: Clock) -> None:
@@ -28,7 +28,7 @@ async def test_answers_of_all_sub_flows_are_adopted(store: Store, clock: Clock) 
     calls += [Asked(4, "other"), Asked(5, "foreign")]
     for _ in range(2):  # the second time changes nothing
         await adopt_answers(store, "run", calls)
-    taken = await Run(store, clock).at(FIRST).take(calls)
+    taken = await Run(store, clock).at(FIRST).acquire(calls)
     texts = [slot.outcome.answer.text if slot.outcome and slot.outcome.answer else None for slot in taken.values()]
     assert sorted(text for text in texts[:4] if text) == ["first", "second", "third"]
     assert texts[4:] == ["fourth", None]
@@ -40,9 +40,9 @@ async def test_an_adopted_answer_is_found_by_other_runs(store: Store, clock: Clo
     await save(store, clock, "run/sub-0", call, "here")
     clock.now += 100
     await adopt_answers(store, "run", [call])
-    found = await Journal(store, "another", clock).anybodys([call.identity], None)
+    found = await Journal(store, "another", clock).load_reusable([call.identity], None)
     assert [outcome.answer and outcome.answer.text for outcome in found.values()] == ["here"]
-    assert await Journal(store, "another", clock).anybodys([call.identity], 50) == {}
+    assert await Journal(store, "another", clock).load_reusable([call.identity], 50) == {}
 
 
 async def test_a_later_answer_of_another_run_stays_the_latest(store: Store, clock: Clock) -> None:
@@ -52,5 +52,5 @@ async def test_a_later_answer_of_another_run_stays_the_latest(store: Store, cloc
     clock.now += 100
     await save(store, clock, "another", call, "later")
     await adopt_answers(store, "run", [call])
-    found = await Journal(store, "a third", clock).anybodys([call.identity], 50)
+    found = await Journal(store, "a third", clock).load_reusable([call.identity], 50)
     assert [outcome.answer and outcome.answer.text for outcome in found.values()] == ["later"]

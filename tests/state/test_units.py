@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.state.measures import in_words, seconds, size_in_bytes
+from pollux_flows.state.units import format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from pollux_flows.state.measures import in_words, seconds, size_in_bytes
     ],
 )
 def test_an_age(text: str, value: float) -> None:
-    assert seconds(text, "it") == value
+    assert parse_duration(text, "it") == value
 
 
 @pytest.mark.parametrize(
@@ -29,19 +29,19 @@ def test_an_age(text: str, value: float) -> None:
     [("500MB", 500_000_000), ("2GiB", 2 * 2**30), ("1.5 gb", 1_500_000_000), ("3k", 3000), ("7 B", 7), ("1TiB", 2**40)],
 )
 def test_a_size(text: str, value: int) -> None:
-    assert size_in_bytes(text, "it") == value
+    assert parse_size(text, "it") == value
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-3d", "30 days or so", "3x", "1e3d", "∞d", "٣d x", "9" * 400 + "d"])
 def test_what_is_none_is_refused_in_words(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^--older-than is no age: .*30d"):
-        seconds(text, "--older-than")
+        parse_duration(text, "--older-than")
     with pytest.raises(ConfigurationError, match=r"^--max-size is no size: .*500MB"):
-        size_in_bytes(text, "--max-size")
+        parse_size(text, "--max-size")
 
 
 @pytest.mark.parametrize(
     ("size", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000_000, "2.0 GB"), (3e15, "3000.0 TB")]
 )
 def test_a_size_for_people(size: float, words: str) -> None:
-    assert in_words(size) == words
+    assert format_size(size) == words

@@ -1,7 +1,7 @@
-"""Spill: answers that the store does not take, each in a file on this machine until it does.
+"""Fallback files: answers that the store does not accept, each in a file on this machine until it does.
 
-They were paid for, and a run that fails has no result to keep them in. The run that begins here next hands them to the
-store, before it looks for answers.
+They were paid for, and a run that fails has no result to hold them. The next run that begins on this machine saves
+them in the store, before it looks for answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from uuid import uuid4
 
 from pollux_flows.plain import canonical
-from pollux_flows.state.bounds import kept_s
+from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.home import home
 from pollux_flows.state.kinds import kind_of
 from pollux_flows.state.store import Json, Store
@@ -24,11 +24,11 @@ from pollux_flows.state.store import Json, Store
 _FOLDER: Final = "spill"
 
 
-def spill(records: dict[str, Json]) -> Path | None:
-    """Write these records to a file that survives this process. None where no disk takes it."""
+def write_fallback_file(records: dict[str, Json]) -> Path | None:
+    """Write these records to a file that survives this process; return None if no disk accepts it."""
     for folder in _folders():
         path = folder / f"{uuid4().hex}.json"
-        part = path.with_suffix(".part")  # until all of it is written, so that no other process reads half of it
+        part = path.with_suffix(".part")  # renamed once it is complete, so that no other process reads half of it
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(part, "x", opener=_open_for_owner) as file:
@@ -40,30 +40,30 @@ def spill(records: dict[str, Json]) -> Path | None:
     return None
 
 
-async def take_up(store: Store) -> int:
-    """Hand what was spilled on this machine to the store, and return how many answers that were."""
+async def save_fallback_files(store: Store) -> int:
+    """Save the records of all fallback files on this machine in the store; return the number of answers."""
     count = 0
     for path in [path for folder in _folders() if folder.is_dir() for path in folder.glob("*.json")]:
         try:
             records: dict[str, Json] = json.loads(path.read_text())
-        except FileNotFoundError:  # another process has taken it up
+        except FileNotFoundError:  # another process has saved it
             continue
         except ValueError:
-            warnings.warn(f"{path} is damaged: the answer in it will be asked for again.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{path} is damaged: its answer will be asked for again.", RuntimeWarning, stacklevel=2)
             path.rename(path.with_suffix(".damaged"))
             continue
-        there = await store.get_many(records)
-        # An answer that came later is not replaced by one that was spilled before it.
-        missing = {key: record for key, record in records.items() if key not in there}
+        stored = await store.get_many(records)
+        # A later answer is not replaced.
+        missing = {key: record for key, record in records.items() if key not in stored}
         if missing:
-            await store.put_many(missing, kept_s())
+            await store.put_many(missing, retention_s())
         path.unlink(missing_ok=True)
         count += sum(kind_of(key) == "answer" for key in missing)
     return count
 
 
 def _folders() -> list[Path]:
-    """In order of preference. The disk of the state may be the one that is full."""
+    """Return the folders for fallback files, best first. The disk of the state may be the one that is full."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return [home() / _FOLDER, Path(tempfile.gettempdir()) / f"pollux-{_FOLDER}-{user}"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.disk import DiskStore
-from pollux_flows.state.found import FoundStore, found_store
+from pollux_flows.state.existing import ExistingStore, open_existing_store
 from pollux_flows.state.prune import prune
 from pollux_flows.state.redis import RedisStore
 from pollux_flows.state.survey import survey
@@ -38,7 +38,7 @@ async def state_in(folder: Path, clock: Clock, days: int = 20) -> DiskStore:
 async def test_where_nothing_is_kept_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
     for writes in (True, False):
-        assert found_store(writes=writes) is None
+        assert open_existing_store(writes=writes) is None
     assert not (tmp_path / "home").exists()
 
 
@@ -49,23 +49,23 @@ async def test_it_is_the_store_of_the_process(
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "ho?me #1"))
     store = await state_in(tmp_path / "ho?me #1" / "state", clock, 2)
     for writes in (True, False):
-        found = found_store(writes=writes)
+        found = open_existing_store(writes=writes)
         assert found is not None
         assert await listed(found) == await listed(store)
     monkeypatch.setenv("POLLUX_STATE_URL", redis_place.partition("#")[0])
-    assert isinstance(found_store(writes=False), RedisStore)
+    assert isinstance(open_existing_store(writes=False), RedisStore)
 
 
 async def test_who_looks_changes_nothing(tmp_path: Path, clock: Clock) -> None:
     """Also while others write."""
     store = await state_in(tmp_path / "state", clock, 2)
-    found = FoundStore(tmp_path / "state", writes=False)
+    found = ExistingStore(tmp_path / "state", writes=False)
     assert (await survey(found)).records == {"answer": 20, "pointer": 20, "run": 2}
     await store.put("more", {})
     assert len(await listed(found)) == 43
     for rows in ([], await listed(found)):
         with pytest.raises(ConfigurationError) if rows else pytest.MonkeyPatch.context():
-            await found.drop(rows)
+            await found.delete_rows(rows)
     assert len(await listed(store)) == 43
 
 
@@ -75,10 +75,10 @@ async def test_a_read_only_disk_can_be_looked_at(small_disk: Path, clock: Clock)
     size = await store.size()
     store.close()
     read_only(small_disk)
-    found = await survey(FoundStore(small_disk / "state", writes=False))
+    found = await survey(ExistingStore(small_disk / "state", writes=False))
     assert (found.records["answer"], found.size_bytes) == (200, size)
     with pytest.raises(ConfigurationError, match=r"cannot be written to"):
-        await prune(FoundStore(small_disk / "state", writes=True), max_size=0, clock=clock)
+        await prune(ExistingStore(small_disk / "state", writes=True), max_size=0, clock=clock)
 
 
 @pytest.mark.parametrize("beside", [("-wal", "-shm"), ("-wal",)])
@@ -91,7 +91,7 @@ async def test_a_disk_that_became_read_only_under_a_run_is_told(
     for name in ("", *beside):
         shutil.copy(tmp_path / "state" / f"cache.db{name}", small_disk / "state")
     read_only(small_disk)
-    found = FoundStore(small_disk / "state", writes=False)
+    found = ExistingStore(small_disk / "state", writes=False)
     if "-shm" in beside:
         assert (await survey(found)).records["answer"] == 20
     else:
@@ -103,7 +103,7 @@ async def test_a_full_disk_can_be_looked_at(small_disk: Path, clock: Clock) -> N
     """Though there is no room for the files that SQLite works with."""
     (await state_in(small_disk / "state", clock)).close()
     fill_up(small_disk, 0)
-    assert (await survey(FoundStore(small_disk / "state", writes=False))).records["answer"] == 200
+    assert (await survey(ExistingStore(small_disk / "state", writes=False))).records["answer"] == 200
 
 
 async def test_a_damaged_file_is_told(tmp_path: Path, clock: Clock) -> None:
@@ -111,7 +111,7 @@ async def test_a_damaged_file_is_told(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "state" / "cache.db").write_bytes(b"This is no database." * 1000)
     for writes in (True, False):
         with pytest.raises(ConfigurationError, match="is damaged"):
-            await survey(FoundStore(tmp_path / "state", writes=writes))
+            await survey(ExistingStore(tmp_path / "state", writes=writes))
 
 
 async def test_a_state_of_an_earlier_version_can_be_looked_at(tmp_path: Path, clock: Clock) -> None:
@@ -119,7 +119,7 @@ async def test_a_state_of_an_earlier_version_can_be_looked_at(tmp_path: Path, cl
     (await state_in(tmp_path / "state", clock, 2)).close()
     with sqlite3.connect(tmp_path / "state" / "cache.db") as database:
         database.execute("DROP INDEX Cache_store_time")
-    assert (await survey(FoundStore(tmp_path / "state", writes=False))).records["answer"] == 20
+    assert (await survey(ExistingStore(tmp_path / "state", writes=False))).records["answer"] == 20
 
 
 async def test_a_survey_tells_what_there_is(tmp_path: Path, clock: Clock) -> None:
@@ -143,7 +143,7 @@ async def test_a_full_disk_can_be_pruned(small_disk: Path, clock: Clock, left: i
     """With as much room as the first record takes; each gives back more. A run could not even open it."""
     (await state_in(small_disk / "state", clock, 40)).close()
     fill_up(small_disk, left)
-    assert (await prune(FoundStore(small_disk / "state", writes=True), max_size=500_000, clock=clock)).answers > 200
+    assert (await prune(ExistingStore(small_disk / "state", writes=True), max_size=500_000, clock=clock)).answers > 200
     assert shutil.disk_usage(small_disk).free > 500_000
     kept = await DiskStore(small_disk / "state").size()
     assert 300_000 < kept <= 500_000
@@ -154,16 +154,16 @@ async def test_a_disk_without_any_room_says_how_much_it_takes(small_disk: Path, 
     (await state_in(small_disk / "state", clock, 40)).close()
     fill_up(small_disk, 0)
     with pytest.raises(ConfigurationError, match=r"not even room to remove something.*200.0 kB are free"):
-        await prune(FoundStore(small_disk / "state", writes=True), max_size=0, clock=clock)
+        await prune(ExistingStore(small_disk / "state", writes=True), max_size=0, clock=clock)
     os.truncate(small_disk / "others", (small_disk / "others").stat().st_size - 200_000)
-    assert (await prune(FoundStore(small_disk / "state", writes=True), max_size=0, clock=clock)).answers == 400
+    assert (await prune(ExistingStore(small_disk / "state", writes=True), max_size=0, clock=clock)).answers == 400
 
 
 async def test_a_disk_that_a_run_has_filled_can_be_pruned(small_disk: Path, clock: Clock) -> None:
     """While that run is there. But what it has written last must be joined with the rest first, which takes room."""
     store = await state_in(small_disk / "state", clock, 10)
     fill_up(small_disk, 150_000)
-    found = FoundStore(small_disk / "state", writes=True)
+    found = ExistingStore(small_disk / "state", writes=True)
     with pytest.raises(ConfigurationError, match=r"not even room to remove something.* MB are free"):
         await prune(found, max_size=0, clock=clock)
     os.truncate(small_disk / "others", (small_disk / "others").stat().st_size - 1_000_000)

@@ -8,15 +8,15 @@ from functools import partial
 import pytest
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.state.claims import (
+from pollux_flows.state.leases import (
     LeaseLostError,
-    amend,
-    bare,
-    claim,
-    freed,
-    holder,
-    pauses,
-    unbroken,
+    acquire_lease,
+    backoff_pauses,
+    change_record,
+    get_owner,
+    run_to_completion,
+    strip_lease,
+    wait_for_release,
 )
 from pollux_flows.state.store import Json, Store
 from tests.state.places import Clock, at_once, claim_one, opened
@@ -29,22 +29,22 @@ def test_of_eight_processes_one_wins(address: str) -> None:
 
 
 async def test_of_fifty_coroutines_one_wins(store: Store) -> None:
-    won = await asyncio.gather(*(claim(store, "a", f"owner {index}") for index in range(50)))
-    assert sum(each is not None for each in won) == 1
+    lease = await asyncio.gather(*(acquire_lease(store, "a", f"owner {index}") for index in range(50)))
+    assert sum(each is not None for each in lease) == 1
 
 
 async def test_the_intent_is_written_with_the_claim(store: Store, clock: Clock) -> None:
     """In one: nobody sees the one without the other."""
     await store.put("a", {"said": 1})
-    won = await claim(store, "a", "me", 10, clock=clock, intent=lambda record: {**record, "meant": 2})
-    assert won is not None
+    lease = await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda record: {**record, "meant": 2})
+    assert lease is not None
     record = await store.get("a")
-    assert bare(record) == {"said": 1, "meant": 2}
-    assert holder(record, clock()) == "me"
+    assert strip_lease(record) == {"said": 1, "meant": 2}
+    assert get_owner(record, clock()) == "me"
 
 
 async def test_who_has_no_intent_takes_nothing(store: Store) -> None:
-    assert await claim(store, "a", "me", intent=lambda _: None) is None
+    assert await acquire_lease(store, "a", "me", intent=lambda _: None) is None
     assert await store.get("a") is None
 
 
@@ -52,12 +52,12 @@ async def test_who_has_no_intent_takes_nothing(store: Store) -> None:
 
 
 async def test_the_outcome_ends_it(store: Store, clock: Clock) -> None:
-    won = await claim(store, "a", "me", 10, clock=clock)
-    assert won is not None
-    await won.settle(lambda _: {"answer": 1})
+    lease = await acquire_lease(store, "a", "me", 10, clock=clock)
+    assert lease is not None
+    await lease.finish(lambda _: {"answer": 1})
     assert await store.get("a") == {"answer": 1}
     with pytest.raises(LeaseLostError):  # it ended
-        await won.settle(lambda _: {"answer": 2})
+        await lease.finish(lambda _: {"answer": 2})
     assert await store.get("a") == {"answer": 1}
 
 
@@ -65,18 +65,18 @@ async def test_a_release_leaves_what_was_there(store: Store) -> None:
     for before in ({"said": 1}, None):
         if before is not None:
             await store.put("a", before)
-        won = await claim(store, "a", "me")
-        assert won is not None
-        await won.release()
+        lease = await acquire_lease(store, "a", "me")
+        assert lease is not None
+        await lease.release()
         assert await store.get("a") == before
-        await won.release()
+        await lease.release()
         await store.delete("a")
 
 
 async def test_the_outcome_may_be_nothing(store: Store) -> None:
-    won = await claim(store, "a", "me", intent=lambda _: {"meant": 1})
-    assert won is not None
-    await won.settle(lambda _: None)
+    lease = await acquire_lease(store, "a", "me", intent=lambda _: {"meant": 1})
+    assert lease is not None
+    await lease.finish(lambda _: None)
     assert await store.get("a") is None
 
 
@@ -85,63 +85,63 @@ async def test_the_outcome_may_be_nothing(store: Store) -> None:
 
 async def test_a_lease_that_ran_out_is_taken_over(store: Store, clock: Clock) -> None:
     """And the first owner learns of it, whatever it tries."""
-    first = await claim(store, "a", "first", 10, clock=clock)
+    first = await acquire_lease(store, "a", "first", 10, clock=clock)
     clock.now += 9.9
-    assert await claim(store, "a", "second", 10, clock=clock) is None
+    assert await acquire_lease(store, "a", "second", 10, clock=clock) is None
     clock.now += 0.2
-    second = await claim(store, "a", "second", 10, clock=clock)
+    second = await acquire_lease(store, "a", "second", 10, clock=clock)
     assert first is not None
     assert second is not None
     with pytest.raises(LeaseLostError):
         await first.renew()
     with pytest.raises(LeaseLostError):
-        await first.settle(lambda _: {"answer": "late"})
+        await first.finish(lambda _: {"answer": "late"})
     await first.release()
-    assert holder(await store.get("a"), clock()) == "second"
-    await second.settle(lambda _: {"answer": "in time"})
+    assert get_owner(await store.get("a"), clock()) == "second"
+    await second.finish(lambda _: {"answer": "in time"})
     assert await store.get("a") == {"answer": "in time"}
 
 
 async def test_the_same_name_is_not_the_same_owner(store: Store, clock: Clock) -> None:
     """A run that starts again under its name does not get what it had before it was killed; it waits like others."""
-    first = await claim(store, "a", "me", 10, clock=clock)
-    assert await claim(store, "a", "me", 10, clock=clock) is None
+    first = await acquire_lease(store, "a", "me", 10, clock=clock)
+    assert await acquire_lease(store, "a", "me", 10, clock=clock) is None
     clock.now += 11
-    assert await claim(store, "a", "me", 10, clock=clock) is not None
+    assert await acquire_lease(store, "a", "me", 10, clock=clock) is not None
     assert first is not None
     with pytest.raises(LeaseLostError):
-        await first.settle(lambda _: {"answer": "late"})
+        await first.finish(lambda _: {"answer": "late"})
 
 
 async def test_who_is_late_but_not_replaced_is_in_time(store: Store, clock: Clock) -> None:
     """Nothing was lost, so nothing needs to be done twice."""
-    won = await claim(store, "a", "me", 10, clock=clock)
+    lease = await acquire_lease(store, "a", "me", 10, clock=clock)
     clock.now += 100
-    assert won is not None
-    await won.renew()
-    assert await claim(store, "a", "other", 10, clock=clock) is None
+    assert lease is not None
+    await lease.renew()
+    assert await acquire_lease(store, "a", "other", 10, clock=clock) is None
     clock.now += 100
-    await won.settle(lambda _: {"answer": 1})
+    await lease.finish(lambda _: {"answer": 1})
     assert await store.get("a") == {"answer": 1}
 
 
 async def test_a_heart_beats(store: Store, clock: Clock) -> None:
     """Work that takes longer than the lease keeps it; nobody else gets a chance."""
-    won = await claim(store, "a", "me", 0.2, clock=clock)
-    assert won is not None
-    async with won.kept():
+    lease = await acquire_lease(store, "a", "me", 0.2, clock=clock)
+    assert lease is not None
+    async with lease.keep_alive():
         for _ in range(5):
             clock.now += 0.15
-            assert await claim(store, "a", "other", 0.2, clock=clock) is None
-            while holder(await store.get("a"), clock() + 0.1) is None:  # noqa: ASYNC110 (seen from outside)
+            assert await acquire_lease(store, "a", "other", 0.2, clock=clock) is None
+            while get_owner(await store.get("a"), clock() + 0.1) is None:  # noqa: ASYNC110 (seen from outside)
                 await asyncio.sleep(0.001)
-    await won.settle(lambda _: {"answer": 1})
+    await lease.finish(lambda _: {"answer": 1})
 
 
 async def test_a_heart_beats_through_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store refuses for a moment: the work goes on, and so does the lease."""
-    won = await claim(store, "a", "me", 0.2)
-    assert won is not None
+    lease = await acquire_lease(store, "a", "me", 0.2)
+    assert lease is not None
     swap, asked = store.swap, 0
 
     async def refuse_once(key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
@@ -152,10 +152,10 @@ async def test_a_heart_beats_through_an_outage(store: Store, monkeypatch: pytest
         return await swap(key, old, new, ttl_s)
 
     monkeypatch.setattr(store, "swap", refuse_once)
-    async with won.kept():
+    async with lease.keep_alive():
         while asked < 3:  # noqa: ASYNC110 (heartbeats, seen from outside)
             await asyncio.sleep(0.01)
-    await won.settle(lambda _: {"answer": 1})
+    await lease.finish(lambda _: {"answer": 1})
 
 
 async def test_who_is_cancelled_while_taking_it_has_not_got_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ async def test_who_is_cancelled_while_taking_it_has_not_got_it(store: Store, mon
         return done
 
     monkeypatch.setattr(store, "swap", slow)
-    taking = asyncio.ensure_future(claim(store, "a", "me", intent=lambda record: {**record, "meant": 2}))
+    taking = asyncio.ensure_future(acquire_lease(store, "a", "me", intent=lambda record: {**record, "meant": 2}))
     await swapped.wait()
     taking.cancel()
     await asyncio.sleep(0)
@@ -185,21 +185,21 @@ async def test_who_is_cancelled_while_taking_it_has_not_got_it(store: Store, mon
 
 async def test_others_may_write_beside_it(store: Store, clock: Clock) -> None:
     """The lease stays with its owner, while that lives."""
-    won = await claim(store, "a", "me", 10, clock=clock)
-    assert won is not None
+    lease = await acquire_lease(store, "a", "me", 10, clock=clock)
+    assert lease is not None
     told: list[bool] = []
 
     def note(record: Json, held: bool) -> Json:
         told.append(held)
         return {**record, "notes": [*record.get("notes", []), 1]}
 
-    await amend(store, "a", note, clock=clock)
-    await won.renew()
+    await change_record(store, "a", note, clock=clock)
+    await lease.renew()
     clock.now += 11
-    await amend(store, "a", note, clock=clock)
+    await change_record(store, "a", note, clock=clock)
     assert told == [True, False]
     with pytest.raises(LeaseLostError):
-        await won.settle(lambda _: {"answer": 1})
+        await lease.finish(lambda _: {"answer": 1})
     assert await store.get("a") == {"notes": [1, 1]}
 
 
@@ -207,25 +207,25 @@ async def test_no_amendment_is_lost(store: Store) -> None:
     def more(record: Json, _: bool) -> Json:
         return {"count": record.get("count", 0) + 1}
 
-    await asyncio.gather(*(amend(store, "a", more) for _ in range(30)))
+    await asyncio.gather(*(change_record(store, "a", more) for _ in range(30)))
     assert await store.get("a") == {"count": 30}
-    await amend(store, "a", lambda _, __: None)
+    await change_record(store, "a", lambda _, __: None)
     assert await store.get("a") is None
 
 
 async def test_waiters_see_the_outcome(store: Store, address: str) -> None:
-    won = await claim(store, "a", "me")
-    assert won is not None
-    waiting = [asyncio.ensure_future(freed(opened(address), "a")) for _ in range(3)]
-    await won.renew()
+    lease = await acquire_lease(store, "a", "me")
+    assert lease is not None
+    waiting = [asyncio.ensure_future(wait_for_release(opened(address), "a")) for _ in range(3)]
+    await lease.renew()
     assert not any(each.done() for each in waiting)
-    await won.settle(lambda _: {"answer": 1})
+    await lease.finish(lambda _: {"answer": 1})
     assert await asyncio.gather(*waiting) == [{"answer": 1}] * 3
 
 
 async def test_waiters_see_a_death(store: Store, clock: Clock) -> None:
-    await claim(store, "a", "me", 10, clock=clock, intent=lambda _: {"meant": 1})
-    waiting = asyncio.ensure_future(freed(store, "a", clock=clock))
+    await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda _: {"meant": 1})
+    waiting = asyncio.ensure_future(wait_for_release(store, "a", clock=clock))
     await store.get("a")
     assert not waiting.done()
     clock.now += 11
@@ -233,14 +233,14 @@ async def test_waiters_see_a_death(store: Store, clock: Clock) -> None:
 
 
 async def test_waiters_give_up(store: Store) -> None:
-    await claim(store, "a", "me")
+    await acquire_lease(store, "a", "me")
     with pytest.raises(TimeoutError):
-        await freed(store, "a", patience_s=0.05)
+        await wait_for_release(store, "a", patience_s=0.05)
 
 
 def test_pauses_grow_and_differ() -> None:
     """Short for those who hardly have to wait; never long."""
-    one, other = ([pause for pause, _ in zip(pauses(), range(30), strict=False)] for _ in range(2))
+    one, other = ([pause for pause, _ in zip(backoff_pauses(), range(30), strict=False)] for _ in range(2))
     assert one != other
     assert one[0] <= 0.01
     assert max(one) <= 0.5
@@ -256,7 +256,7 @@ async def test_what_must_not_break_does_not() -> None:
         await go.wait()
         done = True
 
-    task = asyncio.ensure_future(unbroken(work()))
+    task = asyncio.ensure_future(run_to_completion(work()))
     for _ in range(3):
         await asyncio.sleep(0)
         task.cancel()
