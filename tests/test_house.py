@@ -98,9 +98,10 @@ def climbs(each: Import) -> bool:
 
 
 def misplaced_sdk(each: Import) -> bool:
-    """Whether a provider's SDK is imported anywhere but in a function of that provider's own folder."""
+    """Whether an SDK is imported anywhere but in a function of its provider's own folder, real or simulated."""
     home = SDKS.get(each.package)
-    return home is not None and not (each.waits and each.importer.startswith(f"providers.{home}."))
+    homes = (f"providers.{home}.", f"simulator.{home}.")
+    return home is not None and not (each.waits and each.importer.startswith(homes))
 
 
 # --- Floors -------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def _check_shape(body: Any, version: str) -> None:
     if current and isinstance(body, dict) and (gone := sorted(body.keys() & shapes.SAMPLING)):
         raise BadRequest(f"{gone[0]}: `{gone[0]}` is not supported from API version {CURRENT_VERSION} on")
     try:
-        (shapes.REQUEST if current else shapes.OLDER_REQUEST)(body, ())
+        shapes.request(is_current=current)(body, ())
     except Misfit as misfit:
         raise BadRequest(in_words(misfit)) from None
 

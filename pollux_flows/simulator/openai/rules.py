@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pollux_flows.simulator import strict_schema
-from pollux_flows.simulator.openai import attachments
+from pollux_flows.simulator.openai import attachments, shapes
 from pollux_flows.simulator.openai.memory import Remembered
 from pollux_flows.simulator.openai.seal import is_whole
-from pollux_flows.simulator.openai.shapes import REQUEST
 from pollux_flows.simulator.shape import Misfit, Path
 from pollux_flows.simulator.wire import BadRequest, Call, Refused
 
@@ -41,7 +40,7 @@ def check(call: Call) -> Remembered | None:
     """Refuse the requests that the API refuses; return the stored response that this request continues."""
     body = call.body
     try:
-        REQUEST(body, ())
+        shapes.request()(body, ())
     except Misfit as misfit:
         raise in_words(misfit) from None
     _check_model(body)
@@ -174,15 +173,8 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
             )
         if choice == "required" and not tools:
             raise BadRequest("Tool choice 'required' must be specified with 'tools' parameter.", param="tool_choice")
-    elif choice["type"] == "function":
-        if "name" not in choice:
-            raise BadRequest(
-                "Missing required parameter: 'tool_choice.name'.",
-                param="tool_choice.name",
-                code="missing_required_parameter",
-            )
-        if choice["name"] not in [tool.get("name") for tool in tools]:
-            raise BadRequest(f"Tool choice '{choice['name']}' not found in 'tools' parameter.", param="tool_choice")
+    elif choice["type"] == "function" and choice["name"] not in [tool.get("name") for tool in tools]:
+        raise BadRequest(f"Tool choice '{choice['name']}' not found in 'tools' parameter.", param="tool_choice")
 
 
 def _check_turns(call: Call) -> Remembered | None:
