@@ -21,12 +21,11 @@ from prefect.testing.utilities import prefect_test_harness
 from benchmarks.simulated import Simulated, simulated
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import Config
-from pollux_flows.deferred.book import Asked, StoreBook
 from pollux_flows.deferred.report import CollectReport
-from pollux_flows.deferred.submit import claim, hand_in_first
+from pollux_flows.deferred.store import JobRequest, StateJobStore
+from pollux_flows.deferred.submit import create_job, submit_created
 from pollux_flows.flows import acollect
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.pipeline.cleanup import store_of
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
@@ -65,15 +64,15 @@ async def _saved(kind: Any, world: Simulated) -> Config:
 async def _submitted(number: int, configs: dict[str, Config]) -> None:
     """A job as `submit` makes it, without a flow run and a lease on the server: those are not what is measured."""
     kind = [*configs][number % len(configs)]
-    config, book = configs[kind], BlockBook(await ResultShelf.open())
+    config, store = configs[kind], await BlockJobStore.open()
     request = make_request([f"Question {number}?", "And why?"], target=config.target)
-    plan, asked, name = make_plan(request), Asked.by(request, []), f"{kind}-{number:05}"
+    plan, asked, name = make_plan(request), JobRequest.of(request, []), f"{kind}-{number:05}"
     async with open_session(config) as session:
-        scratch = StoreBook(store_of(config))
-        await claim(scratch, name, asked, plan, config.key(), provider_block=f"bench-{kind}")
-        job = await hand_in_first(scratch, name, session, plan)
-    await book.ask(job.name, asked)
-    assert await book.add(job)
+        scratch = StateJobStore(store_of(config))
+        await create_job(scratch, name, asked, plan, config.key(), provider_block=f"bench-{kind}")
+        job = await submit_created(scratch, name, session, plan)
+    await store.save_request(job.name, asked)
+    assert await store.create(job)
 
 
 async def _collected(what: str, done: int, pending: int) -> None:

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pollux_flows.caching.create import create_cache
     from pollux_flows.config import Config, RetryPolicy
-    from pollux_flows.deferred.defer import cancel_deferred, collect_deferred, defer, defer_many, inspect_deferred
+    from pollux_flows.deferred.api import cancel_deferred, collect_deferred, defer, defer_many, inspect_deferred
     from pollux_flows.errors import (
         APIError,
         BudgetError,
@@ -68,7 +68,7 @@ _HOMES = {
     "handles": ("CacheHandle", "DeferredHandle", "DeferredSnapshot"),
     "realtime": ("continue_tool", "run", "run_many"),
     "caching.create": ("create_cache",),
-    "deferred.defer": ("cancel_deferred", "collect_deferred", "defer", "defer_many", "inspect_deferred"),
+    "deferred.api": ("cancel_deferred", "collect_deferred", "defer", "defer_many", "inspect_deferred"),
 }
 
 

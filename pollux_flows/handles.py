@@ -1,4 +1,4 @@
-"""Handles: what a run leaves with a provider, as plain data that finds it again."""
+"""Handles: plain data that identifies caches and deferred work at a provider."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import Text
 
 VERSION: Final = 1
-"""Of what handles and jobs say. It grows when an older version of this package would misread them."""
+"""The format of handles and jobs. It is raised when an older version of this package would misread them."""
 
 DeferredStatus = Literal["queued", "running", "cancelling", "completed", "partial", "failed", "cancelled", "expired"]
 TERMINAL: Final[frozenset[DeferredStatus]] = frozenset({"completed", "partial", "failed", "cancelled", "expired"})
 
 
 class CacheHandle(Record):
-    """Content that a provider keeps for us until `expires_at` (seconds since 1970)."""
+    """A cache at a provider, which exists until `expires_at` (seconds since 1970)."""
 
-    name: Text = Field(min_length=1, description="The provider's name for it.")
-    model: Text = Field(min_length=1, description="The only model that can read it.")
-    provider: ProviderName = Field(description="Who keeps it.")
-    expires_at: StrictFloat = Field(description="When it is gone, in seconds since 1970.")
+    name: Text = Field(min_length=1, description="The provider's name of the cache.")
+    model: Text = Field(min_length=1, description="The only model that can read the cache.")
+    provider: ProviderName = Field(description="The provider of the cache.")
+    expires_at: StrictFloat = Field(description="The time of its expiry, in seconds since 1970.")
     identity: Text | None = Field(default=None, description="The cache's name in the registry; empty if unregistered.")
-    contents: Text | None = Field(default=None, description="Identity of what it holds, whoever's account it is in.")
+    contents: Text | None = Field(default=None, description="Identity of its contents, the same in every account.")
 
 
 class DeferredHandle(Record):
-    """Work that was handed in. It holds no key, and nothing of what was asked."""
+    """Submitted deferred work. A handle contains no key and no prompts."""
 
     job_id: str = Field(description="The provider's id of the batch; of several, our name for all of them.")
     provider: ProviderName
     model: str
-    request_count: int = Field(ge=1, description="How many prompts it has.")
+    request_count: int = Field(ge=1, description="The number of its prompts.")
     submitted_at: float = Field(description="In seconds since 1970.")
     schema_hash: str | None = Field(default=None, description="A hash of response_schema, if there was one.")
-    provider_state: dict[str, Any] | None = Field(default=None, description="What it takes to find it again.")
-    version: int = Field(default=VERSION, description="Of what this says.")
+    provider_state: dict[str, Any] | None = Field(
+        default=None, description="The data that is needed to find the work again."
+    )
+    version: int = Field(default=VERSION, description="The format of this handle.")
 
     @field_validator("version")
     @classmethod
@@ -48,39 +50,39 @@ class DeferredHandle(Record):
         return checked_version(value, "This handle")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON data."""
+        """Return the handle as plain JSON data."""
         return self.model_dump(mode="json")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The handle that `to_dict` gave."""
+        """Return the handle that `to_dict` was called on."""
         return cls.model_validate(dict(data))
 
 
 class DeferredSnapshot(Record):
-    """How far deferred work is."""
+    """The progress of deferred work."""
 
     job_id: str
     provider: ProviderName
     model: str
     status: DeferredStatus
-    provider_status: str = Field(description="The same in the provider's own words.")
+    provider_status: str = Field(description="The status in the provider's own words.")
     request_count: int
     succeeded: int
     failed: int = Field(description="Prompts that will have no answer: failed, cancelled and expired ones.")
     pending: int
     submitted_at: float
     completed_at: float | None = None
-    expires_at: float | None = Field(default=None, description="When the provider gives up.")
+    expires_at: float | None = Field(default=None, description="The time when the provider gives up.")
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing more will come of it, so that it can be collected."""
+        """True if the results are final, so that they can be collected."""
         return self.status in TERMINAL
 
 
 def checked_version(version: int, what: str) -> int:
-    """Refuse what a newer version of this package wrote in a way that this one would misread."""
+    """Return the version, or raise a ConfigurationError if a newer version of this package wrote the document."""
     if version > VERSION:
         raise ConfigurationError(
             f"{what} was written by a newer pollux_flows (format {version}; this one reads up to {VERSION}).",

@@ -205,7 +205,10 @@ class Options(Document):
         names = {tool["name"] for tool in self.tools or []}
         if self.tool_choice is not None and not names:
             raise ConfigurationError(
-                "tool_choice is set, but there are no tools.", hint="Pass tools, or leave tool_choice out."
+                "tool_choice is set, but there are no tools.",
+                hint="Pass tools, or leave tool_choice out."
+                if self.cache is None
+                else "Leave tool_choice out: the cached tools decide.",
             )
         if isinstance(self.tool_choice, dict) and self.tool_choice["name"] not in names:
             raise ConfigurationError(

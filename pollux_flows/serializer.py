@@ -16,11 +16,10 @@ from prefect.serializers import JSONSerializer
 
 from pollux_flows import __version__, errors
 from pollux_flows.config import Config, Target
-from pollux_flows.deferred.book import Asked
-from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.manifest import Manifest
+from pollux_flows.deferred.job import Job, Manifest
 from pollux_flows.deferred.report import CollectReport, JobRow
 from pollux_flows.deferred.results import Item
+from pollux_flows.deferred.store import JobRequest
 from pollux_flows.document import Document
 from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
 from pollux_flows.options import Options
@@ -51,7 +50,7 @@ KINDS: Final[dict[str, Kind]] = {
     "deferred-snapshot": Kind(DeferredSnapshot),
     "job": Kind(Job),
     "job-item": Kind(Item),
-    "job-request": Kind(Asked),
+    "job-request": Kind(JobRequest),
     "job-row": Kind(JobRow),
     "manifest": Kind(Manifest),
     "options": Kind(Options),

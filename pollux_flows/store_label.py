@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from prefect.logging.loggers import get_run_logger
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.jobs.connection import connected
+from pollux_flows.jobs.connection import open_client
 from pollux_flows.scope import Lineage
 from pollux_flows.state.home import VARIABLE
 from pollux_flows.state.identity import digest
@@ -72,7 +72,7 @@ async def _put_label(run_id: UUID, label: str) -> None:
     A server on SQLite refuses this whenever another write came between its read and its own, which is often, and
     Prefect's client then sleeps for two seconds: an earlier attempt of ours is cut off.
     """
-    async with connected() as client:
+    async with open_client() as client:
         for patience_s in (*_PATIENCE_S, None):
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):

@@ -138,7 +138,7 @@ def _lived(
     os.environ["POLLUX_HOME"] = str(place.home)
     random.seed()  # else all would wait for the same times
     patch = pytest.MonkeyPatch()
-    patch.setattr("pollux_flows.deferred.submit.SETTLED_S", _SETTLED_S)
+    patch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", _SETTLED_S)
     if place.split:
         for module in (openai, anthropic, gemini):
             patch.setattr(module, "LIMITS", Limits(ROWS_A_BATCH, module.LIMITS.size_bytes))

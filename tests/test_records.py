@@ -29,12 +29,12 @@ from pollux_flows import (
 )
 from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.config import Target
-from pollux_flows.deferred.book import Asked
+from pollux_flows.deferred.answers import read_items
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.keep import kept
 from pollux_flows.deferred.report import CollectReport
+from pollux_flows.deferred.store import JobRequest
 from pollux_flows.document import Document
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import ResultStorage
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.result import SweepReport
 from pollux_flows.serializer import _MODULE_PATHS, DOCUMENTS, KINDS, decode
@@ -75,32 +75,32 @@ def test_a_conversation_goes_on() -> None:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> ResultShelf:
+def storage(tmp_path: Path) -> ResultStorage:
     """The result storage of a worker that has submitted and collected a job."""
     folder = tmp_path / "pollux-deferred" / JOB
     folder.mkdir(parents=True)
     for name, stored_as in {"asked": "asked", "answers": "answers-0000", "envelope": "envelope"}.items():
         (folder / stored_as).write_bytes((RECORDS / f"shelf-{name}.json").read_bytes())
     storage = LocalFileSystem(basepath=str(tmp_path))
-    return ResultShelf(ResultStore(result_storage=storage, serializer=DOCUMENTS, cache_result_in_memory=False))
+    return ResultStorage(ResultStore(result_storage=storage, serializer=DOCUMENTS, cache_result_in_memory=False))
 
 
-async def test_a_job_can_be_handed_in_and_its_answers_are_there(shelf: ResultShelf) -> None:
+async def test_a_job_can_be_handed_in_and_its_answers_are_there(storage: ResultStorage) -> None:
     block = record("block-deferred-job")
     job = Job.model_validate({**block["data"]["job"], "name": block["name"]})
     assert PolluxDeferredJob.model_validate(block["data"]).handle.request_count == 2
-    asked = await shelf.get(f"{JOB}/asked")
-    assert isinstance(asked, Asked)
+    asked = await storage.get(f"{JOB}/asked")
+    assert isinstance(asked, JobRequest)
     assert [call.prompt for call in asked.plan(job).calls] == ["one", "two"]
-    assert [item.bucket async for item in kept(shelf, job)] == ["succeeded", "succeeded"]
-    envelope = await shelf.get(f"{JOB}/envelope")
+    assert [item.bucket async for item in read_items(storage, job)] == ["succeeded", "succeeded"]
+    envelope = await storage.get(f"{JOB}/envelope")
     assert isinstance(envelope, ResultEnvelope)
     assert envelope.answers == ["Simulated answer to: one", "Simulated answer to: two"]
 
 
 def test_handles_are_read() -> None:
     deferred = DeferredHandle.from_dict(record("handle-deferred"))
-    assert Job.model_validate((deferred.provider_state or {})["job"]).is_handed_in
+    assert Job.model_validate((deferred.provider_state or {})["job"]).is_submitted
     assert CacheHandle.model_validate(record("handle-cache")).provider == "gemini"
 
 

@@ -71,10 +71,11 @@ def test_without_a_prompt_there_is_a_source(none: Any) -> None:
         request(none)
 
 
-def test_a_cache_handle_is_something_to_send() -> None:
-    """What it holds may end with the question."""
+def test_a_cache_handle_alone_asks_nothing() -> None:
+    """Gemini wants a prompt beside it."""
     handle = CacheHandle(name="c", model=TARGET.model, provider="gemini", expires_at=time.time() + 60)
-    assert request(None, options=Options(cache=handle)).prompts == [None]
+    with pytest.raises(ConfigurationError, match="Write a prompt"):
+        request(None, options=Options(cache=handle))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""PolluxDeferredJob: work that was handed in to a provider's batch system, as a block that anybody can find it by."""
+"""PolluxDeferredJob: the block of a deferred job on a Prefect server."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
-from pollux_flows.deferred.defer import handle_of
-from pollux_flows.deferred.inspect import status_of
+from pollux_flows.deferred.api import handle_of
 from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.report import status_of
 from pollux_flows.handles import DeferredHandle
 
 
 class PolluxDeferredJob(Block):
-    """Deferred work: who has it, how far it is, and what came of it. The flow `submit` makes it, `collect` changes it.
+    """A deferred job: its provider, its progress and its result. Created by the flow `submit`, updated by `collect`.
 
     Example:
-        Load a job by the name that `submit` gave, and look at it:
+        Load a job by the name that `submit` returned, and print its state:
 
         ```python
         from pollux_flows.blocks import PolluxDeferredJob
@@ -30,20 +30,20 @@ class PolluxDeferredJob(Block):
     _block_type_name = "Pollux Deferred Job"
     _block_type_slug = "pollux-deferred-job"
     _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
-    _description = "Work that was handed in to a provider's batch system. Made by the flow submit; not to be edited."
+    _description = "Work that was submitted to a provider's batch system. Created by the flow submit; do not edit it."
 
     # Field order is part of the block schema's checksum: append new fields, and give them defaults.
     state: str = Field(description="submitting, submitted, ambiguous or collected.")
-    status: str = Field(description="What the provider said of it when somebody last looked.")
+    status: str = Field(description="The provider's status when the job was last inspected.")
     provider: str
     model: str
-    prompts: int = Field(description="How many prompts it has.")
-    batches: list[str] = Field(default_factory=list, description="The provider's ids of it.")
-    job: dict[str, Any] = Field(description="All that is known of it.")
+    prompts: int = Field(description="The number of its prompts.")
+    batches: list[str] = Field(default_factory=list, description="The provider's ids of its batches.")
+    job: dict[str, Any] = Field(description="The complete job.")
 
     @classmethod
     def of(cls, job: Job) -> PolluxDeferredJob:
-        """The block that says what is known of a job."""
+        """Return the block of a job."""
         return cls(
             state=job.state,
             status=status_of(job),
@@ -56,5 +56,5 @@ class PolluxDeferredJob(Block):
 
     @property
     def handle(self) -> DeferredHandle:
-        """The same for `inspect_deferred`, `collect_deferred` and `cancel_deferred`."""
+        """The handle of the job for `inspect_deferred`, `collect_deferred` and `cancel_deferred`."""
         return handle_of(Job.model_validate(self.job))

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from pollux_flows import capabilities, claude
-from pollux_flows.caching.sweep import delete_created_by
+from pollux_flows.caching.sweep import delete_temporary
 from pollux_flows.caching.worth import price_cache, price_prefix
 from pollux_flows.pipeline.caches import CacheChoice, CacheRequest
 from pollux_flows.pipeline.execute import Execution
@@ -47,9 +47,11 @@ async def cache_automatically(execution: Execution, calls: Sequence[PlannedCall]
         if plan.cache_choice is not None and plan.cache_choice.mode == "explicit":
             execution.plan = _report_refusal(execution)
             if execution.caches is not None and execution.created_by is not None:
-                await run_to_completion(delete_created_by(execution.caches, execution.config, execution.created_by))
+                deleted = await run_to_completion(
+                    delete_temporary(execution.caches, execution.config, execution.created_by)
+                )
                 for use in execution.cache_uses:
-                    use.end_created(time.time())
+                    use.end_deleted(deleted, time.time())
 
 
 def plan_cache(plan: Plan, calls: Sequence[PlannedCall], concurrency: int) -> Plan:
@@ -93,6 +95,8 @@ def _find_obstacle(plan: Plan, calls: Sequence[PlannedCall]) -> str | None:
         return "the options name a cache already"
     if max(Counter(call.source for call in calls).values(), default=0) <= 1:
         return "no two prompts that are to be answered share anything" if calls else "all is answered already"
+    if any(call.prompt is None for call in calls):
+        return "a prompt that is nothing but the sources needs them beside it"
     if not (plan.sources or options.system_instruction or options.tools):
         return "the prompts have no sources or instructions in common"
     if target.provider == "anthropic":
@@ -116,7 +120,7 @@ def _choose_explicit(plan: Plan, calls: Sequence[PlannedCall], seconds: int) -> 
         _HIGHEST_MINIMUM,
     )
     paying: dict[int | None, float] = {}
-    plain, reasons = 0.0, []
+    prompts, plain, reasons = 0, 0.0, []
     for source, count in Counter(call.source for call in calls).items():
         tokens = _count_tokens(plan, source)
         if tokens is None:
@@ -136,31 +140,36 @@ def _choose_explicit(plan: Plan, calls: Sequence[PlannedCall], seconds: int) -> 
             )
             continue
         paying[source] = price
+        prompts += count
         plain += count * prices.sent
     if not paying:
         return _none(reasons[0])
     cached = "the sources" if None in paying else f"{len(paying)} of {plan.broadcast_over} sources"
     why = (
         f"{cached} in a cache for {seconds} seconds cost about {dollars(sum(paying.values()))}, "
-        f"sent along with {len(calls)} prompts {dollars(plain)}"
+        f"sent along with {prompts} prompts {dollars(plain)}"
     )
     return CacheChoice(mode="explicit", why=why, sources=[source for source in paying if source is not None])
 
 
 def _choose_warm(plan: Plan, calls: Sequence[PlannedCall]) -> CacheChoice:
     least = claude.cache_minimum(plan.target.model) or _HIGHEST_MINIMUM
-    warm = plain = 0.0
+    warm, plain, reasons = 0.0, 0.0, []
     for source, count in Counter(call.source for call in calls).items():
         tokens = _count_tokens(plan, source)
         if tokens is None:
-            return _none("the length of what is at an address is not known")
-        if tokens < least:
-            return _none(f"caching needs {least:,} tokens, and the prompts share about {tokens:,}")
+            reasons.append("the length of what is at an address is not known")
+            continue
+        if tokens < least:  # it is sent as ever, at the same price
+            reasons.append(f"caching needs {least:,} tokens, and the prompts share about {tokens:,}")
+            continue
         prices = price_prefix(plan.target, tokens, for_an_hour=plan.options.cache_ttl == "1h")
         if prices is None:
             return _none(f"the price of caching with {plan.target.model} is not known")
         warm += prices.total(count, 0.0)
         plain += count * prices.sent
+    if not plain:
+        return _none(reasons[0])
     if warm >= plain:
         return _none(f"cached, the sources cost {dollars(warm)}, sent along {dollars(plain)}")
     return CacheChoice(

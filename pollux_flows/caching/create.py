@@ -31,7 +31,7 @@ async def create_cache(
     of a new one; it is extended when less than half of `ttl_seconds` is left to it.
     """
     request = make_cache_request(config.target, sources, system_instruction, tools, ttl_seconds)
-    return await create_or_find(
+    obtained = await create_or_find(
         await prepare_cache(request, config),
         config,
         open_registry(config),
@@ -39,6 +39,7 @@ async def create_cache(
         verify=True,
         pin=True,
     )
+    return obtained.handle
 
 
 def make_cache_request(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from pollux_flows.config import Config
-from pollux_flows.errors import APIError, ConfigurationError, PolluxError
+from pollux_flows.errors import APIError, CacheError, ConfigurationError, PolluxError
 from pollux_flows.pipeline.cache_creation import SETTLED_S, CacheCalls, look_for_cache, mark_living, release_files
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry
 from pollux_flows.providers.session import Session, open_session
@@ -18,6 +18,8 @@ from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.leases import Clock, LeaseLostError
 
 UNUSED_S: Final = 86_400.0
+# An expired cache costs nothing, and its name may be in a schedule.
+_REMEMBERED_S: Final = 7 * 86_400.0
 # A failure is on record for those who waited for it; by then, none of them does.
 _FAILED_S: Final = 600.0
 # The answers of a run wait for no longer than that until its caches are deleted.
@@ -42,7 +44,7 @@ class SweptCache:
 async def sweep_caches(
     registry: CacheRegistry, config: Config, *, unused_s: float | None = UNUSED_S, clock: Clock = time.time
 ) -> list[SweptCache]:
-    """Delete, of this key's caches, what has expired, was not used for so long, or never came to life.
+    """Delete, of this key's caches, what expired a week ago, was not used for so long, or never came to life.
 
     Deleted are the provider's copy and the record; files that were uploaded for a cache are released. A cache whose
     handle is in a caller's hands (`is_pinned`) stays until it expires, and so does each with `unused_s=None`. What
@@ -61,21 +63,27 @@ async def sweep_caches(
     return swept
 
 
-async def delete_created_by(registry: CacheRegistry, config: Config, created_by: str) -> None:
-    """Delete, best effort, the caches that were created by this run. What is left, a sweep deletes."""
+async def delete_temporary(registry: CacheRegistry, config: Config, created_by: str) -> set[str]:
+    """Delete, best effort, the temporary caches of this run, and return their names. A sweep deletes the others."""
+    deleted: set[str] = set()
     try:
-        records = await _find_records(registry, config)
-        made = [record for record in records if record.created_by == created_by and not record.is_pinned]
-        if not made:
-            return
+        temporary = [record for record in await _find_records(registry, config) if _is_temporary(record, created_by)]
+        if not temporary:
+            return deleted
         async with asyncio.timeout(_DELETE_S), open_session(config) as session:
             sweeping = _Sweeping(session, None, time.time)
-            for record in made:
+            for record in temporary:
                 async with registry.lock(record.identity, patience_s=_PATIENCE_S) as lock:
-                    if lock.record is not None and lock.record.created_by == created_by and not lock.record.is_pinned:
-                        await sweeping.retire(lock, lock.record, "asked")
+                    if lock.record is not None and _is_temporary(lock.record, created_by):
+                        swept = await sweeping.retire(lock, lock.record, "asked")
+                        deleted |= {swept.name} if swept is not None and swept.name else set()
     except (PolluxError, *_HELD) as error:
         _log.warning("A cache of this run is left for the flow `sweep` to delete: %s", error or "it is in use")
+    return deleted
+
+
+def _is_temporary(record: CacheRecord, created_by: str) -> bool:
+    return record.is_temporary and record.created_by == created_by
 
 
 async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -> SweptCache:
@@ -89,7 +97,16 @@ async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -
             raise ConfigurationError(
                 f"The cache {identity} was made with another API key.", hint="Use the key it was made with."
             )
-        return await _Sweeping(session, None, time.time).retire(lock, lock.record, "asked")
+        swept = await _Sweeping(session, None, time.time).retire(lock, lock.record, "asked")
+        if swept is None:
+            raise CacheError(
+                f"Whether the provider has created the cache {identity} is not known yet.",
+                hint=f"Try again in {SETTLED_S:.0f} seconds.",
+                retryable=True,
+                provider=config.provider,
+                phase="cache",
+            )
+        return swept
 
 
 async def _find_records(registry: CacheRegistry, config: Config) -> list[CacheRecord]:
@@ -121,17 +138,25 @@ class _Sweeping:
                 await lock.save(mark_living(record, found, record.created_at))
                 record = lock.record or record
             elif now - (record.asked_at or record.created_at) > SETTLED_S:
-                return [*swept, await self.retire(lock, record, "failed")]
+                return [*swept, *filter(None, [await self.retire(lock, record, "failed")])]
+        if record.state == "living" and record.remaining_s(now) <= 0:
+            await release_files(self._session, record)
         if (reason := self._find_reason(record, now)) is not None:
-            swept.append(await self.retire(lock, record, reason))
+            swept += filter(None, [await self.retire(lock, record, reason)])
         return swept
 
-    async def retire(self, lock: CacheLock, record: CacheRecord, reason: Reason) -> SweptCache:
-        """Delete the provider's copy, release the files, remove the record; in this order, to be done again."""
+    async def retire(self, lock: CacheLock, record: CacheRecord, reason: Reason) -> SweptCache | None:
+        """Delete the provider's copy, release the files, remove the record; in this order, to be done again.
+
+        None, and the record stays for a sweep, where the provider may yet list a cache whose reply was lost.
+        """
         names = [record.display_name, *record.abandoned] if record.may_exist else record.abandoned
         found = await self._calls.find_all(names) if names else []
         for name in {cache.name for cache in found} | ({record.name} if record.name else set()):
             await self._calls.delete(name)
+        is_settled = self._clock() - (record.asked_at or record.created_at) > SETTLED_S
+        if record.may_exist and not found and not is_settled:
+            return None
         await release_files(self._session, record)
         await lock.remove()
         return SweptCache(record.identity, record.name, reason)
@@ -153,6 +178,7 @@ class _Sweeping:
         if record.state != "living":
             return None
         if record.remaining_s(now) <= 0:
-            return "expired"
+            # Asked for by its name again, it is made again from its record.
+            return "expired" if record.is_temporary or now - record.last_used_at > _REMEMBERED_S else None
         is_idle = self._unused_s is not None and now - record.last_used_at > self._unused_s
         return "unused" if is_idle and not record.is_pinned else None

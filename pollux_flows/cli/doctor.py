@@ -21,7 +21,7 @@ from pollux_flows.cli.versions import find_conflicts, find_server_problem, insta
 from pollux_flows.cli.words import NO_SERVER, say
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows import collect
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import ResultStorage
 from pollux_flows.state import leases
 from pollux_flows.state.store import open_store
 from pollux_flows.state.units import format_size
@@ -70,7 +70,7 @@ async def _all() -> AsyncIterator[_Found]:
             yield _Found("Server", f"{shown(url)}, Prefect {version}")
             if outdated := find_server_problem(version):
                 yield _Found("Server", outdated, "?")
-            yield _Found("Results", (await ResultShelf.open()).where)
+            yield _Found("Results", (await ResultStorage.open()).where)
             async for found in _providers(client):
                 yield found
             stuck = await find_stuck(client, await read_scheduled(client))

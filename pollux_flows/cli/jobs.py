@@ -15,9 +15,8 @@ from rich.text import Text
 from pollux_flows import flows
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.deferred.report import CollectReport, JobRow, row_of
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.pages import age
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.pages import format_age
+from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.pricing import dollars
 
 
@@ -51,8 +50,8 @@ def cancel(name: Annotated[str, Parameter(help="The job.")]) -> None:
 
 
 async def _rows(every: bool) -> list[JobRow]:
-    book, now = BlockBook(await ResultShelf.open()), time.time()
-    found, unreadable = await book.all()
+    store, now = await BlockJobStore.open(), time.time()
+    found, unreadable = await store.list_jobs()
     rows = [row_of(job, now) for job in found if every or job.retired_at is None]
     rows += [JobRow(job=each.name, status="unreadable", problem=each.why) for each in unreadable]
     return sorted(rows, key=lambda row: row.age_s)
@@ -76,7 +75,7 @@ def _table(rows: Sequence[JobRow]) -> Table:
             row.job,
             row.status,
             f"{row.succeeded:,} of {row.prompts:,}{failed}",
-            age(row.age_s),
+            format_age(row.age_s),
             "" if row.cost_usd is None else dollars(row.cost_usd),
             Text(row.problem or row.next),
         )

@@ -1,56 +1,90 @@
-"""Job: all that is known of deferred work, from the intent to hand it in until its answers are kept.
+"""The state machine of a deferred job, from the intent to submit it until its answers are saved.
 
-A job is handed in as one or several parts, each of which becomes one batch at the provider. What is about to be done is
-written down before it is done, so that whoever comes after a crash knows what to look for.
+A job is submitted as one or several parts, each of which becomes one batch at the provider. Each step is saved before
+it is taken, so that a later process knows after a crash what to look for. Jobs and parts never change: every transition
+returns a new one, and the state of a job follows from the states of its parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 from uuid import uuid4
 
 from pydantic import Field, field_validator
 
 from pollux_flows.access import guards_output
 from pollux_flows.config import Target
-from pollux_flows.deferred.manifest import Manifest
 from pollux_flows.document import Record
 from pollux_flows.handles import VERSION, checked_version
 from pollux_flows.options import Options
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.providers.batches import ENDED, Batch, BatchState
-from pollux_flows.result import CallFailure
+from pollux_flows.result import CallFailure, FailureKind
 from pollux_flows.state.identity import digest
 from pollux_flows.state.slots import Chain
 
 JobState = Literal["submitting", "submitted", "ambiguous", "collected"]
 OnLost = Literal["submit", "report"]
-"""What to do about a batch that was handed in, and that the provider does not seem to have: hand it in again, or leave
-that to a person."""
+"""The choice for a batch that was submitted and that the provider does not seem to have: submit it again, or leave the
+decision to a person."""
+
+Bucket = Literal["succeeded", "failed", "expired", "cancelled", "invalid_output", "missing"]
+"""The result of a prompt. Each prompt of a collected job counts in exactly one bucket."""
+
+BUCKETS: Final[tuple[Bucket, ...]] = get_args(Bucket)
 
 PartState = Literal["waiting", "sending", "sent", "refused", "lost"]
 _DIGITS: Final = 9
-_LONGEST_PROBLEM: Final = 1000
+_MAX_PROBLEM_CHARS: Final = 1000
+# A provider without room for a batch needs minutes.
+_WAIT_S: Final = 60.0
+_MAX_WAIT_S: Final = 1800.0
+
+
+class Manifest(Record):
+    """The results of a collected job as numbers that add up to the prompts that were submitted."""
+
+    submitted: int
+    succeeded: int = 0
+    failed: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    invalid_output: int = Field(default=0, description="Answered, but not in the requested shape.")
+    missing: int = Field(default=0, description="The provider gave no result. It may have billed them all the same.")
+    cost_usd: float | None = Field(default=None, description="At batch prices; None if unknown.")
+    cost_unknown: str | None = None
+    usage: dict[str, int] = Field(default_factory=dict)
+    oddities: list[str] = Field(default_factory=list, description="Problems with the results as a whole.")
+    output: str | None = Field(default=None, description="The JSONL file with one line per prompt.")
+    collected_at: float
+
+    @property
+    def has_all_answers(self) -> bool:
+        """True if every prompt succeeded."""
+        return self.succeeded == self.submitted
+
+    @property
+    def counts(self) -> dict[Bucket, int]:
+        """The number of prompts in each bucket that is not empty."""
+        return {bucket: count for bucket in BUCKETS if (count := getattr(self, bucket))}
 
 
 class Part(Record):
-    """One batch, or what is to become one: so many prompts of the job, one after the other."""
+    """A batch that was or will be submitted: consecutive prompts of the job."""
 
-    first: int = Field(description="Its first prompt, by the place in the job.")
+    first: int = Field(description="The position of its first prompt in the job.")
     count: int
-    attempt: int = Field(default=0, description="How many times it was handed in, or was about to be.")
+    attempt: int = Field(default=0, description="The number of submissions that were started.")
     state: PartState = Field(
         default="waiting",
-        description="waiting to be handed in; sending, with an outcome that is not known yet; sent: the provider has "
-        "it; refused by the provider; lost: handed in, and the provider does not have it.",
+        description="waiting to be submitted; sending, with an unknown outcome; sent: the provider has it; refused by "
+        "the provider; lost: submitted, and the provider does not have it.",
     )
-    not_before: float | None = Field(default=None, description="When a part that has to wait may be handed in again.")
+    not_before: float | None = Field(default=None, description="The earliest time of the next submission.")
     sent_at: float | None = Field(default=None, description="From then on the provider may have it.")
-    lost_at: float | None = Field(
-        default=None, description="Since when nobody waits for the provider's reply any more."
-    )
-    batch_id: str | None = Field(default=None, description="The provider's id of it.")
+    lost_at: float | None = Field(default=None, description="The time when waiting for the provider's reply ended.")
+    batch_id: str | None = Field(default=None, description="The provider's id of the batch.")
     batch_state: BatchState | None = None
     native: str = ""
     succeeded: int = 0
@@ -58,111 +92,93 @@ class Part(Record):
     ended_at: float | None = None
     expires_at: float | None = None
     results: list[str] = Field(default_factory=list, description="Where the provider has its results.")
-    problem: CallFailure | None = Field(default=None, description="Why none of its prompts was answered, or waits.")
-    follows: bool = Field(default=False, description="Handed in once the first part, whose cache it reads, has ended.")
+    problem: CallFailure | None = Field(default=None, description="The reason why its prompts wait or have no answer.")
+    follows: bool = Field(default=False, description="Submitted after the first part, whose cache it reads, has ended.")
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """True if its results are final."""
         return self.state == "refused" or (self.state == "sent" and self.batch_state in ENDED)
-
-    def seen(self, batch: Batch) -> Part:
-        """The same with what the provider says of it now."""
-        problem = None
-        if batch.state == "failed":
-            problem = CallFailure(
-                index=0,
-                kind="api_error",
-                message=f"The provider refused the whole batch: {batch.problem or batch.native}"[:_LONGEST_PROBLEM],
-                retryable=batch.queue_full,
-            )
-        return self.model_copy(
-            update={
-                "state": "sent",
-                "batch_id": batch.id,
-                "batch_state": batch.state,
-                "native": batch.native,
-                "succeeded": batch.succeeded,
-                "failed": batch.failed,
-                "ended_at": batch.ended_at,
-                "expires_at": batch.expires_at,
-                "results": list(batch.results),
-                "problem": problem,
-            }
-        )
-
-    def again(self) -> Part:
-        """The same, to be handed in again at once."""
-        return Part(first=self.first, count=self.count, attempt=self.attempt, follows=self.follows)
-
-    def gone(self, why: str) -> Part:
-        """The same, with nothing left of it at the provider."""
-        problem = CallFailure(index=0, kind="missing", message=why, retryable=True, outcome_unknown=True)
-        return self.model_copy(update={"state": "refused", "problem": problem})
 
     @property
     def is_missing(self) -> bool:
-        """Whether the provider had accepted it, and then did not have it any more."""
+        """True if the provider had accepted the batch and no longer has it."""
         return self.state == "lost" and self.batch_id is not None
 
-    def missing(self, why: str) -> Part:
-        """Return the part as lost. It can still be found by its id, should the provider have it after all."""
-        problem = CallFailure(index=0, kind="missing", message=why, retryable=True, outcome_unknown=True)
+    def with_batch(self, batch: Batch) -> Part:
+        """Return the part with the provider's present description of its batch."""
+        problem = None
+        if batch.state == "failed":
+            message = f"The provider refused the whole batch: {batch.problem or batch.native}"[:_MAX_PROBLEM_CHARS]
+            problem = _failure("api_error", message, retryable=batch.queue_full)
+        copied = {name: getattr(batch, name) for name in ("native", "succeeded", "failed", "ended_at", "expires_at")}
+        its = {"batch_id": batch.id, "batch_state": batch.state, "results": list(batch.results)}
+        return self.model_copy(update={"state": "sent", "problem": problem, **its, **copied})
+
+    def reset(self) -> Part:
+        """Return the part as one that waits to be submitted at once."""
+        return Part(first=self.first, count=self.count, attempt=self.attempt, follows=self.follows)
+
+    def postpone(self, now: float, problem: CallFailure, retry_after_s: float | None = None) -> Part:
+        """Return the part as one that waits for room at the provider, longer after each attempt."""
+        backoff_s = min(_WAIT_S * 2.0 ** max(0, self.attempt - 1), _MAX_WAIT_S)
+        not_before = now + max(retry_after_s or 0.0, backoff_s)
+        changes = {"not_before": not_before, "problem": problem, "native": "waiting"}
+        return self.reset().model_copy(update=changes)
+
+    def mark_sending(self, now: float) -> Part:
+        """Return the part with the intent to submit it now."""
+        changes = {"attempt": self.attempt + 1, "state": "sending", "sent_at": now}
+        return self.reset().model_copy(update=changes)
+
+    def mark_lost(self, why: str) -> Part:
+        """Return the part as lost. Its id stays, to find the batch again should the provider have it after all."""
+        problem = _failure("missing", why, retryable=True, outcome_unknown=True)
         return self.model_copy(update={"state": "lost", "problem": problem})
 
-    def cancelled(self) -> Part:
-        """The same, never to be handed in."""
-        problem = CallFailure(
-            index=0, kind="cancelled", message="The job was cancelled before this prompt was handed in.", retryable=True
-        )
-        return self.model_copy(update={"state": "refused", "batch_state": "cancelled", "problem": problem})
+    def give_up(self, why: str) -> Part:
+        """Return the part as ended, with nothing left of it at the provider."""
+        return self.mark_lost(why).model_copy(update={"state": "refused"})
 
-    def waits(self, until: float, problem: CallFailure) -> Part:
-        """The same, to be handed in again later."""
-        return Part(
-            first=self.first,
-            count=self.count,
-            attempt=self.attempt,
-            not_before=until,
-            problem=problem,
-            native="waiting",
-            follows=self.follows,
-        )
+    def cancel(self) -> Part:
+        """Return the part as one that is never submitted."""
+        problem = _failure("cancelled", "The job was cancelled before this prompt was submitted.", retryable=True)
+        return self.model_copy(update={"state": "refused", "batch_state": "cancelled", "problem": problem})
 
 
 class Job(Record):
-    """Deferred work: what was handed in, where, and what became of it."""
+    """Deferred work: what was submitted, where, and its progress."""
 
     version: int = VERSION
-    name: str = Field(description="What people call it.")
-    submission: str = Field(description="What every batch of it carries in its name or in its rows.")
+    name: str = Field(description="The name of the job, which its users know.")
+    submission: str = Field(description="The mark that every batch of it carries in its name or in its rows.")
     state: JobState = "submitting"
-    fingerprint: str = Field(description="Equal for jobs that ask the same.")
+    fingerprint: str = Field(description="Equal for jobs with the same calls.")
     target: Target
     options: Options
-    count: int = Field(description="How many prompts it has.")
+    count: int = Field(description="The number of its prompts.")
     rows: list[tuple[int, int]] | None = Field(
-        default=None, description="The prompts of its parent that it asks again, as first and last; None for all."
+        default=None, description="The prompts of its parent that it repeats, as first and last; None for all."
     )
     created_at: float
     parts: list[Part] = Field(default_factory=list)
     on_lost: OnLost = "submit"
-    cancelled: bool = Field(default=False, description="Whether somebody wants no more of it.")
-    # What those who collect it are to know, and what they have done.
-    account: str | None = Field(default=None, description="Tells whether a key is the one it was handed in with.")
-    provider_block: str | None = Field(default=None, description="The PolluxProvider whose key it was handed in with.")
-    output: str | None = Field(default=None, description="Where its answers are to be written as JSONL.")
-    resubmit: int = Field(default=0, ge=0, description="How often what failed is to be handed in again.")
-    parent: str | None = Field(default=None, description="The job whose failed prompts it asks again.")
-    child: str | None = Field(default=None, description="The job that asks its failed prompts again, until it is done.")
-    children: int = Field(default=0, description="How many jobs have done so.")
-    failed_in: str | None = Field(default=None, description="The attempt of its run that failed for what it lacks.")
+    cancelled: bool = Field(default=False, description="True once its cancellation was requested.")
+    # For the collector:
+    account: str | None = Field(default=None, description="A mark of the key that it was submitted with.")
+    provider_block: str | None = Field(default=None, description="The PolluxProvider with that key.")
+    output: str | None = Field(default=None, description="The place for its answers as JSONL.")
+    resubmit: int = Field(default=0, ge=0, description="How often failed prompts are submitted again.")
+    parent: str | None = Field(default=None, description="The job whose failed prompts it repeats.")
+    child: str | None = Field(default=None, description="The job that repeats its failed prompts, until that is done.")
+    children: int = Field(default=0, description="The number of jobs that have repeated its failed prompts.")
+    failed_in: str | None = Field(default=None, description="The attempt of its run that failed for missing answers.")
     waiting_runs: list[str] = Field(default_factory=list, description="Suspended flow runs that wait for it.")
-    told: list[str] = Field(default_factory=list, description="The events that were sent.")
-    manifest: Manifest | None = Field(default=None, description="What came of it, once that is kept.")
-    retired_at: float | None = Field(default=None, description="When all was done that its end asks for.")
-    taken_by: Chain = Field(default=(), description="Where in a flow run it is waited for, when that is a sub-flow.")
-    guards_output: bool = Field(default=False, description="Whether `output` may only replace what a job wrote.")
+    told: list[str] = Field(default_factory=list, description="The events that were emitted.")
+    manifest: Manifest | None = Field(default=None, description="Its results, once its answers are saved.")
+    retired_at: float | None = Field(default=None, description="When the last step after its collection was done.")
+    taken_by: Chain = Field(default=(), description="The place in a flow run that waits for it, if a sub-flow does.")
+    guards_output: bool = Field(default=False, description="True if `output` may only replace the file of a job.")
 
     @field_validator("version")
     @classmethod
@@ -171,20 +187,25 @@ class Job(Record):
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """True if its results are final."""
         return bool(self.parts) and all(part.is_ended for part in self.parts)
 
     @property
-    def is_handed_in(self) -> bool:
-        """Whether the provider has all of it, or has said why not."""
+    def is_submitted(self) -> bool:
+        """True if the provider has accepted or refused all of it."""
         return bool(self.parts) and all(part.state in {"sent", "refused"} for part in self.parts)
 
-    def was_handed_in_with(self, key: str | None) -> bool:
-        """Whether that is the key. Another may be another account's, which has none of it."""
-        return self.account == _account(self.submission, key)
+    @property
+    def is_complete(self) -> bool:
+        """True if its answers are saved, those of prompts that were submitted again included."""
+        return self.manifest is not None and self.child is None
 
-    def due(self, now: float) -> list[int]:
-        """The numbers of the parts that may be handed in now."""
+    def was_submitted_with(self, key: str | None) -> bool:
+        """Return True if this is the key of its submission. Another key may be for an account without its batches."""
+        return self.account == _account_mark(self.submission, key)
+
+    def due_parts(self, now: float) -> list[int]:
+        """Return the numbers of the parts that may be submitted now."""
         return [
             number
             for number, part in enumerate(self.parts)
@@ -194,26 +215,21 @@ class Job(Record):
         ]
 
     def is_due(self, now: float) -> bool:
-        """Whether some of it may be handed in now."""
-        return not self.cancelled and (not self.parts or bool(self.due(now)))
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether its answers are kept, those of prompts that were handed in again included."""
-        return self.manifest is not None and self.child is None
+        """Return True if any of it may be submitted now."""
+        return not self.cancelled and (not self.parts or bool(self.due_parts(now)))
 
     def tag(self, number: int) -> str:
-        """What the batch of that part is called, in its present attempt."""
+        """Return the name of the batch of this part in its present attempt."""
         return tag_of(self.submission, number, self.parts[number].attempt)
 
     def with_part(self, number: int, part: Part) -> Job:
-        """The same with one part changed, and in the state that follows from that."""
-        parts = [*self.parts]
-        parts[number] = part
-        return self.with_parts(parts)
+        """Return the job with one part replaced, and the state that follows from it."""
+        return self.with_parts([*self.parts[:number], part, *self.parts[number + 1 :]])
 
     def with_parts(self, parts: Sequence[Part]) -> Job:
-        """The same with other parts, and in the state that follows from those."""
+        """Return the job with these parts, and the state that follows from them; itself if they are equal."""
+        if list(parts) == self.parts:
+            return self
         return self.model_copy(update={"parts": list(parts), "state": self._state(parts)})
 
     def _state(self, parts: Sequence[Part]) -> JobState:
@@ -222,17 +238,27 @@ class Job(Record):
         states = {part.state for part in parts}
         if "lost" in states:
             return "ambiguous"
-        # One that was never tried is still being handed in; one that was told to wait is the provider's to take, and
-        # one that follows waits for the first.
+        # A part that was never tried is still being submitted. One that the provider has postponed is the provider's to
+        # take, and one that follows waits for the first.
         untried = any(part.state == "waiting" and part.not_before is None and not part.follows for part in parts)
         return "submitting" if untried or "sending" in states else "submitted"
 
-    def collected(self, manifest: Manifest) -> Job:
-        """The same, once its answers are kept."""
+    def with_manifest(self, manifest: Manifest) -> Job:
+        """Return the job as collected, with its answers saved."""
         return self.model_copy(update={"manifest": manifest, "state": "collected"})
 
-    def indexes(self, part: Part | None = None) -> Iterator[int]:
-        """The numbers of its prompts, or of one part's, as the plan counts them."""
+    @property
+    def next_child(self) -> str:
+        """The name of the next job that repeats its failed prompts."""
+        return f"{self.name}-r{self.children + 1}"
+
+    def with_child(self, child: Job) -> Job:
+        """Return the job as one that waits for this child to complete it."""
+        changes = {"child": child.name, "children": self.children + 1, "retired_at": None, "failed_in": None}
+        return self.model_copy(update=changes)
+
+    def prompt_indexes(self, part: Part | None = None) -> Iterator[int]:
+        """Iterate over the indexes of its prompts, or of one part's, in the numbering of the plan."""
         places = range(self.count) if part is None else range(part.first, part.first + part.count)
         if self.rows is None:
             yield from places
@@ -246,15 +272,15 @@ class Job(Record):
 
 
 def new_job(name: str, plan: Plan, now: float, key: str | None, **more: Any) -> Job:
-    """A job that nobody knows of yet, handed in with that key."""
+    """Return a new job that is to be submitted with this key."""
     submission = f"pollux-{uuid4().hex[:16]}"
     return Job(
         name=name,
         submission=submission,
-        account=_account(submission, key),
+        account=_account_mark(submission, key),
         fingerprint=fingerprint(plan),
         target=plan.target,
-        options=as_sent(plan.options),
+        options=resolve_schema(plan.options),
         count=len(plan.calls),
         created_at=now,
         guards_output=guards_output(more.get("output")),
@@ -262,43 +288,47 @@ def new_job(name: str, plan: Plan, now: float, key: str | None, **more: Any) -> 
     )
 
 
-def as_sent(options: Options) -> Options:
-    """The same with the schema that is sent. The class that it was made from may be another when the answers come."""
+def resolve_schema(options: Options) -> Options:
+    """Return options with the JSON Schema that is sent: its class may have changed when the answers arrive."""
     if options.response_schema is None:
         return options
     return options.model_copy(update={"response_schema": options.response_json_schema()})
 
 
-def _account(submission: str, key: str | None) -> str:
-    """A few letters by which a key can be told from another, and not be found out."""
-    return digest("account", [submission, key])[:8]
-
-
 def fingerprint(plan: Plan) -> str:
-    """Equal for plans that ask the same."""
+    """Return a digest that is equal for plans with the same calls."""
     return digest("job", [call.identity for call in plan.calls])
 
 
+def _account_mark(submission: str, key: str | None) -> str:
+    """Return a few characters that tell a key from another and do not reveal it."""
+    return digest("account", [submission, key])[:8]
+
+
+def _failure(kind: FailureKind, message: str, *, retryable: bool, outcome_unknown: bool = False) -> CallFailure:
+    return CallFailure(index=0, kind=kind, message=message, retryable=retryable, outcome_unknown=outcome_unknown)
+
+
 def tag_of(submission: str, number: int, attempt: int) -> str:
-    """What the batch of that part is called in that attempt. As long in each, so that what fits once fits again."""
+    """Return the name of a part's batch in this attempt. Its length is constant: rows that fit once fit again."""
     return f"{submission}-{number}-{attempt:02}"
 
 
-def key_of(tag: str, index: int) -> str:
-    """What a row is called within its batch."""
+def row_key(tag: str, index: int) -> str:
+    """Return the key of a row within its batch."""
     return f"{tag}-{index}"
 
 
-def index_in(key: str | None, tag: str) -> int | None:
-    """The number of the prompt that a row of that batch is about, if it is one."""
+def parse_row_key(key: str | None, tag: str) -> int | None:
+    """Return the index of the prompt behind a row key of this batch; None for any other key."""
     number = key.removeprefix(f"{tag}-") if key and key.startswith(f"{tag}-") else ""
     if not number.isascii() or not number.isdigit() or len(number) > _DIGITS:
         return None
-    return int(number) if key == key_of(tag, int(number)) else None
+    return int(number) if key == row_key(tag, int(number)) else None
 
 
-def ranges(indexes: Sequence[int]) -> list[tuple[int, int]]:
-    """Numbers in order, as first and last of those that follow each other."""
+def to_ranges(indexes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return ascending indexes as ranges, each with its first and last index."""
     found: list[tuple[int, int]] = []
     for index in indexes:
         if found and found[-1][1] == index - 1:

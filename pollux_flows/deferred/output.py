@@ -1,4 +1,4 @@
-"""Output: a job's answers as lines of JSON, where the caller wants them, and the numbers beside them."""
+"""The output of a job: its answers as lines of JSON at a place that the caller names, with a manifest beside them."""
 
 from __future__ import annotations
 
@@ -13,43 +13,42 @@ import fsspec
 
 from pollux_flows import access
 from pollux_flows.address import check_no_credentials, is_path, shown
-from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.keep import Shelf, pieces
-from pollux_flows.deferred.manifest import Manifest
+from pollux_flows.deferred.answers import Storage, read_pieces
+from pollux_flows.deferred.job import Job, Manifest
 from pollux_flows.deferred.results import Item
 from pollux_flows.errors import ConfigurationError, SourceError
 
 
 def output_of(output: str, name: str) -> str:
-    """The file for a job's lines: `output` itself or, if that is a folder, one in it."""
+    """Return the file for a job's answers: `output` itself or, if that is a folder, a file in it."""
     return f"{output}{name}.jsonl" if output.endswith("/") else output
 
 
-async def write_output(shelf: Shelf, job: Job, output: str, manifest: Manifest) -> None:
-    """Write a line a prompt to `output`, and the manifest beside it. What is there already is replaced, as a whole.
+async def write_output(storage: Storage, job: Job, output: str, manifest: Manifest) -> None:
+    """Write one line per prompt to `output`, and the manifest beside it. An existing file is replaced as a whole.
 
-    Where `job.guards_output`, only a file with its manifest is replaced. That is then written first: a pass that is
-    killed after the lines must find them to be its own.
+    If `job.guards_output`, only a file with its manifest is replaced. The manifest is then written first: a pass that
+    follows a killed one must recognise the answers as its own.
     """
     path = output_of(output, job.name)
     try:
         if job.guards_output:
             await asyncio.to_thread(_check_replaceable, path)
             await _write_manifest(path, job, manifest)
-        async with _written_to(path, job.name) as file:
-            async for items in pieces(shelf, job):
+        async with _replace_file(path, job.name) as file:
+            async for items in read_pieces(storage, job):
                 file.write(await asyncio.to_thread(_lines, items))
         await _write_manifest(path, job, manifest)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
             f"The answers of {job.name} could not be written to {shown(path)}: {type(error).__name__}: {error}",
-            hint="Make room, or give the worker the right to write there: it is tried again. Or cancel the job: its "
-            "answers are kept all the same.",
+            hint="Make room, or give the worker the right to write there: the next pass tries again. Or cancel "
+            "the job: its answers are saved all the same.",
         ) from None
 
 
 def checked_output(output: str) -> str:
-    """The place for the answers, whole; or a ConfigurationError, before anything is handed in."""
+    """Return `output` as an absolute place, or raise a ConfigurationError, before anything is submitted."""
     if not output.strip():
         raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
     try:
@@ -75,24 +74,24 @@ def checked_output(output: str) -> str:
         raise ConfigurationError(
             f"output {path!r} is a folder.", hint="Write a slash at its end, or name a file in it."
         )
-    return f"{path}/" if folder else str(path)  # whoever collects may be at home elsewhere
+    return f"{path}/" if folder else str(path)  # a collector may run in another directory
 
 
 async def _write_manifest(path: str, job: Job, manifest: Manifest) -> None:
-    async with _written_to(_manifest_of(path), job.name) as file:
+    async with _replace_file(_manifest_path(path), job.name) as file:
         file.write(manifest.model_dump_json(indent=2) + "\n")
 
 
-def _manifest_of(path: str) -> str:
+def _manifest_path(path: str) -> str:
     return f"{path.removesuffix('.jsonl')}.manifest.json"
 
 
 def _check_replaceable(output: str) -> None:
-    """Refuse to write over a file that no job wrote, which is one without its manifest, or through a link."""
+    """Raise a ConfigurationError for a link, and for a file without a manifest, which no job has written."""
     fs, _ = fsspec.core.url_to_fs(output)
-    places = [output, _manifest_of(output)]
+    places = [output, _manifest_path(output)]
     if _is_local(fs) and any(os.path.realpath(place) != place for place in places):
-        raise ConfigurationError(f"output {shown(output)!r} is a link.", hint="Name the file that it leads to.")
+        raise ConfigurationError(f"output {shown(output)!r} is a link.", hint="Name the file that it points to.")
     if not any(fs.exists(place) for place in places):
         return
     try:
@@ -101,15 +100,15 @@ def _check_replaceable(output: str) -> None:
         written = ""
     if output not in {written, os.path.realpath(written)}:
         raise ConfigurationError(
-            f"output {shown(output)!r} is there already, and no job of this package wrote it.",
-            hint="Name another file. The deployment's own parameters may name any, and replace what is there.",
+            f"output {shown(output)!r} exists already, and no job of this package wrote it.",
+            hint="Name another file. The deployment's own parameters may name, and replace, any file.",
         )
 
 
 def line_of(item: Item) -> str:
-    """One line of the output."""
+    """Return the output line of one prompt."""
     outcome, answer, problem = item.outcome, item.outcome.answer, item.outcome.problem
-    said = {
+    line = {
         "index": outcome.index,
         "status": item.bucket,
         "answer": None if answer is None else answer.text,
@@ -119,11 +118,11 @@ def line_of(item: Item) -> str:
         "cost_usd": outcome.cost_usd,
         "error": problem.message if problem else item.warning,
     }
-    return json.dumps(said, ensure_ascii=False)
+    return json.dumps(line, ensure_ascii=False)
 
 
-class _written_to:  # noqa: N801 (used like a function)
-    """A text file that is there only once it is whole."""
+class _replace_file:  # noqa: N801 (used like a function)
+    """Opens a text file that appears only once it is complete."""
 
     def __init__(self, url: str, by: str) -> None:
         self._fs, self._path = fsspec.core.url_to_fs(url)
@@ -139,7 +138,7 @@ class _written_to:  # noqa: N801 (used like a function)
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         if kind is not None and not self._local:
-            cast(Any, self._file).detach().discard()  # to close it would be to keep it
+            cast(Any, self._file).detach().discard()  # closing it would save it
             return
         self._file.close()
         if kind is None and self._local:

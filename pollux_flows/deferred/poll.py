@@ -1,89 +1,138 @@
-"""Poll: look at very many batches of one account with few requests."""
+"""Polling: inspect very many batches of one account with few requests, and apply the result to their jobs."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
-from pollux_flows.deferred.inspect import under_way
-from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.job import Job, Part
+from pollux_flows.deferred.reconcile import SETTLED_S
 from pollux_flows.errors import APIError
 from pollux_flows.pipeline.retry import insist
 from pollux_flows.providers.batches import SKEW_S, Batch, are_before
 from pollux_flows.providers.session import Session
 
 MOST_REQUESTS: Final = 60
-"""What one look at all jobs may cost. Those that are not seen this time are seen another time."""
+"""The most requests of one collector pass. Batches that it does not reach are inspected by another pass."""
 
-# So few are asked after one by one: a list would bring all else that the account has.
+# So few are inspected one by one: a list would bring everything else that the account has.
 _FEW: Final = 3
-# The account may have thousands that are not ours, and a list begins with the newest: so much of it, and no more.
+# The account may have thousands of other batches, and a list begins with the newest: the share of requests for it.
 _LISTED: Final = 2 / 3
-# No key or no room: it would be the same with the next one.
+# No valid key, or no room: the next request would meet the same.
 _ABOUT_ALL: Final = {401, 429}
-NOT_FOUND: Final = 404
 # No batch takes much longer.
 _A_DAY_S: Final = 86_400.0
 
 
 @dataclass
-class Seen:
-    """What was found out, and what was not."""
+class PollResult:
+    """The batches as their provider describes them, and its errors about the others."""
 
-    batches: dict[str, Batch]
-    refused: dict[str, APIError]
-    """What the provider said instead of telling how these are: that it does not have them any more, perhaps."""
+    batches: dict[str, Batch] = field(default_factory=dict)
+    refused: dict[str, APIError] = field(default_factory=dict)
+    """The errors by batch id; perhaps that the provider no longer has the batch."""
     requests: int = 0
 
     @property
     def missing(self) -> dict[str, APIError]:
-        """The batches that the provider does not know, each with the provider's words."""
-        return {batch_id: error for batch_id, error in self.refused.items() if error.status_code == NOT_FOUND}
+        """The errors about batches that the provider does not know, by batch id."""
+        return {id_: error for id_, error in self.refused.items() if error.status_code == HTTPStatus.NOT_FOUND}
+
+    def apply(self, job: Job, key: str | None, now: float) -> Job:
+        """Return the job with what is now known of its batches; the same object if nothing has changed.
+
+        A batch that the provider does not know is lost only if the job was submitted with this key: another account
+        does not have its batches. A batch that was just accepted may not show everywhere yet.
+        """
+        missing = self.missing if job.was_submitted_with(key) else {}
+
+        def apply_to(part: Part) -> Part:
+            if part.is_ended:
+                return part
+            if batch := self.batches.get(part.batch_id or ""):
+                changed = part.with_batch(batch)
+                if batch.state == "failed" and batch.queue_full and changed.problem is not None:
+                    return changed.postpone(now, changed.problem)
+                return changed
+            error = missing.get(part.batch_id or "")
+            if error is None or part.state != "sent" or now - (part.sent_at or 0.0) < SETTLED_S:
+                return part
+            provider = job.target.provider
+            return part.mark_lost(
+                f"{provider} no longer has the batch {part.batch_id}, which it had accepted: {error.message}"
+            )
+
+        return job.with_parts([apply_to(part) for part in job.parts])
+
+    def explain_refusal(self, job: Job, key: str | None) -> str | None:
+        """Return why the job's batches could not be inspected; None if they were."""
+        errors = [str(self.refused[part.batch_id]) for part in job.parts if part.batch_id in self.refused]
+        if not errors:
+            return None
+        if self.missing and not job.was_submitted_with(key):
+            return f"It was submitted with another key, and with this one its batch is not found: {errors[0]}"
+        return errors[0]
 
 
-async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS) -> Seen:
-    """The batches of these jobs that were under way, as they are now."""
-    since = {batch_id: job.created_at for job in jobs for batch_id in under_way(job)}
-    seen = Seen({}, {})
+def pending_batches(job: Job) -> list[str]:
+    """Return the provider's ids of the batches that are not known to have ended."""
+    return [part.batch_id for part in job.parts if part.batch_id is not None and not part.is_ended]
+
+
+async def poll_job(job: Job, session: Session) -> PollResult:
+    """Inspect the pending batches of one job, with one request for each. An error of the provider is raised."""
+    batches = {
+        batch_id: await insist(partial(session.inspect_batch, batch_id), session.config)
+        for batch_id in pending_batches(job)
+    }
+    return PollResult(batches)
+
+
+async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS) -> PollResult:
+    """Inspect the pending batches of these jobs, as far as that many requests reach."""
+    since = {batch_id: job.created_at for job in jobs for batch_id in pending_batches(job)}
+    result = PollResult()
     if len(since) > _FEW:
-        await _listed(session, since, seen, max(1, int(most * _LISTED)))
-    for batch_id in _by_lot(since.keys() - seen.batches.keys(), since)[: most - seen.requests]:
-        seen.requests += 1
+        await _poll_lists(session, since, result, max(1, int(most * _LISTED)))
+    for batch_id in _shuffle_by_age(since.keys() - result.batches.keys(), since)[: most - result.requests]:
+        result.requests += 1
         try:
-            seen.batches[batch_id] = await insist(partial(session.inspect_batch, batch_id), session.config)
+            result.batches[batch_id] = await insist(partial(session.inspect_batch, batch_id), session.config)
         except APIError as error:
             if error.error_category == "network" or error.status_code in _ABOUT_ALL:
                 raise
-            seen.refused[batch_id] = error  # which is nothing against the others
-    return seen
+            result.refused[batch_id] = error  # which says nothing about the others
+    return result
 
 
-def _by_lot(batch_ids: Iterable[str], since: Mapping[str, float]) -> list[str]:
-    """Those that are more likely to be done come more often: a young one can wait. But nobody waits for ever.
+def _shuffle_by_age(batch_ids: Iterable[str], since: Mapping[str, float]) -> list[str]:
+    """Return the batches in a random order in which older ones, more likely to have ended, tend to come first.
 
-    For who is last in a line by age may never come, behind those that the provider takes days for, or has no more.
+    In a strict order by age the last ones might never be reached, behind those that take days or no longer exist.
     """
     now = time.time()
 
-    def lot(batch_id: str) -> float:
+    def draw(batch_id: str) -> float:
         age_s = min(max(now - since[batch_id], 1.0), _A_DAY_S)
         return age_s * random.random()  # noqa: S311 (guards nothing)
 
-    return sorted(batch_ids, key=lot, reverse=True)
+    return sorted(batch_ids, key=draw, reverse=True)
 
 
-async def _listed(session: Session, since: dict[str, float], seen: Seen, most: int) -> None:
+async def _poll_lists(session: Session, since: dict[str, float], result: PollResult, most: int) -> None:
     oldest = min(since.values()) - SKEW_S
 
-    async def pages() -> None:
+    async def read_pages() -> None:
         async for page in session.batch_pages():
-            seen.requests += 1
-            seen.batches.update({batch.id: batch for batch in page if batch.id in since})
-            if are_before(page, oldest) or seen.batches.keys() >= since.keys() or seen.requests >= most:
+            result.requests += 1
+            result.batches.update({batch.id: batch for batch in page if batch.id in since})
+            if are_before(page, oldest) or result.batches.keys() >= since.keys() or result.requests >= most:
                 return
 
-    await insist(pages, session.config)
+    await insist(read_pages, session.config)

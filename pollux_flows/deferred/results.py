@@ -1,50 +1,60 @@
-"""Results: from what a provider gave back, in whatever order, to one outcome a prompt, in theirs."""
+"""The results of a job: download them, read one outcome per prompt in order, and make the envelope."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import IO, Any, Final
 
 from pydantic import Field
 
-from pollux_flows.deferred.job import Job, Part, index_in, key_of
-from pollux_flows.deferred.manifest import Bucket
+from pollux_flows.deferred.job import Bucket, Job, Part, parse_row_key, row_key
+from pollux_flows.deferred.report import job_id_of, snapshot, submitted_at
+from pollux_flows.deferred.warm import warm_warnings
 from pollux_flows.document import Record
-from pollux_flows.errors import InternalError
-from pollux_flows.pipeline.structured import Reading, read_answers, shape_warning
-from pollux_flows.pricing import Cost, cost_of
+from pollux_flows.errors import APIError, InternalError
+from pollux_flows.options import Options
+from pollux_flows.pipeline.extract import extract_envelope
+from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.retry import insist
+from pollux_flows.pipeline.structured import Reading, read_answers, read_instances, shape_warning
+from pollux_flows.pricing import Cost, cost_of, total
 from pollux_flows.providers.base import UpstreamError
-from pollux_flows.providers.batches import Result
+from pollux_flows.providers.batches import Batch, Result
 from pollux_flows.providers.registry import find_provider
-from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome
+from pollux_flows.providers.session import Session
+from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome, ResultEnvelope
 
-_LONGEST_MESSAGE: Final = 1000
-# So many answers are read by one thread, and are in memory at once.
-_TOGETHER: Final = 200
+_MAX_MESSAGE_CHARS: Final = 1000
+# The number of answers that one thread reads, and that are in memory at once.
+_CHUNK: Final = 200
 _BUCKETS: Final[dict[FailureKind, Bucket]] = {"expired": "expired", "cancelled": "cancelled", "missing": "missing"}
-_GONE: Final[dict[str, tuple[FailureKind, str]]] = {
+_UNANSWERED: Final[dict[str, tuple[FailureKind, str]]] = {
     "expired": ("expired", "The provider did not come to this prompt in time."),
     "cancelled": ("cancelled", "The batch was cancelled before this prompt was answered."),
 }
 
 
 class Item(Record):
-    """One prompt of a job, and what became of it."""
+    """One prompt of a job, and its outcome."""
 
     key: str
     bucket: Bucket
     outcome: Outcome
     structured: Any = None
     warning: str | None = None
-    code: str | None = Field(default=None, description="The provider's own word for it.")
-    earlier: list[Outcome] = Field(default_factory=list, description="What was answered, and paid for, before.")
+    code: str | None = Field(default=None, description="The provider's own code for it.")
+    earlier: list[Outcome] = Field(default_factory=list, description="Earlier answers that were paid for.")
 
     @property
     def paid(self) -> list[tuple[Answer, Cost]]:
-        """All answers that there were, with what each cost."""
+        """All answers to this prompt, each with its cost."""
         return [
             (outcome.answer, Cost(outcome.cost_usd, outcome.cost_unknown))
             for outcome in (*self.earlier, self.outcome)
@@ -52,15 +62,45 @@ class Item(Record):
         ]
 
 
+async def download(job: Job, session: Session, folder: Path) -> Results:
+    """Download the raw results of all parts into files. A file that exists already is not downloaded again.
+
+    Results of a cancelled job that the provider no longer has are given up.
+    """
+    files: dict[int, Path] = {}
+    for number, part in enumerate(job.parts):
+        if part.batch_id is None or not part.results:
+            continue
+        path = folder / f"{job.tag(number)}.jsonl"
+        try:
+            if not path.exists():
+                await insist(partial(_download_part, session, part, path), session.config)
+        except APIError as error:
+            if error.status_code == HTTPStatus.NOT_FOUND and job.cancelled:
+                continue
+            raise
+        files[number] = path
+    # Off the event loop: indexing 50,000 results takes seconds.
+    return await asyncio.to_thread(Results, job, files)
+
+
+async def _download_part(session: Session, part: Part, path: Path) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    batch = Batch(part.batch_id or "", part.batch_state or "running", part.native, results=tuple(part.results))
+    with unfinished.open("wb") as file:
+        await session.download_batch(batch, file)
+    unfinished.replace(path)
+
+
 @dataclass
 class Results:
-    """The raw results of a job on this machine. Only places are held in memory: results are read one by one."""
+    """The raw results of a job in files on this machine. Only their positions are in memory: they are read in turn."""
 
     job: Job
     files: Mapping[int, Path]
-    """By the number of the part."""
+    """The file of each part, by its number."""
     oddities: list[str] = field(default_factory=list)
-    """What is wrong with the results as a whole."""
+    """Problems with the results as a whole."""
 
     def __post_init__(self) -> None:
         batches = find_provider(self.job.target.provider).batches
@@ -68,54 +108,55 @@ class Results:
             raise InternalError(f"{self.job.target.provider} has no batches.")
         self._module = batches
         self._places: dict[int, tuple[int, int]] = {}
-        """Where each prompt's result begins: in which file, and how far into it."""
-        doubled = strangers = unreadable = 0
+        """The position of each prompt's result: the number of the file, and the offset in it."""
+        duplicate = foreign = unreadable = 0
         for number, path in self.files.items():
-            its = set(self.job.indexes(self.job.parts[number]))
+            tag, its_own = self.job.tag(number), set(self.job.prompt_indexes(self.job.parts[number]))
             for at, line in _lines(path):
-                result = self._result(line)
-                index = None if result is None else index_in(result.key, self.job.tag(number))
-                index = index if index in its else None
-                if result is None:
+                if (result := self._parse(line)) is None:
                     unreadable += 1
-                elif index is None:
-                    strangers += 1
+                elif (index := parse_row_key(result.key, tag)) not in its_own or index is None:
+                    foreign += 1
                 elif index in self._places:
-                    doubled += 1
+                    duplicate += 1
                 else:
                     self._places[index] = (number, at)
         for count, what in (
-            (doubled, "came twice; the first of each counts"),
-            (strangers, "came that belong to no prompt of this job"),
+            (duplicate, "came twice; the first of each counts"),
+            (foreign, "came that belong to no prompt of this job"),
             (unreadable, "cannot be read"),
         ):
             if count:
                 self.oddities.append(f"{count} results {what}.")
 
     def items(self) -> Iterator[Item]:
-        """What became of each prompt, in their order."""
-        with _Open(self.files) as opened:
-            found = self._outcomes(opened)
-            while together := list(islice(found, _TOGETHER)):
-                answers = [outcome.answer for outcome, _ in together]
+        """Iterate over the prompts with their outcomes, in order."""
+        with ExitStack() as stack:
+            files = {number: stack.enter_context(path.open("rb")) for number, path in self.files.items()}
+            outcomes = self._outcomes(files)
+            while chunk := list(islice(outcomes, _CHUNK)):
+                answers = [outcome.answer for outcome, _ in chunk]
                 readings = read_answers(self.job.options, answers) or [Reading()] * len(answers)
-                yield from (
-                    _item(outcome, code, read) for (outcome, code), read in zip(together, readings, strict=True)
+                for (outcome, code), reading in zip(chunk, readings, strict=True):
+                    yield _make_item(outcome, code, reading)
+
+    def _outcomes(self, files: Mapping[int, IO[bytes]]) -> Iterator[tuple[Outcome, str | None]]:
+        """Iterate over the outcomes of all prompts, each with the provider's own code for it."""
+        for number, part in enumerate(self.job.parts):
+            for index in self.job.prompt_indexes(part):
+                result = None
+                if (place := self._places.get(index)) is not None:
+                    files[place[0]].seek(place[1])
+                    result = self._parse(files[place[0]].readline())
+                yield (
+                    self._outcome(index, row_key(self.job.tag(number), index), part, result),
+                    result.code if result else None,
                 )
 
-    def _outcomes(self, opened: _Open) -> Iterator[tuple[Outcome, str | None]]:
-        """The outcome of each prompt, and the provider's own word for it."""
-        for number, part in enumerate(self.job.parts):
-            for index in self.job.indexes(part):
-                place = self._places.get(index)
-                line = None if place is None else opened.line(*place)
-                yield self._outcome(index, key_of(self.job.tag(number), index), part, line)
-
-    def _outcome(self, index: int, key: str, part: Part, line: bytes | None) -> tuple[Outcome, str | None]:
-        result = None if line is None else self._result(line)
-        answer, failure = self._answer(result, index) if result else (None, _without_result(part, index))
+    def _outcome(self, index: int, key: str, part: Part, result: Result | None) -> Outcome:
+        answer, failure = self._read(result, index) if result else (None, _explain_missing(part, index))
         cost = answer and cost_of(self.job.target, answer, batch=True)
-        outcome = Outcome(
+        return Outcome(
             index=index,
             identity=key,
             answer=answer,
@@ -124,76 +165,50 @@ class Results:
             cost_usd=cost and cost.usd,
             cost_unknown=cost and cost.unknown,
         )
-        return outcome, result.code if result else None
 
-    def _answer(self, result: Result, index: int) -> tuple[Answer | None, CallFailure | None]:
+    def _read(self, result: Result, index: int) -> tuple[Answer | None, CallFailure | None]:
         if result.status == "succeeded":
             try:
                 return self._module.read_answer(result.response).by_itself(), None
             except UpstreamError as error:
-                said = f"The provider's result cannot be read as an answer: {str(error)[:300]}"
-                return None, CallFailure(index=index, kind="api_error", message=said, retryable=True)
-        if result.status in _GONE:
-            kind, message = _GONE[result.status]
-            return None, CallFailure(index=index, kind=kind, message=message, retryable=True)
-        message = (result.error or result.code or "The provider did not say why.")[:_LONGEST_MESSAGE]
+                message = f"The provider's result cannot be read as an answer: {str(error)[:300]}"
+                return None, CallFailure(index=index, kind="api_error", message=message, retryable=True)
+        if result.status in _UNANSWERED:
+            return None, _unanswered(result.status, index)
+        message = (result.error or result.code or "The provider did not say why.")[:_MAX_MESSAGE_CHARS]
         return None, CallFailure(index=index, kind="api_error", message=message, retryable=bool(result.retryable))
 
-    def _result(self, line: bytes) -> Result | None:
+    def _parse(self, line: bytes) -> Result | None:
         try:
             return self._module.result(line)
         except ValueError:
             return None
 
 
-def _item(outcome: Outcome, code: str | None, reading: Reading) -> Item:
+def _make_item(outcome: Outcome, code: str | None, reading: Reading) -> Item:
     warning = shape_warning(outcome.index, reading.problem) if reading.problem else None
-    return Item(
-        key=outcome.identity,
-        bucket=bucket_of(outcome, warning),
-        outcome=outcome,
-        structured=reading.value,
-        warning=warning,
-        code=code,
-    )
+    if (problem := outcome.problem) is not None:
+        bucket = _BUCKETS.get(problem.kind, "failed")
+    else:
+        bucket = "invalid_output" if warning else "succeeded"
+    structured = reading.value
+    return Item(key=outcome.identity, bucket=bucket, outcome=outcome, structured=structured, warning=warning, code=code)
 
 
-def bucket_of(outcome: Outcome, warning: str | None) -> Bucket:
-    """What it counts as."""
-    problem = outcome.problem
-    if problem is None:
-        return "invalid_output" if warning else "succeeded"
-    return _BUCKETS.get(problem.kind, "failed")
+def _unanswered(status: str, index: int) -> CallFailure:
+    kind, message = _UNANSWERED[status]
+    return CallFailure(index=index, kind=kind, message=message, retryable=True)
 
 
-def _without_result(part: Part, index: int) -> CallFailure:
-    """Why there is no result for that prompt."""
+def _explain_missing(part: Part, index: int) -> CallFailure:
+    """Return the reason why there is no result for this prompt."""
     if part.problem is not None:
         return part.problem.model_copy(update={"index": index})
-    if part.batch_state in _GONE:
-        kind, message = _GONE[part.batch_state]
-        return CallFailure(index=index, kind=kind, message=message, retryable=True)
+    if part.batch_state in _UNANSWERED:
+        return _unanswered(part.batch_state, index)
     message = "The provider says that the batch is done, and gave no result for this prompt."
     # It may have been answered, and billed.
     return CallFailure(index=index, kind="missing", message=message, retryable=True, outcome_unknown=True)
-
-
-class _Open:
-    """Files that are read from here and there."""
-
-    def __init__(self, files: Mapping[int, Path]) -> None:
-        self._files = {number: path.open("rb") for number, path in files.items()}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def line(self, number: int, at: int) -> bytes:
-        self._files[number].seek(at)
-        return self._files[number].readline()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -203,3 +218,77 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             if line.strip():
                 yield at, line
             at += len(line)
+
+
+def make_envelope(
+    job: Job, items: Sequence[Item], *, oddities: Sequence[str] = (), duration_s: float = 0.0
+) -> ResultEnvelope:
+    """Return one envelope with the outcomes of all prompts, in order."""
+    # In a batch these options have another meaning.
+    options = job.options.model_copy(update={"implicit_caching": None, "cache_ttl": None})
+    plan = Plan.model_construct(
+        target=job.target, options=options, sources=[], contents=[], calls=[], sharing=job.count
+    )
+    outcomes = [item.outcome for item in items]
+    # Each answer was read when its item was made: a caller's validators run once.
+    readings = None if job.options.response_schema is None else [Reading(item.structured) for item in items]
+    envelope = extract_envelope(plan, outcomes, duration_s=duration_s, readings=readings, batch=True)
+    warnings = [item.warning for item in items if item.warning]
+    cost = total(cost for item in items for _, cost in item.paid)
+    diagnostics = {
+        **envelope.diagnostics,
+        "warnings": [*warnings, *envelope.diagnostics["warnings"], *warm_warnings(job, outcomes), *oddities],
+        "deferred": {**_describe_job(job), "items": [_describe_item(item) for item in items]},
+    }
+    metrics = {
+        **envelope.metrics,
+        "cost_usd": cost.usd,
+        **({} if cost.unknown is None else {"cost_unknown": cost.unknown}),
+        "deferred": True,
+        "cache_mode": "implicit" if any(part.follows for part in job.parts) else "none",
+    }
+    # All of it comes from documents: validating it again would take another copy of all answers.
+    return envelope.model_construct(**{**dict(envelope), "metrics": metrics, "diagnostics": diagnostics})
+
+
+def _describe_job(job: Job) -> dict[str, Any]:
+    at, ended_at = submitted_at(job), snapshot(job).completed_at
+    return {
+        "job_id": job_id_of(job),
+        "job": job.name,
+        "batches": [part.batch_id for part in job.parts if part.batch_id],
+        "submitted_at": at,
+        "completed_at": ended_at,
+        "elapsed_s": None if ended_at is None else round(max(0.0, ended_at - at), 3),
+    }
+
+
+def _describe_item(item: Item) -> dict[str, Any]:
+    problem, answer = item.outcome.problem, item.outcome.answer
+    return {
+        "request_id": item.key,
+        "status": item.bucket,
+        "error": problem.message if problem else item.warning,
+        "provider_status": item.code,
+        "finish_reason": answer and answer.finish_reason,
+    }
+
+
+def with_instances(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:
+    """Return the envelope with `structured` as instances of the model in the options, if there is one. Blocks.
+
+    An answer that fits the schema that was sent, and not the model as it is now, becomes None and a warning.
+    """
+    model = options.response_model()
+    if model is None or envelope.structured is None:
+        return envelope
+    readings = read_instances(model, envelope.structured)
+    warnings = [
+        f"The answer to prompts[{index}] does not fit {model.__name__} as it is now: {reading.problem}"
+        for index, reading in enumerate(readings)
+        if reading.problem
+    ]
+    warnings = [*envelope.diagnostics.get("warnings", []), *warnings]
+    values = [reading.instance for reading in readings]
+    diagnostics = {**envelope.diagnostics, "warnings": warnings}
+    return envelope.model_copy(update={"structured": values, "diagnostics": diagnostics})

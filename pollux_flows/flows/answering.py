@@ -34,9 +34,10 @@ from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
 
 T = TypeVar("T")
+AutoCache = Annotated[Literal["auto"], WithJsonSchema({"type": "string", "enum": ["auto"], "title": "automatic"})]
 Cache = (
     # In a form, a tab each; a cache handle is for code.
-    Annotated[Literal["auto"], WithJsonSchema({"type": "string", "enum": ["auto"], "title": "automatic"})]
+    AutoCache
     | PolluxCache
     | Annotated[str, WithJsonSchema({"type": "string", "title": "name"})]
     | SkipJsonSchema[CacheHandle]
@@ -83,7 +84,7 @@ async def answer_each(
     options: Options | None,
     *,
     terms: Terms,
-    cache: Cache = None,
+    cache: AutoCache | None = None,
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
@@ -149,7 +150,7 @@ async def _outcomes(
             asked = await asyncio.gather(
                 *(_part(part, provider.name, terms, turns) for part in missing), return_exceptions=True
             )
-            await emit_cache_changes(held.execution, requested.record)
+            await emit_cache_changes(held.execution)
         plan = held.execution.plan
         if not found and all(isinstance(each, BaseException) for each in asked):
             asked = [unless_raised(each) for each in asked]  # raises the first

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider
-from pollux_flows.flows.answering import Cache, OnPartial, answer_each
+from pollux_flows.flows.answering import AutoCache, OnPartial, answer_each
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.options import Options
 from pollux_flows.pipeline.terms import Reuse, Terms
@@ -18,7 +18,7 @@ async def broadcast(
     provider: PolluxProvider,
     options: Options | None = None,
     *,
-    cache: Cache = None,
+    cache: AutoCache | None = None,
     reuse: Reuse = "run",
     max_age: float | None = None,
     max_cost_usd: float | None = None,
@@ -32,8 +32,8 @@ async def broadcast(
         provider: The PolluxProvider that answers.
         sources: What the prompts are about.
         options: How to answer.
-        cache: The PolluxCache that the prompts are about, by name, or "auto": hold the sources in a cache of the
-            provider while the run lasts, where that is cheaper. It changes no answer.
+        cache: "auto": hold each source in a cache of the provider while the run lasts, where that is cheaper. It
+            changes no answer.
         reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
             earlier run's as well; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from pollux_flows.deferred.report import CollectReport
-from pollux_flows.flows.collecting import collect_jobs
 from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.jobs.collector import collect_jobs
 
 
 @sync_form("collect")

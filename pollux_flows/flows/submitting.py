@@ -12,20 +12,18 @@ from prefect import get_run_logger, task
 from pollux_flows import tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
-from pollux_flows.deferred.book import Asked, BusyError, Hold
+from pollux_flows.deferred import submit as submission
+from pollux_flows.deferred.answers import find_unanswered
 from pollux_flows.deferred.job import Job, OnLost, fingerprint
-from pollux_flows.deferred.keep import without_answer
 from pollux_flows.deferred.output import checked_output
-from pollux_flows.deferred.resubmit import again, with_child
-from pollux_flows.deferred.submit import check, check_finished, claim, hand_in_first, settle
+from pollux_flows.deferred.reconcile import reconcile
+from pollux_flows.deferred.store import BusyError, JobLock, JobRequest
 from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
 from pollux_flows.flows.answering import whole
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.jobs import pages
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.configs import Configs
-from pollux_flows.jobs.shelf import ResultShelf
-from pollux_flows.jobs.telling import tell_of_submission, was_told
+from pollux_flows.jobs.events import emit_submission_events, was_emitted
+from pollux_flows.jobs.store import BlockJobStore, JobConfigs
 from pollux_flows.options import Options
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
@@ -51,24 +49,24 @@ async def submit_job(
     on_lost: OnLost = "submit",
 ) -> Job:
     """Hand the work in, once for this run however often it is tried."""
-    book = BlockBook(await ResultShelf.open())
+    store = await BlockJobStore.open()
     if (here := await lineage()) is None:
         raise InternalError("Deferred work is submitted by a flow, and no flow run is at hand.")
     asking = _Asking(prompts, sources, options, output, resubmit, on_lost, here.sub_flow_chain)
     # A retry of this run, or its resumption a week later, finds what was handed in.
     async for name in _names(here):
-        job = await book.find(name)
+        job = await store.find(name)
         if job is None:
             config = await provider.config()
-            plan = await _claimed(book, name, provider.name, config, asking)
+            plan = await _claimed(store, name, provider.name, config, asking)
             if plan is not None:
-                return await _handed_in(book, name, config, plan)
-        elif await _taken(book, job, here):
+                return await _handed_in(store, name, config, plan)
+        elif await _taken(store, job, here):
             await _warn_if_changed(job, asking)
-            if job.is_handed_in or job.manifest is not None:
+            if job.is_submitted or job.manifest is not None:
                 return job
-            config = await (Configs().of(job) if job.provider_block else provider.config())
-            return await _handed_in(book, name, config)
+            config = await (JobConfigs().load(job) if job.provider_block else provider.config())
+            return await _handed_in(store, name, config)
     raise AssertionError
 
 
@@ -84,7 +82,7 @@ async def _names(here: Lineage) -> AsyncIterator[str]:
         yield f"deferred-{digest('deferred', [str(here.outermost.id), here.asked, ordinal])[:12]}"
 
 
-async def _taken(book: BlockBook, job: Job, here: Lineage) -> bool:
+async def _taken(store: BlockJobStore, job: Job, here: Lineage) -> bool:
     """Take a job that an earlier attempt has handed in. False if another sub-flow of this attempt has it."""
     if here.is_outermost or job.taken_by == here.chain:
         return True
@@ -92,14 +90,14 @@ async def _taken(book: BlockBook, job: Job, here: Lineage) -> bool:
         if not has_lapsed(job.taken_by, here.chain):
             return False
         try:
-            async with book.alone(job.name) as hold:
-                job = hold.job
+            async with store.lock(job.name) as lock:
+                job = lock.job
                 if has_lapsed(job.taken_by, here.chain):
-                    await hold.save(job.model_copy(update={"taken_by": here.chain}))
+                    await lock.save(job.model_copy(update={"taken_by": here.chain}))
                     return True
         except BusyError:
             await asyncio.sleep(pause)
-            job = await book.get(job.name)
+            job = await store.get(job.name)
     raise AssertionError
 
 
@@ -123,26 +121,26 @@ async def _warn_if_changed(job: Job, asking: _Asking) -> None:
 
 async def submit_again(name: str) -> str:
     """Hand in what did not succeed of a collected job, or what the provider did not have of an ambiguous one."""
-    book = BlockBook(await ResultShelf.open())
+    store = await BlockJobStore.open()
     try:
-        async with book.alone(name) as hold:
-            job = hold.job
+        async with store.lock(name) as lock:
+            job = lock.job
             if job.state == "ambiguous":
-                async with open_session(await Configs().of(job)) as session:
-                    await settle(hold, session, lost=True)  # by now a list may show it, or what may be it
-                parts = [part.again() if part.state == "lost" else part for part in hold.job.parts]
-                await hold.save(hold.job.with_parts(parts))
+                async with open_session(await JobConfigs().load(job)) as session:
+                    await reconcile(lock, session, include_lost=True)  # by now a list may show it, or what may be it
+                parts = [part.reset() if part.state == "lost" else part for part in lock.job.parts]
+                await lock.save(lock.job.with_parts(parts))
             elif job.manifest is None:
                 raise ConfigurationError(f"{name} is not collected yet.", hint="Collect it first, or wait for it.")
             elif job.child is None:
-                if not (indexes := await without_answer(book.shelf, job)):
+                if not (indexes := await find_unanswered(store.storage, job)):
                     raise ConfigurationError(f"All prompts of {name} have their answer.", hint="Nothing is left to do.")
-                config = await Configs().of(job)
-                await hold.save(with_child(job, await again(job, book, indexes, config.key())))
-            name = hold.job.child or name
+                config = await JobConfigs().load(job)
+                await lock.save(job.with_child(await submission.create_child(job, store, indexes, config.key())))
+            name = lock.job.child or name
     except BusyError:
         raise ConfigurationError(f"Somebody is at work on {name} just now.", hint="Try again in a moment.") from None
-    return (await _handed_in(book, name, await Configs().of(await book.get(name)))).name
+    return (await _handed_in(store, name, await JobConfigs().load(await store.get(name)))).name
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class _Asking:
     """Where in a flow run the job is waited for, when that is a sub-flow."""
 
 
-async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config, asking: _Asking) -> Plan | None:
+async def _claimed(store: BlockJobStore, name: str, saved: str | None, config: Config, asking: _Asking) -> Plan | None:
     """What is asked, after all that can be refused was looked at and the job was written down. Nothing is sent yet.
 
     None if another sub-flow that asks the same was faster: the name is taken.
@@ -168,16 +166,16 @@ async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config
         )
     output = None if asking.output is None else checked_output(asking.output)
     asked = await tasks.request(whole(asking.prompts), config.target, whole(asking.sources), asking.options)
-    check(asked)
+    submission.check_request(asked)
     plan = await tasks.plan(whole(asked))
     async with open_session(config) as session:
-        await check_finished(session, plan)
+        await submission.check_plan(session, plan)
     if saved is None:
         _warn_of_a_lost_key(config)
-    job = await claim(
-        book,
+    job = await submission.create_job(
+        store,
         name,
-        Asked.by(asked, plan.contents),
+        JobRequest.of(asked, plan.contents),
         plan,
         config.key(),
         provider_block=saved,
@@ -189,12 +187,12 @@ async def _claimed(book: BlockBook, name: str, saved: str | None, config: Config
     return plan if job.taken_by == asking.taken_by else None
 
 
-async def _handed_in(book: BlockBook, name: str, config: Config, plan: Plan | None = None) -> Job:
+async def _handed_in(store: BlockJobStore, name: str, config: Config, plan: Plan | None = None) -> Job:
     """The job, after whatever is left of it was handed in."""
 
     async def hand_in() -> Job:
         async with open_session(config) as session:
-            return await hand_in_first(book, name, session, plan, _told)
+            return await submission.submit_created(store, name, session, plan, _told)
 
     # What it needs, a key among it, stays in this process: a task's arguments would not.
     job = await task(name="submit", task_run_name=f"submit {name}", **UNSTORED)(hand_in)()
@@ -202,10 +200,10 @@ async def _handed_in(book: BlockBook, name: str, config: Config, plan: Plan | No
     return job
 
 
-async def _told(hold: Hold) -> None:
-    if not was_told(hold.job, "submitted"):
-        await pages.leave_submission(hold.job)
-    await tell_of_submission(hold)
+async def _told(lock: JobLock) -> None:
+    if not was_emitted(lock.job, "submitted"):
+        await pages.publish_submission(lock.job)
+    await emit_submission_events(lock)
 
 
 def _warn_of_a_lost_key(config: Config) -> None:

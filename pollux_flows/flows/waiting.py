@@ -9,18 +9,16 @@ from typing import Final
 
 from prefect import get_run_logger
 
-from pollux_flows.deferred.book import BusyError
-from pollux_flows.deferred.collect import as_instances
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.report import missing_in
+from pollux_flows.deferred.report import missing_problem
+from pollux_flows.deferred.results import with_instances
+from pollux_flows.deferred.store import BusyError
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
-from pollux_flows.flows.collecting import look_at
 from pollux_flows.flows.submitting import submit_again
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.collecting import Pass
-from pollux_flows.jobs.shelf import ResultShelf
-from pollux_flows.jobs.waiters import may_suspend, suspend
+from pollux_flows.jobs.collector import run_pass
+from pollux_flows.jobs.store import BlockJobStore
+from pollux_flows.jobs.waiters import suspend_run, suspendable_run
 from pollux_flows.options import Options
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.scope import lineage
@@ -35,7 +33,7 @@ async def answers_of_retried(job: Job, *, on_partial: OnPartial, options: Option
     """The answers of the job that this run has submitted. If it failed for what is missing, a retry asks that again."""
     here = await lineage()
     now = here.attempt if here else ""
-    failed_before = job.failed_in not in {None, now} and not (job.manifest and job.manifest.is_whole)
+    failed_before = job.failed_in not in {None, now} and not (job.manifest and job.manifest.has_all_answers)
     if failed_before and on_partial == "fail":
         await submit_again(job.name)
         await _note(job.name, {"failed_in": None})  # once an attempt, however often it is resumed
@@ -54,36 +52,35 @@ async def answers_of(
 
     A run of a deployment is suspended until `collect` resumes it. Any other looks itself, ever more seldom.
     """
-    book, well = BlockBook(await ResultShelf.open()), time.monotonic()
-    if (await book.get(name)).state == "ambiguous":
-        await look_at([name])  # the provider may have it by now, or again
+    store, well = await BlockJobStore.open(), time.monotonic()
+    if (await store.get(name)).state == "ambiguous":
+        await run_pass([name])  # the provider may have it by now, or again
     for pause in _pauses():
-        job = await book.get(name)
+        job = await store.get(name)
         if job.is_complete:
             break
         if job.state == "ambiguous":
             raise _lost(job)
-        if (run_id := may_suspend()) is not None and await _noted(book, name, run_id):
+        if (run_id := suspendable_run()) is not None and await _noted(store, name, run_id):
             get_run_logger().info("%s is not done: this run is suspended until collect resumes it.", name)
-            await suspend()
+            await suspend_run()
         else:
-            problems = [row.problem for row in (await look_at([name])).rows if row.problem]
+            problems = [row.problem for row in (await run_pass([name])).rows if row.problem]
             well = time.monotonic() if not problems else well
             if time.monotonic() - well > _PATIENCE_S:
                 raise _needs_a_person(job, problems[0])
-            if not (await book.get(name)).is_complete:
+            if not (await store.get(name)).is_complete:
                 await asyncio.sleep(pause)
-    collected = Pass(book)
-    envelope = await collected.envelope(job)
+    envelope = await store.load_envelope(job)
     retry = retry or f"resubmit({name!r}) asks only the others"
-    saved = None if job.manifest and job.manifest.is_whole else await collected.look_for_saved(job)
+    saved = None if job.manifest and job.manifest.has_all_answers else await store.find_saved(job)
     advice = saved and saved.advice("What was answered is", retry, "a new run")
     fail_if_unanswered([envelope], job.target, on_partial, advice)
-    return await asyncio.to_thread(as_instances, envelope, options or job.options)
+    return await asyncio.to_thread(with_instances, envelope, options or job.options)
 
 
 def _lost(job: Job) -> ConfigurationError:
-    if (why := missing_in(job)) is None:
+    if (why := missing_problem(job)) is None:
         return _needs_a_person(job, "The provider does not have what was handed in.")
     return ConfigurationError(
         f"The job {job.name} is lost. {why}",
@@ -100,14 +97,14 @@ def _needs_a_person(job: Job, problem: str) -> ConfigurationError:
     )
 
 
-async def _noted(book: BlockBook, name: str, run_id: str) -> bool:
+async def _noted(store: BlockJobStore, name: str, run_id: str) -> bool:
     """Write down that this run waits; False if somebody is at work on the job, or it is done by now."""
     try:
-        async with book.alone(name) as hold:
-            if hold.job.is_complete:
+        async with store.lock(name) as lock:
+            if lock.job.is_complete:
                 return False
-            if run_id not in hold.job.waiting_runs:
-                await hold.save(hold.job.model_copy(update={"waiting_runs": [*hold.job.waiting_runs, run_id]}))
+            if run_id not in lock.job.waiting_runs:
+                await lock.save(lock.job.model_copy(update={"waiting_runs": [*lock.job.waiting_runs, run_id]}))
             return True
     except BusyError:
         return False
@@ -115,11 +112,11 @@ async def _noted(book: BlockBook, name: str, run_id: str) -> bool:
 
 async def _note(name: str, what: dict[str, str | None]) -> None:
     """Write something down in the job, once nobody else is at work on it."""
-    book = BlockBook(await ResultShelf.open())
+    store = await BlockJobStore.open()
     for pause in _pauses():
         try:
-            async with book.alone(name) as hold:
-                await hold.save(hold.job.model_copy(update=what))
+            async with store.lock(name) as lock:
+                await lock.save(lock.job.model_copy(update=what))
                 return
         except BusyError:
             await asyncio.sleep(pause)

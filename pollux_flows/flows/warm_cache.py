@@ -8,7 +8,6 @@ from prefect import get_run_logger
 from pollux_flows import artifacts
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.caching.create import make_cache_request
-from pollux_flows.errors import InternalError
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.jobs.cache_events import emit_cache_event
@@ -53,19 +52,18 @@ async def _warm_cache(
     config, registry = await provider.config(), BlockRegistry()
     request = make_cache_request(config.target, sources, system_instruction, tools, ttl_seconds)
     prepared = await prepare_cache(request, config)
-    before = await registry.find(prepared.identity)
-    handle = await create_or_find(
+    obtained = await create_or_find(
         prepared, config, registry, needed_s=ttl_seconds / 2, verify=True, created_by=f"warm-cache of {provider.name}"
     )
-    record = await registry.find(prepared.identity)
-    if record is None:
-        raise InternalError(f"The cache {handle.name} was made, and its block was removed at once.")
-    is_new = before is None or before.name != record.name
-    name = block_name(record.identity)
-    if is_new:
+    record, name = obtained.record, block_name(prepared.identity)
+    if obtained.is_new:
         await emit_cache_event(record, "created")
     get_run_logger().info(
-        "%s %s: %s tokens in %s", "Created" if is_new else "Found", name, f"{record.tokens or 0:,}", record.name
+        "%s %s: %s tokens in %s",
+        "Created" if obtained.is_new else "Found",
+        name,
+        f"{record.tokens or 0:,}",
+        record.name,
     )
     await artifacts.publish_cache(name, record)
     return name

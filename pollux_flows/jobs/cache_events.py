@@ -8,26 +8,21 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect import get_run_logger
 from prefect.events import Event, Resource, get_events_client
 
-from pollux_flows.jobs.caches import BlockRegistry, block_name
-from pollux_flows.jobs.telling import related_run
+from pollux_flows.jobs.caches import block_name
+from pollux_flows.jobs.events import related_run
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.pipeline.execute import Execution
 
 _RESOURCE: Final = "pollux.cache"
 
 
-async def emit_cache_changes(execution: Execution, named: CacheRecord | None) -> None:
-    """Emit, best effort, which caches an execution has created, and that the one it was to use had expired."""
-    try:
-        for use in execution.cache_uses:
-            for handle in use.created:
-                if named is not None and named.state == "living" and named.name != handle.name:
-                    await emit_cache_event(named, "expired")
-                record = await BlockRegistry().find(handle.identity or "")
-                if record is not None and record.name == handle.name:
-                    await emit_cache_event(record, "created")
-    except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the answers matter more)
-        get_run_logger().warning("What became of the caches of this run could not be emitted: %s", error)
+async def emit_cache_changes(execution: Execution) -> None:
+    """Emit, best effort, which caches an execution has created, and which had expired or were lost."""
+    for use in execution.cache_uses:
+        for record in use.expired:
+            await emit_cache_event(record, "expired")
+        for record in use.created:
+            await emit_cache_event(record, "created")
 
 
 async def emit_cache_event(record: CacheRecord, happened: Literal["created", "expired"]) -> None:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 from uuid import UUID
 
+import httpx
 from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.client.schemas.objects import BlockDocument
+from prefect.exceptions import ObjectNotFound
 
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.registration import create_document, data_of, read_document, read_documents
-from pollux_flows.errors import ConfigurationError
-from pollux_flows.jobs.connection import connected
-from pollux_flows.jobs.lease import Lease, lease
+from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.jobs.connection import open_client
+from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.state import leases
 
@@ -29,6 +31,16 @@ _LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than 
 def block_name(identity: str) -> str:
     """Return the name of the PolluxCache block with this identity."""
     return cache_name(identity)
+
+
+@contextmanager
+def _server_errors_explained() -> Iterator[None]:
+    """Turn an error of the Prefect server or of the way to it into a PolluxError: the calls can do without a cache."""
+    try:
+        yield
+    except (httpx.HTTPError, ObjectNotFound) as error:
+        problem = f"The Prefect server, where caches are registered, did not answer as expected: {error}"
+        raise PolluxError(problem, hint="Look at the server's log, then run again.") from error
 
 
 class BlockRegistry:
@@ -47,8 +59,9 @@ class BlockRegistry:
 
     async def list(self) -> list[CacheRecord]:
         """Return all records that can be read, by identity, and warn of the others."""
-        async with connected() as client:
-            documents = await read_documents(client, PolluxCache)
+        with _server_errors_explained():
+            async with open_client() as client:
+                documents = await read_documents(client, PolluxCache)
         return load_readable(documents, _record_in)
 
     @asynccontextmanager
@@ -57,10 +70,11 @@ class BlockRegistry:
         name = block_name(identity)
         give_up = None if patience_s is None else time.monotonic() + patience_s
         for pause in leases.backoff_pauses(longest_s=_LONGEST_PAUSE_S):
-            async with lease(f"{name}-lease") as won:
-                if won is not None:
-                    yield _BlockLock(won, name, await _read_document(name))
-                    return
+            with _server_errors_explained():
+                async with acquire_server_lease(f"{name}-lease") as won:
+                    if won is not None:
+                        yield _BlockLock(won, name, await _read_document(name))
+                        return
             if give_up is not None and time.monotonic() + pause > give_up:
                 raise TimeoutError
             await asyncio.sleep(pause)
@@ -69,7 +83,7 @@ class BlockRegistry:
 class _BlockLock:
     """A CacheLock on a block."""
 
-    def __init__(self, won: Lease, name: str, document: BlockDocument | None) -> None:
+    def __init__(self, won: ServerLease, name: str, document: BlockDocument | None) -> None:
         self._lease, self._name = won, name
         self._id: UUID | None = None if document is None else document.id
         self.record = None if document is None else _record_in(document)
@@ -77,26 +91,31 @@ class _BlockLock:
     async def save(self, record: CacheRecord) -> None:
         """Write the record and renew the lease; LeaseLostError, and nothing written, if another has taken over."""
         await self._lease.renew()
-        async with connected() as client:
+        async with open_client() as client:
             if self._id is None:
                 self._id = (await create_document(client, PolluxCache.of(record), self._name)).id
             else:
                 update = BlockDocumentUpdate(data=data_of(PolluxCache.of(record)), merge_existing_data=False)
-                await client.update_block_document(self._id, update)
+                try:
+                    await client.update_block_document(self._id, update)
+                except ObjectNotFound:  # deleted by hand: what it described may be paid for
+                    self._id = (await create_document(client, PolluxCache.of(record), self._name)).id
         self.record = record
 
     async def remove(self) -> None:
         """Remove the record, or raise LeaseLostError."""
         await self._lease.renew()
         if self._id is not None:
-            async with connected() as client:
-                await client.delete_block_document(self._id)
+            async with open_client() as client:
+                with suppress(ObjectNotFound):
+                    await client.delete_block_document(self._id)
         self._id = self.record = None
 
 
 async def _read_document(name: str) -> BlockDocument | None:
-    async with connected() as client:
-        return await read_document(client, PolluxCache, name)
+    with _server_errors_explained():
+        async with open_client() as client:
+            return await read_document(client, PolluxCache, name)
 
 
 def _record_in(document: BlockDocument) -> CacheRecord:

@@ -1,4 +1,4 @@
-"""Connection: the one to the Prefect server that the flow run at hand has, or a new one."""
+"""The connection to the Prefect server: that of the current flow run, or a new one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from prefect.context import AsyncClientContext
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[PrefectClient]:
-    """A client that is open."""
+async def open_client() -> AsyncIterator[PrefectClient]:
+    """Open a client of the Prefect server."""
     context = AsyncClientContext.get()
     if context is not None and context.client.loop is asyncio.get_running_loop():
         yield context.client
@@ -23,8 +23,8 @@ async def connected() -> AsyncIterator[PrefectClient]:
 
 
 async def read_server_time() -> float | None:
-    """Return the time by the Prefect server's clock, to the second; None where it does not say."""
-    async with connected() as client:
+    """Return the time by the Prefect server's clock, to the second; None if it does not send it."""
+    async with open_client() as client:
         response = await client.request("GET", "/health")
     with suppress(TypeError, ValueError):
         return parsedate_to_datetime(response.headers.get("date", "")).timestamp()

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -96,6 +96,20 @@ async def prepare_cache(request: CacheRequest, config: Config) -> PreparedCache:
     return PreparedCache(request, plan, options, account, contents, cache_identity(config.target, account, contents))
 
 
+@dataclass(frozen=True)
+class ObtainedCache:
+    """A living cache, created or found."""
+
+    record: CacheRecord
+    is_new: bool
+    """Whether this call created it, and so paid for it."""
+
+    @property
+    def handle(self) -> CacheHandle:
+        """The handle for the options of calls."""
+        return self.record.handle()
+
+
 async def create_or_find(
     prepared: PreparedCache,
     config: Config,
@@ -106,23 +120,38 @@ async def create_or_find(
     verify: bool = False,
     pin: bool = False,
     created_by: str | None = None,
+    is_temporary: bool = False,
     clock: Clock = time.time,
-) -> CacheHandle:
-    """Return the handle of the registry's living cache, extended where it is short-lived, or of a new one.
+) -> ObtainedCache:
+    """Return the registry's living cache, extended where it is short-lived, or a new one.
 
     Of all who ask at once, in all processes that share the registry, one creates and the others wait for it. When that
     fails, its error is raised in all who waited at that moment; the next call tries again.
 
     `needed_s` is for how long the cache has to live. `lost` names a cache that the provider no longer has. With
     `verify`, the provider is asked whether it still has what the registry knows. `pin` keeps a sweep from deleting the
-    cache for want of use: its handle is in a caller's hands.
+    cache for want of use: its handle is in a caller's hands. A temporary cache is one that the run `created_by`
+    deletes at its end; asked for without `is_temporary`, it becomes one that stays.
     """
-    creation = _Creation(prepared, config, registry, needed_s, lost, verify, pin, created_by, clock)
+    creation = _Creation(prepared, config, registry, needed_s, lost, verify, pin, created_by, is_temporary, clock)
     try:
         return await creation.obtain()
     except APIError as error:
         error.provider, error.phase = error.provider or config.provider, error.phase or "cache"
         raise
+
+
+async def record_use(registry: CacheRegistry, identity: str, clock: Clock = time.time) -> CacheRecord | None:
+    """Note that a registered cache is used, so that no sweep takes it for idle, and return its record."""
+    record = await registry.find(identity)
+    if record is None or clock() - record.last_used_at < _USED_EVERY_S:
+        return record
+    with suppress(LeaseLostError, TimeoutError):  # another process is at it, and notes the same
+        async with registry.lock(identity, patience_s=0) as lock:
+            if lock.record is not None:
+                await lock.save(lock.record.change(last_used_at=clock()))
+                return lock.record
+    return record
 
 
 def is_lost(error: PolluxError | None) -> bool:
@@ -227,9 +256,11 @@ class _Creation:
     verify: bool
     pin: bool
     created_by: str | None
+    is_temporary: bool
     clock: Clock
 
     def __post_init__(self) -> None:
+        self._is_new = False
         self._began = self.clock()
         self._seen: str | None = None  # the creation that this one waits for
         self._unsaved: str | None = None  # a cache that was made, and is not in the registry yet
@@ -239,7 +270,7 @@ class _Creation:
         self._margin_s = min(MARGIN_S, ttl_s / 10)
         self._needed_s = max(self.needed_s, self._margin_s)
 
-    async def obtain(self) -> CacheHandle:
+    async def obtain(self) -> ObtainedCache:
         identity = self.prepared.identity
         async with self._stack:
             while True:
@@ -256,7 +287,7 @@ class _Creation:
                     continue
             if self._unsaved is not None and record.name != self._unsaved:
                 await (await self._calls()).delete_quietly(self._unsaved)
-            return record.handle()
+            return ObtainedCache(record, self._is_new)
 
     def _is_usable(self, record: CacheRecord) -> bool:
         """Return whether the record can be handed out as it is."""
@@ -266,6 +297,7 @@ class _Creation:
             and record.remaining_s(now) > self._needed_s
             and now - record.last_used_at < _USED_EVERY_S
             and (record.is_pinned or not self.pin)
+            and (self.is_temporary or not record.is_temporary)
         )
 
     # --- With the lease -------------------------------------------------------------------------------------
@@ -318,6 +350,8 @@ class _Creation:
             record = mark_living(record, cache, now).change(ttl_seconds=ttl_seconds)
         if now - record.last_used_at >= _USED_EVERY_S:
             record = record.change(last_used_at=now)
+        if record.is_temporary and not self.is_temporary:
+            record = record.change(is_temporary=False, created_by=self.created_by)
         return record.change(is_pinned=True) if self.pin and not record.is_pinned else record
 
     async def _unless_unreachable(
@@ -335,6 +369,7 @@ class _Creation:
 
     async def _create(self, lock: CacheLock, before: CacheRecord | None) -> CacheRecord:
         now, prepared = self.clock(), self.prepared
+        is_remade = before is not None and before.state == "living" and not before.is_temporary
         display_name = f"pollux-{uuid4().hex}"
         record = CacheRecord(
             identity=prepared.identity,
@@ -344,15 +379,16 @@ class _Creation:
             display_name=display_name,
             ttl_seconds=max(prepared.request.ttl_seconds, int(self.needed_s) + 1 if self.needed_s else 0),
             contents=describe_contents(prepared),
-            request=_limit_request(prepared.request),
+            request=_make_storable(prepared.request),
             # Equal for each creation of this cache: made again, it goes on with the files that it has.
             file_owner=f"cache/{prepared.identity}",
             # Made again, it still is the cache of those who made it: they know it by its name.
-            created_by=before.created_by if before is not None and before.state == "living" else self.created_by,
+            created_by=before.created_by if is_remade and before is not None else self.created_by,
+            is_temporary=self.is_temporary and not is_remade,
             created_at=now,
             last_used_at=now,
             is_pinned=self.pin,
-            abandoned=_list_abandoned(before),
+            abandoned=_list_abandoned(before, now),
         )
         await lock.save(record)
         session = await self._session()
@@ -392,10 +428,17 @@ class _Creation:
         cache, failure = attempts.result, attempts.error
         if cache is None and failure is not None and failure.outcome_unknown:
             cache = await self._find_lost_reply(record, session)
+        elif cache is not None and attempts.number > 1:  # an attempt that was refused may have made one all the same
+            with suppress(PolluxError):
+                cache = await CacheCalls(session).find(record.display_name) or cache
+        if cache is not None and cache.expires_at <= self.clock():
+            await CacheCalls(session).delete_quietly(cache.name)
+            failure = _born_expired(cache, record)
+            cache = None
         if cache is None:
+            failure = failure or CacheError("No cache was made.")
             await self._save_failure(lock, record, failure, session)
-            attempts.unwrap()
-            raise AssertionError
+            raise failure
         return await self._save_created(lock, record, cache)
 
     async def _ask(
@@ -431,7 +474,7 @@ class _Creation:
         return None
 
     async def _save_created(self, lock: CacheLock, record: CacheRecord, cache: ProviderCache) -> CacheRecord:
-        self._unsaved = cache.name
+        self._unsaved, self._is_new = cache.name, True
         living = mark_living(record, cache, self.clock())
         try:
             await lock.save(living)
@@ -441,11 +484,9 @@ class _Creation:
         self._unsaved = None
         return living
 
-    async def _save_failure(
-        self, lock: CacheLock, record: CacheRecord, error: PolluxError | None, session: Session
-    ) -> None:
+    async def _save_failure(self, lock: CacheLock, record: CacheRecord, error: PolluxError, session: Session) -> None:
         """Save why it failed, for those who wait, and release its files unless the cache may exist all the same."""
-        failure = Failure.from_error(error or CacheError("No cache was made."), record.display_name, "", self.clock())
+        failure = Failure.from_error(error, record.display_name, "", self.clock())
         unknown = isinstance(error, APIError) and error.outcome_unknown and record.asked_at is not None
         with suppress(PolluxError):  # what failed matters more
             await lock.save(record.change(state="creating" if unknown else "failed", failure=failure))
@@ -476,12 +517,30 @@ def describe_contents(prepared: PreparedCache) -> list[str]:
     return words
 
 
-def _limit_request(request: CacheRequest) -> CacheRequest | None:
+def _make_storable(request: CacheRequest) -> CacheRequest | None:
+    """Return the request with absolute paths, since it may be read elsewhere; None where it is too large to store."""
+    sources = [
+        source.model_copy(update={"uri": str(Path(source.uri).absolute())})
+        if source.source_type == "file" and source.uri is not None and "://" not in source.uri
+        else source
+        for source in request.sources
+    ]
+    request = request.model_copy(update={"sources": sources})
     return request if len(request.model_dump_json()) <= _LARGEST_REQUEST else None
 
 
-def _list_abandoned(before: CacheRecord | None) -> list[str]:
+def _list_abandoned(before: CacheRecord | None, now: float) -> list[str]:
+    """Return the display names of caches that a new one replaces and that the provider may have: a sweep looks."""
     if before is None:
         return []
-    names = [*before.abandoned, *([before.display_name] if before.may_exist else [])]
-    return names[-_MOST_ABANDONED:]
+    may_exist = before.may_exist or before.remaining_s(now) > 0  # the provider said that it is lost, and may be wrong
+    return [*before.abandoned, *([before.display_name] if may_exist else [])][-_MOST_ABANDONED:]
+
+
+def _born_expired(cache: ProviderCache, record: CacheRecord) -> CacheError:
+    return CacheError(
+        f"By the clock of this machine, the cache {cache.name} had expired before it was made, although it lives for "
+        f"{record.ttl_seconds} seconds. It was deleted.",
+        hint="Set the clock of this machine: it is ahead of the provider's.",
+        retryable=False,
+    )

@@ -1,7 +1,8 @@
 """Cache use: the cache of a plan while its calls are made.
 
 A handle that the caller made is used as it is. Where the plan also says how to make the cache, it is made when the
-first call needs it, extended when the run would outlive it, and made again, once, when the provider has lost it.
+first call needs it, extended when the run would outlive it, and made again when it ran out or, once, when the provider
+has lost it before its time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
@@ -16,8 +18,15 @@ from pollux_flows.config import Config
 from pollux_flows.errors import CacheError, ConfigurationError, PolluxError
 from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
-from pollux_flows.pipeline.cache_creation import MARGIN_S, create_or_find, is_lost, prepare_cache
-from pollux_flows.pipeline.caches import CacheRegistry, CacheRequest
+from pollux_flows.pipeline.cache_creation import (
+    MARGIN_S,
+    ObtainedCache,
+    create_or_find,
+    is_lost,
+    prepare_cache,
+    record_use,
+)
+from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, CacheRequest
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.state.account import derive_shared_account
@@ -42,12 +51,14 @@ class CacheUse:
         created_by: str | None = None,
     ) -> None:
         self.handle: CacheHandle | None = plan.options.cache_handle
-        self.created: list[CacheHandle] = []
-        """Caches that were first used, or made again, in this execution."""
+        self.created: list[CacheRecord] = []
+        """Caches that this execution created."""
         self.used: list[UsedCache] = []
         """The registered caches that this execution used, for its numbers."""
         self.lost: list[str] = []
         """The names of caches that the provider had lost."""
+        self.expired: list[CacheRecord] = []
+        """Caches that had run out or were lost, and were made again by this execution or another."""
         self.refusal: PolluxError | None = None
         """Why an optional cache is used no more."""
         self._source = source
@@ -56,6 +67,8 @@ class CacheUse:
         self._config = config
         self._registry = registry
         self._created_by = created_by
+        self._record: CacheRecord | None = None  # of the cache in use
+        self._is_open = self._was_lost_early = False
         self._renewing: asyncio.Task[None] | None = None
         self._failure: PolluxError | None = None
 
@@ -64,10 +77,19 @@ class CacheUse:
         """Return whether the sources of the plan's calls are in the cache."""
         return self._given is None and self.handle is not None
 
-    async def check_account(self) -> None:
-        """Refuse a handle that was made with another key, or at another address, before anything is sent."""
-        handle = self._given
-        if handle is None or handle.identity is None or handle.contents is None:
+    async def open(self) -> None:
+        """Check the caller's handle before anything is sent, and note that its cache is used."""
+        if self._is_open or self._given is None:
+            return
+        self._is_open = True
+        await self._check_account(self._given)
+        if self._registry is not None and self._given.identity is not None:
+            with suppress(PolluxError):  # the calls need no more than the handle
+                self._record = await record_use(self._registry, self._given.identity)
+
+    async def _check_account(self, handle: CacheHandle) -> None:
+        """Refuse a handle that was made with another key, or at another address."""
+        if handle.identity is None or handle.contents is None:
             return
         account = await derive_shared_account(self._config.key())
         if cache_identity(self._config.target, account, handle.contents) != handle.identity:
@@ -90,8 +112,10 @@ class CacheUse:
             return True  # another call was quicker
         if not self._is_renewable:
             return False
-        if self._renewing is None and self.lost:  # it was made again before: the provider keeps none
-            return self._give_up(error)
+        if self._renewing is None and self.handle.expires_at > time.time():
+            if self._was_lost_early:  # for the second time: the provider keeps none
+                return self._give_up(error)
+            self._was_lost_early = True
         await self._renew(used.name)
         return True
 
@@ -108,16 +132,22 @@ class CacheUse:
         self.handle, self.refusal = None, error
         return True
 
-    def _is_short_lived(self, handle: CacheHandle) -> bool:
+    @property
+    def _needed_s(self) -> float:
+        """For how long the cache has to live when a call is sent: half a lifetime where it ends with the run anyway."""
         ttl_s = self._request.ttl_seconds if self._request is not None else 0
-        return handle.expires_at - time.time() <= min(MARGIN_S, ttl_s / 10)
+        return ttl_s / 2 if self._given is None else min(MARGIN_S, ttl_s / 10)
+
+    def _is_short_lived(self, handle: CacheHandle) -> bool:
+        return handle.expires_at - time.time() <= self._needed_s
 
     async def _renew(self, lost: str | None) -> None:
         """Renew the handle, or do without it where that is possible. A failure is that of all later calls, too."""
         try:
             await self._renew_once(lost)
         except PolluxError as error:
-            if not self._give_up(error):
+            lives = lost is None and self.handle is not None and self.handle.expires_at > time.time()
+            if not lives and not self._give_up(error):
                 raise
 
     async def _renew_once(self, lost: str | None) -> None:
@@ -130,46 +160,42 @@ class CacheUse:
         await asyncio.shield(self._renewing)
 
     async def _save_renewed(self, lost: str | None) -> None:
-        began = time.time()
         try:
-            handle = await self._find_or_create(lost)
+            obtained = await self._find_or_create(lost)
         except PolluxError as error:
             self._failure = error
             raise
         finally:
             self._renewing = None
-        await self._note_use(handle, began)
-        if self.handle is None or handle.name != self.handle.name:
-            self.created.append(handle)
-        self.handle = handle
+        record = obtained.record
+        if obtained.is_new:
+            self.created.append(record)
+        if self._record is not None and self._record.name != record.name:
+            self.expired.append(self._record)
+        self._record, self.handle = record, record.handle()
+        self._note_numbers(obtained)
 
-    async def _note_use(self, handle: CacheHandle, began: float) -> None:
-        """Note the size and the lifetime of a cache, best effort; it was created here if it is younger than `began`."""
-        record = None
-        with suppress(PolluxError):
-            if self._registry is not None and handle.identity is not None:
-                record = await self._registry.find(handle.identity)
-        if record is not None and record.name != handle.name:
-            record = None
-        before = next((each for each in self.used if each.name == handle.name), None)
-        created_at = record.created_at if record is not None and record.created_at >= began else None
+    def _note_numbers(self, obtained: ObtainedCache) -> None:
+        """Note the size and the lifetime of a cache for the numbers of the run."""
+        record, name = obtained.record, obtained.handle.name
+        before = next((each for each in self.used if each.name == name), None)
         used = UsedCache(
-            name=handle.name,
+            name=name,
             source=self._source,
-            tokens=None if record is None else record.tokens,
-            created_at=created_at if before is None else before.created_at,
-            ends_at=handle.expires_at,
+            tokens=record.tokens,
+            created_at=record.created_at if obtained.is_new else before and before.created_at,
+            ends_at=obtained.handle.expires_at,
         )
         self.used = [each for each in self.used if each is not before] + [used]
 
-    def end_created(self, now: float) -> None:
-        """Note that the caches which this execution created are deleted, so that their storage is billed no longer."""
+    def end_deleted(self, names: Collection[str], now: float) -> None:
+        """Note that caches of these names are deleted, so that their storage is billed no longer."""
         self.used = [
-            each if each.created_at is None else each.model_copy(update={"ends_at": min(each.ends_at, now)})
+            each.model_copy(update={"ends_at": min(each.ends_at, now)}) if each.name in names else each
             for each in self.used
         ]
 
-    async def _find_or_create(self, lost: str | None) -> CacheHandle:
+    async def _find_or_create(self, lost: str | None) -> ObtainedCache:
         if self._request is None or self._registry is None:
             raise CacheError("There is nothing to make the cache from.", hint="Make one with create_cache.")
         if lost is not None:
@@ -184,7 +210,15 @@ class CacheUse:
                 provider=self._config.provider,
                 phase="cache",
             )
-        return await create_or_find(prepared, self._config, self._registry, lost=lost, created_by=self._created_by)
+        return await create_or_find(
+            prepared,
+            self._config,
+            self._registry,
+            needed_s=self._needed_s,
+            lost=lost,
+            created_by=self._created_by,
+            is_temporary=self._given is None,
+        )
 
     async def close(self) -> None:
         """End a creation that no call waits for any more."""

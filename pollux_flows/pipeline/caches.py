@@ -61,6 +61,7 @@ class CacheRecord(Record):
     expires_at: float | None = Field(default=None, description="When it is gone, by the provider's clock.")
     tokens: int | None = Field(default=None, description="How many it holds; empty where the provider did not say.")
     is_pinned: bool = Field(default=False, description="Whether a handle is in a caller's hands until it expires.")
+    is_temporary: bool = Field(default=False, description="Whether the run that created it deletes it at its end.")
     failure: Failure | None = Field(default=None, description="Why its creation failed, for those who waited for it.")
     abandoned: list[str] = Field(
         default_factory=list, description="Display names of earlier creations that may still turn up at the provider."

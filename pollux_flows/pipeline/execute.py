@@ -202,36 +202,42 @@ class Execution:
         await self.answers.may_ask()  # before a file is uploaded for it
         session, attachments = await self._met()
         use = self.find_cache(planned.source)
-        cache = await use.acquire()
-        self.answers.add_caches(use.used)
-        is_ready = has_reattached = False
+        has_reattached = False
+        cache: CacheHandle | None = None
+        sources: Sequence[int] = ()
+        materials: tuple[Material, ...] = ()
 
-        async def ready() -> None:
-            nonlocal is_ready
-            if not is_ready:
-                place.close()
-                await may_ask()
-            is_ready = True
-
-        while True:
+        async def prepare() -> None:
+            nonlocal cache, sources, materials
+            cache = await use.acquire()
+            self.answers.add_caches(use.used)
             # What the cache holds is not sent along; what was attached to earlier turns is.
             sources = _sources(self.plan, planned)[self.plan.own_sources if use.holds_sources else 0 :]
             materials = await attachments.materials(sources)
-            call = self._call(planned, materials, cache)
+
+        async def ready() -> None:
+            place.close()
+            await may_ask()
+
+        async def generate() -> Answer:
+            await prepare()  # the cache may have run out while this call stood in line
+            return await session.generate(self._call(planned, materials, cache))
+
+        while True:
+            await prepare()  # creations and uploads take no slot
             attempts: Attempts[Answer] = await attempt(
-                partial(session.generate, call),
+                generate,
                 policy=self.config.retry,
                 timeout_s=self.config.timeout_s,
                 slot=session.slot,
                 ready=ready,
                 keep=keep,
             )
-            if await use.replace_lost(cache, attempts.error):  # twice at the most
-                cache = use.handle
-            elif has_reattached or not await attachments.lost(attempts.error, sources, materials):
+            if await use.replace_lost(cache, attempts.error):
+                continue
+            if has_reattached or not await attachments.lost(attempts.error, sources, materials):
                 return attempts
-            else:
-                has_reattached = True
+            has_reattached = True
 
     def _outcome(self, planned: PlannedCall, attempts: Attempts[Answer]) -> Outcome:
         answer, error = attempts.result, attempts.error
@@ -254,7 +260,7 @@ class Execution:
     async def _begin(self, calls: Sequence[PlannedCall]) -> None:
         """Refuse what only a finished request shows, for each set of sources that calls are made about."""
         await self.answers.begin()
-        await self.cache.check_account()
+        await self.cache.open()
         session, attachments = await self._met()
         asked = {tuple(_sources(self.plan, planned)): planned for planned in reversed(calls)}
         for sources, planned in asked.items():

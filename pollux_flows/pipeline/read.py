@@ -8,7 +8,7 @@ from pollux_flows.pipeline.conversation import check_unchanged
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.content import Content, examine, not_utf8
 from pollux_flows.providers.registry import find_provider
-from pollux_flows.state.store import open_store
+from pollux_flows.state.content_cache import open_content_cache
 
 LONGEST_S: Final = 600.0
 """How long one file may be read where no Config says: as long as its timeout_s is by default."""
@@ -23,7 +23,7 @@ async def read_sources(request: Request, *, limit_s: float = LONGEST_S) -> list[
     files = [index for index, source in enumerate(sources) if source.source_type == "file"]
     contents: list[Content | None] = [None] * len(sources)
     if files:
-        examined = await examine([sources[index] for index in files], open_store(), limit_s=limit_s)
+        examined = await examine([sources[index] for index in files], open_content_cache(), limit_s=limit_s)
         for index, content in zip(files, examined, strict=True):
             contents[index] = content
     delivery = find_provider(request.target.provider).sources.delivery

@@ -71,7 +71,7 @@ def make_request(
             "A conversation cannot be about each source by itself.", hint="Go on with each of its envelopes by itself."
         )
     asked_before = bool(request.said.turns) and request.said.turns[-1].role != "assistant"
-    if None in request.prompts and not (request.sources or request.options.cache or asked_before):
+    if None in request.prompts and not (request.sources or asked_before):
         raise ConfigurationError("There is nothing to send: no prompt and no source.", hint="Write a prompt.")
     _check_schema(request.options)
     capabilities.check(request.target, request.options, request.sources, request.said.turns)

@@ -136,7 +136,7 @@ SKEW_S: Final = 600.0
 _MOST_PAGES: Final = 2000
 
 
-async def turned(
+async def paginate(
     page: Callable[[str | None], Awaitable[tuple[list[Batch], str | None]]],
 ) -> AsyncIterator[list[Batch]]:
     """Iterate over pages. `page` takes a cursor and returns that page with the next cursor, None after the last.
@@ -157,7 +157,7 @@ async def turned(
             return
 
 
-def listed(
+def paginate_list(
     client: Any, path: str, read: Callable[[Any], Batch], *, after: str, limit: int
 ) -> AsyncIterator[list[Batch]]:
     """Iterate over the pages of a list whose cursor is the last id, and whose `has_more` says if there are more."""
@@ -167,10 +167,10 @@ def listed(
         body: Any = await client.get(path, cast_to=object, options={"params": asked})
         if not isinstance(body, dict) or not isinstance(body.get("data"), list):
             raise UpstreamError.found_in(body)
-        batches = readable(read, body["data"])
+        batches = parse_batches(read, body["data"])
         return batches, batches[-1].id if batches and body.get("has_more") is not False else None
 
-    return turned(page)
+    return paginate(page)
 
 
 def are_before(page: list[Batch], moment: float) -> bool:
@@ -178,16 +178,16 @@ def are_before(page: list[Batch], moment: float) -> bool:
     return bool(page) and all(batch.created_at is not None and batch.created_at < moment for batch in page)
 
 
-def readable(read: Callable[[Any], Batch], listed: list[Any]) -> list[Batch]:
+def parse_batches(read: Callable[[Any], Batch], entries: list[Any]) -> list[Batch]:
     """Return the batches of a list, without those that cannot be read: the one looked for may be among the others."""
     batches = []
-    for each in listed:
+    for each in entries:
         with suppress(UpstreamError):
             batches.append(read(each))
     return batches
 
 
-def moment(text: Any) -> float | None:
+def parse_time(text: Any) -> float | None:
     """Parse an RFC 3339 timestamp into seconds since 1970; None if it is none."""
     try:
         at = datetime.fromisoformat(text)

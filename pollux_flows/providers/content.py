@@ -23,13 +23,12 @@ from pollux_flows.providers import mime
 from pollux_flows.providers.patience import THREADS, Pulse, apart, patiently
 from pollux_flows.providers.place import PIECE, Opened, is_stream, opened, pieces, version
 from pollux_flows.source import Source
+from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from pollux_flows.state.identity import digest
-from pollux_flows.state.store import Store, open_store
 
 T = TypeVar("T")
 
-_REMEMBERED_S: Final = 90 * 86400.0
-# Raise it when the same bytes come to be read as something else: remembered contents are then ignored.
+# Raise it when the same bytes come to be read as something else: cached contents are then ignored.
 _READING: Final = 2
 _log: Final = logging.getLogger("pollux_flows")
 
@@ -43,17 +42,20 @@ class Content(Record):
     utf8: bool | None = Field(default=None, description="Whether all of it is UTF-8; None if not checked.")
 
 
-async def examine(sources: Sequence[Source], store: Store | None = None, *, limit_s: float = math.inf) -> list[Content]:
-    """Return the content of each file; a file is read once, or not at all if the store remembers this version of it.
+async def examine(
+    sources: Sequence[Source], cache: ContentCache | None = None, *, limit_s: float = math.inf
+) -> list[Content]:
+    """Return the content of each file; a file is read once, or not at all if this version of it is cached.
 
     Reading one file may take `limit_s`.
     """
     names = list(dict.fromkeys(str(source.uri) for source in sources))
-    memory = _Memory(store, dict(zip(names, await _map_on_threads(_key, names, limit_s), strict=True)) if store else {})
-    known = await memory.recall()
+    keys = dict(zip(names, await _map_on_threads(_key, names, limit_s), strict=True)) if cache else {}
+    memory = _Memory(cache, keys)
+    known = await memory.load()
     unread = [name for name in names if name not in known]
     fresh = dict(zip(unread, await _map_on_threads(_read, unread, limit_s), strict=True))
-    await memory.keep(fresh)
+    await memory.save(fresh)
     found = known | fresh
     contents = [found[str(source.uri)] for source in sources]
     return [
@@ -63,12 +65,12 @@ async def examine(sources: Sequence[Source], store: Store | None = None, *, limi
 
 
 async def forget(source: Source) -> None:
-    """Forget the remembered content of this version of the file, which was found to be wrong."""
+    """Delete the cached content of this version of the file, which was found to be wrong."""
     try:
         if key := await apart(partial(_key, str(source.uri))):
-            await open_store().delete(key)
+            await open_content_cache().delete(key)
     except PolluxError as error:
-        _log.warning("The remembered content of %s could not be deleted: %s", source.identifier, error)
+        _log.warning("The cached content of %s could not be deleted: %s", source.identifier, error)
 
 
 class HashingReader(io.BufferedIOBase):
@@ -174,34 +176,34 @@ def not_utf8(source: Source) -> SourceError:
 class _Memory:
     """The contents of files read before, by version. Best effort: after an error, files are read again."""
 
-    def __init__(self, store: Store | None, keys: Mapping[str, str | None]) -> None:
-        self._store = store
+    def __init__(self, cache: ContentCache | None, keys: Mapping[str, str | None]) -> None:
+        self._cache = cache
         self._keys = {name: key for name, key in keys.items() if key is not None}
 
-    async def recall(self) -> dict[str, Content]:
-        if self._store is None:
+    async def load(self) -> dict[str, Content]:
+        if self._cache is None:
             return {}
         try:
-            records = await self._store.get_many(self._keys.values())
+            records = await self._cache.get_many(self._keys.values())
             found = {name: Content.model_validate(records[key]) for name, key in self._keys.items() if key in records}
         except PolluxError as error:
             self._give_up(error)
             return {}
         return {name: content for name, content in found.items() if content.utf8 is not None}
 
-    async def keep(self, contents: Mapping[str, Content]) -> None:
-        if self._store is None:
+    async def save(self, contents: Mapping[str, Content]) -> None:
+        if self._cache is None:
             return
         # A file that was written to since its key was made has another key by now: this record is never looked up.
         fresh = {self._keys[name]: content.model_dump() for name, content in contents.items() if name in self._keys}
         try:
-            await self._store.put_many(fresh, ttl_s=_REMEMBERED_S)
+            await self._cache.put_many(fresh)
         except PolluxError as error:
             self._give_up(error)
 
     def _give_up(self, error: PolluxError) -> None:
-        self._store = None
-        _log.warning("The contents of files are not remembered, so they will be read again: %s", error)
+        self._cache = None
+        _log.warning("The contents of files are not cached, so they will be read again: %s", error)
 
 
 async def _map_on_threads(look: Callable[[str, Pulse], T], names: Sequence[str], limit_s: float) -> list[T]:
@@ -219,7 +221,7 @@ async def _map_on_threads(look: Callable[[str, Pulse], T], names: Sequence[str],
 
 
 def _key(name: str, pulse: Pulse) -> str | None:
-    """Return the key that a file's content is remembered by; None if it is read each time."""
+    """Return the key of a file's cached content; None if it is read each time."""
     pulse.beat(name)
     found = version(name)
     return found and f"hash/{digest('file', {'name': name, 'version': found, 'reading': _READING})}"

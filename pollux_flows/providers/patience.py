@@ -36,7 +36,7 @@ if hasattr(os, "register_at_fork"):
 _THREAD: Final = "pollux-reading"
 
 
-class NobodyWaits(Exception):  # noqa: N818 (not an error: it ends abandoned work)
+class AbandonedWork(Exception):  # noqa: N818 (not an error: it ends abandoned work)
     """Raised in the thread of work on files that was abandoned."""
 
 
@@ -50,7 +50,7 @@ class Pulse:
     def beat(self, name: str) -> None:
         """Record progress on this file; raise if the work was abandoned."""
         if self._over:
-            raise NobodyWaits
+            raise AbandonedWork
         self._last = time.monotonic()
         if name != self._name:
             self._name, self._began = name, self._last

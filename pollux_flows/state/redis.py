@@ -1,48 +1,47 @@
 """Redis: the store that machines share, for `POLLUX_STATE_URL`.
 
-A thread per store has the one connection, which so belongs to no event loop. What has gathered while it was busy goes
-out in its next pipeline, in the order in which it was asked for.
+One thread for each store has the one connection, which belongs to no event loop. Commands that gather while it waits
+for Redis go out in its next pipeline, in their order.
 
-A connection may break when a command was sent and its answer has not come. Then it is asked again, on a new one. To
-make that harmless, Redis remembers the name of each write for a minute, from the same script that does it: a write
-that was done and is asked for again is not done twice, and its answer is that it was done.
+If a connection breaks after a command was sent and before its reply has come, the command is sent again on a new one.
+To make that harmless, Redis remembers the id of each write for a minute, in the same script that writes: a write that
+was done is not repeated, and is reported as done.
 """
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import hashlib
 import math
-import os
 import re
-import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, count, islice
 from typing import Any, Final, Literal
 from uuid import uuid4
 
-from redis.connection import Connection, parse_url
+from redis import Redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.client import Pipeline
+from redis.connection import AbstractConnection, Connection, ConnectionPool, parse_url
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as Dropped
-from redis.exceptions import TimeoutError as Silent
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.state.batching import Batcher
 from pollux_flows.state.store import STATE_URL, Json, LostError, Row, decode_record, encode_record, try_decode_record
 
-Command = tuple[str | bytes, ...]
+Command = Callable[[Pipeline], object]
+"""Adds one command to a pipeline."""
 
 _CONNECT_S: Final = 3.0
-_SILENCE_S: Final = 5.0  # until the next part of an answer
-_PATIENCE_S: Final = 30.0  # for all of a pipeline, and for trying it again: well under the minute of what was asked
-_PAUSES: Final = (0.0, 0.1, 0.3, 0.6)  # long enough for a Redis that is restarted, or a balancer that thinks again
-_TOGETHER: Final = 250  # commands in a pipeline
+_SILENCE_S: Final = 5.0  # until the next part of a reply
+_PATIENCE_S: Final = 30.0  # for a pipeline and its retries: well under the minute for which Redis remembers writes
+_RETRIES: Final = 4  # which take 1.3 s: long enough for a Redis that is restarted, or a failover
+_BACKOFF: Final = ExponentialBackoff(cap=0.6, base=0.05)
+_BATCH: Final = 250  # commands in a pipeline
 
 _WRITE: Final = """
 local record, asked = KEYS[1], KEYS[2]
@@ -64,61 +63,70 @@ redis.call('SET', asked, 1, 'PX', 60000)
 return 1
 """
 
-_RUNS: Final = f"See that it runs and that {STATE_URL} says where, then run again: it goes on from what is there."
-# By what a Redis, or its client, says no: what that means, and what to do.
-_WORDS: Final = {
+_UNREACHABLE: Final = f"See that it runs and that {STATE_URL} is its address, then run again: what is saved is reused."
+# By a pattern for the class or the text of an error: what it means, and what to do.
+_MESSAGES: Final = {
     "OOM": (
-        "has no memory left: this was not recorded.",
+        "has no memory left: this was not saved.",
         "Give it more maxmemory, or remove what is not needed: pollux-flows state prune.",
     ),
-    "READONLY": ("is a read-only replica: this was not recorded.", f"Set {STATE_URL} to the address of the primary."),
-    "MISCONF": ("cannot save to its disk: this was not recorded.", "See its log, and make room."),
+    "READONLY": ("is a read-only replica: this was not saved.", f"Set {STATE_URL} to the address of the primary."),
+    "MISCONF": ("cannot save to its disk: this was not saved.", "See its log, and make room."),
     "AuthenticationError": (
-        "wants another user name or password.",
-        f"{STATE_URL} says them: redis://user:password@host:6379/0, with / ? # @ % as %2F %3F %23 %40 %25.",
+        "requires another user name or password.",
+        f"{STATE_URL} contains them: redis://user:password@host:6379/0, with / ? # @ % as %2F %3F %23 %40 %25.",
     ),
     "NOPERM": (
-        "does not allow this user what a store needs.",
-        "Allow it: ~pollux:* +get +set +del +exists +eval +scan +info +select",
+        "does not allow this user the commands of a store.",
+        "Allow them: ~pollux:* +get +set +del +exists +evalsha +script +scan +info +select",
     ),
     "MOVED|CLUSTERDOWN|CROSSSLOT": ("is part of a cluster, which a store cannot span.", "Use one that is not."),
     "BusyLoadingError": (
         "is still loading its data.",
-        "Run again when it has: it goes on from what is recorded there.",
+        "Run again when it is ready: what is saved there is reused.",
     ),
-    "TimeoutError": ("does not answer in time. If the last write was done is not known.", _RUNS),
-    "ConnectionError": ("cannot be reached ({said}). If the last write was done is not known.", _RUNS),
+    "TimeoutError": ("does not answer in time. It is not known whether the last write was done.", _UNREACHABLE),
+    "ConnectionError": (
+        "cannot be reached ({error}). It is not known whether the last write was done.",
+        _UNREACHABLE,
+    ),
     "": (
-        "did not do what it was asked to ({said}).",
-        f"See that {STATE_URL} is that of a Redis, and what its log says.",
+        "returned an error ({error}).",
+        f"See that {STATE_URL} is the address of a Redis, and look into its log.",
     ),
 }
 
 
-@dataclass
-class _Work:
-    """Commands that wait for the store's thread."""
+class _TimedPipeline(Pipeline):
+    """A pipeline whose replies must all come before a deadline: the socket's timeout only bounds each part of one."""
 
-    commands: list[Command]
-    done: Future[list[Any]] = field(default_factory=Future)
+    deadline = math.inf
+
+    def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+        if time.monotonic() > self.deadline:
+            raise RedisTimeoutError("Too slow")
+        return super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
 
 
 class RedisStore:
     """The Store in a Redis, which is connected to at the first operation.
 
-    `<prefix>record:<name>` is a record, `<prefix>asked:<name>` a write that was done in the last minute, and
-    `<prefix>store` the name of the whole: whoever finds another there knows that what it relied on is gone.
+    `<prefix>record:<key>` is a record, `<prefix>asked:<id>` a write that was done in the last minute, and
+    `<prefix>store` the id of the store: if it changes, the records that this process relies on are lost.
     """
 
     def __init__(self, url: str, prefix: str = "pollux:") -> None:
-        self._connection_of = _connection_of(url)
+        self._options = _parse_options(url)
         self._prefix = prefix.encode()
-        self._name: bytes | None = None
-        self._warned = False
-        self._lock = threading.Lock()
+        self._id: bytes | None = None
+        self._has_warned = False
+        probe = self._options["connection_class"](**_without_class(self._options))  # nothing is connected yet
+        self._password = probe.password
+        self.where = getattr(probe, "path", None) or f"{probe.host}:{probe.port}/{probe.db}"  # no other part of the URL
+        self._batcher: Batcher[list[Command]] = Batcher(
+            self._execute_batch, limit=_BATCH, size_of=len, after_fork=self._start
+        )
         self._start()
-        at = self._connection
-        self.where = getattr(at, "path", None) or f"{at.host}:{at.port}/{at.db}"  # and nothing else of the URL
 
     def __repr__(self) -> str:
         return f"RedisStore({self.where!r})"
@@ -128,9 +136,9 @@ class RedisStore:
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
         found: dict[str, Json] = {}
-        wanted = iter(keys)
-        while some := list(islice(wanted, _TOGETHER)):
-            found |= {key: decode_record(key, data, self.where) for key, data in await self._data(some)}
+        remaining = iter(keys)
+        while part := list(islice(remaining, _BATCH)):
+            found |= {key: decode_record(key, data, self.where) for key, data in await self._load(part)}
         return found
 
     async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
@@ -138,7 +146,7 @@ class RedisStore:
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
         rows = [(key, encode_record(key, record)) for key, record in records.items()]
-        await self._write([self._writing(key, "any", b"", data, ttl_s) for key, data in rows])
+        await self._run([self._write(key, "any", b"", data, ttl_s) for key, data in rows])
 
     async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
         return await self.swap(key, None, record, ttl_s)
@@ -146,72 +154,69 @@ class RedisStore:
     async def swap(self, key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
         data = b"" if new is None else encode_record(key, new)
         if old is None:
-            (done,) = await self._write([self._writing(key, "absent", b"", data, ttl_s)])
-            return bool(done == 1)
-        expected = spelled = encode_record(key, old)
+            (reply,) = await self._run([self._write(key, "absent", b"", data, ttl_s)])
+            return bool(reply == 1)
+        expected = stored = encode_record(key, old)
         while True:
-            (now,) = await self._write([self._writing(key, "same", spelled, data, ttl_s)])
-            if now == 1 or now is None:
-                return bool(now)
-            # Only what was read can be compared: a damaged record is an error here, too. And one that somebody put
-            # there by hand, spelled in another way, is still what it says.
-            if encode_record(key, decode_record(key, now, self.where)) != expected:
+            (reply,) = await self._run([self._write(key, "same", stored, data, ttl_s)])
+            if reply == 1 or reply is None:
+                return bool(reply)
+            # The script compares bytes. A damaged record is an error here, too; and an equal record that was written
+            # by hand, with other spaces perhaps, is compared once more as it is.
+            if encode_record(key, decode_record(key, reply, self.where)) != expected:
                 return False
-            spelled = now
+            stored = reply
 
     async def swap_many(self, changes: Mapping[str, tuple[Json | None, Json]], ttl_s: float | None = None) -> set[str]:
         commands = []
         for key, (old, new) in changes.items():
             expected = b"" if old is None else encode_record(key, old)
-            commands.append(
-                self._writing(key, "absent" if old is None else "same", expected, encode_record(key, new), ttl_s)
-            )
-        replies = dict(zip(changes, await self._write(commands), strict=True))
-        # One that is spelled in another way, put there by hand perhaps, is still what it says: `swap` compares that.
-        odd = [key for key, reply in replies.items() if isinstance(reply, bytes)]
+            when: Literal["absent", "same"] = "absent" if old is None else "same"
+            commands.append(self._write(key, when, expected, encode_record(key, new), ttl_s))
+        replies = dict(zip(changes, await self._run(commands), strict=True))
+        unequal = [key for key, reply in replies.items() if isinstance(reply, bytes)]  # in bytes: `swap` compares more
         swapped = {key for key, reply in replies.items() if reply == 1}
-        return swapped | {key for key in odd if await self.swap(key, *changes[key], ttl_s)}
+        return swapped | {key for key in unequal if await self.swap(key, *changes[key], ttl_s)}
 
     async def delete(self, *keys: str) -> None:
-        await self._write([self._writing(key, "any", b"", b"", None) for key in keys])
+        await self._run([self._write(key, "any", b"", b"", None) for key in keys])
 
     async def list_keys(self, prefix: str) -> AsyncIterator[str]:
-        for name in await self._names(prefix):
-            yield name
+        for key in await self._find_keys(prefix):
+            yield key
 
     async def scan(self, prefix: str) -> AsyncIterator[tuple[str, Json]]:
-        names = await self._names(prefix)
-        for start in range(0, len(names), _TOGETHER):
-            for key, record in (await self.get_many(names[start : start + _TOGETHER])).items():
+        keys = await self._find_keys(prefix)
+        for start in range(0, len(keys), _BATCH):
+            for key, record in (await self.get_many(keys[start : start + _BATCH])).items():
                 yield key, record
 
     async def list_rows(self) -> AsyncIterator[Row]:
-        # Redis knows no order, so each is asked when it was written; and then read again, as all at once are too much.
-        names = await self._names("")
+        # Redis has no order, so the time of each is read first; and then the records again, as all are too large.
+        keys = await self._find_keys("")
         ages: list[tuple[float, str]] = []
-        for start in range(0, len(names), _TOGETHER):
-            found = await self._data(names[start : start + _TOGETHER])
-            ages += [(_at(try_decode_record(data)), key) for key, data in found]
+        for start in range(0, len(keys), _BATCH):
+            found = await self._load(keys[start : start + _BATCH])
+            ages += [(_read_time(try_decode_record(data)), key) for key, data in found]
         ages.sort()
-        for start in range(0, len(ages), _TOGETHER):
-            for key, data in await self._data([key for _, key in ages[start : start + _TOGETHER]]):
-                yield Row(key, try_decode_record(data), len(key.encode()) + len(data), _stamp(data))
+        for start in range(0, len(ages), _BATCH):
+            for key, data in await self._load([key for _, key in ages[start : start + _BATCH]]):
+                yield Row(key, try_decode_record(data), len(key.encode()) + len(data), _hash(data))
 
     async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
-        # What has no stamp is of another type, or empty: no store wrote that, so none has written it again.
+        # A row without a version is of another type, or empty: no store wrote it, so none has written it again.
         commands = [
-            self._writing(row.key, "listed" if row.version else "any", str(row.version).encode(), b"", None)
+            self._write(row.key, "listed" if row.version else "any", str(row.version).encode(), b"", None)
             for row in rows
         ]
-        return [row for row, done in zip(rows, await self._write(commands), strict=True) if done == 1]
+        return [row for row, reply in zip(rows, await self._run(commands), strict=True) if reply == 1]
 
     async def size(self) -> None:
         return None
 
     def close(self) -> None:
-        """Let go of the connection, once nobody waits for anything. The next operation opens another."""
-        self._executor.shutdown(wait=True)
-        self._connection.disconnect()
+        """Close the connection once all operations are done. The next operation opens another."""
+        self._batcher.close(self._client.close)
         self._start()
 
     # --- Commands -------------------------------------------------------------------------------------------
@@ -219,196 +224,190 @@ class RedisStore:
     def _key(self, kind: str, name: str) -> bytes:
         return self._prefix + f"{kind}:{name}".encode()
 
-    async def _data(self, keys: Sequence[str]) -> list[tuple[str, bytes]]:
-        # Not MGET: to that, a key of another type is absent.
-        replies = await self._ask([("GET", self._key("record", key)) for key in keys])
-        pairs = zip(keys, replies, strict=True)
-        return [(key, data) for key, each in pairs if (data := self._well(each)) is not None]
-
-    def _writing(
+    def _write(
         self, key: str, when: Literal["any", "absent", "same", "listed"], old: bytes, new: bytes, ttl_s: float | None
     ) -> Command:
-        """Make the record `new`, empty for none."""
+        """Return the command that makes the record `new`, or deletes it if that is empty."""
         ttl = "" if ttl_s is None else str(int(min(max(ttl_s * 1000, 1), 10**15)))
-        asked = self._key("asked", f"{self._me}-{next(self._count)}")
-        return ("EVAL", _WRITE, "2", self._key("record", key), asked, when, old, new, ttl)
+        keys = [self._key("record", key), self._key("asked", f"{self._writer}-{next(self._writes)}")]
+        return lambda pipeline: self._script(keys, [when, old, new, ttl], client=pipeline)
 
-    async def _write(self, commands: list[Command]) -> list[Any]:
-        parts = [commands[start : start + _TOGETHER] for start in range(0, len(commands), _TOGETHER)]
-        return [self._well(reply) for part in parts for reply in await self._ask(part)]
+    async def _load(self, keys: Sequence[str]) -> list[tuple[str, bytes]]:
+        # Not by MGET, for which a key of another type is absent.
+        names = [self._key("record", key) for key in keys]
+        replies = await self._run([lambda pipeline, name=name: pipeline.get(name) for name in names])  # type: ignore[misc]
+        return [(key, data) for key, data in zip(keys, replies, strict=True) if data is not None]
 
-    async def _names(self, prefix: str) -> list[str]:
-        """All at once: Redis knows no order."""
+    async def _find_keys(self, prefix: str) -> list[str]:
+        """Return the keys with this prefix, sorted: Redis has no order, so all of them at once."""
         while True:
-            connection, names = self._connected, await self._scanned(prefix)
-            if connection == self._connected:  # to a Redis that was restarted meanwhile, the cursor meant nothing
-                return names
+            connections, keys = self._connections, await self._scan_keys(prefix)
+            if connections == self._connections:  # on another connection, perhaps of a replica, the cursor was void
+                return keys
 
-    async def _scanned(self, prefix: str) -> list[str]:
+    async def _scan_keys(self, prefix: str) -> list[str]:
         start = self._key("record", "")
         pattern = re.sub(rb"[\\*?\[\]]", rb"\\\g<0>", start + prefix.encode()) + b"*"
-        cursor, names = b"0", set[bytes]()
+        cursor, names = 0, set[bytes]()
         while True:
-            (reply,) = await self._ask([("SCAN", cursor, "MATCH", pattern, "COUNT", "1000")])
-            cursor, found = self._well(reply)
+            command: Command = lambda pipeline, at=cursor: pipeline.scan(at, pattern, count=1000)  # type: ignore[misc]  # noqa: E731
+            ((cursor, found),) = await self._run([command])
             names.update(found)
-            if cursor == b"0":
-                # A name that is no text is nobody's record: nobody will find it.
+            if cursor == 0:
+                # A name that is no text was not written by a store, and is not found by one.
                 return [name[len(start) :].decode(errors="replace") for name in sorted(names)]
 
-    def _well(self, reply: Any) -> Any:
+    async def _run(self, commands: list[Command]) -> list[Any]:
+        parts = [commands[start : start + _BATCH] for start in range(0, len(commands), _BATCH)]
+        return [self._check_reply(reply) for part in parts for reply in await self._batcher.run(part)]
+
+    def _check_reply(self, reply: Any) -> Any:
         if not isinstance(reply, ResponseError):
             return reply
         if "WRONGTYPE" in str(reply):
-            return b""  # something is there, and it is no record
-        raise self._no(reply)
+            return b""  # there is a value, which is no record
+        raise self._translate(reply)
 
-    # --- The thread -----------------------------------------------------------------------------------------
+    # --- The connection, on the batcher's thread --------------------------------------------------------------
 
     def _start(self) -> None:
-        self._process = os.getpid()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pollux-state")
-        self._waiting: deque[_Work] = deque()
-        self._busy = False
-        self._me, self._count, self._connected = uuid4().hex, count(), 0
-        self._connection = self._connection_of()
+        """Make a client, not connected yet, for this process: connections cannot be shared with a fork."""
+        self._writer, self._writes = uuid4().hex, count()
+        self._connections, self._is_greeted = 0, False
+        # Retries are made for whole pipelines, below: nested in those of connections, they would multiply.
+        retry = Retry(NoBackoff(), 0)
+        options = {**self._options, "retry": retry, "redis_connect_func": self._on_connect}
+        self._client = Redis.from_pool(ConnectionPool(max_connections=1, **options))
+        self._script = self._client.register_script(_WRITE)
 
-    async def _ask(self, commands: list[Command]) -> list[Any]:
-        work = _Work(commands)
-        work.done.set_running_or_notify_cancel()  # from here on it will be done, whoever is still waiting
-        with self._lock:
-            if self._process != os.getpid():  # neither thread nor connection are for a process that was forked
-                self._start()
-            self._waiting.append(work)
-            if not self._busy:
-                self._executor.submit(self._work)
-                self._busy = True
-        return await asyncio.wrap_future(work.done)
+    def _on_connect(self, connection: AbstractConnection) -> None:
+        connection.on_connect()  # type: ignore[no-untyped-call]
+        self._connections += 1
+        self._is_greeted = False
 
-    def _work(self) -> None:
-        while True:
-            batch: list[_Work] = []
-            with self._lock:
-                size = 0
-                while self._waiting and size < _TOGETHER:
-                    batch.append(self._waiting.popleft())
-                    size += len(batch[-1].commands)
-                self._busy = bool(batch)
-            if not batch:
-                return
-            try:
-                replies = iter(self._together(list(chain.from_iterable(work.commands for work in batch))))
-            except Exception as error:  # noqa: BLE001 (whoever waits is told; the thread goes on)
-                with self._lock:  # those who came meanwhile do not each wait for the same thing again
-                    batch += self._waiting
-                    self._waiting.clear()
-                for work in batch:
-                    work.done.set_exception(copy.copy(error))
-            else:
-                for work in batch:
-                    work.done.set_result(list(islice(replies, len(work.commands))))
+    def _execute_batch(self, batch: list[list[Command]]) -> list[Any]:
+        replies = iter(self._execute(list(chain.from_iterable(batch))))
+        return [list(islice(replies, len(commands))) for commands in batch]
 
-    def _together(self, commands: list[Command]) -> list[Any]:
-        give_up = time.monotonic() + _PATIENCE_S
-        for pause in (*_PAUSES, None):
-            try:
-                if not self._connection.is_connected:
-                    self._greet(give_up)
-                *replies, name = self._exchange([*commands, ("GET", self._prefix + b"store")], give_up)
-                self._check(name)
-            except ConfigurationError:
-                self._connection.disconnect()
-                raise
-            except (RedisError, OSError, ValueError) as error:
-                self._connection.disconnect()
-                if not isinstance(error, Dropped) or isinstance(error, AuthenticationError) or pause is None:
-                    raise self._no(error) from None
-                time.sleep(pause)
-            else:
-                if any("READONLY" in _said(each) for each in replies):
-                    self._connection.disconnect()  # after a failover, another machine may have the address
-                return replies
-        raise AssertionError
+    def _execute(self, commands: list[Command]) -> list[Any]:
+        deadline = time.monotonic() + _PATIENCE_S
+        retry = Retry(_BACKOFF, _RETRIES, supported_errors=(RedisConnectionError,))
+        try:
+            replies = retry.call_with_retry(
+                lambda: self._attempt(commands, deadline),
+                lambda _: self._disconnect(),
+                is_retryable=lambda error: not isinstance(error, AuthenticationError) and time.monotonic() < deadline,
+            )
+        except ConfigurationError:
+            self._disconnect()
+            raise
+        except (RedisError, OSError, ValueError) as error:
+            self._disconnect()
+            raise self._translate(error) from None
+        if any("READONLY" in _describe(reply) for reply in replies):
+            self._disconnect()  # after a failover, another machine may have the address
+        return replies
 
-    def _greet(self, give_up: float) -> None:
+    def _attempt(self, commands: list[Command], deadline: float) -> list[Any]:
+        if not self._is_greeted:
+            self._greet(deadline)
+        *replies, store_id = self._pipeline(
+            [*commands, lambda pipeline: pipeline.get(self._prefix + b"store")], deadline
+        )
+        self._check_id(store_id)
+        return replies
+
+    def _greet(self, deadline: float) -> None:
         key = self._prefix + b"store"
-        made, name, info = self._exchange([("SET", key, uuid4().hex, "NX"), ("GET", key), ("INFO", "memory")], give_up)
-        # Whoever can only read has no business asking anybody for anything. Without memory it is of use: to make room.
-        if isinstance(made, ResponseError) and ("READONLY" in _said(made) or not isinstance(name, bytes)):
-            raise self._no(made)
-        self._check(name)
-        self._connected += 1
-        policy = re.search(rb"maxmemory_policy:([\w-]+)", info if isinstance(info, bytes) else b"")
-        if not self._warned and (policy is None or policy[1] != b"noeviction"):
-            self._warned = True
+        set_id, store_id, memory = self._pipeline(
+            [
+                lambda pipeline: pipeline.set(key, uuid4().hex, nx=True),
+                lambda pipeline: pipeline.get(key),
+                lambda pipeline: pipeline.info("memory"),
+            ],
+            deadline,
+        )
+        # A process that can only read must not ask a provider. Without memory, a store is of use: to make room in it.
+        if isinstance(set_id, ResponseError) and ("READONLY" in _describe(set_id) or not isinstance(store_id, bytes)):
+            raise self._translate(set_id)
+        self._check_id(store_id)
+        self._is_greeted = True
+        policy = memory.get("maxmemory_policy") if isinstance(memory, dict) else None
+        if not self._has_warned and policy != "noeviction":
+            self._has_warned = True
             warnings.warn(
                 f"The Redis at {self.where} may remove answers that were paid for when its memory is full"
-                f" (maxmemory-policy: {policy[1].decode() if policy else 'not told'}). Set that to noeviction.",
+                f" (maxmemory-policy: {policy or 'unknown'}). Set it to noeviction.",
                 RuntimeWarning,
                 stacklevel=1,
             )
 
-    def _exchange(self, commands: list[Command], give_up: float) -> list[Any]:
-        self._connection.send_packed_command(self._connection.pack_commands(commands))
-        replies: list[Any] = []
-        while len(replies) < len(commands):
-            if time.monotonic() > give_up:
-                self._connection.disconnect()
-                raise Silent("Too slow")
-            try:
-                replies.append(self._connection.read_response())
-            except ResponseError as error:
-                replies.append(error)
-        return replies
+    def _pipeline(self, commands: Sequence[Command], deadline: float) -> list[Any]:
+        client = self._client
+        pipeline = _TimedPipeline(client.connection_pool, client.response_callbacks, transaction=False, shard_hint=None)
+        with pipeline:
+            pipeline.deadline = deadline
+            for command in commands:
+                command(pipeline)
+            return pipeline.execute(raise_on_error=False)
 
-    def _check(self, name: Any) -> None:
-        if isinstance(name, ResponseError):
-            raise self._no(name)
-        self._name = self._name or name
-        if name != self._name:
+    def _disconnect(self) -> None:
+        self._client.connection_pool.disconnect()
+        self._is_greeted = False
+
+    def _check_id(self, store_id: Any) -> None:
+        if isinstance(store_id, ResponseError):
+            raise self._translate(store_id)
+        self._id = self._id or store_id
+        if store_id != self._id:
             raise LostError(
-                f"The Redis at {self.where} has lost what was recorded there.",
-                hint="Give it back its data. If they are gone, start again what is running: that begins afresh."
-                " Have it save them (appendonly yes), and let nobody flush it.",
+                f"The Redis at {self.where} has lost the records that were saved there.",
+                hint="Restore its data. If they are gone, start again what is running: that starts afresh."
+                " Let it save its data (appendonly yes), and see that it is not flushed.",
             )
 
-    def _no(self, error: Exception) -> ConfigurationError:
-        """What went wrong, in words: what the Redis said, but nothing that it was told."""
-        said = _said(error)
-        what, hint = next(words for codes, words in _WORDS.items() if re.search(rf"\b(?:{codes})\b", said))
-        shown = str(error).partition(", with args")[0].rstrip(".")
-        if self._connection.password:
-            shown = shown.replace(self._connection.password, "***")
-        return ConfigurationError(f"The Redis at {self.where} {what.format(said=shown)}", hint=hint)
+    def _translate(self, error: Exception) -> ConfigurationError:
+        """Return the error in words, with the text from Redis, but without what was sent to it."""
+        description = _describe(error)
+        message, hint = next(
+            words for pattern, words in _MESSAGES.items() if re.search(rf"\b(?:{pattern})\b", description)
+        )
+        text = str(error).partition(", with args")[0].rstrip(".")
+        if self._password:
+            text = text.replace(self._password, "***")
+        return ConfigurationError(f"The Redis at {self.where} {message.format(error=text)}", hint=hint)
 
 
-def _at(record: Json | None) -> float:
+def _read_time(record: Json | None) -> float:
     at = (record or {}).get("at")
     return at if isinstance(at, float) and math.isfinite(at) else math.inf
 
 
-def _stamp(data: bytes) -> str:
+def _hash(data: bytes) -> str:
     return hashlib.sha1(data, usedforsecurity=False).hexdigest() if data else ""
 
 
-def _said(reply: Any) -> str:
+def _describe(reply: Any) -> str:
     return f"{type(reply).__name__} {getattr(reply, 'status_code', '')} {reply}" if isinstance(reply, Exception) else ""
 
 
-def _connection_of(url: str) -> Callable[[], Any]:
-    """How a connection is made, or a ConfigurationError that does not show the URL: there may be a password in it."""
+def _parse_options(url: str) -> dict[str, Any]:
+    """Return the options of a connection; the URL is not shown in errors, as it may contain a password."""
     try:
-        # What stands before a stray / ? or # would be taken for a host, or a port, and shown.
+        # The part before a stray / ? or # would be taken for a host, or a port, and shown.
         if re.match(r"\w+://[^@/?#]*[/?#].*@", url):
             raise ValueError  # noqa: TRY301
-        said = {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _SILENCE_S, **parse_url(url)}  # type: ignore[no-untyped-call]
-        said |= {"protocol": 2, "decode_responses": False}
-        make = partial(said.pop("connection_class", Connection), **said)
-        make()  # nothing is connected yet
+        options = {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _SILENCE_S, **parse_url(url)}  # type: ignore[no-untyped-call]
+        options = {"connection_class": Connection, **options, "protocol": 2, "decode_responses": False}
+        options["connection_class"](**_without_class(options))  # raises what is wrong; nothing is connected yet
     except (TypeError, ValueError, RedisError):
         raise ConfigurationError(
             f"{STATE_URL} is not the address of a Redis.",
-            hint="It is redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path, and behind a ? what else"
-            " redis-py is to know. In the user and the password, / ? # @ % are %2F %3F %23 %40 %25.",
+            hint="It is redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path, with options of redis-py"
+            " after a ?. In the user and the password, / ? # @ % are %2F %3F %23 %40 %25.",
         ) from None
-    return make
+    return options
+
+
+def _without_class(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "connection_class"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def document(tokens: int = 10_000, letter: str = "x") -> Source:
 
 def planned(
     target: Target = FLASH,
-    prompts: list[str] = PROMPTS,
+    prompts: Sequence[str | None] = PROMPTS,
     sources: list[Source] | None = None,
     *,
     each_source: bool = False,
@@ -82,6 +83,7 @@ NOTHING: list[tuple[dict[str, Any], str]] = [
     ({"target": Target(provider="openrouter", model="google/gemini-2.5-flash")}, "nothing has to be done"),
     ({"target": Target(provider="local", model="llama", base_url="http://localhost:1")}, "nothing has to be done"),
     ({"sources": [Source.from_youtube("https://youtu.be/dQw4w9WgXcQ")]}, "length of what is at an address"),
+    ({"prompts": [None, "One?"]}, "nothing but the sources"),
     ({"target": CLAUDE, "sources": [document(4_000)]}, "caching needs 4,096 tokens"),
     ({"target": CLAUDE, "implicit_caching": False}, "the options set implicit_caching"),
     ({"target": CLAUDE, "prompts": ["One?"]}, "no two prompts"),
@@ -105,6 +107,12 @@ def test_a_long_document_is_written_first_with_anthropic() -> None:
     assert choice_of(plan).mode == "warm"
     assert plan.options.implicit_caching == "warm"
     assert plan.cache_request is None
+
+
+def test_a_short_source_of_a_broadcast_leaves_the_others_warm() -> None:
+    """It is sent as ever, at the price that it has anyway."""
+    sources = [document(), document(100, "y"), document(letter="z")]
+    assert choice_of(planned(CLAUDE, sources=sources, each_source=True)).mode == "warm"
 
 
 def test_a_write_for_an_hour_pays_from_three_prompts_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import pytest
 
 from pollux_flows import CacheError, CacheHandle, Config, ConfigurationError, Options, Source, create_cache, run
 from pollux_flows.caching.registry import StoreRegistry, open_registry
+from pollux_flows.caching.sweep import delete_cache, delete_temporary, sweep_caches
 from pollux_flows.errors import ExpiredCacheError
+from pollux_flows.pipeline import cache_creation
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
 from pollux_flows.pipeline.caches import CacheRequest
 from pollux_flows.pipeline.execute import open_execution
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
+from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Logged, Simulator
@@ -46,7 +50,7 @@ def created(sim: Simulator) -> list[Logged]:
 
 
 async def named(gemini: Config, registry: StoreRegistry, request: CacheRequest = REQUEST) -> CacheHandle:
-    return await create_or_find(await prepare_cache(request, gemini), gemini, registry)
+    return (await create_or_find(await prepare_cache(request, gemini), gemini, registry)).handle
 
 
 def with_handle(
@@ -306,3 +310,159 @@ async def test_a_model_without_caches_is_refused(
 async def test_other_models_are_the_providers_to_judge(model: str, config: MakeConfig, sim: Simulator) -> None:
     await create_cache([STORY], config=config("gemini", model=model))
     assert len(created(sim)) == 1
+
+
+# --- While other runs, sweeps and clocks are at work ----------------------------------------------------------------
+
+
+async def test_a_cache_that_is_used_by_its_handle_is_not_idle(gemini: Config, registry: StoreRegistry) -> None:
+    """A run notes its use, which a sweep goes by."""
+    handle = await named(gemini, registry, REQUEST.model_copy(update={"ttl_seconds": 7 * 86_400}))
+    async with registry.lock(handle.identity or "") as lock:
+        assert lock.record is not None
+        await lock.save(lock.record.change(last_used_at=time.time() - 30 * 3600))
+    await executed(with_handle(gemini, handle, ["a"]), gemini, registry)
+    (record,) = await registry.list()
+    assert time.time() - record.last_used_at < 60
+    assert await sweep_caches(registry, gemini) == []
+
+
+async def test_a_cache_that_another_asks_for_outlives_the_run(
+    gemini: Config, sim: Simulator, registry: StoreRegistry
+) -> None:
+    """It was found while a run held it for itself alone: its name is in others' hands from then on."""
+    plan = await beside_sources(gemini, ["a", "b"])
+    async with open_execution(plan, gemini, caches=registry) as execution:
+        await execution.outcomes(plan.calls)
+        (record,) = await registry.list()
+        assert record.is_temporary
+        handle = await named(gemini, registry)
+        assert await delete_temporary(registry, gemini, execution.created_by or "") == set()
+    (record,) = await registry.list()
+    assert (record.name, record.is_temporary) == (handle.name, False)
+    assert len(created(sim)) == 1
+
+
+async def test_a_run_extends_the_cache_that_it_would_outlive(config: MakeConfig, sim: Simulator) -> None:
+    """Its calls stand in line for longer than the cache lives, and look again before they are sent."""
+    gemini = config("gemini", request_concurrency=2)
+    sim.latency_s = 0.4
+    request = REQUEST.model_copy(update={"ttl_seconds": 2})
+    plan = await beside_sources(gemini, [f"p{number}" for number in range(14)], request)
+    outcomes = await executed(plan, gemini, open_registry(gemini))
+    assert [outcome.problem for outcome in outcomes] == [None] * 14
+    assert (len(created(sim)), len(asked(sim))) == (1, 14)
+    assert [entry for entry in sim.requests if entry.operation == "cache.update"]
+
+
+async def test_a_cache_that_ran_out_is_made_again_more_than_once(
+    gemini: Config, sim: Simulator, registry: StoreRegistry
+) -> None:
+    """Only a loss before its time says that the provider keeps none."""
+    handle = await named(gemini, registry)
+    plan = with_handle(gemini, handle, ["a", "b", "c"])
+    async with open_execution(plan, gemini, caches=registry) as execution:
+        for call in plan.calls:
+            sim.gemini_caches.clear()
+            assert execution.cache.handle is not None
+            execution.cache.handle = execution.cache.handle.model_copy(update={"expires_at": time.time() - 1})
+            async with registry.lock(handle.identity or "") as lock:
+                assert lock.record is not None
+                await lock.save(lock.record.change(expires_at=time.time() - 1))
+            (outcome,) = await execution.outcomes([call])
+            assert outcome.problem is None
+    assert len(created(sim)) == 4
+
+
+async def test_a_clock_that_is_ahead_is_named(gemini: Config, sim: Simulator, registry: StoreRegistry) -> None:
+    """The cache would seem to have expired at once, and would be paid for at every call."""
+    prepared = await prepare_cache(REQUEST, gemini)
+    with pytest.raises(CacheError, match="Set the clock of this machine"):
+        await create_or_find(prepared, gemini, registry, clock=lambda: time.time() + 7200)
+    assert sim.gemini_caches.all(sim.now()) == []
+
+
+async def test_a_cache_that_was_called_lost_and_is_there_is_deleted_later(
+    gemini: Config, sim: Simulator, registry: StoreRegistry
+) -> None:
+    """The provider was wrong: the cache that was replaced is known by its display name."""
+    handle = await named(gemini, registry)
+    sim.fail(Fault(status=403, message="CachedContent not found (or permission denied)"))
+    await executed(with_handle(gemini, handle, ["a"]), gemini, registry)
+    assert len(sim.gemini_caches.all(sim.now())) == 2
+    (swept,) = await sweep_caches(registry, gemini)
+    assert (swept.name, swept.reason) == (handle.name, "abandoned")
+    assert len(sim.gemini_caches.all(sim.now())) == 1
+
+
+async def test_a_creation_without_a_reply_is_not_forgotten(
+    gemini: Config, sim: Simulator, registry: StoreRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the provider may yet list it, its record stays for a sweep."""
+    monkeypatch.setattr(cache_creation, "_LOOKS_S", (0.1,))
+    sim.fail(Fault(kind="drop_after"), operation="cache.create")
+    sim.fail(Fault(status=503), operation="cache.list", times=4)
+    with pytest.raises(CacheError):
+        await named(gemini, registry)
+    (late,) = sim.gemini_caches.all(sim.now())
+    sim.gemini_caches.clear()
+    (record,) = await registry.list()
+    with pytest.raises(CacheError, match="not known yet"):
+        await delete_cache(registry, gemini, record.identity)
+    sim.gemini_caches.add(late)
+    await delete_cache(registry, gemini, record.identity)
+    assert (sim.gemini_caches.all(sim.now()), await registry.list()) == ([], [])
+
+
+async def test_a_cache_that_cannot_be_extended_is_used_while_it_lives(
+    gemini: Config, sim: Simulator, registry: StoreRegistry
+) -> None:
+    handle = await named(gemini, registry)
+    soon = handle.model_copy(update={"expires_at": time.time() + 30})
+    async with registry.lock(handle.identity or "") as lock:
+        assert lock.record is not None
+        await lock.save(lock.record.change(expires_at=soon.expires_at))
+    sim.fail(Fault(status=500), operation="cache.update", times=None)
+    outcomes = await executed(with_handle(gemini, soon, ["a", "b"]), gemini, registry)
+    assert [outcome.problem for outcome in outcomes] == [None, None]
+    assert len(created(sim)) == 1
+
+
+async def test_only_the_run_that_creates_a_cache_counts_it(
+    gemini: Config, sim: Simulator, registry: StoreRegistry
+) -> None:
+    """Runs that waited for it, or found it, do not."""
+    plans = [await beside_sources(gemini, [f"{run} a", f"{run} b"]) for run in range(3)]
+
+    async def run_one(plan: Plan) -> list[UsedCache]:
+        async with open_execution(plan, gemini, caches=registry) as execution:
+            await execution.outcomes(plan.calls)
+            return execution.used_caches
+
+    used = [caches for (caches,) in await asyncio.gather(*map(run_one, plans))]
+    assert len(created(sim)) == 1
+    assert sum(cache.created_at is not None for cache in used) == 1
+
+
+async def test_a_cache_that_is_made_again_counts_against_the_budget(
+    gemini: Config, sim: Simulator, registry: StoreRegistry
+) -> None:
+    """Its price is looked at before the call is made again."""
+    handle = await named(gemini, registry)
+    sim.gemini_caches.clear()
+    (outcome,) = await executed(with_handle(gemini, handle, ["a"]), gemini, registry, max_cost_usd=1e-9)
+    assert outcome.failure is not None
+    assert "max_cost_usd" in outcome.failure.message
+    assert len(created(sim)) == 2
+
+
+async def test_a_registered_request_names_its_files_by_absolute_paths(
+    gemini: Config, registry: StoreRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be made again in another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "story.txt").write_text("About the sea. " * 500)
+    await named(gemini, registry, CacheRequest(sources=[Source.from_file("story.txt")]))
+    (record,) = await registry.list()
+    assert record.request is not None
+    assert record.request.sources[0].uri == str(tmp_path / "story.txt")

@@ -10,8 +10,8 @@ __all__ = ["config", "sim", "world"]
 
 
 @pytest.fixture(autouse=True)
-def _alone_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """State of the test's own."""
+def _isolated_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test its own state, and search for lost batches only briefly."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
-    # The simulator lists a batch at once: to look again for seconds would find no more.
-    monkeypatch.setattr("pollux_flows.deferred.submit._LOOKS_S", (0.0, 0.01))
+    # The simulator lists a batch at once: further searches would find no more.
+    monkeypatch.setattr("pollux_flows.deferred.submit._SEARCH_PAUSES_S", (0.0, 0.01))

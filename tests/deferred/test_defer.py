@@ -1,4 +1,4 @@
-"""defer and its companions, on all three batch systems: handed in, looked at, collected, cancelled."""
+"""Tests of defer, inspect_deferred, collect_deferred and cancel_deferred on all three batch systems."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class City(BaseModel):
 
 
 @every_batch_system
-async def test_what_is_deferred_comes_back_in_order(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
+async def test_answers_come_in_the_order_of_the_prompts(
+    provider: ProviderName, sim: Simulator, config: MakeConfig
+) -> None:
     sim.batch_s = 60
     handle = await defer_many(PROMPTS, config=config(provider))
     assert (handle.provider, handle.request_count, handle.job_id) == (provider, 3, sim.batches[0].id)
@@ -63,7 +65,7 @@ async def test_what_is_deferred_comes_back_in_order(provider: ProviderName, sim:
 
 
 @every_batch_system
-async def test_a_batch_costs_half(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
+async def test_a_batch_costs_half_of_realtime_calls(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
     sim.batch_s = 0
     now = await run_many(PROMPTS, config=config(provider))
     later = await collect_deferred(await defer_many(PROMPTS, config=config(provider)), config=config(provider))
@@ -71,7 +73,7 @@ async def test_a_batch_costs_half(provider: ProviderName, sim: Simulator, config
 
 
 @every_batch_system
-async def test_files_a_schema_and_a_system_instruction(
+async def test_files_schema_and_system_instruction_reach_the_provider(
     provider: ProviderName, sim: Simulator, config: MakeConfig, tmp_path: Path
 ) -> None:
     sim.batch_s = 0
@@ -81,21 +83,21 @@ async def test_files_a_schema_and_a_system_instruction(
     handle = await defer("Which city?", source=Source.from_file(pdf), config=config(provider), options=options)
     assert any(file.deleted_at is None for file in sim.files)
     await inspect_deferred(handle, config=config(provider))
-    assert any(file.deleted_at is None for file in sim.files), "looking deletes nothing"
-    kept = DeferredHandle.from_dict(json.loads(json.dumps(handle.to_dict())))
-    assert kept == handle
-    plain = await collect_deferred(kept, config=config(provider))
+    assert any(file.deleted_at is None for file in sim.files), "inspection deletes nothing"
+    restored = DeferredHandle.from_dict(json.loads(json.dumps(handle.to_dict())))
+    assert restored == handle
+    plain = await collect_deferred(restored, config=config(provider))
     assert plain.structured is not None
     assert isinstance(plain.structured[0], dict)
-    city = await collect_deferred(kept, config=config(provider), response_schema=City)
+    city = await collect_deferred(restored, config=config(provider), response_schema=City)
     assert city.structured is not None
     assert isinstance(city.structured[0], City)
     with pytest.raises(ConfigurationError, match="not the one"):
-        await collect_deferred(kept, config=config(provider), response_schema={"type": "object"})
+        await collect_deferred(restored, config=config(provider), response_schema={"type": "object"})
 
 
 @every_batch_system
-async def test_the_input_is_deleted_once_it_is_collected(
+async def test_collection_deletes_the_uploads(
     provider: ProviderName, sim: Simulator, config: MakeConfig, tmp_path: Path
 ) -> None:
     sim.batch_s = 0
@@ -110,7 +112,7 @@ async def test_the_input_is_deleted_once_it_is_collected(
 
 @every_batch_system
 @pytest.mark.parametrize(("keep_files_s", "source_stays"), [(0.0, False), (3600.0, True)])
-async def test_a_job_keeps_files_as_the_config_that_submitted_it_says(  # noqa: PLR0917 (each is a fixture or a parameter)
+async def test_source_files_are_kept_as_long_as_the_submitting_config_says(  # noqa: PLR0917 (each is a fixture or a parameter)
     provider: ProviderName,
     keep_files_s: float,
     source_stays: bool,
@@ -118,7 +120,7 @@ async def test_a_job_keeps_files_as_the_config_that_submitted_it_says(  # noqa: 
     config: MakeConfig,
     tmp_path: Path,
 ) -> None:
-    """Whatever the Config that collects says. No other job can use the batch's input file: it never stays."""
+    """The Config that collects has no influence. The file of the rows is always deleted: no other job can use it."""
     sim.batch_s = 0
     pdf = tmp_path / "report.pdf"
     pdf.write_bytes(b"%PDF-1.7\n" + bytes(200))
@@ -134,7 +136,9 @@ async def test_a_job_keeps_files_as_the_config_that_submitted_it_says(  # noqa: 
 
 @every_batch_system
 @pytest.mark.parametrize("end", ["partial", "expired", "cancelled", "failed"])
-async def test_every_end(provider: ProviderName, end: str, sim: Simulator, config: MakeConfig) -> None:
+async def test_each_ending_of_a_batch_has_its_status(
+    provider: ProviderName, end: str, sim: Simulator, config: MakeConfig
+) -> None:
     sim.batch_s = 0
     sim.batch(end=end, answered=0.5)
     handle = await defer_many(["a", "b", "c", "d"], config=config(provider))
@@ -151,10 +155,10 @@ async def test_every_end(provider: ProviderName, end: str, sim: Simulator, confi
 
 
 @every_batch_system
-async def test_rows_that_are_missing_doubled_or_nobodys(
+async def test_missing_duplicate_and_foreign_rows_are_reported(
     provider: ProviderName, sim: Simulator, config: MakeConfig
 ) -> None:
-    """Told for each, and no error."""
+    """The envelope names each of them, and collection succeeds."""
     sim.batch_s = 0
     sim.batch(missing=1, duplicates=2, unknown=3)
     envelope = await collect_deferred(
@@ -170,7 +174,9 @@ async def test_rows_that_are_missing_doubled_or_nobodys(
 
 
 @every_batch_system
-async def test_an_unknown_word_is_no_end(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
+async def test_an_unknown_provider_status_counts_as_running(
+    provider: ProviderName, sim: Simulator, config: MakeConfig
+) -> None:
     sim.batch_s = 3600
     sim.batch(status="BATCH_STATE_PONDERING" if provider == "gemini" else "pondering")
     handle = await defer("a", config=config(provider))
@@ -179,7 +185,7 @@ async def test_an_unknown_word_is_no_end(provider: ProviderName, sim: Simulator,
 
 
 @every_batch_system
-async def test_cancel(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
+async def test_cancelled_work_can_be_collected(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
     sim.batch_s = 3600
     handle = await defer_many(PROMPTS, config=config(provider))
     await cancel_deferred(handle, config=config(provider))
@@ -189,11 +195,13 @@ async def test_cancel(provider: ProviderName, sim: Simulator, config: MakeConfig
     assert (seen.status, seen.failed) == ("cancelled", 3)
     envelope = await collect_deferred(handle, config=config(provider))
     assert [item["status"] for item in envelope.diagnostics["deferred"]["items"]] == ["cancelled"] * 3
-    await cancel_deferred(handle, config=config(provider))  # of what is done, nothing is left to cancel
+    await cancel_deferred(handle, config=config(provider))  # after its end, this changes nothing
 
 
 @every_batch_system
-async def test_the_same_run_hands_in_once(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
+async def test_equal_calls_with_one_run_key_submit_one_batch(
+    provider: ProviderName, sim: Simulator, config: MakeConfig
+) -> None:
     sim.batch_s = 3600
     first = await defer_many(PROMPTS, config=config(provider), run_key="nightly")
     assert await defer_many(PROMPTS, config=config(provider), run_key="nightly") == first
@@ -203,17 +211,17 @@ async def test_the_same_run_hands_in_once(provider: ProviderName, sim: Simulator
 
 
 @every_batch_system
-async def test_collected_elsewhere_from_the_handle_alone(
+async def test_a_handle_is_enough_to_collect_on_another_machine(
     provider: ProviderName, sim: Simulator, config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine that knows nothing of it, by a package that has more to say, with a key from the environment."""
+    """That machine has no state of the job, a newer package and the key in its environment."""
     sim.batch_s = 0
-    told = (await defer_many(PROMPTS, config=config(provider))).to_dict()
-    told["provider_state"]["job"]["something_new"] = {"a": 1}
-    told["something_new"] = True
+    data = (await defer_many(PROMPTS, config=config(provider))).to_dict()
+    data["provider_state"]["job"]["something_new"] = {"a": 1}
+    data["something_new"] = True
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "elsewhere"))
     monkeypatch.setenv(KEY_VARIABLES[provider], KEY)
-    handle = DeferredHandle.from_dict(told)
+    handle = DeferredHandle.from_dict(data)
     with pytest.raises(ConfigurationError, match="not sent to"):  # a handle says where to ask, not where keys go
         await inspect_deferred(handle)
     monkeypatch.setenv(URL_VARIABLES[provider], str(config(provider).base_url))
@@ -221,21 +229,21 @@ async def test_collected_elsewhere_from_the_handle_alone(
     assert (await collect_deferred(handle)).status == "ok"
 
 
-def test_a_handle_of_another_time() -> None:
+def test_a_handle_of_a_newer_format_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="newer pollux_flows"):
         DeferredHandle(job_id="b", provider="openai", model="m", request_count=1, submitted_at=0.0, version=99)
 
 
-async def test_a_handle_that_is_none(config: MakeConfig) -> None:
+async def test_an_invalid_handle_is_refused(config: MakeConfig) -> None:
     handle = DeferredHandle(job_id="b", provider="openai", model="m", request_count=1, submitted_at=0.0)
-    with pytest.raises(ConfigurationError, match="does not say how to find it"):
+    with pytest.raises(ConfigurationError, match="does not describe a job"):
         await inspect_deferred(handle, config=config("openai"))
     with pytest.raises(ConfigurationError, match="is a dict"):
         await inspect_deferred({}, config=config("openai"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("provider", "options", "said"),
+    ("provider", "options", "problem"),
     [
         ("openai", {"tools": [{"name": "f"}]}, "Tool calling cannot be deferred"),
         ("anthropic", {"implicit_caching": False}, "implicit_caching cannot be deferred"),
@@ -245,10 +253,10 @@ async def test_a_handle_that_is_none(config: MakeConfig) -> None:
         ("local", {}, "deferred"),
     ],
 )
-async def test_refused_before_any_upload(  # noqa: PLR0917 (each is a fixture or a parameter)
+async def test_unsupported_options_are_refused_before_any_upload(  # noqa: PLR0917 (each is a fixture or a parameter)
     provider: ProviderName,
     options: dict[str, Any],
-    said: str,
+    problem: str,
     sim: Simulator,
     config: MakeConfig,
     tmp_path: Path,
@@ -256,19 +264,19 @@ async def test_refused_before_any_upload(  # noqa: PLR0917 (each is a fixture or
     pdf = tmp_path / "report.txt"
     pdf.write_text("a text")
     sources = [] if provider == "local" else [Source.from_file(pdf)]
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=problem):
         await defer_many(PROMPTS, sources=sources, config=config(provider), options=Options(**options))
     assert sim.requests == []
 
 
-async def test_nothing_to_defer(sim: Simulator, config: MakeConfig) -> None:
+async def test_an_empty_list_of_prompts_is_refused(sim: Simulator, config: MakeConfig) -> None:
     with pytest.raises(ConfigurationError, match="no prompts"):
         await defer_many([], config=config("gemini"))
     assert sim.requests == []
 
 
 @every_batch_system
-async def test_the_simulator_in_process(provider: ProviderName) -> None:
+async def test_the_in_process_simulator_answers_deferred_work(provider: ProviderName) -> None:
     settings = Config(provider=provider, model=MODELS[provider], use_mock=True)
     handle = await defer_many(PROMPTS, config=settings)
     deadline = time.monotonic() + 10

@@ -1,4 +1,4 @@
-"""Killed while it defers: called again with the same arguments, it hands in one batch, and collects it."""
+"""Tests of defer_many in a process that is killed: called again, it submits one batch, and collects it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tests.mortal import Death, started
 PROMPTS = ["one", "two", "three"]
 # Of the steps, a third in the suite; with `make batch-kills`, each.
 SKIPPED = 1 if "TEST_BATCH_KILLS" in os.environ else 3
-_BOOK, _SESSION = "pollux_flows.deferred.book", "pollux_flows.providers.session:Session"
+_STORE, _SESSION = "pollux_flows.deferred.store", "pollux_flows.providers.session:Session"
 STEPS = (
-    f"{_BOOK}:StoreBook.ask",
-    f"{_BOOK}:StoreBook.add",
+    f"{_STORE}:StateJobStore.save_request",
+    f"{_STORE}:StateJobStore.create",
     "pollux_flows.state.leases:acquire_lease",
     f"{_SESSION}.upload",
     f"{_SESSION}.submit_batch",
-    f"{_BOOK}:_StoreHold.save",
-    f"{_BOOK}:_StoreHold.end",
+    f"{_STORE}:_StateJobLock.save",
+    f"{_STORE}:_StateJobLock.release",
 )
 # The parts, the intent, the reply.
 _SAVES = 3
@@ -41,8 +41,8 @@ DEATHS = [
 ]
 
 
-async def deferred(settings: dict[str, Any], run_key: str | None, file: Path, told: Path) -> None:
-    """Until it is told what became of it, as its error says."""
+async def defer_until_known(settings: dict[str, Any], run_key: str | None, file: Path, handle_file: Path) -> None:
+    """Call defer_many again until it knows the outcome, as its error advises."""
     config = Config(**settings, keep_files_s=0.0)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -53,27 +53,27 @@ async def deferred(settings: dict[str, Any], run_key: str | None, file: Path, to
                 raise
             await asyncio.sleep(0.2)
         else:
-            _tell(told, handle)
+            _save_handle(handle_file, handle)
             return
     raise TimeoutError
 
 
-def _tell(told: Path, handle: DeferredHandle) -> None:
-    told.write_text(json.dumps(handle.to_dict()))
+def _save_handle(handle_file: Path, handle: DeferredHandle) -> None:
+    handle_file.write_text(json.dumps(handle.to_dict()))
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("provider", "run_key"), [*((each, "nightly") for each in SDKS), ("openai", None)])
-async def test_killed_at_every_step(
+async def test_a_call_after_a_kill_at_any_step_submits_one_batch(
     provider: ProviderName, run_key: str | None, world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
 ) -> None:
-    """One batch. Without a name of the run that holds until the provider's reply is written down."""
+    """There is one batch. Without a `run_key`, that is so until the provider's reply is saved."""
     sim.batch_s = 0
     base_url = sim.base_url(provider, world[1])
     # A Config does not tell another process its key.
     settings: dict[str, Any] = {"provider": provider, "model": MODELS[provider], "api_key": KEY, "base_url": base_url}
     config = Config(**settings, keep_files_s=0.0)
-    deaths = [death for death in DEATHS if run_key or not _is_over(death)]
+    deaths = [death for death in DEATHS if run_key or not _is_after_reply(death)]
     for number, death in enumerate(deaths[SDKS.index(provider) :: len(SDKS) * SKIPPED]):
         if death.function.endswith("upload") and provider == "anthropic":
             continue  # nothing is uploaded
@@ -81,7 +81,7 @@ async def test_killed_at_every_step(
         sim.file_store.clear()
         folder = tmp_path / str(number)
         folder.mkdir()
-        home, handle = await _lived(death, settings, run_key, folder)
+        home, handle = await _run_killed(death, settings, run_key, folder)
         assert len(sim.batches) == 1
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("POLLUX_HOME", str(home))
@@ -95,38 +95,42 @@ def _write(file: Path, text: str) -> None:
     file.write_bytes(b"%PDF-1.7\n" + text.encode() + bytes(200))
 
 
-def _is_over(death: Death) -> bool:
-    return death.function.endswith("end") or (death.nth, death.when) == (_SAVES, "after")
+def _is_after_reply(death: Death) -> bool:
+    return death.function.endswith("release") or (death.nth, death.when) == (_SAVES, "after")
 
 
-async def _lived(
+async def _run_killed(
     death: Death, settings: dict[str, Any], run_key: str | None, folder: Path
 ) -> tuple[Path, DeferredHandle]:
-    file, told, home = folder / "report.pdf", folder / "handle.json", folder / "home"
+    file, handle_file, home = folder / "report.pdf", folder / "handle.json", folder / "home"
     _write(file, str(death))
-    work: tuple[Any, ...] = (deferred, settings, run_key, file, told)
-    assert not await started(*work, death=death, home=home, said=folder / "said").ended(30), f"it lived: {death}"
-    assert not told.exists()
+    work: tuple[Any, ...] = (defer_until_known, settings, run_key, file, handle_file)
+    assert not await started(*work, death=death, home=home, said=folder / "said").ended(30), (
+        f"it was not killed: {death}"
+    )
+    assert not handle_file.exists()
     assert await started(*work, death=None, home=home, said=folder / "said").ended(60)
-    return home, DeferredHandle.from_dict(json.loads(told.read_text()))
+    return home, DeferredHandle.from_dict(json.loads(handle_file.read_text()))
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("step", [f"{_SESSION}.submit_batch", f"{_BOOK}:_StoreHold.end"])
+@pytest.mark.parametrize("step", [f"{_SESSION}.submit_batch", f"{_STORE}:_StateJobLock.release"])
 @pytest.mark.parametrize("provider", SDKS)
 async def test_a_simulated_batch_outlives_its_process(
     provider: ProviderName, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a real one does: whoever asks the same in that run finds it, and collects it."""
-    home, file, told = tmp_path / "home", tmp_path / "report.txt", tmp_path / "told"
+    """As a real one does: a second call with the same `run_key` finds it, and collects it."""
+    home, file, handle_file = tmp_path / "home", tmp_path / "report.txt", tmp_path / "handle_file"
     file.write_text("A report.")
     settings: dict[str, Any] = {"provider": provider, "model": MODELS[provider], "use_mock": True}
     death = Death(step, "after")
-    mortal = started(deferred, settings, "nightly", file, told, death=death, home=home, said=tmp_path / "said")
+    mortal = started(
+        defer_until_known, settings, "nightly", file, handle_file, death=death, home=home, said=tmp_path / "said"
+    )
     assert await mortal.ended(within_s=60) is False
     monkeypatch.setenv("POLLUX_HOME", str(home))
-    await deferred(settings, "nightly", file, told)
-    handle, config = DeferredHandle.from_dict(json.loads(told.read_text())), Config(**settings)
+    await defer_until_known(settings, "nightly", file, handle_file)
+    handle, config = DeferredHandle.from_dict(json.loads(handle_file.read_text())), Config(**settings)
     for _ in range(100):
         if (await inspect_deferred(handle, config=config)).is_terminal:
             break

@@ -1,4 +1,4 @@
-"""A reply that was lost: whether the provider has the batch is found out, never guessed."""
+"""Tests of reconciliation: after a lost reply, the batch is searched at the provider before it is submitted again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from pollux_flows import APIError, Config, defer_many, inspect_deferred
 from pollux_flows.config import ProviderName
 from pollux_flows.deferred.advance import cancel
-from pollux_flows.deferred.book import Asked, StoreBook
 from pollux_flows.deferred.job import Job, OnLost
-from pollux_flows.deferred.reconcile import SETTLED_S
-from pollux_flows.deferred.submit import claim, hand_in, hand_in_first, settle
+from pollux_flows.deferred.reconcile import SETTLED_S, reconcile
+from pollux_flows.deferred.store import JobRequest, StateJobStore
+from pollux_flows.deferred.submit import create_job, submit_created, submit_due_parts
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import Session, open_session
@@ -24,31 +24,35 @@ from pollux_flows.state.store import open_store
 from tests.loopback import SDKS, MakeConfig
 
 every_batch_system = pytest.mark.parametrize("provider", SDKS)
-named = pytest.mark.parametrize("provider", ["gemini", "openai"])
+every_system_with_names = pytest.mark.parametrize("provider", ["gemini", "openai"])
 PROMPTS = ["one", "two", "three"]
 
 
 @asynccontextmanager
-async def claimed(config: Config, on_lost: OnLost = "submit") -> AsyncIterator[tuple[StoreBook, Session, Plan]]:
-    """A job called "job" that nobody has handed in."""
+async def create_unsent_job(
+    config: Config, on_lost: OnLost = "submit"
+) -> AsyncIterator[tuple[StateJobStore, Session, Plan]]:
+    """Create a job every_system_with_names "job" that is not submitted yet."""
     request = make_request(PROMPTS, target=config.target)
-    plan, book = make_plan(request, []), StoreBook(open_store())
-    await claim(book, "job", Asked.by(request, []), plan, config.key(), on_lost=on_lost)
+    plan, store = make_plan(request, []), StateJobStore(open_store())
+    await create_job(store, "job", JobRequest.of(request, []), plan, config.key(), on_lost=on_lost)
     async with open_session(config) as session:
-        yield book, session, plan
+        yield store, session, plan
 
 
-async def tried(book: StoreBook, session: Session, plan: Plan, later_s: float = 0.0) -> Job:
-    """The job after somebody has tried to hand in what is left, so much later."""
-    async with book.alone("job") as hold:
-        await settle(hold, session, clock=lambda: time.time() + later_s)
-        await hand_in(hold, session, plan, clock=lambda: time.time() + later_s)
-        return hold.job
+async def resume_submission(store: StateJobStore, session: Session, plan: Plan, later_s: float = 0.0) -> Job:
+    """Reconcile the job and submit the rest of it, by a clock that is `later_s` ahead."""
+    async with store.lock("job") as lock:
+        await reconcile(lock, session, clock=lambda: time.time() + later_s)
+        await submit_due_parts(lock, session, plan, clock=lambda: time.time() + later_s)
+        return lock.job
 
 
 @every_batch_system
-async def test_the_provider_has_it(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
-    """Found at once where batches carry a name; elsewhere by their first result."""
+async def test_a_batch_whose_reply_was_lost_is_found(
+    provider: ProviderName, sim: Simulator, config: MakeConfig
+) -> None:
+    """At once by its name, or else by its first result."""
     sim.batch_s = 0
     sim.fail(Fault(kind="drop_after"), operation="batch.create")
     handle = await defer_many(PROMPTS, config=config(provider))
@@ -57,8 +61,10 @@ async def test_the_provider_has_it(provider: ProviderName, sim: Simulator, confi
 
 
 @every_batch_system
-async def test_the_provider_has_nothing(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
-    """It is believed only some time after the reply was lost, and then handed in again."""
+async def test_a_batch_that_is_not_found_is_not_submitted_again_at_once(
+    provider: ProviderName, sim: Simulator, config: MakeConfig
+) -> None:
+    """The provider may list it only some time after its reply was lost."""
     sim.fail(Fault(kind="drop"), operation="batch.create")
     with pytest.raises(APIError, match="may have taken the batch") as caught:
         await defer_many(PROMPTS, config=config(provider))
@@ -70,131 +76,135 @@ async def test_the_provider_has_nothing(provider: ProviderName, sim: Simulator, 
 
 
 @every_batch_system
-async def test_it_is_handed_in_again_when_it_is_settled(
+async def test_a_batch_that_never_arrived_is_submitted_again_after_the_settling_time(
     provider: ProviderName, sim: Simulator, config: MakeConfig
 ) -> None:
-    async with claimed(config(provider)) as (book, session, plan):
+    async with create_unsent_job(config(provider)) as (store, session, plan):
         sim.fail(Fault(kind="drop"), operation="batch.create")
-        assert (await tried(book, session, plan)).state == "submitting"
-        assert (await tried(book, session, plan, SETTLED_S - 5)).state == "submitting"
+        assert (await resume_submission(store, session, plan)).state == "submitting"
+        assert (await resume_submission(store, session, plan, SETTLED_S - 5)).state == "submitting"
         assert sim.batches == []
-        job = await tried(book, session, plan, SETTLED_S + 5)
+        job = await resume_submission(store, session, plan, SETTLED_S + 5)
     assert (job.state, job.parts[0].attempt, len(sim.batches)) == ("submitted", 2, 1)
 
 
-@named
-async def test_a_reply_that_took_very_long_is_no_sign(
+@every_system_with_names
+async def test_the_settling_time_begins_when_the_request_has_ended(
     provider: ProviderName, sim: Simulator, config: MakeConfig
 ) -> None:
-    """The time that counts begins when nobody waits any more."""
-    async with claimed(config(provider)) as (book, session, plan):
+    """Not when it was sent: a request may take minutes."""
+    async with create_unsent_job(config(provider)) as (store, session, plan):
         sim.fail(Fault(kind="drop"), operation="batch.create")
-        job = await tried(book, session, plan)
-        asked_long_ago = job.parts[0].model_copy(update={"sent_at": time.time() - 600})
-        async with book.alone("job") as hold:
-            await hold.save(hold.job.with_part(0, asked_long_ago))
-        assert (await tried(book, session, plan)).parts[0].state == "sending"
+        job = await resume_submission(store, session, plan)
+        sent_long_ago = job.parts[0].model_copy(update={"sent_at": time.time() - 600})
+        async with store.lock("job") as lock:
+            await lock.save(lock.job.with_part(0, sent_long_ago))
+        assert (await resume_submission(store, session, plan)).parts[0].state == "sending"
     assert sim.batches == []
 
 
-@named
-async def test_whoever_handed_it_in_is_gone(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
-    """What was on its way may still arrive: the first look is not the last."""
-    async with claimed(config(provider)) as (book, session, plan):
+@every_system_with_names
+async def test_the_settling_time_begins_anew_if_the_submitting_process_has_died(
+    provider: ProviderName, sim: Simulator, config: MakeConfig
+) -> None:
+    """Its request may still arrive, so the first search decides nothing."""
+    async with create_unsent_job(config(provider)) as (store, session, plan):
         sim.fail(Fault(kind="drop"), operation="batch.create")
-        job = await tried(book, session, plan)
+        job = await resume_submission(store, session, plan)
         orphaned = job.parts[0].model_copy(update={"sent_at": time.time() - 600, "lost_at": None})
-        async with book.alone("job") as hold:
-            await hold.save(hold.job.with_part(0, orphaned))
-        assert (await tried(book, session, plan)).parts[0].state == "sending"
-        assert (await tried(book, session, plan, SETTLED_S + 5)).parts[0].state == "sent"
+        async with store.lock("job") as lock:
+            await lock.save(lock.job.with_part(0, orphaned))
+        assert (await resume_submission(store, session, plan)).parts[0].state == "sending"
+        assert (await resume_submission(store, session, plan, SETTLED_S + 5)).parts[0].state == "sent"
     assert len(sim.batches) == 1
 
 
-async def test_left_to_a_person(sim: Simulator, config: MakeConfig) -> None:
-    async with claimed(config("openai"), on_lost="report") as (book, session, plan):
+async def test_on_lost_report_leaves_a_lost_batch_to_a_person(sim: Simulator, config: MakeConfig) -> None:
+    async with create_unsent_job(config("openai"), on_lost="report") as (store, session, plan):
         sim.fail(Fault(kind="drop"), operation="batch.create")
-        await tried(book, session, plan)
-        job = await tried(book, session, plan, SETTLED_S + 5)
+        await resume_submission(store, session, plan)
+        job = await resume_submission(store, session, plan, SETTLED_S + 5)
     assert (job.state, job.parts[0].state) == ("ambiguous", "lost")
     assert sim.batches == []
 
 
-async def test_what_was_given_up_too_early_is_looked_for_again(sim: Simulator, config: MakeConfig) -> None:
-    """It may be a batch that is still under way: nobody hands it in a second time."""
+async def test_a_lost_part_is_reconciled_again_before_it_is_resubmitted(sim: Simulator, config: MakeConfig) -> None:
+    """A running batch may be it, so it is not submitted a second time."""
     sim.batch_s = 3600
-    async with claimed(config("anthropic"), on_lost="report") as (book, session, plan):
+    async with create_unsent_job(config("anthropic"), on_lost="report") as (store, session, plan):
         sim.fail(Fault(kind="drop_after"), operation="batch.create")
-        job = await tried(book, session, plan)
-        async with book.alone("job") as hold:
+        job = await resume_submission(store, session, plan)
+        async with store.lock("job") as lock:
             lost = job.parts[0].model_copy(update={"state": "lost"})
-            await hold.save(hold.job.with_part(0, lost))
-            await settle(hold, session, lost=True)
-            assert hold.job.parts[0].state == "sending"
+            await lock.save(lock.job.with_part(0, lost))
+            await reconcile(lock, session, include_lost=True)
+            assert lock.job.parts[0].state == "sending"
     assert len(sim.batches) == 1
 
 
-async def test_another_key_looks_through_another_account(sim: Simulator, config: MakeConfig) -> None:
-    """There nothing is found, and nothing is handed in."""
-    async with claimed(config("openai")) as (book, session, plan):
+async def test_another_key_never_resubmits_a_lost_batch(sim: Simulator, config: MakeConfig) -> None:
+    """Its account does not have the batch, which proves nothing."""
+    async with create_unsent_job(config("openai")) as (store, session, plan):
         sim.fail(Fault(kind="drop_after"), operation="batch.create")
         sim.fail(Fault(status=500), operation="batch.list", times=30)
-        assert (await tried(book, session, plan)).state == "submitting"
+        assert (await resume_submission(store, session, plan)).state == "submitting"
         sim.faults.clear()
         async with open_session(config("openai", api_key="sk-another-account")) as other:
-            job = await tried(book, other, plan, SETTLED_S + 5)
+            job = await resume_submission(store, other, plan, SETTLED_S + 5)
         assert job.state == "ambiguous"
     assert len(sim.batches) == 1
 
 
-async def test_others_of_the_same_size_are_told_apart(sim: Simulator, config: MakeConfig) -> None:
-    """One whose results cannot be had just now may be ours, so nothing is handed in meanwhile."""
+async def test_foreign_batches_of_the_same_size_are_not_mistaken_for_the_lost_one(
+    sim: Simulator, config: MakeConfig
+) -> None:
+    """A batch without readable results may be it, so nothing is submitted meanwhile."""
     sim.batch_s = 0
     await defer_many(["a", "b", "c"], config=config("anthropic"))
     await defer_many(["d", "e", "f"], config=config("anthropic"))
-    async with claimed(config("anthropic")) as (book, session, plan):
+    async with create_unsent_job(config("anthropic")) as (store, session, plan):
         sim.fail(Fault(kind="drop_after"), operation="batch.create")
         sim.fail(Fault(status=404), operation="batch.results")
-        job = await tried(book, session, plan, SETTLED_S + 5)
+        job = await resume_submission(store, session, plan, SETTLED_S + 5)
     assert (job.parts[0].batch_id, len(sim.batches)) == (sim.batches[2].id, 3)
 
 
-async def test_cancelled_before_it_was_split(sim: Simulator, config: MakeConfig) -> None:
-    """It ends, and nothing of it is handed in by whoever comes back to it."""
-    async with claimed(config("openai")) as (book, session, plan):
-        async with book.alone("job") as hold:
-            await cancel(hold, session)
-            assert hold.job.is_ended
-        job = await hand_in_first(book, "job", session, plan)
+async def test_a_job_that_is_cancelled_before_its_submission_ends(sim: Simulator, config: MakeConfig) -> None:
+    """A later attempt to submit it sends nothing."""
+    async with create_unsent_job(config("openai")) as (store, session, plan):
+        async with store.lock("job") as lock:
+            await cancel(lock, session)
+            assert lock.job.is_ended
+        job = await submit_created(store, "job", session, plan)
     assert (job.is_ended, job.parts[0].problem and job.parts[0].problem.kind) == (True, "cancelled")
     assert sim.batches == []
 
 
-async def test_cancel_gives_up_what_the_provider_does_not_have_any_more(sim: Simulator, config: MakeConfig) -> None:
+async def test_cancel_gives_up_a_batch_that_the_provider_no_longer_has(sim: Simulator, config: MakeConfig) -> None:
     sim.batch_s = 3600
-    async with claimed(config("openai")) as (book, session, plan):
-        await tried(book, session, plan)
+    async with create_unsent_job(config("openai")) as (store, session, plan):
+        await resume_submission(store, session, plan)
         sim.fail(Fault(status=404, message="no such batch"), operation="batch.get", times=5)
         sim.fail(Fault(status=404, message="no such batch"), operation="batch.cancel", times=5)
-        async with book.alone("job") as hold:
-            await cancel(hold, session)
-            problem = hold.job.parts[0].problem
+        async with store.lock("job") as lock:
+            await cancel(lock, session)
+            problem = lock.job.parts[0].problem
     assert problem is not None
     assert (problem.kind, problem.outcome_unknown) == ("missing", True)
 
 
-async def test_the_lease_is_looked_at_before_each_try(
+async def test_the_lease_is_renewed_before_each_attempt(
     sim: Simulator, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever was taken for dead, and wakes up, hands nothing in."""
+    """A process that has lost its lease submits nothing."""
 
-    async with claimed(config("anthropic")) as (book, session, plan), book.alone("job") as hold:
-        await hold.renew()
+    async with create_unsent_job(config("anthropic")) as (store, session, plan), store.lock("job") as lock:
+        await lock.renew()
 
-        async def lost() -> None:
+        async def fail() -> None:
             raise LeaseLostError("job")
 
-        monkeypatch.setattr(hold, "renew", lost)
+        monkeypatch.setattr(lock, "renew", fail)
         with pytest.raises(LeaseLostError):
-            await hand_in(hold, session, plan)
+            await submit_due_parts(lock, session, plan)
     assert sim.batches == []

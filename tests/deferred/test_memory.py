@@ -1,4 +1,4 @@
-"""A long job in a process of its own: what it takes in memory, and for how long it holds the event loop."""
+"""Test of a long job in a process of its own: its memory, and how long it blocks the event loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_MIB = 200 * PROMPTS / 50_000 + 25
 
 
 @pytest.mark.timeout(180)
-async def test_a_long_job_streams() -> None:
+async def test_a_long_job_needs_little_memory_and_never_blocks_the_loop() -> None:
     with simulated(0.0) as world:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

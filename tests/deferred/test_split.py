@@ -1,4 +1,4 @@
-"""Split: what is too much for one batch is handed in as several, and collected as one."""
+"""Tests of splitting: work beyond the limits of one batch is submitted as several, and collected as one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.loopback import SDKS, MakeConfig
 every_batch_system = pytest.mark.parametrize("provider", SDKS)
 
 
-def limited(monkeypatch: pytest.MonkeyPatch, provider: ProviderName, limits: Limits) -> None:
+def set_limits(monkeypatch: pytest.MonkeyPatch, provider: ProviderName, limits: Limits) -> None:
     monkeypatch.setattr(import_module(f"pollux_flows.providers.{provider}.batch"), "LIMITS", limits)
 
 
 @every_batch_system
-async def test_by_count(
+async def test_rows_are_split_by_count(
     provider: ProviderName, sim: Simulator, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sim.batch_s = 0
-    limited(monkeypatch, provider, Limits(rows=50, size_bytes=1 << 30))
+    set_limits(monkeypatch, provider, Limits(rows=50, size_bytes=1 << 30))
     prompts = [f"Question {number}?" for number in range(120)]
     handle = await defer_many(prompts, config=config(provider))
     assert [batch.rows for batch in sim.batches] == [50, 50, 20]
@@ -35,11 +35,11 @@ async def test_by_count(
 
 
 @every_batch_system
-async def test_by_bytes(
+async def test_rows_are_split_by_size(
     provider: ProviderName, sim: Simulator, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sim.batch_s = 0
-    limited(monkeypatch, provider, Limits(rows=1000, size_bytes=10_000))
+    set_limits(monkeypatch, provider, Limits(rows=1000, size_bytes=10_000))
     prompts = [f"{number} {'long ' * (100 * number)}" for number in range(12)]
     handle = await defer_many(prompts, config=config(provider))
     sizes = [sum(len(line) + 1 for line in batch.input) for batch in sim.batches]
@@ -50,11 +50,11 @@ async def test_by_bytes(
 
 
 @every_batch_system
-async def test_one_row_is_too_long(
+async def test_a_row_beyond_the_limit_is_refused(
     provider: ProviderName, sim: Simulator, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is handed in, and the error says which."""
-    limited(monkeypatch, provider, Limits(rows=1000, size_bytes=1_000))
+    """Nothing is submitted, and the error names the prompt."""
+    set_limits(monkeypatch, provider, Limits(rows=1000, size_bytes=1_000))
     with pytest.raises(ConfigurationError, match=r"prompts\[1\] is a row of"):
         await defer_many(["short", "long " * 1000, "short"], config=config(provider))
     assert sim.batches == []

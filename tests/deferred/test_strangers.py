@@ -1,4 +1,4 @@
-"""Strangers: batches of the same account that somebody else has handed in."""
+"""Tests of reconciliation beside foreign batches: batches of the account that other programs have submitted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.loopback import KEY, ONCE, MakeConfig
 PROMPTS = ["one", "two", "three"]
 
 
-async def test_a_batch_without_a_name_of_ours_keeps_nobody_waiting(
+async def test_a_foreign_batch_does_not_delay_a_resubmission(
     sim: Simulator, config: MakeConfig, world: tuple[Simulator, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our create did not arrive. That a batch of as many rows is under way does not make that unknown."""
+    """Our request did not arrive. A running foreign batch of the same size does not leave that undecided."""
     settings = config("openai", retry=ONCE)
     async with AsyncOpenAI(api_key=KEY, base_url=sim.base_url("openai", world[1])) as client:
         body = {"model": settings.model, "input": "theirs"}
@@ -29,22 +29,22 @@ async def test_a_batch_without_a_name_of_ours_keeps_nobody_waiting(
         await client.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
     sim.batch_s = 0
     sim.fail(Fault(kind="drop"), operation="batch.create")
-    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     handle = await defer_many(PROMPTS, config=settings)
     await inspect_deferred(handle, config=settings)
     assert (await collect_deferred(handle, config=settings)).status == "ok"
     assert len(sim.batches) == 2
 
 
-async def test_a_part_is_no_stranger_to_the_others(
+async def test_a_part_is_not_mistaken_for_another_of_the_same_job(
     sim: Simulator, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One part is under way, and the create of another, with as many rows, did not arrive."""
+    """One part is running, and the request of another with as many rows did not arrive."""
     settings = config("anthropic", retry=ONCE)
     sim.batch_s = 3600
     sim.fail(Fault(kind="drop"), operation="batch.create", contains="four")
     monkeypatch.setattr("pollux_flows.providers.anthropic.batch.LIMITS", Limits(rows=3, size_bytes=1 << 20))
-    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     handle = await defer_many([*PROMPTS, "four", "five", "six"], config=settings)
     assert (await inspect_deferred(handle, config=settings)).pending == len(PROMPTS) * 2
     assert [batch.rows for batch in sim.batches] == [3, 3]

@@ -1,4 +1,4 @@
-"""Warm batches, through the real SDK over loopback: one prompt goes first and writes, the rest follows and reads."""
+"""Tests of warm batches over loopback: the first prompt writes the cache, the others follow and read it."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ WARM_HOUR = WARM.model_copy(update={"cache_ttl": "1h"})
 
 
 @pytest.fixture(autouse=True)
-def _whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulator keeps all that it was sent."""
+def _complete_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the simulator store the complete rows."""
     monkeypatch.setattr(Spool, "keep_little", lambda _: None)
 
 
 def rows(sim: Simulator) -> list[list[Any]]:
-    """The bodies of the rows of each batch that was accepted."""
+    """Return the bodies of the rows of each accepted batch."""
     return [[json.loads(line)["params"] for line in batch.input] for batch in sim.batches]
 
 
-async def collected(handle: DeferredHandle, sim: Simulator, config: MakeConfig) -> ResultEnvelope:
-    """The answers, an hour after each time that they were not ready."""
+async def collect_later(handle: DeferredHandle, sim: Simulator, config: MakeConfig) -> ResultEnvelope:
+    """Collect the answers, an hour later each time that they are not ready."""
     for _ in range(3):
         try:
             return await collect_deferred(handle, config=config("anthropic"))
@@ -53,12 +53,14 @@ async def collected(handle: DeferredHandle, sim: Simulator, config: MakeConfig) 
 
 
 @pytest.mark.parametrize("options", [WARM, WARM_HOUR])
-async def test_one_goes_first_and_the_rest_reads(options: Options, sim: Simulator, config: MakeConfig) -> None:
-    """Two documents for the write that lasts an hour, and a tenth for each that reads: 2.9 instead of 10."""
+async def test_the_first_prompt_writes_the_cache_and_the_others_read_it(
+    options: Options, sim: Simulator, config: MakeConfig
+) -> None:
+    """The write costs two documents, and each read a tenth: 2.9 documents instead of 10."""
     sim.batch_s = 60
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=options)
     assert [batch.rows for batch in sim.batches] == [1]
-    envelope = await collected(handle, sim, config)
+    envelope = await collect_later(handle, sim, config)
     assert [batch.rows for batch in sim.batches] == [1, 9]
     assert envelope.answers == [f"Simulated answer to: {prompt}" for prompt in TEN]
     metrics = envelope.metrics
@@ -74,11 +76,11 @@ async def test_one_goes_first_and_the_rest_reads(options: Options, sim: Simulato
         assert marks(prompt) == 0
 
 
-async def test_without_it_there_is_one_batch(sim: Simulator, config: MakeConfig) -> None:
-    """Which caches nothing."""
+async def test_without_the_option_there_is_one_batch(sim: Simulator, config: MakeConfig) -> None:
+    """Its rows have no cache breakpoints."""
     sim.batch_s = 0
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"))
-    envelope = await collected(handle, sim, config)
+    envelope = await collect_later(handle, sim, config)
     assert ([batch.rows for batch in sim.batches], marks(rows(sim))) == ([10], 0)
     assert documents_billed(envelope.usage) == pytest.approx(10, abs=0.01)
 
@@ -91,41 +93,41 @@ async def test_without_it_there_is_one_batch(sim: Simulator, config: MakeConfig)
         (TEN, Source.from_text("x" * 8_000), "claude-haiku-4-5"),
     ],
 )
-async def test_where_it_does_not_pay_there_is_one_batch(
+async def test_there_is_one_batch_where_caching_does_not_pay(
     prompts: list[str], source: Source, model: str, sim: Simulator, config: MakeConfig
 ) -> None:
-    """Two prompts, or what the model does not cache: handed in together, and the envelope says so."""
+    """With two prompts, or sources too short to cache, the envelope warns that the option had no effect."""
     sim.batch_s = 0
     handle = await defer_many(prompts, sources=[source], config=config("anthropic", model=model), options=WARM)
-    envelope = await collected(handle, sim, config)
+    envelope = await collect_later(handle, sim, config)
     assert ([batch.rows for batch in sim.batches], marks(rows(sim))) == ([len(prompts)], 0)
     assert any("had no effect" in warning for warning in envelope.diagnostics["warnings"])
 
 
-async def test_a_first_that_fails_keeps_nothing_back(sim: Simulator, config: MakeConfig) -> None:
-    """The rest follows all the same, and writes nothing: each of its rows would pay for it."""
+async def test_a_failed_first_prompt_does_not_stop_the_others(sim: Simulator, config: MakeConfig) -> None:
+    """They write no cache: each row would pay for it."""
     sim.batch_s = 0
     sim.fail(Fault(kind="status", status=529), operation="batch.row")
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM)
-    envelope = await collected(handle, sim, config)
+    envelope = await collect_later(handle, sim, config)
     assert [marks(batch) for batch in rows(sim)] == [1, 0]
     assert (envelope.status, envelope.metrics["cache_write_tokens"]) == ("partial", 0)
 
 
-async def test_a_rest_that_comes_too_late_writes_nothing(
+async def test_prompts_that_follow_too_late_use_no_cache(
     sim: Simulator, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By then there is nothing to read, which the envelope says."""
+    """The cache has expired by then, and the envelope warns of it."""
     monkeypatch.setattr("pollux_flows.deferred.warm._READABLE_S", -1e9)
     sim.batch_s = 0
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM)
-    envelope = await collected(handle, sim, config)
+    envelope = await collect_later(handle, sim, config)
     assert [marks(batch) for batch in rows(sim)] == [1, 0]
     assert any("No prompt read" in warning for warning in envelope.diagnostics["warnings"])
 
 
-async def test_the_first_is_handed_in_once(sim: Simulator, config: MakeConfig) -> None:
-    """However often it is looked at; and what waits is shown as to come."""
+async def test_the_first_prompt_is_submitted_once(sim: Simulator, config: MakeConfig) -> None:
+    """Repeated inspections submit nothing, and count the waiting prompts as pending."""
     sim.batch_s = 3600
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM, run_key="nightly")
     again = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM, run_key="nightly")
@@ -136,18 +138,18 @@ async def test_the_first_is_handed_in_once(sim: Simulator, config: MakeConfig) -
     assert [batch.rows for batch in sim.batches] == [1]
 
 
-async def test_what_is_cancelled_is_not_handed_in(sim: Simulator, config: MakeConfig) -> None:
-    """The rest of a job that nobody wants any more stays here."""
+async def test_the_rest_of_a_cancelled_job_is_not_submitted(sim: Simulator, config: MakeConfig) -> None:
+    """Only the batch with the first prompt exists."""
     sim.batch_s = 60
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM)
     await cancel_deferred(handle, config=config("anthropic"))
-    envelope = await collected(handle, sim, config)
+    envelope = await collect_later(handle, sim, config)
     assert [batch.rows for batch in sim.batches] == [1]
     assert envelope.status == "error"
 
 
-async def test_what_is_refused_at_once_leaves_no_job(sim: Simulator, config: MakeConfig) -> None:
-    """Both parts were refused, so the reason is raised."""
+async def test_a_job_whose_parts_are_all_refused_is_removed(sim: Simulator, config: MakeConfig) -> None:
+    """The reason is raised."""
     sim.fail(Fault(kind="status", status=400, message="refused by the test"), times=None, operation="batch.create")
     with pytest.raises(APIError, match="refused by the test"):
         await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM)
@@ -164,10 +166,10 @@ async def test_what_is_refused_at_once_leaves_no_job(sim: Simulator, config: Mak
         ("anthropic", WARM.model_copy(update={"cache_ttl": "5m"}), "keeps its cache for an hour"),
     ],
 )
-async def test_what_a_batch_cannot_do_is_refused(
+async def test_cache_options_that_a_batch_cannot_use_are_refused(
     provider: ProviderName, options: Options, hint: str, sim: Simulator, config: MakeConfig
 ) -> None:
-    """Before anything is sent, with what to do instead."""
+    """Nothing is sent, and the error says what to do instead."""
     with pytest.raises(ConfigurationError) as caught:
         await defer_many(["a", "b"], config=config(provider), options=options)
     assert hint in str(caught.value.hint)

@@ -1,4 +1,4 @@
-"""What tests of deferred jobs share: a saved provider, and no jobs of others."""
+"""Fixtures of the tests of deferred jobs: a saved provider, and a server without jobs of other tests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def no_jobs_are_left() -> AsyncIterator[None]:
 
 @pytest.fixture
 def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
-    """A provider that is saved on the server, unless just this one is saved there already."""
+    """Return a function that saves a provider on the server, unless it is saved there already."""
     simulator.batch_s = 0
 
     async def save(kind: ProviderName, **more: Any) -> PolluxProvider:
@@ -65,7 +65,7 @@ def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
 
 
 async def events_of(job: str, count: int = 2) -> list[str]:
-    """What the server was told of the job, in order."""
+    """Return the events of the job on the server, in order."""
     body = {"filter": {"resource": {"id": [f"pollux.deferred-job.{job}"]}, "order": "ASC"}, "limit": 50}
     deadline = time.monotonic() + 10
     async with get_client() as client:

@@ -1,4 +1,4 @@
-"""A life: what happens to one job whose processes die, and what has to have come of it."""
+"""One trial of the kill tests: the processes that work on a job, and the checks of its result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import ProviderName
 from pollux_flows.deferred.job import Job
 from pollux_flows.flows import acollect, asubmit
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.pipeline.cleanup import delete, store_of
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
@@ -39,38 +38,38 @@ _HUNG_S: Final = 60.0
 _DONE_S: Final = 120.0
 
 Phase = Literal["submit", "collect"]
-_FLOWS, _JOBS, _DEFERRED = "pollux_flows.flows", "pollux_flows.jobs", "pollux_flows.deferred"
+_JOBS, _DEFERRED = "pollux_flows.jobs", "pollux_flows.deferred"
 _SESSION = "pollux_flows.providers.session:Session"
 BOTH = (
     f"{_JOBS}.lease:_acquire",
-    f"{_JOBS}.lease:Lease.release",
-    f"{_JOBS}.book:_BlockHold.save",
-    f"{_JOBS}.telling:told",
+    f"{_JOBS}.lease:ServerLease.release",
+    f"{_JOBS}.store:_BlockJobLock.save",
+    f"{_JOBS}.events:emit_job_event",
 )
 STEPS: dict[Phase, tuple[str, ...]] = {
     "submit": (
-        f"{_JOBS}.book:BlockBook.ask",
-        f"{_JOBS}.book:BlockBook.add",
+        f"{_JOBS}.store:BlockJobStore.save_request",
+        f"{_JOBS}.store:BlockJobStore.create",
         f"{_SESSION}.upload",
         f"{_SESSION}.submit_batch",
-        f"{_JOBS}.pages:leave_submission",
+        f"{_JOBS}.pages:publish_submission",
         *BOTH,
     ),
     "collect": (
-        f"{_FLOWS}.collecting:poll",
+        f"{_JOBS}.collector:poll",
         f"{_SESSION}.download_batch",
         "pollux_flows.providers.lines:Lines.write",
-        f"{_JOBS}.shelf:ResultShelf.put",
-        f"{_JOBS}.collecting:write_output",
-        f"{_DEFERRED}.output:_written_to.__aexit__",
-        f"{_JOBS}.pages:leave_job",
-        f"{_JOBS}.collecting:give_back_files",
+        f"{_JOBS}.store:ResultStorage.put",
+        f"{_JOBS}.collector:write_output",
+        f"{_DEFERRED}.output:_replace_file.__aexit__",
+        f"{_JOBS}.pages:publish_job",
+        f"{_JOBS}.collector:release_files",
         f"{_SESSION}.delete_file",
-        f"{_JOBS}.collecting:with_child",
-        f"{_JOBS}.collecting:again",
-        f"{_JOBS}.collecting:overlay",
-        f"{_JOBS}.collecting:told",
-        f"{_JOBS}.collecting:resume_all",
+        f"{_DEFERRED}.job:Job.with_child",
+        f"{_JOBS}.collector:create_child",
+        f"{_JOBS}.collector:merge_answers",
+        f"{_JOBS}.collector:emit_job_event",
+        f"{_JOBS}.collector:resume_runs",
         *BOTH,
     ),
 }
@@ -78,7 +77,7 @@ STEPS: dict[Phase, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: what is submitted, and who dies where."""
+    """The provider of a job, and the process that is killed at a step of a phase."""
 
     seed: int
     kind: ProviderName
@@ -89,21 +88,21 @@ class Trial:
         return f"{self.seed}: {self.kind}, {self.phase} dies {self.death}"
 
 
-async def submitted(run_id: UUID, provider: str, parameters: dict[str, Any]) -> None:
-    """What a worker does with a run of `submit`."""
+async def run_submit(run_id: UUID, provider: str, parameters: dict[str, Any]) -> None:
+    """Run a flow run of `submit` as a worker does."""
     async with get_client() as client:
         run = await client.read_flow_run(run_id)
     block = await PolluxProvider.aload(provider)
     await run_flow_async(asubmit, flow_run=run, parameters={**parameters, "provider": block})
 
 
-async def collected(name: str) -> None:
+async def run_collect(name: str) -> None:
     report = await acollect([name])
     assert [row.problem for row in report.rows if row.problem] == []
 
 
 class Lane:
-    """One world, in which one trial goes on after the other."""
+    """A simulator for trials that run one after the other."""
 
     def __init__(self, number: int, simulator: Simulator, origin: str, folder: Path) -> None:
         self.simulator, self._origin, self.folder, self._number = simulator, origin, folder, number
@@ -123,22 +122,22 @@ class Lane:
         await block.asave(f"killed-jobs-{self._number}-{kind}", overwrite=True)
         return block
 
-    async def live(self, trial: Trial) -> bool:
-        """Go through it, and look at what came of it. Whether somebody died as planned."""
+    async def run(self, trial: Trial) -> bool:
+        """Run and check a trial. Return True if a process was killed as planned."""
         self.simulator.reset()
-        life = await Life.begun(self, trial, self.folder / str(trial.seed))
+        life = await Life.create(self, trial, self.folder / str(trial.seed))
         try:
-            await life.lived()
-            await life.looked_at()
+            await life.run()
+            await life.check()
         except Exception as error:
-            raise AssertionError(f"{trial}\n{life.told()}") from error
+            raise AssertionError(f"{trial}\n{life.describe()}") from error
         finally:
-            await life.forgotten()
+            await life.clean_up()
         return life.died
 
 
 class Life:
-    """What happens in one trial."""
+    """The processes and the state of one trial."""
 
     def __init__(self, lane: Lane, trial: Trial, folder: Path, provider: PolluxProvider, run_id: UUID) -> None:
         self._simulator, self._trial, self._run_id = lane.simulator, trial, run_id
@@ -154,7 +153,9 @@ class Life:
         self._prompts = [f"Question {n} of {trial.seed}?" for n in range(chance.randint(1, 7))]
         self._split = chance.random() < 0.3
         self._output = folder / "answers.jsonl" if "write" in step or chance.random() < 0.5 else None
-        self._resubmit = "child" in step or step.endswith((":again", ":overlay", "_completed")) or chance.random() < 0.3
+        self._resubmit = (
+            "child" in step or step.endswith((":merge_answers", "_complete_parent")) or chance.random() < 0.3
+        )
         if self._resubmit:
             self._simulator.batch(end="expired", answered=0.5)
         if chance.random() < 0.15:
@@ -170,22 +171,22 @@ class Life:
             self._parameters["sources"] = [Source.from_file(file)]
 
     @classmethod
-    async def begun(cls, lane: Lane, trial: Trial, folder: Path) -> Life:
+    async def create(cls, lane: Lane, trial: Trial, folder: Path) -> Life:
         provider = await lane.provider(trial.kind)
         async with get_client() as client:
             run = await client.create_flow_run(asubmit, state=Pending())
         return cls(lane, trial, folder, provider, run.id)
 
-    # --- What happens -------------------------------------------------------------------------------------------
+    # --- Processes ----------------------------------------------------------------------------------------------
 
-    async def lived(self) -> None:
-        self._book = BlockBook(await ResultShelf.open())
+    async def run(self) -> None:
+        self._store = await BlockJobStore.open()
         trial, chance = self._trial, self._chance
         dies = trial.death if trial.phase == "submit" else None
         await self._all(self._submit(dies))
         if dies is not None and chance.random() < 0.7:
             again = [await self._again(self._any_death("submit") if chance.random() < 0.3 else None)]
-            if chance.random() < 0.3 and await self._book.find(self._name):
+            if chance.random() < 0.3 and await self._store.find(self._name):
                 again.append(self._collect(None))
             await self._all(*again)
         death = trial.death if trial.phase == "collect" else None
@@ -200,9 +201,9 @@ class Life:
             if self.died and chance.random() < 0.8:
                 death = None
 
-    async def crowded(self) -> None:
-        """Two collectors and a rerun, all at once, until it is done."""
-        self._book = BlockBook(await ResultShelf.open())
+    async def run_concurrently(self) -> None:
+        """Run two collectors and a rerun at once, until the job is retired."""
+        self._store = await BlockJobStore.open()
         await self._all(self._submit(None))
         deadline = time.monotonic() + _DONE_S
         while (left := await self._unfinished()) is not None:
@@ -211,8 +212,8 @@ class Life:
             await self._all(self._collect(None), await self._again(None), self._collect(None))
 
     async def _jobs(self) -> list[Job]:
-        """The job and, if there is one, the one that completes it."""
-        found = [await self._book.find(name) for name in (self._name, f"{self._name}-r1")]
+        """Return the job and its child, if it has one."""
+        found = [await self._store.find(name) for name in (self._name, f"{self._name}-r1")]
         return [job for job in found if job is not None]
 
     async def _unfinished(self) -> Job | None:
@@ -224,17 +225,17 @@ class Life:
 
     def _submit(self, death: Death | None) -> Mortal:
         return self._started(
-            "submit", death, submitted, self._run_id, self._provider._block_document_name, self._parameters
+            "submit", death, run_submit, self._run_id, self._provider._block_document_name, self._parameters
         )
 
     async def _again(self, death: Death | None) -> Mortal:
-        """The same run once more, as a worker does it."""
+        """Start the flow run once more, as a worker does."""
         async with get_client() as client:
             await client.set_flow_run_state(self._run_id, Pending(), force=True)
         return self._submit(death)
 
     def _collect(self, death: Death | None) -> Mortal:
-        return self._started("collect", death, collected, self._name)
+        return self._started("collect", death, run_collect, self._name)
 
     def _started(self, what: str, death: Death | None, *work: Any) -> Mortal:
         self._what += f"{what} {'lives' if death is None else f'dies {death}'}; "
@@ -246,30 +247,30 @@ class Life:
         ends = await asyncio.gather(*(mortal.ended(_HUNG_S) for mortal in mortals))
         self.died |= not all(ends)
 
-    # --- What came of it ----------------------------------------------------------------------------------------
+    # --- Checks -------------------------------------------------------------------------------------------------
 
-    async def looked_at(self) -> None:
+    async def check(self) -> None:
         family = await self._jobs()
         if not family:
             assert self._trial.phase == "submit"
-            assert self._simulator.batches == [], "nobody knows of them"
+            assert self._simulator.batches == [], "no job has them"
             return
         for each in family:
             assert (each.state, each.retired_at is None, each.child) == ("collected", False, None)
-        self._each_is_answered_and_paid_once(family)
-        envelope = await self._book.shelf.get(f"{self._name}/envelope")
+        self._check_batches(family)
+        envelope = await self._store.storage.get(f"{self._name}/envelope")
         assert isinstance(envelope, ResultEnvelope)
         answers = [f"Simulated answer to: {prompt}" for prompt in self._prompts]
         assert (envelope.status, envelope.answers) == ("ok", answers)
         if self._output is not None:
             lines = [json.loads(line) for line in self._output.read_text().splitlines()]
             assert [(line["index"], line["answer"]) for line in lines] == list(enumerate(answers))
-        await self._files_are_deleted()
+        await self._check_files()
         for each in family:
-            await self._told_once(each)
-        await self._nobody_is_at_work()
+            await self._check_events(each)
+        await self._check_leases()
 
-    def _each_is_answered_and_paid_once(self, family: list[Job]) -> None:
+    def _check_batches(self, family: list[Job]) -> None:
         answered: Counter[str] = Counter()
         for batch in self._simulator.batches:
             for place, row in enumerate(batch.requests()):
@@ -283,8 +284,8 @@ class Life:
         assert len(family[0].parts) == first
         assert len(family) == 1 + self._resubmit
 
-    async def _files_are_deleted(self) -> None:
-        """If not by now, then by `sweep`: for a while, a deletion is left to whoever began it."""
+    async def _check_files(self) -> None:
+        """By now, or by a later `sweep`: for a while, a deletion is left to the process that began it."""
         if self.died and self._left():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("POLLUX_HOME", str(self._home))
@@ -298,32 +299,32 @@ class Life:
     def _left(self) -> list[str]:
         return [file.filename for file in self._simulator.files if file.is_there and "pollux-" in file.filename]
 
-    async def _told_once(self, job: Job) -> None:
+    async def _check_events(self, job: Job) -> None:
         resource = {"resource": {"id": [f"pollux.deferred-job.{job.name}"]}, "order": "ASC"}
         deadline = time.monotonic() + 20
         async with get_client() as client:
             while True:
                 answer = await client.request("POST", "/events/filter", json={"filter": resource, "limit": 50})
-                told = Counter(event["event"].rpartition(".")[2] for event in answer.json()["events"])
-                if told["collected"] + told["failed"] or time.monotonic() > deadline:
+                emitted = Counter(event["event"].rpartition(".")[2] for event in answer.json()["events"])
+                if emitted["collected"] + emitted["failed"] or time.monotonic() > deadline:
                     break
                 await asyncio.sleep(0.2)
         happened = "collected" if job.manifest and job.manifest.succeeded else "failed"
-        assert told == Counter({happened: 1, "submitted": 1})
+        assert emitted == Counter({happened: 1, "submitted": 1})
 
-    async def _nobody_is_at_work(self) -> None:
+    async def _check_leases(self) -> None:
         async with get_client() as client:
             leases = {each.name: each.value for each in await client.read_variables() if self._name in each.name}
-        held = [name for name, said in leases.items() if isinstance(said, dict) and not is_dead(said["process"])]
-        assert held == []
+        active = [name for name, value in leases.items() if isinstance(value, dict) and not is_dead(value["process"])]
+        assert active == []
 
-    def told(self) -> str:
+    def describe(self) -> str:
         said = "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in sorted(self._said.iterdir()))
         batches = [(batch.id, batch.rows, batch.answered) for batch in self._simulator.batches]
         files = [(file.filename, file.purpose, file.state) for file in self._simulator.files]
         return f"{self._what}\n{self._parameters}, split: {self._split}\n{batches}\n{files}\n{said}"
 
-    async def forgotten(self) -> None:
+    async def clean_up(self) -> None:
         async with get_client() as client:
             for document in await client.read_block_documents_by_type("pollux-deferred-job"):
                 if document.name and document.name.startswith(self._name):

@@ -1,4 +1,4 @@
-"""A provider of batches that repeats the key it was called with: nothing that is stored of them holds it."""
+"""Tests with a batch provider that echoes the API key: the key is stored nowhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "sk-echoed-by-a-batch-4f1c92"
 async def test_a_batch_that_echoes_the_key_stores_it_nowhere(
     world: tuple[Simulator, str], simulator: Simulator, tmp_path: Path
 ) -> None:
-    """Not in jobs, results, artifacts, events and logs on the server, nor in the output or POLLUX_HOME."""
+    """Neither on the server, in jobs, results, artifacts, events and logs, nor in the output or POLLUX_HOME."""
     simulator.batch_s = 0
     simulator.fail(Fault(status=400, message=f"bad key {KEY}"), operation="batch.row", contains="Echo it.", times=None)
     simulator.batch(end="completed")
@@ -44,7 +44,7 @@ async def test_a_batch_that_echoes_the_key_stores_it_nowhere(
 
 
 def test_the_search_covers_the_servers_database() -> None:
-    """Else the test above would find nothing, whatever is stored."""
+    """Otherwise the test above would find nothing, whatever is stored."""
     assert _database().is_file()
 
 

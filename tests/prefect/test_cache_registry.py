@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any, cast
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 
 from pollux_flows.blocks import PolluxCache
-from pollux_flows.errors import ConfigurationError
+from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.jobs import caches as jobs_caches
 from pollux_flows.jobs.caches import BlockRegistry, block_name
 from pollux_flows.pipeline.caches import CacheRegistry
 from tests.caching import test_registry_contract as contract
@@ -73,3 +75,26 @@ async def test_a_block_that_was_edited_is_named(registry: BlockRegistry, caplog:
     async with get_client() as client:
         document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
         await client.delete_block_document(document.id)
+
+
+async def test_a_block_that_is_deleted_during_a_creation_is_written_again(registry: BlockRegistry) -> None:
+    """What it described may be paid for."""
+    async with registry.lock("a") as lock:
+        await lock.save(contract.FULL)
+        async with get_client() as client:
+            document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
+            await client.delete_block_document(document.id)
+        await lock.save(contract.FULL.change(tokens=7))
+    assert await registry.find("a") == contract.FULL.change(tokens=7)
+
+
+async def test_trouble_with_the_server_is_explained(registry: BlockRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a PolluxError, which calls that can do without a cache survive."""
+
+    async def unavailable(*_: object) -> None:
+        raise httpx.ConnectError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs_caches, "read_documents", unavailable)
+        with pytest.raises(PolluxError, match="where caches are registered"):
+            await registry.list()

@@ -1,10 +1,11 @@
-"""Deferred flows: submitted once, collected once, on a real Prefect server and all three batch systems."""
+"""Tests of the deferred flows on a real Prefect server and all three batch systems."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -17,7 +18,7 @@ from prefect.context import AsyncClientContext
 from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source
-from pollux_flows.blocks import PolluxDeferredJob
+from pollux_flows.blocks import PolluxDeferredJob, PolluxProvider
 from pollux_flows.config import ProviderName
 from pollux_flows.flows import (
     acancel,
@@ -31,8 +32,7 @@ from pollux_flows.flows import (
     deferred,
     submit,
 )
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
@@ -48,7 +48,9 @@ class City(BaseModel):
 
 
 @every_batch_system
-async def test_submitted_and_collected(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+async def test_a_job_is_submitted_once_and_collected_once(
+    kind: ProviderName, saved: Saved, simulator: Simulator
+) -> None:
     simulator.batch_s = 3600
     name = await asubmit(PROMPTS, await saved(kind))
     block = cast(PolluxDeferredJob, await PolluxDeferredJob.aload(name))
@@ -74,7 +76,7 @@ async def test_submitted_and_collected(kind: ProviderName, saved: Saved, simulat
     assert len(simulator.batches) == 1
 
 
-def test_without_a_loop(saved: Saved) -> None:
+def test_flows_have_a_sync_form(saved: Saved) -> None:
     provider = asyncio.run(saved("openai"))
     name = submit(PROMPTS, provider)
     assert collect([name]).rows[0].collected
@@ -82,7 +84,7 @@ def test_without_a_loop(saved: Saved) -> None:
 
 
 @every_batch_system
-async def test_files_a_schema_and_a_system_instruction(
+async def test_files_schema_and_system_instruction_reach_the_provider(
     kind: ProviderName, saved: Saved, tmp_path: Path, simulator: Simulator
 ) -> None:
     pdf = tmp_path / "report.pdf"
@@ -90,18 +92,20 @@ async def test_files_a_schema_and_a_system_instruction(
     provider = await saved(kind, keep_files_s=0.0)
     options = Options(system_instruction="Be brief.", response_schema=City)
     name = await asubmit(["Which city?"], provider, [Source.from_file(pdf)], options)
-    handed_in = {file.id for file in simulator.files}
-    assert handed_in
+    uploaded = {file.id for file in simulator.files}
+    assert uploaded
     await acollect()
     (city,) = (await await_for(name)).structured or []
-    assert isinstance(city, dict), "whoever waits need not have the class"
+    assert isinstance(city, dict), "a waiting process need not have the class"
     envelope = await adeferred(["Which city?"], provider, [Source.from_file(pdf)], options)
     assert envelope.structured is not None
     assert isinstance(envelope.structured[0], City)
-    assert [file.id for file in simulator.files if file.id in handed_in and file.deleted_at is None] == []
+    assert [file.id for file in simulator.files if file.id in uploaded and file.deleted_at is None] == []
 
 
-async def test_lines_and_a_manifest(saved: Saved, tmp_path: Path, simulator: Simulator) -> None:
+async def test_the_output_has_a_line_per_prompt_and_a_manifest(
+    saved: Saved, tmp_path: Path, simulator: Simulator
+) -> None:
     simulator.batch(end="partial", answered=0.5)
     output = tmp_path / "out" / "answers.jsonl"
     name = await asubmit(PROMPTS, await saved("openai"), output=str(output))
@@ -119,14 +123,14 @@ async def test_lines_and_a_manifest(saved: Saved, tmp_path: Path, simulator: Sim
 
 
 @every_batch_system
-async def test_only_what_failed_is_asked_again(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+async def test_resubmit_submits_only_the_failed_prompts(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
     simulator.batch(end="expired", answered=0.5)
     name = await asubmit(PROMPTS, await saved(kind))
     assert (await acollect([name])).rows[0].succeeded == 2
     with pytest.raises(Exception, match="resubmit"):
         await await_for(name)
     child = await aresubmit(name)
-    assert await aresubmit(name) == child, "asking twice is asking once"
+    assert await aresubmit(name) == child, "a second call finds the same child"
     await acollect()
     envelope = await await_for(name)
     assert (envelope.status, envelope.answers) == ("ok", ANSWERS)
@@ -135,7 +139,7 @@ async def test_only_what_failed_is_asked_again(kind: ProviderName, saved: Saved,
         await aresubmit(name)
 
 
-async def test_resubmitted_by_itself(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
+async def test_the_collector_resubmits_failed_prompts(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
     simulator.batch(end="expired", answered=0.5)
     simulator.batch(end="expired", answered=0.5)
     output = tmp_path / "answers.jsonl"
@@ -145,8 +149,23 @@ async def test_resubmitted_by_itself(saved: Saved, simulator: Simulator, tmp_pat
     assert [json.loads(line)["answer"] for line in output.read_text().splitlines()] == ANSWERS
 
 
-async def test_a_retry_finds_its_job(saved: Saved, simulator: Simulator) -> None:
-    """What is submitted is submitted, whatever goes wrong with the run after that."""
+async def test_failed_prompts_are_resubmitted_to_the_model_of_their_job(saved: Saved, simulator: Simulator) -> None:
+    """Jobs for two models of one account share a poll, and not its model: Gemini's is part of the batch's address."""
+    provider = await saved("gemini")
+    other = provider.model_copy(update={"model": "gemini-2.5-pro"})
+    await other.asave("deferred-gemini-pro", overwrite=True)
+    for block in (provider, await PolluxProvider.named("deferred-gemini-pro")):
+        simulator.batch(end="expired", answered=0.5)
+        await asubmit(PROMPTS, block, resubmit=1)
+    await acollect()
+    created = Counter(
+        entry.path.rpartition("/")[2] for entry in simulator.requests if entry.operation == "batch.create"
+    )
+    assert created == Counter({f"{model}:batchGenerateContent": 2 for model in (provider.model, other.model)})
+
+
+async def test_a_retry_of_the_run_finds_its_job(saved: Saved, simulator: Simulator) -> None:
+    """A run that fails after the submission does not submit a second time."""
     provider = await saved("openai")
     names = []
 
@@ -162,8 +181,10 @@ async def test_a_retry_finds_its_job(saved: Saved, simulator: Simulator) -> None
 
 
 @every_batch_system
-async def test_the_reply_to_a_create_is_lost(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
-    """One batch, adopted."""
+async def test_a_batch_whose_reply_was_lost_is_collected(
+    kind: ProviderName, saved: Saved, simulator: Simulator
+) -> None:
+    """It is found at the provider, and not submitted again."""
     simulator.fail(Fault(kind="drop_after"), operation="batch.create")
     name = await asubmit(PROMPTS, await saved(kind))
     await acollect()
@@ -172,8 +193,10 @@ async def test_the_reply_to_a_create_is_lost(kind: ProviderName, saved: Saved, s
 
 
 @every_batch_system
-async def test_refused_as_a_whole(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
-    """Nothing was taken, so there is no job; and a retry hands it in."""
+async def test_a_job_that_the_provider_refuses_is_removed(
+    kind: ProviderName, saved: Saved, simulator: Simulator
+) -> None:
+    """So a retry submits it again."""
     simulator.fail(Fault(status=400, message="not like this"), operation="batch.create")
     provider = await saved(kind)
     with pytest.raises(Exception, match="not like this"):
@@ -183,7 +206,7 @@ async def test_refused_as_a_whole(kind: ProviderName, saved: Saved, simulator: S
     assert simulator.batches == []
 
 
-async def test_two_collectors_at_once(saved: Saved, simulator: Simulator) -> None:
+async def test_concurrent_collectors_collect_each_job_once(saved: Saved, simulator: Simulator) -> None:
     provider = await saved("anthropic")
     names = [await asubmit([*PROMPTS, str(number)], provider) for number in range(3)]
     await asyncio.gather(acollect(), acollect(), acollect(names))
@@ -193,7 +216,7 @@ async def test_two_collectors_at_once(saved: Saved, simulator: Simulator) -> Non
     assert len(simulator.batches) == 3
 
 
-async def test_a_job_whose_provider_is_gone_stops_no_other(saved: Saved) -> None:
+async def test_a_job_without_its_provider_does_not_stop_the_pass(saved: Saved) -> None:
     gone = await asubmit(PROMPTS, await saved("openai"))
     fine = await asubmit(PROMPTS, await saved("gemini"))
     edited = await asubmit(["edited"], await saved("gemini"))
@@ -211,7 +234,7 @@ async def test_a_job_whose_provider_is_gone_stops_no_other(saved: Saved) -> None
     assert (await acollect([gone])).rows[0].collected
 
 
-async def test_cancelled(saved: Saved, simulator: Simulator) -> None:
+async def test_a_cancelled_job_is_collected(saved: Saved, simulator: Simulator) -> None:
     simulator.batch_s = 3600
     name = await asubmit(PROMPTS, await saved("openai"))
     assert await acancel(name) == "cancelling"
@@ -224,7 +247,7 @@ async def test_cancelled(saved: Saved, simulator: Simulator) -> None:
     assert await events_of(name) == ["submitted", "failed"]
 
 
-async def test_no_such_job() -> None:
+async def test_an_unknown_job_is_refused() -> None:
     for call in (acollect(["nobody"]), acancel("nobody"), aresubmit("nobody"), await_for("nobody")):
         with pytest.raises(ConfigurationError, match="no job called 'nobody'"):
             await call
@@ -232,9 +255,11 @@ async def test_no_such_job() -> None:
         await asyncio.to_thread(cancel, "nobody")
 
 
-async def test_the_queue_is_full(saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job waits its turn, and is handed in again."""
-    monkeypatch.setattr("pollux_flows.deferred.submit._WAIT_S", 0.0)
+async def test_a_job_waits_while_the_queue_of_the_provider_is_full(
+    saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is submitted again later."""
+    monkeypatch.setattr("pollux_flows.deferred.job._WAIT_S", 0.0)
     simulator.batch(end="queue_full")
     name = await asubmit(PROMPTS, await saved("openai"))
     await acollect()
@@ -244,13 +269,13 @@ async def test_the_queue_is_full(saved: Saved, simulator: Simulator, monkeypatch
     assert len(simulator.batches) == 2
 
 
-async def test_many_pending_jobs_are_looked_at_together(saved: Saved, simulator: Simulator) -> None:
-    """24 batches in three accounts, with a list of each; then five of them are done."""
+async def test_pending_jobs_of_an_account_are_inspected_with_one_list(saved: Saved, simulator: Simulator) -> None:
+    """24 batches in three accounts, of which five end."""
     simulator.batch_s = 3600
-    book = BlockBook(await ResultShelf.open())
+    store = await BlockJobStore.open()
     for kind in SDKS:
         name = await asubmit(PROMPTS, await saved(kind))
-        job, asked, batch = await book.find(name), await book.asked(name), simulator.batches[-1]
+        job, asked, batch = await store.find(name), await store.load_request(name), simulator.batches[-1]
         assert job is not None
         async with AsyncClientContext():
             for number in range(7):
@@ -259,8 +284,8 @@ async def test_many_pending_jobs_are_looked_at_together(saved: Saved, simulator:
                     copy.takes_s = 60
                 simulator.batch_store.add(copy)
                 part = job.parts[0].model_copy(update={"batch_id": copy.id})
-                await book.ask(f"{name}-{number:03}", asked)
-                assert await book.add(job.model_copy(update={"name": f"{name}-{number:03}", "parts": [part]}))
+                await store.save_request(f"{name}-{number:03}", asked)
+                assert await store.create(job.model_copy(update={"name": f"{name}-{number:03}", "parts": [part]}))
     before = len(simulator.requests)
     report = await acollect()
     assert [row.problem for row in report.rows if row.problem or row.collected] == []

@@ -1,4 +1,4 @@
-"""Deferred work in flows that are retried: each sub-flow finds its own batch again, and none is handed in twice."""
+"""Tests of deferred sub-flows whose parent is retried: each finds its own batch, and none is submitted twice."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TOPICS = ["ants", "bees", "cats", "bees"]
 
 
 @pytest.mark.timeout(180)
-async def test_sub_flows_of_a_parent_that_is_retried(saved: Saved, simulator: Simulator) -> None:
-    """Whatever their order; those that ask the same have a batch each."""
+async def test_each_sub_flow_of_a_retried_parent_finds_its_batch(saved: Saved, simulator: Simulator) -> None:
+    """In any order. Sub-flows with equal prompts have one batch each."""
     provider = await saved("openai")
     dice, attempts = random.Random(7), [0]  # noqa: S311 (no secret)
 
@@ -48,8 +48,8 @@ async def test_sub_flows_of_a_parent_that_is_retried(saved: Saved, simulator: Si
 
 
 @pytest.mark.timeout(120)
-async def test_a_retry_that_asks_something_else(saved: Saved, simulator: Simulator) -> None:
-    """It gets an answer to that, and not the first attempt's."""
+async def test_a_retry_with_other_prompts_submits_another_batch(saved: Saved, simulator: Simulator) -> None:
+    """It does not get the answers of the first attempt."""
     provider, attempts = await saved("openai"), [0]
 
     @flow(retries=1, retry_delay_seconds=0)
@@ -65,10 +65,10 @@ async def test_a_retry_that_asks_something_else(saved: Saved, simulator: Simulat
 
 
 @pytest.mark.timeout(120)
-async def test_a_file_that_changed_since_makes_no_second_batch(
+async def test_a_retry_with_a_changed_file_submits_no_second_batch(
     saved: Saved, simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answers are about what was handed in, and the log says so."""
+    """The answers are about the submitted content, and the log says so."""
     provider, attempts, file = await saved("openai"), [0], tmp_path / "report.txt"
 
     @task  # of a flow that a task calls, Prefect does not find the result again

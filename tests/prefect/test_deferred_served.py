@@ -1,4 +1,4 @@
-"""Served: a run that waits for a batch is suspended; the schedule of `collect` alone brings it and resumes the run."""
+"""Test of served flows: a waiting run is suspended, and the scheduled `collect` resumes it with its answers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ serve(
 MOCK = {"provider": "openai", "model": "gpt-4.1-mini", "use_mock": True}
 
 
-async def suspended(run: FlowRun) -> bool:
+async def is_suspended(run: FlowRun) -> bool:
     async with get_client() as client:
         seen = await client.read_flow_run(run.id)
     assert seen.state is not None
@@ -59,7 +59,7 @@ async def suspended(run: FlowRun) -> bool:
 
 @contextmanager
 def scheduling_server(folder: Path) -> Iterator[None]:
-    """A server as people start it. The one of the other tests has no scheduler."""
+    """Start a server as users do. That of the other tests has no scheduler."""
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +101,7 @@ async def _switch_on(deployment_id: UUID) -> None:
 async def test_the_schedule_alone_collects_a_batch_and_completes_a_suspended_run(
     saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Runs of `deferred` and of `wait_for`, a simulated one too; nothing is handed in twice when they start again."""
+    """Resumed runs of `deferred` and of `wait_for` submit nothing a second time."""
     monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
     with scheduling_server(tmp_path):
         await _collected_on_schedule(saved, simulator)
@@ -133,7 +133,7 @@ async def _collected_on_schedule(saved: Saved, simulator: Simulator) -> None:
                 ),
             ]
         for run in runs:
-            await until(partial(suspended, run), within_s=120)
+            await until(partial(is_suspended, run), within_s=120)
         assert len(simulator.batches) == 2
         simulator.batch_s = 0
         for batch in simulator.batches:

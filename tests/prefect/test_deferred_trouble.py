@@ -1,4 +1,4 @@
-"""Deferred jobs in trouble: what is gone, changed, half done or in the way costs no answer, and is never hidden."""
+"""Tests of deferred jobs in trouble: lost, changed or incomplete data costs no answer, and is always reported."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from pydantic import SecretStr
 from pollux_flows import ConfigurationError, Options, PolluxError, Source
 from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.config import ProviderName
+from pollux_flows.deferred.answers import find_unanswered
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.keep import without_answer
-from pollux_flows.deferred.resubmit import again
+from pollux_flows.deferred.submit import create_child
 from pollux_flows.flows import acancel, acollect, adeferred, aresubmit, asubmit, await_for
-from pollux_flows.jobs.book import BlockBook
-from pollux_flows.jobs.shelf import ResultShelf
+from pollux_flows.jobs.store import BlockJobStore, ResultStorage
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.expiry import Expiry
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
@@ -30,20 +29,20 @@ __all__ = ["jobs_home", "no_jobs_are_left", "saved"]
 
 
 async def found(name: str) -> Job:
-    job = await BlockBook(await ResultShelf.open()).find(name)
+    job = await (await BlockJobStore.open()).find(name)
     assert job is not None
     return job
 
 
 async def folder(name: str) -> Path:
-    """Where this machine's result storage has what belongs to the job."""
-    return Path((await ResultShelf.open()).where) / "pollux-deferred" / name
+    """Return the folder of the job in this machine's result storage."""
+    return Path((await ResultStorage.open()).where) / "pollux-deferred" / name
 
 
-async def test_answers_that_are_kept_elsewhere_are_not_taken_for_none(
+async def test_answers_in_another_result_storage_are_an_error(
     saved: Saved, simulator: Simulator, tmp_path: Path
 ) -> None:
-    """Neither by whoever waits, nor by the child that would complete them."""
+    """For the waiting flow, and for the child that would complete them."""
     simulator.batch(end="expired", answered=0.5)
     output = tmp_path / "answers.jsonl"
     name = await asubmit(PROMPTS, await saved("openai"), output=str(output))
@@ -53,7 +52,7 @@ async def test_answers_that_are_kept_elsewhere_are_not_taken_for_none(
     shutil.move(kept, tmp_path / "elsewhere")
     lines = output.read_text()
     rows = {row.job: row for row in (await acollect()).rows}
-    assert "are not, or not all, in this worker's result storage" in (rows[f"{name}-r1"].problem or "")
+    assert "or some of them, are not in this worker's result storage" in (rows[f"{name}-r1"].problem or "")
     assert output.read_text() == lines
     shutil.move(tmp_path / "elsewhere", kept)
     await acollect()
@@ -61,8 +60,8 @@ async def test_answers_that_are_kept_elsewhere_are_not_taken_for_none(
 
 
 @pytest.mark.parametrize("lost", ["", "answers-0000", "asked"])
-async def test_answers_are_called_kept_after_a_look(saved: Saved, simulator: Simulator, lost: str) -> None:
-    """The result storage may have lost them, or what would be asked again, though it still has the envelope."""
+async def test_an_error_calls_answers_kept_only_if_they_are(saved: Saved, simulator: Simulator, lost: str) -> None:
+    """The result storage may have lost the answers or the request, and still have the envelope."""
     simulator.batch(end="expired", answered=0.5)
     name = await asubmit(PROMPTS, await saved("openai"))
     await acollect()
@@ -75,8 +74,10 @@ async def test_answers_are_called_kept_after_a_look(saved: Saved, simulator: Sim
     assert ("is gone from this worker's result storage" in hint and "pays for, everything again" in hint) is bool(lost)
 
 
-async def test_a_retry_reads_nothing_that_was_handed_in(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
-    """The file may be gone by then, and the saved provider may be for another model."""
+async def test_a_retry_needs_neither_the_sources_nor_the_provider_of_a_submitted_job(
+    saved: Saved, simulator: Simulator, tmp_path: Path
+) -> None:
+    """By then the file may be deleted, and the saved provider may have another model."""
     text = tmp_path / "report.txt"
     text.write_text("first")
     provider, sources = await saved("openai"), [Source.from_file(text)]
@@ -94,10 +95,10 @@ async def test_a_retry_reads_nothing_that_was_handed_in(saved: Saved, simulator:
     assert len(simulator.batches) == 1
 
 
-async def test_results_and_outputs_that_cannot_be_had_are_given_up_by_a_person(
+async def test_unavailable_results_and_outputs_are_retried_until_the_job_is_cancelled(
     saved: Saved, simulator: Simulator, tmp_path: Path
 ) -> None:
-    """Until then they are tried again, and reported."""
+    """Each pass reports the reason."""
     (tmp_path / "file").touch()
     name = await asubmit(PROMPTS, await saved("openai"), output=str(tmp_path / "file" / "answers.jsonl"))
     (row,) = (await acollect()).rows
@@ -115,8 +116,8 @@ async def test_results_and_outputs_that_cannot_be_had_are_given_up_by_a_person(
     assert (row.collected, row.failed) == (True, 1)
 
 
-async def test_a_retry_of_the_whole_asks_what_has_no_answer(saved: Saved, simulator: Simulator) -> None:
-    """Once for each retry."""
+async def test_a_retry_of_the_run_resubmits_the_failed_prompts(saved: Saved, simulator: Simulator) -> None:
+    """Each retry submits them once."""
     simulator.batch(end="expired", answered=0.5)
     simulator.batch(end="expired", answered=0.5)
     provider, tried = await saved("openai"), []
@@ -132,8 +133,10 @@ async def test_a_retry_of_the_whole_asks_what_has_no_answer(saved: Saved, simula
 
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
-async def test_a_week_later_in_another_version(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
-    """One that has more to say, and has not heard of all that this one says."""
+async def test_a_job_of_another_version_is_collected_a_week_later(
+    kind: ProviderName, saved: Saved, simulator: Simulator
+) -> None:
+    """That version stores more fields, and lacks others."""
     name = await asubmit(PROMPTS, await saved(kind))
     block = cast(PolluxDeferredJob, await PolluxDeferredJob.aload(name))
     said = {**block.job, "something_new": {"a": [1]}}
@@ -151,17 +154,18 @@ async def test_a_week_later_in_another_version(kind: ProviderName, saved: Saved,
 
 
 class Machine:
-    """Both clocks of a machine on which collectors run."""
+    """Sets both clocks of a machine with collectors."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
         self.now, self.ahead_s = time.time(), 0.0
         self.expiry = Expiry(file, clock=lambda: self.now + self.ahead_s, monotonic=lambda: self.now)
-        for module in ("jobs", "flows"):
-            monkeypatch.setattr(f"pollux_flows.{module}.collecting.open_expiry", lambda: self.expiry)
+        monkeypatch.setattr("pollux_flows.jobs.collector.open_expiry", lambda: self.expiry)
 
 
-async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """When their time is up by a clock that two looks have confirmed, and never before they are collected."""
+async def test_retired_jobs_are_removed_after_the_retention_time(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a clock that two passes have confirmed."""
     machine = Machine(monkeypatch, tmp_path / "clock.json")
     name = await asubmit(PROMPTS, await saved("openai"))
     assert (await acollect()).rows[0].collected
@@ -175,21 +179,21 @@ async def test_old_jobs_are_forgotten(saved: Saved, monkeypatch: pytest.MonkeyPa
         await await_for(name)
 
 
-async def test_a_collector_whose_clock_is_wrong_removes_no_job(
+async def test_a_collector_with_a_wrong_clock_removes_no_job(
     saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nor does it forget who waits for one."""
+    """Neither does it drop the runs that wait for a job."""
     machine = Machine(monkeypatch, tmp_path / "clock.json")
-    monkeypatch.setattr("pollux_flows.jobs.collecting.resume_all", _not_suspended_yet)
+    monkeypatch.setattr("pollux_flows.jobs.collector.resume_runs", _resume_none)
     provider = await saved("openai")
     name, waited_for = await asubmit(PROMPTS, provider), await asubmit(["waited for"], provider)
-    async with BlockBook(await ResultShelf.open()).alone(waited_for) as hold:
-        await hold.save(hold.job.model_copy(update={"waiting_runs": ["a run"]}))
+    async with (await BlockJobStore.open()).lock(waited_for) as lock:
+        await lock.save(lock.job.model_copy(update={"waiting_runs": ["a run"]}))
     await acollect()
     machine.ahead_s = 100 * 86_400
     real = time.time
     with monkeypatch.context() as patch:
-        patch.setattr("pollux_flows.flows.collecting.time.time", lambda: real() + machine.ahead_s)
+        patch.setattr("pollux_flows.jobs.collector.time.time", lambda: real() + machine.ahead_s)
         for _ in range(3):
             await acollect()
     assert (await found(name)).retired_at is not None
@@ -197,11 +201,11 @@ async def test_a_collector_whose_clock_is_wrong_removes_no_job(
     assert (await await_for(name)).answers == ANSWERS
 
 
-async def _not_suspended_yet(run_ids: list[str]) -> list[str]:
+async def _resume_none(run_ids: list[str]) -> list[str]:
     return run_ids
 
 
-async def test_one_batch_that_is_refused_stops_no_other(saved: Saved, simulator: Simulator) -> None:
+async def test_an_error_about_one_batch_does_not_stop_the_pass(saved: Saved, simulator: Simulator) -> None:
     provider = await saved("openai")
     names = [await asubmit([*PROMPTS, str(number)], provider) for number in range(3)]
     simulator.fail(Fault(status=403, message="not yours"), operation="batch.get")
@@ -214,9 +218,7 @@ async def test_one_batch_that_is_refused_stops_no_other(saved: Saved, simulator:
     assert (row.job in names, row.collected) == (True, True)
 
 
-async def test_what_the_provider_does_not_have_any_more_is_given_up_by_a_person(
-    saved: Saved, simulator: Simulator
-) -> None:
+async def test_cancel_gives_up_a_batch_that_the_provider_no_longer_has(saved: Saved, simulator: Simulator) -> None:
     simulator.batch_s = 3600
     name = await asubmit(PROMPTS, await saved("gemini"))
     for operation in ("batch.get", "batch.cancel", "batch.list"):
@@ -234,15 +236,15 @@ async def test_what_the_provider_does_not_have_any_more_is_given_up_by_a_person(
 
 
 @pytest.fixture
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that is not there is missing from the first moment on."""
-    monkeypatch.setattr("pollux_flows.deferred.inspect.SETTLED_S", 0.0)
+def _without_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a batch that is not found count as missing at once."""
+    monkeypatch.setattr("pollux_flows.deferred.poll.SETTLED_S", 0.0)
 
 
-@pytest.mark.usefixtures("_at_once")
+@pytest.mark.usefixtures("_without_settling")
 @pytest.mark.parametrize("kind", ["gemini", "openai", "anthropic"])
-async def test_a_batch_that_the_provider_no_longer_has(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
-    """Whoever waits fails, and learns what to do; nothing is handed in again by itself, and nothing is deleted."""
+async def test_a_missing_batch_fails_the_waiting_flow(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+    """The error says what to do. Nothing is resubmitted without a decision, and no file is deleted."""
     simulator.batch_s = 3600
     name = await asubmit(PROMPTS, await saved(kind))
     (batch,) = simulator.batches
@@ -270,9 +272,9 @@ async def test_a_batch_that_the_provider_no_longer_has(kind: ProviderName, saved
     assert len(simulator.batches) == 2
 
 
-@pytest.mark.usefixtures("_at_once")
-async def test_a_waiting_run_fails_each_time_until_a_person_has_decided(saved: Saved, simulator: Simulator) -> None:
-    """Its retry does not pay for the batch a second time."""
+@pytest.mark.usefixtures("_without_settling")
+async def test_a_run_with_a_missing_batch_fails_until_it_is_resubmitted(saved: Saved, simulator: Simulator) -> None:
+    """A retry does not pay for the batch a second time."""
     provider, tried = await saved("openai"), []
     simulator.batch_s = 3600
 
@@ -289,9 +291,9 @@ async def test_a_waiting_run_fails_each_time_until_a_person_has_decided(saved: S
     assert (len(tried), len(simulator.batches)) == (2, 1)
 
 
-@pytest.mark.usefixtures("_at_once")
-async def test_a_batch_that_is_there_again_is_collected(saved: Saved, simulator: Simulator) -> None:
-    """A provider that was wrong for an hour costs nobody a second batch."""
+@pytest.mark.usefixtures("_without_settling")
+async def test_a_missing_batch_that_reappears_is_collected(saved: Saved, simulator: Simulator) -> None:
+    """A provider that was wrong for an hour does not cost a second batch."""
     name = await asubmit(PROMPTS, await saved("openai"))
     simulator.fail(Fault(status=404, message="no such batch"), operation="batch.get", times=1)
     await acollect()
@@ -304,25 +306,25 @@ async def test_a_batch_that_is_there_again_is_collected(saved: Saved, simulator:
     assert len(simulator.batches) == 1
 
 
-@pytest.mark.usefixtures("_at_once")
-async def test_those_who_are_suspended_hear_that_a_batch_is_lost(saved: Saved, simulator: Simulator) -> None:
+@pytest.mark.usefixtures("_without_settling")
+async def test_suspended_runs_are_resumed_when_a_batch_is_lost(saved: Saved, simulator: Simulator) -> None:
     name = await asubmit(PROMPTS, await saved("openai"))
-    async with BlockBook(await ResultShelf.open()).alone(name) as hold:
-        await hold.save(hold.job.model_copy(update={"waiting_runs": [str(uuid4())]}))
+    async with (await BlockJobStore.open()).lock(name) as lock:
+        await lock.save(lock.job.model_copy(update={"waiting_runs": [str(uuid4())]}))
     simulator.batch_store.delete(simulator.batches[0])
     await acollect()
     assert (await found(name)).waiting_runs == []
 
 
-@pytest.mark.usefixtures("_at_once")
-async def test_another_key_loses_no_job(saved: Saved, simulator: Simulator) -> None:
-    """Its account does not have the batch, which says nothing."""
+@pytest.mark.usefixtures("_without_settling")
+async def test_a_batch_that_another_key_does_not_find_is_not_lost(saved: Saved, simulator: Simulator) -> None:
+    """It may belong to another account."""
     provider = await saved("openai")
     name = await asubmit(PROMPTS, provider)
     other = provider.model_copy(update={"api_key": SecretStr("sk-another-account")})
     await other.asave("deferred-openai", overwrite=True)
     (row,) = (await acollect()).rows
-    assert "handed in with another key" in (row.problem or "")
+    assert "submitted with another key" in (row.problem or "")
     assert (await found(name)).state == "submitted"
     await saved("openai")
     await acollect()
@@ -330,8 +332,8 @@ async def test_another_key_loses_no_job(saved: Saved, simulator: Simulator) -> N
     assert len(simulator.batches) == 1
 
 
-async def test_a_batch_that_is_new_is_not_missing_yet(saved: Saved, simulator: Simulator) -> None:
-    """It may not show everywhere at once."""
+async def test_a_batch_that_was_just_accepted_is_never_missing(saved: Saved, simulator: Simulator) -> None:
+    """It may not be found everywhere at once."""
     name = await asubmit(PROMPTS, await saved("openai"))
     simulator.fail(Fault(status=404, message="no such batch"), operation="batch.get")
     (row,) = (await acollect()).rows
@@ -339,8 +341,8 @@ async def test_a_batch_that_is_new_is_not_missing_yet(saved: Saved, simulator: S
     assert (await found(name)).state == "submitted"
 
 
-@pytest.mark.usefixtures("_at_once")
-async def test_a_lost_job_is_given_up_by_a_person(saved: Saved, simulator: Simulator) -> None:
+@pytest.mark.usefixtures("_without_settling")
+async def test_cancel_ends_a_lost_job(saved: Saved, simulator: Simulator) -> None:
     name = await asubmit(PROMPTS, await saved("openai"))
     simulator.batch_store.delete(simulator.batches[0])
     await acollect()
@@ -349,10 +351,10 @@ async def test_a_lost_job_is_given_up_by_a_person(saved: Saved, simulator: Simul
     assert (row.collected, row.failed) == (True, 4)
 
 
-async def test_whoever_waits_hears_of_what_only_a_person_can_mend(
+async def test_the_waiting_flow_fails_where_a_person_must_decide(
     saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pollux_flows.deferred.submit.SETTLED_S", 0.0)
+    monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     simulator.fail(Fault(kind="drop"), operation="batch.create")
     with pytest.raises(PolluxError, match="does not have what was handed in"):
         await adeferred(PROMPTS, await saved("openai"), on_lost="report")
@@ -365,16 +367,14 @@ async def test_whoever_waits_hears_of_what_only_a_person_can_mend(
     assert len(simulator.batches) == 1
 
 
-async def test_a_resubmission_that_was_cut_off_completes_its_job_all_the_same(
-    saved: Saved, simulator: Simulator
-) -> None:
-    """Its maker was killed before it had noted what it made."""
+async def test_a_child_completes_a_parent_that_does_not_know_it(saved: Saved, simulator: Simulator) -> None:
+    """The process that created it was killed before it saved that in the parent."""
     simulator.batch(end="expired", answered=0.5)
     name = await asubmit(PROMPTS, await saved("openai"))
     await acollect()
-    book = BlockBook(await ResultShelf.open())
+    store = await BlockJobStore.open()
     job = await found(name)
-    child = await again(job, book, await without_answer(book.shelf, job), "sk-deferred-sentinel")
+    child = await create_child(job, store, await find_unanswered(store.storage, job), "sk-deferred-sentinel")
     await acollect()
     await acollect()
     assert (await found(child.name)).retired_at is not None
@@ -382,8 +382,8 @@ async def test_a_resubmission_that_was_cut_off_completes_its_job_all_the_same(
     assert (await found(name)).children == 1
 
 
-async def test_what_was_replaced_was_paid_for_as_well(saved: Saved, simulator: Simulator) -> None:
-    """An answer that does not fit costs what any does."""
+async def test_the_cost_includes_answers_that_were_replaced(saved: Saved, simulator: Simulator) -> None:
+    """An answer in the wrong shape costs as much as any other."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     simulator.fail(Fault(kind="invalid_json"), operation="batch.row")
     name = await asubmit(["one"], await saved("gemini"), options=Options(response_schema=schema))
@@ -400,7 +400,7 @@ async def test_what_was_replaced_was_paid_for_as_well(saved: Saved, simulator: S
     assert manifest.cost_usd == pytest.approx(envelope.metrics["cost_usd"])
 
 
-async def test_what_fits_never_was_paid_for_each_time(saved: Saved, simulator: Simulator) -> None:
+async def test_the_cost_includes_every_answer_in_the_wrong_shape(saved: Saved, simulator: Simulator) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     simulator.fail(Fault(kind="invalid_json"), operation="batch.row", times=2)
     name = await asubmit(["one"], await saved("gemini"), options=Options(response_schema=schema), resubmit=1)
@@ -415,7 +415,7 @@ async def test_what_fits_never_was_paid_for_each_time(saved: Saved, simulator: S
     assert costs[0] > costs[1] > 0
 
 
-async def test_cancel_reaches_what_is_asked_again(saved: Saved, simulator: Simulator) -> None:
+async def test_cancel_also_cancels_the_child(saved: Saved, simulator: Simulator) -> None:
     simulator.batch(end="expired", answered=0.5)
     name = await asubmit(PROMPTS, await saved("openai"))
     await acollect()
@@ -425,21 +425,21 @@ async def test_cancel_reaches_what_is_asked_again(saved: Saved, simulator: Simul
     assert simulator.batches[1].cancel_asked_at is not None
 
 
-async def test_another_accounts_key_gives_nothing_up(saved: Saved) -> None:
-    """What that account does not have may well be there."""
+async def test_cancel_with_the_key_of_another_account_is_refused(saved: Saved) -> None:
+    """The batch may exist in the account that it was submitted to."""
     provider = await saved("openai")
     name = await asubmit(PROMPTS, provider)
     other = provider.model_copy(update={"api_key": SecretStr("sk-another-account")})
     await other.asave("deferred-openai", overwrite=True)
-    with pytest.raises(ConfigurationError, match="handed in with another key"):
+    with pytest.raises(ConfigurationError, match="submitted with another key"):
         await acancel(name)
     await saved("openai")
     await acollect()
     assert (await await_for(name)).answers[:2] == ANSWERS[:2]
 
 
-async def test_events_of_a_job_that_is_completed_by_another(saved: Saved, simulator: Simulator) -> None:
-    """Each of the two is submitted and collected; and the first is collected again when it is complete."""
+async def test_a_parent_and_its_child_emit_their_own_events(saved: Saved, simulator: Simulator) -> None:
+    """Both are submitted and collected, and the parent is collected again when it is complete."""
     simulator.batch(end="expired", answered=0.5)
     name = await asubmit(PROMPTS, await saved("openai"))
     await acollect()
@@ -449,7 +449,7 @@ async def test_events_of_a_job_that_is_completed_by_another(saved: Saved, simula
     assert await events_of(f"{name}-r1") == ["submitted", "collected"]
 
 
-async def test_a_job_whose_parent_was_removed(saved: Saved, simulator: Simulator) -> None:
+async def test_a_child_whose_parent_was_removed_is_retired(saved: Saved, simulator: Simulator) -> None:
     simulator.batch(end="expired", answered=0.5)
     name = await asubmit(PROMPTS, await saved("openai"))
     await acollect()
@@ -461,7 +461,7 @@ async def test_a_job_whose_parent_was_removed(saved: Saved, simulator: Simulator
     assert (row.job, row.collected, row.problem) == (child, True, None)
 
 
-async def test_outputs_that_nobody_would_find(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
+async def test_unusable_outputs_are_refused(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
     provider = await saved("openai")
     for output, said in (
         ("", "blank"),
@@ -481,7 +481,7 @@ async def test_outputs_that_nobody_would_find(saved: Saved, simulator: Simulator
 
 
 @pytest.mark.parametrize("name", ["Upper", "a/b", "no such", "x" * 300, "-"])
-async def test_names_that_no_job_has(name: str) -> None:
+async def test_names_that_no_job_can_have_are_refused(name: str) -> None:
     for call in (acancel(name), aresubmit(name), await_for(name), acollect([name])):
         with pytest.raises(ConfigurationError, match="no job called"):
             await call

@@ -1,8 +1,8 @@
-"""Killed anywhere: a job is handed in once, paid once, collected once, on all three batch systems.
+"""Tests of jobs whose processes are killed: each is submitted, paid and collected once, on all three batch systems.
 
-A process that submits or collects dies by SIGKILL before or after each of its steps, or at any moment; what comes after
-it is what comes in life: the run is started again, or only collectors pass by, one or two at a time, of which some die
-as well. A few seeded runs each time; `make batch-kills` tries all steps.
+A process that submits or collects is killed by SIGKILL before or after one of its steps, or at a random moment. After
+that the run is started again, or collectors run, one or two at a time, of which some are killed as well. The suite does
+a few seeded trials; `make batch-kills` kills at every step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AT_ONCE = 4
 
 
 def trials(count: int) -> list[Trial]:
-    """Every step of both phases on every provider, in an order that is always the same; the rest at any moment."""
+    """Return trials for every step, phase and provider, in a seeded order, and then trials killed at random moments."""
     chance = random.Random(8)  # noqa: S311 (no secret)
     steps: list[tuple[ProviderName, Phase, Death]] = [
         (kind, phase, Death(step, when, chance.choice((1, 1, 1, 2, 3)) if step in BOTH else 1))
@@ -65,7 +65,7 @@ def lanes(tmp_path: Path) -> Iterator[list[Lane]]:
 
 
 @pytest.mark.timeout(120 + 10 * KILLS)
-async def test_a_job_that_anybody_dies_of_is_paid_and_collected_once(
+async def test_a_job_with_killed_processes_is_paid_and_collected_once(
     lanes: list[Lane], capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = iter(trials(KILLS))
@@ -75,7 +75,7 @@ async def test_a_job_that_anybody_dies_of_is_paid_and_collected_once(
     async def go_on(lane: Lane) -> None:
         for trial in left:
             try:
-                died.append(await lane.live(trial))
+                died.append(await lane.run(trial))
             except AssertionError as error:  # the others go on
                 wrong.append(f"{error}\n{error.__cause__!r}")
 
@@ -83,7 +83,7 @@ async def test_a_job_that_anybody_dies_of_is_paid_and_collected_once(
     await asyncio.gather(*map(go_on, lanes))
     with capsys.disabled():
         sys.stdout.write(
-            f"\n{KILLS} runs, {sum(died)} with somebody killed, {len(wrong)} not as they should be, "
+            f"\n{KILLS} runs, {sum(died)} with a killed process, {len(wrong)} wrong, "
             f"in {time.monotonic() - began:.0f} s\n"
         )
     assert not wrong, "\n\n".join(wrong)
@@ -91,27 +91,29 @@ async def test_a_job_that_anybody_dies_of_is_paid_and_collected_once(
 
 
 @pytest.mark.timeout(180)
-async def test_whoever_completes_a_job_is_done_with_it_too(lanes: list[Lane]) -> None:
-    """It is found by the name of the job that it has completed."""
-    death = Death("pollux_flows.jobs.collecting:Pass._completed", "after")
-    assert await lanes[0].live(Trial(0, "openai", "collect", death))
+async def test_a_child_is_retired_although_its_collector_was_killed_after_completing_the_parent(
+    lanes: list[Lane],
+) -> None:
+    """A pass over the parent includes the child."""
+    death = Death("pollux_flows.jobs.collector:CollectorPass._complete_parent", "after")
+    assert await lanes[0].run(Trial(0, "openai", "collect", death))
 
 
 @pytest.mark.timeout(180)
-async def test_two_collectors_and_a_rerun_at_once(lanes: list[Lane]) -> None:
-    """Each job is collected once: one result, one event."""
-    await asyncio.gather(*map(_crowded, lanes, SDKS))
+async def test_concurrent_collectors_and_a_rerun_collect_each_job_once(lanes: list[Lane]) -> None:
+    """Each job has one download, one envelope and one event."""
+    await asyncio.gather(*map(_run_concurrently, lanes, SDKS))
 
 
-async def _crowded(lane: Lane, kind: ProviderName) -> None:
-    life = await Life.begun(lane, Trial(SDKS.index(kind), kind, "collect", Death()), lane.folder / kind)
+async def _run_concurrently(lane: Lane, kind: ProviderName) -> None:
+    life = await Life.create(lane, Trial(SDKS.index(kind), kind, "collect", Death()), lane.folder / kind)
     try:
-        await life.crowded()
-        await life.looked_at()
+        await life.run_concurrently()
+        await life.check()
     except Exception as error:
-        raise AssertionError(life.told()) from error
+        raise AssertionError(life.describe()) from error
     finally:
-        await life.forgotten()
+        await life.clean_up()
     fetched = [entry.path for entry in lane.simulator.requests if entry.operation in {"batch.results", "file.content"}]
     assert len(set(fetched)) == len(fetched)
-    assert "Traceback" not in life.told(), "that somebody else is at work is no failure"
+    assert "Traceback" not in life.describe(), "a job that another process works on is no failure"

@@ -16,7 +16,7 @@ from pollux_flows import ConfigurationError, Options, RetryPolicy
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import Target
 from pollux_flows.deferred.job import Job
-from pollux_flows.jobs.configs import Configs
+from pollux_flows.jobs.store import JobConfigs
 
 SENTINEL = "sk-sentinel-1d9c7f"
 
@@ -141,7 +141,7 @@ async def test_a_deferred_job_does_not_send_the_workers_key_elsewhere(monkeypatc
         name="j", submission="s", fingerprint="f", target=target, options=Options(), count=1, created_at=0.0, parts=[]
     )
     with pytest.raises(ConfigurationError, match=f"POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
-        await Configs().of(job)
+        await JobConfigs().load(job)
 
 
 def _restored(written: dict[str, str]) -> PolluxProvider:

@@ -314,8 +314,8 @@ async def openai(saved: Saved) -> dict[str, Any]:
         (".hidden/answers.jsonl", "POLLUX_ALLOW_PATHS="),
         ("memory://bucket/answers.jsonl", "POLLUX_ALLOW_PATHS=memory://bucket"),
         ("json.py", "neither a folder nor a file with lines of JSON"),
-        ("theirs.jsonl", "is there already, and no job of this package wrote it"),
-        ("other.jsonl", "is there already, and no job of this package wrote it"),  # whose manifest is theirs
+        ("theirs.jsonl", "exists already, and no job of this package wrote it"),
+        ("other.jsonl", "exists already, and no job of this package wrote it"),  # whose manifest is theirs
     ],
 )
 async def test_a_starter_writes_over_nothing(  # noqa: PLR0917 (fixtures)

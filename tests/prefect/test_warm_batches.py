@@ -1,4 +1,4 @@
-"""A warm batch as a flow: the collector hands the rest in when the first prompt is answered."""
+"""Test of a warm batch on a Prefect server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["jobs_home", "no_jobs_are_left", "saved"]
 DOCUMENT_TOKENS = 10_000
 
 
-async def test_the_collector_hands_in_what_follows(saved: Saved, simulator: Simulator) -> None:
-    """Three passes: the first prompt is under way; it is answered, so the rest is handed in; all is collected."""
+async def test_the_collector_submits_the_prompts_that_follow(saved: Saved, simulator: Simulator) -> None:
+    """In three passes: the first prompt is pending, then it is answered and the others are submitted, then all end."""
     simulator.batch_s = 3600
     document = Source.from_text("x" * 4 * DOCUMENT_TOKENS)
     name = await asubmit(PROMPTS, await saved("anthropic"), [document], Options(implicit_caching="warm"))
@@ -27,7 +27,7 @@ async def test_the_collector_hands_in_what_follows(saved: Saved, simulator: Simu
             seen.append([(row.pending, row.collected) for row in report.rows])
             if passed == 0:
                 (row,) = report.rows
-                assert row.next == "the rest is handed in when the first prompt, whose cache it reads, is answered"
+                assert row.next == "the rest is submitted once the first prompt, whose cache it reads, is answered"
     finally:
         simulator.clock = time.time
     assert seen == [[(4, False)], [(3, False)], [(0, True)], []]

@@ -15,7 +15,7 @@ import pytest
 from pollux_flows import APIError, ConfigurationError, Options, RateLimitError, Source
 from pollux_flows.config import ProviderName
 from pollux_flows.pipeline.send import send
-from pollux_flows.providers.batches import Batch, Result, Rows, turned
+from pollux_flows.providers.batches import Batch, Result, Rows, paginate
 from pollux_flows.providers.content import examine
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
@@ -354,7 +354,7 @@ async def test_pages_end_even_when_they_are_new_for_ever() -> None:
         asked += 1
         return [Batch(f"b{asked}", "running", "running")], str(asked)
 
-    assert len([each async for each in turned(page)]) == asked == 2000
+    assert len([each async for each in paginate(page)]) == asked == 2000
 
 
 # --- What goes wrong ----------------------------------------------------------------------------------------------

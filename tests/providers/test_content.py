@@ -15,16 +15,16 @@ from pollux_flows.providers import content
 from pollux_flows.providers.content import Content
 from pollux_flows.providers.patience import Pulse
 from pollux_flows.simulator import Simulator
-from pollux_flows.state.store import Store, open_store
+from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from tests.loopback import MakeConfig
 
 PDF = b"%PDF-1.7\nsome pages"
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
-async def examine(source: Source, store: Store | None = None) -> Content:
+async def examine(source: Source, cache: ContentCache | None = None) -> Content:
     """One file at a time."""
-    (found,) = await content.examine([source], store)
+    (found,) = await content.examine([source], cache)
     return found
 
 
@@ -82,7 +82,7 @@ async def test_a_stated_type_is_taken_as_it_is(tmp_path: Path) -> None:
 async def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hash is remembered by path, size and time; a changed one is read."""
     source = write(tmp_path / "report.pdf", PDF)
-    first = await examine(source, open_store())
+    first = await examine(source, open_content_cache())
     reads: list[str] = []
     original = content._read
 
@@ -91,19 +91,19 @@ async def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: 
         return original(name, pulse)
 
     monkeypatch.setattr(content, "_read", counted)
-    assert await examine(source, open_store()) == first
+    assert await examine(source, open_content_cache()) == first
     assert reads == []
     write(tmp_path / "report.pdf", PDF + b", more")
-    assert (await examine(source, open_store())).sha256 != first.sha256
+    assert (await examine(source, open_content_cache())).sha256 != first.sha256
     assert len(reads) == 1
 
 
 async def test_a_file_written_just_now_is_not_remembered(tmp_path: Path) -> None:
     """Within one tick of its clock it may be written again and look the same."""
     source = write(tmp_path / "report.pdf", b"%PDF-1.7 one", age_s=0)
-    first = await examine(source, open_store())
+    first = await examine(source, open_content_cache())
     write(tmp_path / "report.pdf", b"%PDF-1.7 two", age_s=0)
-    assert (await examine(source, open_store())).sha256 != first.sha256
+    assert (await examine(source, open_content_cache())).sha256 != first.sha256
 
 
 def test_a_missing_file_is_missed_when_the_source_is_made(tmp_path: Path) -> None:

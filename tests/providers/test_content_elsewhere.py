@@ -13,7 +13,7 @@ from pollux_flows import Source, SourceError, run
 from pollux_flows.config import ProviderName
 from pollux_flows.providers.content import Content, changed, examine, forget, load, open_file
 from pollux_flows.simulator import Simulator
-from pollux_flows.state.store import open_store
+from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig
 from tests.providers.shelf import Shelf
 from tests.test_address import all_said
@@ -33,7 +33,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def look(source: Source) -> Content:
-    (found,) = await examine([source], open_store())
+    (found,) = await examine([source], open_content_cache())
     return found
 
 

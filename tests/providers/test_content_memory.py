@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diskcache import Cache
 
 from pollux_flows import ConfigurationError, Source, run
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.content import examine, forget
 from pollux_flows.simulator import Simulator
+from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.home import disk_full_error
-from pollux_flows.state.store import open_store
 from tests.loopback import MakeConfig
 
 PDF = b"%PDF-1.7\nsome pages"
@@ -46,11 +47,18 @@ def is_full(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DiskStore, "swap", no_room)
     monkeypatch.setattr(DiskStore, "add", no_room)
     monkeypatch.setattr(DiskStore, "put", no_room)
+    monkeypatch.setattr(ContentCache, "put_many", no_room)
 
 
 def is_damaged(home: Path, _: pytest.MonkeyPatch) -> None:
-    (home / "state").mkdir(parents=True)
-    (home / "state" / "cache.db").write_bytes(b"no database" * 1000)
+    for folder in ("state", "contents"):
+        (home / folder).mkdir(parents=True)
+        (home / folder / "cache.db").write_bytes(b"no database" * 1000)
+
+
+def count_cached() -> int:
+    with Cache(str(open_content_cache().folder)) as cache:
+        return len(cache)
 
 
 @pytest.fixture(params=[is_a_file, is_full, is_damaged])
@@ -69,8 +77,8 @@ async def test_what_cannot_be_remembered_is_read(
     caplog.set_level(logging.WARNING, logger="pollux_flows")
     assert None not in await read_sources(make_request(["What?"], target=config("openrouter").target, sources=sources))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("The contents of files are not remembered, so they will be read again: ")
-    assert "POLLUX_HOME" in warning or "Restore that folder" in warning
+    assert warning.startswith("The contents of files are not cached, so they will be read again: ")
+    assert "POLLUX_HOME" in warning or "Remove that folder" in warning
 
 
 @pytest.mark.usefixtures("unusable")
@@ -92,11 +100,11 @@ async def test_files_are_remembered_by_name_and_version(
 ) -> None:
     """Each once, however often it is given."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
-    first = await examine([*sources, *sources], open_store())
+    first = await examine([*sources, *sources], open_content_cache())
     assert first[:2] == first[2:]
-    assert len([key async for key, _ in open_store().scan("hash/")]) == 2
+    assert count_cached() == 2
     monkeypatch.setattr("pollux_flows.providers.content._read", None)
-    assert await examine(sources, open_store()) == first[:2]
+    assert await examine(sources, open_content_cache()) == first[:2]
 
 
 async def test_another_way_of_reading_reads_again(
@@ -104,7 +112,7 @@ async def test_another_way_of_reading_reads_again(
 ) -> None:
     """What an older version saw in the same bytes may not be what this one sees."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
-    await examine(sources, open_store())
+    await examine(sources, open_content_cache())
     monkeypatch.setattr("pollux_flows.providers.content._READING", 10**6)
-    await examine(sources, open_store())
-    assert len([key async for key, _ in open_store().scan("hash/")]) == 4
+    await examine(sources, open_content_cache())
+    assert count_cached() == 4

@@ -14,8 +14,9 @@ from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers import content
 from pollux_flows.providers.content import Content, examine
+from pollux_flows.providers.patience import Pulse
 from pollux_flows.simulator import Simulator
-from pollux_flows.state.store import open_store
+from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import MakeConfig, sent
 
 PDF = b"%PDF-1.7\nsome pages"
@@ -76,14 +77,16 @@ async def test_a_memory_from_before_that_question_was_asked_is_not_believed(
 ) -> None:
     """The file is read again, and the record made whole."""
     monkeypatch.setattr("pollux_flows.providers.place._SETTLED_S", -1.0)
-    source, store = write("latin-1.csv", NOT_UTF_8["latin-1.csv"]), open_store()
-    (first,) = await examine([source], store)
-    ((key, record),) = [entry async for entry in store.scan("hash/")]
+    source, cache = write("latin-1.csv", NOT_UTF_8["latin-1.csv"]), open_content_cache()
+    (first,) = await examine([source], cache)
+    key = content._key(str(source.uri), Pulse())
+    assert key is not None
+    record = (await cache.get_many([key]))[key]
     del record["utf8"]
-    await store.put(key, {**record, "sha256": "of something else"})
+    await cache.put_many({key: {**record, "sha256": "of something else"}})
     assert Content.model_validate(record).utf8 is None
-    assert await examine([source], store) == [first]
-    assert (await store.get(key) or {})["utf8"] is False
+    assert await examine([source], cache) == [first]
+    assert (await cache.get_many([key]))[key]["utf8"] is False
 
 
 async def test_characters_may_be_cut_between_two_pieces(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

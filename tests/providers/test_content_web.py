@@ -23,7 +23,7 @@ from pollux_flows import APIError, Config, Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.providers.content import Content, examine, open_file
 from pollux_flows.simulator import Simulator
-from pollux_flows.state.store import open_store
+from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig, http, scripted, until
 from tests.test_address import all_said
 
@@ -104,7 +104,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
 
 
 async def look(source: Source) -> Content:
-    (found,) = await examine([source], open_store())
+    (found,) = await examine([source], open_content_cache())
     return found
 
 

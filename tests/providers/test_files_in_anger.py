@@ -133,7 +133,7 @@ async def test_a_disk_that_is_full_in_the_middle_costs_no_answer(
     monkeypatch.setattr(answers, "_PAUSES", ())
     settings = config(provider, keep_files_s=0.0)
     sources = papers(tmp_path, 24)
-    ask, answered = DiskStore._ask, 0
+    ask, answered = DiskStore._run, 0
 
     async def filled(store: DiskStore, do: Any, *, writes: bool = False) -> Any:
         if writes and answered >= 3:
@@ -145,7 +145,7 @@ async def test_a_disk_that_is_full_in_the_middle_costs_no_answer(
         answered += 1
 
     with monkeypatch.context() as disk:
-        disk.setattr(DiskStore, "_ask", filled)
+        disk.setattr(DiskStore, "_run", filled)
         outcomes = await broadcast(sources, settings, count)
     failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
     assert 0 < len(failures) <= 21

@@ -96,8 +96,11 @@ def line(server: Server) -> Iterator[BadLine]:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a store in a Redis waits is as short as a test's patience."""
+    """Short timeouts and pauses for the store in a Redis."""
+    from redis.backoff import ConstantBackoff
+
     from pollux_flows.state import redis
 
     monkeypatch.setattr(redis, "_SILENCE_S", 0.4)
-    monkeypatch.setattr(redis, "_PAUSES", (0.0, 0.05, 0.1))
+    monkeypatch.setattr(redis, "_RETRIES", 3)
+    monkeypatch.setattr(redis, "_BACKOFF", ConstantBackoff(0.05))

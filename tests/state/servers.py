@@ -120,6 +120,10 @@ class BadLine:
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
+    def lose_reply(self, count: int = 1, *, after: int = 0) -> None:
+        """Cut the connection instead of passing on so many replies, once so many have passed."""
+        self.cuts, self.passes = count, after
+
     def close(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()

@@ -58,7 +58,7 @@ async def test_an_answer_is_kept_for_ninety_days(
     await journal.begin()
     await journal.save_answer("a", ANSWER)
     query = "SELECT expire_time - store_time FROM Cache"
-    lasts = [lasts for (lasts,) in await disk._ask(lambda cache: cache._sql(query).fetchall())]
+    lasts = [lasts for (lasts,) in await disk._run(lambda connection: connection.execute(query).fetchall())]
     assert lasts == [pytest.approx(days * DAY)] * 3
 
 

@@ -43,7 +43,7 @@ async def test_a_damaged_file_is_told(store: DiskStore) -> None:
     file = store.folder / "cache.db"
     file.write_bytes(b"This is no database." * 1000)
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match=r"state.*is damaged.*copy"):
+        with pytest.raises(ConfigurationError, match=r"state.*is damaged.*backup"):
             await store.get("a")
     assert file.read_bytes().startswith(b"This is no database.")
 
@@ -124,9 +124,9 @@ async def test_each_commit_is_synced(store: DiskStore) -> None:
     """An answer that was paid for survives a power cut, also on the connection that comes after an error."""
     for _ in range(2):
         await store.put("a", {})
-        assert await store._ask(lambda cache: cache._sql("PRAGMA synchronous").fetchone()) == (2,)
-        assert await store._ask(lambda cache: cache._sql("PRAGMA journal_mode").fetchone()) == ("wal",)
-        store._let_go()
+        assert await store._run(lambda connection: connection.execute("PRAGMA synchronous").fetchone()) == (2,)
+        assert await store._run(lambda connection: connection.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
+        store._disconnect()
 
 
 # --- Room ---------------------------------------------------------------------------------------------------------
@@ -217,13 +217,13 @@ async def test_many_writes_take_few_commits(store: DiskStore, monkeypatch: pytes
     """What gathers while one transaction is written goes into the next."""
     await store.put("a", {})
     sizes: list[int] = []
-    together = store._together
+    execute = store._execute
 
-    def counting(batch: list[disk._Work | disk._Put]) -> list[object]:
+    def execute_and_count(batch: list[disk._Put | disk._Call]) -> list[object]:
         sizes.append(len(batch))
-        return together(batch)
+        return execute(batch)
 
-    monkeypatch.setattr(store, "_together", counting)
+    monkeypatch.setattr(store, "_execute", execute_and_count)
     other = database(store)
     other.execute("BEGIN IMMEDIATE")
     writing = asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(200)))

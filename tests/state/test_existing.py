@@ -95,7 +95,7 @@ async def test_a_disk_that_became_read_only_under_a_run_is_told(
     if "-shm" in beside:
         assert (await survey(found)).records["answer"] == 20
     else:
-        with pytest.raises(ConfigurationError, match=r"cannot be looked at there.*written last.*Copy the folder"):
+        with pytest.raises(ConfigurationError, match=r"cannot be read there.*latest records.*Copy the folder"):
             await survey(found)
 
 
@@ -153,7 +153,7 @@ async def test_a_disk_without_any_room_says_how_much_it_takes(small_disk: Path, 
     """Nothing is lost meanwhile, and that is enough."""
     (await state_in(small_disk / "state", clock, 40)).close()
     fill_up(small_disk, 0)
-    with pytest.raises(ConfigurationError, match=r"not even room to remove something.*200.0 kB are free"):
+    with pytest.raises(ConfigurationError, match=r"not even room to remove a record.*200.0 kB are free"):
         await prune(ExistingStore(small_disk / "state", writes=True), max_size=0, clock=clock)
     os.truncate(small_disk / "others", (small_disk / "others").stat().st_size - 200_000)
     assert (await prune(ExistingStore(small_disk / "state", writes=True), max_size=0, clock=clock)).answers == 400
@@ -164,7 +164,7 @@ async def test_a_disk_that_a_run_has_filled_can_be_pruned(small_disk: Path, cloc
     store = await state_in(small_disk / "state", clock, 10)
     fill_up(small_disk, 150_000)
     found = ExistingStore(small_disk / "state", writes=True)
-    with pytest.raises(ConfigurationError, match=r"not even room to remove something.* MB are free"):
+    with pytest.raises(ConfigurationError, match=r"not even room to remove a record.* MB are free"):
         await prune(found, max_size=0, clock=clock)
     os.truncate(small_disk / "others", (small_disk / "others").stat().st_size - 1_000_000)
     assert 0 < (await prune(found, max_size=0, clock=clock)).answers <= 100

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _tidies_at_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "_TIDY_EVERY", 0)
+    monkeypatch.setattr(disk, "_CLEAN_EVERY", 0)
 
 
 async def write(store: Store, *keys: str) -> None:

@@ -96,42 +96,42 @@ async def test_all_keys_have_the_prefix(server: Server, store: RedisStore) -> No
 # --- Answers that are lost ------------------------------------------------------------------------------------------
 
 
-async def test_what_was_done_is_not_done_twice(line: BadLine) -> None:
-    """Its answer was lost, so it is asked for again, and told as it was."""
+async def test_a_write_whose_reply_is_lost_is_not_repeated(line: BadLine) -> None:
+    """It is sent again, and its result is that of the first time."""
     store = RedisStore(line.url)
     await store.put("a", {"count": 0})
-    line.cuts = 1
+    line.lose_reply(after=1)  # Redis first replies that it has the script
     assert await store.swap("a", {"count": 0}, {"count": 1}) is True
-    line.cuts = 2
+    line.lose_reply(after=1)
     assert await store.add("b", {"by": "me"}) is True
-    line.cuts = 1
-    assert await store.add("b", {"by": "me"}) is False  # of equal records, too
-    line.cuts = 1
+    line.lose_reply(after=1)
+    assert await store.add("b", {"by": "me"}) is False  # an equal record is not the same write
+    line.lose_reply(after=1)
     assert await store.swap("a", {"count": 0}, {"count": 1}) is False
-    line.cuts = 1
+    line.lose_reply(after=1)
     assert await store.swap("a", {"count": 1}, None) is True
-    line.cuts = 1
+    line.lose_reply()
     assert await store.get_many(["a", "b"]) == {"b": {"by": "me"}}
-    line.cuts = 1
+    line.lose_reply()
     assert await names(store) == ["b"]
-    assert line.losses == 8
+    assert line.losses == 7
 
 
 async def test_what_was_done_is_not_done_over_what_others_did(server: Server, line: BadLine) -> None:
     """Between a write whose answer was lost and its repetition, somebody else wrote."""
     store, other = RedisStore(line.url), RedisStore(server.url)
     await store.put("a", {"by": "nobody"})
-    exchange = store._exchange
+    greet = store._greet
 
-    def late(commands: list[redis.Command], give_up: float) -> list[object]:
-        if line.losses and commands[0][0] == "SET":  # the greeting on the new connection
+    def greet_late(deadline: float) -> None:
+        if line.losses:
             asyncio.run(other.put("a", {"by": "other"}))
             line.losses = 0
-        return exchange(commands, give_up)
+        greet(deadline)
 
-    store._exchange = late  # type: ignore[method-assign]
+    store._greet = greet_late  # type: ignore[method-assign]
     for write in (store.put("a", {"by": "me"}), store.delete("a"), store.swap("a", {"by": "other"}, {"by": "me"})):
-        line.cuts = 1
+        line.lose_reply(after=1)
         assert await write in (None, True)
         assert await other.get("a") == {"by": "other"}
 
@@ -164,8 +164,8 @@ async def test_no_increment_is_lost_or_done_twice(line: BadLine) -> None:
 async def test_a_line_that_always_breaks_is_told(line: BadLine) -> None:
     store = RedisStore(line.url)
     await store.put("a", {})
-    line.cuts = 1000
-    with pytest.raises(ConfigurationError, match=r"cannot be reached.*last write.*not known"):
+    line.lose_reply(1000, after=1)
+    with pytest.raises(ConfigurationError, match=r"cannot be reached.*not known whether the last write"):
         await store.add("b", {})
     line.cuts = 0
     assert await store.add("b", {}) is False  # now it is known
@@ -174,18 +174,18 @@ async def test_a_line_that_always_breaks_is_told(line: BadLine) -> None:
 async def test_a_scan_begins_again_on_a_new_connection(store: RedisStore, server: Server) -> None:
     """Another Redis, of the same data, would not know where the old one was."""
     await store.put_many({f"a/{index:05}": {} for index in range(3000)})
-    ask, asked = store._ask, 0
+    run, scans = store._run, 0
 
-    async def breaking(commands: list[redis.Command]) -> list[object]:
-        nonlocal asked
-        asked += commands[0][0] == "SCAN"
-        if asked == 2:
+    async def run_and_break(commands: list[redis.Command]) -> list[object]:
+        nonlocal scans
+        scans += 1
+        if scans == 2:
             server.tell("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        return await ask(commands)
+        return await run(commands)
 
-    store._ask = breaking  # type: ignore[method-assign]
-    assert len(await names(store)) == 3000
-    assert asked > 6
+    store._run = run_and_break  # type: ignore[method-assign]
+    assert len([key async for key in store.list_keys("a/")]) == 3000
+    assert scans > 6
 
 
 # --- Damage ---------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ async def test_a_record_may_be_spelled_by_hand(redis_place: str) -> None:
 def test_a_store_works_in_a_fork(store: RedisStore) -> None:
     """On a connection of its own, and without harm to the parent's."""
     write_in_a_fork(store)
-    assert store._connected == 1
+    assert store._connections == 1
 
 
 def test_what_was_written_survives_a_kill(redis_place: str) -> None:
@@ -261,13 +261,13 @@ async def test_what_was_taken_for_long_is_in_few_pipelines(store: RedisStore) ->
     """What gathers while one is out goes into the next."""
     await store.put("a", {})
     sizes: list[int] = []
-    together = store._together
+    execute = store._execute
 
-    def counting(commands: list[redis.Command]) -> list[object]:
+    def execute_and_count(commands: list[redis.Command]) -> list[object]:
         sizes.append(len(commands))
-        return together(commands)
+        return execute(commands)
 
-    store._together = counting  # type: ignore[method-assign]
+    store._execute = execute_and_count  # type: ignore[method-assign]
     await asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(1000)))
     assert sum(sizes) == 1000
     assert max(sizes) <= 250
@@ -305,7 +305,7 @@ def test_nothing_is_left_open_at_the_end(server: Server) -> None:
 import asyncio, os
 from pollux_flows.state import redis
 from pollux_flows.state.store import open_store
-redis._PAUSES = ()
+redis._RETRIES = 0
 for url in ({server.url!r}, "redis://127.0.0.1:1"):
     os.environ["POLLUX_STATE_URL"] = url
     store = open_store()

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from redis.backoff import ConstantBackoff
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import redis
@@ -20,7 +21,7 @@ from tests.state.servers import BadLine, Server, free_port, saying
 
 PASSWORD = "s3cret/of?the#house@home%"
 QUOTED = "s3cret%2Fof%3Fthe%23house%40home%25"
-NOT_ABSENT = r"cannot be reached \(.*POLLUX_STATE_URL.*goes on from what is there"
+NOT_ABSENT = r"cannot be reached \(.*POLLUX_STATE_URL.*what is saved is reused"
 
 
 SAVING = ("--appendonly", "yes", "--appendfsync", "always")  # by default it answers a moment before it has saved
@@ -69,7 +70,8 @@ async def test_one_that_is_restarted_is_waited_for(
     server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a moment: nobody needs to know."""
-    monkeypatch.setattr(redis, "_PAUSES", (0.02,) * 200)
+    monkeypatch.setattr(redis, "_RETRIES", 200)
+    monkeypatch.setattr(redis, "_BACKOFF", ConstantBackoff(0.02))
     server.kill()
     server.start(*SAVING)
     await store.put("a", {"count": 0})
@@ -91,12 +93,12 @@ async def test_one_that_does_not_answer_is_told(server: Server, store: RedisStor
     told = await asyncio.gather(*asked, return_exceptions=True)
     assert {str(each)[-60:] for each in told} == {str(told[0])[-60:]}
     assert "does not answer in time" in str(told[0])
-    assert "is not known" in str(told[0])
+    assert "not known whether" in str(told[0])
     with pytest.raises(ConfigurationError, match="does not answer in time"):  # on a new connection, too
         await store.get("a")
     assert time.monotonic() - begun < 3
     server.resume()
-    assert await store.get("a") == {"answer": 2}
+    assert await store.get("a") in ({"answer": 1}, {"answer": 2})
 
 
 async def test_one_that_is_slow_is_not_waited_for_for_ever(
@@ -125,7 +127,7 @@ async def test_one_that_has_forgotten_is_told(server: Server, store: RedisStore)
     server.kill()
     server.start()
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match=r"has lost what was recorded.*start again"):
+        with pytest.raises(ConfigurationError, match=r"has lost the records.*start again"):
             await store.get("paid")
     with pytest.raises(ConfigurationError, match="has lost"):
         await store.add("paid", {"answer": 2})
@@ -143,13 +145,13 @@ async def test_one_that_is_read_only_is_told(server: Server, store: RedisStore) 
     server.tell("REPLICAOF", "127.0.0.1", str(free_port()))
     assert await store.get("a") == {"answer": 1}
     for act in (store.put("a", {}), store.add("b", {}), store.swap("a", {"answer": 1}, {}), store.delete("a")):
-        with pytest.raises(ConfigurationError, match=r"read-only replica.*not recorded.*primary"):
+        with pytest.raises(ConfigurationError, match=r"read-only replica.*not saved.*primary"):
             await act
     with pytest.raises(ConfigurationError, match="read-only replica"):
         await RedisStore(server.url).get("a")
     server.tell("REPLICAOF", "NO", "ONE")
     assert await store.swap("a", {"answer": 1}, {"answer": 2})
-    assert store._connected == 2  # anew: where one says so, another may have the address by now
+    assert store._connections > 1  # after a failover, another machine may have the address
 
 
 async def test_one_that_is_full_is_told(server: Server, store: RedisStore) -> None:
@@ -163,7 +165,7 @@ async def test_one_that_is_full_is_told(server: Server, store: RedisStore) -> No
         except ConfigurationError as error:
             told = str(error)
             break
-    assert re.search(r"no memory left.*not recorded.*maxmemory", str(told))
+    assert re.search(r"no memory left.*not saved.*maxmemory", str(told))
     assert kept > 5
     server.tell("CONFIG", "SET", "maxmemory", "1")
     for each in (store, RedisStore(server.url)):
@@ -204,7 +206,7 @@ async def test_a_password_opens_it_and_is_not_shown(server: Server, caplog: pyte
     store = RedisStore(server.url.replace("//", f"//:{QUOTED}@"))
     await store.put("a", {})
     for wrong in ("", "//:s3cret-too@", "//s3cret:s3cret@"):
-        with pytest.raises(ConfigurationError, match=r"wants another user name or password.*redis://user:") as told:
+        with pytest.raises(ConfigurationError, match=r"requires another user name or password.*redis://user:") as told:
             await RedisStore(server.url.replace("//", wrong or "//")).get("a")
         assert "s3cret" not in str(told.value)
         assert told.value.__context__ is None
@@ -216,11 +218,11 @@ async def test_a_password_opens_it_and_is_not_shown(server: Server, caplog: pyte
 
 async def test_a_user_may_lack_permission(server: Server) -> None:
     server.tell("ACL", "SETUSER", "reader", "on", ">s3cret", "~pollux:*", "+get", "+select")
-    with pytest.raises(ConfigurationError, match=r"does not allow this user.*\+eval") as told:
+    with pytest.raises(ConfigurationError, match=r"does not allow this user.*\+evalsha") as told:
         await RedisStore(server.url.replace("//", "//reader:s3cret@")).get("a")
     assert "s3cret" not in str(told.value)
     # What the hint says is enough.
-    allowed = str(told.value).partition("Allow it: ")[2].split()
+    allowed = str(told.value).partition("Allow them: ")[2].split()
     server.tell("ACL", "SETUSER", "writer", "on", ">s3cret", *allowed)
     store = RedisStore(server.url.replace("//", "//writer:s3cret@"))
     assert await store.add("a", {}, ttl_s=60)
@@ -231,26 +233,29 @@ async def test_a_user_may_lack_permission(server: Server) -> None:
 
 async def test_who_does_not_tell_may_evict(server: Server) -> None:
     server.tell("ACL", "SETUSER", "quiet", "on", "nopass", "~*", "+@all", "-info")
-    with pytest.warns(RuntimeWarning, match="maxmemory-policy: not told"):
+    with pytest.warns(RuntimeWarning, match="maxmemory-policy: unknown"):
         await RedisStore(server.url.replace("//", "//quiet:any@")).put("a", {})
 
 
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"did not do what.*HTTP/1\.1 400.*POLLUX_STATE_URL is that of a Redis"),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            r"returned an error.*HTTP/1\.1 400.*address of a Redis",
+        ),
         (b"-ERR unknown command `AUTH`, with args beginning with: `s3cret` \r\n", r"unknown command `AUTH`\)"),
         (b"-ERR what is s3cret?\r\n", r"what is \*\*\*"),
         (b"-LOADING Redis is loading the dataset in memory\r\n", "is still loading its data"),
         (b"-ERR max number of clients reached\r\n", "cannot be reached .*max number of clients reached"),
         (b"$5\r\nhe", "does not answer in time"),
-        (b"$what\r\n", "did not do what"),
+        (b"$what\r\n", "returned an error"),
     ],
 )
 async def test_what_it_says_is_told_but_not_what_it_was_told(
     said: bytes, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "_PAUSES", ())
+    monkeypatch.setattr(redis, "_RETRIES", 0)
     with saying(said) as place, pytest.raises(ConfigurationError, match=told) as error:
         await RedisStore(f"redis://:s3cret@{place}").get("a")
     assert "s3cret" not in str(error.value)

@@ -16,7 +16,7 @@ from pollux_flows.errors import APIError, InternalError
 from pollux_flows.providers import lines
 from pollux_flows.providers.anthropic import generate
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
-from pollux_flows.providers.batches import Batch, BatchState, Limits, Result, Rows, listed, moment
+from pollux_flows.providers.batches import Batch, BatchState, Limits, Result, Rows, paginate_list, parse_time
 from pollux_flows.providers.errors import may_pass
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ async def get(client: AsyncAnthropic, batch_id: str) -> Batch:
 
 
 def pages(client: AsyncAnthropic) -> AsyncIterator[list[Batch]]:
-    return listed(client, _PATH, _batch, after="after_id", limit=_PAGE)
+    return paginate_list(client, _PATH, _batch, after="after_id", limit=_PAGE)
 
 
 async def cancel(client: AsyncAnthropic, batch_id: str) -> None:
@@ -175,8 +175,8 @@ def _batch(body: Any) -> Batch:
         total=total or None,
         succeeded=succeeded,
         failed=errored + canceled + expired,
-        created_at=moment(body.get("created_at")),
-        ended_at=moment(body.get("ended_at")),
-        expires_at=moment(body.get("expires_at")),
+        created_at=parse_time(body.get("created_at")),
+        ended_at=parse_time(body.get("ended_at")),
+        expires_at=parse_time(body.get("expires_at")),
         results=(results_url,) if results_url else (),
     )

@@ -13,7 +13,17 @@ from urllib.parse import quote
 
 from pollux_flows.providers import lines
 from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text
-from pollux_flows.providers.batches import Batch, BatchState, Limits, Result, Rows, RowStatus, moment, readable, turned
+from pollux_flows.providers.batches import (
+    Batch,
+    BatchState,
+    Limits,
+    Result,
+    Rows,
+    RowStatus,
+    paginate,
+    parse_batches,
+    parse_time,
+)
 from pollux_flows.providers.errors import may_pass
 from pollux_flows.providers.gemini import generate
 
@@ -88,9 +98,9 @@ def pages(client: Connection) -> AsyncIterator[list[Batch]]:
         operations = listed.get("operations", []) if isinstance(listed, dict) else None
         if not isinstance(operations, list) or (listed and not listed.keys() & _IN_A_LIST):
             raise UpstreamError.found_in(listed)
-        return readable(_batch, operations), as_text(listed.get("nextPageToken")) or None
+        return parse_batches(_batch, operations), as_text(listed.get("nextPageToken")) or None
 
-    return turned(page)
+    return paginate(page)
 
 
 async def cancel(client: Connection, batch_id: str) -> None:
@@ -157,8 +167,8 @@ def _batch(operation: Any) -> Batch:
         total=total or None,
         succeeded=succeeded,
         failed=failed,
-        created_at=moment(metadata.get("createTime")),
-        ended_at=moment(metadata.get("endTime")),
+        created_at=parse_time(metadata.get("createTime")),
+        ended_at=parse_time(metadata.get("endTime")),
         problem=(as_text(error.get("message")) or f"code {error.get('code')}") if error else None,
         queue_full=state == "failed" and error.get("code") == _EXHAUSTED,
         results=(file,) if file else (),

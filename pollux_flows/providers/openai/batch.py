@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pollux_flows.providers import lines
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
-from pollux_flows.providers.batches import ENDED, Batch, BatchState, Limits, Result, Rows, RowStatus, listed
+from pollux_flows.providers.batches import ENDED, Batch, BatchState, Limits, Result, Rows, RowStatus, paginate_list
 from pollux_flows.providers.errors import may_pass
 from pollux_flows.providers.openai import generate
 
@@ -65,7 +65,7 @@ async def get(client: AsyncOpenAI, batch_id: str) -> Batch:
 
 
 def pages(client: AsyncOpenAI) -> AsyncIterator[list[Batch]]:
-    return listed(client, "/batches", _batch, after="after", limit=_PAGE)
+    return paginate_list(client, "/batches", _batch, after="after", limit=_PAGE)
 
 
 async def cancel(client: AsyncOpenAI, batch_id: str) -> None:

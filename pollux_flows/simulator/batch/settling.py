@@ -61,7 +61,7 @@ class RowWriter(ABC):
     def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
         """Return the result of a row that "expired" or was "cancelled"."""
 
-    def unknown_key(self, key: Any, number: int) -> Any:  # noqa: ARG002 (the form of some keys depends on it)
+    def make_foreign_key(self, key: Any, number: int) -> Any:  # noqa: ARG002 (the form of some keys depends on it)
         """Return a key like that one, which was not submitted."""
         return f"nobodys-{number}"
 
@@ -170,7 +170,7 @@ class _Settling:
         for result in again:
             self._write(result)
         for number in range(plan.unknown if order else 0):
-            self._write(self._result(order[number % len(order)], unknown=number))
+            self._write(self._result(order[number % len(order)], foreign=number))
 
     def _order(self) -> Sequence[int]:
         """Return the order of the results: never that of the rows, unless the rows have no keys."""
@@ -181,11 +181,11 @@ class _Settling:
         order = random.Random(self.batch.id).sample(places, len(places))  # noqa: S311
         return [*order[1:], order[0]] if order == list(places) else order
 
-    def _result(self, place: int, unknown: int | None = None) -> _Result:
+    def _result(self, place: int, foreign: int | None = None) -> _Result:
         batch, writer = self.batch, self.writer
         row = writer.read(batch, batch.input[place])
-        if unknown is not None:
-            row.key = writer.unknown_key(row.key, unknown)
+        if foreign is not None:
+            row.key = writer.make_foreign_key(row.key, foreign)
         request_id = self.call.provider.request_id.format(self.call.world.number())
         if place >= self.answered:
             if batch.ending != "completed":

@@ -67,9 +67,9 @@ class InlineOrFile(RowWriter):
         return {**key, "error": {"code": CODES[status], "message": message}}
 
     @override
-    def unknown_key(self, key: Any, number: int) -> Any:
-        unknown = super().unknown_key(key, number)
-        return {name: dict.fromkeys(had, unknown) if isinstance(had, dict) else unknown for name, had in key.items()}
+    def make_foreign_key(self, key: Any, number: int) -> Any:
+        foreign = super().make_foreign_key(key, number)
+        return {name: dict.fromkeys(had, foreign) if isinstance(had, dict) else foreign for name, had in key.items()}
 
     @override
     def gives_results(self, batch: StoredBatch) -> bool:

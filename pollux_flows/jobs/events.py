@@ -1,0 +1,82 @@
+"""Events of jobs on the Prefect server, so that automations can react. Each event is emitted once.
+
+An event that was emitted just before its process was killed is emitted again under the same id, and counts once.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+from uuid import NAMESPACE_URL, uuid5
+
+from prefect import get_run_logger
+from prefect.events import Event, RelatedResource, Resource, get_events_client
+from prefect.runtime import flow_run
+
+from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.store import JobLock
+
+JobEvent = Literal["submitted", "collected", "failed", "ambiguous"]
+
+_RESOURCE: Final = "pollux.deferred-job"
+
+
+async def emit_job_event(job: Job, event: JobEvent) -> Job:
+    """Emit the event unless it was emitted before, and return the job with a note of it.
+
+    If the server cannot be reached, the job is returned unchanged, so that the event is emitted the next time.
+    """
+    if was_emitted(job, event):
+        return job
+    try:
+        async with get_events_client() as client:
+            await client.emit(_make_event(job, event))
+    except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the answers matter more)
+        get_run_logger().warning("pollux.deferred.%s of %s could not be emitted: %s", event, job.name, error)
+        return job
+    return job.model_copy(update={"told": [*job.told, _once(job, event)]})
+
+
+def was_emitted(job: Job, event: JobEvent) -> bool:
+    """Return True if this event was emitted for the job as it is."""
+    return _once(job, event) in job.told
+
+
+async def emit_submission_events(lock: JobLock) -> None:
+    """Emit the events about the submission of a job, and save the note of them."""
+    job = lock.job
+    if job.is_submitted:
+        job = await emit_job_event(job, "submitted")
+    if job.state == "ambiguous":
+        job = await emit_job_event(job, "ambiguous")
+    if job is not lock.job:
+        await lock.save(job)
+
+
+def _once(job: Job, event: JobEvent) -> str:
+    """Return the identity of an event: a job whose failed prompts were submitted again is collected again."""
+    return f"{event}-{job.children}" if event in {"collected", "failed"} and job.children else event
+
+
+def _make_event(job: Job, event: JobEvent) -> Event:
+    numbers = job.manifest.model_dump(mode="json") if job.manifest else {}
+    return Event(
+        id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{job.submission}/{_once(job, event)}"),
+        event=f"pollux.deferred.{event}",
+        resource=Resource(
+            {
+                "prefect.resource.id": f"{_RESOURCE}.{job.name}",
+                "prefect.resource.name": job.name,
+                "provider": job.target.provider,
+                "model": job.target.model,
+            }
+        ),
+        related=related_run(),
+        payload={"job": job.name, "state": job.state, "prompts": job.count, **numbers},
+    )
+
+
+def related_run() -> list[RelatedResource]:
+    """Return the current flow run in the form that an event refers to it."""
+    if not (run_id := flow_run.id):
+        return []
+    return [RelatedResource({"prefect.resource.id": f"prefect.flow-run.{run_id}", "prefect.resource.role": "flow-run"})]
