@@ -23,7 +23,8 @@ FLOORS: tuple[set[str], ...] = (
     {"simulator"},
     {"errors", "plain", "document", "config", "access", "address", "source", "options", "handles", "result", "turn"},
     {"capabilities", "claude", "pricing"},
-    {"providers", "state"},
+    {"files", "ratelimit", "schemas", "state"},
+    {"providers"},
     {"pipeline"},
     {"deferred", "caching", "realtime"},
     {"blocks"},
@@ -32,7 +33,7 @@ FLOORS: tuple[set[str], ...] = (
     {"deployments"},
     {"cli", "demo", "__init__"},
 )
-ENGINE: set[str] = set().union(*FLOORS[:6])
+ENGINE: set[str] = set().union(*FLOORS[:7])
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 
 

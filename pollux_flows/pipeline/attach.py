@@ -13,10 +13,10 @@ from weakref import WeakValueDictionary
 
 from pollux_flows.config import Target
 from pollux_flows.errors import APIError, InternalError, PolluxError
+from pollux_flows.files.content import Content, load
 from pollux_flows.pipeline.cleanup import give_back, open_ledger
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.send import send
-from pollux_flows.providers.content import Content, load
 from pollux_flows.providers.material import Delivery, Material
 from pollux_flows.providers.registry import find_provider
 from pollux_flows.providers.session import Session

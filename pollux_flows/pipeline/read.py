@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from pollux_flows.files.content import Content, examine, not_utf8
 from pollux_flows.pipeline.conversation import check_unchanged
 from pollux_flows.pipeline.request import Request
-from pollux_flows.providers.content import Content, examine, not_utf8
 from pollux_flows.providers.registry import find_provider
 from pollux_flows.state.content_cache import open_content_cache
 

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pollux_flows.errors import APIError, PolluxError
+from pollux_flows.files.content import Content, HashingReader, changed, forget, open_file
+from pollux_flows.files.mime import ending
 from pollux_flows.pipeline.retry import Attempts, attempt
-from pollux_flows.providers.content import Content, HashingReader, changed, forget, open_file
-from pollux_flows.providers.mime import ending
 from pollux_flows.providers.session import Session
 from pollux_flows.providers.uploads import FileToSend, Purpose
 from pollux_flows.source import Source

@@ -10,13 +10,13 @@ from typing import IO, Any, Final, TypeVar, cast
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, InternalError, PolluxError
-from pollux_flows.providers import limits
 from pollux_flows.providers.base import Call, UpstreamError
 from pollux_flows.providers.batches import Batch, BatchModule, Rows
 from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.redaction import Redactor
 from pollux_flows.providers.registry import Provider, find_provider
 from pollux_flows.providers.uploads import FilesModule, UploadThreads
+from pollux_flows.ratelimit import limits
 from pollux_flows.result import Answer
 from pollux_flows.state.upload import Uploaded
 

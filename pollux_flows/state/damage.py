@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.providers.content import Content
+from pollux_flows.files.content import Content
 from pollux_flows.state.answer_record import read_answer, read_pointer
 from pollux_flows.state.kinds import is_removable, kind_of
 from pollux_flows.state.leases import get_owner, strip_lease

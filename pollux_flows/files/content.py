@@ -19,9 +19,9 @@ from pydantic import Field
 from pollux_flows.address import shown_file
 from pollux_flows.document import Record
 from pollux_flows.errors import PolluxError, SourceError, unless_raised
-from pollux_flows.providers import mime
-from pollux_flows.providers.patience import THREADS, Pulse, apart, patiently
-from pollux_flows.providers.place import PIECE, Opened, is_stream, opened, pieces, version
+from pollux_flows.files import mime
+from pollux_flows.files.patience import THREADS, Pulse, apart, patiently
+from pollux_flows.files.place import PIECE, Opened, is_stream, opened, pieces, version
 from pollux_flows.source import Source
 from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from pollux_flows.state.identity import digest
