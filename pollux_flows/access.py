@@ -44,7 +44,7 @@ _BARE_PROTOCOL: Final = re.compile(r"[a-z0-9]+")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the parameters of one run may reach, besides what the settings in `environment` allow."""
+    """The files and modules that the parameters of a run may reach, besides those that `environment` allows."""
 
     folders: Sequence[str] = ()
     """Folders to read from and to write to."""

@@ -37,22 +37,22 @@ def shown(address: str) -> str:
 
 
 def shown_file(name: str) -> str:
-    """The same for what may be a path: in a path ? and # are letters."""
+    """Return an address or a path for people, without a password or query. In a path, ? and # are letters."""
     return _without_credentials(name) if is_path(name) else shown(name)
 
 
 def shown_in(text: str) -> str:
-    """What others have written, with each address in it as it may be shown."""
+    """Return a text of others in which each address is as it may be shown."""
     return _ADDRESS_IN_TEXT.sub(lambda found: shown(found[0][:_LONGEST_SHOWN]), text)
 
 
 def is_path(name: str) -> bool:
-    """Whether it names a file on this machine. A path may start with a drive letter."""
+    """Return whether this names a file on this machine. A path may start with a drive letter."""
     return protocol(name) == "file"
 
 
 def protocol(name: str) -> str:
-    """What stands before ://, and `file` for a path."""
+    """Return the protocol of an address, and `file` for a path."""
     before, separator, _ = name.partition("://")
     if not separator or len(before) <= 1 or "/" in before or before.lower() == "local":
         return "file"
@@ -86,10 +86,10 @@ def is_web(address: str) -> bool:
 
 
 def check_whole(address: str, *, web: bool) -> None:
-    """Refuse what nobody could fetch."""
+    """Refuse an address that cannot be fetched."""
     scheme = _parts(address).scheme
     whole = is_web(address) if web or scheme in {"http", "https"} else scheme != ""
-    # urlsplit() overlooks line breaks; whoever fetches the address would not.
+    # urlsplit() overlooks line breaks; a client that fetches the address would not.
     if not whole or not address.isprintable():
         raise SourceError(
             f"{shown(address)!r} is no whole address.",

@@ -1,4 +1,4 @@
-"""What a run leaves for a person to look at."""
+"""Artifacts: the pages that a run publishes for people."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LONGEST_CELL: Final = 300
 
 @asynccontextmanager
 async def not_worth_an_answer() -> AsyncIterator[None]:
-    """What is shown is worth less than what was paid for: if it cannot be left, the run says so and goes on."""
+    """Publish best effort: where a page cannot be published, the run logs that and goes on."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 (whatever the server or the network did)
@@ -294,7 +294,7 @@ def _warned(envelopes: Sequence[ResultEnvelope]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """As a quotation: whatever is inside, it stays inside."""
+    """Quote a text, so that no Markdown in it takes effect outside the quotation."""
     if len(text) > _LONGEST_SHOWN:
         text = text[:_LONGEST_SHOWN] + "\n\n… (cut here; the run's result has all of it)"
     return "\n".join(f"> {line}" for line in _inert(text).splitlines())

@@ -23,7 +23,7 @@ def run_demo() -> None:
     """Run both flows and print what they returned."""
     with tempfile.TemporaryDirectory(prefix="pollux-demo-") as home:
         # Before Prefect is imported: the demo must not touch the user's server, profiles or results, and its own
-        # server is not behind anybody's proxy.
+        # server is not behind a proxy.
         for name in [name for name in os.environ if name.startswith("PREFECT_")]:
             del os.environ[name]
         os.environ |= {

@@ -63,7 +63,7 @@ class Lineage:
 
     @property
     def is_outermost(self) -> bool:
-        """Whether the flow run at hand is no part of another."""
+        """Return whether the flow run at hand is no part of another."""
         return self.flow_run.id == self.outermost.id
 
     @property

@@ -5,7 +5,7 @@ renamed, and what was stored before still reads. Three names must stay for that,
 those of this module, `encode` and `decode`.
 
 Prefect's own JSON serializer restores any class that a dict names under `__class__`. A model's structured answer is
-such a dict, written by whoever talked the model into it: here it stays data.
+such a dict, written by a person who talked the model into it: here it stays data.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
     # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
     if held and held.loop is asyncio.get_running_loop() and held.execution.plan.sources is plan.sources:
         outcomes = await held.execution.outcomes(plan.calls, lambda _: held.count(1), _turn.get())
-        # For whoever looks at the run; the flow takes the outcomes as they are.
+        # For people who look at the run; the flow takes the outcomes as they are.
         return _shown_as_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
     async with holding_execution(plan, config, terms or Terms()) as found:
@@ -166,7 +166,7 @@ def take_turn(turn: Place) -> Iterator[None]:
 
 @asynccontextmanager
 async def holding_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIterator[_Held]:
-    """What all tasks of a flow share; the key stays in this process's memory."""
+    """Open the execution that all tasks of a flow share. The key stays in this process's memory."""
     here = await lineage() if terms.run_key is None else None
     scope = here.scope if here else task_scope() if terms.run_key is None else None
     async with (

@@ -157,7 +157,7 @@ class PolluxProvider(Block):
         """The key of the block that is saved under that name, or the environment's for a saved block without one."""
         saved = await PolluxProvider.named(name)
         if (saved.provider, saved.base_url) != (self.provider, self.base_url):
-            # Run parameters are written by whoever may start a run; a key goes only where it was meant to go.
+            # Run parameters are written by anyone who may start a run; a key goes only where it was meant to go.
             raise ConfigurationError(
                 f"This run asks for the key of the saved PolluxProvider {name!r}, for another address.",
                 hint="Start it again with the saved provider as it is now.",

@@ -82,7 +82,7 @@ async def _all() -> AsyncIterator[_Found]:
 
 
 async def _state() -> _Found:
-    """Whether answers can be written down."""
+    """Check that answers can be saved."""
     try:
         store = open_store()
         if (claim := await leases.acquire_lease(store, f"asking/{uuid4().hex}", "doctor", _SHORT_S)) is not None:
@@ -109,7 +109,7 @@ async def _providers(client: PrefectClient) -> AsyncIterator[_Found]:
 
 
 async def _jobs(client: PrefectClient, stuck: Container[UUID]) -> _Found:
-    """Whether deferred jobs are collected; `stuck` are the deployments whose scheduled runs do not start."""
+    """Check that deferred jobs are collected; `stuck` are the deployments whose scheduled runs do not start."""
     documents = await read_documents(client, PolluxDeferredJob)
     waiting = sum(document.data.get("state") != "collected" for document in documents)
     collectors = await read_scheduled(client, collect.name)

@@ -25,7 +25,7 @@ def jobs(
     all_: Annotated[bool, Parameter("--all", help="Those that are done as well.", negative="")] = False,
     json: Json = False,
 ) -> None:
-    """Show the deferred jobs on the Prefect server, as they were when somebody last looked. No provider is asked."""
+    """Show the deferred jobs on the Prefect server, as they were last collected. No provider is asked."""
     with refusals_in_words():
         rows = asyncio.run(_rows(all_))
     _show(CollectReport(rows=rows), json=json, nothing="There are no jobs." if all_ else "No job is under way.")

@@ -83,7 +83,7 @@ async def _waiting_runs(
 
 
 def _should_have_runs(deployment: DeploymentResponse, now: datetime) -> bool:
-    """Whether the server has had time to plan a run, and the schedule asks for one in the weeks ahead."""
+    """Return whether the server has had time to plan a run, and the schedule has one in the weeks ahead."""
     return any(
         schedule.active and _is_frequent(schedule.schedule) and (schedule.updated or now) < now - _PATIENCE
         for schedule in deployment.schedules

@@ -17,7 +17,7 @@ from pollux_flows.errors import PolluxError
 Json = Annotated[bool, Parameter(help="For machines.", negative="")]
 
 
-# What Prefect's client raises where nobody answers.
+# What Prefect's client raises where no server answers.
 NO_SERVER: Final = (httpx.TransportError, RuntimeError)
 
 

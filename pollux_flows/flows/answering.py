@@ -45,7 +45,7 @@ Cache = (
 )
 """The cache that a run asks for: "auto", a PolluxCache or its name, or a cache handle."""
 OnPartial = Literal["fail", "complete"]
-"""What becomes of a run when some of its prompts have no answer. One that failed can be retried from the UI."""
+"""How a run ends when some of its prompts have no answer. One that failed can be retried from the UI."""
 
 
 async def answer(

@@ -40,4 +40,4 @@ async def _cancelled(store: BlockJobStore, name: str) -> Job:
                 return lock.job
         except BusyError:
             await asyncio.sleep(0.5)
-    raise ConfigurationError(f"Somebody is at work on {name} just now.", hint="Cancel it again in a moment.")
+    raise ConfigurationError(f"Another run is working on {name} just now.", hint="Cancel it again in a moment.")

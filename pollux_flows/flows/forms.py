@@ -195,7 +195,7 @@ async def _connection() -> AsyncIterator[None]:
 def _new(kind: type[Context]) -> Context:
     if not (PREFECT_API_URL.value() or "").startswith("http://"):
         return kind()
-    # Prefect reads all certificates for each client, which takes 20 ms; on plain http nobody looks at them.
+    # Prefect reads all certificates for each client, which takes 20 ms; plain http needs none of them.
     context = kind(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)})
     context._httpx_settings = None  # noqa: SLF001 (else only those who ask for the same settings would be given it)
     return context

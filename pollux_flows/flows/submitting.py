@@ -139,7 +139,7 @@ async def submit_again(name: str) -> str:
                 await lock.save(job.with_child(await submission.create_child(job, store, indexes, config.key())))
             name = lock.job.child or name
     except BusyError:
-        raise ConfigurationError(f"Somebody is at work on {name} just now.", hint="Try again in a moment.") from None
+        raise ConfigurationError(f"Another run is working on {name} just now.", hint="Try again in a moment.") from None
     return (await _handed_in(store, name, await JobConfigs().load(await store.get(name)))).name
 
 
@@ -156,7 +156,7 @@ class _Asking:
 
 
 async def _claimed(store: BlockJobStore, name: str, saved: str | None, config: Config, asking: _Asking) -> Plan | None:
-    """What is asked, after all that can be refused was looked at and the job was written down. Nothing is sent yet.
+    """Check all that can be refused, and save the job. Nothing is sent yet.
 
     None if another sub-flow that asks the same was faster: the name is taken.
     """
@@ -213,7 +213,7 @@ def _warn_of_a_lost_key(config: Config) -> None:
     variable = KEY_VARIABLES[config.provider]
     if from_environment(variable) is None:
         get_run_logger().warning(
-            "The provider was never saved, so whoever collects this job will look for %s in the environment. "
+            "The provider was never saved, so the run that collects this job will look for %s in its environment. "
             "Save it: PolluxProvider(…).save('a-name').",
             variable,
         )

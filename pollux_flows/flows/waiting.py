@@ -98,7 +98,7 @@ def _needs_a_person(job: Job, problem: str) -> ConfigurationError:
 
 
 async def _noted(store: BlockJobStore, name: str, run_id: str) -> bool:
-    """Write down that this run waits; False if somebody is at work on the job, or it is done by now."""
+    """Save that this run waits; False if another process works on the job, or the job is done by now."""
     try:
         async with store.lock(name) as lock:
             if lock.job.is_complete:
@@ -111,7 +111,7 @@ async def _noted(store: BlockJobStore, name: str, run_id: str) -> bool:
 
 
 async def _note(name: str, what: dict[str, str | None]) -> None:
-    """Write something down in the job, once nobody else is at work on it."""
+    """Change the job, once no other process works on it."""
     store = await BlockJobStore.open()
     for pause in _pauses():
         try:

@@ -28,7 +28,7 @@ from pollux_flows.state.store import open_store
 MayAsk = Callable[[], Awaitable[None]]
 """Returns when a call may be made, or raises why it may not."""
 
-# A store that is being restarted, or a disk that somebody makes room on, gets so much time to take a paid answer. One
+# A store that is being restarted, or a disk that is being cleared, gets so much time to take a paid answer. One
 # that is locked takes longer than that to say so.
 _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
@@ -98,7 +98,7 @@ class Answers:
 
     @asynccontextmanager
     async def asking(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
-        """What says whether the call may be made: asked with the slot in hand, so that what came meanwhile counts.
+        """Yield the check whether the call may be made, to be called with the slot in hand: answers may come meanwhile.
 
         Raises TakenError, at once or then, where another execution is asking it: `wait` has more.
         """
@@ -141,7 +141,7 @@ class Answers:
         return await self._written(outcome)
 
     async def keep_after_all(self, outcome: Outcome) -> Outcome:
-        """What could not be written down when it came may be now."""
+        """Save an answer that could not be saved when it came, if that is possible now."""
         if outcome.unkept is None or outcome.spilled is not None:
             return outcome
         return await self._written(outcome.model_copy(update={"unkept": None}))
@@ -192,7 +192,7 @@ class Answers:
         return await self._journal.load_own([call.identity for call in calls])
 
     async def may_ask(self) -> None:
-        """Whether this run may ask for anything more, or raises why it may not."""
+        """Return when this run may make another call, or raise why it may not."""
         await self._well.wait()
         if self._broken is not None:
             raise self._broken

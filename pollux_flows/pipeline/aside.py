@@ -49,7 +49,7 @@ class _Batch(Generic[T, R]):
         self._work, self._items = work, items
         self._results: list[R] = []
         self._began = time.monotonic()
-        # Held by the thread while it notes a result, and by whoever gives it up: from then on, nothing is noted.
+        # Held by the thread while it notes a result, and by a caller that gives it up: from then on, nothing is noted.
         self._lock = threading.Lock()
         self._is_given_up = False
         self.results: list[R] = []

@@ -96,7 +96,7 @@ class Holding:
         )
 
     def key(self, target: Target, content: Content) -> UploadKey:
-        """What the ledger knows that content by."""
+        """Return the key of that content in the ledger."""
         return UploadKey(
             provider=target.provider,
             base_url=target.base_url,
@@ -107,7 +107,7 @@ class Holding:
 
 
 class Attachments:
-    """The sources of one plan, made ready for one provider. Whoever asks for one waits until it is ready."""
+    """The sources of one plan, made ready for one provider. A call that needs one waits until it is ready."""
 
     def __init__(self, plan: Plan, session: Session, holding: Holding | None = None) -> None:
         self._plan, self._session, self._holding = plan, session, holding
@@ -116,7 +116,7 @@ class Attachments:
         self._in_use: WeakValueDictionary[int, Material] = WeakValueDictionary()
 
     def pretended(self, sources: Sequence[int]) -> tuple[Material, ...]:
-        """What the materials will look like, for a request that is only looked at. Nothing is read or sent."""
+        """Return stand-ins for the materials, for a request that is only checked. Nothing is read or sent."""
         return tuple(
             Material(
                 self._plan.sources[index],
@@ -145,16 +145,16 @@ class Attachments:
         return self._ready[index]
 
     async def lost(self, error: APIError | None, sources: Sequence[int], materials: Sequence[Material]) -> bool:
-        """Whether a call failed because the provider has forgotten files: with new ones it is worth another try."""
+        """Return whether a call failed because the provider lost files: it is worth another try with new ones."""
         if error is None or error.status_code not in _MAY_MEAN_FORGOTTEN:
             return False
         try:
             return await self._forgotten(sources, materials)
         except PolluxError:
-            return False  # nobody can tell, so what the provider said about the call stands
+            return False  # unknown, so the provider's error about the call stands
 
     async def _forgotten(self, sources: Sequence[int], materials: Sequence[Material]) -> bool:
-        """Whether the provider lost any of these files. Those are uploaded again by whoever asks next."""
+        """Return whether the provider lost any of these files. The next call that needs them uploads them again."""
         lost = False
         for index, material in zip(sources, materials, strict=True):
             if material.file is None or await self._session.file_exists(material.file.file_id):
@@ -163,12 +163,12 @@ class Attachments:
             key, holding = self._key(index)
             await holding.ledger.forget(key, material.file.file_id)
             ready = self._ready.get(index)
-            if ready is not None and ready.done() and ready.result() is material:  # else somebody was quicker
+            if ready is not None and ready.done() and ready.result() is material:  # else another call was quicker
                 del self._ready[index]
         return lost
 
     async def close(self) -> None:
-        """End what nobody waits for any more."""
+        """End preparations that no call waits for any more."""
         for task in self._ready.values():
             task.cancel()
         await asyncio.gather(*self._ready.values(), return_exceptions=True)

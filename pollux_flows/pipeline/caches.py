@@ -74,7 +74,7 @@ class CacheRecord(Record):
 
     @property
     def may_exist(self) -> bool:
-        """Whether the provider may have a cache of this display name."""
+        """Return whether the provider may have a cache of this display name."""
         return self.state == "creating" and self.asked_at is not None
 
     def remaining_s(self, now: float) -> float:

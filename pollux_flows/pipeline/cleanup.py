@@ -1,4 +1,4 @@
-"""Cleanup: delete at the providers what nobody has a use for any more."""
+"""Cleanup: delete files at the providers that no run uses any more."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def store_of(config: Config) -> Store:
 
 
 async def give_back(session: Session, ledger: Ledger, owner: str) -> None:
-    """Give a run's files back, and delete those that nobody may use any more; what takes long is left to `sweep`.
+    """Release a run's files, and delete those that no owner is left of; what takes long is left to `sweep`.
 
     The answers are paid for by now: nothing that goes wrong here may cost one.
     """
@@ -48,7 +48,7 @@ async def give_back(session: Session, ledger: Ledger, owner: str) -> None:
 
 
 async def delete_due(session: Session, ledger: Ledger) -> list[str]:
-    """Delete all that this account has no more use for, whoever has used it."""
+    """Delete all files of this account that have no owner any more."""
     config = session.config
     due = await ledger.list_due(provider=config.provider, account=await ledger.derive_account(config.key()))
     return await delete(session, ledger, [each for each in due if each.key.base_url == config.base_url])

@@ -30,7 +30,7 @@ _STATE_HINT: Final = (
 
 
 class Conversation(Document):
-    """What was said before. `response_id` stands for all of it up to the last answer, where the provider keeps that."""
+    """The earlier turns. `response_id` stands for all of them up to the last answer, where the provider stores that."""
 
     turns: list[Turn] = Field(default_factory=list)
     response_id: str | None = None
@@ -45,7 +45,7 @@ class Conversation(Document):
 
 
 def conversation(options: Options, target: Target, prompts: Sequence[str | None]) -> Conversation | None:
-    """What `options` goes on from, or an error that says why these prompts cannot."""
+    """Return the conversation that `options` continues, or raise why these prompts cannot continue it."""
     if options.history is not None:
         name, items, response_id = "history", options.history, None
     elif options.continue_from is not None:
@@ -105,7 +105,7 @@ def state_after(
     target: Target,
     outcome: Outcome,
 ) -> dict[str, Any] | None:
-    """The conversation with this turn, for whoever goes on from it; None where there is none."""
+    """Return the conversation with this turn, to be continued; None where there is none."""
     answer = outcome.answer
     converses = options.history is not None or options.continue_from is not None
     if answer is None or outcome.problem is not None or not (converses or answer.tool_calls):

@@ -65,7 +65,7 @@ async def execute_plan(
     on_outcome: OnOutcome | None = None,
     caches: CacheRegistry | None = None,
 ) -> list[Outcome]:
-    """What becomes of every call of the plan, in its order."""
+    """Make all calls of the plan, and return their outcomes in its order."""
     async with open_execution(plan, config, terms, caches=caches) as execution:
         return await execution.outcomes(plan.calls, on_outcome)
 
@@ -126,9 +126,9 @@ class Execution:
     async def outcomes(
         self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None, turn: Place | None = None
     ) -> list[Outcome]:
-        """What becomes of each of these calls of the plan, in their order.
+        """Make these calls of the plan, and return their outcomes in order.
 
-        One call that fails costs the others nothing: nobody is cancelled, and nothing that was answered is dropped.
+        A call that fails cancels none of the others, and no answer is dropped.
         `turn` is closed once all of the calls stand in line.
         """
         if not calls:
@@ -183,7 +183,7 @@ class Execution:
             return unasked(planned, error)
 
     async def _ask(self, planned: PlannedCall, may_ask: MayAsk, place: Place) -> Outcome:
-        """What comes of asking. An answer is written down before its slot is given back."""
+        """Ask the provider. An answer is saved before its slot is released."""
         answered: list[Outcome] = []
 
         async def keep(attempts: Attempts[Answer]) -> None:
@@ -328,7 +328,7 @@ class Place:
 
 
 def unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
-    """What becomes of a call that could not be made."""
+    """Return the outcome of a call that could not be made."""
     failure = CallFailure.of(planned.index, error)
     return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
 

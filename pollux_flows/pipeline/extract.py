@@ -187,7 +187,7 @@ def _has_handle(plan: Plan, caches: Sequence[UsedCache]) -> bool:
 
 
 def _cache_use(outcome: Outcome, has_handle: bool) -> dict[str, bool]:
-    """Whether one call read from a cache, where the provider says so. A call with a handle that does not, did not."""
+    """Return whether a call read from a cache, if the provider reports that or the call used a handle."""
     reported = outcome.answer is not None and "cached_tokens" in outcome.answer.usage
     return {"cache_used": _has_read_cache(outcome)} if reported or has_handle else {}
 
@@ -220,7 +220,7 @@ def _raw(answer: Answer) -> dict[str, Any]:
 
 
 def _course(outcome: Outcome) -> dict[str, Any]:
-    """What it took to get the answer, and where something went wrong, what."""
+    """Return how a call went: its attempts, its times, its cost, and what could not be saved."""
     # Prefect looks at each name and value in here, which takes a third of the time that a rerun does: no more than
     # needed. What was asked for in another run took nothing in this one.
     unsaid = {

@@ -79,7 +79,7 @@ class Plan(Document):
 
     @property
     def title(self) -> str:
-        """What it asks, for people: the prompt of a single call, or the numbers of several."""
+        """A title for people: the prompt of a single call, or the numbers of several."""
         if not self.calls:
             return "no calls"
         first, last = self.calls[0], self.calls[-1]

@@ -115,7 +115,7 @@ class WarmUps:
         return await ask()
 
     def _writes_in_vain(self, source: int | None) -> bool:
-        """Whether nothing would read what a call about that source writes."""
+        """Return whether no other call would read what a call about that source writes."""
         has_failed = source not in self._warm and _have_failed(self._failed[source])
         return has_failed or self._calls[source] == 1
 

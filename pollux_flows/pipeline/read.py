@@ -15,7 +15,7 @@ LONGEST_S: Final = 600.0
 
 
 async def read_sources(request: Request, *, limit_s: float = LONGEST_S) -> list[Content | None]:
-    """What is known of each source that is a file; None for the others. The first that cannot be sent is an error.
+    """Read the sources that are files, and return their contents; None for the others. One that cannot be sent raises.
 
     Each file may take `limit_s`.
     """

@@ -51,7 +51,7 @@ async def attempt(
     """Try until it works, until trying is pointless, or until time is up.
 
     The slot is held while a request is under way and given back while waiting, so that a call that was told
-    to come back later keeps nobody else from going ahead. The clock starts when the slot is first held: waiting
+    to come back later keeps no other call from going ahead. The clock starts when the slot is first held: waiting
     for a turn is not the provider's time. What is not `repeatable` is tried again only if it was surely not done.
     `ready` is asked once, with the slot in hand and no clock running; what it raises ends all. `keep` is told of the
     result while the slot is still held, so that no more results than slots are ever unkept.
@@ -83,7 +83,7 @@ async def attempt(
 
 
 async def insist(operation: Callable[[], Awaitable[T]], config: Config) -> T:
-    """What an operation brings that needs no slot, or its last error, raised."""
+    """Return the result of an operation that needs no slot, or raise its last error."""
     attempts: Attempts[T] = await attempt(
         operation, policy=config.retry, timeout_s=config.timeout_s, slot=nullcontext()
     )

@@ -114,10 +114,10 @@ class _Sending:
 
 
 def _is_unchanged(body: HashingReader, content: Content) -> bool:
-    """Whether the file has the length that was examined and, where all of it has been read, that content."""
+    """Return whether the file has the length that was examined and, where all of it was read, that content."""
     try:
         if body.tell() == content.size_bytes and not body.read_whole(content):
             return False
         return body.seek(0, io.SEEK_END) == content.size_bytes
     except (OSError, ValueError):
-        return True  # nobody can tell, so what the provider said stands
+        return True  # unknown, so the provider's reply stands

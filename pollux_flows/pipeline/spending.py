@@ -52,7 +52,7 @@ class Spending:
             self._unknown = self._unknown or cost.unknown
 
     def check(self) -> None:
-        """Refuse a new call once the answered ones have reached the limit, or once nobody can tell."""
+        """Refuse a new call once the run has cost its limit, or once the cost is unknown."""
         if self._most_usd is None:
             return
         if self._unknown is not None:

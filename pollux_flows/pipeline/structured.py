@@ -89,7 +89,7 @@ def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str, *
         value = Conformance(schema, limit_s=left_s).without_invented_nulls(plain(json.loads(arguments)))
         return json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError, TimeoutError):
-        return arguments  # whoever runs the tool sees what the model wrote
+        return arguments  # the caller who runs the tool sees what the model wrote
 
 
 def _late(limit_s: float) -> Reading:

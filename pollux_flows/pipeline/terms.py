@@ -12,7 +12,7 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import Text
 
 Reuse = Literal["run", "always", "never"]
-"""Which earlier answers to the same call count: this run's own, anybody's, or none."""
+"""Which earlier answers to the same call count: this run's own, those of any run, or none."""
 
 
 class Terms(Document):

@@ -365,7 +365,7 @@ async def test_a_redis_that_goes_away_costs_no_answer(
 ) -> None:
     """What has come is in the error's envelope, which says what could not be written down, and why."""
     monkeypatch.setattr(answers, "_PAUSES", (0.0,))
-    monkeypatch.setattr(redis, "_PAUSES", (0.0, 0.05))
+    monkeypatch.setattr(redis, "_RETRIES", 2)
     server = Server(tmp_path / "redis")
     server.start()
     monkeypatch.setenv("POLLUX_STATE_URL", server.url)
