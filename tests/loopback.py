@@ -16,8 +16,8 @@ from pollux_flows.config import PROVIDERS, ProviderName
 from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.providers import limits
 from pollux_flows.providers.openrouter import models as catalogue
+from pollux_flows.ratelimit import limits
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Logged, Simulator, serve
 

@@ -23,7 +23,8 @@ FLOORS: tuple[set[str], ...] = (
     {"simulator"},
     {"errors", "plain", "document", "config", "access", "address", "source", "options", "handles", "result", "turn"},
     {"capabilities", "claude", "pricing"},
-    {"providers", "state"},
+    {"files", "ratelimit", "schemas", "state"},
+    {"providers"},
     {"pipeline"},
     {"deferred", "caching", "realtime"},
     {"blocks"},
@@ -32,7 +33,7 @@ FLOORS: tuple[set[str], ...] = (
     {"deployments"},
     {"cli", "demo", "__init__"},
 )
-ENGINE: set[str] = set().union(*FLOORS[:6])
+ENGINE: set[str] = set().union(*FLOORS[:7])
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 
 
@@ -98,9 +99,10 @@ def climbs(each: Import) -> bool:
 
 
 def misplaced_sdk(each: Import) -> bool:
-    """Whether a provider's SDK is imported anywhere but in a function of that provider's own folder."""
+    """Whether an SDK is imported anywhere but in a function of its provider's own folder, real or simulated."""
     home = SDKS.get(each.package)
-    return home is not None and not (each.waits and each.importer.startswith(f"providers.{home}."))
+    homes = (f"providers.{home}.", f"simulator.{home}.")
+    return home is not None and not (each.waits and each.importer.startswith(homes))
 
 
 # --- Floors -------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field, RootModel, create_model
 
-from pollux_flows.providers.conformance import problems, without_invented_nulls
-from pollux_flows.providers.schema import (
+from pollux_flows.schemas.conformance import problems, without_invented_nulls
+from pollux_flows.schemas.dialects import (
     WireSchema,
     for_anthropic,
     for_chat,
@@ -22,7 +22,7 @@ from pollux_flows.providers.schema import (
     for_openai,
     gemini_tool_parameters,
 )
-from pollux_flows.providers.validation import Schema, check
+from pollux_flows.schemas.validation import Schema, check
 
 quick = settings(
     max_examples=60,

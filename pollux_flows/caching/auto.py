@@ -17,12 +17,12 @@ from typing import Final
 from pollux_flows import capabilities, claude
 from pollux_flows.caching.sweep import delete_temporary
 from pollux_flows.caching.worth import price_cache, price_prefix
+from pollux_flows.files.content import Content
 from pollux_flows.pipeline.caches import CacheChoice, CacheRequest
 from pollux_flows.pipeline.execute import Execution
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.plain import canonical
 from pollux_flows.pricing import dollars
-from pollux_flows.providers.content import Content
 from pollux_flows.source import Source
 from pollux_flows.state.leases import run_to_completion
 

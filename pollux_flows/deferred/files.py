@@ -16,11 +16,11 @@ from typing import BinaryIO, Final
 from pollux_flows.access import limited
 from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.files.content import Content
 from pollux_flows.pipeline.attach import Attachments, Holding
 from pollux_flows.pipeline.cleanup import give_back, open_ledger
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.providers.batches import Limits, Rows
-from pollux_flows.providers.content import Content
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session
 from pollux_flows.source import Source

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final
 
 from pydantic import Field
 
@@ -19,7 +18,7 @@ from pollux_flows.deferred.job import Bucket, Job, Part, parse_row_key, row_key
 from pollux_flows.deferred.report import job_id_of, snapshot, submitted_at
 from pollux_flows.deferred.warm import warm_warnings
 from pollux_flows.document import Record
-from pollux_flows.errors import APIError
+from pollux_flows.errors import APIError, InternalError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan
@@ -27,7 +26,8 @@ from pollux_flows.pipeline.retry import insist
 from pollux_flows.pipeline.structured import Reading, read_answers, read_instances, shape_warning
 from pollux_flows.pricing import Cost, cost_of, total
 from pollux_flows.providers.base import UpstreamError
-from pollux_flows.providers.batches import Batch, BatchModule, Result
+from pollux_flows.providers.batches import Batch, Result
+from pollux_flows.providers.registry import find_provider
 from pollux_flows.providers.session import Session
 from pollux_flows.result import Answer, CallFailure, FailureKind, Outcome, ResultEnvelope
 
@@ -103,9 +103,10 @@ class Results:
     """Problems with the results as a whole."""
 
     def __post_init__(self) -> None:
-        provider = f"pollux_flows.providers.{self.job.target.provider}"
-        self._module = cast(BatchModule, import_module(f"{provider}.batch"))
-        self._read_answer = cast(Callable[[Any], Answer], import_module(f"{provider}.generate").read_answer)
+        batches = find_provider(self.job.target.provider).batches
+        if batches is None:
+            raise InternalError(f"{self.job.target.provider} has no batches.")
+        self._module = batches
         self._places: dict[int, tuple[int, int]] = {}
         """The position of each prompt's result: the number of the file, and the offset in it."""
         duplicate = foreign = unreadable = 0
@@ -168,7 +169,7 @@ class Results:
     def _read(self, result: Result, index: int) -> tuple[Answer | None, CallFailure | None]:
         if result.status == "succeeded":
             try:
-                return self._read_answer(result.response).by_itself(), None
+                return self._module.read_answer(result.response).by_itself(), None
             except UpstreamError as error:
                 message = f"The provider's result cannot be read as an answer: {str(error)[:300]}"
                 return None, CallFailure(index=index, kind="api_error", message=message, retryable=True)

@@ -14,9 +14,9 @@ from uuid import uuid4
 from pollux_flows.deferred.job import Job, fingerprint, resolve_schema
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.files.content import Content
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import Request
-from pollux_flows.providers.content import Content
 from pollux_flows.state import leases
 from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.leases import Lease, LeaseLostError

@@ -13,12 +13,12 @@ from weakref import WeakValueDictionary
 
 from pollux_flows.config import Target
 from pollux_flows.errors import APIError, InternalError, PolluxError
+from pollux_flows.files.content import Content, load
 from pollux_flows.pipeline.cleanup import give_back, open_ledger
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.read import sources_module
 from pollux_flows.pipeline.send import send
-from pollux_flows.providers.content import Content, load
 from pollux_flows.providers.material import Delivery, Material
+from pollux_flows.providers.registry import find_provider
 from pollux_flows.providers.session import Session
 from pollux_flows.providers.uploads import Purpose
 from pollux_flows.source import Source
@@ -207,7 +207,7 @@ class Attachments:
 def delivery_of(plan: Plan, index: int) -> Delivery:
     """How a source of the plan travels."""
     content = plan.contents[index]
-    delivery = sources_module(plan.target.provider).delivery
+    delivery = find_provider(plan.target.provider).sources.delivery
     return delivery(plan.sources[index], _mime_type(plan, index), content.size_bytes if content else None)
 
 

@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from pollux_flows import capabilities
@@ -34,7 +34,7 @@ from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.retry import Attempts, attempt, insist
-from pollux_flows.providers.caches import CacheModule, CacheToCreate, ProviderCache
+from pollux_flows.providers.caches import CacheToCreate, ProviderCache
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.identity import cache_contents_identity, cache_identity, source_identity
@@ -169,7 +169,7 @@ class CacheCalls:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._module = cast(CacheModule, session.module("caches"))
+        self._module = session.caches
 
     async def get(self, name: str) -> ProviderCache | None:
         """Return the cache, or None if the provider does not have it."""
@@ -503,8 +503,7 @@ class _Creation:
 
 
 async def _create(session: Session, cache: CacheToCreate) -> ProviderCache:
-    module = cast(CacheModule, session.module("caches"))
-    return await session.ask("cache", module.create(session.client, cache))
+    return await session.ask("cache", session.caches.create(session.client, cache))
 
 
 def describe_contents(prepared: PreparedCache) -> list[str]:

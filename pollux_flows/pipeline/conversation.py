@@ -10,9 +10,9 @@ from pydantic import Field
 from pollux_flows.config import ProviderName, Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.files.content import Content
 from pollux_flows.options import Options
 from pollux_flows.providers.base import Said
-from pollux_flows.providers.content import Content
 from pollux_flows.providers.material import Material
 from pollux_flows.result import STATE, Outcome, ResultEnvelope
 from pollux_flows.source import Source

@@ -12,11 +12,11 @@ from pydantic import Field
 from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ExpiredCacheError
+from pollux_flows.files.content import Content
 from pollux_flows.options import Options
 from pollux_flows.pipeline.caches import CacheChoice, CacheRequest
 from pollux_flows.pipeline.conversation import Conversation
 from pollux_flows.pipeline.request import Request
-from pollux_flows.providers.content import Content
 from pollux_flows.source import Source
 from pollux_flows.state.identity import call_identity, conversation_identity, request_identity, source_identity
 

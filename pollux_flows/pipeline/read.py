@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Final, cast
+from typing import Final
 
+from pollux_flows.files.content import Content, examine, not_utf8
 from pollux_flows.pipeline.conversation import check_unchanged
 from pollux_flows.pipeline.request import Request
-from pollux_flows.providers.content import Content, examine, not_utf8
-from pollux_flows.providers.material import SourcesModule
+from pollux_flows.providers.registry import find_provider
 from pollux_flows.state.content_cache import open_content_cache
 
 LONGEST_S: Final = 600.0
@@ -27,7 +26,7 @@ async def read_sources(request: Request, *, limit_s: float = LONGEST_S) -> list[
         examined = await examine([sources[index] for index in files], open_content_cache(), limit_s=limit_s)
         for index, content in zip(files, examined, strict=True):
             contents[index] = content
-    delivery = sources_module(request.target.provider).delivery
+    delivery = find_provider(request.target.provider).sources.delivery
     for source, known in zip(sources, contents, strict=True):
         if known is None:
             delivery(source, source.mime_type, source.size_bytes)
@@ -35,8 +34,3 @@ async def read_sources(request: Request, *, limit_s: float = LONGEST_S) -> list[
             raise not_utf8(source)
     check_unchanged(request.said.attached, contents[len(request.sources) :])
     return contents
-
-
-def sources_module(provider: str) -> SourcesModule:
-    """How this provider takes sources."""
-    return cast(SourcesModule, import_module(f"pollux_flows.providers.{provider}.sources"))

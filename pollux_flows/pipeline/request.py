@@ -14,7 +14,7 @@ from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import Conversation, conversation
 from pollux_flows.plain import Text
-from pollux_flows.providers import validation
+from pollux_flows.schemas import validation
 from pollux_flows.source import Source
 
 T = TypeVar("T")

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pollux_flows.errors import APIError, PolluxError
+from pollux_flows.files.content import Content, HashingReader, changed, forget, open_file
+from pollux_flows.files.mime import ending
 from pollux_flows.pipeline.retry import Attempts, attempt
-from pollux_flows.providers.content import Content, HashingReader, changed, forget, open_file
-from pollux_flows.providers.mime import ending
 from pollux_flows.providers.session import Session
 from pollux_flows.providers.uploads import FileToSend, Purpose
 from pollux_flows.source import Source
@@ -94,9 +94,10 @@ class _Sending:
         """The file at the provider, and whether that is what was examined."""
         mime_type, size_bytes = self.content.mime_type, self.content.size_bytes
         with closing(await open_file(self.source)) as body:
+            body.size_bytes = size_bytes
             # The ending says what it is: OpenAI believes nothing else.
             file_name = name + ending(str(self.source.uri), mime_type)
-            file = FileToSend(file_name, mime_type, size_bytes, _Watched(body, size_bytes), self.purpose)
+            file = FileToSend(file_name, mime_type, size_bytes, body, self.purpose)
             self.in_doubt.append(name)
             try:
                 return await self.session.files.upload(client, file), body.read_whole(self.content)
@@ -110,31 +111,6 @@ class _Sending:
     async def _changed(self) -> PolluxError:
         await forget(self.source)
         return changed(self.source)
-
-
-class _Watched(io.BufferedIOBase):
-    """A file that says so when it ends too early: google-genai would send the nothing that is left for ever."""
-
-    def __init__(self, file: HashingReader, size_bytes: int) -> None:
-        self._file, self._size_bytes = file, size_bytes
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = self._file.read(size)
-        if not data and size != 0 and self._file.tell() < self._size_bytes:
-            raise EOFError("The file has become shorter.")
-        return data
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
 
 def _is_unchanged(body: HashingReader, content: Content) -> bool:

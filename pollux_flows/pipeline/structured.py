@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pollux_flows.options import Options, walk_core_schema
 from pollux_flows.pipeline.aside import GivenUp, each_in_time
 from pollux_flows.plain import plain
-from pollux_flows.providers.conformance import Conformance
 from pollux_flows.result import Answer
+from pollux_flows.schemas.conformance import Conformance
 
 _FENCE: Final = "```"
 _FENCE_STARTS: Final = {_FENCE, f"{_FENCE}json"}

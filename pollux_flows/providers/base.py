@@ -1,8 +1,4 @@
-"""The interface of a provider: a folder of modules with these functions, and no base class.
-
-`client.py` opens a connection, `generate.py` makes one call, `turns.py` writes the messages of a conversation. A folder
-has no file for a capability that its provider lacks.
-"""
+"""Calls and answers: what a request is made from, and how an answer of any shape is read."""
 
 from __future__ import annotations
 
@@ -100,6 +96,12 @@ class GenerateModule(Protocol):
     def request(self, call: Call, /) -> dict[str, Any]: ...
 
     async def generate(self, client: Any, call: Call, /) -> Answer: ...
+
+
+class ModelsModule(Protocol):
+    """The interface of `models.py`: the check of a request that needs the provider's catalogue of models."""
+
+    async def check(self, client: Any, call: Call, /) -> None: ...
 
 
 # Options that change the form of the response, or the server that sends it, so that `read_answer` could not read it:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, Protocol
 
 from pollux_flows.providers.base import Call, UpstreamError
+from pollux_flows.result import Answer
 
 BatchState = Literal["queued", "running", "cancelling", "completed", "failed", "cancelled", "expired"]
 """The state of a batch. "completed" means that the provider is done with it, not that its rows succeeded; "failed" that
@@ -86,11 +87,18 @@ class Result:
 class BatchModule(Protocol):
     """The interface of `batch.py`: a provider's batch system."""
 
-    LIMITS: Limits
-    TAKES_A_FILE: bool
-    """True if the rows are uploaded as a file before the batch is made."""
-    KEEPS_NAMES: bool
-    """True if each of our batches has its `tag` in every list."""
+    @property
+    def LIMITS(self) -> Limits: ...  # noqa: N802 (a constant of the module)
+
+    @property
+    def TAKES_A_FILE(self) -> bool:  # noqa: N802
+        """True if the rows are uploaded as a file before the batch is made."""
+        ...
+
+    @property
+    def KEEPS_NAMES(self) -> bool:  # noqa: N802
+        """True if each of our batches has its `tag` in every list."""
+        ...
 
     def row(self, call: Call, key: str, /) -> bytes:
         """Return one line of the input, without its line break."""
@@ -114,6 +122,10 @@ class BatchModule(Protocol):
 
     def result(self, line: bytes, /) -> Result:
         """Parse one line of the results; raise a ValueError if it cannot be read."""
+        ...
+
+    def read_answer(self, response: Any, /) -> Answer:
+        """Read the answer in the response of a row; raise an UpstreamError if it is none."""
         ...
 
 

@@ -7,7 +7,6 @@ may be larger: they are written to disk as they arrive, see `downloading`.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,13 +14,11 @@ from typing import Final, cast
 
 import httpx2
 
+from pollux_flows.files.decompress import UNPACKED, Unpacker
 from pollux_flows.providers.base import LARGEST_ANSWER, MOST_VALUES, SMALL_ANSWER, count_values
 
 ACCEPTED: Final = "gzip"
 """The accepted content encoding. httpx2 would decompress others in one piece of any size."""
-UNPACKED: Final = {"gzip", "x-gzip", "deflate"}
-_PIECE: Final = 1 << 20
-_ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32  # whichever its first bytes say
 _is_downloading: ContextVar[bool] = ContextVar("pollux_flows_downloading", default=False)
 
 
@@ -91,29 +88,6 @@ class _Cut(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-class Unpacker:
-    """Decompresses a body, never more than a piece at once."""
-
-    def __init__(self) -> None:
-        self._zlib = zlib.decompressobj(_ZLIB_OR_GZIP)
-
-    @property
-    def is_done(self) -> bool:
-        """Return whether the compressed body has ended; later bytes are ignored."""
-        return self._zlib.eof
-
-    def pieces(self, block: bytes) -> Iterator[bytes]:
-        if self.is_done:  # bytes after the end are no part of the body, and zlib would collect all of them
-            return
-        try:
-            piece = self._zlib.decompress(block, _PIECE)
-            while piece:
-                yield piece
-                piece = self._zlib.decompress(self._zlib.unconsumed_tail, _PIECE)
-        except zlib.error as error:
-            raise httpx2.DecodingError(str(error)) from error
 
 
 def _too_large() -> BodyError:

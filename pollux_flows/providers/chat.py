@@ -18,8 +18,8 @@ from pollux_flows.providers.base import (
     reader,
     text_in,
 )
-from pollux_flows.providers.schema import WireSchema
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
+from pollux_flows.schemas.dialects import WireSchema
 
 if TYPE_CHECKING:
     import httpx2

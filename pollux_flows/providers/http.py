@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from pollux_flows.access import current_limits
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.providers.limits import limiter_of
-from pollux_flows.providers.rate_headers import used_up_for
+from pollux_flows.ratelimit.headers import used_up_for
+from pollux_flows.ratelimit.limits import limiter_of
 from pollux_flows.state.home import home
 
 if TYPE_CHECKING:
-    import httpx
     import httpx2
 
     from pollux_flows.simulator import Simulator
@@ -81,29 +79,6 @@ def idle_client() -> httpx2.Client:
     import httpx2
 
     return httpx2.Client(verify=tls(), trust_env=False)
-
-
-def web_client(timeout_s: float) -> httpx.Client:
-    """Return a client for web files, which follows redirects; in a run with limits, to permitted hosts only."""
-    if (limits := current_limits()) is not None:
-        from pollux_flows.providers.hosts import limited_client
-
-        client = limited_client(limits, timeout_s)
-    else:
-        import httpx
-
-        client = httpx.Client(timeout=timeout_s, follow_redirects=True)
-    client.event_hooks["response"].append(_drop_redirect_body)
-    return client
-
-
-def _drop_redirect_body(response: httpx.Response) -> None:
-    """Keep httpx from reading the body of a redirect to its end, however long that is."""
-    if response.has_redirect_location:
-        import httpx
-
-        response.stream.close()  # type: ignore[union-attr]  # a synchronous client's stream
-        response.stream = httpx.ByteStream(b"")
 
 
 def address(config: Config, default_url: str) -> str:

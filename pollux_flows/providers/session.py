@@ -1,4 +1,4 @@
-"""Session: the connection of one run to its provider, and the only access to the provider's modules."""
+"""Session: the connection of one run to its provider."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib import import_module, util
-from types import ModuleType
 from typing import IO, Any, Final, TypeVar, cast
 
 from pollux_flows.config import Config
-from pollux_flows.errors import APIError, PolluxError
-from pollux_flows.providers import limits
-from pollux_flows.providers.base import Call, ClientModule, GenerateModule, UpstreamError
+from pollux_flows.errors import APIError, InternalError, PolluxError
+from pollux_flows.providers.base import Call, UpstreamError
 from pollux_flows.providers.batches import Batch, BatchModule, Rows
+from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.redaction import Redactor
+from pollux_flows.providers.registry import Provider, find_provider
 from pollux_flows.providers.uploads import FilesModule, UploadThreads
+from pollux_flows.ratelimit import limits
 from pollux_flows.result import Answer
 from pollux_flows.state.upload import Uploaded
 
@@ -33,21 +33,21 @@ class Session:
     """A connected provider with a concurrency limit. Belongs to the event loop that opened it."""
 
     config: Config
+    provider: Provider
     client: Any
     slot: limits.Slot
     uploads: UploadThreads
 
     async def check(self, call: Call) -> None:
         """Raise, before anything is paid for, if the finished request or the provider's catalogue shows a problem."""
-        cast(GenerateModule, self.module("generate")).request(call)
-        if util.find_spec(f"pollux_flows.providers.{self.config.provider}.models"):
-            await self.ask("metadata", self.module("models").check(self.client, call))
+        self.provider.generate.request(call)
+        if self.provider.models is not None:
+            await self.ask("metadata", self.provider.models.check(self.client, call))
 
     async def generate(self, call: Call) -> Answer:
         """Make one call; the caller holds the slot."""
-        module = cast(GenerateModule, self.module("generate"))
         with self.slot.asking() as asking:
-            answer = await self.ask("generate", module.generate(self.client, call))
+            answer = await self.ask("generate", self.provider.generate.generate(self.client, call))
             asking.tokens = answer.usage.get("total_tokens")
         return answer
 
@@ -118,11 +118,15 @@ class Session:
 
     @property
     def files(self) -> FilesModule:
-        return cast(FilesModule, self.module("files"))
+        return self._require(self.provider.files)
+
+    @property
+    def caches(self) -> CacheModule:
+        return self._require(self.provider.caches)
 
     @property
     def batches(self) -> BatchModule:
-        return cast(BatchModule, self.module("batch"))
+        return self._require(self.provider.batches)
 
     @property
     def redactor(self) -> Redactor:
@@ -147,19 +151,21 @@ class Session:
         # context.
         raise failure
 
-    def module(self, name: str) -> ModuleType:
-        """Import a module of the provider; `capabilities.check` has made sure that it exists."""
-        return import_module(f"pollux_flows.providers.{self.config.provider}.{name}")
+    def _require(self, module: T | None) -> T:
+        """Return a module that the provider has: `capabilities.check` has made sure of that."""
+        if module is None:
+            raise InternalError(f"{self.config.provider} was asked for something that it cannot do.")
+        return module
 
 
 @asynccontextmanager
 async def open_session(config: Config) -> AsyncIterator[Session]:
     """Open a session, and close its connection and upload threads at the end."""
-    client = cast(ClientModule, import_module(f"pollux_flows.providers.{config.provider}.client"))
-    uploads = UploadThreads(config)
+    provider = find_provider(config.provider)
+    uploads = UploadThreads(config, provider.client)
     with limits.slot(config) as slot:
-        async with client.connect(config) as connection:
+        async with provider.client.connect(config) as connection:
             try:
-                yield Session(config, connection, slot, uploads)
+                yield Session(config, provider, connection, slot, uploads)
             finally:
                 await uploads.close()

@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from io import BufferedIOBase
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from pollux_flows.config import Config
 from pollux_flows.providers.base import ClientModule
@@ -60,8 +59,8 @@ class FilesModule(Protocol):
 class UploadThreads:
     """The upload threads of a run: as many as it has concurrent uploads, started when needed and ended with the run."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, client: ClientModule) -> None:
+        self._config, self._client = config, client
         self._threads: list[_UploadThread] = []
         self._idle: list[_UploadThread] = []
 
@@ -70,7 +69,7 @@ class UploadThreads:
         if self._idle:
             thread = self._idle.pop()
         else:
-            self._threads.append(thread := _UploadThread(self._config))
+            self._threads.append(thread := _UploadThread(self._config, self._client))
         # A thread that hangs is not reused: it is idle again when the operation has really ended.
         return await asyncio.wrap_future(thread.begin(operation, lambda: self._idle.append(thread)))
 
@@ -92,9 +91,9 @@ class UploadThreads:
 class _UploadThread(threading.Thread):
     """A daemon thread with an event loop and a client, for one upload after the other."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, client: ClientModule) -> None:
         super().__init__(name="pollux-upload", daemon=True)
-        self._config = config
+        self._config, self._module = config, client
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._open = AsyncExitStack()
@@ -122,8 +121,7 @@ class _UploadThread(threading.Thread):
     async def _do(self, operation: Callable[[Any], Awaitable[T]], then: Callable[[], None]) -> T:
         try:
             if self._client is None:
-                module = cast(ClientModule, import_module(f"pollux_flows.providers.{self._config.provider}.client"))
-                self._client = await self._open.enter_async_context(module.connect(self._config))
+                self._client = await self._open.enter_async_context(self._module.connect(self._config))
             return await operation(self._client)
         finally:
             then()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pollux_flows.simulator.directives import BadDirectiveError
 from pollux_flows.simulator.faults import ANSWER_KINDS, Fault
 from pollux_flows.simulator.schema_check import malformed
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 
 def understand(call: Call, operation: Operation) -> None:
@@ -20,18 +20,18 @@ def understand(call: Call, operation: Operation) -> None:
         raise call.provider.overflow(ask)
     for schema in (ask.schema, *ask.tools.values()):
         if isinstance(schema, dict) and (problem := malformed(schema)):
-            raise Refused(400, problem)
+            raise BadRequest(problem)
 
 
 def fault_for(call: Call, name: str) -> Fault | None:
     """Take the fault queued for this request, if any. A request that was refused before keeps its fault queued."""
-    fault = call.world.faults.take(call.provider.name, name, call.body)
-    if fault is not None or call.asked is None:
-        return fault
+    rule = call.world.faults.take(lambda rule: rule.matches(call.provider.name, name, call.body))
+    if rule is not None or call.asked is None:
+        return rule.fault if rule else None
     try:
         return call.world.directive_counts.take(call.asked.prompt)
     except BadDirectiveError as problem:
-        raise Refused(400, str(problem)) from None
+        raise BadRequest(str(problem)) from None
 
 
 def reply_to(call: Call, operation: Operation, fault: Fault | None, request_id: str) -> Reply:

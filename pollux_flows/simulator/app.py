@@ -50,7 +50,7 @@ def build_app(world: Simulator) -> Router:
     # A bare router: the middleware of a full application would turn a dropped connection into a 500.
     routes: list[BaseRoute] = list(control_routes(world))
     for provider in PROVIDERS.values():
-        routes.extend(_route(world, provider, operation) for operation in provider.operations())
+        routes.extend(_route(world, provider, operation) for operation in provider.operations)
         # Last: an unknown path is refused in the provider's own format.
         routes.append(Route(provider.prefix + "/{path:path}", Exchange(world, provider, _unknown_path(provider))))
     return Router(routes, redirect_slashes=False)

@@ -18,7 +18,7 @@ from pollux_flows.simulator.answering import fault_for, reply_to, understand
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.incoming import ClientGone, Incoming
 from pollux_flows.simulator.spool import Spool
-from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Provider, Refused, Reply
 
 if TYPE_CHECKING:
     from pollux_flows.simulator.log import Logged
@@ -40,7 +40,7 @@ class Exchange:
         provider = self.provider
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         entry = self.world.log.add(provider.name, self.operation.name, scope["method"], scope["path"], headers)
-        request_id = provider.request_id(self.world.number())
+        request_id = provider.request_id.format(self.world.number())
         incoming = Incoming(receive)
         call = self._call(scope, headers)
         try:
@@ -71,7 +71,7 @@ class Exchange:
             await _never_answer("drop", scope, receive)
             return
         reply.headers = {**self.operation.headers, **reply.headers}
-        await _send(send, reply, provider.headers(request_id), fault_kind)
+        await _send(send, reply, {provider.request_id_header: request_id, **provider.headers}, fault_kind)
         if fault_kind == "cut":
             await _never_answer("drop", scope, receive)
 
@@ -100,7 +100,7 @@ class Exchange:
             try:
                 entry.body = call.body = orjson.loads(raw)
             except orjson.JSONDecodeError:
-                raise Refused(400, "We could not parse the JSON body of your request.") from None
+                raise BadRequest("We could not parse the JSON body of your request.") from None
 
     async def _check(self, call: Call, entry: Logged) -> Fault | None:
         """Run the provider's own checks, and return the fault that applies to the request, if any."""

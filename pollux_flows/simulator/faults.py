@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,59 +87,21 @@ class Fault:
         return added
 
 
-@dataclass
-class _Rule:
+@dataclass(frozen=True)
+class FaultRule:
+    """A fault, and the requests that it applies to."""
+
     fault: Fault
-    left: int | None
     provider: str | None
     operation: str | None
     contains: str | None
 
     def matches(self, provider: str, operation: str, body: Any) -> bool:
         return (
-            self.left != 0
-            and self.provider in (None, provider)
+            self.provider in (None, provider)
             and self.operation in (None, operation)
             and (self.contains is None or any(self.contains in text for text in strings(body)))
         )
-
-
-class FaultQueue:
-    """The faults that are queued for a matching request, oldest first."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._rules: list[_Rule] = []
-
-    def add(
-        self,
-        fault: Fault,
-        *,
-        times: int | None = 1,
-        provider: str | None = None,
-        operation: str | None = "generate",
-        contains: str | None = None,
-    ) -> None:
-        if times is not None and times < 1:
-            raise ValueError("times is at least 1, or None for ever")
-        with self._lock:
-            self._rules.append(_Rule(fault, times, provider, operation, contains))
-
-    def take(self, provider: str, operation: str, body: Any) -> Fault | None:
-        """Return the first fault that matches this request, and count it as used once."""
-        with self._lock:
-            for rule in self._rules:
-                if rule.matches(provider, operation, body):
-                    if rule.left is not None:
-                        rule.left -= 1
-                        if rule.left == 0:
-                            self._rules.remove(rule)
-                    return rule.fault
-        return None
-
-    def clear(self) -> None:
-        with self._lock:
-            self._rules.clear()
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pollux_flows.simulator.multipart import BadMultipart, boundary_of, read_parts
 from pollux_flows.simulator.spool import Spool
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call
 
 _FIELD_LIMIT = 64 * 1024
 
@@ -62,5 +62,5 @@ async def read_form(call: Call, incoming: AsyncIterator[bytes], keeps_whole: Cal
                     form.spool.keep_little()
             form.spool.write(piece)
     except BadMultipart as problem:
-        raise Refused(400, f"Could not parse multipart form: {problem}") from None
+        raise BadRequest(f"Could not parse multipart form: {problem}") from None
     return form

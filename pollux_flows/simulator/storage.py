@@ -8,10 +8,12 @@ extended is replaced. Each change has a number: a process asks for the changes s
 from __future__ import annotations
 
 import sqlite3
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Generic, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -55,16 +57,19 @@ class SavedSpool(Spool):
 
 
 class Storage:
-    """The items of one kind in a folder, which is created with the first item."""
+    """The items of one kind in a folder, which is created with the first item; without a folder, none are saved."""
 
-    def __init__(self, folder: Path, kind: str, clock: Callable[[], float]) -> None:
-        self.folder, self._kind, self._clock = folder, kind, clock
-        self._database = folder / "world.db"
+    def __init__(self, folder: Path | None, kind: str, clock: Callable[[], float]) -> None:
+        self._is_shared = folder is not None
+        self._folder, self._kind, self._clock = folder or Path(), kind, clock
+        self._database = self._folder / "world.db"
         self._seen = 0
 
-    def add(self, key: Key, record: Record, contents: Mapping[str, Spool]) -> bool:
-        """Save an item; return False if there is one with that key already."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def add(self, key: Key, record: Record, contents: Mapping[str, Spool]) -> None:
+        """Save an item, unless there is one with that key already."""
+        if not self._is_shared:
+            return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         size = sum(spool.size for spool in contents.values())
         with self._changing() as database:
             added = database.execute(
@@ -74,19 +79,15 @@ class Storage:
             if added:
                 self._save(key, contents)
                 self._tidy(database)
-        return bool(added)
 
     def set(self, key: Key, contents: Mapping[str, Spool] | None = None, **fields: Any) -> Record | None:
         """Set those fields that are still null, and return the record; None if there is no such item."""
-        if not self._database.exists():
+        if not self._exists():
             return None
         with self._changing() as database:
-            found = database.execute(
-                "SELECT record FROM items WHERE kind = ? AND provider = ? AND id = ?", (self._kind, *key)
-            ).fetchone()
-            if found is None:
+            record = self._read(database, key)
+            if record is None:
                 return None
-            record: Record = orjson.loads(found[0])
             changed = {name: value for name, value in fields.items() if record.get(name) is None}
             if changed:
                 self._save(key, contents or {})
@@ -95,16 +96,16 @@ class Storage:
 
     def replace(self, key: Key, record: Record) -> None:
         """Replace the record of an item, unless it has been deleted."""
+        if not self._exists():
+            return
         with self._changing() as database:
-            found = database.execute(
-                "SELECT record FROM items WHERE kind = ? AND provider = ? AND id = ?", (self._kind, *key)
-            ).fetchone()
-            if found is not None and orjson.loads(found[0]).get("deleted_at") is None:
+            before = self._read(database, key)
+            if before is not None and before.get("deleted_at") is None:
                 self._write(database, key, record)
 
     def changed(self) -> Iterator[Record]:
         """Iterate over the records that are new or changed since the last call."""
-        if not self._database.exists():
+        if not self._exists():
             return
         with closing(self._connect()) as database:
             rows = database.execute(
@@ -120,7 +121,7 @@ class Storage:
 
     def clear(self) -> None:
         """Remove all items of this kind."""
-        if not self._database.exists():
+        if not self._exists():
             return
         with self._changing() as database:
             for provider, item in database.execute(
@@ -128,6 +129,15 @@ class Storage:
             ).fetchall():
                 self._remove_content((provider, item))
             database.execute("DELETE FROM items WHERE kind = ?", (self._kind,))
+
+    def _exists(self) -> bool:
+        return self._is_shared and self._database.exists()
+
+    def _read(self, database: sqlite3.Connection, key: Key) -> Record | None:
+        found = database.execute(
+            "SELECT record FROM items WHERE kind = ? AND provider = ? AND id = ?", (self._kind, *key)
+        ).fetchone()
+        return None if found is None else orjson.loads(found[0])
 
     def _write(self, database: sqlite3.Connection, key: Key, record: Record) -> None:
         gone = record.get("deleted_at") is not None
@@ -159,11 +169,11 @@ class Storage:
                 file.writelines(spool.chunks())
 
     def _remove_content(self, key: Key) -> None:
-        for path in self.folder.glob(f"{self._path(key, '').name}*"):
+        for path in self._folder.glob(f"{self._path(key, '').name}*"):
             path.unlink(missing_ok=True)
 
     def _path(self, key: Key, name: str) -> Path:
-        return self.folder / f"{self._kind}-{quote('-'.join(key), safe='')}.{name}"
+        return self._folder / f"{self._kind}-{quote('-'.join(key), safe='')}.{name}"
 
     def _connect(self) -> sqlite3.Connection:
         # One for each operation, so that threads, event loops and forked processes do not share one.
@@ -179,3 +189,53 @@ class Storage:
                 database.execute(statement)
             yield database
             database.execute("COMMIT")
+
+
+Item = TypeVar("Item")
+
+
+class Store(ABC, Generic[Item]):
+    """The items of one kind of one simulator, which processes may share."""
+
+    #: The name of the kind in the storage.
+    kind: ClassVar[str]
+    #: The fields of an item that are saved under their own names.
+    saved: ClassVar[tuple[str, ...]]
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        #: In order of arrival.
+        self._items: dict[Key, Item] = {}
+        self._storage = Storage(None, self.kind, clock)
+
+    def share(self, folder: Path) -> None:
+        """Share the items with all processes that use this folder, from now on."""
+        with self._lock:
+            self._storage = Storage(folder, self.kind, self._clock)
+
+    def clear(self) -> None:
+        """Remove all items, as a provider may."""
+        with self._lock:
+            for item in self._items.values():
+                self._release(item)
+            self._items.clear()
+            self._storage.clear()
+
+    def _release(self, item: Item) -> None:
+        """Close the content of an item."""
+
+    def _record(self, item: Item) -> Record:
+        return {name: getattr(item, name) for name in self.saved}
+
+    def _saved_fields(self, record: Record) -> dict[str, Any]:
+        return {name: record[name] for name in self.saved}
+
+    def _load(self) -> None:
+        """Load the changes of other processes."""
+        for record in self._storage.changed():
+            self._apply(record)
+
+    @abstractmethod
+    def _apply(self, record: Record) -> None:
+        """Add or change the item of a record that another process may have written."""

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
+
+from typing_extensions import override
 
 from pollux_flows.simulator.spool import Spool
-from pollux_flows.simulator.storage import Record, Storage
+from pollux_flows.simulator.storage import Record, Store
 
 State = Literal["processing", "active", "failed", "expired", "deleted"]
 
 #: A simulator in a worker lives as long as the worker: only the last deleted and expired files are remembered.
 KEEP_GONE = 10_000
-#: The saved fields of a file; its content is saved only where a batch reads or writes it.
-_SAVED: Final = (
-    "provider", "id", "account", "filename", "mime_type", "size", "sha256", "created_at", "purpose", "expires_at",
-    "deleted_at", "ready_at", "fails",
-)  # fmt: skip
 
 
 class NameTaken(Exception):  # noqa: N818 (turned into a provider's own error)
@@ -51,7 +47,14 @@ class StoredFile:
     #: Whether its processing ends in failure.
     fails: bool = False
     spool: Spool | None = field(default=None, repr=False)
+    #: Its place in the order of all files.
+    arrival: int = field(default=0, repr=False)
     clock: Callable[[], float] = field(default=lambda: 0.0, repr=False)
+
+    @classmethod
+    def of(cls, spool: Spool, **fields: Any) -> StoredFile:
+        """Return the file with the content of this spool."""
+        return cls(size=spool.size, sha256=spool.sha256, spool=spool, **fields)
 
     @property
     def state(self) -> State:
@@ -93,35 +96,31 @@ class StoredFile:
         return {name: getattr(self, name) for name in names}
 
 
-class FileStore:
+class FileStore(Store[StoredFile]):
     """The files of all providers of one simulator."""
 
+    kind = "file"
+    saved = (
+        "provider", "id", "account", "filename", "mime_type", "size", "sha256", "created_at", "purpose", "expires_at",
+        "deleted_at", "ready_at", "fails",
+    )  # fmt: skip
+
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        #: By provider and id. The name of a deleted or expired file may be reused.
-        self._current: dict[tuple[str, str], StoredFile] = {}
+        super().__init__(clock)
+        #: Files that were deleted or expired, once their name is used again or there are many.
         self._gone: deque[StoredFile] = deque(maxlen=KEEP_GONE)
         self._arrivals = 0
-        self._order: dict[StoredFile, int] = {}
         self._sweep_at = KEEP_GONE
-        #: The storage shared with other processes.
-        self._storage: Storage | None = None
-
-    def share(self, storage: Storage) -> None:
-        """Share the files with other processes from now on."""
-        with self._lock:
-            self._storage = storage
 
     def add(self, file: StoredFile) -> None:
         key = (file.provider, file.id)
         with self._lock:
             self._load()
-            before = self._current.get(key)
+            before = self._items.get(key)
             if before is not None and before.is_there:
                 raise NameTaken(file.id)
-            if self._storage is not None:
-                self._storage.add(key, _record(file), _content(file))
+            content = _content(file)
+            self._storage.add(key, {**self._record(file), "has_content": bool(content)}, content)
             self._remember(file)
 
     def find(self, provider: str, file_id: str, account: str) -> StoredFile | None:
@@ -133,7 +132,7 @@ class FileStore:
         """Return an account's file, even if it has expired or was deleted."""
         with self._lock:
             self._load()
-            file = self._current.get((provider, file_id))
+            file = self._items.get((provider, file_id))
         return file if file is not None and file.account == account else None
 
     def owned(self, provider: str, account: str) -> list[StoredFile]:
@@ -143,65 +142,49 @@ class FileStore:
     def delete(self, file: StoredFile) -> None:
         with self._lock:
             file.deleted_at = self._clock()
-            if self._storage is not None:
-                self._storage.set((file.provider, file.id), deleted_at=file.deleted_at)
+            self._storage.set((file.provider, file.id), deleted_at=file.deleted_at)
             file.release()
 
     def all(self) -> list[StoredFile]:
         """Return all files in order of arrival, with those deleted or expired."""
         with self._lock:
             self._load()
-            return sorted([*self._gone, *self._current.values()], key=self._order.__getitem__)
+            return sorted([*self._gone, *self._items.values()], key=lambda file: file.arrival)
 
+    @override
     def clear(self) -> None:
-        with self._lock:
-            for file in self._current.values():
-                file.release()
-            self._current.clear()
-            self._gone.clear()
-            self._order.clear()
-            if self._storage is not None:
-                self._storage.clear()
+        super().clear()
+        self._gone.clear()
 
-    def _load(self) -> None:
-        """Load the changes of other processes."""
-        if self._storage is None:
-            return
-        for record in self._storage.changed():
-            file = self._current.get((record["provider"], record["id"]))
-            if file is None or file.created_at != record["created_at"]:
-                file = StoredFile(**{name: record[name] for name in _SAVED})
-                if record["has_content"]:
-                    file.spool = self._storage.content((file.provider, file.id), "content", file.size)
-                self._remember(file)
-            file.deleted_at = record["deleted_at"]
+    @override
+    def _release(self, item: StoredFile) -> None:
+        item.release()
+
+    @override
+    def _apply(self, record: Record) -> None:
+        file = self._items.get((record["provider"], record["id"]))
+        if file is None or file.created_at != record["created_at"]:
+            file = StoredFile(**self._saved_fields(record))
+            if record["has_content"]:
+                file.spool = self._storage.content((file.provider, file.id), "content", file.size)
+            self._remember(file)
+        file.deleted_at = record["deleted_at"]
 
     def _remember(self, file: StoredFile) -> None:
         file.clock = self._clock
         key = (file.provider, file.id)
-        if key in self._current:
-            self._retire(self._current[key])
-        self._current[key] = file
-        self._arrivals += 1
-        self._order[file] = self._arrivals
-        if len(self._current) > self._sweep_at:
-            self._sweep()
+        if key in self._items:
+            self._retire(self._items[key])
+        self._items[key] = file
+        self._arrivals = file.arrival = self._arrivals + 1
+        if len(self._items) > self._sweep_at:
+            for gone in [file for file in self._items.values() if not file.is_there]:
+                self._retire(gone)
+            self._sweep_at = KEEP_GONE + 2 * len(self._items)
 
     def _retire(self, file: StoredFile) -> None:
         file.release()
-        del self._current[file.provider, file.id]
-        if len(self._gone) == KEEP_GONE:
-            del self._order[self._gone[0]]
-        self._gone.append(file)
-
-    def _sweep(self) -> None:
-        for file in [file for file in self._current.values() if not file.is_there]:
-            self._retire(file)
-        self._sweep_at = KEEP_GONE + 2 * len(self._current)
-
-
-def _record(file: StoredFile) -> Record:
-    return {**{name: getattr(file, name) for name in _SAVED}, "has_content": bool(_content(file))}
+        self._gone.append(self._items.pop((file.provider, file.id)))
 
 
 def _content(file: StoredFile) -> dict[str, Spool]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from pollux_flows.simulator.asking import Ask
@@ -38,6 +38,15 @@ class Refused(Exception):  # noqa: N818 (it is a response, not an error of ours)
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
+
+
+class BadRequest(Refused):
+    """A refusal with status 400."""
+
+    def __init__(
+        self, message: str, *, kind: str | None = None, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(400, message, kind=kind, code=code, param=param)
 
 
 Row = TypeVar("Row")
@@ -128,31 +137,27 @@ class Operation:
 class Provider(ABC):
     """A simulated provider: its address, its authentication, and its error format."""
 
-    name: str
+    name: ClassVar[str]
     #: Its path below an origin; the two together are the base URL for its SDK.
-    prefix: str
-
-    @abstractmethod
-    def operations(self) -> Sequence[Operation]: ...
+    prefix: ClassVar[str]
+    operations: ClassVar[Sequence[Operation]]
+    #: The form of its request ids, and the header that has them.
+    request_id: ClassVar[str]
+    request_id_header: ClassVar[str] = "x-request-id"
+    #: The other headers of every response.
+    headers: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def authenticate(self, headers: Mapping[str, str]) -> str:
         """Return the key in `headers`; raise `Refused` when there is none."""
 
     @abstractmethod
-    def request_id(self, number: int) -> str: ...
-
-    @abstractmethod
-    def headers(self, request_id: str) -> dict[str, str]:
-        """Return the headers of every response."""
-
-    @abstractmethod
     def error(self, refused: Refused, request_id: str) -> Any:
         """Return the body of an error response."""
 
-    @abstractmethod
-    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
+    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:  # noqa: ARG002 (some need the call)
         """Return the body of an error that is sent with status 200."""
+        return self.error(Refused(fault.status or 500, fault.message, kind=fault.error_type), request_id)
 
     @abstractmethod
     def overflow(self, ask: Ask | None) -> Refused:

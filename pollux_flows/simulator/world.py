@@ -15,17 +15,17 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from pollux_flows.simulator.app import build_app
-from pollux_flows.simulator.batch.plan import Plan, PlanQueue
+from pollux_flows.simulator.batch.plan import Plan
 from pollux_flows.simulator.batch.stored import BatchStore, StoredBatch
 from pollux_flows.simulator.directives import DirectiveCounts
-from pollux_flows.simulator.faults import Fault, FaultQueue
+from pollux_flows.simulator.faults import Fault, FaultRule
 from pollux_flows.simulator.gemini.caches import CacheStore
 from pollux_flows.simulator.gemini.sessions import UploadSessions
 from pollux_flows.simulator.log import Logged, RequestLog
 from pollux_flows.simulator.openai.memory import ResponseMemory
+from pollux_flows.simulator.pending import PendingQueue
 from pollux_flows.simulator.prefixes import PrefixCache
 from pollux_flows.simulator.providers import PROVIDERS
-from pollux_flows.simulator.storage import Storage
 from pollux_flows.simulator.stored_files import FileStore, StoredFile
 
 
@@ -52,14 +52,15 @@ class Simulator:
         self.processing_s = processing_s
         self.batch_s = batch_s
         self._moment = threading.local()
-        self.faults = FaultQueue()
+        self.faults: PendingQueue[FaultRule] = PendingQueue()
         self.directive_counts = DirectiveCounts()
         self.log = RequestLog(keep_requests)
         self.prefixes = PrefixCache()
         self.file_store = FileStore(self.now)
         self.batch_store = BatchStore(self.now)
-        self.batch_plans = PlanQueue()
-        self.gemini_caches = CacheStore()
+        #: Each with the provider that it is for; None: for any.
+        self.batch_plans: PendingQueue[tuple[Plan, str | None]] = PendingQueue()
+        self.gemini_caches = CacheStore(self.now)
         #: The fewest tokens of a Gemini cache. Zero by default, because examples are short.
         self.gemini_cache_minimum = 0
         #: The delay after its creation before a cache is listed.
@@ -73,9 +74,9 @@ class Simulator:
         """Share files, batches and caches with all processes that use this folder."""
         if folder != self._folder:
             self._folder = folder
-            self.file_store.share(Storage(folder, "file", self.now))
-            self.batch_store.share(Storage(folder, "batch", self.now))
-            self.gemini_caches.share(Storage(folder, "cache", self.now))
+            self.file_store.share(folder)
+            self.batch_store.share(folder)
+            self.gemini_caches.share(folder)
             self._numbers = self._new_numbers()
 
     @cached_property
@@ -117,15 +118,18 @@ class Simulator:
         `operation=None` matches every operation; `contains` is searched in every string of the body. The
         rows of batches are requests too, of the operation "batch.row".
         """
-        if provider is not None and provider not in PROVIDERS:
-            raise ValueError(f"unknown provider {provider!r}; one of: {', '.join(PROVIDERS)}")
-        self.faults.add(fault, times=times, provider=provider, operation=operation, contains=contains)
+        _check_provider(provider)
+        self.faults.add(FaultRule(fault, provider, operation, contains), times)
 
     def batch(self, *, times: int | None = 1, provider: str | None = None, **plan: Any) -> None:
         """Apply a `Plan` with these fields to the next `times` accepted batches (None: to all from now on)."""
-        if provider is not None and provider not in PROVIDERS:
-            raise ValueError(f"unknown provider {provider!r}; one of: {', '.join(PROVIDERS)}")
-        self.batch_plans.add(Plan(**plan), times=times, provider=provider)
+        _check_provider(provider)
+        self.batch_plans.add((Plan(**plan), provider), times)
+
+    def take_plan(self, provider: str) -> Plan:
+        """Return the plan for a batch that is being accepted, and count it as used once."""
+        found = self.batch_plans.take(lambda waiting: waiting[1] in (None, provider))
+        return found[0] if found else Plan()
 
     def now(self) -> float:
         """Return the simulated time; while the rows of a batch are answered, the time at which the batch ended."""
@@ -168,6 +172,11 @@ class Simulator:
     def _new_numbers(self) -> Iterator[int]:
         # Processes that share state start at different numbers, so that they do not assign the same id.
         return itertools.count(1 if self._folder is None else random.randrange(10**7, 10**8))  # noqa: S311 (no secret)
+
+
+def _check_provider(provider: str | None) -> None:
+    if provider is not None and provider not in PROVIDERS:
+        raise ValueError(f"unknown provider {provider!r}; one of: {', '.join(PROVIDERS)}")
 
 
 @lru_cache(maxsize=1)

@@ -12,10 +12,10 @@ from pollux_flows import APIError, BudgetError, Config, Options, ResultEnvelope,
 from pollux_flows.caching.auto import estimate_tokens, plan_cache
 from pollux_flows.caching.registry import open_registry
 from pollux_flows.config import Target
+from pollux_flows.files.content import Content
 from pollux_flows.pipeline.caches import CacheChoice, CacheRecord, cache_name
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.providers.content import Content
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import MakeConfig, asked
 

@@ -87,9 +87,7 @@ class Batching:
         return {result.key: result for result in await self.results(batch)}
 
     def answer(self, result: Result) -> Answer:
-        module: Any = self.session.module("generate")
-        answer: Answer = module.read_answer(result.response)
-        return answer
+        return self.session.batches.read_answer(result.response)
 
     async def listed(self) -> list[list[Batch]]:
         return [page async for page in self.session.batch_pages()]

@@ -14,6 +14,7 @@ import pytest
 
 from pollux_flows import APIError, run
 from pollux_flows.config import ProviderName
+from pollux_flows.files.decompress import Unpacker
 from pollux_flows.providers import body, lines
 from tests.loopback import Reply, every_provider, good, http, outcomes, scripted
 
@@ -129,7 +130,7 @@ def test_a_line_of_results_without_end_costs_itself(small: int) -> None:
 def test_an_unpacker_never_gives_more_than_a_piece() -> None:
     """However much a block holds."""
     started = time.monotonic()
-    sizes = [len(piece) for piece in body.Unpacker().pieces(BOMB)]
+    sizes = [len(piece) for piece in Unpacker().pieces(BOMB)]
     assert max(sizes) <= 1 << 20
     assert sum(sizes) > 300 << 20
     assert time.monotonic() - started < 20
@@ -137,7 +138,7 @@ def test_an_unpacker_never_gives_more_than_a_piece() -> None:
 
 def test_what_follows_a_packed_body_is_not_collected() -> None:
     """zlib keeps all of it, and copies it anew for each block."""
-    unpacker = body.Unpacker()
+    unpacker = Unpacker()
     assert b"".join(unpacker.pieces(gzip.compress(b"all"))) == b"all"
     tracemalloc.start()
     for _ in range(100):

@@ -11,9 +11,9 @@ import fsspec
 import pytest
 
 from pollux_flows import ConfigurationError, Source, SourceError, run_many
-from pollux_flows.providers import content
-from pollux_flows.providers.content import Content
-from pollux_flows.providers.patience import Pulse
+from pollux_flows.files import content
+from pollux_flows.files.content import Content
+from pollux_flows.files.patience import Pulse
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from tests.loopback import MakeConfig

@@ -11,7 +11,7 @@ import pytest
 
 from pollux_flows import Source, SourceError, run
 from pollux_flows.config import ProviderName
-from pollux_flows.providers.content import Content, changed, examine, forget, load, open_file
+from pollux_flows.files.content import Content, changed, examine, forget, load, open_file
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig
@@ -66,7 +66,7 @@ async def test_what_fails_in_the_middle_of_an_upload_is_the_files_error(
 
 async def test_a_local_disk_that_fails_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for what lies on this machine."""
-    from pollux_flows.providers import place
+    from pollux_flows.files import place
 
     (tmp_path / "a.pdf").write_bytes(PDF)
     monkeypatch.setattr(place, "_open", lambda _: Path("/proc/self/mem").open("rb", 0))  # noqa: SIM115

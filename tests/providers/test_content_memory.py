@@ -13,9 +13,9 @@ import pytest
 from diskcache import Cache
 
 from pollux_flows import ConfigurationError, Source, run
+from pollux_flows.files.content import examine, forget
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.providers.content import examine, forget
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from pollux_flows.state.disk import DiskStore
@@ -103,7 +103,7 @@ async def test_files_are_remembered_by_name_and_version(
     first = await examine([*sources, *sources], open_content_cache())
     assert first[:2] == first[2:]
     assert count_cached() == 2
-    monkeypatch.setattr("pollux_flows.providers.content._read", None)
+    monkeypatch.setattr("pollux_flows.files.content._read", None)
     assert await examine(sources, open_content_cache()) == first[:2]
 
 
@@ -113,6 +113,6 @@ async def test_another_way_of_reading_reads_again(
     """What an older version saw in the same bytes may not be what this one sees."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
     await examine(sources, open_content_cache())
-    monkeypatch.setattr("pollux_flows.providers.content._READING", 10**6)
+    monkeypatch.setattr("pollux_flows.files.content._READING", 10**6)
     await examine(sources, open_content_cache())
     assert count_cached() == 4

@@ -16,9 +16,9 @@ import pytest
 
 from pollux_flows import Source, SourceError, run
 from pollux_flows.config import ProviderName
-from pollux_flows.providers import patience
-from pollux_flows.providers.content import Content, examine, load, open_file
-from pollux_flows.providers.patience import Pulse, apart
+from pollux_flows.files import patience
+from pollux_flows.files.content import Content, examine, load, open_file
+from pollux_flows.files.patience import Pulse, apart
 from pollux_flows.simulator import Simulator
 from tests.loopback import SDKS, MakeConfig, until
 from tests.providers.shelf import Shelf
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
-    monkeypatch.setattr("pollux_flows.providers.patience.STALL_S", 0.3)
+    monkeypatch.setattr("pollux_flows.files.patience.STALL_S", 0.3)
 
 
 def hanging(shelf: Shelf, *, after: int = 2_000_000, at_open: int = 1) -> Source:
@@ -68,7 +68,7 @@ async def test_what_goes_on_slowly_is_waited_for() -> None:
 
 async def test_waiting_can_be_cancelled_at_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline holds although the read does not return; and the thread ends as soon as it does."""
-    monkeypatch.setattr("pollux_flows.providers.patience.STALL_S", 60.0)
+    monkeypatch.setattr("pollux_flows.files.patience.STALL_S", 60.0)
     source = hanging(shelf)
     before = busy()
     started = time.monotonic()
@@ -94,7 +94,7 @@ def test_a_loop_ends_although_a_read_hangs(shelf: Shelf) -> None:
 
 async def test_so_many_files_are_loaded_at_once_and_no_more(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request may name thousands."""
-    monkeypatch.setattr("pollux_flows.providers.patience.STALL_S", 60.0)
+    monkeypatch.setattr("pollux_flows.files.patience.STALL_S", 60.0)
     source, content = hanging(shelf), Content(sha256="", size_bytes=len(PDF), mime_type="a/b")
     before = busy()
     loads = [asyncio.create_task(load(source, content)) for _ in range(100)]
@@ -113,7 +113,7 @@ def test_a_forked_process_reads_with_threads_of_its_own(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import asyncio, os, sys
         from pollux_flows import Source
-        from pollux_flows.providers.content import examine
+        from pollux_flows.files.content import examine
 
         def look():
             return asyncio.run(examine([Source.from_file(sys.argv[1])]))[0].size_bytes
@@ -134,8 +134,8 @@ def test_a_process_ends_although_a_read_hangs() -> None:
     program = textwrap.dedent("""
         import asyncio, os, sys, threading
         from pollux_flows import Source
-        from pollux_flows.providers import patience, place
-        from pollux_flows.providers.content import examine
+        from pollux_flows.files import patience, place
+        from pollux_flows.files.content import examine
 
         patience.STALL_S = 0.3
         readable, _ = os.pipe()
@@ -167,7 +167,7 @@ async def test_a_local_file_that_hangs_fails_too(tmp_path: Path, monkeypatch: py
     """A mount may be gone."""
     readable, writable = os.pipe()
     try:
-        monkeypatch.setattr("pollux_flows.providers.place._open", lambda _: os.fdopen(readable, "rb", 0))
+        monkeypatch.setattr("pollux_flows.files.place._open", lambda _: os.fdopen(readable, "rb", 0))
         (tmp_path / "a.pdf").write_bytes(PDF)
         reader = await open_file(Source.from_file(tmp_path / "a.pdf"))
         with pytest.raises(SourceError, match="has sent no data"):

@@ -10,11 +10,11 @@ import pytest
 
 from pollux_flows import Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
+from pollux_flows.files import content
+from pollux_flows.files.content import Content, examine
+from pollux_flows.files.patience import Pulse
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.providers import content
-from pollux_flows.providers.content import Content, examine
-from pollux_flows.providers.patience import Pulse
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import MakeConfig, sent
@@ -63,7 +63,7 @@ async def test_text_that_was_read_before_is_refused_just_as_early(
     write: Write, config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is remembered of it says so."""
-    monkeypatch.setattr("pollux_flows.providers.place._SETTLED_S", -1.0)
+    monkeypatch.setattr("pollux_flows.files.place._SETTLED_S", -1.0)
     source = write("latin-1.csv", NOT_UTF_8["latin-1.csv"])
     for _ in range(2):
         with pytest.raises(SourceError, match="not UTF-8"):
@@ -76,7 +76,7 @@ async def test_a_memory_from_before_that_question_was_asked_is_not_believed(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is read again, and the record made whole."""
-    monkeypatch.setattr("pollux_flows.providers.place._SETTLED_S", -1.0)
+    monkeypatch.setattr("pollux_flows.files.place._SETTLED_S", -1.0)
     source, cache = write("latin-1.csv", NOT_UTF_8["latin-1.csv"]), open_content_cache()
     (first,) = await examine([source], cache)
     key = content._key(str(source.uri), Pulse())
@@ -91,7 +91,7 @@ async def test_a_memory_from_before_that_question_was_asked_is_not_believed(
 
 async def test_characters_may_be_cut_between_two_pieces(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece ends where it ends."""
-    monkeypatch.setattr("pollux_flows.providers.place.PIECE", 3)
+    monkeypatch.setattr("pollux_flows.files.place.PIECE", 3)
     (found,) = await examine([write("greek.txt", "αβγδε😀".encode())])
     assert found.utf8 is True
 

@@ -21,7 +21,7 @@ import pytest
 
 from pollux_flows import APIError, Config, Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
-from pollux_flows.providers.content import Content, examine, open_file
+from pollux_flows.files.content import Content, examine, open_file
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig, http, scripted, until
@@ -202,7 +202,7 @@ async def test_a_file_without_a_version_or_with_a_fresh_one_is_fetched_again(sit
 
 async def test_a_server_that_goes_silent_is_not_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a file came, and then nothing."""
-    monkeypatch.setattr("pollux_flows.providers.patience.STALL_S", 0.3)
+    monkeypatch.setattr("pollux_flows.files.patience.STALL_S", 0.3)
     site.hangs_after = 1000
     started = time.monotonic()
     with pytest.raises(SourceError, match=r"report\.pdf.*(0\.3 seconds|ReadTimeout)"):
@@ -223,7 +223,7 @@ async def test_a_server_that_drips_has_until_timeout_s(site: Site, config: MakeC
 
 async def test_what_swells_on_the_way_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A megabyte that unpacks to gigabytes is read no further than any provider would take, a piece at a time."""
-    monkeypatch.setattr("pollux_flows.providers.web._LARGEST", 8 << 20)
+    monkeypatch.setattr("pollux_flows.files.web._LARGEST", 8 << 20)
     site.body, site.headers = gzip.compress(bytes(100 << 20)), {"Content-Encoding": "gzip"}
     with pytest.raises(SourceError, match="larger than"):
         await look(site.source())

@@ -327,8 +327,8 @@ async def test_a_file_that_changes_on_its_way_is_noticed(
     config: MakeConfig, sim: Simulator, tmp_path: Path, pdf: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the upload somebody wrote to it: nothing is asked of the wrong content, nothing is left."""
+    from pollux_flows.files import content
     from pollux_flows.pipeline import send
-    from pollux_flows.providers import content
 
     original = content.open_file
 

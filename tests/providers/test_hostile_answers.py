@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pollux_flows import ConfigurationError, Options, ResultEnvelope, run, run_many
 from pollux_flows.pipeline import extract
 from pollux_flows.pipeline.structured import read_answers
-from pollux_flows.providers.conformance import Conformance, problems, without_invented_nulls
-from pollux_flows.providers.validation import check
 from pollux_flows.result import Answer
+from pollux_flows.schemas.conformance import Conformance, problems, without_invented_nulls
+from pollux_flows.schemas.validation import check
 from tests.loopback import MODELS, good, http, scripted
 
 # Ten levels of it took 54 seconds: each level tries all three branches, and each of those all below.

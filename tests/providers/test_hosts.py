@@ -13,8 +13,8 @@ import pytest
 
 from pollux_flows import Source, SourceError
 from pollux_flows.access import Limits, limited
-from pollux_flows.providers.content import examine
-from pollux_flows.providers.hosts import limited_client, public_addresses
+from pollux_flows.files.content import examine
+from pollux_flows.files.hosts import limited_client, public_addresses
 
 
 class Site:

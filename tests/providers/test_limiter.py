@@ -14,9 +14,9 @@ import pytest
 
 from pollux_flows import APIError, Config, ConfigurationError, RateLimitError
 from pollux_flows.config import ProviderName
-from pollux_flows.providers import limits
-from pollux_flows.providers.limits import Limiter, limiter_of
-from pollux_flows.providers.pace import WINDOW_S, Demand
+from pollux_flows.ratelimit import limits
+from pollux_flows.ratelimit.limits import Limiter, limiter_of
+from pollux_flows.ratelimit.pace import WINDOW_S, Demand
 from tests.loopback import KEY
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux_flows import ConfigurationError, Source, run
-from pollux_flows.providers import mime
-from pollux_flows.providers.content import examine
+from pollux_flows.files import mime
+from pollux_flows.files.content import examine
 from pollux_flows.simulator import Simulator
 from tests.loopback import MakeConfig
 from tests.providers.shelf import Shelf

@@ -12,9 +12,9 @@ import pytest
 
 from pollux_flows import APIError, Config, RetryPolicy, Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
+from pollux_flows.files.content import HashingReader
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.base import UpstreamError
-from pollux_flows.providers.content import HashingReader
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.simulator.stored_files import StoredFile

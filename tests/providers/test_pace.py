@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux_flows.providers.pace import LONGEST_PAUSE_S, MOST_PAUSES, WINDOW_S, Demand, Pace
+from pollux_flows.ratelimit.pace import LONGEST_PAUSE_S, MOST_PAUSES, WINDOW_S, Demand, Pace
 
 
 def asked_for(*demands: Demand) -> Pace:

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import httpx2
 import pytest
 
-from pollux_flows.providers.rate_headers import used_up_for
+from pollux_flows.ratelimit.headers import used_up_for
 
 
 @pytest.mark.parametrize(

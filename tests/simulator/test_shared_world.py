@@ -42,7 +42,7 @@ async def batchers(
 async def test_another_process_collects(batchers: list[Batcher], worlds: list[tuple[Simulator, str]]) -> None:
     """Which answers the rows, too: the first had ended before anything asked after the batch."""
     batch_id = await batchers[0].submit(*PROMPTS)
-    worlds[0][0].batch_store._batches.clear()  # as if its process had ended
+    worlds[0][0].batch_store._items.clear()  # as if its process had ended
     assert await batchers[1].ids(10) == [batch_id]
     assert await batchers[1].state(batch_id) == batchers[1].words["completed"]
     results = await batchers[1].by_key(batch_id)

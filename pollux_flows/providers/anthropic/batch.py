@@ -14,7 +14,7 @@ import httpx2
 
 from pollux_flows.errors import APIError, InternalError
 from pollux_flows.providers import lines
-from pollux_flows.providers.anthropic.generate import request
+from pollux_flows.providers.anthropic import generate
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
 from pollux_flows.providers.batches import Batch, BatchState, Limits, Result, Rows, paginate_list, parse_time
 from pollux_flows.providers.errors import may_pass
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LIMITS: Final = Limits(rows=100_000, size_bytes=256_000_000 - 1000)
 TAKES_A_FILE: Final = False
 KEEPS_NAMES: Final = False
+# The response of a row is that of a call.
+read_answer: Final = generate.read_answer
 
 _PATH: Final = "/v1/messages/batches"
 _KEY: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -51,7 +53,7 @@ _STATUSES: Final = {
 def row(call: Call, key: str) -> bytes:
     if not _KEY.fullmatch(key):
         raise InternalError(f"Anthropic takes no row with the key {key!r}.")
-    return lines.line({"custom_id": key, "params": request(call)})
+    return lines.line({"custom_id": key, "params": generate.request(call)})
 
 
 async def create(client: AsyncAnthropic, _model: str, _tag: str, rows: Rows, _file_id: str | None) -> Batch:

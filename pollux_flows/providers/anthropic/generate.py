@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from pollux_flows import claude
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
-from pollux_flows.providers import schema
 from pollux_flows.providers.anthropic.breakpoints import mark_prefix
 from pollux_flows.providers.anthropic.turns import as_it_came, messages
 from pollux_flows.providers.base import (
@@ -26,6 +25,7 @@ from pollux_flows.providers.base import (
     text_in,
 )
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
+from pollux_flows.schemas import dialects
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -184,9 +184,9 @@ def _thinking(model: str, options: Options) -> dict[str, Any] | None:
 def _answer_tool(options: Options) -> dict[str, Any] | None:
     """Return a tool whose forced call carries an answer that `output_config` cannot express (maps, recursion)."""
     answer_schema = options.response_json_schema()
-    if answer_schema is None or schema.for_anthropic(answer_schema).strict:
+    if answer_schema is None or dialects.for_anthropic(answer_schema).strict:
         return None
-    answer_schema = schema.opened(answer_schema)
+    answer_schema = dialects.opened(answer_schema)
     thinks = options.reasoning_effort or options.reasoning_budget_tokens
     if options.tools or thinks or answer_schema.get("type") != "object":
         raise ConfigurationError(
@@ -216,7 +216,7 @@ def _output_config(model: str, options: Options) -> dict[str, Any] | None:
     if options.reasoning_effort is not None and claude.takes_effort(model):
         config["effort"] = options.reasoning_effort
     if (answer_schema := options.response_json_schema()) is not None:
-        wire = schema.for_anthropic(answer_schema)
+        wire = dialects.for_anthropic(answer_schema)
         if wire.strict:  # else `_answer_tool` is used
             config["format"] = {"type": "json_schema", "schema": wire.schema}
     return config or None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.files.mime import is_text_like
 from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refused
-from pollux_flows.providers.mime import is_text_like
 from pollux_flows.source import Source
 
 _LARGEST: Final = 500 * 1024 * 1024

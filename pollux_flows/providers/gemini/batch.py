@@ -25,7 +25,7 @@ from pollux_flows.providers.batches import (
     parse_time,
 )
 from pollux_flows.providers.errors import may_pass
-from pollux_flows.providers.gemini.generate import request
+from pollux_flows.providers.gemini import generate
 
 if TYPE_CHECKING:
     from pollux_flows.providers.gemini.client import Connection
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 LIMITS: Final = Limits(rows=200_000, size_bytes=2_000_000_000)
 TAKES_A_FILE: Final = True
 KEEPS_NAMES: Final = True
+# The response of a row is that of a call.
+read_answer: Final = generate.read_answer
 
 _PAGE: Final = 100
 _IN_A_LIST: Final = {"operations", "nextPageToken", "unreachable"}
@@ -69,7 +71,7 @@ _THE_CALLERS: Final = {"args"}
 
 
 def row(call: Call, key: str) -> bytes:
-    asked = request(call)
+    asked = generate.request(call)
     config = asked["config"].model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_OURS)
     if isinstance(config.get("systemInstruction"), str):
         config["systemInstruction"] = {"parts": [{"text": config["systemInstruction"]}], "role": "user"}

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
-from pollux_flows.providers import schema
 from pollux_flows.providers.base import (
     Call,
     ItemReader,
@@ -26,6 +25,7 @@ from pollux_flows.providers.base import (
 )
 from pollux_flows.providers.gemini.turns import as_it_came, contents
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
+from pollux_flows.schemas import dialects
 
 if TYPE_CHECKING:
     from google.genai import types
@@ -117,7 +117,7 @@ def tools(declared: list[dict[str, Any]] | None) -> list[types.Tool] | None:
         types.FunctionDeclaration(
             name=tool["name"],
             description=tool.get("description"),
-            parameters_json_schema=schema.gemini_tool_parameters(tool["parameters"])
+            parameters_json_schema=dialects.gemini_tool_parameters(tool["parameters"])
             if tool.get("parameters")
             else None,
         )
@@ -229,7 +229,7 @@ def _answer_schema(answer_schema: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     return {
         "response_mime_type": "application/json",
-        "response_json_schema": schema.for_gemini(answer_schema).schema,
+        "response_json_schema": dialects.for_gemini(answer_schema).schema,
     }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pollux_flows.providers import chat, schema
+from pollux_flows.providers import chat
 from pollux_flows.providers.base import Call, merged
 from pollux_flows.providers.local.turns import messages
 from pollux_flows.result import Answer
+from pollux_flows.schemas import dialects
 
 if TYPE_CHECKING:
     import httpx2
@@ -21,6 +22,6 @@ def request(call: Call) -> dict[str, Any]:
     """Build the request's body."""
     body = chat.body(call, messages(call))
     if (answer_schema := call.options.response_json_schema()) is not None:
-        body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
+        body["response_format"] = chat.response_format(dialects.for_chat(answer_schema))
     fields = {name: value for name, value in body.items() if value is not None}
     return merged(fields, (call.options.provider_options or {}).get("local", {}))

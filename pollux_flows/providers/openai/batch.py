@@ -10,7 +10,7 @@ from pollux_flows.providers import lines
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
 from pollux_flows.providers.batches import ENDED, Batch, BatchState, Limits, Result, Rows, RowStatus, paginate_list
 from pollux_flows.providers.errors import may_pass
-from pollux_flows.providers.openai.generate import request
+from pollux_flows.providers.openai import generate
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LIMITS: Final = Limits(rows=50_000, size_bytes=200_000_000)
 TAKES_A_FILE: Final = True
 KEEPS_NAMES: Final = True
+# The response of a row is that of a call.
+read_answer: Final = generate.read_answer
 
 _ENDPOINT: Final = "/v1/responses"
 _PAGE: Final = 100
@@ -44,7 +46,7 @@ _OK: Final = 200
 
 
 def row(call: Call, key: str) -> bytes:
-    return lines.line({"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": request(call)})
+    return lines.line({"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": generate.request(call)})
 
 
 async def create(client: AsyncOpenAI, _model: str, tag: str, rows: Rows, file_id: str | None) -> Batch:

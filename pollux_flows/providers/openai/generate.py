@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from pollux_flows.capabilities import bills_cache_writes
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
-from pollux_flows.providers import schema
 from pollux_flows.providers.base import (
     Call,
     ItemReader,
@@ -26,6 +25,7 @@ from pollux_flows.providers.base import (
 )
 from pollux_flows.providers.openai.turns import as_it_came, items
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
+from pollux_flows.schemas import dialects
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -206,7 +206,7 @@ def _billing(response: dict[str, Any], output: list[dict[str, Any]]) -> Billing:
 def _text_format(answer_schema: dict[str, Any] | None) -> dict[str, Any] | None:
     if answer_schema is None:
         return None
-    wire = schema.for_openai(answer_schema)
+    wire = dialects.for_openai(answer_schema)
     if wire.schema.get("type") != "object":
         raise ConfigurationError(
             "OpenAI supports only a response_schema whose root is an object.",
@@ -216,7 +216,7 @@ def _text_format(answer_schema: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    wire = schema.tool_schema(tool, schema.for_openai)
+    wire = dialects.tool_schema(tool, dialects.for_openai)
     described = {"description": tool["description"]} if tool.get("description") else {}
     return {
         "type": "function",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pollux_flows.providers import chat, schema
+from pollux_flows.providers import chat
 from pollux_flows.providers.base import Call, merged
 from pollux_flows.providers.openrouter.breakpoints import mark_prefix, takes_breakpoints
 from pollux_flows.providers.openrouter.turns import as_it_came, messages
 from pollux_flows.result import Answer
+from pollux_flows.schemas import dialects
 
 if TYPE_CHECKING:
     import httpx2
@@ -29,7 +30,7 @@ def request(call: Call) -> dict[str, Any]:
         # Without a named engine, OpenRouter may choose one that is billed by the page.
         body["plugins"] = [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
     if (answer_schema := options.response_json_schema()) is not None:
-        body["response_format"] = chat.response_format(schema.for_chat(answer_schema))
+        body["response_format"] = chat.response_format(dialects.for_chat(answer_schema))
     if options.reasoning_effort is not None:
         body["reasoning"] = {"effort": options.reasoning_effort}
     if options.tools:
@@ -45,7 +46,7 @@ def request(call: Call) -> dict[str, Any]:
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    wire = schema.tool_schema(tool, schema.for_chat)
+    wire = dialects.tool_schema(tool, dialects.for_chat)
     described = {"description": tool["description"]} if tool.get("description") else {}
     function = {"name": tool["name"], **described, "parameters": wire.schema, "strict": wire.strict}
     return {"type": "function", "function": function}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
 
 from pollux_flows.simulator.anthropic import batches, files, generate
 from pollux_flows.simulator.asking import Ask
-from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
+from pollux_flows.simulator.wire import BadRequest, Provider, Refused, bearer, row
 
 # The default error type and message of each status.
 _ERRORS: Mapping[int, tuple[str, str]] = {
@@ -31,10 +30,18 @@ _ERRORS: Mapping[int, tuple[str, str]] = {
 class Anthropic(Provider):
     name = "anthropic"
     prefix = "/anthropic"
-
-    @override
-    def operations(self) -> Sequence[Operation]:
-        return (*generate.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
+    operations = (*generate.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
+    request_id = "req_{:024d}"
+    request_id_header = "request-id"
+    headers = {  # noqa: RUF012 (the base class declares it)
+        "anthropic-organization-id": "00000000-0000-4000-8000-000000000000",
+        "anthropic-ratelimit-requests-limit": "4000",
+        "anthropic-ratelimit-requests-remaining": "3999",
+        "anthropic-ratelimit-requests-reset": "2026-11-20T00:00:00Z",
+        "anthropic-ratelimit-tokens-limit": "480000",
+        "anthropic-ratelimit-tokens-remaining": "479000",
+        "anthropic-ratelimit-tokens-reset": "2026-11-20T00:00:00Z",
+    }
 
     @override
     def authenticate(self, headers: Mapping[str, str]) -> str:
@@ -42,23 +49,6 @@ class Anthropic(Provider):
         if not key:
             raise Refused(401, "x-api-key header is required")
         return key
-
-    @override
-    def request_id(self, number: int) -> str:
-        return f"req_{number:024d}"
-
-    @override
-    def headers(self, request_id: str) -> dict[str, str]:
-        return {
-            "request-id": request_id,
-            "anthropic-organization-id": "00000000-0000-4000-8000-000000000000",
-            "anthropic-ratelimit-requests-limit": "4000",
-            "anthropic-ratelimit-requests-remaining": "3999",
-            "anthropic-ratelimit-requests-reset": "2026-11-20T00:00:00Z",
-            "anthropic-ratelimit-tokens-limit": "480000",
-            "anthropic-ratelimit-tokens-remaining": "479000",
-            "anthropic-ratelimit-tokens-reset": "2026-11-20T00:00:00Z",
-        }
 
     @override
     def error(self, refused: Refused, request_id: str) -> Any:
@@ -69,12 +59,7 @@ class Anthropic(Provider):
         return {"type": "error", "error": error, "request_id": request_id}
 
     @override
-    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
-        refused = Refused(fault.status or 500, fault.message, kind=fault.error_type)
-        return self.error(refused, request_id)
-
-    @override
     def overflow(self, ask: Ask | None) -> Refused:
         window = ask.context_window if ask else 0
         length = max(ask.input_tokens if ask else 0, window + 1)
-        return Refused(400, f"prompt is too long: {length} tokens > {window} maximum")
+        return BadRequest(f"prompt is too long: {length} tokens > {window} maximum")

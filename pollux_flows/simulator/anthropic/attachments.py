@@ -7,7 +7,7 @@ from typing import Any
 
 from pollux_flows.simulator.anthropic.files import find
 from pollux_flows.simulator.media import IMAGES, is_base64, is_web_url
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call
 
 _DOCUMENTS = frozenset({"application/pdf", "text/plain"})
 
@@ -34,21 +34,19 @@ def _check(call: Call, block: dict[str, Any], at: str) -> None:
     source = block["source"]
     match source["type"]:
         case "base64" if not is_base64(source["data"]):
-            raise Refused(400, f"{at}.base64.data: Invalid base64 data")
+            raise BadRequest(f"{at}.base64.data: Invalid base64 data")
         case "url" if not is_web_url(source["url"], "https"):
-            raise Refused(400, f"{at}.url: Only HTTPS URLs are supported.")
+            raise BadRequest(f"{at}.url: Only HTTPS URLs are supported.")
         case "file":
             file = find(call, source["file_id"])
             mime_type = file.mime_type.partition(";")[0].strip().lower()
             if block["type"] == "image" and mime_type not in IMAGES:
-                raise Refused(
-                    400,
+                raise BadRequest(
                     f"{at}.file: Unsupported image file format: {mime_type}. Supported image formats are JPEG, PNG, "
                     "GIF, and WebP.",
                 )
             if block["type"] == "document" and mime_type not in _DOCUMENTS:
-                raise Refused(
-                    400,
+                raise BadRequest(
                     f"{at}.file: Unsupported document file format: {mime_type}. Only PDF and plaintext documents are "
                     "supported.",
                 )

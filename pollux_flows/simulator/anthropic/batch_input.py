@@ -12,7 +12,7 @@ from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, read_s
 from pollux_flows.simulator.long_json import LongJson
 from pollux_flows.simulator.shape import Misfit, anything, items, mapping, record, text
 from pollux_flows.simulator.spool import Spool
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call
 
 LIMIT_BYTES = 256 * 1024 * 1024
 LIMIT_ROWS = 100_000
@@ -33,7 +33,7 @@ def _read(call: Call, body: Spool) -> Any:
 
     def check(place: int, row: Any) -> Any:
         if place == LIMIT_ROWS:
-            raise Refused(400, f"requests: List should have at most {LIMIT_ROWS} items after validation")
+            raise BadRequest(f"requests: List should have at most {LIMIT_ROWS} items after validation")
         _check_shape(_ROW, row, ("requests", place))
         _check_id(row["custom_id"], place, ids)
         return row
@@ -42,7 +42,7 @@ def _read(call: Call, body: Spool) -> Any:
     call.spools.append(rows.spool)
     _check_shape(_REQUEST, document.rest, ())
     if not rows:
-        raise Refused(400, "requests: List should have at least 1 item after validation, not 0")
+        raise BadRequest("requests: List should have at least 1 item after validation, not 0")
     return for_the_log(body, document)
 
 
@@ -50,17 +50,17 @@ def _check_shape(shape: Any, value: Any, path: tuple[str | int, ...]) -> None:
     try:
         shape(value, path)
     except Misfit as misfit:
-        raise Refused(400, in_words(misfit)) from None
+        raise BadRequest(in_words(misfit)) from None
 
 
 def _check_id(custom_id: str, place: int, ids: set[str]) -> None:
     at = f"requests.{place}.custom_id"
     if not custom_id:
-        raise Refused(400, f"{at}: String should have at least 1 character")
+        raise BadRequest(f"{at}: String should have at least 1 character")
     if len(custom_id) > ID_CHARS:
-        raise Refused(400, f"{at}: String should have at most {ID_CHARS} characters")
+        raise BadRequest(f"{at}: String should have at most {ID_CHARS} characters")
     if not _ID.fullmatch(custom_id):
-        raise Refused(400, f"{at}: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'")
+        raise BadRequest(f"{at}: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'")
     if custom_id in ids:
-        raise Refused(400, f"{at}: custom_id '{custom_id}' is not unique within this batch")
+        raise BadRequest(f"{at}: custom_id '{custom_id}' is not unique within this batch")
     ids.add(custom_id)

@@ -9,8 +9,7 @@ from typing_extensions import override
 
 from pollux_flows.simulator.anthropic import generate
 from pollux_flows.simulator.batch.settling import Row, RowWriter
-from pollux_flows.simulator.batch.stored import Results, StoredBatch
-from pollux_flows.simulator.wire import Call
+from pollux_flows.simulator.batch.stored import StoredBatch
 
 
 class ResultLines(RowWriter):
@@ -34,15 +33,3 @@ class ResultLines(RowWriter):
     @override
     def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
         return {"custom_id": key, "result": {"type": "canceled" if why == "cancelled" else why}}
-
-    @override
-    def make_foreign_key(self, key: Any, number: int) -> Any:
-        return f"nobodys-{number}"
-
-    @override
-    def usage(self, body: Any) -> dict[str, int]:
-        return {}
-
-    @override
-    def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
-        """Leave the results with the batch."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from pollux_flows.simulator.anthropic.batch_input import receive
 from pollux_flows.simulator.anthropic.batch_results import ResultLines
-from pollux_flows.simulator.anthropic.rules import check_version
-from pollux_flows.simulator.batch.requests import accepted, looks_at_one, looks_at_page
+from pollux_flows.simulator.anthropic.rules import check_version, page_limit
+from pollux_flows.simulator.batch.settling import accepted, looks_at_one, looks_at_page
 from pollux_flows.simulator.batch.stored import ENDINGS, Phase, Results, StoredBatch
 from pollux_flows.simulator.timestamps import timestamp
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 WINDOW_S = 24 * 3600
 #: The lifetime of the results after the batch's creation.
 LASTS_S = 29 * 86_400
-LIST_LIMIT = 1000
 _PATH = "/v1/messages/batches"
 _WORDS = {
     "starting": "in_progress",
@@ -44,7 +42,7 @@ def _create(call: Call) -> Reply:
     batch = accepted(
         call,
         "msgbatch_",
-        call.world.batch_plans.take("anthropic"),
+        call.world.take_plan("anthropic"),
         rows,
         window_s=WINDOW_S,
         words=_WORDS,
@@ -105,10 +103,10 @@ def _page(call: Call) -> tuple[list[StoredBatch], bool]:
     """Return a page of batches, newest first, after `after_id` or before `before_id`, and whether there are more."""
     check_version(call)
     batches = call.world.batch_store.owned("anthropic", call.account)
-    limit = _limit(call.query.get("limit", "20"))
+    limit = page_limit(call)
     after, before = call.query.get("after_id"), call.query.get("before_id")
     if after and before:
-        raise Refused(400, "before_id: Cannot be combined with `after_id`")
+        raise BadRequest("before_id: Cannot be combined with `after_id`")
     if before:
         newer = batches[: _place(batches, before, "before_id")]
         return newer[-limit:], len(newer) > limit
@@ -121,15 +119,7 @@ def _place(batches: list[StoredBatch], cursor: str, name: str) -> int:
     for place, batch in enumerate(batches):
         if batch.id == cursor:
             return place
-    raise Refused(400, f"{name}: Invalid cursor")
-
-
-def _limit(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise Refused(400, "limit: Input should be a valid integer, unable to parse string as an integer")
-    if not 1 <= int(text) <= LIST_LIMIT:
-        raise Refused(400, f"limit: Input should be between 1 and {LIST_LIMIT}")
-    return int(text)
+    raise BadRequest(f"{name}: Invalid cursor")
 
 
 def _list(call: Call) -> Reply:
@@ -152,7 +142,7 @@ def _get(call: Call) -> Reply:
 def _cancel(call: Call) -> Reply:
     batch = _find(call)
     if batch.is_ended:
-        raise Refused(400, f"Batch {batch.id} cannot be canceled because it has already ended.")
+        raise BadRequest(f"Batch {batch.id} cannot be canceled because it has already ended.")
     call.world.batch_store.cancel(batch)
     return Reply(_as_json(call, batch, "cancelling"))
 
@@ -169,7 +159,7 @@ def _results(call: Call) -> Reply:
 def _delete(call: Call) -> Reply:
     batch = _find(call)
     if not batch.is_ended:
-        raise Refused(400, f"Batch {batch.id} cannot be deleted while it is processing. Cancel it first.")
+        raise BadRequest(f"Batch {batch.id} cannot be deleted while it is processing. Cancel it first.")
     call.world.batch_store.delete(batch)
     return Reply({"id": batch.id, "type": "message_batch_deleted"})
 

@@ -7,15 +7,14 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
-from pollux_flows.simulator.anthropic.rules import check_version
+from pollux_flows.simulator.anthropic.rules import check_version, page_limit
 from pollux_flows.simulator.forms import Form, read_form
 from pollux_flows.simulator.media import guessed_type
 from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.timestamps import timestamp
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 LIMIT_BYTES = 500 * 1024 * 1024
-LIST_LIMIT = 1000
 _IDS_LIMIT = 100
 _LASTS_S = (3600, 7_776_000)
 _FILENAME = re.compile(r'[^<>:"|?*\\/\x00-\x1f]{1,255}')
@@ -31,27 +30,25 @@ def _create(call: Call) -> Reply:
     check_version(call)
     form = call.upload or Form()
     if not form.has_file:
-        raise Refused(400, "file: Field required")
+        raise BadRequest("file: Field required")
     if unknown := sorted(form.fields.keys() - {"expires_in_seconds"}):
-        raise Refused(400, f"{unknown[0]}: Extra inputs are not permitted")
+        raise BadRequest(f"{unknown[0]}: Extra inputs are not permitted")
     now = call.world.now()
     expires_at = _expiry(form.fields.get("expires_in_seconds"), now)
     if form.spool.size == 0:
-        raise Refused(400, "file: File must not be empty")
+        raise BadRequest("file: File must not be empty")
     if form.spool.size > LIMIT_BYTES:
         raise Refused(413, f"File too large: {form.spool.size} bytes, and the maximum is {LIMIT_BYTES}")
     mime_type = form.content_type or guessed_type(form.filename or "")
-    file = StoredFile(
+    file = StoredFile.of(
+        form.spool,
         provider="anthropic",
         id=f"file_{call.world.number():08d}{form.spool.sha256[:8]}",
         account=call.account,
         filename=_filename(form.filename or "", mime_type),
         mime_type=mime_type,
-        size=form.spool.size,
-        sha256=form.spool.sha256,
         created_at=now,
         expires_at=expires_at,
-        spool=form.spool,
     )
     call.world.file_store.add(file)
     call.stored = file.id
@@ -64,8 +61,8 @@ def _filename(path: str, mime_type: str) -> str:
     if not name:
         return f"unnamed{mimetypes.guess_extension(mime_type) or ''}"
     if not _FILENAME.fullmatch(name):
-        raise Refused(
-            400, "Invalid filename: must be between 1 and 255 characters without forbidden characters or control codes"
+        raise BadRequest(
+            "Invalid filename: must be between 1 and 255 characters without forbidden characters or control codes"
         )
     return name
 
@@ -74,12 +71,12 @@ def _expiry(asked: str | None, now: float) -> float | None:
     if asked is None:
         return None
     if not re.fullmatch(r"\d{1,12}", asked, re.ASCII):
-        raise Refused(400, "expires_in_seconds: Input should be a valid integer")
+        raise BadRequest("expires_in_seconds: Input should be a valid integer")
     least, most = _LASTS_S
     if int(asked) < least:
-        raise Refused(400, f"expires_in_seconds: Input should be greater than or equal to {least}")
+        raise BadRequest(f"expires_in_seconds: Input should be greater than or equal to {least}")
     if int(asked) > most:
-        raise Refused(400, f"expires_in_seconds: Input should be less than or equal to {most}")
+        raise BadRequest(f"expires_in_seconds: Input should be less than or equal to {most}")
     return now + int(asked)
 
 
@@ -103,25 +100,17 @@ def _list(call: Call) -> Reply:
     ids = {value for name, value in call.query_pairs if name in ("ids", "ids[]")}
     if ids:
         if call.query.keys() & {"page", "limit"}:
-            raise Refused(400, "ids: Cannot be combined with `page` or `limit`")
+            raise BadRequest("ids: Cannot be combined with `page` or `limit`")
         if len(ids) > _IDS_LIMIT:
-            raise Refused(400, f"ids: List should have at most {_IDS_LIMIT} items after validation, not {len(ids)}")
+            raise BadRequest(f"ids: List should have at most {_IDS_LIMIT} items after validation, not {len(ids)}")
         return Reply({"data": [as_json(file) for file in files if file.id in ids], "next_page": None})
-    limit = _limit(call.query.get("limit", "20"))
+    limit = page_limit(call)
     start = _after(files, call.query.get("page"))
     page = files[start : start + limit]
     more = start + limit < len(files)
     return Reply(
         {"data": [as_json(file) for file in page], "next_page": f"page_{page[-1].id}" if more and page else None}
     )
-
-
-def _limit(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise Refused(400, "limit: Input should be a valid integer, unable to parse string as an integer")
-    if not 1 <= int(text) <= LIST_LIMIT:
-        raise Refused(400, f"limit: Input should be between 1 and {LIST_LIMIT}")
-    return int(text)
 
 
 def _after(files: list[StoredFile], cursor: str | None) -> int:
@@ -131,7 +120,7 @@ def _after(files: list[StoredFile], cursor: str | None) -> int:
     for place, file in enumerate(files):
         if cursor == f"page_{file.id}":
             return place + 1
-    raise Refused(400, "page: Invalid page cursor")
+    raise BadRequest("page: Invalid page cursor")
 
 
 def _get(call: Call) -> Reply:
@@ -149,7 +138,7 @@ def _delete(call: Call) -> Reply:
 def _content(call: Call) -> Reply:
     check_version(call)
     file = find(call, call.params["id"])
-    raise Refused(400, f"File is not downloadable: {file.id}", code="file_not_downloadable")
+    raise BadRequest(f"File is not downloadable: {file.id}", code="file_not_downloadable")
 
 
 def find(call: Call, file_id: str) -> StoredFile:

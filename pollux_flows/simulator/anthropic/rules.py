@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pollux_flows.simulator.anthropic import schemas, shapes
 from pollux_flows.simulator.anthropic.models import Model, is_known, model
 from pollux_flows.simulator.anthropic.signature import is_ours
 from pollux_flows.simulator.shape import Misfit
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call, Refused
 
 CURRENT_VERSION = "2026-10-21"
 _VERSIONS = ("2023-01-01", "2023-06-01", CURRENT_VERSION)
+LIST_LIMIT = 1000
 _MAX_BREAKPOINTS = 4
 _THINKING_BLOCKS = ("thinking", "redacted_thinking")
 
@@ -25,10 +27,9 @@ def check(call: Call) -> Model:
     if not is_known(body["model"]):
         raise Refused(404, f"model: {body['model']}")
     if body.get("stream"):
-        raise Refused(400, "The simulator does not stream.")
+        raise BadRequest("The simulator does not stream.")
     if body["max_tokens"] > asked.max_output:
-        raise Refused(
-            400,
+        raise BadRequest(
             f"max_tokens: {body['max_tokens']} > {asked.max_output}, which is the maximum allowed number of output "
             f"tokens for {body['model']}",
         )
@@ -44,20 +45,30 @@ def check(call: Call) -> Model:
 def check_version(call: Call) -> str:
     version = call.headers.get("anthropic-version")
     if version is None:
-        raise Refused(400, "anthropic-version: header is required")
+        raise BadRequest("anthropic-version: header is required")
     if version not in _VERSIONS:
-        raise Refused(400, f'anthropic-version: "{version}" is not a valid version for this endpoint')
+        raise BadRequest(f'anthropic-version: "{version}" is not a valid version for this endpoint')
     return version
+
+
+def page_limit(call: Call) -> int:
+    """Return the number of items that a page of a list may have."""
+    text = call.query.get("limit", "20")
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise BadRequest("limit: Input should be a valid integer, unable to parse string as an integer")
+    if not 1 <= int(text) <= LIST_LIMIT:
+        raise BadRequest(f"limit: Input should be between 1 and {LIST_LIMIT}")
+    return int(text)
 
 
 def _check_shape(body: Any, version: str) -> None:
     current = version == CURRENT_VERSION
     if current and isinstance(body, dict) and (gone := sorted(body.keys() & shapes.SAMPLING)):
-        raise Refused(400, f"{gone[0]}: `{gone[0]}` is not supported from API version {CURRENT_VERSION} on")
+        raise BadRequest(f"{gone[0]}: `{gone[0]}` is not supported from API version {CURRENT_VERSION} on")
     try:
-        (shapes.REQUEST if current else shapes.OLDER_REQUEST)(body, ())
+        shapes.request(is_current=current)(body, ())
     except Misfit as misfit:
-        raise Refused(400, in_words(misfit)) from None
+        raise BadRequest(in_words(misfit)) from None
 
 
 def in_words(misfit: Misfit) -> str:
@@ -88,62 +99,59 @@ def _check_thinking(body: dict[str, Any], asked: Model) -> None:
     kind = thinking["type"]
     if kind == "enabled":
         if not asked.thinks:
-            raise Refused(400, f"'{body['model']}' does not support thinking.")
+            raise BadRequest(f"'{body['model']}' does not support thinking.")
         if not asked.takes_thinking_budget:
-            raise Refused(
-                400,
+            raise BadRequest(
                 '"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and '
                 '"output_config.effort" to control thinking behavior.',
             )
         if thinking["budget_tokens"] >= body["max_tokens"]:
-            raise Refused(
-                400,
+            raise BadRequest(
                 "`max_tokens` must be greater than `thinking.budget_tokens`. Please consult our documentation at "
                 "https://docs.claude.com/en/docs/build-with-claude/extended-thinking"
                 "#max-tokens-and-context-window-size",
             )
     if kind in ("adaptive", "between_tools") and not asked.thinks_adaptively:
-        raise Refused(400, "adaptive thinking is not supported on this model")
+        raise BadRequest("adaptive thinking is not supported on this model")
     if kind != "disabled" and (body.get("tool_choice") or {}).get("type") in ("any", "tool"):
-        raise Refused(400, "Thinking may not be enabled when tool_choice forces tool use.")
+        raise BadRequest("Thinking may not be enabled when tool_choice forces tool use.")
 
 
 def _check_output(body: dict[str, Any], asked: Model) -> None:
     wanted = body.get("output_config") or {}
     effort = wanted.get("effort")
     if effort and not asked.efforts:
-        raise Refused(400, "This model does not support the effort parameter.")
+        raise BadRequest("This model does not support the effort parameter.")
     if effort and effort not in asked.efforts:
-        raise Refused(
-            400,
+        raise BadRequest(
             f"This model does not support effort level '{effort}'. Supported levels: {', '.join(asked.efforts)}.",
         )
     if wanted.get("format"):
         if not asked.has_structured_output:
-            raise Refused(400, f"'{body['model']}' does not support output format.")
+            raise BadRequest(f"'{body['model']}' does not support output format.")
         if problem := schemas.complaint(wanted["format"]["schema"]):
-            raise Refused(400, f"output_config.format.schema: {problem}")
+            raise BadRequest(f"output_config.format.schema: {problem}")
 
 
 def _check_tools(body: dict[str, Any]) -> None:
     tools = body.get("tools") or []
     names = [tool.get("name") for tool in tools]
     if len(set(names)) < len(names):
-        raise Refused(400, "tools: Tool names must be unique.")
+        raise BadRequest("tools: Tool names must be unique.")
     for place, tool in enumerate(tools):
         if tool.get("strict") and (problem := schemas.complaint(tool["input_schema"])):
-            raise Refused(400, f"tools.{place}.custom.input_schema: {problem}")
+            raise BadRequest(f"tools.{place}.custom.input_schema: {problem}")
     choice = body.get("tool_choice")
     if choice and not tools:
-        raise Refused(400, "tool_choice: may only be specified while providing tools")
+        raise BadRequest("tool_choice: may only be specified while providing tools")
     if choice and choice["type"] == "tool" and choice["name"] not in names:
-        raise Refused(400, f"Tool '{choice['name']}' not found in provided tools")
+        raise BadRequest(f"Tool '{choice['name']}' not found in provided tools")
 
 
 def _check_tools_are_told(body: dict[str, Any]) -> None:
     blocks = [block for turn in body["messages"] for block in _blocks(turn)]
     if not body.get("tools") and any(block["type"] in ("tool_use", "tool_result") for block in blocks):
-        raise Refused(400, "Requests which include `tool_use` or `tool_result` blocks must define tools.")
+        raise BadRequest("Requests which include `tool_use` or `tool_result` blocks must define tools.")
 
 
 def _check_breakpoints(body: dict[str, Any]) -> None:
@@ -156,15 +164,15 @@ def _check_breakpoints(body: dict[str, Any]) -> None:
     marked = [block for block in blocks if block.get("cache_control")]
     count = len(marked) + bool(body.get("cache_control"))
     if count > _MAX_BREAKPOINTS:
-        raise Refused(400, f"A maximum of 4 blocks with cache_control may be provided. Found {count}.")
+        raise BadRequest(f"A maximum of 4 blocks with cache_control may be provided. Found {count}.")
     if any(block.get("type") == "text" and not block["text"] for block in marked):
-        raise Refused(400, "cache_control cannot be set for empty text blocks")
+        raise BadRequest("cache_control cannot be set for empty text blocks")
 
 
 def _check_turns(body: dict[str, Any], asked: Model) -> None:
     turns = [(place, turn["role"], _blocks(turn)) for place, turn in enumerate(body["messages"])]
     if turns[0][1] != "user":
-        raise Refused(400, 'messages: first message must use the "user" role')
+        raise BadRequest('messages: first message must use the "user" role')
     thinks = (body.get("thinking") or {}).get("type", "disabled")
     waiting: list[str] = []
     for place, role, blocks in turns:
@@ -183,12 +191,11 @@ def _check_turns(body: dict[str, Any], asked: Model) -> None:
         _without_results(len(turns) - 1, waiting)
     if turns[-1][1] == "assistant":
         if not asked.takes_prefill:
-            raise Refused(
-                400,
+            raise BadRequest(
                 "This model does not support assistant message prefill. The conversation must end with a user message.",
             )
         if thinks != "disabled":
-            raise Refused(400, "messages: the final message cannot be from the assistant when thinking is enabled")
+            raise BadRequest("messages: the final message cannot be from the assistant when thinking is enabled")
 
 
 def _blocks(turn: dict[str, Any]) -> list[dict[str, Any]]:
@@ -198,27 +205,25 @@ def _blocks(turn: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _check_content(place: int, role: str, blocks: list[dict[str, Any]], *, is_last: bool) -> None:
     if not blocks and not (role == "assistant" and is_last):
-        raise Refused(
-            400,
+        raise BadRequest(
             f"messages.{place}: all messages must have non-empty content except for the optional final assistant "
             "message",
         )
     for index, block in enumerate(blocks):
         kind = block["type"]
         if kind == "text" and not block["text"].strip():
-            raise Refused(400, f"messages.{place}: text content blocks must be non-empty")
+            raise BadRequest(f"messages.{place}: text content blocks must be non-empty")
         if kind in (*_THINKING_BLOCKS, "tool_use") and role != "assistant":
-            raise Refused(400, f"messages.{place}.content.{index}: `{kind}` blocks may only be in assistant messages")
+            raise BadRequest(f"messages.{place}.content.{index}: `{kind}` blocks may only be in assistant messages")
         if kind in ("tool_result", "image", "document") and role != "user":
-            raise Refused(400, f"messages.{place}.content.{index}: `{kind}` blocks may only be in user messages")
+            raise BadRequest(f"messages.{place}.content.{index}: `{kind}` blocks may only be in user messages")
 
 
 def _check_results(place: int, blocks: list[dict[str, Any]], waiting: list[str]) -> None:
     answered = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
     for index, identity in enumerate(answered):
         if identity not in waiting or identity in answered[:index]:
-            raise Refused(
-                400,
+            raise BadRequest(
                 f"messages.{place}.content.{index}: unexpected `tool_use_id` found in `tool_result` blocks: "
                 f"{identity}. Each `tool_result` block must have a corresponding `tool_use` block in the previous "
                 "message.",
@@ -226,16 +231,14 @@ def _check_results(place: int, blocks: list[dict[str, Any]], waiting: list[str])
     if missing := [identity for identity in waiting if identity not in answered]:
         _without_results(place - 1, missing)
     if answered and blocks[0]["type"] != "tool_result":
-        raise Refused(
-            400,
+        raise BadRequest(
             f"messages.{place - 1}: `tool_use` ids were found without `tool_result` blocks immediately after: "
             f"{answered[0]}. In a user message that answers tools, the results come first.",
         )
 
 
 def _without_results(place: int, missing: list[str]) -> None:
-    raise Refused(
-        400,
+    raise BadRequest(
         f"messages.{place}: `tool_use` ids were found without `tool_result` blocks immediately after: "
         f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in the next "
         "message.",
@@ -251,12 +254,11 @@ def _check_thinking_turn(place: int, blocks: list[dict[str, Any]], thinks: str, 
     # Only with adaptive thinking may a turn that calls tools have no thinking.
     must = thought or (thinks == "enabled" and "tool_use" in kinds and not goes_on)
     if must and kinds[0] not in _THINKING_BLOCKS:
-        raise Refused(
-            400,
+        raise BadRequest(
             f"messages.{place}.content.0.type: Expected `thinking` or `redacted_thinking`, but found `{kinds[0]}`. "
             "When `thinking` is enabled, a final `assistant` message must start with a thinking block (preceeding the "
             "lastmost set of `tool_use` and `tool_result` blocks).",
         )
     for index, block in enumerate(blocks):
         if block["type"] == "thinking" and not is_ours(block["signature"], block["thinking"]):
-            raise Refused(400, f"messages.{place}.content.{index}: Invalid `signature` in `thinking` block")
+            raise BadRequest(f"messages.{place}.content.{index}: Invalid `signature` in `thinking` block")

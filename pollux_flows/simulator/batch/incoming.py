@@ -12,7 +12,7 @@ import orjson
 from pollux_flows.simulator.batch.rows import Rows
 from pollux_flows.simulator.long_json import BadJsonError, LongJson
 from pollux_flows.simulator.spool import KEEP_BYTES, Spool
-from pollux_flows.simulator.wire import Refused
+from pollux_flows.simulator.wire import BadRequest, Refused
 
 
 async def read_spooled(incoming: AsyncIterator[bytes], limit_bytes: int, read: Callable[[Spool], Any]) -> Any:
@@ -52,4 +52,4 @@ def for_the_log(body: Spool, document: LongJson) -> Any:
 
 
 def _no_json() -> Refused:
-    return Refused(400, "We could not parse the JSON body of your request.")
+    return BadRequest("We could not parse the JSON body of your request.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,43 +56,3 @@ class Plan:
             raise ValueError("missing, duplicates and unknown are numbers of rows, at least 0")
         if self.takes_s is not None and self.takes_s < 0:
             raise ValueError("takes_s cannot be negative")
-
-
-_USUAL = Plan()
-
-
-@dataclass
-class _Waiting:
-    plan: Plan
-    left: int | None
-    provider: str | None
-
-
-class PlanQueue:
-    """The plans that are queued for the next batches, oldest first."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: list[_Waiting] = []
-
-    def add(self, plan: Plan, *, times: int | None = 1, provider: str | None = None) -> None:
-        if times is not None and times < 1:
-            raise ValueError("times is at least 1, or None for ever")
-        with self._lock:
-            self._waiting.append(_Waiting(plan, times, provider))
-
-    def take(self, provider: str) -> Plan:
-        """Return the plan for a batch that is being accepted, and count it as used once."""
-        with self._lock:
-            for waiting in self._waiting:
-                if waiting.provider in (None, provider):
-                    if waiting.left is not None:
-                        waiting.left -= 1
-                        if waiting.left == 0:
-                            self._waiting.remove(waiting)
-                    return waiting.plan
-        return _USUAL
-
-    def clear(self) -> None:
-        with self._lock:
-            self._waiting.clear()

@@ -1,4 +1,4 @@
-"""Computes the results of a batch, when it is first requested after its end.
+"""Accepts batches, and computes the results of a batch when it is first requested after its end.
 
 Each row is answered like a realtime request, at the time at which the batch ended. Faults apply to it as well
 (`sim.fail(..., operation="batch.row")`, or `[[simulate: ...]]` in its prompt), but as there is no connection,
@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from pollux_flows.simulator.answering import fault_for, reply_to, understand
+from pollux_flows.simulator.batch.plan import Plan
+from pollux_flows.simulator.batch.rows import Rows
 from pollux_flows.simulator.batch.stored import ENDINGS, Phase, Results, StoredBatch
 from pollux_flows.simulator.prefixes import Arrival
 from pollux_flows.simulator.wire import Call, Operation, Refused
 
 OPERATION = "batch.row"
+Prepare = Callable[[Call], None]
 _DROPPED = {"drop": "errored", "drop_after": "succeeded"}
 
 
@@ -58,21 +61,38 @@ class RowWriter(ABC):
     def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
         """Return the result of a row that "expired" or was "cancelled"."""
 
-    @abstractmethod
-    def make_foreign_key(self, key: Any, number: int) -> Any:
+    def make_foreign_key(self, key: Any, number: int) -> Any:  # noqa: ARG002 (the form of some keys depends on it)
         """Return a key like that one, which was not submitted."""
+        return f"nobodys-{number}"
 
     def gives_results(self, batch: StoredBatch) -> bool:
         """Return whether a batch that ends like this one has any results."""
         return batch.ending != "failed"
 
-    @abstractmethod
-    def usage(self, body: Any) -> Mapping[str, int]:
+    def usage(self, body: Any) -> Mapping[str, int]:  # noqa: ARG002 (most providers do not report it)
         """Return the tokens of an answer, for a provider that reports their sum."""
+        return {}
 
-    @abstractmethod
-    def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
-        """Store the results where the client finds them."""
+    def store(self, batch: StoredBatch, results: Results, call: Call) -> None:  # noqa: B027 (not all do)
+        """Store the results where the client finds them, unless they stay with the batch."""
+
+
+def accepted(call: Call, prefix: str, plan: Plan, rows: Rows, **fields: Any) -> StoredBatch:
+    """Store a new batch, whose id has this prefix; `fields` are further fields of the batch."""
+    world = call.world
+    batch = StoredBatch(
+        provider=call.provider.name,
+        id=f"{prefix}{world.number():08d}{rows.spool.sha256[:8]}",
+        account=call.account,
+        created_at=world.now(),
+        takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
+        plan=plan,
+        input=rows,
+        **fields,
+    )
+    world.batch_store.add(batch)
+    call.stored = batch.id
+    return batch
 
 
 def look_at(batch: StoredBatch, call: Call, writer: RowWriter) -> Phase:
@@ -85,12 +105,32 @@ def look_at(batch: StoredBatch, call: Call, writer: RowWriter) -> Phase:
     return phase
 
 
+def looks_at_one(find: Callable[[Call], StoredBatch], writer: RowWriter) -> Prepare:
+    """Return a `prepare` that finds the requested batch, with its current phase."""
+
+    def prepare(call: Call) -> None:
+        batch = find(call)
+        call.prepared = batch, look_at(batch, call, writer)
+
+    return prepare
+
+
+def looks_at_page(page: Callable[[Call], tuple[list[StoredBatch], object]], writer: RowWriter) -> Prepare:
+    """Return a `prepare` that finds the batches of a page, each with its current phase, and the next page."""
+
+    def prepare(call: Call) -> None:
+        batches, following = page(call)
+        call.prepared = [(batch, look_at(batch, call, writer)) for batch in batches], following
+
+    return prepare
+
+
 def _settle(batch: StoredBatch, call: Call, writer: RowWriter) -> None:
     results = Results()
     if writer.gives_results(batch):
         with call.world.at(batch.ends_at):
             _Settling(batch, call, writer, results).run()
-            writer.put_away(batch, results, call)
+            writer.store(batch, results, call)
     call.world.batch_store.settle(batch, results)
     batch.input.spool.keep_little()
 
@@ -146,7 +186,7 @@ class _Settling:
         row = writer.read(batch, batch.input[place])
         if foreign is not None:
             row.key = writer.make_foreign_key(row.key, foreign)
-        request_id = self.call.provider.request_id(self.call.world.number())
+        request_id = self.call.provider.request_id.format(self.call.world.number())
         if place >= self.answered:
             if batch.ending != "completed":
                 return self._left(row, batch.ending, request_id)

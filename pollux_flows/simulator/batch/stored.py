@@ -6,14 +6,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import orjson
+from typing_extensions import override
 
 from pollux_flows.simulator.batch.plan import ANSWERED, Plan
 from pollux_flows.simulator.batch.rows import Rows, SavedRows
 from pollux_flows.simulator.spool import Spool
-from pollux_flows.simulator.storage import Record, Storage
+from pollux_flows.simulator.storage import Record, Storage, Store
 
 Phase = Literal["starting", "running", "finishing", "cancelling", "completed", "expired", "cancelled", "failed"]
 
@@ -25,11 +26,6 @@ RAN = 0.9
 _STOPPING = 0.1
 #: A simulator in a worker lives as long as the worker: beyond this many, the oldest batches are removed.
 KEEP = 10_000
-#: The saved fields of a batch, beside its plan, its requests and their results.
-_SAVED: Final = (
-    "provider", "id", "account", "created_at", "takes_s", "window_s", "words", "name", "metadata", "given", "problems",
-    "cancel_asked_at", "deleted_at",
-)  # fmt: skip
 
 
 @dataclass
@@ -184,35 +180,26 @@ class StoredBatch:
         return min(1.0, passed_s / self.takes_s) if self.takes_s else 1.0
 
 
-class BatchStore:
+class BatchStore(Store[StoredBatch]):
     """The batches of all providers of one simulator."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        #: By provider and id, in order of arrival.
-        self._batches: dict[tuple[str, str], StoredBatch] = {}
-        #: The storage shared with other processes.
-        self._storage: Storage | None = None
-
-    def share(self, storage: Storage) -> None:
-        """Share the batches with other processes from now on."""
-        with self._lock:
-            self._storage = storage
+    kind = "batch"
+    saved = (
+        "provider", "id", "account", "created_at", "takes_s", "window_s", "words", "name", "metadata", "given",
+        "problems", "cancel_asked_at", "deleted_at",
+    )  # fmt: skip
 
     def add(self, batch: StoredBatch) -> None:
+        record = {"plan": asdict(batch.plan), "rows": batch.rows, "bytes": batch.input.spool.size, "results": None}
         with self._lock:
             self._load()
-            if self._storage is not None:
-                self._storage.add((batch.provider, batch.id), _record(batch), {"rows": batch.input.spool})
+            key = batch.provider, batch.id
+            self._storage.add(key, {**self._record(batch), **record}, {"rows": batch.input.spool})
             self._remember(batch)
 
     def find(self, provider: str, batch_id: str, account: str) -> StoredBatch | None:
         """Return an account's batch, unless it was deleted."""
-        with self._lock:
-            self._load()
-            batch = self._batches.get((provider, batch_id))
-        return batch if batch is not None and batch.account == account and batch.deleted_at is None else None
+        return next((batch for batch in self.owned(provider, account) if batch.id == batch_id), None)
 
     def owned(self, provider: str, account: str) -> list[StoredBatch]:
         """Return the batches of an account, newest first, without deleted ones."""
@@ -237,62 +224,44 @@ class BatchStore:
         """Save the results of a batch, unless another process was faster."""
         with self._lock:
             batch.results = results
-            if self._storage is not None:
-                in_files = results.output_file or results.error_file
-                contents = {} if in_files else {"output": results.output}
-                saved = self._storage.set((batch.provider, batch.id), contents, results=results.as_record())
-                if saved is not None and saved["results"] != results.as_record():
-                    batch.results = _results(saved, self._storage)
+            in_files = results.output_file or results.error_file
+            contents = {} if in_files else {"output": results.output}
+            saved = self._storage.set((batch.provider, batch.id), contents, results=results.as_record())
+            if saved is not None and saved["results"] != results.as_record():
+                batch.results = _results(saved, self._storage)
 
     def all(self) -> list[StoredBatch]:
         """Return all batches in order of arrival, with deleted ones."""
         with self._lock:
             self._load()
-            return list(self._batches.values())
+            return list(self._items.values())
 
-    def clear(self) -> None:
-        with self._lock:
-            for batch in self._batches.values():
-                batch.release()
-            self._batches.clear()
-            if self._storage is not None:
-                self._storage.clear()
+    @override
+    def _release(self, item: StoredBatch) -> None:
+        item.release()
+
+    @override
+    def _apply(self, record: Record) -> None:
+        key = record["provider"], record["id"]
+        batch = self._items.get(key)
+        if batch is None:
+            rows = SavedRows(self._storage.content(key, "rows", record["bytes"]), record["rows"])
+            batch = StoredBatch(**self._saved_fields(record), plan=Plan(**record["plan"]), input=rows)
+            self._remember(batch)
+        batch.cancel_asked_at, batch.deleted_at = record["cancel_asked_at"], record["deleted_at"]
+        if batch.results is None and record["results"] is not None:
+            batch.results = _results(record, self._storage)
 
     def _remember(self, batch: StoredBatch) -> None:
         batch.clock = self._clock
-        self._batches[batch.provider, batch.id] = batch
-        if len(self._batches) > KEEP:
-            self._batches.pop(next(iter(self._batches))).release()
+        self._items[batch.provider, batch.id] = batch
+        if len(self._items) > KEEP:
+            self._items.pop(next(iter(self._items))).release()
 
     def _set(self, batch: StoredBatch, **fields: float) -> None:
-        if self._storage is not None:
-            fields = self._storage.set((batch.provider, batch.id), None, **fields) or fields
+        fields = self._storage.set((batch.provider, batch.id), None, **fields) or fields
         batch.cancel_asked_at = fields.get("cancel_asked_at", batch.cancel_asked_at)
         batch.deleted_at = fields.get("deleted_at", batch.deleted_at)
-
-    def _load(self) -> None:
-        """Load the changes of other processes."""
-        if self._storage is None:
-            return
-        for record in self._storage.changed():
-            batch = self._batches.get((record["provider"], record["id"]))
-            if batch is None:
-                batch = _batch(record, self._storage)
-                self._remember(batch)
-            batch.cancel_asked_at, batch.deleted_at = record["cancel_asked_at"], record["deleted_at"]
-            if batch.results is None and record["results"] is not None:
-                batch.results = _results(record, self._storage)
-
-
-def _record(batch: StoredBatch) -> Record:
-    record = {name: getattr(batch, name) for name in _SAVED}
-    return {**record, "plan": asdict(batch.plan), "rows": batch.rows, "bytes": batch.input.spool.size, "results": None}
-
-
-def _batch(record: Record, storage: Storage) -> StoredBatch:
-    key = record["provider"], record["id"]
-    rows = SavedRows(storage.content(key, "rows", record["bytes"]), record["rows"])
-    return StoredBatch(**{name: record[name] for name in _SAVED}, plan=Plan(**record["plan"]), input=rows)
 
 
 def _results(record: Record, storage: Storage) -> Results:

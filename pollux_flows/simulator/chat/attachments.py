@@ -7,7 +7,7 @@ from typing import Any
 
 from pollux_flows.simulator.chat import reading
 from pollux_flows.simulator.media import IMAGES, data_url_type, is_base64, is_web_url
-from pollux_flows.simulator.wire import Refused
+from pollux_flows.simulator.wire import BadRequest, Refused
 
 _INPUT_OF_PART = {"image_url": "image", "input_audio": "audio", "video_url": "video"}
 
@@ -24,7 +24,7 @@ def check(body: dict[str, Any], model: Mapping[str, Any]) -> None:
             case "video_url":
                 _check_url(part["video_url"]["url"], "video_url.url")
             case "input_audio" if not is_base64(part["input_audio"]["data"]):
-                raise Refused(400, "input_audio.data: Invalid base64 data")
+                raise BadRequest("input_audio.data: Invalid base64 data")
             case "file":
                 # Files are accepted for any model: OpenRouter parses them for one that cannot read them.
                 _check_file(body, part["file"], model)
@@ -52,17 +52,17 @@ def _check_url(url: str, at: str, types: frozenset[str] = frozenset()) -> None:
     if url.startswith("data:"):
         kind = data_url_type(url)
         if kind is None or not is_base64(url.partition(",")[2]):
-            raise Refused(400, f"{at}: Invalid data URL")
+            raise BadRequest(f"{at}: Invalid data URL")
         if types and kind not in types:
-            raise Refused(400, f"{at}: Unsupported type: {kind}. Supported types are: {', '.join(sorted(types))}")
+            raise BadRequest(f"{at}: Unsupported type: {kind}. Supported types are: {', '.join(sorted(types))}")
     elif not is_web_url(url):
-        raise Refused(400, f"{at}: Invalid URL")
+        raise BadRequest(f"{at}: Invalid URL")
 
 
 def _check_file(body: dict[str, Any], file: dict[str, Any], model: Mapping[str, Any]) -> None:
     data = file.get("file_data")
     if not data:
-        raise Refused(400, "file.file_data: Required: a data URL or the address of a PDF")
+        raise BadRequest("file.file_data: Required: a data URL or the address of a PDF")
     _check_url(data, "file.file_data", frozenset({"application/pdf"}))
     if _engine(body, model) == "native" and "file" not in _inputs(model):
         raise Refused(404, "No endpoints found that support file input")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from pollux_flows.simulator.wire import Call, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Refused, Reply
 
 _PLAIN = ("temperature", "top_p", "max_tokens", "stop", "seed")
 _SCHEMAS = ("response_format", "structured_outputs")
@@ -107,7 +107,7 @@ def list_models(call: Call) -> Reply:
         try:
             offset, limit = int(call.query.get("offset", 0)), int(call.query.get("limit", 1000))
         except ValueError:
-            raise Refused(400, "offset and limit must be numbers") from None
+            raise BadRequest("offset and limit must be numbers") from None
         body["data"] = found[offset : offset + limit]
         if offset + limit < len(found):
             following = {**call.query, "offset": offset + limit, "limit": limit}

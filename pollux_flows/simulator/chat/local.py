@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
@@ -12,54 +12,17 @@ from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.chat import reading, rules
 from pollux_flows.simulator.chat.completion import completion
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply, bearer
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Provider, Refused, Reply, bearer
 
 MODEL = "local-model"
 CONTEXT_WINDOW = 131_072
-
-
-class Local(Provider):
-    name = "local"
-    prefix = "/local/v1"
-
-    @override
-    def operations(self) -> Sequence[Operation]:
-        return (
-            Operation("generate", "POST", "/chat/completions", _respond, _read),
-            Operation("models", "GET", "/models", _models),
-        )
-
-    @override
-    def authenticate(self, headers: Mapping[str, str]) -> str:
-        """Accept any key, or none."""
-        return bearer(headers)
-
-    @override
-    def request_id(self, number: int) -> str:
-        return f"local-{number}"
-
-    @override
-    def headers(self, request_id: str) -> dict[str, str]:
-        return {"x-request-id": request_id}
-
-    @override
-    def error(self, refused: Refused, request_id: str) -> Any:
-        return {"error": refused.message or f"Simulated error {refused.status}"}
-
-    @override
-    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
-        return {"error": fault.message or "the model failed to generate a response"}
-
-    @override
-    def overflow(self, ask: Ask | None) -> Refused:
-        return Refused(400, "the request exceeds the available context size, try increasing it")
 
 
 def _read(call: Call) -> Ask:
     rules.check(call.body)
     for part in reading.parts(call.body):
         if part["type"] != "text":
-            raise Refused(400, f"{part['type']} input is not supported by this model")
+            raise BadRequest(f"{part['type']} input is not supported by this model")
     return reading.read(call.body, context_window=CONTEXT_WINDOW, reasoning=False)
 
 
@@ -80,3 +43,30 @@ def _respond(call: Call) -> Reply:
 def _models(call: Call) -> Reply:
     model = {"id": MODEL, "object": "model", "created": int(call.world.now()), "owned_by": "local"}
     return Reply({"object": "list", "data": [model]})
+
+
+class Local(Provider):
+    name = "local"
+    prefix = "/local/v1"
+    operations = (
+        Operation("generate", "POST", "/chat/completions", _respond, _read),
+        Operation("models", "GET", "/models", _models),
+    )
+    request_id = "local-{}"
+
+    @override
+    def authenticate(self, headers: Mapping[str, str]) -> str:
+        """Accept any key, or none."""
+        return bearer(headers)
+
+    @override
+    def error(self, refused: Refused, request_id: str) -> Any:
+        return {"error": refused.message or f"Simulated error {refused.status}"}
+
+    @override
+    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
+        return {"error": fault.message or "the model failed to generate a response"}
+
+    @override
+    def overflow(self, ask: Ask | None) -> Refused:
+        return BadRequest("the request exceeds the available context size, try increasing it")

@@ -19,7 +19,7 @@ from pollux_flows.simulator.chat.completion import completion
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.openai.reading import CACHE_S, CACHED_FROM_TOKENS, writes_are_billed
 from pollux_flows.simulator.prefixes import Seen
-from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, Reply, bearer, row
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Provider, Refused, Reply, bearer, row
 
 _FORMAT = "simulated-v1"
 
@@ -38,76 +38,11 @@ _ERRORS: Mapping[int, tuple[str, str]] = {
 }
 
 
-class OpenRouter(Provider):
-    name = "openrouter"
-    prefix = "/openrouter/api/v1"
-
-    @override
-    def operations(self) -> Sequence[Operation]:
-        return (
-            Operation("generate", "POST", "/chat/completions", _respond, _read),
-            Operation("models", "GET", "/models", catalogue.list_models),
-            Operation("model", "GET", "/model/{author}/{slug}", catalogue.get_model),
-        )
-
-    @override
-    def authenticate(self, headers: Mapping[str, str]) -> str:
-        key = bearer(headers)
-        if not key:
-            raise Refused(401)
-        return key
-
-    @override
-    def request_id(self, number: int) -> str:
-        return f"or-{number:08d}"
-
-    @override
-    def headers(self, request_id: str) -> dict[str, str]:
-        return {"x-request-id": request_id}
-
-    @override
-    def error(self, refused: Refused, request_id: str) -> Any:
-        kind, message = row(_ERRORS, refused.status)
-        return {
-            "error": {
-                "code": refused.status,
-                "message": refused.message or message,
-                "metadata": {"error_type": refused.kind or kind},
-            },
-            "user_id": "user_simulated",
-        }
-
-    @override
-    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
-        return {
-            "error": {
-                "code": fault.status or 502,
-                "message": fault.message or "Provider returned error",
-                "metadata": {
-                    "provider_name": "Simulated",
-                    "error_type": fault.error_type or "provider_unavailable",
-                },
-            },
-            "user_id": "user_simulated",
-        }
-
-    @override
-    def overflow(self, ask: Ask | None) -> Refused:
-        window = ask.context_window if ask else 0
-        return Refused(
-            400,
-            f"This endpoint's maximum context length is {window} tokens. However, you requested more. Please "
-            'reduce the length of either one, or use the "middle-out" transform to compress your prompt '
-            "automatically.",
-            kind="context_length_exceeded",
-        )
-
-
 def _read(call: Call) -> Ask:
     rules.check(call.body)
     model = catalogue.find(call.body["model"])
     if model is None:
-        raise Refused(400, f"{call.body['model']} is not a valid model ID", kind="invalid_model")
+        raise BadRequest(f"{call.body['model']} is not a valid model ID", kind="invalid_model")
     supported = model["supported_parameters"]
     attachments.check(call.body, model)
     _check_thoughts(call.body)
@@ -127,9 +62,9 @@ def _check_thoughts(body: dict[str, Any]) -> None:
     for place, message in enumerate(body["messages"]):
         for detail in message.get("reasoning_details") or []:
             if detail.get("format") == _FORMAT and detail.get("signature") != _sign(detail.get("text") or ""):
-                raise Refused(400, f"messages.{place}.reasoning_details: Invalid `signature` in reasoning detail")
+                raise BadRequest(f"messages.{place}.reasoning_details: Invalid `signature` in reasoning detail")
         if message.get("tool_calls") and not body.get("tools"):
-            raise Refused(400, "Tools must be defined in each request of a conversation that calls them.")
+            raise BadRequest("Tools must be defined in each request of a conversation that calls them.")
 
 
 def _sign(reasoning: str) -> str:
@@ -149,11 +84,11 @@ def _check_parameters(body: dict[str, Any], supported: Sequence[str]) -> None:
 def _check_strict_schemas(body: dict[str, Any]) -> None:
     wanted = (body.get("response_format") or {}).get("json_schema") or {}
     if wanted.get("strict") and (problem := strict_schema.complaint(wanted["schema"])):
-        raise Refused(400, f"Invalid schema for response_format '{wanted['name']}': {problem}")
+        raise BadRequest(f"Invalid schema for response_format '{wanted['name']}': {problem}")
     for tool in body.get("tools") or []:
         function = tool["function"]
         if function.get("strict") and (problem := strict_schema.complaint(function.get("parameters"))):
-            raise Refused(400, f"Invalid schema for function '{function['name']}': {problem}")
+            raise BadRequest(f"Invalid schema for function '{function['name']}': {problem}")
 
 
 def _reasons(body: dict[str, Any]) -> bool:
@@ -229,3 +164,57 @@ def _cost(prices: Mapping[str, str], usage: Mapping[str, int], seen: Seen) -> fl
         + usage["completion_tokens"] * price["completion"]
     )
     return float(cost)
+
+
+class OpenRouter(Provider):
+    name = "openrouter"
+    prefix = "/openrouter/api/v1"
+    operations = (
+        Operation("generate", "POST", "/chat/completions", _respond, _read),
+        Operation("models", "GET", "/models", catalogue.list_models),
+        Operation("model", "GET", "/model/{author}/{slug}", catalogue.get_model),
+    )
+    request_id = "or-{:08d}"
+
+    @override
+    def authenticate(self, headers: Mapping[str, str]) -> str:
+        key = bearer(headers)
+        if not key:
+            raise Refused(401)
+        return key
+
+    @override
+    def error(self, refused: Refused, request_id: str) -> Any:
+        kind, message = row(_ERRORS, refused.status)
+        return {
+            "error": {
+                "code": refused.status,
+                "message": refused.message or message,
+                "metadata": {"error_type": refused.kind or kind},
+            },
+            "user_id": "user_simulated",
+        }
+
+    @override
+    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
+        return {
+            "error": {
+                "code": fault.status or 502,
+                "message": fault.message or "Provider returned error",
+                "metadata": {
+                    "provider_name": "Simulated",
+                    "error_type": fault.error_type or "provider_unavailable",
+                },
+            },
+            "user_id": "user_simulated",
+        }
+
+    @override
+    def overflow(self, ask: Ask | None) -> Refused:
+        window = ask.context_window if ask else 0
+        return BadRequest(
+            f"This endpoint's maximum context length is {window} tokens. However, you requested more. Please "
+            'reduce the length of either one, or use the "middle-out" transform to compress your prompt '
+            "automatically.",
+            kind="context_length_exceeded",
+        )

@@ -21,7 +21,7 @@ from pollux_flows.simulator.shape import (
     tagged,
     text,
 )
-from pollux_flows.simulator.wire import Refused
+from pollux_flows.simulator.wire import BadRequest, Refused
 
 
 def _open(required: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
@@ -125,17 +125,17 @@ def check(body: Any) -> None:
     except Misfit as misfit:
         raise _in_words(misfit) from None
     if body.get("stream"):
-        raise Refused(400, "The simulator does not stream.")
+        raise BadRequest("The simulator does not stream.")
     tools = [tool["function"]["name"] for tool in body.get("tools") or []]
     choice = body.get("tool_choice")
     if isinstance(choice, str) and choice not in ("none", "auto", "required"):
-        raise Refused(400, f"Invalid value for 'tool_choice': {choice!r}")
+        raise BadRequest(f"Invalid value for 'tool_choice': {choice!r}")
     if isinstance(choice, dict) and choice["function"]["name"] not in tools:
-        raise Refused(400, f"Tool choice '{choice['function']['name']}' not found in 'tools' parameter.")
+        raise BadRequest(f"Tool choice '{choice['function']['name']}' not found in 'tools' parameter.")
     if choice == "required" and not tools:
-        raise Refused(400, "'tool_choice' is only allowed when 'tools' are specified.")
+        raise BadRequest("'tool_choice' is only allowed when 'tools' are specified.")
     if (body.get("reasoning") or {}).keys() >= {"effort", "max_tokens"}:
-        raise Refused(400, 'Only one of "reasoning.effort" and "reasoning.max_tokens" can be specified')
+        raise BadRequest('Only one of "reasoning.effort" and "reasoning.max_tokens" can be specified')
     _check_turns(body["messages"])
 
 
@@ -143,13 +143,13 @@ def _in_words(misfit: Misfit) -> Refused:
     where = _where(misfit.path)
     match misfit.problem:
         case "missing":
-            return Refused(400, f'Input required: specify "{where}"')
+            return BadRequest(f'Input required: specify "{where}"')
         case "type":
-            return Refused(400, f"{where}: Invalid input: expected {misfit.expected}")
+            return BadRequest(f"{where}: Invalid input: expected {misfit.expected}")
         case "value":
-            return Refused(400, f"{where}: Invalid option: expected one of {misfit.expected}")
+            return BadRequest(f"{where}: Invalid option: expected one of {misfit.expected}")
         case _:
-            return Refused(400, f"{where}: Too small or too big: {misfit.problem} {misfit.expected}")
+            return BadRequest(f"{where}: Too small or too big: {misfit.problem} {misfit.expected}")
 
 
 def _where(path: Path) -> str:
@@ -162,8 +162,7 @@ def _check_turns(messages: list[dict[str, Any]]) -> None:
     for message in messages:
         if message["role"] == "tool":
             if message["tool_call_id"] not in waiting:
-                raise Refused(
-                    400,
+                raise BadRequest(
                     "Invalid parameter: messages with role 'tool' must be a response to a preceeding message "
                     "with 'tool_calls'.",
                 )
@@ -173,8 +172,7 @@ def _check_turns(messages: list[dict[str, Any]]) -> None:
             break
         waiting = [call["id"] for call in message.get("tool_calls") or []]
     if waiting:
-        raise Refused(
-            400,
+        raise BadRequest(
             "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
             f"'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(waiting)}",
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
 
 from pollux_flows.simulator.asking import Ask
-from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.gemini import batches, cache_routes, files, generate, uploads
-from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, row
+from pollux_flows.simulator.wire import BadRequest, Provider, Refused, row
 
 # The default canonical status and message of each HTTP status.
 _ERRORS: Mapping[int, tuple[str, str]] = {
@@ -32,16 +31,16 @@ _RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 class Gemini(Provider):
     name = "gemini"
     prefix = "/gemini"
-
-    @override
-    def operations(self) -> Sequence[Operation]:
-        return (
-            *generate.OPERATIONS,
-            *cache_routes.OPERATIONS,
-            *uploads.OPERATIONS,
-            *files.OPERATIONS,
-            *batches.OPERATIONS,
-        )
+    operations = (
+        *generate.OPERATIONS,
+        *cache_routes.OPERATIONS,
+        *uploads.OPERATIONS,
+        *files.OPERATIONS,
+        *batches.OPERATIONS,
+    )
+    # The API itself sends no request id; this one is only for people who read a recording.
+    request_id = "gemini-{:08d}"
+    headers = {"server-timing": "gfet4t7; dur=12"}  # noqa: RUF012 (the base class declares it)
 
     @override
     def authenticate(self, headers: Mapping[str, str]) -> str:
@@ -53,15 +52,6 @@ class Gemini(Provider):
                 "or other form of API consumer identity to call this API.",
             )
         return key
-
-    @override
-    def request_id(self, number: int) -> str:
-        return f"gemini-{number:08d}"
-
-    @override
-    def headers(self, request_id: str) -> dict[str, str]:
-        # The API itself sends no request id; this one is only for people who read a recording.
-        return {"x-request-id": request_id, "server-timing": "gfet4t7; dur=12"}
 
     @override
     def error(self, refused: Refused, request_id: str) -> Any:
@@ -77,14 +67,9 @@ class Gemini(Provider):
         return {"error": error}
 
     @override
-    def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
-        return self.error(Refused(fault.status or 500, fault.message, kind=fault.error_type), request_id)
-
-    @override
     def overflow(self, ask: Ask | None) -> Refused:
         window = ask.context_window if ask else 0
         tokens = max(ask.input_tokens if ask else 0, window + 1)
-        return Refused(
-            400,
+        return BadRequest(
             f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({window}).",
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pollux_flows.simulator.gemini.files import ORIGIN, find_active
 from pollux_flows.simulator.media import is_base64, is_web_url
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call
 
 _FILE_PATH = re.compile(r"/v1(?:beta)?/(files/[\w-]+)")
 _YOUTUBE = re.compile(r"https?://(www\.|m\.)?(youtube\.com/|youtu\.be/)")
@@ -32,9 +32,9 @@ def _check_part(call: Call, part: dict[str, Any], at: str) -> None:
     if "inlineData" in part:
         mime_type = part["inlineData"]["mimeType"]
         if not is_base64(part["inlineData"]["data"].replace("-", "+").replace("_", "/")):
-            raise Refused(400, f"Invalid value at '{at}.inline_data.data' (TYPE_BYTES), Base64 decoding failed")
+            raise BadRequest(f"Invalid value at '{at}.inline_data.data' (TYPE_BYTES), Base64 decoding failed")
         if not mime_type:
-            raise Refused(400, f"* GenerateContentRequest.{at}.inline_data.mime_type: must be set\n")
+            raise BadRequest(f"* GenerateContentRequest.{at}.inline_data.mime_type: must be set\n")
     if "fileData" in part:
         uri = part["fileData"]["fileUri"]
         mime_type = part["fileData"].get("mimeType") or ""
@@ -43,12 +43,12 @@ def _check_part(call: Call, part: dict[str, Any], at: str) -> None:
         if stored is not None:
             mime_type = _check_stored(call, uri, stored)
         elif not is_web_url(uri, "http", "https", "gs"):
-            raise Refused(400, f"Invalid or unsupported file uri: {uri}")
+            raise BadRequest(f"Invalid or unsupported file uri: {uri}")
     if _UNREADABLE.match(mime_type):
-        raise Refused(400, f"Unsupported MIME type: {mime_type}")
+        raise BadRequest(f"Unsupported MIME type: {mime_type}")
     if "videoMetadata" in part:
         if not (is_film or mime_type.startswith("video/")):
-            raise Refused(400, f"* GenerateContentRequest.{at}.video_metadata: may only be set on a video\n")
+            raise BadRequest(f"* GenerateContentRequest.{at}.video_metadata: may only be set on a video\n")
         _check_video(part["videoMetadata"], f"{at}.video_metadata")
 
 
@@ -71,15 +71,14 @@ def _check_video(settings: dict[str, Any], at: str) -> None:
     for name, spelled in (("startOffset", "start_offset"), ("endOffset", "end_offset")):
         if name in settings:
             if not _SECONDS.fullmatch(settings[name]):
-                raise Refused(
-                    400,
+                raise BadRequest(
                     f"Invalid value at '{at}.{spelled}' (type.googleapis.com/google.protobuf.Duration), "
                     f'"{settings[name]}"',
                 )
             seconds[name] = float(settings[name].removesuffix("s"))
     if len(seconds) > 1 and seconds["startOffset"] >= seconds["endOffset"]:
-        raise Refused(400, f"* GenerateContentRequest.{at}: start_offset must be before end_offset\n")
+        raise BadRequest(f"* GenerateContentRequest.{at}: start_offset must be before end_offset\n")
     if "fps" in settings and not 0 < settings["fps"] <= _MAX_FPS:
-        raise Refused(
-            400, f"* GenerateContentRequest.{at}.fps: fps must be in the range (0.0, 24.0], but is {settings['fps']}\n"
+        raise BadRequest(
+            f"* GenerateContentRequest.{at}.fps: fps must be in the range (0.0, 24.0], but is {settings['fps']}\n"
         )

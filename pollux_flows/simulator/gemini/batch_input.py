@@ -17,7 +17,7 @@ from pollux_flows.simulator.gemini.uploads import is_job_input
 from pollux_flows.simulator.long_json import LongJson
 from pollux_flows.simulator.shape import Misfit
 from pollux_flows.simulator.spool import Spool
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call
 
 #: The limit of a request with inline rows; a file may be much longer.
 LIMIT_BYTES = 20 * 1024 * 1024
@@ -53,7 +53,7 @@ def _read(call: Call, body: Spool) -> Any:
         try:
             fields.BATCH_ROW(message, (*_ROWS_AT, place))
         except Misfit as misfit:
-            raise Refused(400, fields.in_words(misfit)) from None
+            raise BadRequest(fields.in_words(misfit)) from None
         batch_input.has_keys &= bool(message.get("metadata"))
         return message
 
@@ -68,17 +68,17 @@ def read_file(call: Call) -> None:
     batch_input: Input = call.prepared
     source = batch_input.batch["inputConfig"]
     if ("fileName" in source) == ("requests" in source):
-        raise Refused(400, "* BatchGenerateContentRequest.batch.input_config: exactly one source must be set\n")
+        raise BadRequest("* BatchGenerateContentRequest.batch.input_config: exactly one source must be set\n")
     if "fileName" in source:
         _copy(call, source["fileName"], batch_input)
     if not batch_input.rows:
-        raise Refused(400, "* BatchGenerateContentRequest.batch.input_config: no requests\n")
+        raise BadRequest("* BatchGenerateContentRequest.batch.input_config: no requests\n")
 
 
 def _copy(call: Call, name: str, batch_input: Input) -> None:
     file = find_active(call, name)
     if not is_job_input(file.mime_type) or file.spool is None:
-        raise Refused(400, f"Unsupported MIME type for the input of a batch: {file.mime_type}. Expected JSONL.")
+        raise BadRequest(f"Unsupported MIME type for the input of a batch: {file.mime_type}. Expected JSONL.")
     for number, line in enumerate(file.spool.lines(), start=1):
         batch_input.rows.add(line)
         try:

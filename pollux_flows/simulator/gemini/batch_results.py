@@ -68,36 +68,27 @@ class InlineOrFile(RowWriter):
 
     @override
     def make_foreign_key(self, key: Any, number: int) -> Any:
-        foreign = f"nobodys-{number}"
-        return {
-            name: dict.fromkeys(given, foreign) if isinstance(given, dict) else foreign for name, given in key.items()
-        }
+        foreign = super().make_foreign_key(key, number)
+        return {name: dict.fromkeys(had, foreign) if isinstance(had, dict) else foreign for name, had in key.items()}
 
     @override
     def gives_results(self, batch: StoredBatch) -> bool:
         return batch.ending == "completed" or (batch.ending != "failed" and batch.plan.answered is not None)
 
     @override
-    def usage(self, body: Any) -> dict[str, int]:
-        return {}
-
-    @override
-    def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
+    def store(self, batch: StoredBatch, results: Results, call: Call) -> None:
         if not batch.given["file"]:
             return
-        content = results.output
-        file = StoredFile(
+        file = StoredFile.of(
+            results.output,
             provider="gemini",
             id=f"files/batch-{batch.id.removeprefix('batches/')}",
             account=batch.account,
             filename="",
             mime_type="application/jsonl",
-            size=content.size,
-            sha256=content.sha256,
             created_at=batch.ends_at,
             purpose="batch_output",
             expires_at=batch.ends_at + LASTS_S,
-            spool=content,
         )
         with suppress(NameTaken):  # another process that shares the storage was faster
             call.world.file_store.add(file)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import orjson
 
-from pollux_flows.simulator.batch.requests import accepted, looks_at_one, looks_at_page
+from pollux_flows.simulator.batch.settling import accepted, looks_at_one, looks_at_page
 from pollux_flows.simulator.batch.stored import ENDINGS, STARTED, Phase, Results, StoredBatch
 from pollux_flows.simulator.gemini import rules
 from pollux_flows.simulator.gemini.batch_input import Input, read_file, receive
 from pollux_flows.simulator.gemini.batch_results import CODES, LEFT, InlineOrFile
 from pollux_flows.simulator.timestamps import timestamp
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 WINDOW_S = 48 * 3600
-LIST_LIMIT = 100
 _PATH = "/{version:apiversion}/batches"
 _TYPE = "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch"
 _WORDS = {
@@ -45,7 +43,7 @@ def _create(call: Call) -> Reply:
     batch_input: Input = call.prepared
     if call.fault is not None and call.fault.kind == "queue_full":
         raise Refused(429, call.fault.message or _QUEUE_FULL)
-    plan = call.world.batch_plans.take("gemini")
+    plan = call.world.take_plan("gemini")
     problem = batch_input.problem and _status("INVALID_ARGUMENT", batch_input.problem)
     if plan.end == "failed":
         problem = _status(plan.code or "INTERNAL", plan.message or "The batch could not be processed.")
@@ -142,26 +140,14 @@ def _find(call: Call) -> StoredBatch:
     return batch
 
 
-def _page(call: Call) -> tuple[list[StoredBatch], str | None]:
-    batches = call.world.batch_store.owned("gemini", call.account)
-    size, start = call.query.get("pageSize", "0"), call.query.get("pageToken", "0")
-    if not (re.fullmatch(r"\d{1,9}", size, re.ASCII) and re.fullmatch(r"\d{1,9}", start, re.ASCII)):
-        raise Refused(400, "Invalid page token or page size.")
-    if int(size) > LIST_LIMIT:
-        raise Refused(400, f"* ListOperationsRequest.page_size: page_size must be at most {LIST_LIMIT}\n")
-    # Without a page size, the service chooses one.
-    end = int(start) + (int(size) or 10)
-    return batches[int(start) : end], str(end) if end < len(batches) else None
+def _page(call: Call) -> tuple[list[StoredBatch], dict[str, str]]:
+    return rules.page(call, call.world.batch_store.owned("gemini", call.account), "ListOperationsRequest")
 
 
 def _list(call: Call) -> Reply:
-    page, following = call.prepared
-    body: dict[str, Any] = {}
-    if page:
-        body["operations"] = [_as_json(batch, phase, with_inlined=False) for batch, phase in page]
-    if following:
-        body["nextPageToken"] = following
-    return Reply(body)
+    batches, following = call.prepared
+    operations = [_as_json(batch, phase, with_inlined=False) for batch, phase in batches]
+    return Reply({"operations": operations, **following} if operations else following)
 
 
 def _get(call: Call) -> Reply:
@@ -172,8 +158,8 @@ def _get(call: Call) -> Reply:
 def _cancel(call: Call) -> Reply:
     batch = _find(call)
     if batch.is_ended:
-        raise Refused(
-            400, f"Batch {batch.id} cannot be cancelled: it is in state {batch.state}.", kind="FAILED_PRECONDITION"
+        raise BadRequest(
+            f"Batch {batch.id} cannot be cancelled: it is in state {batch.state}.", kind="FAILED_PRECONDITION"
         )
     call.world.batch_store.cancel(batch)
     return Reply({})

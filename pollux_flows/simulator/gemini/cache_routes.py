@@ -7,7 +7,7 @@ from typing import Any
 from pollux_flows.simulator.gemini import attachments, fields, rules
 from pollux_flows.simulator.gemini.caches import Cache, expiry
 from pollux_flows.simulator.gemini.reading import message_tokens
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 _PATH = "/{version:apiversion}/cachedContents"
 
@@ -20,11 +20,10 @@ def _create(call: Call) -> Reply:
     rules.check_contents(message.get("contents") or [])
     attachments.check(call, message.get("contents") or [])
     if not message.keys() & {"contents", "systemInstruction", "tools"}:
-        raise Refused(400, "* CreateCachedContentRequest.cached_content: no content to cache\n")
+        raise BadRequest("* CreateCachedContentRequest.cached_content: no content to cache\n")
     now, size = call.world.now(), message_tokens(message, call.files)
     if size < call.world.gemini_cache_minimum:
-        raise Refused(
-            400,
+        raise BadRequest(
             f"Cached content is too small. total_token_count={size}, "
             f"min_total_token_count={call.world.gemini_cache_minimum}",
         )
@@ -51,7 +50,7 @@ def _list(call: Call) -> Reply:
         size = int(call.query.get("pageSize", 1000))
         start = int(call.query.get("pageToken", 0))
     except ValueError:
-        raise Refused(400, "Invalid page token or page size.") from None
+        raise BadRequest("Invalid page token or page size.") from None
     body: dict[str, Any] = {}
     if page := caches[start : start + size]:
         body["cachedContents"] = [cache.as_json() for cache in page]
@@ -86,9 +85,9 @@ def _find(call: Call) -> Cache:
 def _expires(message: dict[str, Any], now: float) -> float:
     expires = expiry(message, now)
     if expires is None:
-        raise Refused(400, "Invalid value at 'cached_content.ttl' (type.googleapis.com/google.protobuf.Duration)")
+        raise BadRequest("Invalid value at 'cached_content.ttl' (type.googleapis.com/google.protobuf.Duration)")
     if expires <= now:
-        raise Refused(400, "CachedContent's expire_time must be in the future.")
+        raise BadRequest("CachedContent's expire_time must be in the future.")
     return expires
 
 

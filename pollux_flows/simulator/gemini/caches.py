@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import threading
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from pollux_flows.simulator.storage import Record, Storage
+from typing_extensions import override
+
+from pollux_flows.simulator.storage import Record, Store
 from pollux_flows.simulator.timestamps import timestamp
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)s")
 DEFAULT_TTL_S = 3600.0
 _PROVIDER = "gemini"
-_SAVED = ("name", "model", "display_name", "tokens", "account", "created", "updated", "expires", "message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +45,17 @@ class Cache:
         return body
 
 
-class CacheStore:
+class CacheStore(Store[Cache]):
     """The caches of one simulator; expired ones are gone."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._caches: dict[str, Cache] = {}
-        #: The storage shared with other processes.
-        self._storage: Storage | None = None
-
-    def share(self, storage: Storage) -> None:
-        """Share the caches with other processes from now on."""
-        with self._lock:
-            self._storage = storage
+    kind = "cache"
+    saved = ("name", "model", "display_name", "tokens", "account", "created", "updated", "expires", "message")
 
     def add(self, cache: Cache) -> None:
+        key = _PROVIDER, cache.name
         with self._lock:
-            if self._storage is not None:
-                self._storage.add((_PROVIDER, cache.name), _record(cache), {})
-            self._caches[cache.name] = cache
+            self._storage.add(key, self._record(cache), {})
+            self._items[key] = cache
 
     def get(self, name: str, account: str, now: float) -> Cache | None:
         """Return an account's cache, or None if it does not exist or has expired."""
@@ -77,40 +69,32 @@ class CacheStore:
         """Return the unexpired caches of all accounts, oldest first."""
         with self._lock:
             self._load()
-            return [cache for cache in self._caches.values() if cache.expires > now]
+            return [cache for cache in self._items.values() if cache.expires > now]
 
     def extend(self, cache: Cache, expires: float, now: float) -> Cache:
         extended = replace(cache, expires=expires, updated=now)
+        key = _PROVIDER, cache.name
         with self._lock:
-            if self._storage is not None:
-                self._storage.replace((_PROVIDER, cache.name), _record(extended))
-            self._caches[cache.name] = extended
+            self._storage.replace(key, self._record(extended))
+            self._items[key] = extended
         return extended
 
     def remove(self, name: str) -> None:
         with self._lock:
-            if self._storage is not None:
-                self._storage.set((_PROVIDER, name), deleted_at=0.0)
-            self._caches.pop(name, None)
+            self._storage.set((_PROVIDER, name), deleted_at=0.0)
+            self._items.pop((_PROVIDER, name), None)
 
-    def clear(self) -> None:
-        """Remove all caches, as a provider may."""
-        with self._lock:
-            if self._storage is not None:
-                self._storage.clear()
-            self._caches.clear()
+    @override
+    def _apply(self, record: Record) -> None:
+        key = _PROVIDER, record["name"]
+        if record["deleted_at"] is not None:
+            self._items.pop(key, None)
+        else:
+            self._items[key] = Cache(**self._saved_fields(record))
 
-    def _load(self) -> None:
-        """Load the changes of other processes."""
-        for record in self._storage.changed() if self._storage is not None else ():
-            if record["deleted_at"] is not None:
-                self._caches.pop(record["name"], None)
-            else:
-                self._caches[record["name"]] = Cache(**{name: record[name] for name in _SAVED})
-
-
-def _record(cache: Cache) -> Record:
-    return {**{name: getattr(cache, name) for name in _SAVED}, "deleted_at": None}
+    @override
+    def _record(self, item: Cache) -> Record:
+        return {**super()._record(item), "deleted_at": None}
 
 
 def expiry(message: dict[str, Any], now: float) -> float | None:

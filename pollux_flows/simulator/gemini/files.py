@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import re
 from typing import Any
 
+from pollux_flows.simulator.gemini import rules
 from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.timestamps import timestamp
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 #: The origin in the URIs of files, whatever the address of the API.
 ORIGIN = "https://generativelanguage.googleapis.com"
-LIST_LIMIT = 100
 _PATH = "/{version:apiversion}/files"
 _STATES = {"processing": "PROCESSING", "active": "ACTIVE", "failed": "FAILED"}
 #: Only the outputs of batches can be downloaded, not uploaded files.
@@ -58,8 +57,7 @@ def find_active(call: Call, name: str) -> StoredFile:
     """Return an account's file if it is ready for use; refuse otherwise."""
     file = find(call, name)
     if file.state != "active":
-        raise Refused(
-            400,
+        raise BadRequest(
             f"The File {name.removeprefix('files/')} is not in an ACTIVE state and usage is not allowed.",
             kind="FAILED_PRECONDITION",
         )
@@ -72,19 +70,9 @@ def name_taken(name: str) -> Refused:
 
 def _list(call: Call) -> Reply:
     files = call.world.file_store.owned("gemini", call.account)[::-1]
-    size, start = call.query.get("pageSize", "10"), call.query.get("pageToken", "0")
-    if not (re.fullmatch(r"\d{1,9}", size, re.ASCII) and re.fullmatch(r"\d{1,9}", start, re.ASCII)):
-        raise Refused(400, "Invalid page token or page size.")
-    if int(size) > LIST_LIMIT:
-        raise Refused(400, f"* ListFilesRequest.page_size: page_size must be at most {LIST_LIMIT}\n")
-    # Without a page size, the service chooses one.
-    end = int(start) + (int(size) or 10)
-    body: dict[str, Any] = {}
-    if page := files[int(start) : end]:
-        body["files"] = [as_json(file, call.params["version"]) for file in page]
-    if end < len(files):
-        body["nextPageToken"] = str(end)
-    return Reply(body)
+    page, following = rules.page(call, files, "ListFilesRequest")
+    listed = [as_json(file, call.params["version"]) for file in page]
+    return Reply({"files": listed, **following} if listed else following)
 
 
 def _get(call: Call) -> Reply:
@@ -99,7 +87,7 @@ def _delete(call: Call) -> Reply:
 def _content(call: Call) -> Reply:
     file = find(call, f"files/{call.params['id']}")
     if file.purpose != _GENERATED:
-        raise Refused(400, "Only generated files can be downloaded.", kind="FAILED_PRECONDITION")
+        raise BadRequest("Only generated files can be downloaded.", kind="FAILED_PRECONDITION")
     return Reply(file.spool, headers={"content-type": "application/octet-stream"})
 
 

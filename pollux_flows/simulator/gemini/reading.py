@@ -12,7 +12,7 @@ from pollux_flows.simulator.gemini import attachments, fields, rules
 from pollux_flows.simulator.gemini.caches import Cache
 from pollux_flows.simulator.gemini.dialect import as_json_schema
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call, Refused
 
 CONTEXT_WINDOW = 1_048_576
 #: The most addresses that the URL context tool fetches for one request.
@@ -55,8 +55,7 @@ def cache_of(call: Call) -> Cache | None:
     if cache is None:
         raise Refused(403, "CachedContent not found (or permission denied)")
     if cache.model != f"models/{call.params['model']}":
-        raise Refused(
-            400,
+        raise BadRequest(
             f"Model used by GenerateContent request (models/{call.params['model']}) and CachedContent ({cache.model}) "
             "has to be the same.",
         )
@@ -117,7 +116,7 @@ def _urls(contents: list[dict[str, Any]]) -> tuple[str, ...]:
     texts = [part["text"] for content in asking[-1:] for part in content["parts"] if "text" in part]
     found = dict.fromkeys(match for text in texts for match in _URL.findall(text))
     if len(found) > URLS_LIMIT:
-        raise Refused(400, f"Number of urls to lookup exceeds the limit ({len(found)} > {URLS_LIMIT}).")
+        raise BadRequest(f"Number of urls to lookup exceeds the limit ({len(found)} > {URLS_LIMIT}).")
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from pollux_flows.simulator.gemini import fields, rules
 from pollux_flows.simulator.gemini.files import as_json, name_taken
 from pollux_flows.simulator.gemini.sessions import Session
 from pollux_flows.simulator.stored_files import NameTaken, StoredFile
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 LIMIT_BYTES = 2 * 1024 * 1024 * 1024
 #: All chunks but the last are multiples of this.
@@ -25,7 +25,7 @@ _PATH = "/upload/{version:apiversion}/files"
 def _start(call: Call) -> Reply:
     headers = call.headers
     if headers.get("x-goog-upload-protocol") != "resumable" or headers.get("x-goog-upload-command") != "start":
-        raise Refused(400, "The simulator takes resumable uploads only: X-Goog-Upload-Protocol: resumable and "
+        raise BadRequest("The simulator takes resumable uploads only: X-Goog-Upload-Protocol: resumable and "
                            "X-Goog-Upload-Command: start")  # fmt: skip
     file = rules.checked({} if call.body is None else call.body, fields.CREATE_FILE).get("file") or {}
     size = _size(headers, file)
@@ -33,7 +33,7 @@ def _start(call: Call) -> Reply:
     if name is not None:
         _check_name(call, name)
     if len(file.get("displayName", "")) > _DISPLAY_NAME_CHARS:
-        raise Refused(400, "* CreateFileRequest.file.display_name: display_name must be at most 512 characters\n")
+        raise BadRequest("* CreateFileRequest.file.display_name: display_name must be at most 512 characters\n")
     session = Session(
         id=f"simulated-upload-{call.world.number():08d}",
         account=call.account,
@@ -62,14 +62,14 @@ def _start(call: Call) -> Reply:
 def _size(headers: Mapping[str, str], file: Mapping[str, Any]) -> int:
     announced = headers.get("x-goog-upload-header-content-length", "")
     if not re.fullmatch(r"\d{1,15}", announced, re.ASCII):
-        raise Refused(400, "Invalid or missing X-Goog-Upload-Header-Content-Length")
+        raise BadRequest("Invalid or missing X-Goog-Upload-Header-Content-Length")
     size = int(announced)
     if str(file.get("sizeBytes", announced)) != str(size):
-        raise Refused(400, "file.size_bytes and X-Goog-Upload-Header-Content-Length differ")
+        raise BadRequest("file.size_bytes and X-Goog-Upload-Header-Content-Length differ")
     if size == 0:
-        raise Refused(400, "Upload size must be greater than zero")
+        raise BadRequest("Upload size must be greater than zero")
     if size > LIMIT_BYTES:
-        raise Refused(400, f"Media larger than {LIMIT_BYTES} bytes is not supported: {size} bytes")
+        raise BadRequest(f"Media larger than {LIMIT_BYTES} bytes is not supported: {size} bytes")
     return size
 
 
@@ -77,10 +77,10 @@ def _mime_type(headers: Mapping[str, str], file: Mapping[str, Any]) -> str:
     announced = headers.get("x-goog-upload-header-content-type", "")
     mime_type = str(file.get("mimeType") or announced)
     if announced and mime_type != announced:
-        raise Refused(400, "file.mime_type and X-Goog-Upload-Header-Content-Type differ")
+        raise BadRequest("file.mime_type and X-Goog-Upload-Header-Content-Type differ")
     # Batch input is sent as plain `jsonl`, which is not a MIME type, but accepted.
     if mime_type != "jsonl" and not _MIME_TYPE.fullmatch(mime_type):
-        raise Refused(400, f"* CreateFileRequest.file.mime_type: Invalid MIME type: '{mime_type}'\n")
+        raise BadRequest(f"* CreateFileRequest.file.mime_type: Invalid MIME type: '{mime_type}'\n")
     return mime_type
 
 
@@ -91,8 +91,7 @@ def is_job_input(mime_type: str) -> bool:
 
 def _check_name(call: Call, name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise Refused(
-            400,
+        raise BadRequest(
             "* CreateFileRequest.file.name: Name may only contain lowercase alphanumeric characters or dashes (-), "
             "cannot begin or end with a dash, and has up to 40 characters after 'files/'.\n",
         )
@@ -143,13 +142,13 @@ def _chunk(call: Call) -> Reply:
         case ["finalize"] | ["upload"] | ["finalize", "upload"]:
             pass
         case _:
-            raise Refused(400, "Invalid X-Goog-Upload-Command: expected upload, finalize, query or cancel")
+            raise BadRequest("Invalid X-Goog-Upload-Command: expected upload, finalize, query or cancel")
     arrived = session.arrived
     if "upload" in commands and call.received is not None:
         arrived = call.received
         _check_chunk(call, session, arrived.size, is_last="finalize" in commands)
     if "finalize" in commands and arrived.size != session.size:
-        raise Refused(400, f"Upload was finalized after {arrived.size} bytes, but {session.size} were announced.")
+        raise BadRequest(f"Upload was finalized after {arrived.size} bytes, but {session.size} were announced.")
     session.arrived = arrived
     session.fails |= _fails(call)
     if "finalize" not in commands:
@@ -161,31 +160,29 @@ def _chunk(call: Call) -> Reply:
 def _check_chunk(call: Call, session: Session, end: int, *, is_last: bool) -> None:
     offset, length = call.headers.get("x-goog-upload-offset", ""), end - session.arrived.size
     if offset != str(session.arrived.size):
-        raise Refused(
-            400, f"X-Goog-Upload-Offset is '{offset}', but {session.arrived.size} bytes have been received so far."
+        raise BadRequest(
+            f"X-Goog-Upload-Offset is '{offset}', but {session.arrived.size} bytes have been received so far."
         )
     if end > session.size:
-        raise Refused(400, f"More bytes were sent than the {session.size} that were announced.")
+        raise BadRequest(f"More bytes were sent than the {session.size} that were announced.")
     if not is_last and length % GRANULARITY:
-        raise Refused(400, f"A chunk of {length} bytes that is not the last must be a multiple of {GRANULARITY} bytes.")
+        raise BadRequest(f"A chunk of {length} bytes that is not the last must be a multiple of {GRANULARITY} bytes.")
 
 
 def _store(call: Call, session: Session) -> StoredFile:
     world = call.world
     now = world.now()
-    file = StoredFile(
+    file = StoredFile.of(
+        session.spool,
         provider="gemini",
         id=session.name or f"files/simulated{world.number():08d}{session.arrived.sha256[:8]}",
         account=session.account,
         filename=session.display_name,
         mime_type=session.mime_type,
-        size=session.arrived.size,
-        sha256=session.arrived.sha256,
         created_at=now,
         expires_at=now + LASTS_S,
         ready_at=now + world.processing_s,
         fails=session.fails,
-        spool=session.spool,
     )
     world.gemini_uploads.end(session)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
@@ -10,7 +10,7 @@ from typing_extensions import override
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
 from pollux_flows.simulator.openai import batches, files, generate
-from pollux_flows.simulator.wire import Call, Operation, Provider, Refused, bearer, row
+from pollux_flows.simulator.wire import Call, Provider, Refused, bearer, row
 
 # The default error type, code and message of each status.
 _ERRORS: Mapping[int, tuple[str, str | None, str]] = {
@@ -29,10 +29,18 @@ _ERRORS: Mapping[int, tuple[str, str | None, str]] = {
 class OpenAI(Provider):
     name = "openai"
     prefix = "/openai/v1"
-
-    @override
-    def operations(self) -> Sequence[Operation]:
-        return (*generate.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
+    operations = (*generate.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
+    request_id = "req_{:032x}"
+    headers = {  # noqa: RUF012 (the base class declares it)
+        "openai-version": "2020-10-01",
+        "openai-processing-ms": "12",
+        "x-ratelimit-limit-requests": "10000",
+        "x-ratelimit-remaining-requests": "9999",
+        "x-ratelimit-reset-requests": "6ms",
+        "x-ratelimit-limit-tokens": "2000000",
+        "x-ratelimit-remaining-tokens": "1999000",
+        "x-ratelimit-reset-tokens": "30ms",
+    }
 
     @override
     def authenticate(self, headers: Mapping[str, str]) -> str:
@@ -44,24 +52,6 @@ class OpenAI(Provider):
                 "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
             )
         return key
-
-    @override
-    def request_id(self, number: int) -> str:
-        return f"req_{number:032x}"
-
-    @override
-    def headers(self, request_id: str) -> dict[str, str]:
-        return {
-            "x-request-id": request_id,
-            "openai-version": "2020-10-01",
-            "openai-processing-ms": "12",
-            "x-ratelimit-limit-requests": "10000",
-            "x-ratelimit-remaining-requests": "9999",
-            "x-ratelimit-reset-requests": "6ms",
-            "x-ratelimit-limit-tokens": "2000000",
-            "x-ratelimit-remaining-tokens": "1999000",
-            "x-ratelimit-reset-tokens": "30ms",
-        }
 
     @override
     def error(self, refused: Refused, request_id: str) -> Any:
@@ -82,9 +72,7 @@ class OpenAI(Provider):
 
     @override
     def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
-        if call.asked is None:
-            return self.error(Refused(fault.status or 500, fault.message, kind=fault.error_type), request_id)
-        return generate.failed(call, fault)
+        return super().error_in_200(fault, call, request_id) if call.asked is None else generate.failed(call, fault)
 
     @override
     def overflow(self, ask: Ask | None) -> Refused:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pollux_flows.simulator.media import IMAGES, data_url_type, extension, is_base64, is_web_url, url_extension
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call, Refused
 
 # In the order of the error messages.
 _IMAGE_EXTENSIONS = ".jpeg, .jpg, .png, .gif, .webp"
@@ -51,8 +51,7 @@ def _parts(items: Any) -> Iterator[tuple[dict[str, Any], str]]:
 def _check_file(call: Call, part: dict[str, Any], at: str) -> None:
     sources = [name for name in _SOURCES if part.get(name)]
     if len(sources) > 1:
-        raise Refused(
-            400,
+        raise BadRequest(
             f"Mutually exclusive parameters: '{at}'. Ensure you are only providing one of: "
             f"{' or '.join(repr(name) for name in sources)}.",
             param=at,
@@ -77,8 +76,7 @@ def _check_file(call: Call, part: dict[str, Any], at: str) -> None:
 def _check_file_data(part: dict[str, Any], at: str) -> None:
     kind = data_url_type(part["file_data"])
     if kind is None or not _DOCUMENT_TYPES.match(kind):
-        raise Refused(
-            400,
+        raise BadRequest(
             f"Invalid '{at}.file_data'. Expected a base64-encoded data URL with an application/pdf MIME type "
             f"(e.g. 'data:application/pdf;base64,aGVsbG8='), but got unsupported MIME type '{kind}'.",
             param=f"{at}.file_data",
@@ -93,8 +91,7 @@ def _check_image(call: Call, part: dict[str, Any], at: str) -> None:
     url = part.get("image_url")
     if part.get("file_id"):
         if url:
-            raise Refused(
-                400,
+            raise BadRequest(
                 f"Mutually exclusive parameters: '{at}'. Ensure you are only providing one of: 'file_id' or "
                 "'image_url'.",
                 param=at,
@@ -106,8 +103,7 @@ def _check_image(call: Call, part: dict[str, Any], at: str) -> None:
         raise _missing(f"{at}.image_url", at)
     if url.startswith("data:"):
         if data_url_type(url) not in IMAGES:
-            raise Refused(
-                400,
+            raise BadRequest(
                 "You uploaded an unsupported image. Please make sure your image has of one the following formats: "
                 "['png', 'jpeg', 'gif', 'webp'].",
                 param=f"{at}.image_url",
@@ -128,8 +124,7 @@ def _stored(call: Call, file_id: str, at: str) -> StoredFile:
 
 def _check_extension(found: str, supported: str, kind: str) -> None:
     if found not in supported.split(", "):
-        raise Refused(
-            400,
+        raise BadRequest(
             f"Invalid input: Expected {kind} type to be a supported format: {supported} but got {found or 'none'}.",
             param="input",
         )
@@ -137,8 +132,7 @@ def _check_extension(found: str, supported: str, kind: str) -> None:
 
 def _check_base64(url: str, at: str) -> None:
     if not is_base64(url.partition(",")[2]):
-        raise Refused(
-            400,
+        raise BadRequest(
             f"Invalid '{at}'. Expected a base64-encoded data URL, but got a value that cannot be decoded.",
             param=at,
             code="invalid_value",
@@ -146,8 +140,7 @@ def _check_base64(url: str, at: str) -> None:
 
 
 def _no_url(at: str) -> Refused:
-    return Refused(
-        400,
+    return BadRequest(
         f"Invalid '{at}'. Expected a valid URL, but got a value with an invalid format.",
         param=at,
         code="invalid_value",
@@ -155,4 +148,4 @@ def _no_url(at: str) -> Refused:
 
 
 def _missing(what: str, at: str) -> Refused:
-    return Refused(400, f"Missing required parameter: '{what}'.", param=at, code="missing_required_parameter")
+    return BadRequest(f"Missing required parameter: '{what}'.", param=at, code="missing_required_parameter")

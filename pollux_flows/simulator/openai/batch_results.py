@@ -47,10 +47,6 @@ class ResultFiles(RowWriter):
         return {"id": f"batch_{request_id}", "custom_id": key, "response": response, "error": None}
 
     @override
-    def make_foreign_key(self, key: Any, number: int) -> Any:
-        return f"nobodys-{number}"
-
-    @override
     def usage(self, body: Any) -> dict[str, int]:
         used = body.get("usage")
         if not used:
@@ -64,25 +60,23 @@ class ResultFiles(RowWriter):
         }
 
     @override
-    def put_away(self, batch: StoredBatch, results: Results, call: Call) -> None:
+    def store(self, batch: StoredBatch, results: Results, call: Call) -> None:
         results.output_file = self._file(batch, results.output, "output", call)
         results.error_file = self._file(batch, results.errors, "error", call)
 
     def _file(self, batch: StoredBatch, content: Spool, kind: str, call: Call) -> str | None:
         if not content.size:
             return None
-        file = StoredFile(
+        file = StoredFile.of(
+            content,
             provider="openai",
             id=f"file-{call.world.number():08d}{content.sha256[:8]}",
             account=batch.account,
             filename=f"{batch.id}_{kind}.jsonl",
             mime_type="application/jsonl",
-            size=content.size,
-            sha256=content.sha256,
             created_at=batch.ends_at,
             purpose="batch_output",
             expires_at=batch.ends_at + (batch.given["output_lasts_s"] or LASTS_S),
-            spool=content,
         )
         call.world.file_store.add(file)
         return file.id

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pollux_flows.simulator.batch.requests import accepted, looks_at_one, looks_at_page
 from pollux_flows.simulator.batch.rows import Rows
+from pollux_flows.simulator.batch.settling import accepted, looks_at_one, looks_at_page
 from pollux_flows.simulator.batch.stored import ENDINGS, RAN, STARTED, Phase, Results, StoredBatch
 from pollux_flows.simulator.openai.batch_input import read_input
 from pollux_flows.simulator.openai.batch_results import ResultFiles
+from pollux_flows.simulator.openai.paging import listed, page
 from pollux_flows.simulator.openai.rules import in_words
 from pollux_flows.simulator.shape import Misfit, integer, nullable, one_of, record, text, values
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 WINDOW_S = 24 * 3600
 LIST_LIMIT = 100
@@ -56,7 +57,7 @@ def _read(call: Call) -> None:
         raise in_words(misfit) from None
     _check_metadata(body.get("metadata") or {})
     if body["endpoint"] != ENDPOINT:
-        raise Refused(400, f"The simulator answers batches for {ENDPOINT} only.", param="endpoint")
+        raise BadRequest(f"The simulator answers batches for {ENDPOINT} only.", param="endpoint")
     file = _input_file(call, body["input_file_id"])
     rows = Rows()
     call.spools.append(rows.spool)
@@ -74,9 +75,7 @@ def _check_metadata(metadata: dict[str, str]) -> None:
 
 
 def _too_long(param: str, kind: str, limit: str, got: int) -> Refused:
-    return Refused(
-        400, f"Invalid '{param}': too long. Expected {kind} with {limit}, but got {got} instead.", param=param
-    )
+    return BadRequest(f"Invalid '{param}': too long. Expected {kind} with {limit}, but got {got} instead.", param=param)
 
 
 def _input_file(call: Call, file_id: str) -> StoredFile:
@@ -84,7 +83,7 @@ def _input_file(call: Call, file_id: str) -> StoredFile:
     if file is None:
         raise Refused(404, f"No such File object: {file_id}", param="input_file_id")
     if file.purpose != "batch":
-        raise Refused(400, f"Invalid file purpose: expected 'batch', but got '{file.purpose}'.", param="input_file_id")
+        raise BadRequest(f"Invalid file purpose: expected 'batch', but got '{file.purpose}'.", param="input_file_id")
     return file
 
 
@@ -92,7 +91,7 @@ def _create(call: Call) -> Reply:
     rows, problems, model = call.prepared
     if call.fault is not None and call.fault.kind == "queue_full":
         raise Refused(429, call.fault.message or _QUEUE_FULL.format(model=model), code="token_limit_exceeded")
-    plan = call.world.batch_plans.take("openai")
+    plan = call.world.take_plan("openai")
     if plan.end == "failed":
         problems = [_problem(plan.code or "invalid_request", plan.message or "The batch could not be validated.")]
     elif plan.end == "queue_full":
@@ -187,37 +186,14 @@ def _find(call: Call) -> StoredBatch:
 
 
 def _page(call: Call) -> tuple[list[StoredBatch], bool]:
-    """Return a page of batches, newest first, and whether there are more; `after` is the previous page's last id."""
+    """Return a page of batches, newest first, and whether there are more."""
     batches = call.world.batch_store.owned("openai", call.account)
-    if after := call.query.get("after"):
-        ids = [batch.id for batch in batches]
-        if after not in ids:
-            raise Refused(404, f"No batch found with id '{after}'.", param="after")
-        batches = batches[ids.index(after) + 1 :]
-    limit = _limit(call.query.get("limit", "20"))
-    return batches[:limit], len(batches) > limit
-
-
-def _limit(value: str) -> int:
-    limit: Any = int(value) if value.isascii() and value.isdigit() else value
-    try:
-        integer(1, LIST_LIMIT)(limit, ("limit",))
-    except Misfit as misfit:
-        raise in_words(misfit) from None
-    return int(limit)
+    return page(call, batches, most=LIST_LIMIT, default=20, unknown="No batch found with id '{}'.")
 
 
 def _list(call: Call) -> Reply:
-    page, more = call.prepared
-    return Reply(
-        {
-            "object": "list",
-            "data": [_as_json(batch, phase) for batch, phase in page],
-            "first_id": page[0][0].id if page else None,
-            "last_id": page[-1][0].id if page else None,
-            "has_more": more,
-        }
-    )
+    batches, more = call.prepared
+    return listed([_as_json(batch, phase) for batch, phase in batches], more=more)
 
 
 def _get(call: Call) -> Reply:

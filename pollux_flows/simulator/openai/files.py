@@ -7,10 +7,11 @@ from typing import Any
 
 from pollux_flows.simulator.forms import Form, read_form
 from pollux_flows.simulator.media import extension, guessed_type
+from pollux_flows.simulator.openai.paging import listed, page
 from pollux_flows.simulator.openai.rules import in_words
 from pollux_flows.simulator.shape import Misfit, Path, anything, integer, one_of, record
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 LIMIT_BYTES = 512 * 1024 * 1024
 BATCH_LIMIT_BYTES = 200 * 1024 * 1024
@@ -44,18 +45,16 @@ def _create(call: Call) -> Reply:
     now = call.world.now()
     lasts = form.fields.get("expires_after[seconds]", _BATCH_LASTS_S if purpose == "batch" else None)
     filename = form.filename or ""
-    file = StoredFile(
+    file = StoredFile.of(
+        form.spool,
         provider="openai",
         id=f"file-{call.world.number():08d}{form.spool.sha256[:8]}",
         account=call.account,
         filename=filename,
         mime_type=form.content_type or guessed_type(filename),
-        size=form.spool.size,
-        sha256=form.spool.sha256,
         created_at=now,
         purpose=purpose,
         expires_at=None if lasts is None else now + int(lasts),
-        spool=form.spool,
     )
     call.world.file_store.add(file)
     call.stored = file.id
@@ -85,9 +84,9 @@ def _check(form: Form) -> None:
     if size > limit:
         raise Refused(413, f"Maximum content size limit ({limit}) exceeded ({size} bytes read)", param="file")
     if size == 0:
-        raise Refused(400, "File is empty. Please try again with a different file.", param="file")
+        raise BadRequest("File is empty. Please try again with a different file.", param="file")
     if purpose == "batch" and extension(form.filename or "") != ".jsonl":
-        raise Refused(400, "Invalid file format for Batch API. Must be .jsonl", param="file")
+        raise BadRequest("Invalid file format for Batch API. Must be .jsonl", param="file")
 
 
 def as_json(file: StoredFile) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def as_json(file: StoredFile) -> dict[str, Any]:
 
 
 def _list(call: Call) -> Reply:
-    """List files, newest first unless `order` is `asc`; `after` is the previous page's last id."""
+    """List files, newest first unless `order` is `asc`."""
     files = call.world.file_store.owned("openai", call.account)
     order = call.query.get("order", "desc")
     if order not in ("asc", "desc"):
@@ -114,31 +113,8 @@ def _list(call: Call) -> Reply:
         files.reverse()
     if "purpose" in call.query:
         files = [file for file in files if file.purpose == call.query["purpose"]]
-    if after := call.query.get("after"):
-        ids = [file.id for file in files]
-        if after not in ids:
-            raise Refused(404, f"No such File object: {after}", param="after")
-        files = files[ids.index(after) + 1 :]
-    limit = _limit(call.query.get("limit", str(LIST_LIMIT)))
-    page = files[:limit]
-    return Reply(
-        {
-            "object": "list",
-            "data": [as_json(file) for file in page],
-            "has_more": len(files) > limit,
-            "first_id": page[0].id if page else None,
-            "last_id": page[-1].id if page else None,
-        }
-    )
-
-
-def _limit(text: str) -> int:
-    limit: Any = int(text) if text.isascii() and text.isdigit() else text
-    try:
-        integer(1, LIST_LIMIT)(limit, ("limit",))
-    except Misfit as misfit:
-        raise in_words(misfit) from None
-    return int(limit)
+    found, more = page(call, files, most=LIST_LIMIT, default=LIST_LIMIT, unknown="No such File object: {}")
+    return listed([as_json(file) for file in found], more=more)
 
 
 def _get(call: Call) -> Reply:
@@ -154,7 +130,7 @@ def _delete(call: Call) -> Reply:
 def _content(call: Call) -> Reply:
     file = _find(call)
     if file.purpose not in _DOWNLOADABLE:
-        raise Refused(400, f"Not allowed to download files of purpose: {file.purpose}")
+        raise BadRequest(f"Not allowed to download files of purpose: {file.purpose}")
     return Reply(file.spool, headers={"content-type": "application/octet-stream"})
 
 

@@ -18,14 +18,13 @@ from pollux_flows.simulator.openai.reading import (
     writes_are_billed,
 )
 from pollux_flows.simulator.openai.seal import seal
-from pollux_flows.simulator.wire import Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 def overflow() -> Refused:
-    return Refused(
-        400,
+    return BadRequest(
         "Your input exceeds the context window of this model. Please adjust your input and try again.",
         code="context_length_exceeded",
         param="input",

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pollux_flows.simulator import strict_schema
-from pollux_flows.simulator.openai import attachments
+from pollux_flows.simulator.openai import attachments, shapes
 from pollux_flows.simulator.openai.memory import Remembered
 from pollux_flows.simulator.openai.seal import is_whole
-from pollux_flows.simulator.openai.shapes import REQUEST
 from pollux_flows.simulator.shape import Misfit, Path
-from pollux_flows.simulator.wire import Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call, Refused
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 _KNOWN_MODELS = re.compile(r"(gpt-|o\d|chatgpt-|codex-|computer-use|ft:)")
@@ -41,7 +40,7 @@ def check(call: Call) -> Remembered | None:
     """Refuse the requests that the API refuses; return the stored response that this request continues."""
     body = call.body
     try:
-        REQUEST(body, ())
+        shapes.request()(body, ())
     except Misfit as misfit:
         raise in_words(misfit) from None
     _check_model(body)
@@ -76,7 +75,7 @@ def in_words(misfit: Misfit) -> Refused:
                 f"Expected a value {sign} {misfit.expected}, but got {misfit.value} instead."
             )
             code = f"integer_{word}_{'min' if side == 'minimum' else 'max'}_value"
-    return Refused(400, message, code=code, param=param or None)
+    return BadRequest(message, code=code, param=param or None)
 
 
 def _param(path: Path) -> str:
@@ -105,18 +104,16 @@ def _check_model(body: dict[str, Any]) -> None:
     if _WITHOUT_REASONING.match(model) and body.get("reasoning"):
         raise _unsupported("reasoning.effort" if "effort" in body["reasoning"] else "reasoning.summary")
     if body.get("stream") or body.get("background"):
-        raise Refused(400, "The simulator neither streams nor works in the background.")
+        raise BadRequest("The simulator neither streams nor works in the background.")
     if not (body.get("input") or body.get("prompt") or body.get("previous_response_id") or body.get("conversation")):
-        raise Refused(
-            400,
+        raise BadRequest(
             "One of \"input\" or \"previous_response_id\" or 'prompt' or 'conversation_id' must be provided.",
             code="missing_required_parameter",
         )
 
 
 def _unsupported(param: str) -> Refused:
-    return Refused(
-        400,
+    return BadRequest(
         f"Unsupported parameter: '{param}' is not supported with this model.",
         param=param,
         code="unsupported_parameter",
@@ -128,15 +125,13 @@ def _check_schemas(body: dict[str, Any]) -> None:
     if wanted.get("type") == "json_schema":
         _check_name(wanted["name"], "text.format.name")
         if wanted.get("strict") and (problem := strict_schema.complaint(wanted["schema"])):
-            raise Refused(
-                400,
+            raise BadRequest(
                 f"Invalid schema for response_format '{wanted['name']}': {problem}",
                 param="text.format.schema",
                 code="invalid_json_schema",
             )
     if wanted.get("type") == "json_object" and "json" not in str(body.get("input")).lower():
-        raise Refused(
-            400,
+        raise BadRequest(
             "Response input messages must contain the word 'json' in some form to use 'text.format' of type "
             "'json_object'.",
             param="input",
@@ -146,8 +141,7 @@ def _check_schemas(body: dict[str, Any]) -> None:
             continue
         _check_name(tool["name"], f"tools[{place}].name")
         if tool.get("strict") and (problem := strict_schema.complaint(tool.get("parameters"))):
-            raise Refused(
-                400,
+            raise BadRequest(
                 f"Invalid schema for function '{tool['name']}': {problem}",
                 param=f"tools[{place}].parameters",
                 code="invalid_function_parameters",
@@ -156,8 +150,7 @@ def _check_schemas(body: dict[str, Any]) -> None:
 
 def _check_name(name: str, param: str) -> None:
     if not _NAME.fullmatch(name):
-        raise Refused(
-            400,
+        raise BadRequest(
             f"Invalid '{param}': string does not match pattern. Expected a string that matches the pattern "
             "'^[a-zA-Z0-9_-]+$'.",
             param=param,
@@ -173,24 +166,15 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
     if isinstance(choice, str):
         one = choice in ("none", "auto", "required")
         if not one:
-            raise Refused(
-                400,
+            raise BadRequest(
                 f"Invalid value: '{choice}'. Supported values are: 'none', 'auto', and 'required'.",
                 param="tool_choice",
                 code="invalid_value",
             )
         if choice == "required" and not tools:
-            raise Refused(400, "Tool choice 'required' must be specified with 'tools' parameter.", param="tool_choice")
-    elif choice["type"] == "function":
-        if "name" not in choice:
-            raise Refused(
-                400,
-                "Missing required parameter: 'tool_choice.name'.",
-                param="tool_choice.name",
-                code="missing_required_parameter",
-            )
-        if choice["name"] not in [tool.get("name") for tool in tools]:
-            raise Refused(400, f"Tool choice '{choice['name']}' not found in 'tools' parameter.", param="tool_choice")
+            raise BadRequest("Tool choice 'required' must be specified with 'tools' parameter.", param="tool_choice")
+    elif choice["type"] == "function" and choice["name"] not in [tool.get("name") for tool in tools]:
+        raise BadRequest(f"Tool choice '{choice['name']}' not found in 'tools' parameter.", param="tool_choice")
 
 
 def _check_turns(call: Call) -> Remembered | None:
@@ -200,8 +184,7 @@ def _check_turns(call: Call) -> Remembered | None:
     if body.get("previous_response_id"):
         previous = call.world.openai_responses.get(body["previous_response_id"])
         if previous is None:
-            raise Refused(
-                400,
+            raise BadRequest(
                 f"Previous response with id '{body['previous_response_id']}' not found.",
                 param="previous_response_id",
                 code="previous_response_not_found",
@@ -214,27 +197,24 @@ def _check_turns(call: Call) -> Remembered | None:
             and item.get("encrypted_content")
             and not is_whole(item["encrypted_content"])
         ):
-            raise Refused(
-                400,
+            raise BadRequest(
                 f"The encrypted content for item {item['id']} could not be verified.",
                 param="input",
                 code="invalid_encrypted_content",
             )
         if item.get("type") == "function_call":
             if previous and item["call_id"] in previous.all_calls:
-                raise Refused(
-                    400,
+                raise BadRequest(
                     f"Duplicate item found with id {item['call_id']}. Remove duplicate items from your input and try "
                     "again.",
                     param="input",
                 )
             open_calls[item["call_id"]] = item["name"]
         elif item.get("type") == "function_call_output" and open_calls.pop(item["call_id"], None) is None:
-            raise Refused(
-                400,
+            raise BadRequest(
                 f"No tool call found for function call output with call_id {item['call_id']}.",
                 param="input",
             )
     if open_calls:
-        raise Refused(400, f"No tool output found for function call {next(iter(open_calls))}.", param="input")
+        raise BadRequest(f"No tool output found for function call {next(iter(open_calls))}.", param="input")
     return previous

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from pollux_flows import access
 from pollux_flows.address import local_path, protocol, shown_file, shown_in
 from pollux_flows.errors import PolluxError, SourceError
-from pollux_flows.providers.patience import Pulse
+from pollux_flows.files.patience import Pulse
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ def _open(name: str) -> Opened:
             stack.pop_all()  # from here on the caller closes it
         return cast(Opened, local)
     if is_stream(name):
-        from pollux_flows.providers import web
+        from pollux_flows.files import web
 
         return web.opened(name)
     file: Opened = _with_filesystem(name, lambda files, path: files.open(path, "rb", block_size=PIECE))
@@ -152,7 +152,7 @@ def _open(name: str) -> Opened:
 
 def _info(name: str) -> dict[str, Any]:
     if is_stream(name):
-        from pollux_flows.providers import web
+        from pollux_flows.files import web
 
         return web.headers(name)
     info: dict[str, Any] = _with_filesystem(name, lambda files, path: files.info(path))

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, PolluxError
-from pollux_flows.providers.pace import WINDOW_S, Demand, Pace
+from pollux_flows.ratelimit.pace import WINDOW_S, Demand, Pace
 
 _TOO_MUCH: Final = {429, 503, 529}
 _SHORTEST_ALARM_S: Final = 0.01

@@ -12,16 +12,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from typing import BinaryIO, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from pydantic import Field
 
 from pollux_flows.address import shown_file
 from pollux_flows.document import Record
 from pollux_flows.errors import PolluxError, SourceError, unless_raised
-from pollux_flows.providers import mime
-from pollux_flows.providers.patience import THREADS, PatientFile, Pulse, apart
-from pollux_flows.providers.place import PIECE, Opened, is_stream, opened, pieces, version
+from pollux_flows.files import mime
+from pollux_flows.files.patience import THREADS, Pulse, apart, patiently
+from pollux_flows.files.place import PIECE, Opened, is_stream, opened, pieces, version
 from pollux_flows.source import Source
 from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from pollux_flows.state.identity import digest
@@ -74,25 +74,47 @@ async def forget(source: Source) -> None:
 
 
 class HashingReader(io.BufferedIOBase):
-    """A file that hashes the bytes read from it, to compare those that were sent with those that were examined."""
+    """The file of an upload, whose reads fail rather than hang.
 
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
+    It hashes the bytes read from it, to compare those that were sent with those that were examined.
+    """
+
+    size_bytes: int | None = None
+    """The length that it must have. An earlier end is an EOFError: google-genai would send the rest for ever."""
+
+    def __init__(self, file: Opened, name: str) -> None:
+        self._file, self._name = file, name
         self._hash = hashlib.sha256()
+        self._position = 0
+        # A piece read ahead: SDKs read in small steps, and each read of the file itself takes a thread.
+        self._ahead = memoryview(b"")
+        self._hangs = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        data = self._raw.read(-1 if size is None else size)
+        if self.closed:
+            raise ValueError("read of a closed file")
+        left = math.inf if size is None or size < 0 else size
+        found = []
+        while left and (part := self._take(left)):
+            found.append(part)
+            left -= len(part)
+        data = b"".join(found)
         self._hash.update(data)
+        self._position += len(data)
+        if not data and size != 0 and self._position < (self.size_bytes or 0):
+            raise EOFError("The file has become shorter.")
         return data
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        position = self._raw.seek(offset, whence)
-        if position == 0:  # a caller that seeks to find the length returns here before it reads
+        if whence == io.SEEK_CUR:
+            offset, whence = self._position + offset, io.SEEK_SET
+        self._position, self._ahead = self._file.seek(offset, whence), memoryview(b"")
+        if self._position == 0:  # a caller that seeks to find the length returns here before it reads
             self._hash = hashlib.sha256()
-        return position
+        return self._position
 
     def tell(self) -> int:
-        return self._raw.tell()
+        return self._position
 
     def readable(self) -> bool:
         return True
@@ -101,18 +123,29 @@ class HashingReader(io.BufferedIOBase):
         return True
 
     def close(self) -> None:
-        self._raw.close()
+        if not self.closed and not self._hangs:  # a file that hangs in a read would hang here, too
+            self._file.close()
         super().close()
 
     def read_whole(self, content: Content) -> bool:
         """Return whether the bytes read since the start are those that were examined."""
         return self._hash.hexdigest() == content.sha256
 
+    def _take(self, most: float) -> memoryview:
+        """Return at most so many of the next bytes, and none at the end."""
+        if not self._ahead:
+            self._hangs = True
+            self._ahead = memoryview(patiently(lambda _: self._file.read(PIECE), self._name))
+            self._hangs = False
+        count = int(min(most, len(self._ahead)))
+        part, self._ahead = self._ahead[:count], self._ahead[count:]
+        return part
+
 
 async def open_file(source: Source) -> HashingReader:
     """Open the file of a source, for the caller to read and close; a web file is downloaded first."""
     name = str(source.uri)
-    return _open_reader(name, await apart(partial(_open_rewindable, name)))
+    return HashingReader(await apart(partial(_open_rewindable, name)), name)
 
 
 async def load(source: Source, content: Content, *, limit_s: float = math.inf) -> bytes:
@@ -241,10 +274,6 @@ def _load(name: str, content: Content, pulse: Pulse) -> bytes | None:
         if left < 0:
             return None  # it is being written to, so there may be no end
     return b"".join(found) if hashed.hexdigest() == content.sha256 else None
-
-
-def _open_reader(name: str, file: Opened) -> HashingReader:
-    return HashingReader(io.BufferedReader(PatientFile(file, name), PIECE))
 
 
 def _open_rewindable(name: str, pulse: Pulse) -> Opened:

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from pollux_flows.providers.validation import (
+from pollux_flows.schemas.validation import (
     References,
     Schema,
     describe,

@@ -1,6 +1,6 @@
 """Reads JSON Schemas: checks that one is usable, and finds its subschemas and references.
 
-`schema.py` writes schemas for the providers, `conformance.py` checks answers against them. All walk a schema by
+`dialects.py` writes schemas for the providers, `conformance.py` checks answers against them. All walk a schema by
 structure, never by the name of a key: `properties` is a keyword in a schema, an ordinary name among the properties,
 and plain data in an enum.
 """

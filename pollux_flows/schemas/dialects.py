@@ -16,7 +16,7 @@ from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.providers.validation import DEFINITIONS, References, Schema, make_validator, map_subschemas
+from pollux_flows.schemas.validation import DEFINITIONS, References, Schema, make_validator, map_subschemas
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.providers import patience
-from pollux_flows.providers.body import UNPACKED, Unpacker
-from pollux_flows.providers.http import web_client
+from pollux_flows.access import current_limits
+from pollux_flows.files import patience
+from pollux_flows.files.decompress import UNPACKED, Unpacker
 
 if TYPE_CHECKING:
     import httpx
@@ -58,7 +58,7 @@ class WebFile(io.RawIOBase):
 def opened(address: str) -> WebFile:
     """Open the file at an address; raise an OSError if the server refuses it."""
     with ExitStack() as stack:
-        client = stack.enter_context(web_client(patience.STALL_S))
+        client = stack.enter_context(_client(patience.STALL_S))
         answer = client.send(client.build_request("GET", address, headers=_UNPACKED), stream=True)
         stack.callback(answer.close)
         if answer.is_success:
@@ -68,9 +68,32 @@ def opened(address: str) -> WebFile:
 
 def headers(address: str) -> dict[str, Any]:
     """Return the headers of a HEAD request; an empty dict if the server refuses it."""
-    with web_client(patience.STALL_S) as client:
+    with _client(patience.STALL_S) as client:
         answer = client.head(address, headers=_UNPACKED)
     return dict(answer.headers) if answer.is_success else {}
+
+
+def _client(timeout_s: float) -> httpx.Client:
+    """Return a client for web files, which follows redirects; in a run with limits, to permitted hosts only."""
+    if (limits := current_limits()) is not None:
+        from pollux_flows.files.hosts import limited_client
+
+        client = limited_client(limits, timeout_s)
+    else:
+        import httpx
+
+        client = httpx.Client(timeout=timeout_s, follow_redirects=True)
+    client.event_hooks["response"].append(_drop_redirect_body)
+    return client
+
+
+def _drop_redirect_body(response: httpx.Response) -> None:
+    """Keep httpx from reading the body of a redirect to its end, however long that is."""
+    if response.has_redirect_location:
+        import httpx
+
+        response.stream.close()  # type: ignore[union-attr]  # a synchronous client's stream
+        response.stream = httpx.ByteStream(b"")
 
 
 def _pieces(answer: httpx.Response) -> Iterator[bytes]:

@@ -7,7 +7,6 @@ shutdown of its event loop and of the process; these threads are abandoned and e
 from __future__ import annotations
 
 import asyncio
-import io
 import math
 import os
 import threading
@@ -17,16 +16,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextvars import copy_context
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from pollux_flows.address import shown_file
 from pollux_flows.errors import SourceError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-    from pollux_flows.providers.place import Opened
 
 T = TypeVar("T")
 
@@ -110,39 +104,6 @@ def patiently(work: Callable[[Pulse], T], name: str) -> T:
 def is_reading() -> bool:
     """Return whether the current thread is one of those that read files."""
     return threading.current_thread().name == _THREAD
-
-
-class PatientFile(io.RawIOBase):
-    """A file whose reads fail rather than hang."""
-
-    def __init__(self, file: Opened, name: str) -> None:
-        self._file, self._name = file, name
-        self._hangs = False
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        room = memoryview(buffer)
-        self._hangs = True
-        data = patiently(lambda _: self._file.read(len(room)), self._name)
-        self._hangs = False
-        room[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed and not self._hangs:  # a file that hangs in a read would hang here, too
-            self._file.close()
-        super().close()
 
 
 def _start(work: Callable[[], T]) -> Future[T]:

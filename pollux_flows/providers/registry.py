@@ -1,0 +1,79 @@
+"""The registry: one record for each provider, with None for what it lacks.
+
+A provider is a folder of modules, not a class: `client.py` opens a connection, `generate.py` makes one call, `turns.py`
+writes the messages of a conversation. The folder has no file for what the provider lacks. The type checker compares
+each module with its protocol here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from pollux_flows.config import ProviderName
+from pollux_flows.providers.base import ClientModule, GenerateModule, ModelsModule
+from pollux_flows.providers.batches import BatchModule
+from pollux_flows.providers.caches import CacheModule
+from pollux_flows.providers.material import SourcesModule
+from pollux_flows.providers.uploads import FilesModule
+
+
+@dataclass(frozen=True)
+class Provider:
+    """The modules of one provider."""
+
+    client: ClientModule
+    generate: GenerateModule
+    sources: SourcesModule
+    files: FilesModule | None = None
+    caches: CacheModule | None = None
+    batches: BatchModule | None = None
+    models: ModelsModule | None = None
+    """The check against a catalogue of models, where the provider has one."""
+
+
+@cache
+def find_provider(name: ProviderName) -> Provider:
+    """Return the record of a provider. Its modules are imported at the first call, its SDK when it is connected."""
+    return _PROVIDERS[name]()
+
+
+def _gemini() -> Provider:
+    from pollux_flows.providers.gemini import batch, caches, client, files, generate, sources
+
+    return Provider(client, generate, sources, files=files, caches=caches, batches=batch)
+
+
+def _openai() -> Provider:
+    from pollux_flows.providers.openai import batch, client, files, generate, sources
+
+    return Provider(client, generate, sources, files=files, batches=batch)
+
+
+def _anthropic() -> Provider:
+    from pollux_flows.providers.anthropic import batch, client, files, generate, sources
+
+    return Provider(client, generate, sources, files=files, batches=batch)
+
+
+def _openrouter() -> Provider:
+    from pollux_flows.providers.openrouter import client, generate, models, sources
+
+    return Provider(client, generate, sources, models=models)
+
+
+def _local() -> Provider:
+    from pollux_flows.providers.local import client, generate, sources
+
+    return Provider(client, generate, sources)
+
+
+_PROVIDERS: Final[Mapping[ProviderName, Callable[[], Provider]]] = {
+    "gemini": _gemini,
+    "openai": _openai,
+    "anthropic": _anthropic,
+    "openrouter": _openrouter,
+    "local": _local,
+}

@@ -1,0 +1,1 @@
+"""One rate limiter for each account, which adapts to what the provider reports."""
