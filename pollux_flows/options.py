@@ -61,7 +61,7 @@ def _schema_as_json(value: type[BaseModel] | dict[str, Any] | str | None) -> dic
 class Options(Document):
     """How to answer. What is left empty is left to the provider."""
 
-    system_instruction: Text | None = Field(default=None, description="What the model is told before the prompt.")
+    system_instruction: Text | None = Field(default=None, description="Instructions for the model, before the prompt.")
     response_schema: Annotated[Any, PlainSerializer(_schema_as_json), _SchemaInForms()] = Field(
         default=None,
         description="The answer's shape: a Pydantic model, its import string (my_pkg.models:Invoice), a JSON Schema.",

@@ -72,7 +72,7 @@ async def run_many(
 ) -> ResultEnvelope:
     """Ask several things about the same sources, side by side. Answers come in prompt order.
 
-    The first call that failed is raised, after all of them have ended and every answer was written down; what they
+    The first call that failed is raised, after all of them have ended and every answer was saved; what they
     brought is the error's `envelope`.
 
     `cache` names what the prompts are about, by handle or name of a cache; one that was lost is made again where its
@@ -129,7 +129,7 @@ async def continue_tool(
 ) -> ResultEnvelope:
     """Go on after tool calls, with what the tools brought: `{"tool_call_id": …, "content": …}` for each call.
 
-    `options` are those of this turn: what an earlier one was told (system_instruction, tools, …) is told again where it
+    `options` are those of this turn: what earlier ones had (system_instruction, tools, …) is passed again where it
     is to hold. The last four arguments are those of `run_many`.
     """
     if options is not None and not isinstance(options, Options):

@@ -1,6 +1,6 @@
 """The four phases as Prefect tasks. Documents go in, documents come out; no key is among them.
 
-A task finds its connection in the flow that runs it. One that runs elsewhere is told the name of the PolluxProvider
+A task finds its connection in the flow that runs it. One that runs elsewhere gets the name of the PolluxProvider
 to load, or else uses the environment it runs in.
 """
 

@@ -40,7 +40,7 @@ Sources = Annotated[
         negative="",
     ),
 ]
-System = Annotated[str | None, Parameter(help="What the model is told before the prompt.")]
+System = Annotated[str | None, Parameter(help="Instructions for the model, before the prompt.")]
 Schema = Annotated[
     str | None,
     Parameter(help="The answers' shape: a file with a JSON Schema, or a class such as my_pkg.models:Invoice."),
@@ -82,7 +82,7 @@ def submit(
     output: Annotated[
         str | None, Parameter(help="Where the answers are to be written; a folder ends with a /.")
     ] = None,
-    resubmit: Annotated[int, Parameter(help="How often what failed is handed in again by itself.")] = 0,
+    resubmit: Annotated[int, Parameter(help="How often failed prompts are submitted again by themselves.")] = 0,
 ) -> None:
     """Hand prompts in to the provider's batch system, and print the name of the job that `collect` collects."""
     with refusals_in_words():

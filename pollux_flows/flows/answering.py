@@ -210,9 +210,9 @@ def fail_if_unanswered(
     first, count = failures[0], sum(len(envelope.answers) for envelope in envelopes)
     if count > 1:
         how_many = f"{len(failures)} of {count} prompts were not" if answered else f"None of {count} prompts was"
-        told = f"{how_many} answered. The first: {first.message}"
+        message = f"{how_many} answered. The first: {first.message}"
         hint = " ".join(filter(None, [first.hint, advice if answered else None]))
-        first = first.model_copy(update={"message": told, "hint": hint or None})
+        first = first.model_copy(update={"message": message, "hint": hint or None})
     error = first.error(target.provider)
     error.envelope = envelopes[0] if len(envelopes) == 1 else None
     raise error

@@ -36,9 +36,9 @@ async def deferred(
         sources: What the prompts are about.
         options: How to answer.
         output: Where the answers are to be written as well, a line of JSON a prompt.
-        resubmit: How often what failed, and may succeed the next time, is handed in again by itself.
-        on_lost: When the provider seems to have nothing of what was handed in, after a crash perhaps: "submit" hands it
-            in again, "report" leaves that to a person.
+        resubmit: How often failed prompts that may succeed the next time are submitted again by themselves.
+        on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
+            again, "report" leaves that to a person.
         on_partial: When some prompts have no answer, "fail" the run, so that a retry asks those, or "complete" it.
     """
     job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)

@@ -1,4 +1,4 @@
-"""resubmit: hand in again what did not succeed, and nothing else."""
+"""resubmit: submit again the prompts that have no answer."""
 
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.submitting import submit_again
@@ -6,10 +6,10 @@ from pollux_flows.flows.submitting import submit_again
 
 @sync_form("resubmit")
 async def resubmit(job: str) -> str:
-    """Hand in again the prompts of a collected job that have no answer, and give the name of the job that asks them.
+    """Submit again the prompts of a collected job that have no answer, and return the name of the job that asks them.
 
-    When that is collected, its answers take their places in the first job's. What the provider did not have, of a job
-    that is ambiguous, is handed in as well.
+    When that is collected, its answers take their places in the first job's. Of an ambiguous job, the batches that the
+    provider does not have are submitted.
 
     Args:
         job: The name of the PolluxDeferredJob.

@@ -21,7 +21,7 @@ async def submit(
     resubmit: int = 0,
     on_lost: OnLost = "submit",
 ) -> str:
-    """Hand in prompts about the same sources, and give the name of the PolluxDeferredJob that `collect` collects.
+    """Submit prompts about the same sources, and return the name of the PolluxDeferredJob that `collect` collects.
 
     Args:
         prompts: What is asked.
@@ -31,9 +31,9 @@ async def submit(
         output: Where the answers are to be written, a line of JSON a prompt: a file or, with a slash at its end, a
             folder, on this machine or as an address such as s3://bucket/answers.jsonl. A manifest is put beside it. A
             file that is there is replaced; in a folder each job has its own.
-        resubmit: How often what failed, and may succeed the next time, is handed in again by itself.
-        on_lost: When the provider seems to have nothing of what was handed in, after a crash perhaps: "submit" hands it
-            in again, "report" leaves that to a person.
+        resubmit: How often failed prompts that may succeed the next time are submitted again by themselves.
+        on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
+            again, "report" leaves that to a person.
     """
     job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
     return job.name

@@ -48,32 +48,32 @@ async def submit_job(
     resubmit: int = 0,
     on_lost: OnLost = "submit",
 ) -> Job:
-    """Hand the work in, once for this run however often it is tried."""
+    """Submit the job of this run, once however often the run is tried."""
     store = await BlockJobStore.open()
     if (here := await lineage()) is None:
         raise InternalError("Deferred work is submitted by a flow, and no flow run is at hand.")
     asking = _Asking(prompts, sources, options, output, resubmit, on_lost, here.sub_flow_chain)
-    # A retry of this run, or its resumption a week later, finds what was handed in.
+    # A retry of this run, or its resumption a week later, finds the job that was submitted.
     async for name in _names(here):
         job = await store.find(name)
         if job is None:
             config = await provider.config()
-            plan = await _claimed(store, name, provider.name, config, asking)
+            plan = await _create_job(store, name, provider.name, config, asking)
             if plan is not None:
-                return await _handed_in(store, name, config, plan)
-        elif await _taken(store, job, here):
+                return await _submit_rest(store, name, config, plan)
+        elif await _take_over(store, job, here):
             await _warn_if_changed(job, asking)
             if job.is_submitted or job.manifest is not None:
                 return job
             config = await (JobConfigs().load(job) if job.provider_block else provider.config())
-            return await _handed_in(store, name, config)
+            return await _submit_rest(store, name, config)
     raise AssertionError
 
 
 async def _names(here: Lineage) -> AsyncIterator[str]:
     """The names that the job of this flow run may have.
 
-    The run itself has one job. Sub-flows that ask the same have one each, told apart by an ordinal alone.
+    The run itself has one job. Sub-flows that ask the same have one each, which differ by an ordinal.
     """
     if here.is_outermost:
         yield f"deferred-{digest('deferred', str(here.outermost.id))[:12]}"
@@ -82,8 +82,8 @@ async def _names(here: Lineage) -> AsyncIterator[str]:
         yield f"deferred-{digest('deferred', [str(here.outermost.id), here.asked, ordinal])[:12]}"
 
 
-async def _taken(store: BlockJobStore, job: Job, here: Lineage) -> bool:
-    """Take a job that an earlier attempt has handed in. False if another sub-flow of this attempt has it."""
+async def _take_over(store: BlockJobStore, job: Job, here: Lineage) -> bool:
+    """Take over a job that an earlier attempt submitted. False if another sub-flow of this attempt has it."""
     if here.is_outermost or job.taken_by == here.chain:
         return True
     for pause in backoff_pauses():
@@ -102,7 +102,7 @@ async def _taken(store: BlockJobStore, job: Job, here: Lineage) -> bool:
 
 
 async def _warn_if_changed(job: Job, asking: _Asking) -> None:
-    """The answers are about what was handed in: a file that was changed since makes no second batch."""
+    """Warn of a source that changed since the job was submitted: it makes no second batch."""
     if not any(source.source_type == "file" for source in asking.sources):
         return
     try:
@@ -113,14 +113,14 @@ async def _warn_if_changed(job: Job, asking: _Asking) -> None:
         return
     if job.rows is None and fingerprint(plan) != job.fingerprint:
         get_run_logger().warning(
-            "A source has changed since %s was handed in. Its answers are about what was handed in; for answers about "
-            "the present content, start a new run.",
+            "A source has changed since %s was submitted. Its answers are about the earlier content; for answers about "
+            "the present one, start a new run.",
             job.name,
         )
 
 
 async def submit_again(name: str) -> str:
-    """Hand in what did not succeed of a collected job, or what the provider did not have of an ambiguous one."""
+    """Submit the unanswered prompts of a collected job, or the batches that the provider lacks of an ambiguous one."""
     store = await BlockJobStore.open()
     try:
         async with store.lock(name) as lock:
@@ -140,7 +140,7 @@ async def submit_again(name: str) -> str:
             name = lock.job.child or name
     except BusyError:
         raise ConfigurationError(f"Another run is working on {name} just now.", hint="Try again in a moment.") from None
-    return (await _handed_in(store, name, await JobConfigs().load(await store.get(name)))).name
+    return (await _submit_rest(store, name, await JobConfigs().load(await store.get(name)))).name
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,9 @@ class _Asking:
     """Where in a flow run the job is waited for, when that is a sub-flow."""
 
 
-async def _claimed(store: BlockJobStore, name: str, saved: str | None, config: Config, asking: _Asking) -> Plan | None:
+async def _create_job(
+    store: BlockJobStore, name: str, saved: str | None, config: Config, asking: _Asking
+) -> Plan | None:
     """Check all that can be refused, and save the job. Nothing is sent yet.
 
     None if another sub-flow that asks the same was faster: the name is taken.
@@ -187,20 +189,20 @@ async def _claimed(store: BlockJobStore, name: str, saved: str | None, config: C
     return plan if job.taken_by == asking.taken_by else None
 
 
-async def _handed_in(store: BlockJobStore, name: str, config: Config, plan: Plan | None = None) -> Job:
-    """The job, after whatever is left of it was handed in."""
+async def _submit_rest(store: BlockJobStore, name: str, config: Config, plan: Plan | None = None) -> Job:
+    """Submit all parts of the job that are not submitted yet, and return it."""
 
-    async def hand_in() -> Job:
+    async def submit_parts() -> Job:
         async with open_session(config) as session:
-            return await submission.submit_created_job(store, name, session, plan, _told)
+            return await submission.submit_created_job(store, name, session, plan, _publish_submission)
 
     # What it needs, a key among it, stays in this process: a task's arguments would not.
-    job = await task(name="submit", task_run_name=f"submit {name}", **UNSTORED)(hand_in)()
+    job = await task(name="submit", task_run_name=f"submit {name}", **UNSTORED)(submit_parts)()
     get_run_logger().info("The job %s is %s.", job.name, job.state)
     return job
 
 
-async def _told(lock: JobLock) -> None:
+async def _publish_submission(lock: JobLock) -> None:
     if not was_emitted(lock.job, "submitted"):
         await pages.publish_submission(lock.job)
     await emit_submission_events(lock)

@@ -81,10 +81,10 @@ async def answers_of(
 
 def _lost(job: Job) -> ConfigurationError:
     if (why := missing_problem(job)) is None:
-        return _needs_a_person(job, "The provider does not have what was handed in.")
+        return _needs_a_person(job, "The provider does not have its batch.")
     return ConfigurationError(
         f"The job {job.name} is lost. {why}",
-        hint=f"resubmit({job.name!r}) hands it in, and pays for it, again; cancel gives it up. If another key can see "
+        hint=f"resubmit({job.name!r}) submits it, and pays for it, again; cancel gives it up. If another key can see "
         "the batch, give that key to the provider and wait for the job again.",
     )
 
@@ -92,8 +92,8 @@ def _lost(job: Job) -> ConfigurationError:
 def _needs_a_person(job: Job, problem: str) -> ConfigurationError:
     return ConfigurationError(
         f"The job {job.name} cannot be collected: {problem}",
-        hint="When that is mended, wait for it again. resubmit hands in what the provider does not have; cancel gives "
-        "up what it does not have any more.",
+        hint="When that is solved, wait for it again. resubmit submits batches that the provider does not have; cancel "
+        "gives them up.",
     )
 
 

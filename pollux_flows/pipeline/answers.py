@@ -50,7 +50,7 @@ class Answers:
         self._spending = Spending(terms.max_cost_usd, target)
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         self._has_begun = False
-        # While an answer cannot be written down, nothing new is asked for; and then, why it could not.
+        # Cleared while an answer cannot be saved: no new call is made. `_broken` is why it could not be.
         self._well = asyncio.Event()
         self._well.set()
         self._broken: PolluxError | None = None

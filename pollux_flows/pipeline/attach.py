@@ -37,7 +37,7 @@ _log: Final = logging.getLogger("pollux_flows")
 async def attached(plan: Plan, session: Session, owner: str) -> AsyncIterator[Attachments]:
     """The attachments of a plan; afterwards its files are given back."""
     if "upload" not in (delivery_of(plan, index) for index in range(len(plan.sources))):
-        yield Attachments(plan, session)  # nothing to write down, so nothing to open
+        yield Attachments(plan, session)  # no file, so no ledger
         return
     ledger = open_ledger(session.config)
     account = await ledger.derive_account(session.config.key())

@@ -117,7 +117,7 @@ def load_readable(stored: Iterable[T], load: Callable[[T], CacheRecord]) -> list
         try:
             records.append(load(each))
         except PolluxError as error:
-            _log.warning("A registered cache is left alone: %s", error)
+            _log.warning("A registered cache is skipped: %s", error)
     return sorted(records, key=lambda record: record.identity)
 
 

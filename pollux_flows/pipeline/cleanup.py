@@ -26,12 +26,12 @@ _log: Final = logging.getLogger("pollux_flows")
 
 
 def open_ledger(config: Config) -> Ledger:
-    """Where it is written down which files the provider has."""
+    """Return the ledger of the files that the provider has."""
     return Ledger(store_of(config))
 
 
 def store_of(config: Config) -> Store:
-    """Where it is written down what the provider has."""
+    """Return the state store of a Config: that of this process, or the simulator's."""
     return _simulated(home() / "simulator" / "state") if config.use_mock else open_store()
 
 

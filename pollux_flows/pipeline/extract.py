@@ -127,31 +127,31 @@ def _status(answers: Sequence[Answer | None], failures: Sequence[CallFailure | N
 
 
 def _warnings(outcome: Outcome) -> list[str]:
-    told = []
+    warnings = []
     if outcome.answer is not None and (why := _CUT.get(outcome.answer.finish_reason)):
         raw = outcome.answer.raw_finish_reason
-        told.append(f"The answer to prompts[{outcome.index}] {why} (finish reason: {raw}).")
+        warnings.append(f"The answer to prompts[{outcome.index}] {why} (finish reason: {raw}).")
     if outcome.answer is not None and (unread := outcome.answer.artifacts.get(UNREADABLE)):
-        told.append(
+        warnings.append(
             f"The answer to prompts[{outcome.index}] has {len(unread)} part(s) that cannot be read. The rest is kept; "
             f"they are in diagnostics.raw_responses[{outcome.index}].artifacts.{UNREADABLE}."
         )
     if outcome.spilled is not None:
-        told.append(
+        warnings.append(
             f"The answer to prompts[{outcome.index}] could not be saved in the state, and waits in {outcome.spilled} "
             f"for the next run on that machine: {outcome.unkept}"
         )
     elif outcome.unkept is not None:
-        told.append(
-            f"The answer to prompts[{outcome.index}] could not be written down, so another run would ask, and pay, "
+        warnings.append(
+            f"The answer to prompts[{outcome.index}] could not be saved, so another run would ask, and pay, "
             f"again: {outcome.unkept}"
         )
     if outcome.unknown_attempts and outcome.answer is not None:
-        told.append(
+        warnings.append(
             f"prompts[{outcome.index}] was asked again after {outcome.unknown_attempts} attempt(s) whose outcome is "
             "unknown: the provider may have billed those too."
         )
-    return told
+    return warnings
 
 
 def _usage(answers: Sequence[Answer | None]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Saved: whether the answers of a run are still in the store. It is looked up before a person is told to rely on it."""
+"""Saved: whether the answers of a run are still in the store, looked up before an error advises to rely on them."""
 
 from __future__ import annotations
 

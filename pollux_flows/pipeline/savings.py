@@ -2,7 +2,7 @@
 
 The naive way sends all of the input with each call. Tokens sent are, of each call, its input that was not read from a
 cache and its output, and the contents of the caches that the run created. A cache that was there before the run was
-paid for elsewhere: of it, only the price of its storage is told.
+paid for elsewhere: of it, only the price of its storage is shown.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def measure_savings(
 ) -> dict[str, Any]:
     """Return the tokens and dollars of a run with its caches beside those of the naive way.
 
-    `has_handle` says that the caller's own handle was used. A number that cannot be told is None, with the reason under
+    `has_handle` says that the caller's own handle was used. A number that is unknown is None, with the reason under
     `unknown`; what does not apply is absent.
     """
     answered = [outcome for outcome in outcomes if outcome.answer is not None]

@@ -71,7 +71,7 @@ async def test_a_block_that_was_edited_is_named(registry: BlockRegistry, caplog:
     assert refused.value.hint
     await contract.save(registry, contract.record("b"))
     assert await registry.list() == [contract.record("b")]
-    assert f"left alone: The block {block_name('a')} does not describe a cache" in caplog.text
+    assert f"skipped: The block {block_name('a')} does not describe a cache" in caplog.text
     async with get_client() as client:
         document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
         await client.delete_block_document(document.id)

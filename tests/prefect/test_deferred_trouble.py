@@ -356,7 +356,7 @@ async def test_the_waiting_flow_fails_where_a_person_must_decide(
 ) -> None:
     monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     simulator.fail(Fault(kind="drop"), operation="batch.create")
-    with pytest.raises(PolluxError, match="does not have what was handed in"):
+    with pytest.raises(PolluxError, match="does not have its batch"):
         await adeferred(PROMPTS, await saved("openai"), on_lost="report")
     (row,) = (await acollect()).rows
     assert row.status == "ambiguous"
