@@ -23,7 +23,7 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import Config
 from pollux_flows.deferred.report import CollectReport
 from pollux_flows.deferred.store import JobRequest, StateJobStore
-from pollux_flows.deferred.submit import create_job, submit_created
+from pollux_flows.deferred.submit import create_job, submit_created_job
 from pollux_flows.flows import acollect
 from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.pipeline.cleanup import store_of
@@ -70,7 +70,7 @@ async def _submitted(number: int, configs: dict[str, Config]) -> None:
     async with open_session(config) as session:
         scratch = StateJobStore(store_of(config))
         await create_job(scratch, name, asked, plan, config.key(), provider_block=f"bench-{kind}")
-        job = await submit_created(scratch, name, session, plan)
+        job = await submit_created_job(scratch, name, session, plan)
     await store.save_request(job.name, asked)
     assert await store.create(job)
 

@@ -97,7 +97,7 @@ async def run_many(
         found = await execution.answers.load_reusable(plan.calls) if requested.is_auto else {}
         missing = [call for call in plan.calls if call.index not in found]
         async with cache_automatically(execution, missing) if requested.is_auto else nullcontext():
-            found |= {outcome.index: outcome for outcome in await execution.outcomes(missing)}
+            found |= {outcome.index: outcome for outcome in await execution.answer_calls(missing)}
         plan, outcomes = execution.plan, [found[call.index] for call in plan.calls]
         error = first_error(outcomes, config.provider)
         saved = await execution.answers.look_for_saved(outcomes) if error else None

@@ -86,13 +86,13 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
     held = _held.get()
     # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
     if held and held.loop is asyncio.get_running_loop() and held.execution.plan.sources is plan.sources:
-        outcomes = await held.execution.outcomes(plan.calls, lambda _: held.count(1), _turn.get())
+        outcomes = await held.execution.answer_calls(plan.calls, lambda _: held.count(1), _turn.get())
         # For people who look at the run; the flow takes the outcomes as they are.
         return _shown_as_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
     async with holding_execution(plan, config, terms or Terms()) as found:
         await found.confirm_store()
-        return await found.execution.outcomes(plan.calls, lambda _: found.count(1))
+        return await found.execution.answer_calls(plan.calls, lambda _: found.count(1))
 
 
 @task(name="extract", task_run_name="extract", **UNSTORED)

@@ -185,7 +185,8 @@ def _doom(death: Death) -> None:
         result = function(*arguments, **named)
         if dies:
             if isinstance(arguments[0], Lines):
-                arguments[0]._into.flush()  # so that a part of it is on the disk
+                into = arguments[0]._into
+                getattr(into, "_into", into).flush()  # so that a part of it is on the disk, also below a redactor
             _die()
         return result
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source, SourceError
 from pollux_flows.access import Limits, check_opened, check_schema, check_source, limited
-from pollux_flows.deferred.output import checked_output
+from pollux_flows.deferred.output import resolve_output
 from pollux_flows.files.content import examine
 
 
@@ -45,12 +45,12 @@ def test_a_source_uses_only_protocols_on_the_list(address: str, protocol: str) -
 @pytest.mark.parametrize(("address", "protocol"), REFUSED)
 def test_an_output_uses_only_protocols_on_the_list(address: str, protocol: str) -> None:
     with pytest.raises(ConfigurationError, match=f"protocol '{protocol}'"):
-        checked_output(address)
+        resolve_output(address)
 
 
 @pytest.mark.parametrize("address", ["memory://a.jsonl", "file:///tmp/a.jsonl", "/tmp/a.jsonl", "a.jsonl"])  # noqa: S108
 def test_the_usual_places_stay_open(address: str) -> None:
-    assert checked_output(address)
+    assert resolve_output(address)
 
 
 def test_a_setting_adds_protocols(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,24 +14,22 @@ from rich.text import Text
 
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.pricing import dollars
-from pollux_flows.state.damage import Damage, remove_damaged
 from pollux_flows.state.existing import open_existing_store
 from pollux_flows.state.kinds import Kind
-from pollux_flows.state.prune import Pruned, prune
+from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
 from pollux_flows.state.store import Store
-from pollux_flows.state.survey import RunSeen, Survey, survey
 from pollux_flows.state.units import format_size, parse_duration, parse_size
 
 T = TypeVar("T")
 
-state = App(name="state", help="Show and prune what is kept: answers, uploads, and what files were found to hold.")
+state = App(name="state", help="Show and prune the state: answers, and records of uploads and jobs.")
 
 _WORDS: Final[dict[Kind, str]] = {
     "answer": "Answers",
     "pointer": "Calls with an answer",
     "run": "Runs",
     "claim": "Calls being made",
-    "hash": "Files that were read",
+    "hash": "Files that were read",  # by earlier versions
     "upload": "Files at providers",
     "owner": "Users of those",
     "account": "Accounts' salt",
@@ -151,7 +149,7 @@ def _print(found: Survey) -> None:
         console.print(_runs_table(found.runs))
 
 
-def _runs_table(runs: list[RunSeen]) -> Table:
+def _runs_table(runs: list[RunSummary]) -> Table:
     table = Table("Began", "Answers", "Cost", title="The last runs", title_justify="left")
     table.add_column("Run", overflow="fold")
     for run in runs:
@@ -173,7 +171,7 @@ def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
     return said
 
 
-def _damage_in_words(damage: Damage, *, dry_run: bool) -> str:
+def _damage_in_words(damage: DamageReport, *, dry_run: bool) -> str:
     removed = "Would remove" if dry_run else "Removed"
     lines = [f"{removed} {_some(len(damage.removed), 'damaged record')}.", *damage.removed]
     if damage.left:

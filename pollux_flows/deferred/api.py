@@ -21,7 +21,7 @@ from pollux_flows.deferred.poll import poll_job
 from pollux_flows.deferred.report import job_id_of, snapshot, submitted_at
 from pollux_flows.deferred.results import Results, download, make_envelope, with_instances
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest, StateJobStore
-from pollux_flows.deferred.submit import check_plan, check_request, create_job, submit_created
+from pollux_flows.deferred.submit import check_plan, check_request, create_job, submit_created_job
 from pollux_flows.errors import APIError, ConfigurationError, DeferredNotReadyError, SourceError
 from pollux_flows.handles import DeferredHandle, DeferredSnapshot
 from pollux_flows.options import Options
@@ -65,7 +65,7 @@ async def defer_many(
     """Submit prompts about the same sources to the provider's batch system, and return the handle that collects them.
 
     The job is saved before anything is sent. If this process dies, or the provider's reply is lost, call this again: it
-    searches the batch at the provider and continues with it. For the same after the handle was returned, name the run:
+    looks for the batch at the provider and continues with it. For the same after the handle was returned, name the run:
     with the same `run_key`, the same prompts are submitted once.
     """
     if not isinstance(config, Config):
@@ -81,16 +81,16 @@ async def defer_many(
         await check_plan(session, plan)
         name = await _choose_name(store, plan, run_key)
         await create_job(store, name, job_request, plan, config.key())
-        job = await submit_created(store, name, session, plan)
+        job = await submit_created_job(store, name, session, plan)
     if any(part.state == "lost" for part in job.parts):
         raise ConfigurationError(
             "The provider never confirmed the batch of this run_key, which was submitted with another API key.",
-            hint="Call this again with that key: it searches the batch in the account that it was submitted to.",
+            hint="Call this again with that key: it looks for the batch in the account that it was submitted to.",
         )
     if any(part.state == "sending" for part in job.parts) or not job.parts:
         raise APIError(
             f"{config.provider} may have taken the batch, or not: its reply was lost, and no list shows it yet.",
-            hint="Call this again with the same arguments in half a minute: it searches the batch, and submits it "
+            hint="Call this again with the same arguments in half a minute: it looks for the batch, and submits it "
             "only if there is none.",
             retryable=True,
             provider=config.provider,
@@ -102,7 +102,7 @@ async def defer_many(
 
 async def inspect_deferred(handle: DeferredHandle, *, config: Config | None = None) -> DeferredSnapshot:
     """Return the progress of deferred work. Parts that wait for room at the provider are submitted."""
-    async with open_session(_config(handle, config)) as session:
+    async with open_session(_resolve_config(handle, config)) as session:
         return snapshot(await _advance(handle, session), handle.job_id)
 
 
@@ -119,7 +119,7 @@ async def collect_deferred(
     """
     _check_schema(handle, response_schema)
     started = time.monotonic()
-    config = _config(handle, config)
+    config = _resolve_config(handle, config)
     async with open_session(config) as session:
         job = await _advance(handle, session)
         if not job.is_ended:
@@ -144,14 +144,14 @@ def _make_envelope(job: Job, results: Results, started: float) -> ResultEnvelope
 
 async def cancel_deferred(handle: DeferredHandle, *, config: Config | None = None) -> None:
     """Ask the provider to stop. Prompts that are already answered can be collected; ended work does not change."""
-    config = _config(handle, config)
+    config = _resolve_config(handle, config)
     async with open_session(config) as session:
         store = StateJobStore(store_of(config))
         if await _find(store, handle) is None:
-            await cancel(JobLock(_job_in(handle)), session)
+            await cancel(JobLock(_read_job(handle)), session)
             return
         try:
-            async with store.lock(_job_in(handle).name) as lock:
+            async with store.lock(_read_job(handle).name) as lock:
                 await cancel(lock, session)
         except BusyError:
             raise ConfigurationError(
@@ -205,7 +205,7 @@ async def _advance(handle: DeferredHandle, session: Session) -> Job:
             async with store.lock(job.name) as lock:
                 await advance(lock, session, store)
                 return lock.job
-    elif not (job := _job_in(handle)).is_submitted:
+    elif not (job := _read_job(handle)).is_submitted:
         raise ConfigurationError(
             f"A part of {handle.job_id} was not submitted yet, which needs the state of the machine that deferred it.",
             hint="Collect it where it was deferred, or let both places share their state: POLLUX_STATE_URL.",
@@ -215,12 +215,12 @@ async def _advance(handle: DeferredHandle, session: Session) -> Job:
 
 async def _find(store: StateJobStore, handle: DeferredHandle) -> Job | None:
     """Return the stored job of the handle, which is newer than that in the handle; None if it is not stored here."""
-    job = _job_in(handle)
+    job = _read_job(handle)
     found = await store.find(job.name)
     return found if found is not None and found.submission == job.submission else None
 
 
-def _job_in(handle: DeferredHandle) -> Job:
+def _read_job(handle: DeferredHandle) -> Job:
     if not isinstance(handle, DeferredHandle):
         raise ConfigurationError(
             f"handle is a {type(handle).__name__}.",
@@ -235,9 +235,9 @@ def _job_in(handle: DeferredHandle) -> Job:
         ) from None
 
 
-def _config(handle: DeferredHandle, config: Config | None) -> Config:
+def _resolve_config(handle: DeferredHandle, config: Config | None) -> Config:
     """Return the Config for the handle's provider, with the key of `config` or of the environment."""
-    target = _job_in(handle).target
+    target = _read_job(handle).target
     if config is None:
         return Config(**target.model_dump())
     if (config.provider, config.base_url, config.use_mock) != (target.provider, target.base_url, target.use_mock):

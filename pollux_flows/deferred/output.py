@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any, cast
 
 import fsspec
@@ -19,7 +20,7 @@ from pollux_flows.deferred.results import Item
 from pollux_flows.errors import ConfigurationError, SourceError
 
 
-def output_of(output: str, name: str) -> str:
+def output_path(output: str, name: str) -> str:
     """Return the file for a job's answers: `output` itself or, if that is a folder, a file in it."""
     return f"{output}{name}.jsonl" if output.endswith("/") else output
 
@@ -30,15 +31,15 @@ async def write_output(storage: Storage, job: Job, output: str, manifest: Manife
     If `job.guards_output`, only a file with its manifest is replaced. The manifest is then written first: a pass that
     follows a killed one must recognise the answers as its own.
     """
-    path = output_of(output, job.name)
+    path = output_path(output, job.name)
     try:
         if job.guards_output:
             await asyncio.to_thread(_check_replaceable, path)
-            await _write_manifest(path, job, manifest)
-        async with _replace_file(path, job.name) as file:
+            _write_manifest(path, job, manifest)
+        with _replace_file(path, job.name) as file:
             async for items in read_pieces(storage, job):
-                file.write(await asyncio.to_thread(_lines, items))
-        await _write_manifest(path, job, manifest)
+                file.write(await asyncio.to_thread(_make_lines, items))
+        _write_manifest(path, job, manifest)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
             f"The answers of {job.name} could not be written to {shown(path)}: {type(error).__name__}: {error}",
@@ -47,7 +48,7 @@ async def write_output(storage: Storage, job: Job, output: str, manifest: Manife
         ) from None
 
 
-def checked_output(output: str) -> str:
+def resolve_output(output: str) -> str:
     """Return `output` as an absolute place, or raise a ConfigurationError, before anything is submitted."""
     if not output.strip():
         raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
@@ -77,8 +78,8 @@ def checked_output(output: str) -> str:
     return f"{path}/" if folder else str(path)  # a collector may run in another directory
 
 
-async def _write_manifest(path: str, job: Job, manifest: Manifest) -> None:
-    async with _replace_file(_manifest_path(path), job.name) as file:
+def _write_manifest(path: str, job: Job, manifest: Manifest) -> None:
+    with _replace_file(_manifest_path(path), job.name) as file:
         file.write(manifest.model_dump_json(indent=2) + "\n")
 
 
@@ -105,7 +106,7 @@ def _check_replaceable(output: str) -> None:
         )
 
 
-def line_of(item: Item) -> str:
+def make_line(item: Item) -> str:
     """Return the output line of one prompt."""
     outcome, answer, problem = item.outcome, item.outcome.answer, item.outcome.problem
     line = {
@@ -121,33 +122,36 @@ def line_of(item: Item) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-class _replace_file:  # noqa: N801 (used like a function)
-    """Opens a text file that appears only once it is complete."""
+@contextmanager
+def _replace_file(url: str, by: str) -> Iterator[IO[str]]:
+    """Open a text file that appears only once it is complete."""
+    fs, path = fsspec.core.url_to_fs(url)
+    is_local = _is_local(fs)
+    # An object store shows an object when it is closed; a disk shows a file from its first byte.
+    unfinished = f"{path}.{by}.unfinished" if is_local else path
+    if is_local:
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
+    file = cast(IO[str], fs.open(unfinished, "w", encoding="utf-8", newline="\n"))
+    try:
+        yield file
+    except BaseException:
+        if is_local:
+            file.close()
+        else:
+            cast(Any, file).detach().discard()  # closing it would save it
+        raise
+    file.close()
+    if is_local:
+        _finish_write(fs, unfinished, path)
 
-    def __init__(self, url: str, by: str) -> None:
-        self._fs, self._path = fsspec.core.url_to_fs(url)
-        # An object store shows an object when it is closed; a disk shows a file from its first byte.
-        self._local = _is_local(self._fs)
-        self._writes = f"{self._path}.{by}.unfinished" if self._local else self._path
 
-    async def __aenter__(self) -> IO[str]:
-        if self._local and (folder := posixpath.dirname(self._path)):
-            self._fs.makedirs(folder, exist_ok=True)
-        self._file = cast(IO[str], self._fs.open(self._writes, "w", encoding="utf-8", newline="\n"))
-        return self._file
-
-    async def __aexit__(self, kind: object, *_: object) -> None:
-        if kind is not None and not self._local:
-            cast(Any, self._file).detach().discard()  # closing it would save it
-            return
-        self._file.close()
-        if kind is None and self._local:
-            self._fs.mv(self._writes, self._path)
+def _finish_write(fs: Any, unfinished: str, path: str) -> None:
+    fs.mv(unfinished, path)
 
 
 def _is_local(fs: Any) -> bool:
     return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
-def _lines(items: Iterable[Item]) -> str:
-    return "".join(f"{line_of(item)}\n" for item in items)
+def _make_lines(items: Iterable[Item]) -> str:
+    return "".join(f"{make_line(item)}\n" for item in items)

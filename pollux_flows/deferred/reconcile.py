@@ -1,8 +1,8 @@
 """Reconciliation: find out whether the provider has a batch whose reply was lost.
 
-A part in the state "sending" may have reached the provider. It is never simply submitted again: the batches of the
-account are searched for it first. A provider that stores our names shows it in its list. At the others, a batch of the
-same time and size may be it, and the key of its first result tells, once it has ended.
+A part in the state "sending" may have reached the provider. It is never simply submitted again: first it is looked for
+among the batches of the account. A provider that stores our names lists it with its tag. At the others, any batch of
+the same time and size may be it, until that has ended and the key of its first result decides.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ async def reconcile(
 
 
 async def reconcile_part(lock: JobLock, session: Session, number: int, known: Collection[str], now: float) -> None:
-    """Search the batch of one part, and save the state that follows from the result."""
+    """Look for the batch of one part, and save the state that follows from the result."""
     job, part = lock.job, lock.job.parts[number]
     own = [each.batch_id for each in job.parts if each.batch_id is not None]
     found = await find_batch(session, part, job.tag(number), now, known={*known, *own})
     if found == "unknown":
         if part.state != "lost":
             return
-        changed = part.model_copy(update={"state": "sending"})  # given up too early: it is searched again
+        changed = part.model_copy(update={"state": "sending"})  # given up too early: it is looked for again
     elif found is not None:
         changed = part.with_batch(found)
     elif part.lost_at is None:
@@ -76,7 +76,7 @@ async def reconcile_part(lock: JobLock, session: Session, number: int, known: Co
         return
     elif job.on_lost == "submit" and job.was_submitted_with(session.config.key()):
         changed = part.reset()
-    else:  # another key searches another account
+    else:  # another key looks into another account
         changed = part.model_copy(update={"state": "lost"})
     if changed != part:
         await lock.save(job.with_part(number, changed))
@@ -134,19 +134,19 @@ def _may_match(batch: Batch, part: Part, since: float, until: float | None) -> b
 
 async def _first_key(session: Session, batch: Batch) -> str | None:
     """Return the row key of the batch's first readable result; None if there is none."""
-    if batch.id not in _keys:
-        try:
-            key = await _read_first_key(session, batch)
-        except APIError as error:
-            if error.retryable:
-                raise
-            key = None
-        if key is None:
-            return None
+    if (known := _keys.get(batch.id)) is not None:
+        return known
+    try:
+        key = await _read_first_key(session, batch)
+    except APIError as error:
+        if error.retryable:
+            raise
+        return None
+    if key is not None:
         while len(_keys) >= _REMEMBERED:
             del _keys[next(iter(_keys))]
         _keys[batch.id] = key
-    return _keys[batch.id]
+    return key
 
 
 async def _read_first_key(session: Session, batch: Batch) -> str | None:

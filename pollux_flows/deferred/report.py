@@ -142,7 +142,7 @@ def _next_step(job: Job) -> str:
     if job.is_ended:
         return "is collected by the next pass"
     if any(part.state == "sending" for part in job.parts):
-        return "is searched at the provider"
+        return "is looked for at the provider"
     if any(part.state == "waiting" and part.follows for part in job.parts) and not job.parts[0].is_ended:
         return "the rest is submitted once the first prompt, whose cache it reads, is answered"
     if any(part.state == "waiting" for part in job.parts):

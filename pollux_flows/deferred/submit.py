@@ -96,7 +96,7 @@ async def load_plan(store: JobStore, job: Job) -> Plan:
     return await asyncio.to_thread((await store.load_request(job.name)).plan, job)
 
 
-async def submit_created(
+async def submit_created_job(
     store: JobStore,
     name: str,
     session: Session,
@@ -228,7 +228,7 @@ class _Submission:
     async def _search(self, number: int) -> None:
         for pause in _SEARCH_PAUSES_S:
             await asyncio.sleep(pause)
-            with suppress(APIError):  # a later process searches again
+            with suppress(APIError):  # a later process looks again
                 await reconcile_part(self._lock, self._session, number, self._known, self._clock())
             if self._lock.job.parts[number].state != "sending":
                 return

@@ -15,7 +15,7 @@ from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.deferred import submit as submission
 from pollux_flows.deferred.answers import find_unanswered
 from pollux_flows.deferred.job import Job, OnLost, fingerprint
-from pollux_flows.deferred.output import checked_output
+from pollux_flows.deferred.output import resolve_output
 from pollux_flows.deferred.reconcile import reconcile
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest
 from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
@@ -164,7 +164,7 @@ async def _claimed(store: BlockJobStore, name: str, saved: str | None, config: C
         raise ConfigurationError(
             f"resubmit is {asking.resubmit}.", hint="Pass 0, or how often what failed is tried again."
         )
-    output = None if asking.output is None else checked_output(asking.output)
+    output = None if asking.output is None else resolve_output(asking.output)
     asked = await tasks.request(whole(asking.prompts), config.target, whole(asking.sources), asking.options)
     submission.check_request(asked)
     plan = await tasks.plan(whole(asked))
@@ -192,7 +192,7 @@ async def _handed_in(store: BlockJobStore, name: str, config: Config, plan: Plan
 
     async def hand_in() -> Job:
         async with open_session(config) as session:
-            return await submission.submit_created(store, name, session, plan, _told)
+            return await submission.submit_created_job(store, name, session, plan, _told)
 
     # What it needs, a key among it, stays in this process: a task's arguments would not.
     job = await task(name="submit", task_run_name=f"submit {name}", **UNSTORED)(hand_in)()

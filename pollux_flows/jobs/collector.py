@@ -21,7 +21,7 @@ from pollux_flows.deferred.advance import advance
 from pollux_flows.deferred.answers import Tally, find_retryable, merge_answers, save_answers
 from pollux_flows.deferred.files import release_files
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.output import output_of, write_output
+from pollux_flows.deferred.output import output_path, write_output
 from pollux_flows.deferred.poll import MOST_REQUESTS, PollResult, poll
 from pollux_flows.deferred.report import CollectReport, JobRow, missing_problem, row_of
 from pollux_flows.deferred.results import download
@@ -30,7 +30,7 @@ from pollux_flows.deferred.submit import create_child
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import JobEvent, emit_job_event, emit_submission_events, was_emitted
-from pollux_flows.jobs.store import BlockJobStore, JobConfigs, missing
+from pollux_flows.jobs.store import BlockJobStore, JobConfigs, unknown_job
 from pollux_flows.jobs.waiters import resume_runs
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.bounds import retention_s
@@ -73,7 +73,7 @@ async def run_pass(names: Sequence[str] | None = None) -> CollectReport:
         existing = {job.name for job in jobs} | {each.name for each in unreadable}
         for name in names:
             if name not in existing:
-                raise missing(name)
+                raise unknown_job(name)
     selected = None if names is None else _with_children(names, jobs)
     active = [job for job in jobs if job.retired_at is None and (selected is None or job.name in selected)]
     collector = CollectorPass(store, jobs, shows_tasks=len(active) <= _SHOWN)
@@ -230,7 +230,7 @@ class CollectorPass:
 
     async def _publish(self, job: Job, tally: Tally, oddities: list[str]) -> Job:
         """Write the output, the envelope and the page of a job, and return it with its manifest."""
-        output = output_of(job.output, job.name) if job.output else None
+        output = output_path(job.output, job.name) if job.output else None
         manifest = tally.make_manifest(oddities=oddities, output=output)
         if job.output is not None:
             try:

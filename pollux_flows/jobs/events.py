@@ -33,12 +33,12 @@ async def emit_job_event(job: Job, event: JobEvent) -> Job:
     except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the answers matter more)
         get_run_logger().warning("pollux.deferred.%s of %s could not be emitted: %s", event, job.name, error)
         return job
-    return job.model_copy(update={"told": [*job.told, _once(job, event)]})
+    return job.model_copy(update={"told": [*job.told, _event_key(job, event)]})
 
 
 def was_emitted(job: Job, event: JobEvent) -> bool:
     """Return True if this event was emitted for the job as it is."""
-    return _once(job, event) in job.told
+    return _event_key(job, event) in job.told
 
 
 async def emit_submission_events(lock: JobLock) -> None:
@@ -52,7 +52,7 @@ async def emit_submission_events(lock: JobLock) -> None:
         await lock.save(job)
 
 
-def _once(job: Job, event: JobEvent) -> str:
+def _event_key(job: Job, event: JobEvent) -> str:
     """Return the identity of an event: a job whose failed prompts were submitted again is collected again."""
     return f"{event}-{job.children}" if event in {"collected", "failed"} and job.children else event
 
@@ -60,7 +60,7 @@ def _once(job: Job, event: JobEvent) -> str:
 def _make_event(job: Job, event: JobEvent) -> Event:
     numbers = job.manifest.model_dump(mode="json") if job.manifest else {}
     return Event(
-        id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{job.submission}/{_once(job, event)}"),
+        id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{job.submission}/{_event_key(job, event)}"),
         event=f"pollux.deferred.{event}",
         resource=Resource(
             {

@@ -79,7 +79,7 @@ async def _acquire(name: str) -> ServerLease | None:
         while True:
             found = await client.read_variable_by_name(name)
             if found is not None:
-                if _is_held(found.value):
+                if _is_active(found.value):
                     return None
                 if not _is_orphaned(found.value):
                     await asyncio.sleep(_CONFIRM_S)  # its renewal may be on its way to a slow server
@@ -112,7 +112,7 @@ async def _keep_renewing(lease: ServerLease) -> None:
                 await lease.renew()
 
 
-def _is_held(value: Any) -> bool:
+def _is_active(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("until"), int | float):
         return False  # it was edited
     return value["until"] > time.time() and not _is_orphaned(value)

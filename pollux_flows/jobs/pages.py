@@ -87,7 +87,7 @@ def render_submission(job: Job) -> str:
     if job.state == "submitting":
         lines += [
             "",
-            "The provider's reply was lost: `collect` searches the batch at the provider. Nothing is submitted twice.",
+            "The provider's reply was lost: `collect` looks for the batch at the provider. Nothing is submitted twice.",
         ]
     return "\n".join(lines)
 

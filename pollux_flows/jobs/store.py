@@ -141,12 +141,12 @@ class BlockJobStore:
 
     async def find(self, name: str) -> Job | None:
         document = await _read_document(name)
-        return None if document is None else _job_in(document)
+        return None if document is None else _read_job(document)
 
     async def get(self, name: str) -> Job:
         """Return the job of this name, or raise a ConfigurationError."""
         if (job := await self.find(name)) is None:
-            raise missing(name)
+            raise unknown_job(name)
         return job
 
     async def list_jobs(self) -> tuple[list[Job], list[Unreadable]]:
@@ -156,7 +156,7 @@ class BlockJobStore:
         jobs, unreadable = [], []
         for document in documents:
             try:
-                jobs.append(_job_in(document))
+                jobs.append(_read_job(document))
             except PolluxError as error:
                 unreadable.append(Unreadable(str(document.name), str(error)))
         return jobs, unreadable
@@ -172,13 +172,13 @@ class BlockJobStore:
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[JobLock]:
         if await _read_document(name) is None:
-            raise missing(name)
+            raise unknown_job(name)
         async with acquire_server_lease(f"pollux-at-work-{name}") as lease:
             if lease is None:
                 raise BusyError(name)
             if (document := await _read_document(name)) is None:
-                raise missing(name)
-            yield _BlockJobLock(lease, document.id, _job_in(document))
+                raise unknown_job(name)
+            yield _BlockJobLock(lease, document.id, _read_job(document))
 
 
 class _BlockJobLock(JobLock):
@@ -224,7 +224,7 @@ class JobConfigs:
         return config if config.model == target.model else config.model_copy(update={"model": target.model})
 
 
-def missing(name: str) -> ConfigurationError:
+def unknown_job(name: str) -> ConfigurationError:
     """Return the error for a job that does not exist."""
     return no_such_job(name, "this Prefect server")
 
@@ -234,7 +234,7 @@ async def _read_document(name: str) -> BlockDocument | None:
         return await read_document(client, PolluxDeferredJob, name)
 
 
-def _job_in(document: BlockDocument) -> Job:
+def _read_job(document: BlockDocument) -> Job:
     fields = document.data.get("job")
     if not isinstance(fields, dict):
         raise ConfigurationError(

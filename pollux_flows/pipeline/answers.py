@@ -108,12 +108,12 @@ class Answers:
             yield partial(self._may_ask_in_slot, self._slots, self._taken[planned.index])
             return
         if self._terms.reuse != "always":
-            yield self.may_ask
+            yield self.check_may_ask
             return
         async with self._journal.lease_call(planned.identity) as take:
 
             async def may_ask() -> None:
-                await self.may_ask()
+                await self.check_may_ask()
                 await take()
                 if await self._found([planned]):
                     raise TakenError
@@ -133,18 +133,18 @@ class Answers:
         slot = self._taken.get(planned.index)
         return planned.identity if slot is None else slot.identity
 
-    async def keep(self, outcome: Outcome) -> Outcome:
-        """Written down; or with the reason why that was not possible, for the answer is worth having all the same."""
+    async def save_outcome(self, outcome: Outcome) -> Outcome:
+        """Save the outcome of a call; where that is not possible, return it with the reason."""
         self._spending.add([outcome])
         if paid_before := self._paid.get(outcome.identity):
             outcome = outcome.model_copy(update={"paid_before_usd": paid_before})
-        return await self._written(outcome)
+        return await self._save(outcome)
 
-    async def keep_after_all(self, outcome: Outcome) -> Outcome:
+    async def save_late(self, outcome: Outcome) -> Outcome:
         """Save an answer that could not be saved when it came, if that is possible now."""
         if outcome.unkept is None or outcome.spilled is not None:
             return outcome
-        return await self._written(outcome.model_copy(update={"unkept": None}))
+        return await self._save(outcome.model_copy(update={"unkept": None}))
 
     async def _take(self, slots: Slots, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         new = [call for call in calls if call.index not in self._taken]
@@ -170,7 +170,7 @@ class Answers:
         return None
 
     async def _may_ask_in_slot(self, slots: Slots, slot: Slot) -> None:
-        await self.may_ask()
+        await self.check_may_ask()
         try:
             await slots.check_lease(slot)
         except LeaseLostError:
@@ -191,14 +191,14 @@ class Answers:
             return {}
         return await self._journal.load_own([call.identity for call in calls])
 
-    async def may_ask(self) -> None:
+    async def check_may_ask(self) -> None:
         """Return when this run may make another call, or raise why it may not."""
         await self._well.wait()
         if self._broken is not None:
             raise self._broken
         self._spending.check()
 
-    async def _written(self, outcome: Outcome) -> Outcome:
+    async def _save(self, outcome: Outcome) -> Outcome:
         save = self._journal.save_answer if outcome.problem is None else self._journal.save_error
         give_up = time.monotonic() + sum(_PAUSES)
         for pause in (*_PAUSES, None):

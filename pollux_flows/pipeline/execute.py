@@ -1,9 +1,9 @@
-"""Execute: make the calls that are not answered yet, side by side, and keep each answer as it comes."""
+"""Execute: make the calls that are not answered yet, side by side, and save each answer as it comes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
 from functools import partial
 from uuid import uuid4
@@ -67,7 +67,7 @@ async def execute_plan(
 ) -> list[Outcome]:
     """Make all calls of the plan, and return their outcomes in its order."""
     async with open_execution(plan, config, terms, caches=caches) as execution:
-        return await execution.outcomes(plan.calls, on_outcome)
+        return await execution.answer_calls(plan.calls, on_outcome)
 
 
 def first_error(outcomes: Sequence[Outcome], provider: str) -> PolluxError | None:
@@ -77,7 +77,7 @@ def first_error(outcomes: Sequence[Outcome], provider: str) -> PolluxError | Non
 
 
 class Execution:
-    """The calls of a plan on their way: one connection, each file uploaded once, each answer kept as it comes."""
+    """The calls of a plan on their way: one connection, each file uploaded once, each answer saved as it comes."""
 
     def __init__(
         self, plan: Plan, config: Config, answers: Answers, stack: AsyncExitStack, caches: CacheRegistry | None = None
@@ -88,7 +88,7 @@ class Execution:
         self.created_by: str | None = None
         """The creator that the records of its caches name."""
         self._stack = stack
-        self._meeting: asyncio.Task[tuple[Session, Attachments]] | None = None
+        self._opening: asyncio.Task[tuple[Session, Attachments]] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
         self._line = asyncio.Semaphore(2 * config.request_concurrency)
         self.use_plan(plan)
@@ -123,148 +123,59 @@ class Execution:
             )
         return self._cache_uses[source]
 
-    async def outcomes(
+    async def answer_calls(
         self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None, turn: Place | None = None
     ) -> list[Outcome]:
         """Make these calls of the plan, and return their outcomes in order.
 
-        A call that fails cancels none of the others, and no answer is dropped.
-        `turn` is closed once all of the calls stand in line.
+        A call that fails cancels none of the others, and no answer is dropped. `turn` is closed once all of the calls
+        stand in line.
         """
         if not calls:
             return []
-        seen = on_outcome or _unseen
+        on_outcome = on_outcome or _ignore
         found = await self.answers.load_reusable(calls)
         for outcome in found.values():
-            seen(outcome)
+            on_outcome(outcome)
         missing = [call for call in calls if call.index not in found]
         if missing:
             await self._begin(missing)
-            found |= zip((call.index for call in missing), await self._ask_all(missing, seen, turn), strict=True)
-        return [found[call.index] for call in calls]
-
-    async def _ask_all(self, calls: Sequence[PlannedCall], seen: OnOutcome, turn: Place | None) -> list[Outcome]:
-        async def settled(planned: PlannedCall, place: Place) -> Outcome:
-            async def ask() -> Outcome:
-                await place.reopen()
-                return await self._settled(planned, place)
-
-            with closing(place):
-                if self._warm_ups.is_needed(planned.source):
-                    place.close()  # it may wait for another call, which must not wait for its place
-                outcome = await self._warm_ups.run(planned.source, ask)
-            seen(outcome)
-            return outcome
-
         # Not a TaskGroup: its first failure would cancel siblings whose answers are being paid for.
         asking: list[asyncio.Task[Outcome]] = []
         try:
-            for planned in calls:
+            for planned in missing:
                 await self._line.acquire()
-                asking.append(asyncio.create_task(settled(planned, Place(self._line))))
+                asking.append(asyncio.create_task(self._answer_call(planned, Place(self._line), on_outcome)))
             if turn is not None:
                 turn.close()
         finally:
-            if len(asking) < len(calls):  # cancelled half-way
+            if len(asking) < len(missing):  # cancelled half-way
                 for each in asking:
                     each.cancel()
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
-        return [await self.answers.keep_after_all(unless_raised(outcome)) for outcome in outcomes]
+        for planned, outcome in zip(missing, map(unless_raised, outcomes), strict=True):
+            found[planned.index] = await self.answers.save_late(outcome)
+        return [found[call.index] for call in calls]
 
-    async def _settled(self, planned: PlannedCall, place: Place) -> Outcome:
-        try:
-            while True:
-                with suppress(TakenError):
-                    async with self.answers.asking(planned) as may_ask:
-                        return await self._ask(planned, may_ask, place)
-                if (outcome := await self.answers.wait(planned)) is not None:
-                    return outcome
-        except PolluxError as error:
-            return unasked(planned, error)
-
-    async def _ask(self, planned: PlannedCall, may_ask: MayAsk, place: Place) -> Outcome:
-        """Ask the provider. An answer is saved before its slot is released."""
-        answered: list[Outcome] = []
-
-        async def keep(attempts: Attempts[Answer]) -> None:
-            answered.append(await self.answers.keep(self._outcome(planned, attempts)))
-
-        attempts = await self._attempts(planned, may_ask, place, keep)
-        return answered[0] if answered else self._outcome(planned, attempts)
-
-    async def _attempts(
-        self,
-        planned: PlannedCall,
-        may_ask: MayAsk,
-        place: Place,
-        keep: Callable[[Attempts[Answer]], Awaitable[None]],
-    ) -> Attempts[Answer]:
-        await self.answers.may_ask()  # before a file is uploaded for it
-        session, attachments = await self._met()
-        use = self.find_cache(planned.source)
-        has_reattached = False
-        cache: CacheHandle | None = None
-        sources: Sequence[int] = ()
-        materials: tuple[Material, ...] = ()
-
-        async def prepare() -> None:
-            nonlocal cache, sources, materials
-            cache = await use.acquire()
-            self.answers.add_caches(use.used)
-            # What the cache holds is not sent along; what was attached to earlier turns is.
-            sources = _sources(self.plan, planned)[self.plan.own_sources if use.holds_sources else 0 :]
-            materials = await attachments.materials(sources)
-
-        async def ready() -> None:
-            place.close()
-            await may_ask()
-
-        async def generate() -> Answer:
-            await prepare()  # the cache may have run out while this call stood in line
-            return await session.generate(self._call(planned, materials, cache))
-
-        while True:
-            await prepare()  # creations and uploads take no slot
-            attempts: Attempts[Answer] = await attempt(
-                generate,
-                policy=self.config.retry,
-                timeout_s=self.config.timeout_s,
-                slot=session.slot,
-                ready=ready,
-                keep=keep,
-            )
-            if await use.replace_lost(cache, attempts.error):
-                continue
-            if has_reattached or not await attachments.lost(attempts.error, sources, materials):
-                return attempts
-            has_reattached = True
-
-    def _outcome(self, planned: PlannedCall, attempts: Attempts[Answer]) -> Outcome:
-        answer, error = attempts.result, attempts.error
-        if answer is not None and not answer.tool_calls and self.plan.sharing > 1:
-            answer = answer.by_itself()
-        cost = answer and cost_of(self.plan.target, answer)
-        return Outcome(
-            index=planned.index,
-            identity=self.answers.identity(planned),
-            answer=answer,
-            failure=None if error is None else CallFailure.of(planned.index, error),
-            attempts=attempts.number,
-            unknown_attempts=attempts.unknown,
-            waited_s=round(attempts.waited_s, 3),
-            duration_s=round(attempts.elapsed_s, 3),
-            cost_usd=cost and cost.usd,
-            cost_unknown=cost and cost.unknown,
-        )
+    async def _answer_call(self, planned: PlannedCall, place: Place, on_outcome: OnOutcome) -> Outcome:
+        with closing(place):
+            if self._warm_ups.is_needed(planned.source):
+                place.close()  # it may wait for another call, which must not wait for its place
+            async with self._warm_ups.take_turn(planned.source):
+                await place.reopen()
+                outcome = await _CallRun(self, planned, place).run()
+                self._warm_ups.record(planned.source, outcome)
+        on_outcome(outcome)
+        return outcome
 
     async def _begin(self, calls: Sequence[PlannedCall]) -> None:
         """Refuse what only a finished request shows, for each set of sources that calls are made about."""
         await self.answers.begin()
         await self.cache.open()
-        session, attachments = await self._met()
+        session, attachments = await self.open_session()
         asked = {tuple(_sources(self.plan, planned)): planned for planned in reversed(calls)}
         for sources, planned in asked.items():
-            call = self._call(planned, attachments.pretended(sources))
+            call = self.make_call(planned, attachments.pretended(sources))
             checked: Attempts[None] = await attempt(
                 partial(session.check, call),
                 policy=self.config.retry,
@@ -273,7 +184,9 @@ class Execution:
             )
             checked.unwrap()
 
-    def _call(self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None) -> Call:
+    def make_call(
+        self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None
+    ) -> Call:
         plan, own = self.plan, len(materials) - len(self.plan.said.attached)
         if planned.source not in self._prefix_keys:
             self._prefix_keys[planned.source] = prefix_key(plan, _sources(plan, planned))
@@ -289,24 +202,123 @@ class Execution:
             response_id=plan.said.response_id,
         )
 
-    async def _met(self) -> tuple[Session, Attachments]:
-        """The provider's session, opened by the first who asks."""
-        if self._meeting is None:
-            self._meeting = asyncio.create_task(self._meet())
-        return await asyncio.shield(self._meeting)
+    async def open_session(self) -> tuple[Session, Attachments]:
+        """Return the provider's session and the plan's attachments, opened by the first call."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(self._opening)
 
     async def close(self) -> None:
         """Give up on a session that is still being opened, and leave what was not answered to others."""
-        if self._meeting is not None:
-            self._meeting.cancel()
-            await asyncio.wait([self._meeting])
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
         for use in self.cache_uses:
             await use.close()
         await self.answers.close()
 
-    async def _meet(self) -> tuple[Session, Attachments]:
+    async def _open(self) -> tuple[Session, Attachments]:
         session = await self._stack.enter_async_context(open_session(self.config))
         return session, await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
+
+
+class _StaleCacheError(Exception):
+    """Raised when a call's cache needs renewal before the call is sent."""
+
+
+class _CallRun:
+    """One call on its way, from its slot in the state to its saved answer."""
+
+    def __init__(self, execution: Execution, planned: PlannedCall, place: Place) -> None:
+        self._execution, self._planned, self._place = execution, planned, place
+        self._answers = execution.answers
+        self._use = execution.find_cache(planned.source)
+        self._check_permission: MayAsk = self._answers.check_may_ask
+        self._cache: CacheHandle | None = None
+        self._sources: Sequence[int] = ()
+        self._materials: tuple[Material, ...] = ()
+        self._saved: Outcome | None = None
+        self._has_waited = False
+
+    async def run(self) -> Outcome:
+        """Ask, or wait for the answer where another execution asks; a call that cannot be made fails alone."""
+        try:
+            while True:
+                with suppress(TakenError):
+                    async with self._answers.asking(self._planned) as self._check_permission:
+                        return await self._ask()
+                if (outcome := await self._answers.wait(self._planned)) is not None:
+                    return outcome
+        except PolluxError as error:
+            return unasked(self._planned, error)
+
+    async def _ask(self) -> Outcome:
+        """Ask the provider until it answers, with a new cache or new files where it lost those."""
+        await self._answers.check_may_ask()  # before a file is uploaded for it
+        config = self._execution.config
+        session, attachments = await self._execution.open_session()
+        has_reattached = False
+        while True:
+            await self._prepare(attachments)
+            try:
+                attempts: Attempts[Answer] = await attempt(
+                    partial(self._generate, session),
+                    policy=config.retry,
+                    timeout_s=config.timeout_s,
+                    slot=session.slot,
+                    ready=self._start,
+                    keep=self._save,
+                )
+            except _StaleCacheError:
+                continue
+            if await self._use.replace_lost(self._cache, attempts.error):
+                continue
+            if has_reattached or not await attachments.lost(attempts.error, self._sources, self._materials):
+                return self._saved or self._make_outcome(attempts)
+            has_reattached = True
+
+    async def _prepare(self, attachments: Attachments) -> None:
+        """Get the cache that lives now, and the materials that are sent beside it. A creation needs a slot itself."""
+        plan = self._execution.plan
+        self._cache = await self._use.acquire()
+        self._answers.add_caches(self._use.used)
+        # What the cache holds is not sent along; what was attached to earlier turns is.
+        self._sources = _sources(plan, self._planned)[plan.own_sources if self._use.holds_sources else 0 :]
+        self._materials = await attachments.materials(self._sources)
+
+    async def _start(self) -> None:
+        """Leave the line, with a slot of the provider in hand, and check once more that the call may be made."""
+        self._place.close()
+        # The cache may have run out while this call stood in line. Once: else it might stand in line for ever.
+        if not self._has_waited and not self._use.is_current(self._cache):
+            self._has_waited = True
+            raise _StaleCacheError
+        await self._check_permission()
+
+    async def _generate(self, session: Session) -> Answer:
+        return await session.generate(self._execution.make_call(self._planned, self._materials, self._cache))
+
+    async def _save(self, attempts: Attempts[Answer]) -> None:
+        """Save the answer before the slot is released."""
+        self._saved = await self._answers.save_outcome(self._make_outcome(attempts))
+
+    def _make_outcome(self, attempts: Attempts[Answer]) -> Outcome:
+        plan, answer, error = self._execution.plan, attempts.result, attempts.error
+        if answer is not None and not answer.tool_calls and plan.sharing > 1:
+            answer = answer.by_itself()
+        cost = answer and cost_of(plan.target, answer)
+        return Outcome(
+            index=self._planned.index,
+            identity=self._answers.identity(self._planned),
+            answer=answer,
+            failure=None if error is None else CallFailure.of(self._planned.index, error),
+            attempts=attempts.number,
+            unknown_attempts=attempts.unknown,
+            waited_s=round(attempts.waited_s, 3),
+            duration_s=round(attempts.elapsed_s, 3),
+            cost_usd=cost and cost.usd,
+            cost_unknown=cost and cost.unknown,
+        )
 
 
 class Place:
@@ -333,7 +345,7 @@ def unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
     return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)
 
 
-def _unseen(_: Outcome) -> None:
+def _ignore(_: Outcome) -> None:
     pass
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from pollux_flows import claude
@@ -101,18 +102,24 @@ class WarmUps:
         """Return whether a call about that source is to ask for prompt caching."""
         return self._caches and not (self._goes_warm and self._writes_in_vain(source))
 
-    async def run(self, source: int | None, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Return what `ask` brings, asked when it is this call's turn."""
+    @asynccontextmanager
+    async def take_turn(self, source: int | None) -> AsyncIterator[None]:
+        """Wait until a call about that source may go: at once, unless another goes first."""
         if self.is_needed(source):
             async with self._turns[source]:
                 if self.is_needed(source):
-                    outcome = await ask()
-                    if outcome.answer is not None and outcome.reused is None:
-                        self._warm.add(source)
-                    elif outcome.answer is None:
-                        self._failed[source] += 1
-                    return outcome
-        return await ask()
+                    yield
+                    return
+        yield
+
+    def record(self, source: int | None, outcome: Outcome) -> None:
+        """Note, within its turn, how a call went: one that was answered now has written what the others read."""
+        if not self.is_needed(source):
+            return
+        if outcome.answer is None:
+            self._failed[source] += 1
+        elif outcome.reused is None:
+            self._warm.add(source)
 
     def _writes_in_vain(self, source: int | None) -> bool:
         """Return whether no other call would read what a call about that source writes."""

@@ -1,1 +1,1 @@
-"""What outlives a process, and the names it is found by."""
+"""State: the records that outlive a process, and the identities by which they are found."""

@@ -27,7 +27,7 @@ from pollux_flows.state.batching import Batcher, unforkable
 from pollux_flows.state.expiry import Expiry
 from pollux_flows.state.home import disk_full_error, folder_error, prepare_folder
 from pollux_flows.state.leases import Clock
-from pollux_flows.state.store import Json, Row, decode_record, encode_record, try_decode_record
+from pollux_flows.state.store import Json, Row, Store, decode_record, encode_record, try_decode_record
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class _LockedError(ConfigurationError):
     """Another process holds the lock of the file."""
 
 
-class DiskStore:
+class DiskStore(Store):
     """The Store in a folder, which is created at the first operation."""
 
     def __init__(self, folder: Path, *, clock: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
@@ -117,15 +117,9 @@ class DiskStore:
     def __del__(self) -> None:
         self._disconnect()  # not by the garbage collector, which does not wait for a fork
 
-    async def get(self, key: str) -> Json | None:
-        return (await self.get_many([key])).get(key)
-
     async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
         wanted = list(keys)
         return await self._run(lambda connection: self._select(connection, wanted))
-
-    async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
-        await self.put_many({key: record}, ttl_s)
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
         rows = [_NewRow(key, encode_record(key, record), ttl_s) for key, record in records.items()]

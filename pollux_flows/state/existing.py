@@ -55,7 +55,7 @@ class ExistingStore(DiskStore):
         done, step = 0, max(1, len(rows))
         while done < len(rows):
             try:
-                # The log of earlier writes is given back to the disk: room for the next step.
+                # Merging the log frees its space on the disk: room for the next step.
                 await self._run(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
                 deleted += await super().delete_rows(rows[done : done + step])
             except NoRoomError:

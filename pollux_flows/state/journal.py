@@ -15,10 +15,11 @@ from typing import Final
 from pollux_flows.result import Outcome
 from pollux_flows.state import fallback_files, leases
 from pollux_flows.state.answer_record import make_answer_record, pointer_key, read_answer, read_pointer
-from pollux_flows.state.bounds import enforce_max_size, retention_s
+from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import digest
 from pollux_flows.state.index import Call, write_index
 from pollux_flows.state.leases import LEASE_S, Clock, Lease
+from pollux_flows.state.maintenance import enforce_max_size
 from pollux_flows.state.store import Json, Store
 
 # The record of a longer text is made on a thread: it would block the event loop.

@@ -1,4 +1,4 @@
-"""Kinds of records, told by their keys, and which of them may be removed."""
+"""Kinds of records, recognised by their keys, and which of them may be removed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Lease:
     clock: Clock
     token: str
     until: float = 0.0
-    """Until then, by the clock, no other process can have acquired the lease."""
+    """The end of the lease by the clock, before which no other process can have acquired it."""
 
     async def write(self, change: Callable[[Json], Json]) -> None:
         """Change the content of the record and renew the lease, or raise LeaseLostError."""

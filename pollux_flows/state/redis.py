@@ -31,7 +31,16 @@ from redis.retry import Retry
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.batching import Batcher
-from pollux_flows.state.store import STATE_URL, Json, LostError, Row, decode_record, encode_record, try_decode_record
+from pollux_flows.state.store import (
+    STATE_URL,
+    Json,
+    LostError,
+    Row,
+    Store,
+    decode_record,
+    encode_record,
+    try_decode_record,
+)
 
 Command = Callable[[Pipeline], object]
 """Adds one command to a pipeline."""
@@ -108,7 +117,7 @@ class _TimedPipeline(Pipeline):
         return super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
 
 
-class RedisStore:
+class RedisStore(Store):
     """The Store in a Redis, which is connected to at the first operation.
 
     `<prefix>record:<key>` is a record, `<prefix>asked:<id>` a write that was done in the last minute, and
@@ -131,18 +140,12 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"RedisStore({self.where!r})"
 
-    async def get(self, key: str) -> Json | None:
-        return (await self.get_many([key])).get(key)
-
     async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
         found: dict[str, Json] = {}
         remaining = iter(keys)
         while part := list(islice(remaining, _BATCH)):
             found |= {key: decode_record(key, data, self.where) for key, data in await self._load(part)}
         return found
-
-    async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
-        await self.put_many({key: record}, ttl_s)
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
         rows = [(key, encode_record(key, record)) for key, record in records.items()]

@@ -49,7 +49,7 @@ class RunScope:
     flow_run: str | None = None
     """The Prefect flow run that asks."""
     is_repeated: bool = False
-    """Whether the run has been started before, maybe by an earlier version of this package."""
+    """True if the run has been started before, maybe by an earlier version of this package."""
     sub_flow: str = ""
     """Equal for sub-flows that one flow run called with equal parameters; empty where Prefect finds no result again."""
     place: str = ""
@@ -83,7 +83,7 @@ class _Taker:
     is_alive: bool
     has_lease: bool
     is_complete: bool
-    """Whether all its calls are answered, so that its flow run need not be retried."""
+    """True if all its calls are answered, so that its flow run need not be retried."""
     sub_flow: str
     place: str
 

@@ -29,7 +29,7 @@ class Row:
     record: Json | None
     """None if it cannot be read."""
     size: int
-    """In bytes, including the key."""
+    """The number of bytes, including the key."""
     version: object
     """Changes when the record is written again with other content."""
     expired: bool = False
@@ -49,7 +49,7 @@ class Store(Protocol):
 
     async def get(self, key: str) -> Json | None:
         """Return the record, or None if there is none."""
-        ...
+        return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
         """Return those of the records that exist."""
@@ -57,7 +57,7 @@ class Store(Protocol):
 
     async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
         """Write the record, over any earlier one."""
-        ...
+        await self.put_many({key: record}, ttl_s)
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
         """Write many records. Each is written completely or not at all; a crash may come between two."""

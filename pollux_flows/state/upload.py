@@ -118,7 +118,7 @@ class Failure(Record):
 
     @property
     def is_final(self) -> bool:
-        """Whether another attempt would fail, too."""
+        """True if another attempt would fail, too."""
         return self.facts.get("retryable") is not True
 
     def to_error(self) -> PolluxError:

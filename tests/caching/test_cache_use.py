@@ -69,7 +69,7 @@ async def beside_sources(config: Config, prompts: list[str], request: CacheReque
 
 async def executed(plan: Plan, config: Config, registry: StoreRegistry, **terms: Any) -> list[Outcome]:
     async with open_execution(plan, config, Terms(**terms), caches=registry) as execution:
-        return await execution.outcomes(plan.calls)
+        return await execution.answer_calls(plan.calls)
 
 
 def bodies(sim: Simulator) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ async def test_a_lost_cache_is_made_again_once(
         sim.fail(fault, times=6)
     plan = with_handle(gemini, handle, [f"p{number}" for number in range(6)])
     async with open_execution(plan, gemini, caches=registry) as execution:
-        outcomes = await execution.outcomes(plan.calls)
+        outcomes = await execution.answer_calls(plan.calls)
         assert execution.cache.lost == [handle.name]
         assert len(execution.cache.created) == 1
     assert [outcome.problem for outcome in outcomes] == [None] * 6
@@ -333,7 +333,7 @@ async def test_a_cache_that_another_asks_for_outlives_the_run(
     """It was found while a run held it for itself alone: its name is in others' hands from then on."""
     plan = await beside_sources(gemini, ["a", "b"])
     async with open_execution(plan, gemini, caches=registry) as execution:
-        await execution.outcomes(plan.calls)
+        await execution.answer_calls(plan.calls)
         (record,) = await registry.list()
         assert record.is_temporary
         handle = await named(gemini, registry)
@@ -347,11 +347,11 @@ async def test_a_run_extends_the_cache_that_it_would_outlive(config: MakeConfig,
     """Its calls stand in line for longer than the cache lives, and look again before they are sent."""
     gemini = config("gemini", request_concurrency=2)
     sim.latency_s = 0.4
-    request = REQUEST.model_copy(update={"ttl_seconds": 2})
-    plan = await beside_sources(gemini, [f"p{number}" for number in range(14)], request)
+    request = REQUEST.model_copy(update={"ttl_seconds": 4})
+    plan = await beside_sources(gemini, [f"p{number}" for number in range(24)], request)
     outcomes = await executed(plan, gemini, open_registry(gemini))
-    assert [outcome.problem for outcome in outcomes] == [None] * 14
-    assert (len(created(sim)), len(asked(sim))) == (1, 14)
+    assert [outcome.problem for outcome in outcomes] == [None] * 24
+    assert (len(created(sim)), len(asked(sim))) == (1, 24)
     assert [entry for entry in sim.requests if entry.operation == "cache.update"]
 
 
@@ -369,7 +369,7 @@ async def test_a_cache_that_ran_out_is_made_again_more_than_once(
             async with registry.lock(handle.identity or "") as lock:
                 assert lock.record is not None
                 await lock.save(lock.record.change(expires_at=time.time() - 1))
-            (outcome,) = await execution.outcomes([call])
+            (outcome,) = await execution.answer_calls([call])
             assert outcome.problem is None
     assert len(created(sim)) == 4
 
@@ -436,7 +436,7 @@ async def test_only_the_run_that_creates_a_cache_counts_it(
 
     async def run_one(plan: Plan) -> list[UsedCache]:
         async with open_execution(plan, gemini, caches=registry) as execution:
-            await execution.outcomes(plan.calls)
+            await execution.answer_calls(plan.calls)
             return execution.used_caches
 
     used = [caches for (caches,) in await asyncio.gather(*map(run_one, plans))]

@@ -40,7 +40,7 @@ async def ask_with_new_cache(config: Config, source: Source, prompts: list[str],
     asking = make_request(prompts, target=config.target, sources=[source], options=Options(**options))
     plan = make_plan(asking, await read_sources(asking), cache_request=CacheRequest(sources=[source]))
     async with open_execution(plan, config, caches=open_registry(config)) as execution:
-        outcomes = await execution.outcomes(plan.calls)
+        outcomes = await execution.answer_calls(plan.calls)
         return extract_envelope(plan, outcomes, duration_s=1.0, caches=execution.used_caches)
 
 

@@ -1,4 +1,4 @@
-"""Tests of reconciliation: after a lost reply, the batch is searched at the provider before it is submitted again."""
+"""Tests of reconciliation: after a lost reply, the batch is looked for before it is submitted again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pollux_flows.deferred.advance import cancel
 from pollux_flows.deferred.job import Job, OnLost
 from pollux_flows.deferred.reconcile import SETTLED_S, reconcile
 from pollux_flows.deferred.store import JobRequest, StateJobStore
-from pollux_flows.deferred.submit import create_job, submit_created, submit_due_parts
+from pollux_flows.deferred.submit import create_job, submit_created_job, submit_due_parts
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import Session, open_session
@@ -175,7 +175,7 @@ async def test_a_job_that_is_cancelled_before_its_submission_ends(sim: Simulator
         async with store.lock("job") as lock:
             await cancel(lock, session)
             assert lock.job.is_ended
-        job = await submit_created(store, "job", session, plan)
+        job = await submit_created_job(store, "job", session, plan)
     assert (job.is_ended, job.parts[0].problem and job.parts[0].problem.kind) == (True, "cancelled")
     assert sim.batches == []
 

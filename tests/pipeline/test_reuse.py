@@ -32,7 +32,7 @@ from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state import redis
 from pollux_flows.state.journal import Journal
-from pollux_flows.state.prune import is_complete
+from pollux_flows.state.maintenance import is_complete
 from pollux_flows.state.store import open_store
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
 from tests.state.places import at_work

@@ -164,7 +164,7 @@ async def test_when_the_first_is_cancelled_the_next_takes_its_place(config: Make
     sim.fail(Fault(kind="hang"), contains=TEN[0])
     plan = _plan(TEN[:4], config)
     async with open_execution(plan, config("anthropic"), Terms()) as execution:
-        parts = [asyncio.create_task(execution.outcomes(part.calls)) for part in plan.parts(1)]
+        parts = [asyncio.create_task(execution.answer_calls(part.calls)) for part in plan.parts(1)]
         await until(lambda: asked(sim))
         await asyncio.sleep(0.1)
         assert len(asked(sim)) == 1
@@ -179,7 +179,7 @@ async def test_the_parts_of_a_run_share_one_first_call(config: MakeConfig, sim: 
     sim.latency_s = 0.1
     plan = _plan(TEN, config)
     async with open_execution(plan, config("anthropic"), Terms()) as execution:
-        each = await asyncio.gather(*(execution.outcomes(part.calls) for part in plan.parts(2)))
+        each = await asyncio.gather(*(execution.answer_calls(part.calls) for part in plan.parts(2)))
     found = [outcome for part in each for outcome in part]
     assert sum(_writes(found)) == 1
     assert sum(_reads(found)) == 9

@@ -15,7 +15,7 @@ from tests.state.servers import SHARED, BadLine, Server, answers, removed_from
 
 @pytest.fixture(params=["disk", "redis"])
 def address(request: pytest.FixtureRequest) -> str:
-    """Where a store is. Whoever writes another kind of store adds it here, and to `opened`."""
+    """The address of a store of each kind. A new kind is added here and to `opened`."""
     place: str = request.getfixturevalue(f"{request.param}_place")
     return f"{request.param}:{place}"
 
@@ -27,7 +27,7 @@ def disk_place(tmp_path: Path) -> str:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A disk with as much room as the module says."""
+    """A disk of the size that the module sets."""
     folder = tmp_path / "small"
     folder.mkdir()
     size = f"size={request.module.SMALL_DISK_MIB}m"
@@ -50,7 +50,7 @@ def shared_redis() -> str:
 
 @pytest.fixture
 def redis_place(shared_redis: str) -> Iterator[str]:
-    """A part of it that is this test's own, and empty afterwards."""
+    """A part of it for this test alone, which is emptied afterwards."""
     prefix = f"pollux-test-{os.urandom(8).hex()}:"
     yield f"{shared_redis}#{prefix}"
     removed_from(shared_redis, prefix)
@@ -58,7 +58,7 @@ def redis_place(shared_redis: str) -> Iterator[str]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A Redis of the test's own, to be ill-treated."""
+    """A Redis server for this test alone, which it may pause and kill."""
     server = Server(tmp_path / "redis")
     try:
         server.start()

@@ -1,4 +1,4 @@
-"""Where the stores of the tests are, in words that another process understands, and what those processes do."""
+"""Stores for tests, by addresses that other processes understand, and the work of those processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY = UploadKey(provider="openai", account="acme", sha256="5eed", mime_type="tex
 
 
 def opened(address: str) -> Store:
-    """A store of its own on what is at this address."""
+    """Return a new store at this address."""
     kind, _, place = address.partition(":")
     if kind == "redis":
         from pollux_flows.state.redis import RedisStore  # brings redis: the other processes start quicker without
@@ -55,7 +55,7 @@ class Clock:
 
 @dataclass
 class Provider:
-    """Counts what is uploaded, and does with it what a test wants."""
+    """Counts uploads, and fails or blocks them as a test asks."""
 
     clock: Clock
     lives_s: float | None = 2 * DAY
@@ -82,7 +82,7 @@ class Provider:
 async def at_work(
     store: Store, run: str, clock: Callable[[], float] = time.time, lease_s: float = 20
 ) -> AsyncIterator[Slots]:
-    """A run that is asking: it holds a lease."""
+    """Run a block while a run has a lease."""
     slots = Slots(store, RunScope(run), clock, lease_s=lease_s)
     await slots.acquire([])
     try:
@@ -100,7 +100,7 @@ async def listed(store: Store) -> list[Row]:
 
 
 async def removed(ledger: Ledger, dues: list[Due]) -> list[str]:
-    """What a sweep does with what is due; the files that it deleted."""
+    """Delete what is due, as a sweep does, and return the files that were deleted."""
     gone = []
     for due in dues:
         if await ledger.begin_deletion(due):
@@ -111,12 +111,12 @@ async def removed(ledger: Ledger, dues: list[Due]) -> list[str]:
 
 @cache
 def processes() -> ProcessPoolExecutor:
-    """As many as were needed at once so far: what they import takes them longer than what they do."""
+    """A pool that keeps its processes: their imports take longer than their work."""
     return ProcessPoolExecutor(8, mp_context=get_context("spawn"))
 
 
 def at_once(count: int, work: Callable[[int, float], T]) -> list[T]:
-    """What `count` processes return that begin at the same moment, told to them as a time."""
+    """Return the results of `count` processes that begin at the same moment."""
     pool = processes()
     while len(set(pool.map(started, [count] * count))) < count:
         pass  # until all have started and imported what they need
@@ -137,7 +137,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def damage(address: str, key: str, data: object) -> None:
-    """Make the record something else, behind the store's back."""
+    """Overwrite the data of a record, bypassing the store."""
     kind, _, place = address.partition(":")
     if kind == "redis":
         from tests.state.servers import client
@@ -152,7 +152,7 @@ def damage(address: str, key: str, data: object) -> None:
 
 
 def write_in_a_fork(store: Store) -> None:
-    """What this process and then a fork of it write is all there."""
+    """Write in this process and in a fork of it, and check that both records are there."""
     run(store.put("a", {"by": "parent"}))
     child = os.fork()
     if child == 0:
@@ -174,7 +174,7 @@ def read_only(disk: Path) -> None:
 
 
 def add_all(address: str, keys: int, me: int, moment: float) -> int:
-    """Add the same records as everybody else; how many were won."""
+    """Add the same records as all other processes, and return how many this one added."""
     store = opened(address)
 
     async def work() -> int:
@@ -185,7 +185,7 @@ def add_all(address: str, keys: int, me: int, moment: float) -> int:
 
 
 def count_up(address: str, times: int, _me: int, moment: float) -> None:
-    """Raise the same counter as everybody else."""
+    """Increment the same counter as all other processes."""
     store = opened(address)
 
     async def work() -> None:
@@ -199,15 +199,15 @@ def count_up(address: str, times: int, _me: int, moment: float) -> None:
     run(work())
 
 
-def claim_one(address: str, me: int, moment: float) -> bool:
-    """Try to win what everybody else tries to win."""
+def acquire_one(address: str, me: int, moment: float) -> bool:
+    """Try to acquire the same lease as all other processes."""
     store = opened(address)
     till(moment)
     return run(acquire_lease(store, "prize", f"process {me}", lease_s=60.0)) is not None
 
 
-def hold_many(address: str, folder: str, me: int, moment: float) -> list[str]:
-    """Hold the same file in twenty coroutines; an upload leaves a trace in the folder."""
+def acquire_many(address: str, folder: str, me: int, moment: float) -> list[str]:
+    """Acquire one file in twenty coroutines; each upload creates a file in the folder."""
     ledger = Ledger(opened(address))
 
     async def upload(marker: str) -> Uploaded:
@@ -224,7 +224,7 @@ def hold_many(address: str, folder: str, me: int, moment: float) -> list[str]:
 
 
 def write_until_killed(address: str) -> None:
-    """Write one record after the other, and say so when it has been written."""
+    """Write records without end, and print the number of those that were written."""
     store = opened(address)
 
     async def work() -> None:
@@ -249,7 +249,7 @@ def upload_until_killed(address: str, lease_s: float) -> None:
 
 
 def fill_under_limit(address: str, limit: int) -> str:
-    """Write more than the system allows to this process; what it is told."""
+    """Write more than the system allows to this process, and return the error."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -1,4 +1,4 @@
-"""Redis servers for tests: the one of this machine, private ones to be ill-treated, and a bad line in between."""
+"""Redis servers for tests: the shared one of this machine, private ones, and a proxy that loses replies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARED: Final = "redis://127.0.0.1:6379/15"
 
 @contextlib.contextmanager
 def client(url: str) -> Iterator[Redis]:
-    """Behind the store's back."""
+    """A client for this server, bypassing the store."""
     client = Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=None)
     try:
         yield client
@@ -83,7 +83,7 @@ class Server:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def tell(self, *command: Any) -> Any:
-        """Behind the store's back."""
+        """Execute a command, bypassing the store."""
         with client(self.url) as redis:
             return redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
@@ -103,7 +103,7 @@ class Server:
 
 
 class BadLine:
-    """Passes on what is asked, and cuts the connection instead of passing on some of the answers."""
+    """A proxy that cuts the connection instead of passing on some of the replies."""
 
     def __init__(self, port: int) -> None:
         self.cuts = 0
@@ -133,7 +133,7 @@ class BadLine:
         self._thread.join()
 
     def _serve(self) -> None:
-        """One connection after the other: a store has but one."""
+        """Serve one connection after another: a store has only one."""
         while True:
             try:
                 self._near, _ = self._listening.accept()
@@ -166,7 +166,7 @@ class BadLine:
 
 @contextlib.contextmanager
 def saying(what: bytes) -> Iterator[str]:
-    """The address of something that says the same whatever it is asked, once."""
+    """Serve one connection that gets this reply to whatever it sends."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:

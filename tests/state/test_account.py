@@ -1,4 +1,4 @@
-"""The account in the ledger: the same for all who share a store, and no way back to the key."""
+"""Accounts: equal for equal keys in one store, and not to be turned back into the key."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ KEY = "sk-a-key-that-opens-nothing"
 
 
 async def test_a_key_has_one_account(address: str) -> None:
-    """In all processes, and from the first moment on, when all of them make the salt."""
+    """Also when many processes create the salt at once."""
     made = await asyncio.gather(*(derive_account(opened(address), KEY) for _ in range(8)))
     assert len(set(made)) == 1
     assert await derive_account(opened(address), "another") not in made
 
 
-async def test_another_store_has_other_accounts(store: Store, tmp_path: Path) -> None:
-    """Whoever sees two ledgers cannot tell whether they are of one account."""
+async def test_accounts_differ_between_stores(store: Store, tmp_path: Path) -> None:
+    """So two ledgers do not show that they are of one key."""
     assert await derive_account(store, KEY) != await derive_account(opened(f"disk:{tmp_path / 'other'}"), KEY)
 
 
-async def test_there_is_no_way_back_to_the_key(store: Store) -> None:
-    """No hash that is quick to try for all the words there are, and not the key itself in any form."""
+async def test_a_key_cannot_be_recovered_from_its_account(store: Store) -> None:
+    """Neither by a fast hash nor in plain text."""
     made = await derive_account(store, KEY)
     assert KEY not in made
     quick = {
@@ -38,7 +38,6 @@ async def test_there_is_no_way_back_to_the_key(store: Store) -> None:
     assert KEY not in str([record async for _, record in store.scan("")])
 
 
-async def test_who_has_no_key_is_nobody(store: Store) -> None:
-    """A server that asks for none; and an empty key is a key."""
+async def test_no_key_and_an_empty_key_differ(store: Store) -> None:
     assert await derive_account(store, None) == "nobody"
     assert await derive_account(store, "") != "nobody"

@@ -1,4 +1,4 @@
-"""Earlier: answers that version 0.1.0 saved for sub-flows are found when their parent is retried."""
+"""Answers that version 0.1.0 saved for sub-flows are found when their parent is retried."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.state.test_slots import FIRST, Asked, Run, answered
 
 
 async def save(store: Store, clock: Clock, run: str, call: Asked, text: str) -> None:
-    """As version 0.1.0 did."""
+    """Save an answer as version 0.1.0 did."""
     journal = Journal(store, run, clock)
     await journal.begin()
     await journal.save_answer(call.identity, answered(text))
 
 
 async def test_answers_of_all_sub_flows_are_adopted(store: Store, clock: Clock) -> None:
-    """Each once, identical questions of several sub-flows included; those of other runs stay where they are."""
+    """Each once, also those of identical questions; answers of other runs are not."""
     same = [Asked(index, "same", index) for index in range(2)]
     await save(store, clock, "run/sub-0", same[0], "first")
     await save(store, clock, "run/sub-0", same[1], "second")
@@ -35,7 +35,7 @@ async def test_answers_of_all_sub_flows_are_adopted(store: Store, clock: Clock) 
 
 
 async def test_an_adopted_answer_is_found_by_other_runs(store: Store, clock: Clock) -> None:
-    """As old as it is."""
+    """With its original age."""
     call = Asked()
     await save(store, clock, "run/sub-0", call, "here")
     clock.now += 100
@@ -46,7 +46,7 @@ async def test_an_adopted_answer_is_found_by_other_runs(store: Store, clock: Clo
 
 
 async def test_a_later_answer_of_another_run_stays_the_latest(store: Store, clock: Clock) -> None:
-    """An answer that is copied is none the newer for it."""
+    """Copying an answer does not make it newer."""
     call = Asked()
     await save(store, clock, "run/sub-0", call, "earlier")
     clock.now += 100

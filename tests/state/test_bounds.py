@@ -1,4 +1,4 @@
-"""How long answers are kept and how much room they take, without anybody doing anything."""
+"""Bounds: the age and the total size of answers are limited without anyone pruning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state import bounds
+from pollux_flows.state import maintenance
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import Store
@@ -21,9 +21,8 @@ CALLS = [f"{index}" for index in range(100)]
 
 
 @pytest.fixture(autouse=True)
-def _look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every run."""
-    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 0.0)
+def _check_size_at_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 0.0)
 
 
 @pytest.fixture
@@ -31,8 +30,8 @@ def disk(tmp_path: Path) -> DiskStore:
     return DiskStore(tmp_path / "state")
 
 
-async def ran(store: Store, clock: Clock, name: str) -> Journal:
-    """A run of a day, which was answered."""
+async def run_for_a_day(store: Store, clock: Clock, name: str) -> Journal:
+    """Run for a day, with an answer to each call."""
     journal = Journal(store, name, clock)
     await journal.begin()
     for call in CALLS:
@@ -49,10 +48,9 @@ async def kept(journal: Journal) -> int:
 
 
 @pytest.mark.parametrize(("days", "said"), [(90, ""), (7, "7"), (0.5, " 0.5 ")])
-async def test_an_answer_is_kept_for_ninety_days(
+async def test_answers_and_their_pointers_expire_after_the_configured_days(
     disk: DiskStore, days: float, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or as many as the variable says; and what leads to it as long."""
     monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", said)
     journal = Journal(disk, "run")
     await journal.begin()
@@ -63,8 +61,9 @@ async def test_an_answer_is_kept_for_ninety_days(
 
 
 @pytest.mark.parametrize("said", ["soon", "0", "-1", "nan", "inf", "30d", "1e9"])
-def test_what_is_no_number_of_days_is_refused(disk: DiskStore, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is asked."""
+def test_an_invalid_number_of_days_is_refused_at_once(
+    disk: DiskStore, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", said)
     with pytest.raises(ConfigurationError, match="POLLUX_STATE_KEEP_DAYS is no number of days"):
         Journal(disk, "run")
@@ -73,12 +72,12 @@ def test_what_is_no_number_of_days_is_refused(disk: DiskStore, said: str, monkey
 # --- Size ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_oldest_answers_go_when_a_run_begins(
+async def test_a_run_that_begins_prunes_the_oldest_answers(
     disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once there is too much, until there is somewhat less."""
+    """Down to somewhat less than the limit."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1.5MB")
-    journals = [await ran(disk, clock, f"run {day}") for day in range(10)]
+    journals = [await run_for_a_day(disk, clock, f"run {day}") for day in range(10)]
     await Journal(disk, "next", clock).begin()
     assert 1_300_000 < await disk.size() <= 1_500_000
     left = [await kept(journal) for journal in journals]
@@ -87,18 +86,15 @@ async def test_the_oldest_answers_go_when_a_run_begins(
     assert left[-2:] == [100, 100]
 
 
-async def test_what_is_small_enough_is_left_alone(
-    disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is even looked at."""
-    journal = await ran(disk, clock, "run")
+async def test_a_small_state_is_not_even_listed(disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = await run_for_a_day(disk, clock, "run")
     monkeypatch.setattr(DiskStore, "list_rows", None)
     monkeypatch.setattr(DiskStore, "scan", None)
     await Journal(disk, "next", clock).begin()
     assert await kept(journal) == 100
 
 
-async def test_the_size_is_asked_for_once_in_a_while(
+async def test_the_size_is_checked_once_a_minute(
     disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
@@ -110,31 +106,28 @@ async def test_the_size_is_asked_for_once_in_a_while(
         return await size(self)
 
     monkeypatch.setattr(DiskStore, "size", counting)
-    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 3600.0)
+    monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 3600.0)
     for index in range(5):
         await Journal(disk, f"run {index}", clock).begin()
     assert asked == 1
 
 
-async def test_a_run_at_work_loses_nothing_to_another(
+async def test_answers_of_a_run_at_work_are_not_pruned_by_another_run(
     disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though its answers are the oldest, and the limit is far too low for all."""
+    """Even the oldest ones, and with a limit far too low."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "300kB")
     journal = Journal(disk, "run", clock)
     async with at_work(disk, "run", clock, 100 * DAY):
-        await ran(disk, clock, "run")
-        others = [await ran(disk, clock, f"other {day}") for day in range(3)]
+        await run_for_a_day(disk, clock, "run")
+        others = [await run_for_a_day(disk, clock, f"other {day}") for day in range(3)]
         await Journal(disk, "next", clock).begin()
         assert await kept(journal) == 100
     assert [await kept(other) for other in others] == [0, 0, 0]
 
 
-async def test_what_cannot_be_pruned_costs_nobody_anything(
-    disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is told, and the run goes on."""
-    journal = await ran(disk, clock, "run")
+async def test_a_failure_to_prune_is_a_warning(disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = await run_for_a_day(disk, clock, "run")
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1kB")
     await disk.put("taker/odd", {})
     damage(f"disk:{disk.folder}", "taker/odd", b"{")
@@ -144,17 +137,17 @@ async def test_what_cannot_be_pruned_costs_nobody_anything(
 
 
 @pytest.mark.parametrize("said", ["much", "-1GB", "2"])
-async def test_what_is_no_size_is_refused(disk: DiskStore, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_size_is_refused(disk: DiskStore, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", said)
     with pytest.raises(ConfigurationError, match="POLLUX_STATE_MAX_SIZE is no size"):
         await Journal(disk, "run").begin()
 
 
-async def test_many_runs_that_begin_at_once_prune_once(
+async def test_concurrent_runs_prune_little_more_than_one(
     disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or nearly so: one that looked before another was done may remove a run more."""
-    journals = [await ran(disk, clock, f"run {day}") for day in range(10)]
+    """Each may have measured before another had pruned."""
+    journals = [await run_for_a_day(disk, clock, f"run {day}") for day in range(10)]
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "3MB")
     before = await disk.size()
     assert before > 3_000_000
@@ -166,11 +159,11 @@ async def test_many_runs_that_begin_at_once_prune_once(
 
 
 async def test_a_redis_is_bounded_by_age_alone(redis_place: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What of it is ours only a look at everything tells."""
+    """Only a listing could tell its size."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1kB")
     store = opened(f"redis:{redis_place}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        journal = await ran(store, clock, "run")
+        journal = await run_for_a_day(store, clock, "run")
         await Journal(store, "next", clock).begin()
     assert await kept(journal) == 100

@@ -1,4 +1,4 @@
-"""Damaged records: who meets one is told, by name and with what to do; and one command removes them."""
+"""Damaged records: an error names each and says what to do, and one command removes them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state.damage import Damage, remove_damaged
 from pollux_flows.state.identity import digest
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.ledger import Ledger
+from pollux_flows.state.maintenance import DamageReport, remove_damaged
 from pollux_flows.state.store import Store
 from tests.state.places import KEY, Clock, Provider, at_work, damage, listed, names
 
@@ -69,10 +69,10 @@ async def spoil(store: Store, address: str, key: str, change: Changed) -> None:
         instead(b"stop", b"stoq"),
     ],
 )
-async def test_a_damaged_answer_is_neither_absent_nor_another(
+async def test_a_damaged_answer_is_an_error_that_names_it(
     journal: Journal, store: Store, address: str, change: Changed
 ) -> None:
-    """Its own run and all others are told which one it is, and what to do; not what it says."""
+    """For its own run and for others; the error does not show the answer."""
     await spoil(store, address, f"{RUN}/a", change)
     asked: list[Callable[[], Awaitable[object]]] = [
         lambda: journal.load_own(["b", "a"]),
@@ -87,8 +87,7 @@ async def test_a_damaged_answer_is_neither_absent_nor_another(
     assert set(await journal.load_own(["b"])) == {"b"}
 
 
-async def test_an_answer_in_the_place_of_another_is_told(journal: Journal, store: Store, address: str) -> None:
-    """It is well, but not the answer to that call."""
+async def test_an_answer_under_the_key_of_another_is_damaged(journal: Journal, store: Store, address: str) -> None:
     await journal.save_answer("c", ANSWER.model_copy(update={"cost_usd": 1.0}))
     record = await store.get(f"{RUN}/c")
     damage(address, f"{RUN}/a", json.dumps(record).encode())
@@ -109,8 +108,8 @@ async def test_an_answer_in_the_place_of_another_is_told(journal: Journal, store
         other(at=None),
     ],
 )
-async def test_a_damaged_pointer_is_told(journal: Journal, store: Store, address: str, change: Changed) -> None:
-    """It does not lead to no answer, nor to another's."""
+async def test_a_damaged_pointer_is_an_error(journal: Journal, store: Store, address: str, change: Changed) -> None:
+    """It leads neither to no answer nor to another."""
     await spoil(store, address, "answer/a", change)
     for max_age_s in (None, 60.0):
         with pytest.raises(ConfigurationError, match=r"record answer/a in .* is damaged.*prune --damaged"):
@@ -118,8 +117,7 @@ async def test_a_damaged_pointer_is_told(journal: Journal, store: Store, address
     assert set(await journal.load_own(["a"])) == {"a"}
 
 
-async def test_what_tells_of_a_provider_is_not_said_to_be_removed(store: Store, address: str) -> None:
-    """For it is not."""
+async def test_a_damaged_upload_is_not_offered_for_removal(store: Store, address: str) -> None:
     await store.put("upload/1", {})
     damage(address, "upload/1", b"{")
     with pytest.raises(ConfigurationError, match=r"record upload/1 .* is damaged.*backup, or move it away") as told:
@@ -130,27 +128,26 @@ async def test_what_tells_of_a_provider_is_not_said_to_be_removed(store: Store, 
 # --- Who removes them ---------------------------------------------------------------------------------------------
 
 
-async def test_what_is_damaged_is_removed(journal: Journal, store: Store, address: str) -> None:
-    """By name, and nothing else; after that, the run asks for what is missing."""
+async def test_damaged_records_are_removed_and_no_others(journal: Journal, store: Store, address: str) -> None:
     well = {row.key for row in await listed(store)}
-    await store.put("hash/1", {"sha256": "a"})
     await store.put("taker/1", {"lease": {"until": "soon"}})
     await journal.save_answer("c", ANSWER)
     await spoil(store, address, f"{RUN}/c", instead(b"forty-two", b"forty-six"))
     await spoil(store, address, "answer/c", less("place"))
-    damaged = {"hash/1", "taker/1", f"{RUN}/c", "answer/c"}
+    damaged = {"taker/1", f"{RUN}/c", "answer/c"}
     told = await remove_damaged(store, dry_run=True)
     assert set(told.removed) == damaged
     assert {row.key for row in await listed(store)} == well | damaged
     assert set((await remove_damaged(store)).removed) == damaged
     assert set(await names(store)) == well
-    assert await remove_damaged(store) == Damage()
+    assert await remove_damaged(store) == DamageReport()
     assert set(await journal.load_own(["a", "b", "c"])) == {"a", "b"}
     assert set(await journal.load_reusable(["a", "b", "c"], None)) == {"a", "b"}
 
 
-async def test_what_is_well_is_well(journal: Journal, store: Store, ledger: Ledger, provider: Provider) -> None:
-    """Of every kind that there is."""
+async def test_no_valid_record_of_any_kind_counts_as_damaged(
+    journal: Journal, store: Store, ledger: Ledger, provider: Provider
+) -> None:
     await ledger.derive_account("key")
     await ledger.acquire(KEY, "run", provider.upload)
     await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
@@ -158,13 +155,12 @@ async def test_what_is_well_is_well(journal: Journal, store: Store, ledger: Ledg
     async with at_work(store, "run"), journal.lease_call("d") as take:
         await take()
         await ledger._acquire_upload(None, KEY.model_copy(update={"sha256": "new"}), "run", "marker")
-        assert await remove_damaged(store) == Damage()
+        assert await remove_damaged(store) == DamageReport()
 
 
-async def test_what_tells_of_a_provider_stays_though_damaged(
+async def test_damaged_records_about_providers_are_named_and_stay(
     store: Store, address: str, ledger: Ledger, provider: Provider
 ) -> None:
-    """It is named: whoever restores it must know."""
     await ledger.derive_account("key")
     await ledger.acquire(KEY, "run", provider.upload)
     kept = [row.key for row in await listed(store)]

@@ -1,4 +1,4 @@
-"""The store on this machine: damage, locks, and what becomes of it when a process is killed."""
+"""The store on this machine: damage, locks, forks and kills."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def store(tmp_path: Path) -> DiskStore:
 
 
 def database(store: DiskStore) -> sqlite3.Connection:
-    """Behind the store's back."""
+    """A connection to the file of the store, bypassing it."""
     return sqlite3.connect(store.folder / "cache.db", isolation_level=None)
 
 
 # --- Damage -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_damaged_file_is_told(store: DiskStore) -> None:
-    """It is neither empty nor made anew."""
+async def test_a_damaged_file_is_an_error(store: DiskStore) -> None:
+    """It is not taken for empty, and not overwritten."""
     await store.put("a", {"answer": 1})
     store.close()
     file = store.folder / "cache.db"
@@ -48,8 +48,7 @@ async def test_a_damaged_file_is_told(store: DiskStore) -> None:
     assert file.read_bytes().startswith(b"This is no database.")
 
 
-async def test_a_file_that_is_damaged_meanwhile_is_told(store: DiskStore) -> None:
-    """While this process has it open: pages in the middle are gone."""
+async def test_damage_to_an_open_file_is_an_error(store: DiskStore) -> None:
     await store.put_many({f"a/{index:04}": {"answer": "x" * 1000} for index in range(500)})
     with database(store) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -61,8 +60,8 @@ async def test_a_file_that_is_damaged_meanwhile_is_told(store: DiskStore) -> Non
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"null", "{}", 7, b"[" * 100_000])
-async def test_a_damaged_record_is_told(store: DiskStore, data: object) -> None:
-    """By name, to all who read it. The others are fine, and it can be replaced."""
+async def test_a_damaged_record_is_an_error_that_names_it(store: DiskStore, data: object) -> None:
+    """Other records can be read, and this one can be replaced."""
     await store.put("a", {"answer": 1})
     await store.put("b", {"answer": 2})
     database(store).execute("UPDATE Cache SET value = ? WHERE key = 'a'", (data,))
@@ -90,7 +89,7 @@ class Bomb:
 async def test_nothing_is_unpickled(
     store: DiskStore, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever can write to the file cannot run code in who reads it."""
+    """A pickle that was written into the file is not loaded."""
     monkeypatch.chdir(tmp_path)
     await store.put("a", {})
     database(store).execute(f"UPDATE Cache SET {column} = ?, mode = 4, raw = 1", (pickle.dumps(Bomb()),))  # noqa: S608
@@ -104,15 +103,15 @@ async def test_nothing_is_unpickled(
     assert not (tmp_path / "exploded").exists()
 
 
-async def test_another_kind_of_database_is_told(store: DiskStore) -> None:
+async def test_a_table_of_another_layout_is_an_error(store: DiskStore) -> None:
     store.folder.mkdir()
     database(store).execute("CREATE TABLE Cache (something)")
     with pytest.raises(ConfigurationError, match="is damaged"):
         await store.get("a")
 
 
-async def test_a_folder_that_goes_is_made_again(store: DiskStore) -> None:
-    """What is written after it was moved away is not lost with it."""
+async def test_a_folder_that_was_moved_away_is_created_again(store: DiskStore) -> None:
+    """No write goes to the old file."""
     await store.put("a", {})
     store.folder.rename(store.folder.with_name("moved"))
     await store.put("b", {})
@@ -121,7 +120,7 @@ async def test_a_folder_that_goes_is_made_again(store: DiskStore) -> None:
 
 
 async def test_each_commit_is_synced(store: DiskStore) -> None:
-    """An answer that was paid for survives a power cut, also on the connection that comes after an error."""
+    """Also on a connection that replaces a broken one: answers survive a power cut."""
     for _ in range(2):
         await store.put("a", {})
         assert await store._run(lambda connection: connection.execute("PRAGMA synchronous").fetchone()) == (2,)
@@ -132,8 +131,7 @@ async def test_each_commit_is_synced(store: DiskStore) -> None:
 # --- Room ---------------------------------------------------------------------------------------------------------
 
 
-async def test_what_has_expired_is_listed_as_such(store: DiskStore) -> None:
-    """It is not there, but takes room until somebody writes, or drops it."""
+async def test_an_expired_record_is_listed_as_expired(store: DiskStore) -> None:
     await store.put("b", {"at": 1.0})
     await store.put("a", {"at": 2.0}, ttl_s=0.01)
     await asyncio.sleep(0.02)
@@ -143,14 +141,13 @@ async def test_what_has_expired_is_listed_as_such(store: DiskStore) -> None:
     assert [row.key for row in await listed(store)] == ["b"]
 
 
-async def test_what_is_written_again_is_younger(store: DiskStore) -> None:
+async def test_a_record_that_is_written_again_is_listed_last(store: DiskStore) -> None:
     for key in ("a", "b", "a"):
         await store.put(key, {})
     assert [row.key for row in await listed(store)] == ["b", "a"]
 
 
-async def test_what_is_dropped_makes_the_file_smaller(store: DiskStore) -> None:
-    """Room is given back, not only used again."""
+async def test_deleting_records_makes_the_file_smaller(store: DiskStore) -> None:
     await store.put_many({f"a/{index:04}": {"text": "x" * 1000} for index in range(2000)})
     rows = await listed(store)
     store.close()
@@ -164,8 +161,7 @@ async def test_what_is_dropped_makes_the_file_smaller(store: DiskStore) -> None:
 # --- Locks --------------------------------------------------------------------------------------------------------
 
 
-async def test_who_waits_for_others_does_not_stop_the_loop(store: DiskStore) -> None:
-    """Another process writes for a while: what is asked for meanwhile is done after that, and reading goes on."""
+async def test_a_write_lock_of_another_process_blocks_neither_loop_nor_readers(store: DiskStore) -> None:
     await store.put("a", {})
     reader = DiskStore(store.folder)
     await reader.get("a")
@@ -180,7 +176,7 @@ async def test_who_waits_for_others_does_not_stop_the_loop(store: DiskStore) -> 
     await writing
 
 
-async def test_who_waits_too_long_is_told(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lock_that_lasts_too_long_is_an_error(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.put("a", {})
     monkeypatch.setattr(disk, "_PATIENCE_S", 0.05)
     other = database(store)
@@ -191,8 +187,7 @@ async def test_who_waits_too_long_is_told(store: DiskStore, monkeypatch: pytest.
     await store.put("a", {"b": 2})
 
 
-async def test_what_gathers_is_done_in_its_order(store: DiskStore) -> None:
-    """Also where some of it is written together: whoever gave up waiting for a delete may have written anew since."""
+async def test_operations_of_one_batch_are_executed_in_order(store: DiskStore) -> None:
     await store.put("a", {"n": 0})
     other = database(store)
     other.execute("BEGIN IMMEDIATE")
@@ -214,7 +209,7 @@ async def test_what_gathers_is_done_in_its_order(store: DiskStore) -> None:
 
 
 async def test_many_writes_take_few_commits(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What gathers while one transaction is written goes into the next."""
+    """Operations that gather during one transaction share the next."""
     await store.put("a", {})
     sizes: list[int] = []
     execute = store._execute
@@ -234,8 +229,7 @@ async def test_many_writes_take_few_commits(store: DiskStore, monkeypatch: pytes
     assert len(sizes) < 20
 
 
-async def test_one_that_fails_fails_alone(store: DiskStore) -> None:
-    """The others of its transaction are written in another."""
+async def test_a_failed_write_does_not_fail_others_of_its_batch(store: DiskStore) -> None:
     await store.put("a", {})
     other = database(store)
     other.execute(
@@ -252,14 +246,13 @@ async def test_one_that_fails_fails_alone(store: DiskStore) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking with threads: that is the point
 def test_a_store_works_in_a_fork(store: DiskStore) -> None:
-    """Although its thread did not come along."""
+    """Although the thread of the parent is not there."""
     write_in_a_fork(store)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_fork_may_come_at_any_moment(store: DiskStore) -> None:
-    """Also while the thread is within SQLite, whose own locks nobody would open in the child."""
+def test_a_fork_may_happen_while_another_thread_is_within_sqlite(store: DiskStore) -> None:
     done = threading.Event()
 
     async def write() -> None:
@@ -277,8 +270,10 @@ def test_a_fork_may_come_at_any_moment(store: DiskStore) -> None:
 
 
 @pytest.mark.parametrize("waiting", [1, 8])
-async def test_a_lock_is_told_once(store: DiskStore, monkeypatch: pytest.MonkeyPatch, waiting: int) -> None:
-    """However many wait for it: nobody waits for the patience of the others."""
+async def test_concurrent_writers_wait_for_a_lock_together(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
+    """Their patience does not add up."""
     await store.put("a", {})
     monkeypatch.setattr(disk, "_PATIENCE_S", 0.3)
     other = database(store)
@@ -290,8 +285,7 @@ async def test_a_lock_is_told_once(store: DiskStore, monkeypatch: pytest.MonkeyP
     other.rollback()
 
 
-def test_what_was_written_survives_a_kill(store: DiskStore) -> None:
-    """All of what the process was told is written, in whatever moment it is killed."""
+def test_acknowledged_writes_survive_a_kill(store: DiskStore) -> None:
     script = f"from tests.state.places import *; write_until_killed('disk:{store.folder}')"
     for round_ in range(3):
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Files of version 0.1.0, which wrote them through diskcache: they are read, written to and pruned as they are."""
+"""Files of version 0.1.0, which wrote them through diskcache, are read, written to and pruned as they are."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.existing import ExistingStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.ledger import Ledger
-from pollux_flows.state.prune import prune
-from pollux_flows.state.survey import survey
+from pollux_flows.state.maintenance import prune, survey
 from tests.state.places import DAY, Clock, listed, names
 
 # Written by version 0.1.0: a run with two answers, an upload that a job owns, and a record with a minute to live.
@@ -65,7 +64,7 @@ async def test_an_earlier_file_can_be_looked_at_without_being_changed(folder: Pa
 
 
 async def test_an_earlier_version_can_share_a_new_file(tmp_path: Path) -> None:
-    """Its diskcache finds the table as it would have made it itself."""
+    """Diskcache finds the table that it would have created itself."""
     store = DiskStore(tmp_path / "state")
     await store.put_many({"a": {"n": 1}, "b": {"n": 2}})
     with Cache(str(tmp_path / "state"), eviction_policy="none", cull_limit=0) as earlier:

@@ -1,4 +1,4 @@
-"""The store as it is found: looked at where nothing can be written, and pruned where there is no room."""
+"""Existing stores: read where nothing can be written, and pruned where there is no room."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.existing import ExistingStore, open_existing_store
-from pollux_flows.state.prune import prune
+from pollux_flows.state.maintenance import prune, survey
 from pollux_flows.state.redis import RedisStore
-from pollux_flows.state.survey import survey
 from tests.state.places import Clock, damage, listed, read_only
 from tests.state.test_prune import fill
 
@@ -22,7 +21,7 @@ SMALL_DISK_MIB = 16
 
 
 def fill_up(disk: Path, left: int) -> None:
-    """With something else, until there is so much room."""
+    """Fill the disk until so many bytes are free."""
     (disk / "others").write_bytes(b"x" * (shutil.disk_usage(disk).free - left))
 
 
@@ -35,17 +34,17 @@ async def state_in(folder: Path, clock: Clock, days: int = 20) -> DiskStore:
 # --- Looking ------------------------------------------------------------------------------------------------------
 
 
-async def test_where_nothing_is_kept_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_store_no_folder_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
     for writes in (True, False):
         assert open_existing_store(writes=writes) is None
     assert not (tmp_path / "home").exists()
 
 
-async def test_it_is_the_store_of_the_process(
+async def test_the_existing_store_is_that_of_the_process(
     tmp_path: Path, clock: Clock, redis_place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that runs use, on this machine or in a Redis."""
+    """On this machine or in a Redis."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "ho?me #1"))
     store = await state_in(tmp_path / "ho?me #1" / "state", clock, 2)
     for writes in (True, False):
@@ -56,7 +55,7 @@ async def test_it_is_the_store_of_the_process(
     assert isinstance(open_existing_store(writes=False), RedisStore)
 
 
-async def test_who_looks_changes_nothing(tmp_path: Path, clock: Clock) -> None:
+async def test_a_read_only_store_changes_nothing(tmp_path: Path, clock: Clock) -> None:
     """Also while others write."""
     store = await state_in(tmp_path / "state", clock, 2)
     found = ExistingStore(tmp_path / "state", writes=False)
@@ -69,8 +68,8 @@ async def test_who_looks_changes_nothing(tmp_path: Path, clock: Clock) -> None:
     assert len(await listed(store)) == 43
 
 
-async def test_a_read_only_disk_can_be_looked_at(small_disk: Path, clock: Clock) -> None:
-    """And says that it cannot be pruned."""
+async def test_a_store_on_a_read_only_disk_can_be_read(small_disk: Path, clock: Clock) -> None:
+    """To prune it is an error."""
     store = await state_in(small_disk / "state", clock)
     size = await store.size()
     store.close()
@@ -82,10 +81,9 @@ async def test_a_read_only_disk_can_be_looked_at(small_disk: Path, clock: Clock)
 
 
 @pytest.mark.parametrize("beside", [("-wal", "-shm"), ("-wal",)])
-async def test_a_disk_that_became_read_only_under_a_run_is_told(
+async def test_a_log_that_cannot_be_merged_is_read_or_is_an_error(
     small_disk: Path, tmp_path: Path, clock: Clock, beside: tuple[str, ...]
 ) -> None:
-    """What was written last is shown, too; or it is said that it cannot be, and what to do."""
     await state_in(tmp_path / "state", clock, 2)  # and is left open
     (small_disk / "state").mkdir()
     for name in ("", *beside):
@@ -99,14 +97,14 @@ async def test_a_disk_that_became_read_only_under_a_run_is_told(
             await survey(found)
 
 
-async def test_a_full_disk_can_be_looked_at(small_disk: Path, clock: Clock) -> None:
-    """Though there is no room for the files that SQLite works with."""
+async def test_a_store_on_a_full_disk_can_be_read(small_disk: Path, clock: Clock) -> None:
+    """Although SQLite has no room for its working files."""
     (await state_in(small_disk / "state", clock)).close()
     fill_up(small_disk, 0)
     assert (await survey(ExistingStore(small_disk / "state", writes=False))).records["answer"] == 200
 
 
-async def test_a_damaged_file_is_told(tmp_path: Path, clock: Clock) -> None:
+async def test_a_damaged_file_is_an_error(tmp_path: Path, clock: Clock) -> None:
     (await state_in(tmp_path / "state", clock, 2)).close()
     (tmp_path / "state" / "cache.db").write_bytes(b"This is no database." * 1000)
     for writes in (True, False):
@@ -114,16 +112,15 @@ async def test_a_damaged_file_is_told(tmp_path: Path, clock: Clock) -> None:
             await survey(ExistingStore(tmp_path / "state", writes=writes))
 
 
-async def test_a_state_of_an_earlier_version_can_be_looked_at(tmp_path: Path, clock: Clock) -> None:
-    """It has no index by age."""
+async def test_a_file_without_an_index_by_age_can_be_read(tmp_path: Path, clock: Clock) -> None:
+    """Earlier versions had none."""
     (await state_in(tmp_path / "state", clock, 2)).close()
     with sqlite3.connect(tmp_path / "state" / "cache.db") as database:
         database.execute("DROP INDEX Cache_store_time")
     assert (await survey(ExistingStore(tmp_path / "state", writes=False))).records["answer"] == 20
 
 
-async def test_a_survey_tells_what_there_is(tmp_path: Path, clock: Clock) -> None:
-    """The last runs first, with what they cost as far as that is known; and what cannot be read."""
+async def test_a_survey_counts_records_and_names_the_last_runs(tmp_path: Path, clock: Clock) -> None:
     store = await state_in(tmp_path / "state", clock, 5)
     damage(f"disk:{tmp_path / 'state'}", "answer/4/0", b"{")
     found = await survey(store, last=2)
@@ -139,8 +136,7 @@ async def test_a_survey_tells_what_there_is(tmp_path: Path, clock: Clock) -> Non
 
 
 @pytest.mark.parametrize("left", [100_000, 150_000, 400_000])
-async def test_a_full_disk_can_be_pruned(small_disk: Path, clock: Clock, left: int) -> None:
-    """With as much room as the first record takes; each gives back more. A run could not even open it."""
+async def test_a_full_disk_can_be_pruned_with_room_for_one_record(small_disk: Path, clock: Clock, left: int) -> None:
     (await state_in(small_disk / "state", clock, 40)).close()
     fill_up(small_disk, left)
     assert (await prune(ExistingStore(small_disk / "state", writes=True), max_size=500_000, clock=clock)).answers > 200
@@ -149,8 +145,7 @@ async def test_a_full_disk_can_be_pruned(small_disk: Path, clock: Clock, left: i
     assert 300_000 < kept <= 500_000
 
 
-async def test_a_disk_without_any_room_says_how_much_it_takes(small_disk: Path, clock: Clock) -> None:
-    """Nothing is lost meanwhile, and that is enough."""
+async def test_without_any_room_the_error_says_how_much_it_takes(small_disk: Path, clock: Clock) -> None:
     (await state_in(small_disk / "state", clock, 40)).close()
     fill_up(small_disk, 0)
     with pytest.raises(ConfigurationError, match=r"not even room to remove a record.*200.0 kB are free"):
@@ -159,8 +154,8 @@ async def test_a_disk_without_any_room_says_how_much_it_takes(small_disk: Path, 
     assert (await prune(ExistingStore(small_disk / "state", writes=True), max_size=0, clock=clock)).answers == 400
 
 
-async def test_a_disk_that_a_run_has_filled_can_be_pruned(small_disk: Path, clock: Clock) -> None:
-    """While that run is there. But what it has written last must be joined with the rest first, which takes room."""
+async def test_a_disk_filled_by_a_running_process_can_be_pruned(small_disk: Path, clock: Clock) -> None:
+    """Merging its log takes room first."""
     store = await state_in(small_disk / "state", clock, 10)
     fill_up(small_disk, 150_000)
     found = ExistingStore(small_disk / "state", writes=True)

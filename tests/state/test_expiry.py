@@ -1,4 +1,4 @@
-"""Expiry: what has expired is removed by age, and a clock that is wrong costs no answer."""
+"""Expiry: expired records are removed, and a wrong clock costs no answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state import bounds, disk, process
+from pollux_flows.state import disk, maintenance, process
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.expiry import APART_S, LARGEST_JUMP_S, Expiry
 from pollux_flows.state.journal import Journal
-from pollux_flows.state.prune import prune
+from pollux_flows.state.maintenance import prune
 from pollux_flows.state.store import Store
 from tests.state.places import DAY, Clock, names, opened
 
@@ -22,7 +22,7 @@ ANSWER = Outcome(index=0, identity="a", answer=Answer(text="x" * 2000, finish_re
 
 
 class Machine:
-    """Both clocks of a machine."""
+    """The two clocks of a machine."""
 
     def __init__(self) -> None:
         self.wall, self.monotonic = Clock(), Clock(1000.0)
@@ -32,7 +32,7 @@ class Machine:
         self.monotonic.now += seconds
 
     def expiry(self, file: Path | None = None, ahead_s: float = 0.0) -> Expiry:
-        """As a process sees it whose wall clock is so far ahead."""
+        """Return the expiry of a process whose wall clock is so far ahead."""
         return Expiry(file, clock=lambda: self.wall.now + ahead_s, monotonic=self.monotonic)
 
     def store(self, folder: Path, ahead_s: float = 0.0) -> DiskStore:
@@ -54,15 +54,15 @@ def _tidies_at_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_CLEAN_EVERY", 0)
 
 
-async def write(store: Store, *keys: str) -> None:
-    """Write something else, so that the store tidies up."""
+async def write_and_clean_up(store: Store, *keys: str) -> None:
+    """Write another record, so that the store removes what has expired."""
     for key in keys or ("other",):
         await store.put(key, {})
     await store.get("other")  # which the store's thread reads after it has tidied up, before the clock moves on
 
 
 async def answered(store: Store, clock: Clock) -> Journal:
-    """A run with five answers."""
+    """Save five answers of a run."""
     journal = Journal(store, "run", clock)
     await journal.begin()
     for call in "abcde":
@@ -74,7 +74,7 @@ async def answered(store: Store, clock: Clock) -> Journal:
 
 
 def test_two_looks_an_hour_apart_confirm_the_clock(machine: Machine) -> None:
-    """What had expired at the first of them may go, and nothing else."""
+    """Records that had expired at the first look may then be removed."""
     expiry, first = machine.expiry(), machine.wall.now
     assert expiry.cutoff() is None
     machine.passes(APART_S - 1)
@@ -88,8 +88,10 @@ def test_two_looks_an_hour_apart_confirm_the_clock(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("jump", [LARGEST_JUMP_S + 1, 100 * DAY, -100 * DAY])
-def test_after_a_jump_the_waiting_starts_over(machine: Machine, jump: float, caplog: pytest.LogCaptureFixture) -> None:
-    """With one warning, however often it jumps."""
+def test_after_a_jump_of_the_clock_the_wait_starts_over(
+    machine: Machine, jump: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one warning for all jumps."""
     expiry = machine.expiry()
     expiry.cutoff()
     machine.passes(2 * HOUR)
@@ -106,7 +108,7 @@ def test_after_a_jump_the_waiting_starts_over(machine: Machine, jump: float, cap
     assert expiry.cutoff() == machine.wall.now - HOUR
 
 
-def test_a_clock_that_is_put_right_a_little_is_no_jump(machine: Machine) -> None:
+def test_a_small_correction_of_the_clock_is_no_jump(machine: Machine) -> None:
     expiry = machine.expiry()
     expiry.cutoff()
     machine.passes(HOUR)
@@ -114,7 +116,7 @@ def test_a_clock_that_is_put_right_a_little_is_no_jump(machine: Machine) -> None
     assert expiry.cutoff() == machine.wall.now  # the earlier of the two
 
 
-def test_processes_that_end_within_the_hour_share_their_looks(machine: Machine, tmp_path: Path) -> None:
+def test_short_processes_share_their_looks(machine: Machine, tmp_path: Path) -> None:
     file = tmp_path / "state" / "clock.json"
     first = machine.wall.now
     assert machine.expiry(file).cutoff() is None
@@ -128,10 +130,10 @@ def test_processes_that_end_within_the_hour_share_their_looks(machine: Machine, 
     assert [path.name for path in file.parent.iterdir()] == ["clock.json"]
 
 
-def test_a_machine_that_was_restarted_starts_over(
+def test_after_a_restart_the_wait_starts_over(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its monotonic clock does. Looks of other machines stay, where they share a disk."""
+    """Looks of other machines that share the disk are not affected."""
     file = tmp_path / "clock.json"
     machine.expiry(file).cutoff()
     monkeypatch.setattr("pollux_flows.state.expiry.boot_id", lambda: "another boot")
@@ -143,7 +145,7 @@ def test_a_machine_that_was_restarted_starts_over(
 
 
 @pytest.mark.parametrize("said", ["{", "[]", '{"BOOT": 1}', '{"BOOT": {"wall": "soon"}}'])
-def test_a_file_that_says_nothing_is_written_again(machine: Machine, tmp_path: Path, said: str) -> None:
+def test_a_damaged_file_of_looks_is_replaced(machine: Machine, tmp_path: Path, said: str) -> None:
     file = tmp_path / "clock.json"
     file.write_text(said.replace("BOOT", process.boot_id()))
     assert machine.expiry(file).cutoff() is None
@@ -151,7 +153,7 @@ def test_a_file_that_says_nothing_is_written_again(machine: Machine, tmp_path: P
     assert machine.expiry(file).cutoff() is not None
 
 
-def test_where_nothing_can_be_saved_a_process_waits_for_itself(machine: Machine, tmp_path: Path) -> None:
+def test_without_a_file_each_process_waits_by_itself(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     expiry = machine.expiry(tmp_path / "file" / "clock.json")
     expiry.cutoff()
@@ -162,26 +164,26 @@ def test_where_nothing_can_be_saved_a_process_waits_for_itself(machine: Machine,
 # --- On a disk ----------------------------------------------------------------------------------------------------
 
 
-async def test_what_has_expired_goes_from_a_disk(machine: Machine, folder: Path) -> None:
-    """Once the clock is confirmed; until then it is there for everybody, and its name is taken."""
+async def test_expired_records_are_removed_once_the_clock_is_confirmed(machine: Machine, folder: Path) -> None:
+    """Until then they exist for all."""
     store = machine.store(folder)
     await store.put("a", {"a": 1}, ttl_s=60)
     await store.put("stays", {}, ttl_s=DAY)
     machine.passes(61)
-    await write(store)
+    await write_and_clean_up(store)
     assert await store.get("a") == {"a": 1}
     assert await store.add("a", {"a": 2}) is False
     assert [key async for key in store.list_keys("a")] == ["a"]
     machine.passes(HOUR)
-    await write(store)
+    await write_and_clean_up(store)
     machine.passes(HOUR)
-    await write(store)
+    await write_and_clean_up(store)
     assert await names(store) == ["other", "stays"]
     assert await store.add("a", {"a": 2}) is True
 
 
 async def test_a_clock_that_is_100_days_ahead_removes_nothing(machine: Machine, folder: Path) -> None:
-    """Not by writing, adding, swapping or reading; and the process itself finds the answers as well."""
+    """Not by writing, adding, swapping or reading; and its process finds the answers, too."""
     right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
     journal = await answered(right, machine.wall)
     for number in range(60):
@@ -201,24 +203,23 @@ async def test_a_clock_that_is_set_while_a_process_runs_removes_nothing(machine:
     store = machine.store(folder)
     journal = await answered(store, machine.wall)
     machine.passes(2 * HOUR)
-    await write(store)
+    await write_and_clean_up(store)
     machine.wall.now += 100 * DAY
-    await write(store)
+    await write_and_clean_up(store)
     machine.passes(HOUR - 1)
-    await write(store)
+    await write_and_clean_up(store)
     machine.wall.now -= 100 * DAY  # and is put right
     machine.passes(HOUR)
-    await write(store)
+    await write_and_clean_up(store)
     machine.passes(HOUR)
-    await write(store)
+    await write_and_clean_up(store)
     assert len(await journal.load_own("abcde")) == 5
 
 
-async def test_a_state_that_is_too_large_loses_nothing_to_a_wrong_clock(
+async def test_pruning_with_a_wrong_clock_removes_only_the_oldest(
     machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest go, until there is room enough, and no more than that."""
-    monkeypatch.setattr(bounds, "_CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 0.0)
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "100kB")
     right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
     await right.put("job/mine", {"at": machine.wall.now}, ttl_s=90 * DAY)
@@ -234,7 +235,7 @@ async def test_a_state_that_is_too_large_loses_nothing_to_a_wrong_clock(
     assert await right.get("job/mine") is not None
 
 
-async def test_what_a_person_prunes_goes_at_once(machine: Machine, folder: Path) -> None:
+async def test_pruning_by_a_person_does_not_wait_for_the_clock(machine: Machine, folder: Path) -> None:
     store = machine.store(folder)
     journal = await answered(store, machine.wall)
     machine.passes(100 * DAY)
@@ -246,10 +247,10 @@ async def test_what_a_person_prunes_goes_at_once(machine: Machine, folder: Path)
 
 
 @pytest.mark.parametrize("ahead", [100 * DAY, -100 * DAY])
-async def test_a_wrong_clock_shortens_nothing_in_a_redis(
+async def test_a_wrong_clock_shortens_no_ttl_in_a_redis(
     redis_place: str, ahead: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts by itself, from how long it was told to keep a record."""
+    """Redis counts by its own clock."""
     import time
 
     from tests.state.servers import client

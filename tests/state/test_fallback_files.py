@@ -1,4 +1,4 @@
-"""Spill: what the state does not take waits in files, and is handed over once."""
+"""Fallback files: answers that the store does not accept are saved in files, and in the store later."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def text_of(journal: Journal) -> str:
     return answer.text
 
 
-async def test_an_answer_waits_in_a_file(store: Store, clock: Clock) -> None:
-    """Which only its owner reads, and which is gone once the store has the answer."""
+async def test_an_answer_is_saved_from_its_file_once(store: Store, clock: Clock) -> None:
+    """Other users cannot read the file."""
     journal = Journal(store, "run", clock)
     path = write_fallback_file(journal.make_records("a", answered("one")))
     assert path is not None
@@ -42,8 +42,7 @@ async def test_an_answer_waits_in_a_file(store: Store, clock: Clock) -> None:
     assert await save_fallback_files(store) == 0
 
 
-async def test_an_answer_that_came_later_stays(store: Store, clock: Clock) -> None:
-    """What was spilled before it is older."""
+async def test_a_later_answer_is_not_replaced_by_a_file(store: Store, clock: Clock) -> None:
     journal = Journal(store, "run", clock)
     write_fallback_file(journal.make_records("a", answered("earlier")))
     await journal.save_answer("a", answered("later"))
@@ -51,8 +50,7 @@ async def test_an_answer_that_came_later_stays(store: Store, clock: Clock) -> No
     assert await text_of(journal) == "later"
 
 
-async def test_a_disk_that_is_full_is_not_the_only_one(home: Path, store: Store, clock: Clock) -> None:
-    """The system's temporary folder often lies on another."""
+async def test_a_file_is_written_to_another_disk_if_the_first_is_full(home: Path, store: Store, clock: Clock) -> None:
     home.parent.mkdir(exist_ok=True)
     home.write_text("a file where the folder should be")  # noqa: ASYNC240 (a few bytes)
     path = write_fallback_file(Journal(store, "run", clock).make_records("a", answered("one")))
@@ -61,8 +59,7 @@ async def test_a_disk_that_is_full_is_not_the_only_one(home: Path, store: Store,
     assert await save_fallback_files(store) == 1
 
 
-async def test_a_damaged_file_is_named_and_stops_no_other(home: Path, store: Store, clock: Clock) -> None:
-    """It stays, under another name."""
+async def test_a_damaged_file_is_renamed_and_does_not_stop_others(home: Path, store: Store, clock: Clock) -> None:
     write_fallback_file(Journal(store, "run", clock).make_records("a", answered("one")))
     (home / "spill" / "0.json").write_text("{")
     with pytest.warns(RuntimeWarning, match="damaged"):

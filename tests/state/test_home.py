@@ -1,4 +1,4 @@
-"""Where the embedded state lives, and what a person is told when it cannot."""
+"""Home: the folder of the embedded state, and the errors where it cannot be used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL_DISK_MIB = 1
 # --- Where --------------------------------------------------------------------------------------------------------
 
 
-def test_home_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_is_the_folder_of_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "mine"))
     assert home() == tmp_path / "mine"
     monkeypatch.chdir(tmp_path)
@@ -40,7 +40,7 @@ def test_home_is_in_the_home_of_prefect(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert home() == tmp_path / ".prefect" / "pollux"
 
 
-def test_finding_home_takes_no_prefect() -> None:
+def test_finding_home_does_not_import_prefect() -> None:
     script = (
         "import sys; from pollux_flows.state.store import open_store; open_store(); print('prefect' in sys.modules)"
     )
@@ -59,7 +59,7 @@ async def test_there_is_one_store_for_a_home(monkeypatch: pytest.MonkeyPatch, tm
     assert await open_store().get("a") == {"home": 1}
 
 
-async def test_what_is_kept_is_private(tmp_path: Path) -> None:
+async def test_the_state_is_private_to_its_user(tmp_path: Path) -> None:
     await opened(f"disk:{tmp_path / 'state'}").put("a", {})
     assert (tmp_path / "state").stat().st_mode & 0o077 == 0
 
@@ -67,8 +67,8 @@ async def test_what_is_kept_is_private(tmp_path: Path) -> None:
 # --- Where it cannot ------------------------------------------------------------------------------------------------
 
 
-async def test_a_file_is_no_home(tmp_path: Path) -> None:
-    """Told when it is first used, and used once it is one."""
+async def test_a_file_in_the_place_of_home_is_an_error(tmp_path: Path) -> None:
+    """At the first use; and once it is a folder, it is used."""
     (tmp_path / "file").touch()
     store = opened(f"disk:{tmp_path / 'file' / 'state'}")
     with pytest.raises(ConfigurationError, match=r"file.*POLLUX_HOME"):
@@ -77,8 +77,8 @@ async def test_a_file_is_no_home(tmp_path: Path) -> None:
     await store.put("a", {})
 
 
-async def test_what_cannot_be_written_to_is_no_home(small_disk: Path) -> None:
-    """Nor is it read from: what cannot be kept must not be asked for."""
+async def test_a_home_that_cannot_be_written_to_is_an_error(small_disk: Path) -> None:
+    """Also for reading: an answer that cannot be saved must not be asked for."""
     store = DiskStore(small_disk / "state")
     await store.put("a", {})
     store.close()
@@ -89,14 +89,14 @@ async def test_what_cannot_be_written_to_is_no_home(small_disk: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-async def test_a_folder_of_others_is_no_home(tmp_path: Path) -> None:
+async def test_a_folder_of_another_user_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(mode=0o500)
     with pytest.raises(ConfigurationError, match=r"cannot be written to.*POLLUX_HOME"):
         await opened(f"disk:{tmp_path / 'theirs' / 'state'}").get("a")
 
 
-async def test_a_full_disk_is_told(small_disk: Path) -> None:
-    """Nothing that was kept is lost, what was not kept is told, and when there is room again, it goes on."""
+async def test_a_full_disk_is_an_error_for_writes_alone(small_disk: Path) -> None:
+    """Earlier records are read, and with room again, writes succeed."""
     (small_disk / "others").write_bytes(b"x" * 300_000)
     store = opened(f"disk:{small_disk / 'state'}")
     told = None
@@ -120,14 +120,13 @@ async def test_a_full_disk_is_told(small_disk: Path) -> None:
     await store.put("more", {"answer": "x" * 10_000})
 
 
-async def test_a_full_disk_has_no_room_for_the_first_record(small_disk: Path) -> None:
+async def test_a_full_disk_is_an_error_at_the_first_record(small_disk: Path) -> None:
     (small_disk / "others").write_bytes(b"x" * (1024 * 1024 - 8192))
     with pytest.raises(ConfigurationError, match=r"no room left|disk failed"):
         await opened(f"disk:{small_disk / 'state'}").put("a", {"answer": "x" * 50_000})
 
 
-def test_a_limit_is_told(tmp_path: Path) -> None:
-    """Where the system allows a process no larger files."""
+def test_a_limit_of_file_sizes_is_an_error(tmp_path: Path) -> None:
     script = f"from tests.state.places import *; print(fill_under_limit('disk:{tmp_path / 'state'}', 500_000))"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)

@@ -1,4 +1,4 @@
-"""The journal: answers are found again by their own run, and by any run that asks for anybody's."""
+"""Journal: answers are found again by their own run, and reused by others."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ def journal(store: Store, clock: Clock) -> Journal:
     return Journal(store, "one", clock)
 
 
-async def test_what_was_kept_is_there(journal: Journal, store: Store, clock: Clock) -> None:
-    """Whole, in whatever process asks next; where it stood in the run, and how it was come by, is not part of it."""
+async def test_a_saved_answer_is_loaded_again(journal: Journal, store: Store, clock: Clock) -> None:
+    """Without its index and the way it was found."""
     await journal.save_answer("a", answered("yes", index=7).model_copy(update={"unkept": "for a while"}))
     again = await Journal(store, "one", clock).load_own(["a", "b"])
     assert again == {"a": answered("yes").model_copy(update={"reused": "run"})}
 
 
-async def test_another_run_has_its_own_answers(journal: Journal, store: Store, clock: Clock) -> None:
-    """And can be given anybody's, of which the latest counts."""
+async def test_another_run_reuses_the_latest_answer(journal: Journal, store: Store, clock: Clock) -> None:
     await journal.save_answer("a", answered("first"))
     other = Journal(store, "other", clock)
     assert await other.load_own(["a"]) == {}
@@ -45,23 +44,20 @@ async def test_another_run_has_its_own_answers(journal: Journal, store: Store, c
     assert await texts(await journal.load_own(["a"])) == {"a": "first"}
 
 
-async def test_an_answer_can_be_too_old(journal: Journal, clock: Clock) -> None:
-    """By the time it was given."""
+async def test_an_answer_that_is_too_old_is_not_reused(journal: Journal, clock: Clock) -> None:
     await journal.save_answer("a", answered("yes"))
     clock.now += DAY
     assert await journal.load_reusable(["a"], DAY - 1) == {}
     assert await texts(await journal.load_reusable(["a"], DAY)) == {"a": "yes"}
 
 
-async def test_a_pointer_to_a_pruned_run_leads_nowhere(journal: Journal, store: Store) -> None:
-    """Its answers are gone, and are asked for again."""
+async def test_a_pointer_to_a_pruned_answer_is_ignored(journal: Journal, store: Store) -> None:
     await journal.save_answer("a", answered("yes"))
     await store.delete(*[key async for key, _ in store.scan("run/")])
     assert await journal.load_reusable(["a"], None) == {}
 
 
-async def test_one_call_is_claimed_by_one_run(journal: Journal, store: Store) -> None:
-    """The other is told, and can wait until it is free."""
+async def test_one_run_leases_a_call_and_another_waits(journal: Journal, store: Store) -> None:
     other = Journal(store, "other")
     async with journal.lease_call("a") as take:
         await take()

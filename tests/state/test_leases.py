@@ -1,4 +1,4 @@
-"""Who does it: one, who is alive; and whoever is taken for dead cannot overwrite its successor's work."""
+"""Leases: one live owner at a time, and a late owner cannot overwrite the work of its successor."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from pollux_flows.state.leases import (
     wait_for_release,
 )
 from pollux_flows.state.store import Json, Store
-from tests.state.places import Clock, at_once, claim_one, opened
+from tests.state.places import Clock, acquire_one, at_once, opened
 
 # --- Winning ------------------------------------------------------------------------------------------------------
 
 
-def test_of_eight_processes_one_wins(address: str) -> None:
-    assert sum(at_once(8, partial(claim_one, address))) == 1
+def test_one_of_eight_processes_acquires_the_lease(address: str) -> None:
+    assert sum(at_once(8, partial(acquire_one, address))) == 1
 
 
-async def test_of_fifty_coroutines_one_wins(store: Store) -> None:
+async def test_one_of_fifty_coroutines_acquires_the_lease(store: Store) -> None:
     lease = await asyncio.gather(*(acquire_lease(store, "a", f"owner {index}") for index in range(50)))
     assert sum(each is not None for each in lease) == 1
 
 
-async def test_the_intent_is_written_with_the_claim(store: Store, clock: Clock) -> None:
-    """In one: nobody sees the one without the other."""
+async def test_the_intent_is_written_with_the_lease(store: Store, clock: Clock) -> None:
+    """In one write."""
     await store.put("a", {"said": 1})
     lease = await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda record: {**record, "meant": 2})
     assert lease is not None
@@ -43,7 +43,7 @@ async def test_the_intent_is_written_with_the_claim(store: Store, clock: Clock) 
     assert get_owner(record, clock()) == "me"
 
 
-async def test_who_has_no_intent_takes_nothing(store: Store) -> None:
+async def test_without_an_intent_no_lease_is_acquired(store: Store) -> None:
     assert await acquire_lease(store, "a", "me", intent=lambda _: None) is None
     assert await store.get("a") is None
 
@@ -51,7 +51,7 @@ async def test_who_has_no_intent_takes_nothing(store: Store) -> None:
 # --- Ending -------------------------------------------------------------------------------------------------------
 
 
-async def test_the_outcome_ends_it(store: Store, clock: Clock) -> None:
+async def test_the_outcome_releases_the_lease(store: Store, clock: Clock) -> None:
     lease = await acquire_lease(store, "a", "me", 10, clock=clock)
     assert lease is not None
     await lease.finish(lambda _: {"answer": 1})
@@ -61,7 +61,7 @@ async def test_the_outcome_ends_it(store: Store, clock: Clock) -> None:
     assert await store.get("a") == {"answer": 1}
 
 
-async def test_a_release_leaves_what_was_there(store: Store) -> None:
+async def test_a_release_leaves_the_record_unchanged(store: Store) -> None:
     for before in ({"said": 1}, None):
         if before is not None:
             await store.put("a", before)
@@ -73,7 +73,7 @@ async def test_a_release_leaves_what_was_there(store: Store) -> None:
         await store.delete("a")
 
 
-async def test_the_outcome_may_be_nothing(store: Store) -> None:
+async def test_the_outcome_may_delete_the_record(store: Store) -> None:
     lease = await acquire_lease(store, "a", "me", intent=lambda _: {"meant": 1})
     assert lease is not None
     await lease.finish(lambda _: None)
@@ -83,8 +83,8 @@ async def test_the_outcome_may_be_nothing(store: Store) -> None:
 # --- Dying --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_lease_that_ran_out_is_taken_over(store: Store, clock: Clock) -> None:
-    """And the first owner learns of it, whatever it tries."""
+async def test_a_lease_that_ran_out_is_acquired_by_another_owner(store: Store, clock: Clock) -> None:
+    """Each write of the first owner then fails."""
     first = await acquire_lease(store, "a", "first", 10, clock=clock)
     clock.now += 9.9
     assert await acquire_lease(store, "a", "second", 10, clock=clock) is None
@@ -102,8 +102,8 @@ async def test_a_lease_that_ran_out_is_taken_over(store: Store, clock: Clock) ->
     assert await store.get("a") == {"answer": "in time"}
 
 
-async def test_the_same_name_is_not_the_same_owner(store: Store, clock: Clock) -> None:
-    """A run that starts again under its name does not get what it had before it was killed; it waits like others."""
+async def test_owners_of_equal_names_exclude_each_other(store: Store, clock: Clock) -> None:
+    """A run that starts again waits for the lease of its killed predecessor."""
     first = await acquire_lease(store, "a", "me", 10, clock=clock)
     assert await acquire_lease(store, "a", "me", 10, clock=clock) is None
     clock.now += 11
@@ -113,8 +113,7 @@ async def test_the_same_name_is_not_the_same_owner(store: Store, clock: Clock) -
         await first.finish(lambda _: {"answer": "late"})
 
 
-async def test_who_is_late_but_not_replaced_is_in_time(store: Store, clock: Clock) -> None:
-    """Nothing was lost, so nothing needs to be done twice."""
+async def test_a_late_owner_without_a_successor_keeps_its_lease(store: Store, clock: Clock) -> None:
     lease = await acquire_lease(store, "a", "me", 10, clock=clock)
     clock.now += 100
     assert lease is not None
@@ -125,8 +124,7 @@ async def test_who_is_late_but_not_replaced_is_in_time(store: Store, clock: Cloc
     assert await store.get("a") == {"answer": 1}
 
 
-async def test_a_heart_beats(store: Store, clock: Clock) -> None:
-    """Work that takes longer than the lease keeps it; nobody else gets a chance."""
+async def test_a_lease_is_renewed_during_long_work(store: Store, clock: Clock) -> None:
     lease = await acquire_lease(store, "a", "me", 0.2, clock=clock)
     assert lease is not None
     async with lease.keep_alive():
@@ -138,8 +136,7 @@ async def test_a_heart_beats(store: Store, clock: Clock) -> None:
     await lease.finish(lambda _: {"answer": 1})
 
 
-async def test_a_heart_beats_through_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store refuses for a moment: the work goes on, and so does the lease."""
+async def test_a_lease_survives_an_outage_of_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = await acquire_lease(store, "a", "me", 0.2)
     assert lease is not None
     swap, asked = store.swap, 0
@@ -158,8 +155,8 @@ async def test_a_heart_beats_through_an_outage(store: Store, monkeypatch: pytest
     await lease.finish(lambda _: {"answer": 1})
 
 
-async def test_who_is_cancelled_while_taking_it_has_not_got_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if the store had said yes by then."""
+async def test_a_cancelled_acquisition_is_undone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the store had written it."""
     await store.put("a", {"said": 1})
     swap, swapped, answer = store.swap, asyncio.Event(), asyncio.Event()
 
@@ -183,8 +180,8 @@ async def test_who_is_cancelled_while_taking_it_has_not_got_it(store: Store, mon
 # --- Others -------------------------------------------------------------------------------------------------------
 
 
-async def test_others_may_write_beside_it(store: Store, clock: Clock) -> None:
-    """The lease stays with its owner, while that lives."""
+async def test_others_may_change_the_record_during_a_lease(store: Store, clock: Clock) -> None:
+    """The lease stays with its owner until it runs out."""
     lease = await acquire_lease(store, "a", "me", 10, clock=clock)
     assert lease is not None
     told: list[bool] = []
@@ -203,7 +200,7 @@ async def test_others_may_write_beside_it(store: Store, clock: Clock) -> None:
     assert await store.get("a") == {"notes": [1, 1]}
 
 
-async def test_no_amendment_is_lost(store: Store) -> None:
+async def test_no_concurrent_change_is_lost(store: Store) -> None:
     def more(record: Json, _: bool) -> Json:
         return {"count": record.get("count", 0) + 1}
 
@@ -213,7 +210,7 @@ async def test_no_amendment_is_lost(store: Store) -> None:
     assert await store.get("a") is None
 
 
-async def test_waiters_see_the_outcome(store: Store, address: str) -> None:
+async def test_waiters_get_the_outcome(store: Store, address: str) -> None:
     lease = await acquire_lease(store, "a", "me")
     assert lease is not None
     waiting = [asyncio.ensure_future(wait_for_release(opened(address), "a")) for _ in range(3)]
@@ -223,7 +220,7 @@ async def test_waiters_see_the_outcome(store: Store, address: str) -> None:
     assert await asyncio.gather(*waiting) == [{"answer": 1}] * 3
 
 
-async def test_waiters_see_a_death(store: Store, clock: Clock) -> None:
+async def test_waiters_go_on_when_a_lease_runs_out(store: Store, clock: Clock) -> None:
     await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda _: {"meant": 1})
     waiting = asyncio.ensure_future(wait_for_release(store, "a", clock=clock))
     await store.get("a")
@@ -232,14 +229,13 @@ async def test_waiters_see_a_death(store: Store, clock: Clock) -> None:
     assert await waiting == {"meant": 1}
 
 
-async def test_waiters_give_up(store: Store) -> None:
+async def test_waiters_time_out(store: Store) -> None:
     await acquire_lease(store, "a", "me")
     with pytest.raises(TimeoutError):
         await wait_for_release(store, "a", patience_s=0.05)
 
 
-def test_pauses_grow_and_differ() -> None:
-    """Short for those who hardly have to wait; never long."""
+def test_backoff_pauses_grow_and_differ() -> None:
     one, other = ([pause for pause, _ in zip(backoff_pauses(), range(30), strict=False)] for _ in range(2))
     assert one != other
     assert one[0] <= 0.01
@@ -247,8 +243,8 @@ def test_pauses_grow_and_differ() -> None:
     assert min(one[-5:]) >= 0.25
 
 
-async def test_what_must_not_break_does_not() -> None:
-    """However often it is cancelled; the cancellation comes after."""
+async def test_work_is_completed_although_it_is_cancelled_often() -> None:
+    """The cancellation is raised afterwards."""
     go, done = asyncio.Event(), False
 
     async def work() -> None:

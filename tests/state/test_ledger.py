@@ -1,4 +1,4 @@
-"""Uploads: one for all who need the file, whoever of them is cancelled."""
+"""Ledger: a file is uploaded once for all that need it, whichever of them is cancelled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.state.places import DAY, KEY, Clock, Provider, opened, removed
 
 
 async def test_a_file_is_uploaded_once(ledger: Ledger, provider: Provider, address: str, clock: Clock) -> None:
-    """By all coroutines, of all runs, then and later."""
+    """For all coroutines and runs."""
     first = await asyncio.gather(*(ledger.acquire(KEY, f"run {index % 3}", provider.upload) for index in range(60)))
     later = await Ledger(opened(address), clock).acquire(KEY, "later", provider.upload)
     assert {each.file_id for each in [*first, later]} == {"file-1"}
@@ -39,13 +39,12 @@ async def test_another_key_is_another_file(ledger: Ledger, provider: Provider, o
 
 
 def test_every_field_is_in_the_key() -> None:
-    """One that is added, too; and at its default it leaves the names of all entries as they are."""
+    """A new field at its default leaves the names of all entries unchanged."""
     assert set(UploadKey.model_fields) == {"provider", "base_url", "account", "sha256", "mime_type"}
     assert KEY.name == "upload/55560b831fa4e1c238a3eed6108e8e2f1638a70c08a7562d36ab2e4c513e7120"
 
 
-async def test_the_intent_comes_first(ledger: Ledger, store: Store, clock: Clock) -> None:
-    """When the upload begins, its marker is on record already, with since when."""
+async def test_the_intent_is_recorded_before_the_upload(ledger: Ledger, store: Store, clock: Clock) -> None:
     recorded = None
 
     async def upload(marker: str) -> Uploaded:
@@ -61,7 +60,7 @@ async def test_the_intent_comes_first(ledger: Ledger, store: Store, clock: Clock
 
 
 async def test_a_file_that_soon_expires_is_uploaded_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Soon is what each user says it is."""
+    """Each owner says how soon is too soon."""
     await ledger.acquire(KEY, "run", provider.upload)
     clock.now += 2 * DAY - 700
     assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-1"
@@ -71,8 +70,8 @@ async def test_a_file_that_soon_expires_is_uploaded_again(ledger: Ledger, provid
     assert (await ledger.acquire(KEY, "batch", provider.upload, margin_s=DAY)).file_id == "file-2"
 
 
-async def test_those_who_waited_take_what_came(ledger: Ledger, provider: Provider) -> None:
-    """Also where files live for less than they had hoped for: another upload would bring no better one."""
+async def test_waiters_use_the_uploaded_file_however_short_lived(ledger: Ledger, provider: Provider) -> None:
+    """Another upload would bring no better one."""
     provider.lives_s = 100
     held = await asyncio.gather(*(ledger.acquire(KEY, "run", provider.upload) for _ in range(10)))
     assert {each.file_id for each in held} == {"file-1"}
@@ -86,8 +85,7 @@ async def test_a_file_without_expiry_stays(ledger: Ledger, provider: Provider, c
     assert await ledger.list_due() == []
 
 
-async def test_what_the_provider_forgot_is_uploaded_again(ledger: Ledger, provider: Provider) -> None:
-    """Once; whoever finds out later finds a new file already."""
+async def test_a_file_that_the_provider_lost_is_uploaded_again_once(ledger: Ledger, provider: Provider) -> None:
     old = await ledger.acquire(KEY, "run", provider.upload, keep_s=None)
     await ledger.forget(KEY, old.file_id)
     assert (await ledger.acquire(KEY, "run", provider.upload, keep_s=None)).file_id == "file-2"
@@ -99,7 +97,7 @@ async def test_what_the_provider_forgot_is_uploaded_again(ledger: Ledger, provid
 # --- Cancelled ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_waiter_that_is_cancelled_disturbs_nobody(ledger: Ledger, provider: Provider) -> None:
+async def test_a_cancelled_waiter_disturbs_no_other(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload))
     await provider.asked()
@@ -113,10 +111,8 @@ async def test_a_waiter_that_is_cancelled_disturbs_nobody(ledger: Ledger, provid
     assert len(provider.markers) == 1
 
 
-async def test_an_upload_whose_uploader_is_cancelled_goes_on_for_those_who_wait(
-    ledger: Ledger, provider: Provider
-) -> None:
-    """They do not upload it again, and the file that they wait for does not go when the cancelled run releases it."""
+async def test_an_upload_goes_on_for_waiters_if_its_owner_is_cancelled(ledger: Ledger, provider: Provider) -> None:
+    """And its release does not delete the file."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
@@ -132,8 +128,8 @@ async def test_an_upload_whose_uploader_is_cancelled_goes_on_for_those_who_wait(
     assert len(provider.markers) == 1
 
 
-async def test_an_upload_ends_once_all_who_wait_for_it_are_cancelled(ledger: Ledger, provider: Provider) -> None:
-    """As at Ctrl-C. What the upload may have left is looked for once it cannot be on its way any more."""
+async def test_an_upload_ends_once_all_its_owners_are_cancelled(ledger: Ledger, provider: Provider) -> None:
+    """Its possible file is looked for later."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
@@ -154,8 +150,7 @@ async def test_an_upload_ends_once_all_who_wait_for_it_are_cancelled(ledger: Led
     assert await ledger.list_due() == []
 
 
-async def test_an_upload_without_a_waiter_is_cancelled_with_its_uploader(ledger: Ledger, provider: Provider) -> None:
-    """At once; the next to need the file uploads it."""
+async def test_an_upload_without_waiters_is_cancelled_with_its_owner(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
@@ -167,16 +162,15 @@ async def test_an_upload_without_a_waiter_is_cancelled_with_its_uploader(ledger:
 
 
 async def waited_for(ledger: Ledger, owner: str) -> None:
-    """Return once `owner` is on record as one that needs the file."""
+    """Wait until `owner` is recorded as an owner of the file."""
     async with asyncio.timeout(5):
         while owner not in (await ledger.store.get(KEY.name) or {}).get("owners", {}):  # noqa: ASYNC110 (seen from outside)
             await asyncio.sleep(0.001)
 
 
-async def test_what_was_uploaded_is_on_record_although_it_was_cancelled(
+async def test_an_uploaded_file_is_recorded_although_its_owner_is_cancelled(
     ledger: Ledger, provider: Provider, store: Store
 ) -> None:
-    """The moment between the provider's answer and the record is no gap."""
     holding: list[asyncio.Task[Uploaded]] = []
 
     async def upload(marker: str) -> Uploaded:

@@ -1,4 +1,4 @@
-"""Uploads that fail, and uploaders that are taken for dead."""
+"""Ledger: uploads that fail, and uploaders that lose their lease."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.state.places import KEY, Clock, Provider, removed
         SourceError("It changed while it was read.", hint="Run again."),
     ],
 )
-async def test_a_failure_is_told_to_all_who_asked(
+async def test_a_failed_upload_fails_for_all_waiters(
     ledger: Ledger, provider: Provider, error: Exception, clock: Clock
 ) -> None:
-    """As what it is, and nobody tries that again; a later run does."""
+    """None of them tries again; a later run does."""
     provider.fails = [error]
     provider.gate = asyncio.Event()
     holding = [asyncio.ensure_future(ledger.acquire(KEY, f"run {index}", provider.upload)) for index in range(10)]
@@ -40,8 +40,8 @@ async def test_a_failure_is_told_to_all_who_asked(
     assert (await ledger.acquire(KEY, "later", provider.upload)).file_id == "file-2"
 
 
-async def test_a_run_does_not_try_again_what_is_of_no_use(ledger: Ledger, provider: Provider) -> None:
-    """However late its next prompt comes; but once it has been released, it is another run, also by the same name."""
+async def test_a_run_does_not_repeat_a_final_failure(ledger: Ledger, provider: Provider) -> None:
+    """Until it has been released."""
     provider.fails = [APIError("No.", retryable=False), APIError("No.", retryable=False)]
     for _ in range(3):
         with pytest.raises(APIError, match="No"):
@@ -54,14 +54,14 @@ async def test_a_run_does_not_try_again_what_is_of_no_use(ledger: Ledger, provid
     assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-3"
 
 
-async def test_a_run_tries_again_what_may_be_of_use(ledger: Ledger, provider: Provider) -> None:
+async def test_a_run_repeats_a_failure_that_may_pass(ledger: Ledger, provider: Provider) -> None:
     provider.fails = [APIError("Busy.", retryable=True)]
     with pytest.raises(APIError, match="Busy"):
         await ledger.acquire(KEY, "run", provider.upload)
     assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-2"
 
 
-async def test_a_failure_is_forgotten(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+async def test_a_failure_is_forgotten_after_a_while(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Also by a run that was killed before its release."""
     provider.fails = [APIError("No.", retryable=False)]
     with pytest.raises(APIError, match="No"):
@@ -70,10 +70,10 @@ async def test_a_failure_is_forgotten(ledger: Ledger, provider: Provider, clock:
     assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-2"
 
 
-async def test_what_a_stranger_says_is_not_repeated(
+async def test_the_text_of_a_foreign_error_is_not_saved(
     ledger: Ledger, provider: Provider, store: Store, clock: Clock
 ) -> None:
-    """It may hold a key: the one it happened to gets the error itself, the others its name."""
+    """It may contain a key: other runs get its class alone."""
     provider.fails = [ValueError("Bearer sk-secret")]
     provider.gate = asyncio.Event()
     holding = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(3)]
@@ -94,7 +94,7 @@ async def test_what_a_stranger_says_is_not_repeated(
         (OSError("The network is down."), True),
     ],
 )
-async def test_what_may_have_arrived_is_looked_for(
+async def test_a_file_that_may_have_arrived_is_looked_for(
     ledger: Ledger, provider: Provider, clock: Clock, error: Exception, looked_for: bool
 ) -> None:
     provider.fails = [error]
@@ -104,10 +104,9 @@ async def test_what_may_have_arrived_is_looked_for(
     assert [due.marker for due in await ledger.list_due()] == (provider.markers if looked_for else [])
 
 
-async def test_a_disk_that_fails_after_the_upload_is_told(
+async def test_a_file_that_could_not_be_recorded_is_found_by_its_intent(
     ledger: Ledger, provider: Provider, store: Store, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    """Nobody uses a file that is not on record; its intent is, so it is found."""
 
     async def refuse(*_: object) -> bool:
         raise ConfigurationError("There is no room left.")
@@ -128,8 +127,8 @@ async def test_a_disk_that_fails_after_the_upload_is_told(
 # --- Left behind by an attempt ------------------------------------------------------------------------------------
 
 
-async def test_what_an_attempt_has_left_is_due(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """By its id or by its name, at once or later; the file that is used stays out of it."""
+async def test_a_leftover_of_an_attempt_is_due(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+    """By its id or by its name, at once or later."""
 
     async def upload(marker: str) -> Uploaded:
         await ledger.add_leftover(KEY, f"{marker}-0001")
@@ -149,9 +148,7 @@ async def test_what_an_attempt_has_left_is_due(ledger: Ledger, provider: Provide
     assert [due.marker for due in await ledger.list_due()] == [f"{provider.markers[0]}-0003"]
 
 
-async def test_who_looks_for_all_attempts_need_not_look_for_each(
-    ledger: Ledger, provider: Provider, clock: Clock
-) -> None:
+async def test_one_search_finds_the_leftovers_of_all_attempts(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Their names begin with the marker of the upload."""
     provider.fails = [OSError("The network is down.")]
 
@@ -165,8 +162,7 @@ async def test_who_looks_for_all_attempts_need_not_look_for_each(
     assert [due.marker for due in await ledger.list_due()] == provider.markers
 
 
-async def test_no_more_is_claimed_than_there_are_turns(ledger: Ledger, provider: Provider, store: Store) -> None:
-    """Whoever dies then leaves as many intents; those that wait for their turn have claimed nothing."""
+async def test_the_limit_bounds_the_leases_of_uploads(ledger: Ledger, provider: Provider, store: Store) -> None:
     keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(20)]
     limit = asyncio.Semaphore(2)
     provider.gate = asyncio.Event()
@@ -179,8 +175,7 @@ async def test_no_more_is_claimed_than_there_are_turns(ledger: Ledger, provider:
     assert len(provider.markers) == 20
 
 
-async def test_who_waits_for_somebody_elses_upload_takes_no_turn(ledger: Ledger, provider: Provider) -> None:
-    """The only turn is free for another file meanwhile."""
+async def test_a_waiter_does_not_count_against_the_limit(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     elsewhere = asyncio.ensure_future(ledger.acquire(KEY, "elsewhere", provider.upload))
     await provider.asked()
@@ -198,8 +193,8 @@ async def test_who_waits_for_somebody_elses_upload_takes_no_turn(ledger: Ledger,
 # --- Killed (the processes that are, are in test_ledger_processes.py) ---------------------------------------------
 
 
-async def test_whoever_is_late_overwrites_nothing(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """It was taken for dead: it uses what its successor uploaded, and its own file is deleted."""
+async def test_a_late_uploader_uses_the_file_of_its_successor(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+    """Its own file is deleted."""
     slow = Provider(clock, gate=asyncio.Event())
     late = asyncio.ensure_future(ledger.acquire(KEY, "late", slow.upload))
     await slow.asked()
@@ -218,8 +213,7 @@ async def test_whoever_is_late_overwrites_nothing(ledger: Ledger, provider: Prov
     assert (await ledger.acquire(KEY, "late", provider.upload)).file_id == "file-2"
 
 
-async def test_whoever_is_late_comes_after_the_sweep(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Its intent was taken for an orphan, looked for, not found, and forgotten; then the file arrives after all."""
+async def test_a_file_that_arrives_after_a_sweep_is_deleted(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     provider.gate = asyncio.Event()
     late = asyncio.ensure_future(ledger.acquire(KEY, "late", provider.upload))
     await provider.asked()
@@ -230,7 +224,7 @@ async def test_whoever_is_late_comes_after_the_sweep(ledger: Ledger, provider: P
     assert [due.uploaded and due.uploaded.file_id for due in await ledger.list_due()] == ["file-1"]
 
 
-async def test_who_waits_gives_up(ledger: Ledger, provider: Provider) -> None:
+async def test_a_waiter_times_out(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()

@@ -1,4 +1,4 @@
-"""Files are owned while they are needed, and deleted when the last owner is done."""
+"""Ledger: files stay while they have owners, and are deleted after the last release."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tests.state.servers import client
 # --- Owners -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_file_goes_with_its_last_owner(ledger: Ledger, provider: Provider, store: Store) -> None:
-    """Not before; and nothing of it stays."""
+async def test_a_file_is_due_after_the_release_of_its_last_owner(
+    ledger: Ledger, provider: Provider, store: Store
+) -> None:
     for owner in ("a", "b"):
         await ledger.acquire(KEY, owner, provider.upload)
     assert await ledger.release("a") == []
@@ -33,7 +34,7 @@ async def test_a_file_goes_with_its_last_owner(ledger: Ledger, provider: Provide
     assert await names(store) == []
 
 
-async def test_an_owner_has_many_files(ledger: Ledger, provider: Provider) -> None:
+async def test_a_release_covers_all_files_of_an_owner(ledger: Ledger, provider: Provider) -> None:
     keys = [KEY.model_copy(update={"sha256": str(index)}) for index in range(30)]
     await asyncio.gather(*(ledger.acquire(key, "run", provider.upload) for key in keys))
     await ledger.acquire(keys[0], "run/other", provider.upload)
@@ -41,8 +42,7 @@ async def test_an_owner_has_many_files(ledger: Ledger, provider: Provider) -> No
     assert {due.key.sha256 for due in dues} == {str(index) for index in range(1, 30)}
 
 
-async def test_a_file_is_kept_for_others(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """As long as its last owner said; whoever needs it meanwhile finds it."""
+async def test_a_file_stays_for_a_while_for_other_owners(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     await ledger.acquire(KEY, "a", provider.upload, keep_s=3600)
     assert await ledger.release("a") == []
     clock.now += 3000
@@ -52,7 +52,7 @@ async def test_a_file_is_kept_for_others(ledger: Ledger, provider: Provider, clo
     assert [due.reason for due in await ledger.release("b")] == ["idle"]
 
 
-async def test_who_wants_it_kept_longest_has_its_way(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+async def test_the_longest_keep_time_of_all_owners_counts(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     for owner, keep_s in (("a", 3600), ("b", None), ("c", 0)):
         await ledger.acquire(KEY, owner, provider.upload, owner_s=None, keep_s=keep_s)
     await ledger.release("a")
@@ -62,8 +62,7 @@ async def test_who_wants_it_kept_longest_has_its_way(ledger: Ledger, provider: P
     assert await ledger.list_due() == []
 
 
-async def test_what_expired_needs_no_deletion(ledger: Ledger, provider: Provider, clock: Clock, store: Store) -> None:
-    """The provider has deleted it; the ledger forgets it, too."""
+async def test_a_file_that_expired_is_not_due(ledger: Ledger, provider: Provider, clock: Clock, store: Store) -> None:
     await ledger.acquire(KEY, "a", provider.upload, keep_s=None)
     assert await ledger.release("a") == []
     clock.now += 2 * DAY
@@ -71,8 +70,9 @@ async def test_what_expired_needs_no_deletion(ledger: Ledger, provider: Provider
     assert await names(store) == []
 
 
-async def test_an_owner_that_died_owns_nothing(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Once it has not been heard of for long enough; what it would have said at its release, holds."""
+async def test_an_owner_that_is_not_renewed_counts_as_released(
+    ledger: Ledger, provider: Provider, clock: Clock
+) -> None:
     await ledger.acquire(KEY, "a", provider.upload, owner_s=1000, keep_s=500)
     clock.now += 999
     assert await ledger.list_due() == []
@@ -82,12 +82,14 @@ async def test_an_owner_that_died_owns_nothing(ledger: Ledger, provider: Provide
     assert [due.reason for due in await ledger.list_due()] == ["idle"]
 
 
-@pytest.mark.parametrize("sign", ["hold", "renew"])
-async def test_an_owner_that_lives_owns(ledger: Ledger, provider: Provider, clock: Clock, sign: str) -> None:
+@pytest.mark.parametrize("sign", ["acquire", "renew"])
+async def test_an_owner_that_is_renewed_keeps_its_files(
+    ledger: Ledger, provider: Provider, clock: Clock, sign: str
+) -> None:
     await ledger.acquire(KEY, "a", provider.upload, owner_s=1000)
     for _ in range(5):
         clock.now += 900
-        if sign == "hold":
+        if sign == "acquire":
             await ledger.acquire(KEY, "a", provider.upload, owner_s=1000)
         else:
             await ledger.renew("a", owner_s=1000)
@@ -96,10 +98,10 @@ async def test_an_owner_that_lives_owns(ledger: Ledger, provider: Provider, cloc
     assert len(await ledger.list_due()) == 1
 
 
-async def test_a_deferred_job_is_found_at_its_release(
+async def test_the_files_of_a_deferred_job_are_found_at_its_release(
     ledger: Ledger, provider: Provider, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What leads to its files has no end, either, whoever else has used its name."""
+    """Its notes do not expire, even if a run of the same name has used them."""
     lasts: dict[str, float | None] = {}
     put = store.put
 
@@ -114,8 +116,7 @@ async def test_a_deferred_job_is_found_at_its_release(
     assert list(lasts.values()) == [None]
 
 
-async def test_a_deferred_job_owns_until_it_is_done(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """However long that takes, also when a run by the same name has a shorter claim."""
+async def test_a_deferred_job_owns_its_files_without_an_end(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     provider.lives_s = 30 * DAY
     await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
     await ledger.acquire(KEY, "job", provider.upload, owner_s=10, keep_s=3600)
@@ -130,7 +131,7 @@ async def test_a_deferred_job_owns_until_it_is_done(ledger: Ledger, provider: Pr
 # --- Deleting -----------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_about_to_go_is_given_to_nobody(ledger: Ledger, provider: Provider) -> None:
+async def test_a_file_that_is_being_deleted_is_not_used(ledger: Ledger, provider: Provider) -> None:
     await ledger.acquire(KEY, "a", provider.upload)
     (due,) = await ledger.release("a")
     assert await ledger.begin_deletion(due)
@@ -139,8 +140,7 @@ async def test_what_is_about_to_go_is_given_to_nobody(ledger: Ledger, provider: 
     assert (await ledger.acquire(KEY, "b", provider.upload)).file_id == "file-2"
 
 
-async def test_what_is_owned_again_does_not_go(ledger: Ledger, provider: Provider) -> None:
-    """Somebody needed it between the release and the deletion."""
+async def test_a_file_that_has_an_owner_again_is_not_deleted(ledger: Ledger, provider: Provider) -> None:
     await ledger.acquire(KEY, "a", provider.upload)
     (due,) = await ledger.release("a")
     await ledger.acquire(KEY, "b", provider.upload)
@@ -148,15 +148,14 @@ async def test_what_is_owned_again_does_not_go(ledger: Ledger, provider: Provide
     assert (await ledger.acquire(KEY, "c", provider.upload)).file_id == "file-1"
 
 
-async def test_one_deletes(ledger: Ledger, provider: Provider) -> None:
-    """Of many sweeps at once."""
+async def test_one_of_many_sweeps_deletes_a_file(ledger: Ledger, provider: Provider) -> None:
     await ledger.acquire(KEY, "a", provider.upload)
     (due,) = await ledger.release("a")
     assert sum(await asyncio.gather(*(ledger.begin_deletion(due) for _ in range(20)))) == 1
     assert await ledger.list_due() == []
 
 
-async def test_a_deletion_that_died_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
+async def test_a_deletion_without_an_outcome_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     await ledger.acquire(KEY, "a", provider.upload)
     (due,) = await ledger.release("a")
     assert await ledger.begin_deletion(due)
@@ -167,7 +166,7 @@ async def test_a_deletion_that_died_is_due_again(ledger: Ledger, provider: Provi
 
 
 async def test_a_deletion_that_failed_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Each time a little later, with what it met; until the provider has deleted it itself."""
+    """After growing pauses, until the file has expired."""
     await ledger.acquire(KEY, "a", provider.upload)
     dues = await ledger.release("a")
     waits = []
@@ -184,8 +183,7 @@ async def test_a_deletion_that_failed_is_due_again(ledger: Ledger, provider: Pro
     assert await ledger.list_due() == []
 
 
-async def test_what_is_due_can_be_asked_by_account(ledger: Ledger, provider: Provider) -> None:
-    """For whoever deletes has the key of one."""
+async def test_due_files_can_be_listed_by_account(ledger: Ledger, provider: Provider) -> None:
     other = KEY.model_copy(update={"account": "other"})
     gemini = KEY.model_copy(update={"provider": "gemini"})
     for key in (KEY, other, gemini):
@@ -197,8 +195,8 @@ async def test_what_is_due_can_be_asked_by_account(ledger: Ledger, provider: Pro
     assert [due.key for due in await ledger.list_due("gemini", "acme")] == [gemini]
 
 
-async def test_an_entry_that_cannot_be_read_is_told(ledger: Ledger, provider: Provider, store: Store) -> None:
-    """It is not uploaded anew: nobody would ever delete the first file."""
+async def test_an_entry_that_cannot_be_read_is_an_error(ledger: Ledger, provider: Provider, store: Store) -> None:
+    """It is not uploaded again: the first file would never be deleted."""
     await store.put(KEY.name, {"key": "is no key", "marker": 7})
     with pytest.raises(ConfigurationError, match="cannot be read: UploadKey is not usable"):
         await ledger.acquire(KEY, "run", provider.upload)
@@ -206,7 +204,7 @@ async def test_an_entry_that_cannot_be_read_is_told(ledger: Ledger, provider: Pr
 
 
 def damage(address: str, key: str) -> None:
-    """Behind the store's back, so that what stands there is no JSON."""
+    """Overwrite the data of a record, bypassing the store."""
     kind, _, place = address.partition(":")
     if kind == "disk":
         with sqlite3.connect(Path(place) / "cache.db", isolation_level=None) as database:
@@ -217,10 +215,9 @@ def damage(address: str, key: str) -> None:
             assert behind.set(f"{prefix}record:{key}", b"{", xx=True)
 
 
-async def test_an_entry_that_cannot_be_read_hides_no_other(
+async def test_an_entry_that_cannot_be_read_does_not_hide_others(
     ledger: Ledger, provider: Provider, store: Store, address: str
 ) -> None:
-    """One is no JSON, one no entry; what is due beside them is found, and what is wrong is told."""
     keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(6)]
     for key in keys:
         await ledger.acquire(key, "run", provider.upload)
@@ -235,20 +232,18 @@ async def test_an_entry_that_cannot_be_read_hides_no_other(
     assert any("cannot be read: UploadKey" in problem for problem in unreadable)
 
 
-async def test_an_owner_whose_process_was_killed_is_done(
+async def test_an_owner_whose_process_died_is_released_at_once(
     ledger: Ledger, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once: nobody waits until it is taken for dead."""
     await ledger.acquire(KEY, "run", provider.upload, keep_s=0)
     assert await ledger.list_due() == []
     monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)
     assert [due.reason for due in await ledger.list_due()] == ["idle"]
 
 
-async def test_an_owner_that_outlives_its_process_keeps_its_file(
+async def test_a_deferred_job_keeps_its_file_when_its_process_ends(
     ledger: Ledger, provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch needs its files long after the process that submitted it has ended."""
     provider.lives_s = 30 * DAY
     await ledger.acquire(KEY, "job", provider.upload, keep_s=3600, owner_s=3 * DAY)
     monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)

@@ -1,4 +1,4 @@
-"""The ledger between processes, some of which are killed."""
+"""Ledger: many processes and threads, some of which are killed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from pathlib import Path
 
 from pollux_flows.state.ledger import Ledger, Uploaded
 from pollux_flows.state.store import Store
-from tests.state.places import KEY, at_once, hold_many, opened
+from tests.state.places import KEY, acquire_many, at_once, opened
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_processes_upload_once(address: str, tmp_path: Path) -> None:
-    """Three of them, twenty coroutines each."""
+def test_processes_upload_a_file_once(address: str, tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()
-    held = at_once(3, partial(hold_many, address, str(tmp_path / "uploads")))
+    held = at_once(3, partial(acquire_many, address, str(tmp_path / "uploads")))
     (marker,) = [path.name for path in (tmp_path / "uploads").iterdir()]
     assert held == [[f"file-{marker}"] * 20] * 3
 
 
-def test_threads_and_loops_upload_once(store: Store) -> None:
-    """Six loops in as many threads, with one ledger."""
+def test_threads_with_loops_of_their_own_upload_a_file_once(store: Store) -> None:
     ledger = Ledger(store)
     markers: list[str] = []
     held: list[Uploaded] = []
@@ -49,8 +47,8 @@ def test_threads_and_loops_upload_once(store: Store) -> None:
     assert len(markers) == 1
 
 
-async def beats(store: Store, count: int) -> None:
-    """Wait until somebody else's lease on the key has been renewed so often."""
+async def wait_for_renewals(store: Store, count: int) -> None:
+    """Wait until the lease on the key has been renewed so often."""
     seen: set[float] = set()
     while len(seen) <= count:
         seen.add((await store.get(KEY.name) or {})["lease"]["until"])
@@ -58,7 +56,7 @@ async def beats(store: Store, count: int) -> None:
 
 
 def test_a_killed_uploader_is_replaced(address: str) -> None:
-    """After its lease, by one of those who wait; and what it may have left is looked for."""
+    """By one of the waiters, after its lease; and its possible file is looked for."""
     script = f"from tests.state.places import *; upload_until_killed('{address}', 1.5)"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
@@ -73,7 +71,7 @@ def test_a_killed_uploader_is_replaced(address: str) -> None:
 
     async def work() -> list[Uploaded]:
         waiting = [asyncio.ensure_future(ledger.acquire(KEY, "run", upload)) for _ in range(5)]
-        await beats(store, 3)
+        await wait_for_renewals(store, 3)
         assert markers == []
         assert not any(each.done() for each in waiting)
         os.kill(process.pid, signal.SIGKILL)

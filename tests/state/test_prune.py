@@ -1,4 +1,4 @@
-"""Pruning: what goes, what stays, and that nobody is harmed by it."""
+"""Pruning: what is removed, what stays, and that concurrent runs lose nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state import prune as pruning
+from pollux_flows.state import maintenance
 from pollux_flows.state.identity import digest
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.leases import acquire_lease
 from pollux_flows.state.ledger import Ledger
-from pollux_flows.state.prune import Pruned, prune
+from pollux_flows.state.maintenance import Pruned, prune
 from pollux_flows.state.slots import RunScope, Slots
 from pollux_flows.state.store import Row, Store
 from tests.state.places import DAY, KEY, Clock, Provider, at_once, at_work, damage, listed, names, opened, run, till
@@ -25,7 +25,7 @@ TEXT = "x" * 2000
 
 
 async def ask(store: Store, clock: Clock, name: str, *calls: str, text: str = TEXT) -> Journal:
-    """A run that asks and is answered."""
+    """Run a run whose calls are all answered."""
     journal = Journal(store, name, clock)
     await journal.begin()
     for call in calls:
@@ -35,7 +35,7 @@ async def ask(store: Store, clock: Clock, name: str, *calls: str, text: str = TE
 
 
 async def fill(store: Store, clock: Clock, days: int) -> list[Journal]:
-    """A run a day, with ten answers each."""
+    """Run a run a day, with ten answers each."""
     journals = []
     for day in range(days):
         journals.append(await ask(store, clock, f"run {day}", *(f"{day}/{n}" for n in range(10))))
@@ -43,8 +43,8 @@ async def fill(store: Store, clock: Clock, days: int) -> list[Journal]:
     return journals
 
 
-async def kept(journals: list[Journal]) -> list[int]:
-    """How many answers each of them has, by itself and for anybody."""
+async def count_answers(journals: list[Journal]) -> list[int]:
+    """Return how many answers of each run are left; others can reuse the same ones."""
     counts = []
     for day, journal in enumerate(journals):
         calls = [f"{day}/{n}" for n in range(10)]
@@ -57,22 +57,21 @@ async def kept(journals: list[Journal]) -> list[int]:
 # --- What goes ----------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_too_old_goes(store: Store, clock: Clock) -> None:
-    """With all that led there, and the runs of which nothing is left."""
+async def test_old_answers_are_removed_with_their_pointers_and_runs(store: Store, clock: Clock) -> None:
     journals = await fill(store, clock, 5)
     pruned = await prune(store, older_than_s=3.5 * DAY, clock=clock)
     assert (pruned.answers, pruned.runs, pruned.others) == (20, 2, 20)
     assert pruned.freed_bytes > 20 * len(TEXT)
-    assert await kept(journals) == [0, 0, 10, 10, 10]
+    assert await count_answers(journals) == [0, 0, 10, 10, 10]
     assert len(await names(store)) == 3 * (1 + 10 + 10)
 
 
-async def test_the_oldest_go_until_the_rest_is_small_enough(store: Store, clock: Clock) -> None:
-    """And no more than that: about as many as it takes."""
+async def test_the_oldest_answers_are_removed_until_the_size_is_reached(store: Store, clock: Clock) -> None:
+    """And not many more."""
     journals = await fill(store, clock, 20)
     size = await store.size() or sum(row.size for row in await listed(store))
     pruned = await prune(store, max_size=size / 2, clock=clock)
-    left = await kept(journals)
+    left = await count_answers(journals)
     assert 80 <= pruned.answers <= 110
     assert sum(left) == 200 - pruned.answers
     assert left == sorted(left)
@@ -82,14 +81,13 @@ async def test_the_oldest_go_until_the_rest_is_small_enough(store: Store, clock:
     assert sum(row.key.count("/") == 1 and row.key.startswith("run/") for row in rest) == sum(map(bool, left))
 
 
-async def test_what_is_small_enough_stays(store: Store, clock: Clock) -> None:
+async def test_a_small_state_is_not_pruned(store: Store, clock: Clock) -> None:
     journals = await fill(store, clock, 2)
     assert await prune(store, max_size=10_000_000, clock=clock) == Pruned()
-    assert await kept(journals) == [10, 10]
+    assert await count_answers(journals) == [10, 10]
 
 
-async def test_one_run_goes(store: Store, clock: Clock) -> None:
-    """That of a name, or all whose names go on behind a slash, as those of one flow run."""
+async def test_one_run_is_removed_by_name_or_by_a_prefix_of_names(store: Store, clock: Clock) -> None:
     journals = [await ask(store, clock, name, "c") for name in ("flow/0", "flow/1", "flow", "flower", "flow/1")]
     assert (await prune(store, run="flow/0", clock=clock)).answers == 1
     assert [len(await journal.load_own(["c"])) for journal in journals] == [0, 1, 1, 1, 1]
@@ -98,8 +96,7 @@ async def test_one_run_goes(store: Store, clock: Clock) -> None:
     assert await prune(store, run="nobody", clock=clock) == Pruned()
 
 
-async def test_a_trial_says_what_would_go(store: Store, clock: Clock) -> None:
-    """And nothing does."""
+async def test_a_dry_run_counts_without_removing(store: Store, clock: Clock) -> None:
     journals = await fill(store, clock, 10)
     before = await listed(store)
     size = await store.size() or sum(row.size for row in before)
@@ -108,12 +105,11 @@ async def test_a_trial_says_what_would_go(store: Store, clock: Clock) -> None:
         assert await listed(store) == before
         assert 40 <= told.answers <= 60
         assert 0.4 * size <= told.freed_bytes <= 0.6 * size
-    assert await kept(journals) == [10] * 10
+    assert await count_answers(journals) == [10] * 10
     assert (await prune(store, older_than_s=4.5 * DAY, clock=clock)).answers == 60
 
 
-async def test_a_call_remembers_its_latest_answer(store: Store, clock: Clock) -> None:
-    """Which is not forgotten with an earlier one."""
+async def test_the_pointer_of_a_call_stays_with_its_latest_answer(store: Store, clock: Clock) -> None:
     first = await ask(store, clock, "first", "c", text="first")
     clock.now += 2 * DAY
     second = await ask(store, clock, "second", "c", text="second")
@@ -125,8 +121,7 @@ async def test_a_call_remembers_its_latest_answer(store: Store, clock: Clock) ->
     assert found.text == "second"
 
 
-async def test_what_leads_nowhere_goes(store: Store, clock: Clock) -> None:
-    """And the claims of the dead; those of the living stay."""
+async def test_dangling_pointers_and_dead_leases_are_removed(store: Store, clock: Clock) -> None:
     journal = await ask(store, clock, "one", "a", "b")
     await store.delete(*[key for key in await names(store) if key.endswith("/a")][1:])
     await acquire_lease(store, "asking/dead", "dead run", lease_s=1, clock=clock)
@@ -142,10 +137,10 @@ async def test_what_leads_nowhere_goes(store: Store, clock: Clock) -> None:
 # --- What stays ---------------------------------------------------------------------------------------------------
 
 
-async def test_what_tells_of_a_provider_never_goes(
+async def test_records_about_providers_are_never_removed(
     store: Store, clock: Clock, ledger: Ledger, provider: Provider
 ) -> None:
-    """Not by age, not by size: nobody else would know what is to be deleted there."""
+    """Neither by age nor by size: their files would never be deleted."""
     await ledger.derive_account("key")
     provider.lives_s = None
     held = await ledger.acquire(KEY, "run", provider.upload, keep_s=None, owner_s=None)
@@ -161,7 +156,7 @@ async def test_what_tells_of_a_provider_never_goes(
     assert await ledger.acquire(KEY, "other", provider.upload) == held
 
 
-async def test_the_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> None:
+async def test_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> None:
     """However old: if it is killed, its retry needs them."""
     journals = await fill(store, clock, 4)
     for by_name in (True, False):
@@ -173,14 +168,13 @@ async def test_the_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> 
             assert (pruned.answers, pruned.runs, pruned.spared_runs) == (30, 3, 1)
             with pytest.raises(ConfigurationError, match="run 1 is at work"):
                 await prune(store, run="run 1", clock=clock)
-    assert await kept(journals) == [0, 10, 0, 0]
+    assert await count_answers(journals) == [0, 10, 0, 0]
     assert (await prune(store, max_size=0, clock=clock)).answers == 10
 
 
-async def test_what_is_written_meanwhile_stays(
+async def test_records_that_are_written_meanwhile_stay(
     store: Store, clock: Clock, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New answers, and those that took the place of old ones after these were looked at."""
     journal = await ask(store, clock, "one", "a", "b", text="old")
     clock.now += DAY
     other = opened(address)
@@ -202,8 +196,8 @@ async def test_what_is_written_meanwhile_stays(
     assert set(await journal.load_reusable(["a", "b", "c"], None)) == {"a", "c"}
 
 
-async def test_what_is_damaged_is_not_judged_by_age(store: Store, clock: Clock, address: str) -> None:
-    """It cannot say how old it is. Nor does its run count as empty."""
+async def test_damaged_records_are_not_removed_by_age(store: Store, clock: Clock, address: str) -> None:
+    """And their run does not count as empty."""
     await ask(store, clock, "one", "a", "b", "c")
     run_ = f"run/{digest('run', 'one')}"
     damage(address, f"{run_}/a", b"{")
@@ -214,8 +208,8 @@ async def test_what_is_damaged_is_not_judged_by_age(store: Store, clock: Clock, 
     assert {row.key for row in await listed(store)} >= {run_, f"{run_}/a", f"{run_}/b", "answer/b"}
 
 
-async def test_a_claim_that_cannot_be_read_is_told(store: Store, clock: Clock) -> None:
-    """Whose answers are to stay is not known then."""
+async def test_a_lease_that_cannot_be_read_is_an_error(store: Store, clock: Clock) -> None:
+    """It would not be known whose answers have to stay."""
     await fill(store, clock, 1)
     await store.put("taker/odd", {"lease": {"owner": "somebody"}})
     with pytest.raises(ConfigurationError, match=r"record taker/odd in .* is damaged.*prune --damaged"):
@@ -230,9 +224,10 @@ def prune_half(address: str, size: float, now: float, _me: int, moment: float) -
     return run(prune(opened(address), max_size=size / 2, clock=Clock(now))).answers
 
 
-def test_two_who_prune_prune_no_more_than_one(address: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each answer goes once, and both stop when it is enough."""
-    monkeypatch.setattr(pruning, "_TOGETHER", 10)
+def test_two_concurrent_prunings_remove_no_more_than_one(
+    address: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_BATCH", 10)
     store = opened(address)
     journals = run(fill(store, clock, 60))
 
@@ -241,14 +236,13 @@ def test_two_who_prune_prune_no_more_than_one(address: str, clock: Clock, monkey
 
     size = run(measured())
     gone = at_once(2, partial(prune_half, address, size, clock.now))
-    left = run(kept(journals))
+    left = run(count_answers(journals))
     assert sum(left) == 600 - sum(gone)
     assert left == sorted(left)
     assert 0.35 * size < run(measured()) <= size / 2
 
 
-async def test_those_who_write_meanwhile_lose_nothing(store: Store, clock: Clock, address: str) -> None:
-    """Nor do they wait for long."""
+async def test_concurrent_writers_lose_nothing(store: Store, clock: Clock, address: str) -> None:
     journals = await fill(store, clock, 10)
     other = Journal(opened(address), "new", clock)
 
@@ -259,7 +253,7 @@ async def test_those_who_write_meanwhile_lose_nothing(store: Store, clock: Clock
 
     pruned, _ = await asyncio.gather(prune(store, max_size=0, clock=clock), write())
     assert pruned.answers == 100
-    assert await kept(journals) == [0] * 10
+    assert await count_answers(journals) == [0] * 10
     assert len(await other.load_reusable([f"{index}" for index in range(100)], None)) == 100
 
 
@@ -267,7 +261,7 @@ async def test_those_who_write_meanwhile_lose_nothing(store: Store, clock: Clock
 
 
 async def paid(store: Store, clock: Clock, name: str, *, complete: bool) -> Journal:
-    """A run with ten answers, which has then completed, or failed."""
+    """Run a run with ten answers, which then completes or fails."""
     slots = Slots(store, RunScope(name), clock)
     journal = await ask(store, clock, name)
     calls = [Asked(n, f"{name} {n}") for n in range(10)]
@@ -282,8 +276,8 @@ async def count(store: Store, journal: Journal) -> int:
     return len([key async for key in store.list_keys(f"run/{journal._name}/")])
 
 
-async def test_what_a_failed_run_has_paid_stays_for_a_day(store: Store, clock: Clock) -> None:
-    """However little room there is. What a run that has completed was answered goes, though it is younger."""
+async def test_answers_of_a_failed_run_stay_for_a_day(store: Store, clock: Clock) -> None:
+    """However little room there is."""
     failed = await paid(store, clock, "failed", complete=False)
     clock.now += 60
     completed = await paid(store, clock, "completed", complete=True)
@@ -297,15 +291,14 @@ async def test_what_a_failed_run_has_paid_stays_for_a_day(store: Store, clock: C
     assert all(slot.outcome for slot in (await Slots(store, RunScope("failed"), clock).acquire(calls)).values())
 
 
-async def test_after_a_day_it_goes_as_all_else(store: Store, clock: Clock) -> None:
+async def test_answers_of_a_failed_run_are_removed_after_a_day(store: Store, clock: Clock) -> None:
     failed = await paid(store, clock, "failed", complete=False)
     clock.now += DAY + 1
     await prune(store, max_size=0, clock=clock)
     assert await count(store, failed) == 0
 
 
-async def test_what_a_killed_run_has_paid_stays_for_a_day(store: Store, clock: Clock) -> None:
-    """Its lease has run out, and nothing says how it ended."""
+async def test_answers_of_a_killed_run_stay_for_a_day(store: Store, clock: Clock) -> None:
     slots = Slots(store, RunScope("killed"), clock, lease_s=20)
     journal = await ask(store, clock, "killed")
     call = Asked(0, "why")
@@ -320,7 +313,7 @@ async def test_what_a_killed_run_has_paid_stays_for_a_day(store: Store, clock: C
     await slots.close()
 
 
-async def test_a_run_that_its_retry_has_completed_makes_room(store: Store, clock: Clock) -> None:
+async def test_answers_of_a_run_completed_by_its_retry_are_removed(store: Store, clock: Clock) -> None:
     await paid(store, clock, "run", complete=False)
     journal = await paid(store, clock, "run", complete=True)
     clock.now += 60
@@ -329,9 +322,7 @@ async def test_a_run_that_its_retry_has_completed_makes_room(store: Store, clock
 
 
 @pytest.mark.parametrize("complete", [True, False])
-async def test_a_run_without_slots_says_itself_whether_it_is_complete(
-    store: Store, clock: Clock, complete: bool
-) -> None:
+async def test_a_run_without_slots_records_whether_it_is_complete(store: Store, clock: Clock, complete: bool) -> None:
     journal = Journal(store, "run", clock)
     await journal.begin(complete=False)
     await journal.save_answer(
@@ -344,7 +335,7 @@ async def test_a_run_without_slots_says_itself_whether_it_is_complete(
     assert await count(store, journal) == (0 if complete else 1)
 
 
-async def test_a_person_who_prunes_by_age_does_not_wait(store: Store, clock: Clock) -> None:
+async def test_pruning_by_age_removes_incomplete_runs_at_once(store: Store, clock: Clock) -> None:
     failed = await paid(store, clock, "failed", complete=False)
     clock.now += 3600
     assert (await prune(store, older_than_s=60, clock=clock)).answers == 10

@@ -1,4 +1,4 @@
-"""The store in a Redis: its address, answers that are lost on the way, damage, and who holds a connection."""
+"""The store in a Redis: its address, lost replies, damage, and connections."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def store(server: Server) -> RedisStore:
 # --- Choosing it ----------------------------------------------------------------------------------------------------
 
 
-async def test_the_variable_says_where(redis_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One store a process and address; without the variable, it is that of the home again."""
+async def test_the_variable_selects_the_store(redis_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each address; without the variable, that of the home."""
     embedded = open_store()
     url = redis_place.partition("#")[0]
     monkeypatch.setenv(STATE_URL, f" {url} ")
@@ -61,8 +61,7 @@ async def test_the_variable_says_where(redis_place: str, monkeypatch: pytest.Mon
         "rediss://:s3cret@localhost?ssl_cert_reqs=s3cret",
     ],
 )
-def test_what_is_no_address_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, and without a word of it."""
+def test_an_invalid_address_is_an_error_that_does_not_show_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_URL, url)
     with pytest.raises(ConfigurationError, match=r"POLLUX_STATE_URL is not the address .*redis://") as told:
         open_store()
@@ -70,14 +69,14 @@ def test_what_is_no_address_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -
     assert told.value.__cause__ is None
 
 
-def test_who_has_no_client_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_redis_py_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_URL, "redis://localhost/7")
     monkeypatch.setitem(sys.modules, "pollux_flows.state.redis", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'pollux-flows\[redis\]'"):
         open_store()
 
 
-async def test_a_socket_is_an_address(server: Server) -> None:
+async def test_a_socket_path_is_an_address(server: Server) -> None:
     await RedisStore(f"unix://{server.socket}").put("a", {"by": "socket"})
     assert await RedisStore(server.url).get("a") == {"by": "socket"}
     assert await RedisStore(f"unix://{server.socket}?db=1").get("a") is None
@@ -117,8 +116,7 @@ async def test_a_write_whose_reply_is_lost_is_not_repeated(line: BadLine) -> Non
     assert line.losses == 7
 
 
-async def test_what_was_done_is_not_done_over_what_others_did(server: Server, line: BadLine) -> None:
-    """Between a write whose answer was lost and its repetition, somebody else wrote."""
+async def test_a_repeated_write_does_not_overwrite_a_later_one(server: Server, line: BadLine) -> None:
     store, other = RedisStore(line.url), RedisStore(server.url)
     await store.put("a", {"by": "nobody"})
     greet = store._greet
@@ -136,8 +134,7 @@ async def test_what_was_done_is_not_done_over_what_others_did(server: Server, li
         assert await other.get("a") == {"by": "other"}
 
 
-async def test_no_increment_is_lost_or_done_twice(line: BadLine) -> None:
-    """Many, pipelined, with an answer lost every now and then."""
+async def test_no_increment_is_lost_or_repeated_when_replies_are_lost(line: BadLine) -> None:
     store = RedisStore(line.url)
 
     async def count() -> None:
@@ -161,7 +158,7 @@ async def test_no_increment_is_lost_or_done_twice(line: BadLine) -> None:
     assert line.losses > 5
 
 
-async def test_a_line_that_always_breaks_is_told(line: BadLine) -> None:
+async def test_a_connection_that_always_breaks_is_an_error(line: BadLine) -> None:
     store = RedisStore(line.url)
     await store.put("a", {})
     line.lose_reply(1000, after=1)
@@ -171,8 +168,8 @@ async def test_a_line_that_always_breaks_is_told(line: BadLine) -> None:
     assert await store.add("b", {}) is False  # now it is known
 
 
-async def test_a_scan_begins_again_on_a_new_connection(store: RedisStore, server: Server) -> None:
-    """Another Redis, of the same data, would not know where the old one was."""
+async def test_a_scan_starts_over_on_a_new_connection(store: RedisStore, server: Server) -> None:
+    """The cursor of another server means nothing."""
     await store.put_many({f"a/{index:05}": {} for index in range(3000)})
     run, scans = store._run, 0
 
@@ -192,8 +189,8 @@ async def test_a_scan_begins_again_on_a_new_connection(store: RedisStore, server
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000, None])
-async def test_a_damaged_record_is_told(redis_place: str, data: bytes | None) -> None:
-    """By name, to all who read it. The others are fine, and it can be replaced."""
+async def test_a_damaged_record_is_an_error_that_names_it(redis_place: str, data: bytes | None) -> None:
+    """Other records can be read, and this one can be replaced."""
     store = opened(f"redis:{redis_place}")
     await store.put("a", {"answer": 1})
     await store.put("b", {"answer": 2})
@@ -220,8 +217,7 @@ async def test_a_damaged_record_is_told(redis_place: str, data: bytes | None) ->
     assert await store.get("a") is None
 
 
-async def test_a_record_may_be_spelled_by_hand(redis_place: str) -> None:
-    """It is what it says: whoever compares it does not do so for ever."""
+async def test_an_equal_record_with_other_spaces_can_be_swapped(redis_place: str) -> None:
     store = opened(f"redis:{redis_place}")
     url, _, prefix = redis_place.partition("#")
     with client(url) as behind:
@@ -237,13 +233,12 @@ async def test_a_record_may_be_spelled_by_hand(redis_place: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking with threads: that is the point
 def test_a_store_works_in_a_fork(store: RedisStore) -> None:
-    """On a connection of its own, and without harm to the parent's."""
+    """On a connection of its own, without harm to that of the parent."""
     write_in_a_fork(store)
     assert store._connections == 1
 
 
-def test_what_was_written_survives_a_kill(redis_place: str) -> None:
-    """All of what the process was told is written, in whatever moment it is killed."""
+def test_acknowledged_writes_survive_a_kill(redis_place: str) -> None:
     script = f"from tests.state.places import *; write_until_killed('redis:{redis_place}')"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
@@ -257,8 +252,7 @@ def test_what_was_written_survives_a_kill(redis_place: str) -> None:
     assert len(found) == told >= 100
 
 
-async def test_what_was_taken_for_long_is_in_few_pipelines(store: RedisStore) -> None:
-    """What gathers while one is out goes into the next."""
+async def test_many_writes_take_few_pipelines(store: RedisStore) -> None:
     await store.put("a", {})
     sizes: list[int] = []
     execute = store._execute
@@ -299,8 +293,7 @@ async def test_a_store_has_one_connection_until_it_is_closed(server: Server) -> 
         await asyncio.sleep(0.01)
 
 
-def test_nothing_is_left_open_at_the_end(server: Server) -> None:
-    """Neither by one that is used to the end nor by one that fails."""
+def test_no_connection_is_left_open_at_exit(server: Server) -> None:
     script = f"""
 import asyncio, os
 from pollux_flows.state import redis

@@ -1,4 +1,4 @@
-"""A Redis that is away, slow, full, read-only or has forgotten, and one that does not let us in."""
+"""A Redis that is unreachable, slow, full, read-only or has lost its data, and one that refuses the user."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def store(server: Server) -> RedisStore:
 # --- Away -----------------------------------------------------------------------------------------------------------
 
 
-async def test_one_that_is_away_is_told() -> None:
-    """At the first use of any kind, soon, and to all who wait."""
+async def test_an_unreachable_redis_is_an_error_for_all_callers() -> None:
+    """Soon."""
     store = RedisStore(f"redis://:{QUOTED}@127.0.0.1:{free_port()}/0")
     begun = time.monotonic()
     told = await asyncio.gather(
@@ -53,8 +53,7 @@ async def test_one_that_is_away_is_told() -> None:
     assert "s3cret" not in f"{told} {store!r} {store.where}"
 
 
-async def test_one_that_goes_away_is_told(server: Server, store: RedisStore) -> None:
-    """And when it is back, so is what was recorded."""
+async def test_a_redis_that_is_killed_is_an_error_until_it_is_back(server: Server, store: RedisStore) -> None:
     server.kill()
     server.start(*SAVING)
     await store.put("a", {"answer": 1})
@@ -66,10 +65,9 @@ async def test_one_that_goes_away_is_told(server: Server, store: RedisStore) -> 
     assert await store.get("a") == {"answer": 1}
 
 
-async def test_one_that_is_restarted_is_waited_for(
+async def test_a_redis_that_restarts_is_waited_for(
     server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a moment: nobody needs to know."""
     monkeypatch.setattr(redis, "_RETRIES", 200)
     monkeypatch.setattr(redis, "_BACKOFF", ConstantBackoff(0.02))
     server.kill()
@@ -84,8 +82,8 @@ async def test_one_that_is_restarted_is_waited_for(
     assert await store.get("a") == {"count": 1}
 
 
-async def test_one_that_does_not_answer_is_told(server: Server, store: RedisStore) -> None:
-    """Nobody hangs, be they ever so many; and whether the last write was done shows later."""
+async def test_a_redis_that_hangs_is_an_error_for_all_callers(server: Server, store: RedisStore) -> None:
+    """It shows later whether the last write was done."""
     await store.put("a", {"answer": 1})
     server.pause()
     begun = time.monotonic()
@@ -101,10 +99,9 @@ async def test_one_that_does_not_answer_is_told(server: Server, store: RedisStor
     assert await store.get("a") in ({"answer": 1}, {"answer": 2})
 
 
-async def test_one_that_is_slow_is_not_waited_for_for_ever(
+async def test_a_slow_redis_is_waited_for_within_a_limit(
     server: Server, line: BadLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even when it says a little again and again. When that is enough, it is."""
     store = RedisStore(line.url)
     await store.put("a", {})
     line.pause_s = 0.02
@@ -120,8 +117,8 @@ async def test_one_that_is_slow_is_not_waited_for_for_ever(
     assert await RedisStore(server.url).get("a") == {}
 
 
-async def test_one_that_has_forgotten_is_told(server: Server, store: RedisStore) -> None:
-    """What was there is not absent, and nobody works on as if it was."""
+async def test_a_redis_that_lost_its_data_is_an_error(server: Server, store: RedisStore) -> None:
+    """Lost answers are not taken for absent."""
     await store.put("paid", {"answer": 1})
     fresh = RedisStore(server.url)
     server.kill()
@@ -138,8 +135,8 @@ async def test_one_that_has_forgotten_is_told(server: Server, store: RedisStore)
         await fresh.get("paid")
 
 
-async def test_one_that_is_read_only_is_told(server: Server, store: RedisStore) -> None:
-    """At the first use, and when it becomes so; and used again when it is so no more."""
+async def test_a_read_only_redis_is_an_error(server: Server, store: RedisStore) -> None:
+    """Until it can be written to again."""
     await store.put("a", {"answer": 1})
     server.tell("CONFIG", "SET", "repl-diskless-sync", "no")
     server.tell("REPLICAOF", "127.0.0.1", str(free_port()))
@@ -154,8 +151,8 @@ async def test_one_that_is_read_only_is_told(server: Server, store: RedisStore) 
     assert store._connections > 1  # after a failover, another machine may have the address
 
 
-async def test_one_that_is_full_is_told(server: Server, store: RedisStore) -> None:
-    """Nothing is lost, what is there is read, and whoever makes room may do so."""
+async def test_a_full_redis_is_an_error_for_writes_alone(server: Server, store: RedisStore) -> None:
+    """Records can be read and deleted."""
     await store.put("first", {})
     server.tell("CONFIG", "SET", "maxmemory", server.tell("INFO", "memory")["used_memory"] + 500_000)
     told = None
@@ -181,7 +178,7 @@ async def test_one_that_is_full_is_told(server: Server, store: RedisStore) -> No
         await RedisStore(server.url).get("a")
 
 
-async def test_one_that_may_evict_is_told_of_once(server: Server) -> None:
+async def test_an_eviction_policy_is_warned_about_once(server: Server) -> None:
     with warnings.catch_warnings(record=True) as quiet:
         warnings.simplefilter("always")
         await RedisStore(server.url).put("a", {})
@@ -199,7 +196,7 @@ async def test_one_that_may_evict_is_told_of_once(server: Server) -> None:
 # --- Passwords ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_password_opens_it_and_is_not_shown(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_password_is_used_and_not_shown(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     server.kill()
     server.start("--requirepass", PASSWORD)
@@ -216,7 +213,7 @@ async def test_a_password_opens_it_and_is_not_shown(server: Server, caplog: pyte
     assert "s3cret" not in f"{told.value} {told.value!r} {store!r} {vars(told.value)} {caplog.text}"
 
 
-async def test_a_user_may_lack_permission(server: Server) -> None:
+async def test_missing_permissions_are_named(server: Server) -> None:
     server.tell("ACL", "SETUSER", "reader", "on", ">s3cret", "~pollux:*", "+get", "+select")
     with pytest.raises(ConfigurationError, match=r"does not allow this user.*\+evalsha") as told:
         await RedisStore(server.url.replace("//", "//reader:s3cret@")).get("a")
@@ -231,7 +228,7 @@ async def test_a_user_may_lack_permission(server: Server) -> None:
     await store.delete("a")
 
 
-async def test_who_does_not_tell_may_evict(server: Server) -> None:
+async def test_an_unknown_eviction_policy_is_warned_about(server: Server) -> None:
     server.tell("ACL", "SETUSER", "quiet", "on", "nopass", "~*", "+@all", "-info")
     with pytest.warns(RuntimeWarning, match="maxmemory-policy: unknown"):
         await RedisStore(server.url.replace("//", "//quiet:any@")).put("a", {})
@@ -252,7 +249,7 @@ async def test_who_does_not_tell_may_evict(server: Server) -> None:
         (b"$what\r\n", "returned an error"),
     ],
 )
-async def test_what_it_says_is_told_but_not_what_it_was_told(
+async def test_errors_show_the_text_of_redis_without_the_password(
     said: bytes, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "_RETRIES", 0)
@@ -261,8 +258,7 @@ async def test_what_it_says_is_told_but_not_what_it_was_told(
     assert "s3cret" not in str(error.value)
 
 
-async def test_tls_is_spoken_and_checked(server: Server, tmp_path: Path) -> None:
-    """To one whose certificate is known, and to nobody else."""
+async def test_tls_certificates_are_checked(server: Server, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl on this machine to make a certificate with")
     make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
@@ -280,6 +276,6 @@ async def test_tls_is_spoken_and_checked(server: Server, tmp_path: Path) -> None
         await RedisStore(url).get("a")
 
 
-async def test_tls_to_one_without_is_told(server: Server) -> None:
+async def test_tls_to_a_server_without_it_is_an_error(server: Server) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be reached|answer in time"):
         await RedisStore(server.url.replace("redis://", "rediss://")).get("a")

@@ -1,4 +1,4 @@
-"""Slots: which execution takes which answer of a run, and what becomes of those of the dead."""
+"""Slots: which execution has which answer of a run, and when slots become free."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def answered(text: str) -> Outcome:
 
 
 class Run:
-    """A run in a store, and executions of it."""
+    """A run in a store, with its executions."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store, self.clock = store, clock
@@ -48,7 +48,7 @@ class Run:
         return Slots(self.store, RunScope("run", chain, sub_flow=sub_flow, place=place), self.clock)
 
     async def answer(self, slots: Slots, text: str, *calls: Asked, reuse: bool = True) -> str:
-        """Ask as an execution does, unless there is an answer: the text of it."""
+        """Ask as an execution does, unless the slot has an answer, and return its text."""
         (slot,) = (await slots.acquire(calls or [Asked()], reuse=reuse)).values()
         if slot.outcome is not None and slot.outcome.answer is not None:
             return slot.outcome.answer.text
@@ -61,36 +61,34 @@ def run(store: Store, clock: Clock) -> Run:
     return Run(store, clock)
 
 
-async def test_a_retry_takes_the_answers_of_the_attempt_before(run: Run) -> None:
-    """Each of them once: identical questions keep an answer each."""
+async def test_a_retry_reuses_the_answers_of_the_attempt_before(run: Run) -> None:
+    """Each once, also those of identical questions."""
     for chain, brought in ((FIRST, ["one", "two"]), (AGAIN, ["three", "four"])):
         found = [await run.answer(run.at((*chain, (f"sub {text}", "1"))), text) for text in brought]
         assert sorted(found) == ["one", "two"]
 
 
-async def test_siblings_have_an_answer_each(run: Run) -> None:
-    """An answer is taken until its taker's run starts again."""
+async def test_siblings_get_an_answer_each(run: Run) -> None:
+    """Until the run of a taker starts again."""
     assert await run.answer(run.at((*FIRST, ("a", "1"))), "one") == "one"
     assert await run.answer(run.at((*FIRST, ("b", "1"))), "two") == "two"
 
 
-async def test_a_task_that_is_retried_alone_takes_its_own(run: Run) -> None:
-    """The run goes on around it, and what its siblings have stays theirs."""
+async def test_a_retried_task_reuses_its_own_answers_alone(run: Run) -> None:
     await run.answer(run.at((*FIRST, ("task", "1"))), "one")
     await run.answer(run.at((*FIRST, ("sibling", "1"))), "two")
     assert await run.answer(run.at((*FIRST, ("task", "2"))), "three") == "one"
 
 
-async def test_what_a_sibling_is_asking_is_not_waited_for(run: Run) -> None:
-    """It is the answer to another question, though the same is asked."""
+async def test_a_sibling_with_an_equal_question_is_not_waited_for(run: Run) -> None:
     asking, other = run.at((*FIRST, ("a", "1"))), run.at((*FIRST, ("b", "1")))
     (slot,) = (await asking.acquire([Asked()])).values()
     (second,) = (await other.acquire([Asked()])).values()
     assert slot.identity != second.identity
 
 
-async def test_what_an_earlier_attempt_is_still_asking_is_waited_for(run: Run) -> None:
-    """It will be paid for; asking beside it would pay twice."""
+async def test_an_earlier_attempt_that_still_asks_is_waited_for(run: Run) -> None:
+    """Asking, too, would pay twice."""
     earlier, retry = run.at(FIRST), run.at(AGAIN)
     (slot,) = (await earlier.acquire([Asked()])).values()
     assert await retry.acquire([Asked()]) == {}
@@ -111,8 +109,8 @@ async def test_a_slot_comes_free_when_its_taker_ends_without_an_answer(run: Run)
     assert taken[0].identity == slot.identity
 
 
-async def test_a_taker_whose_lease_ran_out_asks_nothing_more(run: Run) -> None:
-    """Its slot was taken over: it learns so before its next request, and begins again as another taker."""
+async def test_a_taker_that_lost_its_lease_learns_so_before_its_next_request(run: Run) -> None:
+    """It becomes another taker."""
     paused, successor = run.at(FIRST), run.at(AGAIN)
     lost, other = (await paused.acquire([Asked(), Asked(1, "how?")])).values()
     await paused.check_lease(lost)
@@ -130,8 +128,7 @@ async def test_a_taker_whose_lease_ran_out_asks_nothing_more(run: Run) -> None:
     assert (await asyncio.wait_for(waiting, 10)).outcome is not None
 
 
-async def test_a_lease_that_ran_out_and_was_not_missed_goes_on(run: Run) -> None:
-    """No other execution wanted its slots meanwhile."""
+async def test_a_lease_that_ran_out_without_a_successor_goes_on(run: Run) -> None:
     slots = run.at(FIRST)
     (slot,) = (await slots.acquire([Asked()])).values()
     run.clock.now += 60
@@ -139,8 +136,8 @@ async def test_a_lease_that_ran_out_and_was_not_missed_goes_on(run: Run) -> None
     assert await run.at(AGAIN).acquire([Asked()]) == {}
 
 
-async def test_the_answers_of_a_sub_flow_that_completed_are_left_to_it(run: Run) -> None:
-    """Prefect has its result, and does not call it again; who failed beside it asks for an answer of its own."""
+async def test_answers_of_a_completed_sub_flow_are_left_to_it(run: Run) -> None:
+    """Prefect has its result; its failed sibling asks for an answer of its own."""
     done, failed = run.at((*FIRST, ("a", "1"))), run.at((*FIRST, ("b", "1")))
     await run.answer(done, "one")
     await failed.acquire([Asked()])
@@ -152,7 +149,7 @@ async def test_the_answers_of_a_sub_flow_that_completed_are_left_to_it(run: Run)
 
 
 async def test_a_completed_sub_flow_shares_no_answer_with_its_equals(run: Run) -> None:
-    """Prefect hands out its result where it was called; a second call with equal parameters is another question."""
+    """Prefect reuses its result; a second call with equal parameters is another question."""
     done = run.at((*FIRST, ("a", "1")), "equal", "place 0")
     await run.answer(done, "one")
     await done.close(complete=True)
@@ -161,8 +158,8 @@ async def test_a_completed_sub_flow_shares_no_answer_with_its_equals(run: Run) -
     assert await run.answer(run.at((*AGAIN, ("c", "1")), "equal", "place 0"), "three") == "one"
 
 
-async def test_anew_takes_no_earlier_answer(run: Run) -> None:
-    """It records under an ordinal of its own; what was paid before is counted."""
+async def test_without_reuse_each_call_gets_an_empty_slot(run: Run) -> None:
+    """And the cost of earlier answers is counted."""
     await run.answer(run.at(FIRST), "one")
     slots = run.at(AGAIN)
     (slot,) = (await slots.acquire([Asked()], reuse=False)).values()
@@ -183,8 +180,7 @@ async def test_answers_of_an_earlier_version_are_found(run: Run) -> None:
     assert [slot.identity for slot in taken.values()] == [call.identity for call in calls]
 
 
-async def test_many_at_once_take_each_slot_once(run: Run) -> None:
-    """However they collide."""
+async def test_concurrent_executions_get_each_slot_once(run: Run) -> None:
     calls = [Asked(index, f"q{index % 5}") for index in range(10)]
     each = [run.at((*FIRST, (f"sub {number}", "1"))) for number in range(8)]
     taken = await asyncio.gather(*(slots.acquire(calls[number % 3 :]) for number, slots in enumerate(each)))
@@ -205,14 +201,13 @@ async def test_many_at_once_take_each_slot_once(run: Run) -> None:
         (FIRST, (*FIRST, ("a", "1")), False),
     ],
 )
-def test_a_take_lapses_when_a_shared_ancestor_starts_again(take: Chain, asker: Chain, *, lapsed: bool) -> None:
-    """Whoever does not start again keeps what it has."""
+def test_a_slot_lapses_when_a_shared_ancestor_starts_again(take: Chain, asker: Chain, *, lapsed: bool) -> None:
     assert has_lapsed(take, asker) is lapsed
 
 
 @pytest.mark.parametrize("record", [{"takers": "x"}, {"takers": [1]}, {}])
-async def test_a_damaged_slot_is_named(run: Run, record: dict[str, object]) -> None:
-    """It is not taken for an empty one: an answer may be in it."""
+async def test_a_damaged_slot_is_an_error(run: Run, record: dict[str, object]) -> None:
+    """It is not taken for an empty one."""
     await run.answer(run.at(FIRST), "one")
     (key,) = [name for name in await names(run.store) if name.startswith("slot/")]
     await run.store.put(key, record)

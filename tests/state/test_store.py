@@ -1,4 +1,4 @@
-"""What every store does, whatever it is made of."""
+"""The behaviour that all kinds of stores share."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ODD: Json = {
 # --- One record -------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_put_is_there(store: Store, address: str) -> None:
-    """Equal, for everybody, until it is put again or deleted."""
+async def test_a_record_can_be_read_until_it_is_deleted(store: Store, address: str) -> None:
+    """Also by another store on the same data."""
     assert await store.get("a") is None
     await store.put("a", ODD)
     assert await store.get("a") == ODD
@@ -39,20 +39,20 @@ async def test_what_was_put_is_there(store: Store, address: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["a/b", "%_*?[a]", "漢/½", "x" * 500, "a'b\"c", " ", "a\nb"])
-async def test_any_text_is_a_name(store: Store, key: str) -> None:
+async def test_any_text_is_a_key(store: Store, key: str) -> None:
     await store.put(key, {"key": key})
     await store.put(f"{key}!", {})
     assert await store.get(key) == {"key": key}
     assert [found async for found, _ in store.scan(key)] == [key, f"{key}!"]
 
 
-async def test_a_large_record_is_a_record(store: Store) -> None:
+async def test_a_record_may_be_large(store: Store) -> None:
     record = {"answer": "½" * 2_000_000}
     await store.put("large", record)
     assert await store.get("large") == record
 
 
-async def test_of_many_who_add_one_is_first(store: Store) -> None:
+async def test_one_of_many_callers_adds_a_record(store: Store) -> None:
     assert await store.add("a", {"by": 0}) is True
     assert await store.add("a", {"by": 1}) is False
     assert await store.get("a") == {"by": 0}
@@ -78,18 +78,18 @@ async def test_of_many_who_add_one_is_first(store: Store) -> None:
         (None, None, None, True),
     ],
 )
-async def test_a_swap_compares(
+async def test_a_swap_compares_the_complete_record(
     store: Store, there: Json | None, old: Json | None, new: Json | None, swapped: bool
 ) -> None:
-    """The whole record, however it was spelled; None is no record."""
+    """Whatever the order of its keys; None is no record."""
     if there is not None:
         await store.put("a", there)
     assert await store.swap("a", old, new) is swapped
     assert await store.get("a") == (new if swapped else there)
 
 
-async def test_what_is_no_json_is_not_kept(store: Store) -> None:
-    """Nor shown: it may be anything."""
+async def test_a_record_that_is_not_json_is_refused(store: Store) -> None:
+    """Without showing it."""
     for record in ({"a": b"secret"}, {"a": math.nan}, {"a": "secret \ud800"}, {"a": {"secret"}}):
         with pytest.raises(InternalError) as told:
             await store.put("a", record)
@@ -100,7 +100,7 @@ async def test_what_is_no_json_is_not_kept(store: Store) -> None:
 # --- Many records -----------------------------------------------------------------------------------------------
 
 
-async def test_many_at_once(store: Store) -> None:
+async def test_many_records_are_written_read_and_deleted_at_once(store: Store) -> None:
     records = {f"a/{index:04}": {"index": index} for index in range(1000)}
     await store.put_many(records)
     assert await store.get_many([*records, "b"]) == records
@@ -111,8 +111,7 @@ async def test_many_at_once(store: Store) -> None:
     assert await store.get_many(records) == {}
 
 
-async def test_a_scan_finds_what_begins_so(store: Store) -> None:
-    """All of it, in order, and nothing else."""
+async def test_a_scan_yields_all_records_with_the_prefix_in_order(store: Store) -> None:
     records = {f"a/{index:04}": {"index": index} for index in range(600)}
     await store.put_many({**records, "a": {}, "a.": {}, "a0": {}, "A/1": {}, "b/1": {}, "%": {}})
     assert [pair async for pair in store.scan("a/")] == sorted(records.items())
@@ -122,13 +121,12 @@ async def test_a_scan_finds_what_begins_so(store: Store) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["a*", "a?", "a[b]", "a[^b]", "a\\", "a%", "a_"])
-async def test_a_scan_takes_a_name_for_what_it_is(store: Store, prefix: str) -> None:
-    """It is no pattern."""
+async def test_a_prefix_is_not_a_pattern(store: Store, prefix: str) -> None:
     await store.put_many({f"{prefix}c": {}, "abc": {}, "ab": {}, "a": {}, "a[c": {}, "A": {}})
     assert [key async for key, _ in store.scan(prefix)] == [f"{prefix}c"]
 
 
-async def test_who_scans_may_write(store: Store) -> None:
+async def test_records_may_be_deleted_during_a_scan(store: Store) -> None:
     await store.put_many({f"a/{index:04}": {} for index in range(600)})
     async for key, _ in store.scan("a/"):
         await store.delete(key)
@@ -138,8 +136,8 @@ async def test_who_scans_may_write(store: Store) -> None:
 # --- What is there ------------------------------------------------------------------------------------------------
 
 
-async def test_all_that_is_there_is_listed(store: Store) -> None:
-    """With what it says and what it takes; what was written first comes first."""
+async def test_all_records_are_listed_oldest_first(store: Store) -> None:
+    """With their sizes."""
     records = {f"{index % 7}/{index}": {"at": float(index), "text": "x" * index} for index in range(600)}
     for key, record in records.items():
         await store.put(key, record)
@@ -149,8 +147,7 @@ async def test_all_that_is_there_is_listed(store: Store) -> None:
     assert not any(row.expired for row in rows)
 
 
-async def test_what_cannot_be_read_is_listed(store: Store, address: str) -> None:
-    """As such, among the others."""
+async def test_unreadable_records_are_listed(store: Store, address: str) -> None:
     for key in ("a", "b", "c"):
         await store.put(key, {"at": 1.0})
     for data in (b"{", b"\xff", b""):
@@ -160,8 +157,7 @@ async def test_what_cannot_be_read_is_listed(store: Store, address: str) -> None
     assert await listed(store) == []
 
 
-async def test_what_was_listed_can_be_dropped(store: Store) -> None:
-    """But not what says something else by now; nor what has gone already."""
+async def test_listed_records_are_deleted_unless_they_changed(store: Store) -> None:
     await store.put_many({f"a/{index:04}": {"index": index} for index in range(600)})
     rows = await listed(store)
     await store.put("a/0007", {"index": "new"})
@@ -173,15 +169,14 @@ async def test_what_was_listed_can_be_dropped(store: Store) -> None:
     assert await store.delete_rows([]) == []
 
 
-async def test_who_lists_may_drop(store: Store) -> None:
+async def test_records_may_be_deleted_while_they_are_listed(store: Store) -> None:
     await store.put_many({f"a/{index:04}": {} for index in range(600)})
     async for row in store.list_rows():
         await store.delete_rows([row])
     assert await names(store) == []
 
 
-async def test_a_store_says_how_large_it_is(store: Store) -> None:
-    """If it knows that without looking at everything."""
+async def test_a_store_may_know_its_size(store: Store) -> None:
     if (empty := await store.size()) is None:
         return
     await store.put_many({f"a/{index:04}": {"text": "x" * 1000} for index in range(1000)})
@@ -195,8 +190,8 @@ async def test_a_store_says_how_large_it_is(store: Store) -> None:
 # --- Time ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_record_with_a_time_goes_from_a_redis(redis_place: str) -> None:
-    """By itself; and then the name is free. When it goes from a disk, test_expiry says."""
+async def test_a_redis_removes_expired_records(redis_place: str) -> None:
+    """And their keys can be added again. For a disk, see test_expiry."""
     store = opened(f"redis:{redis_place}")
     await store.put("put", {}, ttl_s=0.1)
     await store.put_many({"many": {}}, ttl_s=0.1)
@@ -217,7 +212,7 @@ async def test_a_record_with_a_time_goes_from_a_redis(redis_place: str) -> None:
 # --- Everybody at once --------------------------------------------------------------------------------------------
 
 
-def test_of_many_processes_one_adds(address: str) -> None:
+def test_one_of_many_processes_adds_a_record(address: str) -> None:
     won = at_once(4, partial(add_all, address, 50))
     assert sum(won) == 50
 
@@ -228,7 +223,6 @@ def test_no_swap_of_many_processes_is_lost(address: str) -> None:
 
 
 def test_loops_and_threads_share_a_store(store: Store) -> None:
-    """Without a word about which of them made it."""
     won: list[bool] = []
 
     async def work() -> None:
@@ -242,8 +236,8 @@ def test_loops_and_threads_share_a_store(store: Store) -> None:
     assert (len(won), sum(won)) == (400, 50)
 
 
-async def test_what_was_asked_for_is_done(store: Store) -> None:
-    """Whoever is cancelled while waiting has not undone it; what comes after, comes after."""
+async def test_operations_of_cancelled_callers_are_executed(store: Store) -> None:
+    """In order with later ones."""
     asked = [asyncio.ensure_future(store.put(f"a/{index}", {})) for index in range(20)]
     await asyncio.sleep(0)
     for each in asked:

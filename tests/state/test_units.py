@@ -1,4 +1,4 @@
-"""Ages and sizes, as people write them."""
+"""Durations and sizes, as people write them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pollux_flows.state.units import format_size, parse_duration, parse_size
         ("0d", 0),
     ],
 )
-def test_an_age(text: str, value: float) -> None:
+def test_a_duration_is_parsed(text: str, value: float) -> None:
     assert parse_duration(text, "it") == value
 
 
@@ -28,12 +28,12 @@ def test_an_age(text: str, value: float) -> None:
     ("text", "value"),
     [("500MB", 500_000_000), ("2GiB", 2 * 2**30), ("1.5 gb", 1_500_000_000), ("3k", 3000), ("7 B", 7), ("1TiB", 2**40)],
 )
-def test_a_size(text: str, value: int) -> None:
+def test_a_size_is_parsed(text: str, value: int) -> None:
     assert parse_size(text, "it") == value
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-3d", "30 days or so", "3x", "1e3d", "∞d", "٣d x", "9" * 400 + "d"])
-def test_what_is_none_is_refused_in_words(text: str) -> None:
+def test_invalid_durations_and_sizes_are_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^--older-than is no age: .*30d"):
         parse_duration(text, "--older-than")
     with pytest.raises(ConfigurationError, match=r"^--max-size is no size: .*500MB"):
@@ -43,5 +43,5 @@ def test_what_is_none_is_refused_in_words(text: str) -> None:
 @pytest.mark.parametrize(
     ("size", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000_000, "2.0 GB"), (3e15, "3000.0 TB")]
 )
-def test_a_size_for_people(size: float, words: str) -> None:
+def test_a_size_is_formatted(size: float, words: str) -> None:
     assert format_size(size) == words
