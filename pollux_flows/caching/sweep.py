@@ -11,7 +11,8 @@ from typing import Final, Literal
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, CacheError, ConfigurationError, PolluxError
-from pollux_flows.pipeline.cache_creation import SETTLED_S, CacheCalls, look_for_cache, mark_living, release_files
+from pollux_flows.pipeline.cache_calls import CacheCalls, look_for_cache
+from pollux_flows.pipeline.cache_creation import SETTLED_S, mark_living, release_files
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.account import derive_shared_account

@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import uuid4
 
 from pollux_flows import capabilities
@@ -28,20 +28,19 @@ from pollux_flows.errors import APIError, CacheError, ConfigurationError, Pollux
 from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
 from pollux_flows.pipeline.attach import Attachments, Holding
+from pollux_flows.pipeline.cache_calls import CacheCalls, look_for_cache
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry, CacheRequest
 from pollux_flows.pipeline.cleanup import give_back, open_ledger
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.pipeline.retry import Attempts, attempt, insist
+from pollux_flows.pipeline.retry import Attempts, attempt
 from pollux_flows.providers.caches import CacheToCreate, ProviderCache
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.identity import cache_contents_identity, cache_identity, source_identity
 from pollux_flows.state.leases import Clock, LeaseLostError, run_to_completion
 from pollux_flows.state.upload import Failure
-
-T = TypeVar("T")
 
 MARGIN_S: Final = 60.0
 """A cache that lives for less than this is extended before it is used; of a short-lived one, a tenth of its life."""
@@ -51,7 +50,6 @@ SETTLED_S: Final = 30.0
 
 # After a reply that was lost, the cache most often shows at once.
 _LOOKS_S: Final = (0.5, 1.0, 2.0)
-_LOOK_S: Final = 2.0
 # A creation that the provider works on is paid for: a cancelled creator waits a moment longer for the reply.
 _GRACE_S: Final = 5.0
 _USED_EVERY_S: Final = 600.0
@@ -152,79 +150,6 @@ async def record_use(registry: CacheRegistry, identity: str, clock: Clock = time
                 await lock.save(lock.record.change(last_used_at=clock()))
                 return lock.record
     return record
-
-
-def is_lost(error: PolluxError | None) -> bool:
-    """Return whether the provider said that it has no such cache."""
-    return (
-        isinstance(error, CacheError)
-        and error.status_code in {403, 404}
-        and error.error_category != "auth"
-        and not error.outcome_unknown
-    )
-
-
-class CacheCalls:
-    """The requests about a provider's caches that cost nothing, each retried."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._module = session.caches
-
-    async def get(self, name: str) -> ProviderCache | None:
-        """Return the cache, or None if the provider does not have it."""
-        return await self._unless_lost(lambda: self._module.get(self._session.client, name))
-
-    async def extend(self, name: str, ttl_seconds: int) -> ProviderCache | None:
-        """Let it live for so long from now on; None if the provider does not have it."""
-        return await self._unless_lost(lambda: self._module.extend(self._session.client, name, ttl_seconds))
-
-    async def find(self, display_name: str) -> ProviderCache | None:
-        """Return the cache of this display name. Should there be several, all but the longest-lived are deleted."""
-        found = await self.find_all([display_name])
-        found.sort(key=lambda cache: cache.expires_at)
-        for extra in found[:-1]:
-            await self.delete_quietly(extra.name)
-        return found[-1] if found else None
-
-    async def find_all(self, display_names: list[str]) -> list[ProviderCache]:
-        """Return the caches that have one of these display names."""
-        return await self._ask(lambda: self._module.find_all(self._session.client, display_names))
-
-    async def delete(self, name: str) -> None:
-        """Delete it; one that is gone already is as good as deleted."""
-        await self._ask(lambda: self._module.delete(self._session.client, name))
-
-    async def delete_quietly(self, name: str) -> None:
-        """Delete it, best effort."""
-        try:
-            await self.delete(name)
-        except PolluxError as error:
-            _log.warning("The cache %s could not be deleted: %s", name, error)
-
-    async def _unless_lost(self, operation: Callable[[], Awaitable[T]]) -> T | None:
-        try:
-            return await self._ask(operation)
-        except CacheError as error:
-            if is_lost(error):
-                return None
-            raise
-
-    async def _ask(self, operation: Callable[[], Awaitable[T]]) -> T:
-        return await insist(lambda: self._session.ask("cache", operation()), self._session.config)
-
-
-async def look_for_cache(
-    calls: CacheCalls, display_name: str, until: float, clock: Clock, pauses: tuple[float, ...] = ()
-) -> ProviderCache | None:
-    """Return the cache of this display name, looked for once at least and until that time."""
-    looks = iter(pauses)
-    while True:
-        if (found := await calls.find(display_name)) is not None:
-            return found
-        if (left := until - clock()) <= 0:
-            return None
-        await asyncio.sleep(min(next(looks, _LOOK_S), left))
 
 
 async def release_files(session: Session, record: CacheRecord) -> None:

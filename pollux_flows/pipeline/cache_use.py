@@ -18,11 +18,11 @@ from pollux_flows.config import Config
 from pollux_flows.errors import CacheError, ConfigurationError, PolluxError
 from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
+from pollux_flows.pipeline.cache_calls import is_lost
 from pollux_flows.pipeline.cache_creation import (
     MARGIN_S,
     ObtainedCache,
     create_or_find,
-    is_lost,
     prepare_cache,
     record_use,
 )
