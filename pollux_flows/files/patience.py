@@ -72,13 +72,13 @@ class Pulse:
         return min(left, left_in_all)
 
 
-async def apart(work: Callable[[Pulse], T], *, limit_s: float = math.inf) -> T:
+async def apart(work: Callable[[Pulse], T], name: str = "", *, limit_s: float = math.inf) -> T:
     """Run `work` on a thread and return its result; abandon the thread if it stalls or the caller is cancelled.
 
-    `limit_s` bounds the time for one file.
+    `name` is the first file to be read, and `limit_s` bounds the time for one file.
     """
     async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(THREADS)):
-        pulse = Pulse(limit_s=limit_s)
+        pulse = Pulse(name, limit_s)
         working = asyncio.wrap_future(_start(lambda: work(pulse)))
         try:
             while not working.done():

@@ -1,4 +1,4 @@
-"""Checks that JSON schemas are valid."""
+"""Checks that JSON schemas are valid, and resolves their references."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ def malformed(schema: Any) -> str | None:
     """Return why this is not a valid JSON schema; None if it is one."""
     problem = _malformed(orjson.dumps(schema))
     return f"Invalid JSON schema: {problem}" if problem else None
+
+
+def resolve(reference: str, root: Any) -> Any:
+    """Return the part of the schema that a reference points to; None if there is none."""
+    node = root
+    for step in reference.removeprefix("#").split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+        else:
+            node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from pollux_flows.simulator.pattern_instance import matching
+from pollux_flows.simulator.schema_check import resolve
 from pollux_flows.simulator.schema_merge import Schema, merged
 
 #: Schemas that refer to each other multiply. Beyond this many nodes only required properties are generated,
@@ -158,15 +159,9 @@ class _Maker:
         return schema
 
     def _target(self, reference: str) -> Any:
-        node = self.root
-        for step in reference.removeprefix("#").split("/")[1:]:
-            key = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-                node = node[int(key)]
-            else:
-                # An unresolvable reference allows anything.
-                node = node.get(key, {}) if isinstance(node, dict) else {}
-        return node
+        target = resolve(reference, self.root)
+        # An unresolvable reference allows anything.
+        return {} if target is None else target
 
     def _of_type(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
         match _type(schema):

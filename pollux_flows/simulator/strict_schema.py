@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pollux_flows.simulator.schema_check import malformed
+from pollux_flows.simulator.schema_check import malformed, resolve
 
 _NOT_PERMITTED: Final = (
     "allOf",
@@ -74,10 +74,7 @@ def _reference(node: dict[str, Any], context: tuple[str, ...], root: dict[str, A
     siblings = {key for key in node if key != "$ref" and key not in _DEFINITIONS}
     if siblings:
         return _in_context(context, f"$ref cannot have keywords {siblings!r}.")
-    target: Any = root
-    for step in str(node["$ref"]).removeprefix("#").split("/")[1:]:
-        target = target.get(step) if isinstance(target, dict) else None
-    if target is None:
+    if resolve(str(node["$ref"]), root) is None:
         return _in_context(context, f"reference '{node['$ref']}' can only point to definitions of the schema.")
     return None
 

@@ -20,12 +20,15 @@ from pollux_flows.simulator.batch.stored import BatchStore, StoredBatch
 from pollux_flows.simulator.directives import DirectiveCounts
 from pollux_flows.simulator.faults import Fault, FaultRule
 from pollux_flows.simulator.gemini.caches import CacheStore
-from pollux_flows.simulator.gemini.sessions import UploadSessions
+from pollux_flows.simulator.gemini.sessions import KEEP as KEEP_SESSIONS
+from pollux_flows.simulator.gemini.sessions import Session
 from pollux_flows.simulator.log import Logged, RequestLog
-from pollux_flows.simulator.openai.memory import ResponseMemory
+from pollux_flows.simulator.openai.memory import KEEP as KEEP_RESPONSES
+from pollux_flows.simulator.openai.memory import Remembered
 from pollux_flows.simulator.pending import PendingQueue
 from pollux_flows.simulator.prefixes import PrefixCache
 from pollux_flows.simulator.providers import PROVIDERS
+from pollux_flows.simulator.recent import Recent
 from pollux_flows.simulator.stored_files import FileStore, StoredFile
 
 
@@ -65,8 +68,8 @@ class Simulator:
         self.gemini_cache_minimum = 0
         #: The delay after its creation before a cache is listed.
         self.gemini_cache_listed_after_s = 0.0
-        self.gemini_uploads = UploadSessions()
-        self.openai_responses = ResponseMemory()
+        self.gemini_uploads: Recent[Session] = Recent(KEEP_SESSIONS, lambda session: session.spool.close())
+        self.openai_responses: Recent[Remembered] = Recent(KEEP_RESPONSES)
         self._folder: Path | None = None
         self._numbers = self._new_numbers()
 

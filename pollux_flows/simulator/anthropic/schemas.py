@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pollux_flows.simulator.schema_check import malformed
+from pollux_flows.simulator.schema_check import malformed, resolve
 
 _UNSUPPORTED: Final[Mapping[str, tuple[str, ...]]] = {
     "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -57,9 +57,7 @@ def _reference(target: str, root: Any, above: tuple[str, ...]) -> Iterator[str]:
     if target in above:
         yield f"Circular reference detected in schema definitions: {' -> '.join((*above, target))}"
         return
-    node = root
-    for step in target.removeprefix("#").split("/")[1:]:
-        node = node.get(step) if isinstance(node, dict) else None
+    node = resolve(target, root)
     if node is None:
         yield f"Reference '{target}' cannot be resolved"
     else:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from pollux_flows.simulator.spool import Mark, Spool
 
-# A killed process never ends its upload: beyond this many, the oldest are removed.
+#: A killed process never ends its upload: beyond this many, the oldest are removed.
 KEEP = 1_000
 
 
@@ -32,30 +30,3 @@ class Session:
 
     def __post_init__(self) -> None:
         self.arrived = self.spool.mark()
-
-
-class UploadSessions:
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-
-    def begin(self, session: Session) -> None:
-        with self._lock:
-            self._sessions[session.id] = session
-            forgotten = self._sessions.popitem(last=False)[1] if len(self._sessions) > KEEP else None
-        if forgotten is not None:
-            forgotten.spool.close()
-
-    def get(self, session_id: str) -> Session | None:
-        with self._lock:
-            return self._sessions.get(session_id)
-
-    def end(self, session: Session) -> None:
-        with self._lock:
-            self._sessions.pop(session.id, None)
-
-    def clear(self) -> None:
-        with self._lock:
-            for session in self._sessions.values():
-                session.spool.close()
-            self._sessions.clear()

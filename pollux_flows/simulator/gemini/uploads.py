@@ -46,7 +46,7 @@ def _start(call: Call) -> Reply:
     )
     if not is_job_input(session.mime_type):
         session.spool.keep_little()
-    call.world.gemini_uploads.begin(session)
+    call.world.gemini_uploads.add(session.id, session)
     url = f"{call.origin}/gemini/upload/{session.version}/files?upload_id={session.id}&upload_protocol=resumable"
     return Reply(
         {},
@@ -136,7 +136,7 @@ def _chunk(call: Call) -> Reply:
             received = {"x-goog-upload-status": "active", "x-goog-upload-size-received": str(session.arrived.size)}
             return Reply(b"", headers=received)
         case ["cancel"]:
-            call.world.gemini_uploads.end(session)
+            call.world.gemini_uploads.remove(session.id)
             session.spool.close()
             return Reply(b"", headers={"x-goog-upload-status": "cancelled"})
         case ["finalize"] | ["upload"] | ["finalize", "upload"]:
@@ -184,7 +184,7 @@ def _store(call: Call, session: Session) -> StoredFile:
         ready_at=now + world.processing_s,
         fails=session.fails,
     )
-    world.gemini_uploads.end(session)
+    world.gemini_uploads.remove(session.id)
     try:
         world.file_store.add(file)
     except NameTaken:

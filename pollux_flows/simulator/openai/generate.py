@@ -47,7 +47,7 @@ def respond(call: Call) -> Reply:
         sent = [item for item in input_items(call.body) if item.get("type") == "function_call"]
         all_calls = open_calls.keys() | {item["call_id"] for item in sent} | (before.all_calls if before else set())
         stored = Remembered(body["usage"]["total_tokens"], open_calls, frozenset(all_calls))
-        call.world.openai_responses.store(body["id"], stored)
+        call.world.openai_responses.add(body["id"], stored)
     return Reply(body)
 
 

@@ -1,13 +1,11 @@
-"""The stored responses of OpenAI, for `previous_response_id`."""
+"""What a simulator remembers of OpenAI's stored responses, for `previous_response_id`."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# A simulator in a worker lives as long as the worker: beyond this many, the oldest responses are removed.
+#: Beyond this many, the oldest responses are removed.
 KEEP = 10_000
 
 
@@ -20,23 +18,3 @@ class Remembered:
     open_calls: Mapping[str, str]
     #: Every call of the conversation so far, answered or not.
     all_calls: frozenset[str] = frozenset()
-
-
-class ResponseMemory:
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._responses: OrderedDict[str, Remembered] = OrderedDict()
-
-    def store(self, response_id: str, response: Remembered) -> None:
-        with self._lock:
-            self._responses[response_id] = response
-            if len(self._responses) > KEEP:
-                self._responses.popitem(last=False)
-
-    def get(self, response_id: str) -> Remembered | None:
-        with self._lock:
-            return self._responses.get(response_id)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._responses.clear()
