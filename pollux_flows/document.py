@@ -16,9 +16,9 @@ from pydantic import (
 )
 
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.plain import mended
+from pollux_flows.plain import replace_surrogates
 
-MENDED: Final = "mended"
+CLEAN_INPUT: Final = "clean input"
 """The validation context of a record whose values have already had their surrogates replaced."""
 
 
@@ -92,12 +92,16 @@ class Record(Document):
     @model_validator(mode="before")
     @classmethod
     def _replace_surrogates(cls, data: Any, info: ValidationInfo) -> Any:
-        return data if info.context is MENDED else mended(data)
+        return data if info.context is CLEAN_INPUT else replace_surrogates(data)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; surrogates are replaced only in the changed fields, as the others are clean already."""
         copied = super().model_copy(deep=deep)
-        return type(self).model_validate({**dict(copied), **mended(dict(update))}, context=MENDED) if update else copied
+        return (
+            type(self).model_validate({**dict(copied), **replace_surrogates(dict(update))}, context=CLEAN_INPUT)
+            if update
+            else copied
+        )
 
 
 def describe(cls: type[BaseModel], error: ValidationError) -> str:

@@ -119,7 +119,7 @@ class ExpiredCacheError(CacheError, ConfigurationError):
     """A cache handle whose time is up. Nothing was sent, so it is a ConfigurationError as well."""
 
 
-def unless_raised(found: T | BaseException) -> T:
+def raise_if_error(found: T | BaseException) -> T:
     """Return one result of `asyncio.gather(…, return_exceptions=True)`, or raise it if it is an exception."""
     if isinstance(found, BaseException):
         raise found

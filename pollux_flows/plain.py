@@ -70,7 +70,7 @@ def _place(where: str) -> str:
     return where.lstrip(".") or "it"
 
 
-def mended(value: Any, depth: int = 0) -> Any:
+def replace_surrogates(value: Any, depth: int = 0) -> Any:
     """Return `value` with each lone surrogate replaced by `\N{REPLACEMENT CHARACTER}`, so that it can be stored."""
     # Every streamed piece of an answer passes through here: comparing types takes a third of the time of `match`.
     kind = type(value)
@@ -79,14 +79,14 @@ def mended(value: Any, depth: int = 0) -> Any:
     if kind is int or kind is float or kind is bool or value is None:
         return value
     if isinstance(value, str):
-        return mended(str.__str__(value))
+        return replace_surrogates(str.__str__(value))
     if not isinstance(value, dict | list | tuple):
         return value
     if depth > _DEEPEST:
         return "(nested too deep to be stored)"
     if isinstance(value, dict):
-        return {mended(key): mended(item, depth + 1) for key, item in value.items()}
-    return [mended(item, depth + 1) for item in value]
+        return {replace_surrogates(key): replace_surrogates(item, depth + 1) for key, item in value.items()}
+    return [replace_surrogates(item, depth + 1) for item in value]
 
 
 def _replace_surrogates(text: str) -> str:

@@ -83,14 +83,14 @@ async def execute(plan: Plan, provider: str | None = None, terms: Terms | None =
 
 async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -> list[Outcome]:
     """Make the calls of the plan. A task on another machine is pickled with all that it refers to, but for this."""
-    held = _held.get()
+    shared = _shared.get()
     # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
-    if held and held.loop is asyncio.get_running_loop() and held.execution.plan.sources is plan.sources:
-        outcomes = await held.execution.answer_calls(plan.calls, lambda _: held.count(1), _turn.get())
+    if shared and shared.loop is asyncio.get_running_loop() and shared.execution.plan.sources is plan.sources:
+        outcomes = await shared.execution.answer_calls(plan.calls, lambda _: shared.count(1), _turn.get())
         # For people who look at the run; the flow takes the outcomes as they are.
-        return _shown_as_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
+        return _mark_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
-    async with holding_execution(plan, config, terms or Terms()) as found:
+    async with share_execution(plan, config, terms or Terms()) as found:
         await found.confirm_store()
         return await found.execution.answer_calls(plan.calls, lambda _: found.count(1))
 
@@ -123,14 +123,15 @@ async def extract_each(
     )
 
 
-def _shown_as_failed(outcomes: list[Outcome]) -> list[Outcome]:
+def _mark_failed(outcomes: list[Outcome]) -> list[Outcome]:
+    """Return the outcomes as the data of a failed state."""
     problems = [outcome.failure.message for outcome in outcomes if outcome.failure is not None]
     message = problems[0] if len(outcomes) == 1 else f"{len(problems)} of {len(outcomes)} failed: {problems[0]}"
     # To Prefect, a task that returns a state has ended in it.
-    return cast(list[Outcome], Failed(data=_Told(outcomes), message=message))
+    return cast(list[Outcome], Failed(data=_UnquotedOutcomes(outcomes), message=message))
 
 
-class _Told(list[Outcome]):
+class _UnquotedOutcomes(list[Outcome]):
     """Outcomes that are not quoted in the log, where Prefect shows the data of a failed state."""
 
     def __repr__(self) -> str:
@@ -138,7 +139,9 @@ class _Told(list[Outcome]):
 
 
 @dataclass(frozen=True)
-class _Held:
+class SharedExecution:
+    """The execution of a flow run, for its tasks in this process."""
+
     execution: Execution
     loop: asyncio.AbstractEventLoop
     count: Callable[[int], None]
@@ -150,7 +153,7 @@ class _Held:
             await confirm_store(self.lineage)
 
 
-_held: ContextVar[_Held | None] = ContextVar("pollux_flows_execution", default=None)
+_shared: ContextVar[SharedExecution | None] = ContextVar("pollux_flows_execution", default=None)
 _turn: ContextVar[Place | None] = ContextVar("pollux_flows_turn", default=None)
 
 
@@ -165,7 +168,7 @@ def take_turn(turn: Place) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def holding_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIterator[_Held]:
+async def share_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIterator[SharedExecution]:
     """Open the execution that all tasks of a flow share. The key stays in this process's memory."""
     here = await lineage() if terms.run_key is None else None
     scope = here.scope if here else task_scope() if terms.run_key is None else None
@@ -173,9 +176,9 @@ async def holding_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIt
         open_execution(plan, config, terms, scope, caches=BlockRegistry()) as execution,
         progress(len(plan.calls), "Calls answered") as count,
     ):
-        held = _Held(execution, asyncio.get_running_loop(), count, here)
-        token = _held.set(held)
+        shared = SharedExecution(execution, asyncio.get_running_loop(), count, here)
+        token = _shared.set(shared)
         try:
-            yield held
+            yield shared
         finally:
-            _held.reset(token)
+            _shared.reset(token)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pollux_flows.address import shown_file
 from pollux_flows.document import Record
-from pollux_flows.errors import PolluxError, SourceError, unless_raised
+from pollux_flows.errors import PolluxError, SourceError, raise_if_error
 from pollux_flows.files import mime
 from pollux_flows.files.patience import THREADS, Pulse, apart, patiently
 from pollux_flows.files.place import PIECE, Opened, is_stream, opened, pieces, version
@@ -217,7 +217,7 @@ async def _map_on_threads(look: Callable[[str, Pulse], T], names: Sequence[str],
     found = await asyncio.gather(
         *(apart(partial(of_share, share), share[0], limit_s=limit_s) for share in shares), return_exceptions=True
     )
-    return [each for share in found for each in unless_raised(share)]
+    return [each for share in found for each in raise_if_error(share)]
 
 
 def _key(name: str, pulse: Pulse) -> str | None:

@@ -19,7 +19,7 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.caching.auto import cache_automatically
 from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.config import Target
-from pollux_flows.errors import ConfigurationError, PolluxError, unless_raised
+from pollux_flows.errors import ConfigurationError, PolluxError, raise_if_error
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.handles import CacheHandle
 from pollux_flows.jobs.cache_events import emit_cache_changes
@@ -60,8 +60,8 @@ async def answer(
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
-    """One envelope: every prompt about all sources together."""
-    plan, outcomes, duration_s, saved, caches = await _outcomes(
+    """Answer every prompt about all sources together, and return one envelope."""
+    plan, outcomes, duration_s, saved, caches = await _answer_calls(
         prompts,
         provider,
         sources,
@@ -71,7 +71,9 @@ async def answer(
         calls_per_task=calls_per_task,
         each_source=False,
     )
-    envelope = await tasks.extract(whole(plan), whole(outcomes), duration_s, provider.timeout_s, whole(caches))
+    envelope = await tasks.extract(
+        pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
+    )
     await artifacts.leave_answers(kind, prompts, plan.target, envelope)
     fail_if_unanswered([envelope], plan.target, on_partial, _advice(saved))
     return envelope
@@ -88,8 +90,8 @@ async def answer_each(
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
-    """One envelope a source: every prompt about each source by itself."""
-    plan, outcomes, duration_s, saved, caches = await _outcomes(
+    """Answer every prompt about each source by itself, and return one envelope a source."""
+    plan, outcomes, duration_s, saved, caches = await _answer_calls(
         prompts,
         provider,
         sources,
@@ -99,7 +101,9 @@ async def answer_each(
         calls_per_task=calls_per_task,
         each_source=True,
     )
-    envelopes = await tasks.extract_each(whole(plan), whole(outcomes), duration_s, provider.timeout_s, whole(caches))
+    envelopes = await tasks.extract_each(
+        pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
+    )
     await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
     fail_if_unanswered(envelopes, plan.target, on_partial, _advice(saved))
     return envelopes
@@ -116,7 +120,7 @@ class _Answered(NamedTuple):
 
 
 @under_limits
-async def _outcomes(
+async def _answer_calls(
     prompts: Sequence[str | None],
     provider: PolluxProvider,
     sources: Sequence[Source],
@@ -135,59 +139,61 @@ async def _outcomes(
     config = await provider.config()
     wanted = cache.cache_name if isinstance(cache, PolluxCache) else cache
     requested = await find_requested_cache(wanted, options, BlockRegistry())
-    request = await tasks.request(whole(prompts), config.target, whole(sources), requested.options, each_source)
-    plan = await tasks.plan(whole(request), provider.timeout_s, requested.request)
+    request = await tasks.request(
+        pass_opaque(prompts), config.target, pass_opaque(sources), requested.options, each_source
+    )
+    plan = await tasks.plan(pass_opaque(request), provider.timeout_s, requested.request)
     started = time.monotonic()
-    async with tasks.holding_execution(plan, config, terms) as held:
-        found = await held.execution.answers.load_reusable(plan.calls)
-        held.count(len(found))
+    async with tasks.share_execution(plan, config, terms) as shared:
+        found = await shared.execution.answers.load_reusable(plan.calls)
+        shared.count(len(found))
         unanswered = [call for call in plan.calls if call.index not in found]
-        async with cache_automatically(held.execution, unanswered) if requested.is_auto else nullcontext():
-            missing = held.execution.plan.parts(calls_per_task, without=found)
+        async with cache_automatically(shared.execution, unanswered) if requested.is_auto else nullcontext():
+            missing = shared.execution.plan.parts(calls_per_task, without=found)
             if missing:
-                await held.confirm_store()
+                await shared.confirm_store()
             turns = asyncio.Semaphore(1)
             asked = await asyncio.gather(
-                *(_part(part, provider.name, terms, turns) for part in missing), return_exceptions=True
+                *(_run_part(part, provider.name, terms, turns) for part in missing), return_exceptions=True
             )
-            await emit_cache_changes(held.execution)
-        plan = held.execution.plan
+            await emit_cache_changes(shared.execution)
+        plan = shared.execution.plan
         if not found and all(isinstance(each, BaseException) for each in asked):
-            asked = [unless_raised(each) for each in asked]  # raises the first
+            asked = [raise_if_error(each) for each in asked]  # raises the first
         for part, answered in zip(missing, asked, strict=True):
-            found |= {outcome.index: outcome for outcome in _unless_refused(part, answered)}
+            found |= {outcome.index: outcome for outcome in _read_part(part, answered)}
         has_failed = any(outcome.failure for outcome in found.values())
-        saved = await held.execution.answers.look_for_saved(found.values()) if has_failed else None
+        saved = await shared.execution.answers.look_for_saved(found.values()) if has_failed else None
     outcomes = [found[call.index] for call in plan.calls]
-    return _Answered(plan, outcomes, time.monotonic() - started, saved, held.execution.used_caches)
+    return _Answered(plan, outcomes, time.monotonic() - started, saved, shared.execution.used_caches)
 
 
 def _advice(saved: Saved | None) -> str | None:
     return saved and saved.advice("What was answered is", "a retry asks only the others", "a retry")
 
 
-async def _part(part: Plan, provider: str | None, terms: Terms, turns: asyncio.Semaphore) -> list[Outcome]:
-    """The outcomes of one task run, which is shown as failed when a call of it failed.
+async def _run_part(part: Plan, provider: str | None, terms: Terms, turns: asyncio.Semaphore) -> list[Outcome]:
+    """Make the calls of one task run, which is shown as failed when a call of it failed.
 
     It starts when all calls of the one before stand in line. To start them together would hold up the first calls.
     """
     await turns.acquire()
     with closing(Place(turns)) as turn, tasks.take_turn(turn):
         # To Prefect's types, an async task that is asked for its state is not awaited; it is.
-        state = await cast(Any, tasks.execute)(whole(part), provider, terms, return_state=True)
+        state = await cast(Any, tasks.execute)(pass_opaque(part), provider, terms, return_state=True)
     outcomes: list[Outcome] | Exception = await state.aresult(raise_on_failure=False)
-    return unless_raised(outcomes)
+    return raise_if_error(outcomes)
 
 
-def _unless_refused(part: Plan, outcomes: list[Outcome] | BaseException) -> list[Outcome]:
-    """A part that was not made, while others were, costs no more than its own answers."""
+def _read_part(part: Plan, outcomes: list[Outcome] | BaseException) -> list[Outcome]:
+    """Return the outcomes of a part; one that was refused while others were made fails alone."""
     if not isinstance(outcomes, PolluxError):
-        return unless_raised(outcomes)
+        return raise_if_error(outcomes)
     return [unasked(call, outcomes) for call in part.calls]
 
 
-def whole(value: T) -> T:
-    """As it is: Prefect need not look for task runs in each prompt and each answer, which takes it a second."""
+def pass_opaque(value: T) -> T:
+    """Pass a value so that Prefect does not look for task runs in each prompt and answer, which takes it a second."""
     return cast(T, opaque(value))
 
 

@@ -19,7 +19,7 @@ from pollux_flows.deferred.output import resolve_output
 from pollux_flows.deferred.reconcile import reconcile
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest
 from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
-from pollux_flows.flows.answering import whole
+from pollux_flows.flows.answering import pass_opaque
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import emit_submission_events, was_emitted
@@ -167,9 +167,9 @@ async def _create_job(
             f"resubmit is {asking.resubmit}.", hint="Pass 0, or how often what failed is tried again."
         )
     output = None if asking.output is None else resolve_output(asking.output)
-    asked = await tasks.request(whole(asking.prompts), config.target, whole(asking.sources), asking.options)
+    asked = await tasks.request(pass_opaque(asking.prompts), config.target, pass_opaque(asking.sources), asking.options)
     submission.check_request(asked)
-    plan = await tasks.plan(whole(asked))
+    plan = await tasks.plan(pass_opaque(asked))
     async with open_session(config) as session:
         await submission.check_plan(session, plan)
     if saved is None:

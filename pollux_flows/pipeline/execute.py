@@ -9,7 +9,7 @@ from functools import partial
 from uuid import uuid4
 
 from pollux_flows.config import Config
-from pollux_flows.errors import PolluxError, unless_raised
+from pollux_flows.errors import PolluxError, raise_if_error
 from pollux_flows.handles import CacheHandle
 from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
@@ -153,7 +153,7 @@ class Execution:
                 for each in asking:
                     each.cancel()
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
-        for planned, outcome in zip(missing, map(unless_raised, outcomes), strict=True):
+        for planned, outcome in zip(missing, map(raise_if_error, outcomes), strict=True):
             found[planned.index] = await self.answers.save_late(outcome)
         return [found[call.index] for call in calls]
 

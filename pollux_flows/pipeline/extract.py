@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pollux_flows.document import MENDED
+from pollux_flows.document import CLEAN_INPUT
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import state_after
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.prefix import caches_prefix, prefix_warnings
 from pollux_flows.pipeline.savings import UsedCache, measure_savings, run_cost
 from pollux_flows.pipeline.structured import LONGEST_S, TOOLS_S, Reading, read_answers, shape_warning, tool_arguments
-from pollux_flows.plain import mended
+from pollux_flows.plain import replace_surrogates
 from pollux_flows.pricing import Cost, price_table, total
 from pollux_flows.result import STATE, UNREADABLE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
 
@@ -73,7 +73,7 @@ def extract_envelope(
         "diagnostics": {
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
             "calls": [_course(outcome) | _cache_use(outcome, has_handle) for outcome in outcomes],
-            "warnings": mended(warnings),  # a validator of the caller's may have been heard
+            "warnings": replace_surrogates(warnings),  # a validator of the caller's may have been heard
             **({} if (choice := plan.cache_choice) is None else {"cache": {"mode": choice.mode, "why": choice.why}}),
         },
         "structured": None if readings is None else [reading.typed for reading in readings],
@@ -82,7 +82,7 @@ def extract_envelope(
         "errors": _if_any(failures),
         STATE: _state(plan, outcomes),
     }
-    return ResultEnvelope.model_validate(said, context=MENDED)
+    return ResultEnvelope.model_validate(said, context=CLEAN_INPUT)
 
 
 def extract_each(

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
-from pollux_flows.plain import mended
+from pollux_flows.plain import replace_surrogates
 from pollux_flows.pricing import NO_CALL_TAKES
 from pollux_flows.providers.material import Material
 from pollux_flows.result import UNREADABLE, Answer
@@ -170,10 +170,10 @@ def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
         try:
             return read(response)
         except UpstreamError as error:
-            error.body = mended(error.body)
+            error.body = replace_surrogates(error.body)
             raise
         except _SHAPE_ERRORS:
-            raise UpstreamError.found_in(mended(response)) from None
+            raise UpstreamError.found_in(replace_surrogates(response)) from None
 
     return guarded
 

@@ -8,7 +8,7 @@ from typing import IO, Any
 import orjson
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.plain import mended
+from pollux_flows.plain import replace_surrogates
 from pollux_flows.providers.base import LARGEST_ANSWER, MOST_VALUES, SMALL_ANSWER, count_values
 
 
@@ -32,7 +32,7 @@ def read(text: bytes) -> dict[str, Any]:
 
 def _parse_leniently(text: bytes) -> Any:
     try:
-        return mended(json.loads(text))
+        return replace_surrogates(json.loads(text))
     except RecursionError:
         return None
 

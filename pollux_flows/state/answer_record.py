@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from pydantic_core import from_json
 
-from pollux_flows.document import MENDED
+from pollux_flows.document import CLEAN_INPUT
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import canonical
 from pollux_flows.result import Outcome
@@ -49,7 +49,7 @@ def read_answer(key: str, record: Json, where: str, reused: str | None = None) -
             raise damaged_record_error(key, where)
     try:
         # Lone surrogates cannot be stored, so they need not be looked for.
-        return Outcome.model_validate({**outcome, "index": 0, "reused": reused}, context=MENDED)
+        return Outcome.model_validate({**outcome, "index": 0, "reused": reused}, context=CLEAN_INPUT)
     except ConfigurationError as error:
         problem = error.message
     raise damaged_record_error(key, where, problem)
