@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -30,11 +31,19 @@ def simulator(
     port: Annotated[int, Parameter(help="Where to listen on 127.0.0.1; 0 takes any free port.")] = 4210,
     latency: Annotated[float, Parameter(help="Seconds to wait before each answer.")] = 0.0,
 ) -> None:
-    """Serve the offline provider, which speaks all five wire protocols, until Ctrl-C."""
+    """Serve the offline provider, which speaks all five wire protocols, until Ctrl-C, and print its base URLs."""
+    from pollux_flows.config import PROVIDERS
     from pollux_flows.simulator import Simulator, run
 
+    def announce(origin: str) -> None:
+        lines = [f"The simulator listens at {origin} until Ctrl-C. It takes any API key. Its base URLs:", ""]
+        lines += [f"  {provider:10}  {Simulator.base_url(provider, origin)}" for provider in PROVIDERS]
+        lines += ["", "Put one into the base_url of a Config or PolluxProvider, with any api_key."]
+        sys.stdout.write("\n".join([*lines, ""]))
+        sys.stdout.flush()
+
     try:
-        run(Simulator(latency_s=latency), port)
+        run(Simulator(latency_s=latency), port, announce=announce)
     except (OSError, OverflowError) as error:
         raise SystemExit(f"The simulator cannot listen on port {port}: {error}. Choose another with --port.") from None
 

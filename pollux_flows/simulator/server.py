@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,14 @@ def serve(simulator: Simulator, port: int = 0) -> Iterator[str]:
             thread.join()
 
 
-def run(simulator: Simulator, port: int = 4210) -> None:
-    """Serve `simulator` on loopback until the process receives a signal to stop."""
+def run(simulator: Simulator, port: int = 4210, *, announce: Callable[[str], None] | None = None) -> None:
+    """Serve `simulator` on loopback until the process receives a signal to stop.
+
+    `announce` is called with its origin, such as http://127.0.0.1:4210, once connections to it are accepted.
+    """
     with _listen(port) as listener:
+        if announce is not None:
+            announce(_origin(listener))
         server, ready = _server(simulator)
         _run(server, listener, ready)
 
