@@ -20,21 +20,27 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import fan_out
 
 MODEL = "gpt-4.1-mini"
-LATENCY_S = 0.2
 CONCURRENCY = 50
-MOST_TIMES, MOST_KIB, MOST_AGAIN = 1.10, 20, 0.05
+# By the seconds that the provider takes for an answer. What Prefect takes to begin and to end a run is some 0.2 s.
+MOST_TIMES = {0.2: 1.10, 1.0: 1.05}
+MOST_KIB, MOST_AGAIN = 20, 0.05
 REST_S = 3.0  # for the Prefect server, to write down the run before
 
 
-def compare(prompts: int, repetitions: int) -> None:
-    """Both in turn, in a process of their own, and what the flow's answers take in memory."""
-    command = [sys.executable, "-m", "benchmarks.fan_out", str(prompts), str(repetitions)]
+def compare(prompts: int, repetitions: int, latency_s: float = 0.2) -> None:
+    """Measure both in turn, in a process of their own, and the memory that the flow's answers take."""
+    command = [sys.executable, "-m", "benchmarks.fan_out", str(prompts), str(repetitions), str(latency_s)]
     subprocess.run(command, check=True)
 
 
-def main(count: int, repetitions: int) -> None:
+def main(count: int, repetitions: int, latency_s: float) -> None:
+    most_times = MOST_TIMES[latency_s]
     prompts = [f"Question {number}: what is it?" for number in range(count)]
-    with tempfile.TemporaryDirectory() as home, _server() as address, prefect_test_harness(server_startup_timeout=120):
+    with (
+        tempfile.TemporaryDirectory() as home,
+        _server(latency_s) as address,
+        prefect_test_harness(server_startup_timeout=120),
+    ):
         os.environ["POLLUX_HOME"] = home
         provider = PolluxProvider(
             provider="openai", model=MODEL, api_key="k", base_url=address, request_concurrency=CONCURRENCY
@@ -53,8 +59,8 @@ def main(count: int, repetitions: int) -> None:
             time.sleep(REST_S)
             again.append(_measured(lambda: fan_out(prompts, provider, reuse="always"))[0] / ours)
         ratio, ours, bare = sorted(pairs)[repetitions // 2]
-    said = f"{count:,} prompts: bare SDK {bare:.2f} s, fan_out {ours:.2f} s, ratio {ratio:.3f}"
-    print(f"{said}  (at most {MOST_TIMES}: {'yes' if ratio <= MOST_TIMES else 'NO'})")
+    said = f"{count:,} prompts of {latency_s} s: bare SDK {bare:.2f} s, fan_out {ours:.2f} s, ratio {ratio:.3f}"
+    print(f"{said}  (at most {most_times}: {'yes' if ratio <= most_times else 'NO'})")
     said = f"{count:,} prompts: the same again, all answered, {sorted(again)[repetitions // 2]:.3f} of the time"
     print(f"{said}  (at most {MOST_AGAIN}: {'yes' if sorted(again)[repetitions // 2] <= MOST_AGAIN else 'NO'})")
     said = f"{count:,} prompts: {max(grown):.1f} KiB an answer"
@@ -98,8 +104,8 @@ def _resident() -> float:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
-    command = [sys.executable, "-m", "benchmarks.server", str(LATENCY_S)]
+def _server(latency_s: float) -> Iterator[str]:
+    command = [sys.executable, "-m", "benchmarks.server", str(latency_s)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -110,4 +116,4 @@ def _server() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

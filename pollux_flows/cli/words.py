@@ -9,10 +9,9 @@ from typing import Annotated, Final
 
 import httpx
 from cyclopts import Parameter
-from prefect.settings import PREFECT_API_URL
 
-from pollux_flows.address import shown
 from pollux_flows.errors import PolluxError
+from pollux_flows.jobs.connection import describe_silence
 
 Json = Annotated[bool, Parameter(help="For machines.", negative="")]
 
@@ -31,9 +30,7 @@ def refusals_in_words() -> Iterator[None]:
     except NO_SERVER as error:
         if isinstance(error, RuntimeError) and "reach API" not in str(error):
             raise
-        url = shown(PREFECT_API_URL.value() or "")
-        problem = f"The Prefect server at {url} does not answer ({error}). Start it, or correct PREFECT_API_URL."
-        raise SystemExit(problem) from None
+        raise SystemExit(describe_silence(error)) from None
 
 
 def say(words: str) -> None:

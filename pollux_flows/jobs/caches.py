@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.registration import create_document, data_of, read_document, read_documents
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.jobs.connection import open_client
+from pollux_flows.jobs.connection import describe_silence, open_client
 from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.state import leases
@@ -38,6 +38,8 @@ def _server_errors_explained() -> Iterator[None]:
     """Turn an error of the Prefect server or of the way to it into a PolluxError: the calls can do without a cache."""
     try:
         yield
+    except httpx.TransportError as error:
+        raise PolluxError(describe_silence(error)) from error
     except (httpx.HTTPError, ObjectNotFound) as error:
         problem = f"The Prefect server, where caches are registered, did not answer as expected: {error}"
         raise PolluxError(problem, hint="Look at the server's log, then run again.") from error

@@ -9,6 +9,9 @@ from email.utils import parsedate_to_datetime
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import AsyncClientContext
+from prefect.settings import PREFECT_API_URL
+
+from pollux_flows.address import shown
 
 
 @asynccontextmanager
@@ -20,6 +23,12 @@ async def open_client() -> AsyncIterator[PrefectClient]:
         return
     async with get_client() as client:
         yield client
+
+
+def describe_silence(error: Exception) -> str:
+    """Describe, with a way out, that the Prefect server does not answer."""
+    url = shown(PREFECT_API_URL.value() or "")
+    return f"The Prefect server at {url} does not answer ({error}). Start it, or correct PREFECT_API_URL."
 
 
 async def read_server_time() -> float | None:
