@@ -62,12 +62,13 @@ class CacheUse:
         self.refusal: PolluxError | None = None
         """Why an optional cache is used no more."""
         self._source = source
-        self._given = plan.options.cache_handle
+        self._callers_handle = plan.options.cache_handle
         self._request: CacheRequest | None = plan.find_cache_request(source)
         self._config = config
         self._registry = registry
         self._created_by = created_by
         self._record: CacheRecord | None = None  # of the cache in use
+        self._opening = asyncio.Lock()
         self._is_open = self._was_lost_early = False
         self._renewing: asyncio.Task[None] | None = None
         self._failure: PolluxError | None = None
@@ -75,17 +76,18 @@ class CacheUse:
     @property
     def holds_sources(self) -> bool:
         """Return whether the sources of the plan's calls are in the cache."""
-        return self._given is None and self.handle is not None
+        return self._callers_handle is None and self.handle is not None
 
     async def open(self) -> None:
         """Check the caller's handle before anything is sent, and note that its cache is used."""
-        if self._is_open or self._given is None:
-            return
-        self._is_open = True
-        await self._check_account(self._given)
-        if self._registry is not None and self._given.identity is not None:
-            with suppress(PolluxError):  # the calls need no more than the handle
-                self._record = await record_use(self._registry, self._given.identity)
+        async with self._opening:
+            if self._is_open or self._callers_handle is None:
+                return
+            await self._check_account(self._callers_handle)
+            if self._registry is not None and self._callers_handle.identity is not None:
+                with suppress(PolluxError):  # the calls need no more than the handle
+                    self._record = await record_use(self._registry, self._callers_handle.identity)
+            self._is_open = True
 
     async def _check_account(self, handle: CacheHandle) -> None:
         """Refuse a handle that was made with another key, or at another address."""
@@ -131,7 +133,7 @@ class CacheUse:
 
     def _give_up(self, error: PolluxError) -> bool:
         """Return whether the calls can do without the cache, which is then used no more."""
-        if self._given is not None:
+        if self._callers_handle is not None:
             return False
         if self.refusal is None:
             _log.warning("The sources are sent along, because their cache cannot be used: %s", error)
@@ -142,7 +144,7 @@ class CacheUse:
     def _needed_s(self) -> float:
         """For how long the cache has to live when a call is sent: half a lifetime where it ends with the run anyway."""
         ttl_s = self._request.ttl_seconds if self._request is not None else 0
-        return ttl_s / 2 if self._given is None else min(MARGIN_S, ttl_s / 10)
+        return ttl_s / 2 if self._callers_handle is None else min(MARGIN_S, ttl_s / 10)
 
     def _is_short_lived(self, handle: CacheHandle) -> bool:
         return handle.expires_at - time.time() <= self._needed_s
@@ -208,9 +210,9 @@ class CacheUse:
             self.lost.append(lost)
             _log.warning("The provider has lost the cache %s: it is made again.", lost)
         prepared = await prepare_cache(self._request, self._config)
-        if self._given is not None and self._given.contents not in {None, prepared.contents_identity}:
+        if self._callers_handle is not None and self._callers_handle.contents not in {None, prepared.contents_identity}:
             raise CacheError(
-                f"The cache {self._given.name} cannot be made again: its sources have changed since.",
+                f"The cache {self._callers_handle.name} cannot be made again: its sources have changed since.",
                 hint="Make another with create_cache, and ask again about that.",
                 retryable=False,
                 provider=self._config.provider,
@@ -223,7 +225,7 @@ class CacheUse:
             needed_s=self._needed_s,
             lost=lost,
             created_by=self._created_by,
-            is_temporary=self._given is None,
+            is_temporary=self._callers_handle is None,
         )
 
     async def close(self) -> None:
