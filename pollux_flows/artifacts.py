@@ -15,7 +15,7 @@ from prefect.artifacts import (
     aupdate_progress_artifact,
 )
 
-from pollux_flows.blocks.cache import in_words
+from pollux_flows.blocks.cache import format_time
 from pollux_flows.caching.worth import price_cache
 from pollux_flows.config import Target
 from pollux_flows.pipeline.caches import CacheRecord
@@ -85,7 +85,7 @@ def cache_page(record: CacheRecord) -> str:
         "Model": f"{record.target.provider} · {record.target.model}",
         "At the provider": record.name or "not there yet",
         "Tokens": "not reported" if tokens is None else f"{tokens:,}",
-        "Expires": "unknown" if record.expires_at is None else in_words(record.expires_at),
+        "Expires": "unknown" if record.expires_at is None else format_time(record.expires_at),
         "Storage": "unknown" if stored is None else f"{dollars(stored)} an hour",
         "Pays from": "unknown"
         if pays_from is None

@@ -70,10 +70,10 @@ class Turn(Document):
         return [each for each in self.sources if isinstance(each, Attached)]
 
     @property
-    def says_nothing(self) -> bool:
+    def is_empty(self) -> bool:
         return not (self.content.strip() or self.tool_calls or self.sources or self.cache or self.provider_state)
 
-    def came(self, name: str) -> list[dict[str, Any]]:
+    def read_provider_state(self, name: str) -> list[dict[str, Any]]:
         """Return this provider's items of `provider_state`, or an empty list if it holds none of them."""
         items = (self.provider_state or {}).get(name) or []
         if not isinstance(items, list) or not all(isinstance(piece, dict) for piece in items):
@@ -120,7 +120,7 @@ def in_order(turns: Sequence[Turn], name: str = "history", first: int = 0) -> tu
             continue
         _check_complete(calls, results, f"{name}[{index}] continues")
         ordered += _order_results(calls, results)
-        if not turn.says_nothing:
+        if not turn.is_empty:
             ordered.append(turn)
         calls, results = turn.tool_calls, {}
     if results:
@@ -176,7 +176,7 @@ def _read(item: Any, where: str) -> Turn:
         turn = None
     if turn is None:
         raise ConfigurationError(f"{where}: {problem}", hint="Pass the turn unchanged, or leave that field out.")
-    if role == "user" and turn.says_nothing:
+    if role == "user" and turn.is_empty:
         raise ConfigurationError(f"{where} is empty.", hint="Write its text into content, or leave the turn out.")
     return turn
 

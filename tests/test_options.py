@@ -263,7 +263,7 @@ def test_only_a_tool_that_is_there_can_be_chosen() -> None:
 
 @pytest.mark.parametrize("tools", [None, []])
 def test_without_tools_there_is_no_choice(tools: Any) -> None:
-    """Said here, rather than as the provider's 400."""
+    """PriorTurn here, rather than as the provider's 400."""
     with refused(ConfigurationError, "tool_choice is set, but there are no tools"):
         Options(tools=tools, tool_choice="auto")
 

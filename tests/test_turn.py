@@ -134,7 +134,7 @@ def test_what_a_turn_was_about_comes_apart_again(about: list[str | Attached], pr
     """Piece by piece, whatever is in them."""
     turn = Turn.of_user(prompt, about)
     assert turn.pieces() == (about, prompt)
-    if not turn.says_nothing:
+    if not turn.is_empty:
         assert read_turns([turn.as_item()]) == [turn]
 
 

@@ -53,11 +53,11 @@ class PolluxCache(Block):
             provider=record.target.provider,
             model=record.target.model,
             provider_name=record.name,
-            expires=None if record.expires_at is None else in_words(record.expires_at),
+            expires=None if record.expires_at is None else format_time(record.expires_at),
             tokens=record.tokens,
             contents=record.contents,
             created_by=record.created_by,
-            last_used=in_words(record.last_used_at),
+            last_used=format_time(record.last_used_at),
             record=record.model_dump(mode="json"),
         )
 
@@ -72,6 +72,6 @@ class PolluxCache(Block):
         return cache_name(CacheRecord.model_validate(self.record).identity)
 
 
-def in_words(timestamp: float) -> str:
+def format_time(timestamp: float) -> str:
     """Return a time, in seconds since 1970, for people."""
     return datetime.fromtimestamp(timestamp, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from prefect.settings import PREFECT_API_URL
 
 from pollux_flows.address import shown
-from pollux_flows.blocks.cache import in_words
+from pollux_flows.blocks.cache import format_time
 from pollux_flows.blocks.saved import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
 from pollux_flows.caching.sweep import delete_cache
@@ -147,7 +147,7 @@ def _paragraph(record: CacheRecord, now: float) -> str:
         [
             block_name(record.identity),
             f"  {record.target.provider} {record.target.model}, {tokens}: {', '.join(record.contents)}",
-            f"  {_expiry(record, now)}; last used {in_words(record.last_used_at)}{by}",
+            f"  {_expiry(record, now)}; last used {format_time(record.last_used_at)}{by}",
         ]
     )
 
@@ -159,5 +159,5 @@ def _expiry(record: CacheRecord, now: float) -> str:
         case "failed":
             return f"failed: {record.failure.message}" if record.failure else "failed"
         case "living":
-            at = "at an unknown time" if record.expires_at is None else in_words(record.expires_at)
+            at = "at an unknown time" if record.expires_at is None else format_time(record.expires_at)
             return f"expires {at}" if record.remaining_s(now) > 0 else f"expired {at}"

@@ -20,7 +20,7 @@ from pollux_flows.address import shown_file
 from pollux_flows.document import Record
 from pollux_flows.errors import PolluxError, SourceError, raise_if_error
 from pollux_flows.files import mime
-from pollux_flows.files.patience import THREADS, Pulse, apart, patiently
+from pollux_flows.files.patience import THREADS, Pulse, run_and_wait, run_on_thread
 from pollux_flows.files.place import PIECE, Opened, is_stream, opened, pieces, version
 from pollux_flows.source import Source
 from pollux_flows.state.content_cache import ContentCache, open_content_cache
@@ -67,7 +67,7 @@ async def examine(
 async def forget(source: Source) -> None:
     """Delete the cached content of this version of the file, which was found to be wrong."""
     try:
-        if key := await apart(partial(_key, str(source.uri)), str(source.uri)):
+        if key := await run_on_thread(partial(_key, str(source.uri)), str(source.uri)):
             await open_content_cache().delete(key)
     except PolluxError as error:
         _log.warning("The cached content of %s could not be deleted: %s", source.identifier, error)
@@ -135,7 +135,7 @@ class HashingReader(io.BufferedIOBase):
         """Return at most so many of the next bytes, and none at the end."""
         if not self._ahead:
             self._hangs = True
-            self._ahead = memoryview(patiently(lambda _: self._file.read(PIECE), self._name))
+            self._ahead = memoryview(run_and_wait(lambda _: self._file.read(PIECE), self._name))
             self._hangs = False
         count = int(min(most, len(self._ahead)))
         part, self._ahead = self._ahead[:count], self._ahead[count:]
@@ -145,12 +145,12 @@ class HashingReader(io.BufferedIOBase):
 async def open_file(source: Source) -> HashingReader:
     """Open the file of a source, for the caller to read and close; a web file is downloaded first."""
     name = str(source.uri)
-    return HashingReader(await apart(partial(_open_rewindable, name), name), name)
+    return HashingReader(await run_on_thread(partial(_open_rewindable, name), name), name)
 
 
 async def load(source: Source, content: Content, *, limit_s: float = math.inf) -> bytes:
     """Read a file that is sent inside a request. Its size was checked before."""
-    data = await apart(partial(_load, str(source.uri), content), str(source.uri), limit_s=limit_s)
+    data = await run_on_thread(partial(_load, str(source.uri), content), str(source.uri), limit_s=limit_s)
     if data is None:
         await forget(source)
         raise changed(source)
@@ -215,7 +215,8 @@ async def _map_on_threads(look: Callable[[str, Pulse], T], names: Sequence[str],
     size = max(1, -(-len(names) // THREADS))
     shares = [names[start : start + size] for start in range(0, len(names), size)]
     found = await asyncio.gather(
-        *(apart(partial(of_share, share), share[0], limit_s=limit_s) for share in shares), return_exceptions=True
+        *(run_on_thread(partial(of_share, share), share[0], limit_s=limit_s) for share in shares),
+        return_exceptions=True,
     )
     return [each for share in found for each in raise_if_error(share)]
 

@@ -72,7 +72,7 @@ class Pulse:
         return min(left, left_in_all)
 
 
-async def apart(work: Callable[[Pulse], T], name: str = "", *, limit_s: float = math.inf) -> T:
+async def run_on_thread(work: Callable[[Pulse], T], name: str = "", *, limit_s: float = math.inf) -> T:
     """Run `work` on a thread and return its result; abandon the thread if it stalls or the caller is cancelled.
 
     `name` is the first file to be read, and `limit_s` bounds the time for one file.
@@ -89,7 +89,7 @@ async def apart(work: Callable[[Pulse], T], name: str = "", *, limit_s: float = 
             working.cancel()
 
 
-def patiently(work: Callable[[Pulse], T], name: str) -> T:
+def run_and_wait(work: Callable[[Pulse], T], name: str) -> T:
     """Run `work` on another thread and block until its result; abandon that thread if it stalls."""
     pulse = Pulse(name)
     working = _start(lambda: work(pulse))

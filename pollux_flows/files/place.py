@@ -46,7 +46,7 @@ class Opened(Protocol):
 
 def opened(name: str) -> Opened:
     """Open a file, for the caller to close; its errors are SourceErrors."""
-    return _File(name, in_words(name, partial(_open, name)))
+    return _File(name, explain_errors(name, partial(_open, name)))
 
 
 def is_stream(name: str) -> bool:
@@ -65,13 +65,13 @@ def pieces(name: str, pulse: Pulse) -> Iterator[bytes]:
 
 def version(name: str) -> Any:
     """Return a value that changes when the file does; None if there is none, or if the file is too recent."""
-    in_words(name, partial(access.check_source, name))
+    explain_errors(name, partial(access.check_source, name))
     if protocol(name) == "file":
         status = _status(name)
         settled = time.time() - status.st_mtime > _SETTLED_S
         return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] if settled else None
     try:
-        info = in_words(name, lambda: _info(name))
+        info = explain_errors(name, lambda: _info(name))
     except SourceError:
         return None  # the error is raised when the file is read
     tags = {field: str(info[field]) for field in (*_TAGS, *_TIMES) if info.get(field) is not None}
@@ -87,10 +87,10 @@ class _File:
         self._name, self._file = name, file
 
     def read(self, size: int, /) -> bytes:
-        return in_words(self._name, lambda: self._file.read(size))
+        return explain_errors(self._name, lambda: self._file.read(size))
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        return in_words(self._name, lambda: self._file.seek(offset, whence))
+        return explain_errors(self._name, lambda: self._file.seek(offset, whence))
 
     def tell(self) -> int:
         return self._file.tell()
@@ -99,7 +99,7 @@ class _File:
         self._file.close()
 
 
-def in_words(name: str, work: Callable[[], T]) -> T:
+def explain_errors(name: str, work: Callable[[], T]) -> T:
     """Return the result of `work`; raise a SourceError for any error of the file system."""
     try:
         return work()

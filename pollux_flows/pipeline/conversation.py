@@ -12,7 +12,7 @@ from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.files.content import Content
 from pollux_flows.options import Options
-from pollux_flows.providers.base import Said
+from pollux_flows.providers.base import PriorTurn
 from pollux_flows.providers.material import Material
 from pollux_flows.result import STATE, Outcome, ResultEnvelope
 from pollux_flows.source import Source
@@ -79,13 +79,13 @@ def conversation(options: Options, target: Target, prompts: Sequence[str | None]
     return Conversation(turns=turns, response_id=response_id)
 
 
-def said_with(turns: Sequence[Turn], materials: Iterable[Material]) -> Iterator[Said]:
-    """The turns as they are sent; `materials` are what was attached to them, in order."""
+def attach_history(turns: Sequence[Turn], materials: Iterable[Material]) -> Iterator[PriorTurn]:
+    """Return the turns as they are sent, each with its share of `materials`, which are in order."""
     attached = iter(materials)
     for turn in turns:
         about, prompt = turn.pieces()
         shown = (_text(piece) if isinstance(piece, str) else next(attached) for piece in about)
-        yield Said(turn, tuple(shown), prompt)
+        yield PriorTurn(turn, tuple(shown), prompt)
 
 
 def check_unchanged(attached: Sequence[Attached], contents: Sequence[Content | None]) -> None:

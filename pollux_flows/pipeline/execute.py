@@ -15,7 +15,7 @@ from pollux_flows.pipeline.answers import Answers, MayAsk
 from pollux_flows.pipeline.attach import Attachments, attached
 from pollux_flows.pipeline.cache_use import CacheUse, strip_cached_options
 from pollux_flows.pipeline.caches import CacheRegistry
-from pollux_flows.pipeline.conversation import said_with
+from pollux_flows.pipeline.conversation import attach_history
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.prefix import WarmUps, prefix_key
 from pollux_flows.pipeline.retry import Attempts, attempt
@@ -198,7 +198,7 @@ class Execution:
             implicit_caching=self._warm_ups.caches(planned.source),
             is_one_of_many=plan.sharing > 1,
             prefix_key=self._prefix_keys[planned.source],
-            said=tuple(said_with(plan.said.turns, materials[own:])),
+            history=tuple(attach_history(plan.said.turns, materials[own:])),
             response_id=plan.said.response_id,
         )
 

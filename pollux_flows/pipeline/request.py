@@ -122,7 +122,7 @@ def _check_schema(options: Options) -> None:
         parameters, where = tool.get("parameters", {}), f"tools[{index}].parameters ({tool['name']})"
         if problem := validation.check(parameters):
             raise ConfigurationError(f"{where} is no usable JSON Schema: {problem}", hint=_ARGUMENTS)
-        if validation.says_nothing(parameters):
+        if validation.has_no_keyword(parameters):
             raise ConfigurationError(
                 f"{where} is no JSON Schema: none of {', '.join(sorted(parameters))} is one of its keywords.",
                 hint=_ARGUMENTS,

@@ -38,7 +38,7 @@ _EXCERPT: Final = 8
 
 
 @dataclass(frozen=True)
-class Said:
+class PriorTurn:
     """A prior turn of the conversation; a user's turn with its materials and prompt, as in a Call."""
 
     turn: Turn
@@ -62,26 +62,26 @@ class Call:
     """True if other calls share the prefix and differ in the prompt: the cached part then ends before the prompt."""
     prefix_key: str | None = None
     """The identity of the shared prefix, by which a provider finds its cache."""
-    said: tuple[Said, ...] = ()
+    history: tuple[PriorTurn, ...] = ()
     response_id: str | None = None
     """The id under which the provider stores the conversation, up to the assistant's last turn."""
 
     @property
-    def turns(self) -> tuple[Said, ...]:
+    def turns(self) -> tuple[PriorTurn, ...]:
         """Return the prior turns and this call's own, if any: a history may end with a prompt or tool results."""
-        if self.said and not self.materials and self.prompt is None:
-            return self.said
-        return (*self.said, Said(_USER, self.materials, self.prompt))
+        if self.history and not self.materials and self.prompt is None:
+            return self.history
+        return (*self.history, PriorTurn(_USER, self.materials, self.prompt))
 
     @property
     def everything(self) -> tuple[Material, ...]:
         """Return the materials of this turn and of all prior ones."""
-        return (*(material for turn in self.said for material in turn.materials), *self.materials)
+        return (*(material for turn in self.history for material in turn.materials), *self.materials)
 
     @property
     def tools_called(self) -> list[str]:
         """Return the names of the tools called in prior turns, each once."""
-        return list(dict.fromkeys(call.name for prior in self.said for call in prior.turn.tool_calls))
+        return list(dict.fromkeys(call.name for prior in self.history for call in prior.turn.tool_calls))
 
 
 class ClientModule(Protocol):

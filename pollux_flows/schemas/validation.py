@@ -104,7 +104,7 @@ def check(schema: Any) -> str | None:
     return _find_moved_base(schema) or _find_bad_reference(schema) or _find_unsafe_pattern(schema)
 
 
-def says_nothing(schema: Schema) -> bool:
+def has_no_keyword(schema: Schema) -> bool:
     """Return whether a non-empty schema has no keyword of JSON Schema: most likely it is a map of fields."""
     annotations = {"$schema", "$id", "$comment", "title", "description", "default", "examples", *DEFINITIONS}
     return bool(schema.keys() - annotations) and not schema.keys() & dialect(schema).VALIDATORS.keys()

@@ -18,7 +18,7 @@ from pollux_flows import Source, SourceError, run
 from pollux_flows.config import ProviderName
 from pollux_flows.files import patience
 from pollux_flows.files.content import Content, examine, load, open_file
-from pollux_flows.files.patience import Pulse, apart
+from pollux_flows.files.patience import Pulse, run_on_thread
 from pollux_flows.simulator import Simulator
 from tests.loopback import SDKS, MakeConfig, until
 from tests.providers.shelf import Shelf
@@ -63,7 +63,7 @@ async def test_what_goes_on_slowly_is_waited_for() -> None:
             pulse.beat(f"piece {piece}")
         return "done"
 
-    assert await apart(slow) == "done"
+    assert await run_on_thread(slow) == "done"
 
 
 async def test_waiting_can_be_cancelled_at_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

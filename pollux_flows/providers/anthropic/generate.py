@@ -9,7 +9,7 @@ from pollux_flows import claude
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers.anthropic.breakpoints import mark_prefix
-from pollux_flows.providers.anthropic.turns import as_it_came, messages
+from pollux_flows.providers.anthropic.turns import make_provider_state, messages
 from pollux_flows.providers.base import (
     Call,
     ItemReader,
@@ -113,7 +113,7 @@ def read_answer(message: Any) -> Answer:
         model=as_text(message.get("model")),
         note=as_text(details.get("explanation")) or as_text(details.get("category")),
         artifacts={"content_blocks": unknown} if unknown else {},
-        provider_state=None if answered_in_a_call else as_it_came(blocks),
+        provider_state=None if answered_in_a_call else make_provider_state(blocks),
     )
     return items.finish(answer, message)
 

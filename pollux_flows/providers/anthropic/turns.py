@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers.anthropic.sources import part
-from pollux_flows.providers.base import Call, Said
+from pollux_flows.providers.base import Call, PriorTurn
 from pollux_flows.turn import Turn, arguments_of
 
 _REBUILT: Final = {"text", "tool_use"}
@@ -45,12 +45,12 @@ def _calls_without_thought(made: list[dict[str, Any]]) -> bool:
     return first < len(made) - 1 and begins[first + 1] not in _THOUGHTS
 
 
-def as_it_came(blocks: list[dict[str, Any]]) -> dict[str, Any] | None:
+def make_provider_state(blocks: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the blocks as state to send back unchanged and in order; None if there are only texts and tool calls."""
     return None if _REBUILT.issuperset(block.get("type") for block in blocks) else {"content": blocks}
 
 
-def _content(entry: Said) -> list[dict[str, Any]]:
+def _content(entry: PriorTurn) -> list[dict[str, Any]]:
     turn = entry.turn
     match turn.role:
         case "user":
@@ -64,7 +64,7 @@ def _content(entry: Said) -> list[dict[str, Any]]:
 
 
 def _assistant_content(turn: Turn) -> list[dict[str, Any]]:
-    if blocks := turn.came("content"):
+    if blocks := turn.read_provider_state("content"):
         # The API may send a blank text, but refuses one.
         return [block for block in blocks if block.get("type") != "text" or str(block.get("text")).strip()]
     calls = [

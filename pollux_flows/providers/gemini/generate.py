@@ -23,7 +23,7 @@ from pollux_flows.providers.base import (
     reader,
     text_in,
 )
-from pollux_flows.providers.gemini.turns import as_it_came, contents
+from pollux_flows.providers.gemini.turns import contents, make_provider_state
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 from pollux_flows.schemas import dialects
 
@@ -152,7 +152,7 @@ def read_answer(response: Any) -> Answer:
         response_id=as_text(response.get("responseId")),
         model=as_text(response.get("modelVersion")),
         note=as_text(candidate.get("finishMessage")) or as_text(feedback.get("blockReasonMessage")),
-        provider_state=as_it_came(parts),
+        provider_state=make_provider_state(parts),
     )
     return items.finish(answer, response)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.providers.base import Call, Said
+from pollux_flows.providers.base import Call, PriorTurn
 from pollux_flows.providers.gemini.sources import parts
 from pollux_flows.turn import Turn, arguments_of
 
@@ -41,13 +41,13 @@ def contents(call: Call) -> list[types.Content]:
     return made
 
 
-def as_it_came(parts: list[dict[str, Any]]) -> dict[str, Any] | None:
+def make_provider_state(parts: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the parts as state to send back unchanged, with their signatures and ids; None for one plain text."""
     plain = len(parts) <= 1 and all(_REBUILT.issuperset(part) for part in parts)
     return None if plain else {"parts": parts}
 
 
-def _parts(entry: Said, model: str, calling: types.Content | None) -> list[types.Part]:
+def _parts(entry: PriorTurn, model: str, calling: types.Content | None) -> list[types.Part]:
     from google.genai import types
 
     turn = entry.turn
@@ -56,7 +56,7 @@ def _parts(entry: Said, model: str, calling: types.Content | None) -> list[types
             prompt = [] if entry.prompt is None else [types.Part(text=entry.prompt)]
             return [*parts(entry.materials), *prompt]
         case "assistant":
-            return [_replay_part(part) for part in turn.came("parts")] or _rebuild_parts(turn, model)
+            return [_replay_part(part) for part in turn.read_provider_state("parts")] or _rebuild_parts(turn, model)
         case "tool":
             return [types.Part(function_response=_response(turn, calling))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pollux_flows.providers.base import Call, Said
+from pollux_flows.providers.base import Call, PriorTurn
 
 
 def messages(call: Call) -> list[dict[str, Any]]:
@@ -12,7 +12,7 @@ def messages(call: Call) -> list[dict[str, Any]]:
     return [{"role": entry.turn.role, "content": _text(entry)} for entry in call.turns]
 
 
-def _text(entry: Said) -> str:
+def _text(entry: PriorTurn) -> str:
     """Return a turn as one text: many local servers take only a plain string for sources and prompt."""
     if entry.turn.role != "user":
         return entry.turn.content

@@ -23,7 +23,7 @@ from pollux_flows.providers.base import (
     reader,
     text_in,
 )
-from pollux_flows.providers.openai.turns import as_it_came, items
+from pollux_flows.providers.openai.turns import items, make_provider_state
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 from pollux_flows.schemas import dialects
 
@@ -133,7 +133,7 @@ def read_answer(response: Any) -> Answer:
         response_id=None if response.get("store") is False or is_named_here else as_text(response.get("id")),
         model=as_text(response.get("model")),
         note=" ".join(refusals) or None,
-        provider_state=as_it_came(output),
+        provider_state=make_provider_state(output),
     )
     return items.finish(answer, response)
 

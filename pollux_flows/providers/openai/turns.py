@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pollux_flows.providers.base import Call, Said
+from pollux_flows.providers.base import Call, PriorTurn
 from pollux_flows.providers.openai.sources import part
 from pollux_flows.turn import Turn
 
@@ -21,7 +21,7 @@ def items(call: Call) -> list[dict[str, Any]]:
     return [item for entry in turns for item in _items(entry)]
 
 
-def as_it_came(output: list[dict[str, Any]]) -> dict[str, Any] | None:
+def make_provider_state(output: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the output as state to send back unchanged, if it has encrypted reasoning or message phases."""
     items_ = [
         item for item in output if item.get("type") in {"message", "function_call"} or item.get("encrypted_content")
@@ -30,14 +30,18 @@ def as_it_came(output: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"output": items_} if is_needed else None
 
 
-def _items(entry: Said) -> Iterator[dict[str, Any]]:
+def _items(entry: PriorTurn) -> Iterator[dict[str, Any]]:
     turn = entry.turn
     match turn.role:
         case "user":
             prompt = [] if entry.prompt is None else [{"type": "input_text", "text": entry.prompt}]
             yield {"role": "user", "content": [*map(part, entry.materials), *prompt]}
         case "assistant":
-            yield from map(_replay_item, turn.came("output")) if turn.came("output") else _rebuild_items(turn)
+            yield from (
+                map(_replay_item, turn.read_provider_state("output"))
+                if turn.read_provider_state("output")
+                else _rebuild_items(turn)
+            )
         case "tool":
             yield {"type": "function_call_output", "call_id": turn.tool_call_id, "output": turn.content}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pollux_flows.providers import chat
 from pollux_flows.providers.base import Call, merged
 from pollux_flows.providers.openrouter.breakpoints import mark_prefix, takes_breakpoints
-from pollux_flows.providers.openrouter.turns import as_it_came, messages
+from pollux_flows.providers.openrouter.turns import make_provider_state, messages
 from pollux_flows.result import Answer
 from pollux_flows.schemas import dialects
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
     answer = await chat.complete(client, request(call))
-    came = as_it_came(answer)
+    came = make_provider_state(answer)
     return answer if came is None else answer.model_copy(update={"provider_state": came})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pollux_flows.providers.base import Call, Said
+from pollux_flows.providers.base import Call, PriorTurn
 from pollux_flows.providers.openrouter.sources import part
 from pollux_flows.result import Answer
 from pollux_flows.turn import Turn
@@ -18,7 +18,7 @@ def messages(call: Call) -> list[dict[str, Any]]:
     return [_message(entry) for entry in call.turns]
 
 
-def as_it_came(answer: Answer) -> dict[str, Any] | None:
+def make_provider_state(answer: Answer) -> dict[str, Any] | None:
     """Return the state to send back unchanged, or None if there is none."""
     state: dict[str, Any] = {name: answer.artifacts[name] for name in _STATE if name in answer.artifacts}
     if "reasoning_details" not in state and answer.reasoning:
@@ -26,7 +26,7 @@ def as_it_came(answer: Answer) -> dict[str, Any] | None:
     return state or None
 
 
-def _message(entry: Said) -> dict[str, Any]:
+def _message(entry: PriorTurn) -> dict[str, Any]:
     turn = entry.turn
     match turn.role:
         case "user":
