@@ -154,6 +154,6 @@ def _with_advice(
         count = sum(outcome.problem is None and outcome.unkept is None for outcome in outcomes)
         again = "run again with the same run_key" if run_key else "pass reuse='always'"
         which = f"The answers to {count} of {len(outcomes)} prompts are"
-        said = saved.advice(which, f"to ask only the others, {again}", "running again")
-        error.hint = f"{error.hint} {said}" if error.hint else said
+        advice = saved.advice(which, f"to ask only the others, {again}", "running again")
+        error.hint = f"{error.hint} {advice}" if error.hint else advice
     return error

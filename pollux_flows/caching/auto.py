@@ -187,8 +187,8 @@ def _count_tokens(plan: Plan, source: int | None) -> int | None:
     if len(known) < len(counts):
         return None
     options = plan.options
-    said = len(options.system_instruction or "") + (len(canonical(options.tools)) if options.tools else 0)
-    return sum(known) + said // _BYTES_PER_TOKEN["text"]
+    characters = len(options.system_instruction or "") + (len(canonical(options.tools)) if options.tools else 0)
+    return sum(known) + characters // _BYTES_PER_TOKEN["text"]
 
 
 def _report_refusal(execution: Execution) -> Plan:

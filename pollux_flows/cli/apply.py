@@ -66,11 +66,11 @@ class _Wanted:
                 )
         self.block({})
 
-    def block(self, kept: Mapping[str, Any]) -> Block:
-        """The block, with what is kept of the one that is there."""
+    def block(self, saved: Mapping[str, Any]) -> Block:
+        """Return the block, with the fields of the saved one that the file leaves out."""
         fields = {field: _resolved(value, self.where) for field, value in self.fields.items()}
         try:
-            return self.kind(**{**kept, **fields})
+            return self.kind(**{**saved, **fields})
         except ConfigurationError as error:
             problem, hint = error.message, error.hint
         except ValidationError as error:
@@ -109,17 +109,17 @@ def _wanted(file: Path) -> Iterator[_Wanted]:
 
 def _read(file: Path) -> dict[object, object]:
     try:
-        said, problem = yaml.safe_load(file.read_text(encoding="utf-8")), None
+        data, problem = yaml.safe_load(file.read_text(encoding="utf-8")), None
     except yaml.MarkedYAMLError as error:  # whose text quotes the file, and maybe a key
         line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        said, problem = None, f"{error.problem}{line}"
+        data, problem = None, f"{error.problem}{line}"
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said, problem = None, str(error)
+        data, problem = None, str(error)
     if problem is not None:
         raise ConfigurationError(f"{file} cannot be read as YAML: {problem}.", hint=_LIKE_THIS)
-    if not isinstance(said, dict) or not said:
+    if not isinstance(data, dict) or not data:
         raise ConfigurationError(f"{file} names no blocks.", hint=_LIKE_THIS)
-    return said
+    return data
 
 
 def _kind(slug: str, where: str) -> type[Block]:
@@ -158,19 +158,19 @@ async def _applied(wanted: Sequence[_Wanted]) -> list[str]:
 async def _saved(one: _Wanted) -> str:
     """Save the block, unless it says what is there already, and tell which."""
     try:
-        there = _said(await one.kind.aload(one.name))
+        there = _own_fields(await one.kind.aload(one.name))
     except ValueError:  # there is none of that name
         await one.block({}).asave(one.name)
         return "created"
     block = one.block({field: there[field] for field in _secrets(one.kind)})
-    said = _said(block)
-    if said == there:
+    data = _own_fields(block)
+    if data == there:
         return "as it was"
     await block.asave(one.name, overwrite=True)
-    return f"changed ({', '.join(field for field in said if said[field] != there[field])})"
+    return f"changed ({', '.join(field for field in data if data[field] != there[field])})"
 
 
-def _said(block: Block) -> dict[str, Any]:
+def _own_fields(block: Block) -> dict[str, Any]:
     """All fields with their values, secrets too: to compare, and to keep."""
-    said = block.model_dump(context={"include_secrets": True}, mode="json")
-    return {field: said[field] for field in type(block).model_fields}
+    data = block.model_dump(context={"include_secrets": True}, mode="json")
+    return {field: data[field] for field in type(block).model_fields}

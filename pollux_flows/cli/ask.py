@@ -115,31 +115,31 @@ def _read(file: str) -> list[str]:
     return found
 
 
-def _sources(said: Sequence[str] | None) -> list[Source]:
-    return [_source(each) for each in said or ()]
+def _sources(names: Sequence[str] | None) -> list[Source]:
+    return [_source(each) for each in names or ()]
 
 
-def _source(said: str) -> Source:
-    kind, _, rest = said.partition(":")
+def _source(name: str) -> Source:
+    kind, _, rest = name.partition(":")
     if kind == "arxiv":
         return Source.from_arxiv(rest)
-    if said.startswith(("https://www.youtube.com/", "https://youtube.com/", "https://youtu.be/")):
-        return Source.from_youtube(said)
-    return Source.from_file(said)
+    if name.startswith(("https://www.youtube.com/", "https://youtube.com/", "https://youtu.be/")):
+        return Source.from_youtube(name)
+    return Source.from_file(name)
 
 
 def _options(system: str | None, schema: str | None) -> Options:
     return Options(system_instruction=system, response_schema=None if schema is None else _schema(schema))
 
 
-def _schema(said: str) -> object:
-    if not said.endswith(".json"):
-        return said
+def _schema(name: str) -> object:
+    if not name.endswith(".json"):
+        return name
     try:
-        return json_format.loads(Path(said).read_text(encoding="utf-8"))
+        return json_format.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"{said} cannot be read: {error}", hint="Name a .json file that holds a JSON Schema."
+            f"{name} cannot be read: {error}", hint="Name a .json file that holds a JSON Schema."
         ) from None
 
 

@@ -29,59 +29,59 @@ from pollux_flows.state.units import format_size
 _SHORT_S: Final = 5.0
 
 
-class _Found(NamedTuple):
+class _Finding(NamedTuple):
     what: str
-    told: str
+    finding: str
     mark: Literal["ok", "?", "NO"] = "ok"
     """Fine, worth a look, or in the way of every run."""
 
 
 def doctor() -> None:
     """Look whether all that a run needs is there: server, blocks, keys, state. Nothing is asked of a provider."""
-    wrong = asyncio.run(_looked())
+    wrong = asyncio.run(_check_all())
     if wrong:
         raise SystemExit(f"{wrong} of these would stand in a run's way.")
 
 
-async def _looked() -> int:
+async def _check_all() -> int:
     wrong = 0
-    async for what, told, mark in _all():
-        say(f"{mark:4}{what}: {told}")
+    async for what, finding, mark in _find_all():
+        say(f"{mark:4}{what}: {finding}")
         wrong += mark == "NO"
     return wrong
 
 
-async def _all() -> AsyncIterator[_Found]:
+async def _find_all() -> AsyncIterator[_Finding]:
     versions = f"pollux_flows {__version__}, Prefect {prefect.__version__}, Python {platform.python_version()}"
-    yield _Found("Versions", versions)
+    yield _Finding("Versions", versions)
     for problem in find_conflicts(installed()):
-        yield _Found("Versions", problem, "NO")
+        yield _Finding("Versions", problem, "NO")
     yield await _state()
     url = PREFECT_API_URL.value()
     if not url:
-        told = (
+        finding = (
             "none is set, so each program starts one of its own. For one that stays, run `prefect server start` and set"
         )
-        yield _Found("Server", f"{told} PREFECT_API_URL.", "?")
+        yield _Finding("Server", f"{finding} PREFECT_API_URL.", "?")
         return
     try:
         async with get_client() as client:
             version = await client.api_version()
-            yield _Found("Server", f"{shown(url)}, Prefect {version}")
+            yield _Finding("Server", f"{shown(url)}, Prefect {version}")
             if outdated := find_server_problem(version):
-                yield _Found("Server", outdated, "?")
-            yield _Found("Results", (await ResultStorage.open()).where)
+                yield _Finding("Server", outdated, "?")
+            yield _Finding("Results", (await ResultStorage.open()).where)
             async for found in _providers(client):
                 yield found
             stuck = await find_stuck(client, await read_scheduled(client))
             for problem in stuck.values():
-                yield _Found("Schedule", problem, "?")
+                yield _Finding("Schedule", problem, "?")
             yield await _jobs(client, stuck)
     except NO_SERVER as error:
-        yield _Found("Server", f"{shown(url)} does not answer ({error}). Start it, or correct PREFECT_API_URL.", "NO")
+        yield _Finding("Server", f"{shown(url)} does not answer ({error}). Start it, or correct PREFECT_API_URL.", "NO")
 
 
-async def _state() -> _Found:
+async def _state() -> _Finding:
     """Check that answers can be saved."""
     try:
         store = open_store()
@@ -89,35 +89,35 @@ async def _state() -> _Found:
             await claim.release()
         size = await store.size()
     except PolluxError as error:
-        return _Found("State", str(error), "NO")
-    return _Found("State", store.where if size is None else f"{store.where}, {format_size(size)}")
+        return _Finding("State", str(error), "NO")
+    return _Finding("State", store.where if size is None else f"{store.where}, {format_size(size)}")
 
 
-async def _providers(client: PrefectClient) -> AsyncIterator[_Found]:
+async def _providers(client: PrefectClient) -> AsyncIterator[_Finding]:
     documents = await read_documents(client, PolluxProvider)
     if not documents:
-        yield _Found("Providers", "none yet. Save one in the UI under Blocks, or with pollux-flows apply.", "?")
+        yield _Finding("Providers", "none yet. Save one in the UI under Blocks, or with pollux-flows apply.", "?")
     for document in documents:
         name = str(document.name)
         try:
             config = await (await PolluxProvider.named(name)).config()
             how = "simulated" if config.use_mock else "with a key" if config.key() else "without a key"
         except PolluxError as error:  # which may be well where its flows run
-            yield _Found(f"Provider {name}", str(error), "?")
+            yield _Finding(f"Provider {name}", str(error), "?")
             continue
-        yield _Found(f"Provider {name}", f"{config.provider} {config.model}, {how}")
+        yield _Finding(f"Provider {name}", f"{config.provider} {config.model}, {how}")
 
 
-async def _jobs(client: PrefectClient, stuck: Container[UUID]) -> _Found:
+async def _jobs(client: PrefectClient, stuck: Container[UUID]) -> _Finding:
     """Check that deferred jobs are collected; `stuck` are the deployments whose scheduled runs do not start."""
     documents = await read_documents(client, PolluxDeferredJob)
     waiting = sum(document.data.get("state") != "collected" for document in documents)
     collectors = await read_scheduled(client, collect.name)
     under_way = f"{waiting:,} under way" if documents else "none yet"
     if any(each.id not in stuck for each in collectors):
-        return _Found("Deferred jobs", f"{under_way}, collect is on a schedule.")
+        return _Finding("Deferred jobs", f"{under_way}, collect is on a schedule.")
     problem = "the scheduled runs of collect do not start" if collectors else "collect is not on a schedule"
     if not waiting:
-        return _Found("Deferred jobs", f"{under_way}, {problem}.")
-    told = f"{under_way}, but {problem}: run pollux-flows serve, or deploy collect on a schedule."
-    return _Found("Deferred jobs", told, "?")
+        return _Finding("Deferred jobs", f"{under_way}, {problem}.")
+    finding = f"{under_way}, but {problem}: run pollux-flows serve, or deploy collect on a schedule."
+    return _Finding("Deferred jobs", finding, "?")

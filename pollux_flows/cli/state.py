@@ -56,7 +56,7 @@ def show(
 ) -> None:
     """Show what is kept and where, how much room it takes, and the last runs."""
     store = _found(writes=False)
-    found = None if store is None else _told(survey(store, last=runs))
+    found = None if store is None else _run_or_refuse(survey(store, last=runs))
     if json:
         say("null" if found is None else found.model_dump_json(indent=2))
     elif found is None:
@@ -90,9 +90,9 @@ def prune_(
         say(_NOTHING)
         return
     if damaged:
-        say(_damage_in_words(_told(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
+        say(_damage_in_words(_run_or_refuse(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
     if limits:
-        pruned = _told(prune(store, **limits, dry_run=dry_run))
+        pruned = _run_or_refuse(prune(store, **limits, dry_run=dry_run))
         if run is not None and not pruned.answers + pruned.runs:
             raise SystemExit(f"No answers of a run called {run} are kept.")
         say(_pruned_in_words(pruned, dry_run=dry_run))
@@ -114,7 +114,7 @@ def _found(*, writes: bool) -> Store | None:
         return open_existing_store(writes=writes)
 
 
-def _told(work: Coroutine[Any, Any, T]) -> T:
+def _run_or_refuse(work: Coroutine[Any, Any, T]) -> T:
     with refusals_in_words():
         return asyncio.run(work)
 
@@ -161,14 +161,14 @@ def _runs_table(runs: list[RunSummary]) -> Table:
 
 def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
     removed, freed = ("Would remove", "about {} would come free") if dry_run else ("Removed", "{} came free")
-    said = (
+    text = (
         f"{removed} {_some(pruned.answers, 'answer')}, {_some(pruned.runs, 'run')} without answers, and"
         f" {_some(pruned.others, 'other record')}: {freed.format(format_size(pruned.freed_bytes))}."
     )
     if pruned.spared_runs:
         runs = _some(pruned.spared_runs, "run")
-        said += f" At work, or not complete for less than a day, so that its answers stay: {runs}."
-    return said
+        text += f" At work, or not complete for less than a day, so that its answers stay: {runs}."
+    return text
 
 
 def _damage_in_words(damage: DamageReport, *, dry_run: bool) -> str:

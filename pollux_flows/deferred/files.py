@@ -17,7 +17,7 @@ from pollux_flows.access import limited
 from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.files.content import Content
-from pollux_flows.pipeline.attach import Attachments, Holding
+from pollux_flows.pipeline.attach import Attachments, FileOwner
 from pollux_flows.pipeline.cleanup import give_back, open_ledger
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.providers.batches import Limits, Rows
@@ -43,7 +43,7 @@ class JobFiles:
     plan: Plan
     session: Session
     attachments: Attachments
-    holding: Holding
+    owner: FileOwner
 
     async def materials(self) -> tuple[Material, ...]:
         """Return the sources in the form that the provider takes."""
@@ -56,7 +56,7 @@ class JobFiles:
             sha256=await asyncio.to_thread(_hash, rows), size_bytes=rows.path.stat().st_size, mime_type=_ROWS
         )
         with limited(None):  # a temporary file of ours, which no caller has named
-            return (await self.holding.file(self.session, source, content, purpose="batch")).file_id
+            return (await self.owner.file(self.session, source, content, purpose="batch")).file_id
 
 
 @asynccontextmanager
@@ -64,10 +64,10 @@ async def open_files(job: Job, plan: Plan, session: Session) -> AsyncIterator[Jo
     """Open the uploads of a job. The job remains their owner afterwards."""
     ledger = open_ledger(session.config)
     account = await ledger.derive_account(session.config.key())
-    holding = Holding(ledger, account, job.submission, owner_s=_OWNED_S, margin_s=_NEEDED_S)
-    attachments = Attachments(plan, session, holding)
+    owner = FileOwner(ledger, account, job.submission, owner_s=_OWNED_S, margin_s=_NEEDED_S)
+    attachments = Attachments(plan, session, owner)
     try:
-        yield JobFiles(plan, session, attachments, holding)
+        yield JobFiles(plan, session, attachments, owner)
     finally:
         await attachments.close()
 

@@ -41,7 +41,7 @@ async def attached(plan: Plan, session: Session, owner: str) -> AsyncIterator[At
         return
     ledger = open_ledger(session.config)
     account = await ledger.derive_account(session.config.key())
-    attachments = Attachments(plan, session, Holding(ledger, account, owner))
+    attachments = Attachments(plan, session, FileOwner(ledger, account, owner))
     renewing = asyncio.create_task(_renew(ledger, owner))
     try:
         yield attachments
@@ -62,8 +62,8 @@ async def _renew(ledger: Ledger, owner: str) -> None:
 
 
 @dataclass(frozen=True)
-class Holding:
-    """For whom files are held at the provider, and for how long."""
+class FileOwner:
+    """An owner of files at the provider, and how long it owns them."""
 
     ledger: Ledger
     account: str
@@ -109,8 +109,8 @@ class Holding:
 class Attachments:
     """The sources of one plan, made ready for one provider. A call that needs one waits until it is ready."""
 
-    def __init__(self, plan: Plan, session: Session, holding: Holding | None = None) -> None:
-        self._plan, self._session, self._holding = plan, session, holding
+    def __init__(self, plan: Plan, session: Session, owner: FileOwner | None = None) -> None:
+        self._plan, self._session, self._owner = plan, session, owner
         self._turn = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._ready: dict[int, asyncio.Task[Material]] = {}
         self._in_use: WeakValueDictionary[int, Material] = WeakValueDictionary()
@@ -160,8 +160,8 @@ class Attachments:
             if material.file is None or await self._session.file_exists(material.file.file_id):
                 continue
             lost = True
-            key, holding = self._key(index)
-            await holding.ledger.forget(key, material.file.file_id)
+            key, owner = self._key(index)
+            await owner.ledger.forget(key, material.file.file_id)
             ready = self._ready.get(index)
             if ready is not None and ready.done() and ready.result() is material:  # else another call was quicker
                 del self._ready[index]
@@ -194,14 +194,14 @@ class Attachments:
         ).decode()  # which a byte order mark is a part of
 
     async def _hold(self, index: int, source: Source, content: Content) -> Uploaded:
-        _, holding = self._key(index)
-        return await holding.file(self._session, source, content, turn=self._turn)
+        _, owner = self._key(index)
+        return await owner.file(self._session, source, content, turn=self._turn)
 
-    def _key(self, index: int) -> tuple[UploadKey, Holding]:
+    def _key(self, index: int) -> tuple[UploadKey, FileOwner]:
         content = self._plan.contents[index]
-        if content is None or self._holding is None:
+        if content is None or self._owner is None:
             raise InternalError(f"Source {index} is no file.")
-        return self._holding.key(self._plan.target, content), self._holding
+        return self._owner.key(self._plan.target, content), self._owner
 
 
 def delivery_of(plan: Plan, index: int) -> Delivery:

@@ -27,7 +27,7 @@ from pollux_flows.config import Config
 from pollux_flows.errors import APIError, CacheError, ConfigurationError, PolluxError
 from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
-from pollux_flows.pipeline.attach import Attachments, Holding
+from pollux_flows.pipeline.attach import Attachments, FileOwner
 from pollux_flows.pipeline.cache_calls import CacheCalls, look_for_cache
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry, CacheRequest
 from pollux_flows.pipeline.cleanup import give_back, open_ledger
@@ -335,14 +335,14 @@ class _Creation:
 
     async def _create_at_provider(self, lock: CacheLock, record: CacheRecord, session: Session) -> CacheRecord:
         ledger = open_ledger(self.config)
-        holding = Holding(
+        owner = FileOwner(
             ledger,
             await ledger.derive_account(self.config.key()),
             record.file_owner,
             owner_s=_OWNED_S,
             margin_s=_FILE_MARGIN_S,
         )
-        attachments = Attachments(self.prepared.plan, session, holding)
+        attachments = Attachments(self.prepared.plan, session, owner)
         try:
             attempts, record = await self._ask(lock, record, session, attachments)
         except PolluxError as error:  # an upload failed: the provider was not asked for a cache

@@ -58,7 +58,7 @@ def extract_envelope(
     status = _status(answers, failures)
     usage = _usage(answers)
     has_handle = _has_handle(plan, caches)
-    said = {
+    envelope = {
         "status": status,
         "answers": ["" if answer is None else answer.text for answer in answers],
         "confidence": 0.9 if status == "ok" else 0.5,
@@ -82,7 +82,7 @@ def extract_envelope(
         "errors": _if_any(failures),
         STATE: _state(plan, outcomes),
     }
-    return ResultEnvelope.model_validate(said, context=CLEAN_INPUT)
+    return ResultEnvelope.model_validate(envelope, context=CLEAN_INPUT)
 
 
 def extract_each(
@@ -117,11 +117,11 @@ def _state(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
 
 
 def _status(answers: Sequence[Answer | None], failures: Sequence[CallFailure | None]) -> Status:
-    whole = [
+    complete = [
         failure is None and answer is not None and answer.finish_reason not in _CUT
         for answer, failure in zip(answers, failures, strict=True)
     ]
-    if all(whole):
+    if all(complete):
         return "ok"
     return "error" if failures and all(failures) else "partial"
 

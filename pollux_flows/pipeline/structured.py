@@ -153,8 +153,10 @@ def _instance(conformance: Conformance, model: type[BaseModel], value: Any) -> R
         # As JSON, so that dates, enums and the like are read as the model reads them from JSON.
         return Reading(value, model.model_validate_json(json.dumps(value)))
     except ValidationError as error:
-        said = [f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}" for item in error.errors(include_url=False)]
-        return Reading(problem="; ".join(said))
+        problems = [
+            f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}" for item in error.errors(include_url=False)
+        ]
+        return Reading(problem="; ".join(problems))
 
 
 @lru_cache(maxsize=64)
