@@ -14,7 +14,7 @@ from pollux_flows.deferred.reconcile import reconcile
 from pollux_flows.deferred.store import JobLock, JobStore
 from pollux_flows.deferred.submit import load_plan, submit_due_parts
 from pollux_flows.errors import APIError, ConfigurationError
-from pollux_flows.pipeline.retry import insist
+from pollux_flows.pipeline.retry import retry_call
 from pollux_flows.providers.session import Session
 from pollux_flows.state.leases import Clock
 
@@ -79,8 +79,8 @@ async def _stop_batch(job: Job, part: Part, session: Session) -> Part:
     try:
         if not part.is_ended and part.batch_state != "cancelling":
             with suppress(APIError):  # the inspection shows whether it could be stopped
-                await insist(partial(session.cancel_batch, batch_id), session.config)
-        batch = await insist(partial(session.inspect_batch, batch_id), session.config)
+                await retry_call(partial(session.cancel_batch, batch_id), session.config)
+        batch = await retry_call(partial(session.inspect_batch, batch_id), session.config)
     except APIError as error:
         if error.status_code != HTTPStatus.NOT_FOUND:
             raise

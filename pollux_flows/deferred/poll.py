@@ -13,7 +13,7 @@ from typing import Final
 from pollux_flows.deferred.job import Job, Part
 from pollux_flows.deferred.reconcile import SETTLED_S
 from pollux_flows.errors import APIError
-from pollux_flows.pipeline.retry import insist
+from pollux_flows.pipeline.retry import retry_call
 from pollux_flows.providers.batches import SKEW_S, Batch, are_before
 from pollux_flows.providers.session import Session
 
@@ -88,7 +88,7 @@ def pending_batches(job: Job) -> list[str]:
 async def poll_job(job: Job, session: Session) -> PollResult:
     """Inspect the pending batches of one job, with one request for each. An error of the provider is raised."""
     batches = {
-        batch_id: await insist(partial(session.inspect_batch, batch_id), session.config)
+        batch_id: await retry_call(partial(session.inspect_batch, batch_id), session.config)
         for batch_id in pending_batches(job)
     }
     return PollResult(batches)
@@ -103,7 +103,7 @@ async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS)
     for batch_id in _shuffle_by_age(since.keys() - result.batches.keys(), since)[: most - result.requests]:
         result.requests += 1
         try:
-            result.batches[batch_id] = await insist(partial(session.inspect_batch, batch_id), session.config)
+            result.batches[batch_id] = await retry_call(partial(session.inspect_batch, batch_id), session.config)
         except APIError as error:
             if error.error_category == "network" or error.status_code in _ABOUT_ALL:
                 raise
@@ -135,4 +135,4 @@ async def _poll_lists(session: Session, since: dict[str, float], result: PollRes
             if are_before(page, oldest) or result.batches.keys() >= since.keys() or result.requests >= most:
                 return
 
-    await insist(read_pages, session.config)
+    await retry_call(read_pages, session.config)

@@ -18,7 +18,7 @@ from typing import Final, Literal
 from pollux_flows.deferred.job import Part, parse_row_key
 from pollux_flows.deferred.store import JobLock
 from pollux_flows.errors import APIError
-from pollux_flows.pipeline.retry import insist
+from pollux_flows.pipeline.retry import retry_call
 from pollux_flows.providers.batches import SKEW_S, Batch, are_before
 from pollux_flows.providers.session import Session
 from pollux_flows.state.leases import Clock
@@ -85,7 +85,7 @@ async def reconcile_part(lock: JobLock, session: Session, number: int, known: Co
 async def _inspect_missing(lock: JobLock, session: Session, number: int) -> None:
     part = lock.job.parts[number]
     try:
-        batch = await insist(partial(session.inspect_batch, part.batch_id or ""), session.config)
+        batch = await retry_call(partial(session.inspect_batch, part.batch_id or ""), session.config)
     except APIError as error:
         if error.status_code != HTTPStatus.NOT_FOUND:
             raise
@@ -101,7 +101,7 @@ async def find_batch(
     `known` are batches that are known to be others.
     """
     # A search that breaks off begins anew, on the first page: a batch that is overlooked is paid for again.
-    return await insist(partial(_search, session, part, tag, now, known), session.config)
+    return await retry_call(partial(_search, session, part, tag, now, known), session.config)
 
 
 async def _search(

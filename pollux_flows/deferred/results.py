@@ -22,7 +22,7 @@ from pollux_flows.errors import APIError, InternalError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.retry import insist
+from pollux_flows.pipeline.retry import retry_call
 from pollux_flows.pipeline.structured import Reading, read_answers, read_instances, shape_warning
 from pollux_flows.pricing import Cost, cost_of, total
 from pollux_flows.providers.base import UpstreamError
@@ -74,7 +74,7 @@ async def download(job: Job, session: Session, folder: Path) -> Results:
         path = folder / f"{job.tag(number)}.jsonl"
         try:
             if not path.exists():
-                await insist(partial(_download_part, session, part, path), session.config)
+                await retry_call(partial(_download_part, session, part, path), session.config)
         except APIError as error:
             if error.status_code == HTTPStatus.NOT_FOUND and job.cancelled:
                 continue

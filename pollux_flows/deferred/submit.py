@@ -26,7 +26,7 @@ from pollux_flows.pipeline.attach import Attachments
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.prefix import prefix_key
 from pollux_flows.pipeline.request import Request
-from pollux_flows.pipeline.retry import Attempts, attempt, insist
+from pollux_flows.pipeline.retry import Attempts, attempt, retry_call
 from pollux_flows.providers.base import Call
 from pollux_flows.providers.batches import Batch, Limits, Rows
 from pollux_flows.providers.material import Material
@@ -50,7 +50,7 @@ async def check_plan(session: Session, plan: Plan) -> None:
     materials = Attachments(plan, session).pretended(range(len(plan.sources)))
     longest = max(plan.calls, key=lambda call: len(call.prompt or ""))
     call = _make_call(plan, longest, materials)
-    await insist(partial(session.check, call), session.config)
+    await retry_call(partial(session.check, call), session.config)
     check_row(session.batches.row(call, row_key(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS, longest.index)
 
 

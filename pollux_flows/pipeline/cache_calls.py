@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from pollux_flows.errors import CacheError, PolluxError
-from pollux_flows.pipeline.retry import insist
+from pollux_flows.pipeline.retry import retry_call
 from pollux_flows.providers.caches import ProviderCache
 from pollux_flows.providers.session import Session
 from pollux_flows.state.leases import Clock
@@ -76,7 +76,7 @@ class CacheCalls:
             raise
 
     async def _ask(self, operation: Callable[[], Awaitable[T]]) -> T:
-        return await insist(lambda: self._session.ask("cache", operation()), self._session.config)
+        return await retry_call(lambda: self._session.ask("cache", operation()), self._session.config)
 
 
 async def look_for_cache(

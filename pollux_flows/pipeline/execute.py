@@ -266,8 +266,8 @@ class _CallRun:
                     policy=config.retry,
                     timeout_s=config.timeout_s,
                     slot=session.slot,
-                    ready=self._start,
-                    keep=self._save,
+                    start=self._start,
+                    save=self._save,
                 )
             except _StaleCacheError:
                 continue

@@ -45,29 +45,29 @@ async def attempt(
     timeout_s: float,
     slot: AbstractAsyncContextManager[object],
     repeatable: bool = True,
-    ready: Callable[[], Awaitable[None]] | None = None,
-    keep: Callable[[Attempts[T]], Awaitable[None]] | None = None,
+    start: Callable[[], Awaitable[None]] | None = None,
+    save: Callable[[Attempts[T]], Awaitable[None]] | None = None,
 ) -> Attempts[T]:
     """Try until it works, until trying is pointless, or until time is up.
 
-    The slot is held while a request is under way and given back while waiting, so that a call that was told
-    to come back later keeps no other call from going ahead. The clock starts when the slot is first held: waiting
+    The slot is held while a request is under way and released while waiting, so that a call that has to wait
+    keeps no other call from going ahead. The clock starts when the slot is first held: waiting
     for a turn is not the provider's time. What is not `repeatable` is tried again only if it was surely not done.
-    `ready` is asked once, with the slot in hand and no clock running; what it raises ends all. `keep` is told of the
-    result while the slot is still held, so that no more results than slots are ever unkept.
+    `start` is called once, with the slot in hand and before the clock starts; an error of it ends all. `save` gets the
+    result while the slot is still held, so that there are never more unsaved results than slots.
     """
     attempts: Attempts[T] = Attempts()
     while True:
         async with slot:
             if attempts.number == 0:
-                if ready is not None:
-                    await ready()
+                if start is not None:
+                    await start()
                 attempts.started = time.monotonic()
             elif attempts.elapsed_s >= timeout_s:
                 return attempts  # time ran out while it stood in line: what failed before is what there is to say
             await _tried(operation, attempts, timeout_s)
-            if attempts.error is None and keep is not None:
-                await keep(attempts)
+            if attempts.error is None and save is not None:
+                await save(attempts)
         if attempts.error is None:
             return attempts
         attempts.unknown += attempts.error.outcome_unknown
@@ -82,7 +82,7 @@ async def attempt(
         attempts.waited_s += delay
 
 
-async def insist(operation: Callable[[], Awaitable[T]], config: Config) -> T:
+async def retry_call(operation: Callable[[], Awaitable[T]], config: Config) -> T:
     """Return the result of an operation that needs no slot, or raise its last error."""
     attempts: Attempts[T] = await attempt(
         operation, policy=config.retry, timeout_s=config.timeout_s, slot=nullcontext()
