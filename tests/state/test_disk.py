@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import pickle
 import signal
@@ -253,7 +254,18 @@ def test_a_store_works_in_a_fork(store: DiskStore) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_fork_may_happen_while_another_thread_is_within_sqlite(store: DiskStore) -> None:
-    done = threading.Event()
+    """In a process of its own: connections of earlier tests, closed during a fork, would be within SQLite as well."""
+    process = multiprocessing.get_context("spawn").Process(target=fork_while_writing, args=(store.folder,))
+    process.start()
+    process.join(60)
+    if process.is_alive():
+        process.kill()
+    assert process.exitcode == 0
+
+
+def fork_while_writing(folder: Path) -> None:
+    """Fork twenty times, while another thread writes all the time."""
+    store, done = DiskStore(folder), threading.Event()
 
     async def write() -> None:
         while not done.is_set():
