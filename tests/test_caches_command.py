@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pollux_flows import CacheHandle, Config, Source, create_cache
 from pollux_flows.cli import app
-from pollux_flows.jobs.caches import block_name
+from pollux_flows.pipeline.caches import cache_name
 from pollux_flows.simulator import Simulator
+from tests.commands import Command, caches
 from tests.loopback import KEY, MakeConfig, config, sim, world
 
-__all__ = ["config", "sim", "world"]
-Command = Callable[..., str]
+__all__ = ["caches", "config", "sim", "world"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,20 +36,6 @@ def gemini(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Config:
     return made
 
 
-@pytest.fixture
-def caches(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `pollux-flows caches …`; return its output, or `refused:` and the message."""
-
-    def command(*words: str) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            app(["caches", *words])
-        printed = capsys.readouterr()
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value.code} {printed.out}{printed.err}"
-
-    return command
-
-
 def make(config: Config, title: str = "Bees") -> CacheHandle:
     return asyncio.run(create_cache([Source.from_text(f"All about {title}. " * 400, identifier=title)], config=config))
 
@@ -66,7 +52,7 @@ def test_caches_are_listed(caches: Command, gemini: Config, home: Path) -> None:
     """For people and for machines; the list names its registry."""
     handle = make(gemini, "[bold]Bees")
     assert handle.identity is not None
-    name = block_name(handle.identity)
+    name = cache_name(handle.identity)
     listed = caches()
     for words in (
         name,
@@ -88,7 +74,7 @@ def test_a_cache_is_deleted(caches: Command, gemini: Config, sim: Simulator, by:
     """At the provider and in the registry; the other one stays."""
     handle, other = make(gemini), make(gemini, "Wasps")
     assert handle.identity is not None
-    name = block_name(handle.identity)
+    name = cache_name(handle.identity)
     assert caches("delete", name if by == "our name" else handle.name) == f"Deleted {name} ({handle.name}).\n"
     assert [cache.name for cache in sim.gemini_caches.all(sim.now())] == [other.name]
     assert [row["provider_name"] for row in json.loads(caches("--json"))["caches"]] == [other.name]

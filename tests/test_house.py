@@ -99,7 +99,7 @@ def climbs(each: Import) -> bool:
 
 
 def misplaced_sdk(each: Import) -> bool:
-    """Whether an SDK is imported anywhere but in a function of its provider's own folder, real or simulated."""
+    """Return whether an SDK is imported outside a function of its provider's own folder, real or simulated."""
     home = SDKS.get(each.package)
     homes = (f"providers.{home}.", f"simulator.{home}.")
     return home is not None and not (each.waits and each.importer.startswith(homes))

@@ -19,8 +19,8 @@ from pollux_flows.caching.sweep import delete_cache
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.config import KEY_VARIABLES, Config, Target
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.jobs.caches import BlockRegistry, block_name
-from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry
+from pollux_flows.jobs.caches import BlockRegistry
+from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, cache_name
 from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.existing import open_existing_store
 from pollux_flows.state.store import local_folder, open_store
@@ -65,7 +65,7 @@ def delete(
     with refusals_in_words():
         where, registry = _open_registry(state=state)
         record = asyncio.run(_delete(name, where, registry))
-    say(f"Deleted {block_name(record.identity)}{f' ({record.name})' if record.name else ''}.")
+    say(f"Deleted {cache_name(record.identity)}{f' ({record.name})' if record.name else ''}.")
 
 
 def _open_registry(*, state: bool) -> tuple[str, CacheRegistry | None]:
@@ -85,7 +85,7 @@ async def _list_records(registry: CacheRegistry | None) -> list[CacheRecord]:
 
 async def _delete(name: str, where: str, registry: CacheRegistry | None) -> CacheRecord:
     records = await _list_records(registry)
-    found = next((each for each in records if name in {block_name(each.identity), each.name}), None)
+    found = next((each for each in records if name in {cache_name(each.identity), each.name}), None)
     if registry is None or found is None:
         raise ConfigurationError(
             f"No cache called {name!r} is registered {where}.", hint="List the caches with pollux-flows caches."
@@ -131,7 +131,7 @@ async def _configs(target: Target, *, on_server: bool) -> AsyncIterator[Config]:
 def _describe(record: CacheRecord) -> dict[str, Any]:
     """Return the row of a cache for machines; times are seconds since 1970."""
     return {
-        "name": block_name(record.identity),
+        "name": cache_name(record.identity),
         "provider": record.target.provider,
         "model": record.target.model,
         "provider_name": record.name,
@@ -145,7 +145,7 @@ def _paragraph(record: CacheRecord, now: float) -> str:
     by = f", created by {record.created_by}" if record.created_by else ""
     return "\n".join(
         [
-            block_name(record.identity),
+            cache_name(record.identity),
             f"  {record.target.provider} {record.target.model}, {tokens}: {', '.join(record.contents)}",
             f"  {_expiry(record, now)}; last used {format_time(record.last_used_at)}{by}",
         ]

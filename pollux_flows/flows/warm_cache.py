@@ -11,8 +11,9 @@ from pollux_flows.caching.create import make_cache_request
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.jobs.cache_events import emit_cache_event
-from pollux_flows.jobs.caches import BlockRegistry, block_name
+from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
+from pollux_flows.pipeline.caches import cache_name
 from pollux_flows.source import Source
 
 
@@ -55,7 +56,7 @@ async def _warm_cache(
     obtained = await create_or_find(
         prepared, config, registry, needed_s=ttl_seconds / 2, verify=True, created_by=f"warm-cache of {provider.name}"
     )
-    record, name = obtained.record, block_name(prepared.identity)
+    record, name = obtained.record, cache_name(prepared.identity)
     if obtained.is_new:
         await emit_cache_event(record, "created")
     get_run_logger().info(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Final, Literal
 from uuid import NAMESPACE_URL, uuid5
 
-from prefect import get_run_logger
-from prefect.events import Event, Resource, get_events_client
+from prefect.events import Event
 
-from pollux_flows.jobs.caches import block_name
-from pollux_flows.jobs.events import related_run
-from pollux_flows.pipeline.caches import CacheRecord
+from pollux_flows.jobs.events import emit_event, make_resource, related_run
+from pollux_flows.pipeline.caches import CacheRecord, cache_name
 from pollux_flows.pipeline.execute import Execution
 
 _RESOURCE: Final = "pollux.cache"
@@ -27,23 +25,12 @@ async def emit_cache_changes(execution: Execution) -> None:
 
 async def emit_cache_event(record: CacheRecord, happened: Literal["created", "expired"]) -> None:
     """Emit `pollux.cache.created` or `.expired`, best effort. One that is emitted twice counts once."""
-    name = block_name(record.identity)
+    name = cache_name(record.identity)
     event = Event(
         id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{record.display_name}/{happened}"),
         event=f"{_RESOURCE}.{happened}",
-        resource=Resource(
-            {
-                "prefect.resource.id": f"{_RESOURCE}.{name}",
-                "prefect.resource.name": name,
-                "provider": record.target.provider,
-                "model": record.target.model,
-            }
-        ),
+        resource=make_resource(_RESOURCE, name, record.target),
         related=related_run(),
         payload={"cache": name, "provider_name": record.name, "tokens": record.tokens, "contents": record.contents},
     )
-    try:
-        async with get_events_client() as client:
-            await client.emit(event)
-    except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the cache matters more)
-        get_run_logger().warning("%s of %s could not be emitted: %s", event.event, name, error)
+    await emit_event(event)

@@ -28,11 +28,6 @@ from pollux_flows.state import leases
 _LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than that by each of those who wait
 
 
-def block_name(identity: str) -> str:
-    """Return the name of the PolluxCache block with this identity."""
-    return cache_name(identity)
-
-
 @contextmanager
 def _server_errors_explained() -> Iterator[None]:
     """Turn an error of the Prefect server or of the way to it into a PolluxError: the calls can do without a cache."""
@@ -52,7 +47,7 @@ class BlockRegistry:
 
     async def find(self, identity: str) -> CacheRecord | None:
         """Return the record, whatever its state; None if there is none."""
-        return await self.find_named(block_name(identity))
+        return await self.find_named(cache_name(identity))
 
     async def find_named(self, name: str) -> CacheRecord | None:
         """Return the record in the PolluxCache of this name, whatever its state; None if there is none."""
@@ -69,7 +64,7 @@ class BlockRegistry:
     @asynccontextmanager
     async def lock(self, identity: str, *, patience_s: float | None = None) -> AsyncIterator[CacheLock]:
         """Acquire the lease on this identity, and release it at the end."""
-        name = block_name(identity)
+        name = cache_name(identity)
         give_up = None if patience_s is None else time.monotonic() + patience_s
         for pause in leases.backoff_pauses(longest_s=_LONGEST_PAUSE_S):
             with _server_errors_explained():

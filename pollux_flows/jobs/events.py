@@ -12,6 +12,7 @@ from prefect import get_run_logger
 from prefect.events import Event, RelatedResource, Resource, get_events_client
 from prefect.runtime import flow_run
 
+from pollux_flows.config import Target
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.store import JobLock
 
@@ -25,13 +26,7 @@ async def emit_job_event(job: Job, event: JobEvent) -> Job:
 
     If the server cannot be reached, the job is returned unchanged, so that the event is emitted the next time.
     """
-    if was_emitted(job, event):
-        return job
-    try:
-        async with get_events_client() as client:
-            await client.emit(_make_event(job, event))
-    except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the answers matter more)
-        get_run_logger().warning("pollux.deferred.%s of %s could not be emitted: %s", event, job.name, error)
+    if was_emitted(job, event) or not await emit_event(_make_event(job, event)):
         return job
     return job.model_copy(update={"told": [*job.told, _event_key(job, event)]})
 
@@ -62,16 +57,32 @@ def _make_event(job: Job, event: JobEvent) -> Event:
     return Event(
         id=uuid5(NAMESPACE_URL, f"{_RESOURCE}/{job.submission}/{_event_key(job, event)}"),
         event=f"pollux.deferred.{event}",
-        resource=Resource(
-            {
-                "prefect.resource.id": f"{_RESOURCE}.{job.name}",
-                "prefect.resource.name": job.name,
-                "provider": job.target.provider,
-                "model": job.target.model,
-            }
-        ),
+        resource=make_resource(_RESOURCE, job.name, job.target),
         related=related_run(),
         payload={"job": job.name, "state": job.state, "prompts": job.count, **numbers},
+    )
+
+
+async def emit_event(event: Event) -> bool:
+    """Emit an event, best effort, and return whether it was emitted."""
+    try:
+        async with get_events_client() as client:
+            await client.emit(event)
+    except Exception as error:  # noqa: BLE001 (whatever the server or the network did: the run matters more)
+        get_run_logger().warning("%s of %s could not be emitted: %s", event.event, event.resource.name, error)
+        return False
+    return True
+
+
+def make_resource(kind: str, name: str, target: Target) -> Resource:
+    """Return a resource of ours in the form that an event is about it."""
+    return Resource(
+        {
+            "prefect.resource.id": f"{kind}.{name}",
+            "prefect.resource.name": name,
+            "provider": target.provider,
+            "model": target.model,
+        }
     )
 
 

@@ -100,7 +100,7 @@ class ObtainedCache:
 
     record: CacheRecord
     is_new: bool
-    """Whether this call created it, and so paid for it."""
+    """True if this call created it, and so paid for it."""
 
     @property
     def handle(self) -> CacheHandle:

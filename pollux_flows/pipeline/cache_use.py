@@ -55,8 +55,6 @@ class CacheUse:
         """Caches that this execution created."""
         self.used: list[UsedCache] = []
         """The registered caches that this execution used, for its numbers."""
-        self.lost: list[str] = []
-        """The names of caches that the provider had lost."""
         self.expired: list[CacheRecord] = []
         """Caches that had run out or were lost, and were made again by this execution or another."""
         self.refusal: PolluxError | None = None
@@ -207,7 +205,6 @@ class CacheUse:
         if self._request is None or self._registry is None:
             raise CacheError("There is nothing to make the cache from.", hint="Make one with create_cache.")
         if lost is not None:
-            self.lost.append(lost)
             _log.warning("The provider has lost the cache %s: it is made again.", lost)
         prepared = await prepare_cache(self._request, self._config)
         if self._callers_handle is not None and self._callers_handle.contents not in {None, prepared.contents_identity}:

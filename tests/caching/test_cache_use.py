@@ -92,7 +92,7 @@ async def test_a_lost_cache_is_made_again_once(
     plan = with_handle(gemini, handle, [f"p{number}" for number in range(6)])
     async with open_execution(plan, gemini, caches=registry) as execution:
         outcomes = await execution.answer_calls(plan.calls)
-        assert execution.cache.lost == [handle.name]
+        assert [record.name for record in execution.cache.expired] == [handle.name]
         assert len(execution.cache.created) == 1
     assert [outcome.problem for outcome in outcomes] == [None] * 6
     assert len(created(sim)) == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator
 from tests.loopback import MODELS
+from tests.prefect.events import read_events
 
 PROMPTS = ["one", "two", "three", "four"]
 ANSWERS = [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
@@ -66,12 +65,4 @@ def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
 
 async def events_of(job: str, count: int = 2) -> list[str]:
     """Return the events of the job on the server, in order."""
-    body = {"filter": {"resource": {"id": [f"pollux.deferred-job.{job}"]}, "order": "ASC"}, "limit": 50}
-    deadline = time.monotonic() + 10
-    async with get_client() as client:
-        while True:
-            answer = await client.request("POST", "/events/filter", json=body)
-            found = [event["event"].removeprefix("pollux.deferred.") for event in answer.json()["events"]]
-            if len(found) >= count or time.monotonic() > deadline:
-                return found
-            await asyncio.sleep(0.2)
+    return await read_events(f"pollux.deferred-job.{job}", count)

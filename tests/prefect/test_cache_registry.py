@@ -13,8 +13,8 @@ from prefect.client.orchestration import get_client
 from pollux_flows.blocks import PolluxCache
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.jobs import caches as jobs_caches
-from pollux_flows.jobs.caches import BlockRegistry, block_name
-from pollux_flows.pipeline.caches import CacheRegistry
+from pollux_flows.jobs.caches import BlockRegistry
+from pollux_flows.pipeline.caches import CacheRegistry, cache_name
 from tests.caching import test_registry_contract as contract
 from tests.caching.test_registry_contract import (  # noqa: F401 (pytest collects them)
     test_a_live_holder_keeps_its_lease,
@@ -38,7 +38,7 @@ async def _remove_blocks() -> None:
     for record in await BlockRegistry().list():
         async with get_client() as client:
             document = await client.read_block_document_by_name(
-                block_name(record.identity), PolluxCache.get_block_type_slug()
+                cache_name(record.identity), PolluxCache.get_block_type_slug()
             )
             await client.delete_block_document(document.id)
 
@@ -57,32 +57,32 @@ def registry(open_registry: contract.Open) -> CacheRegistry:
 async def test_a_block_that_was_edited_is_named(registry: BlockRegistry, caplog: pytest.LogCaptureFixture) -> None:
     """Its own use is refused, with a way out; a list leaves it out, with a warning."""
     await contract.save(registry, contract.FULL)
-    block: Any = await cast(Any, PolluxCache).aload(block_name("a"))
+    block: Any = await cast(Any, PolluxCache).aload(cache_name("a"))
     assert isinstance(block, PolluxCache)
     assert block.handle.name == "cachedContents/a"
     assert (block.state, block.tokens, block.contents) == ("living", 5000, ["report.pdf", "Grüße"])
     async with get_client() as client:
-        document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
+        document = await client.read_block_document_by_name(cache_name("a"), "pollux-cache")
         await client.delete_block_document(document.id)
     edited = block.model_copy(update={"record": {}})
-    await edited.save(block_name("a"))
+    await edited.save(cache_name("a"))
     with pytest.raises(ConfigurationError) as refused:
         await registry.find("a")
     assert refused.value.hint
     await contract.save(registry, contract.record("b"))
     assert await registry.list() == [contract.record("b")]
-    assert f"skipped: The block {block_name('a')} does not describe a cache" in caplog.text
+    assert f"skipped: The block {cache_name('a')} does not describe a cache" in caplog.text
     async with get_client() as client:
-        document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
+        document = await client.read_block_document_by_name(cache_name("a"), "pollux-cache")
         await client.delete_block_document(document.id)
 
 
 async def test_a_block_that_is_deleted_during_a_creation_is_written_again(registry: BlockRegistry) -> None:
-    """What it described may be paid for."""
+    """The cache that it described may be paid for."""
     async with registry.lock("a") as lock:
         await lock.save(contract.FULL)
         async with get_client() as client:
-            document = await client.read_block_document_by_name(block_name("a"), "pollux-cache")
+            document = await client.read_block_document_by_name(cache_name("a"), "pollux-cache")
             await client.delete_block_document(document.id)
         await lock.save(contract.FULL.change(tokens=7))
     assert await registry.find("a") == contract.FULL.change(tokens=7)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -15,12 +14,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pollux_flows import Source
 from pollux_flows.blocks import PolluxCache, PolluxProvider
 from pollux_flows.caching.create import make_cache_request
-from pollux_flows.cli import app
-from pollux_flows.jobs.caches import BlockRegistry, block_name
+from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
+from pollux_flows.pipeline.caches import cache_name
 from pollux_flows.simulator import Simulator
+from tests.commands import Command, caches
 
-Command = Callable[..., str]
+__all__ = ["caches"]
 
 
 @pytest.fixture
@@ -29,20 +29,6 @@ def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider
     provider = PolluxProvider(provider="gemini", model="gemini-2.5-flash", api_key="gm-for-caches", base_url=address)
     provider.save("gemini-for-caches", overwrite=True)
     return cast(PolluxProvider, PolluxProvider.load("gemini-for-caches"))
-
-
-@pytest.fixture
-def caches(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `pollux-flows caches …`; return its output, or `refused:` and the message."""
-
-    def command(*words: str) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            app(["caches", *words])
-        printed = capsys.readouterr()
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value.code} {printed.out}{printed.err}"
-
-    return command
 
 
 async def forget_block_type() -> None:
@@ -69,7 +55,7 @@ async def make_cache(provider: PolluxProvider) -> str:
     bees = Source.from_text("All about bees. " * 400, identifier="Bees")
     prepared = await prepare_cache(make_cache_request(config.target, [bees], None, None, 3600), config)
     await create_or_find(prepared, config, BlockRegistry(), created_by="warm-cache of gemini-for-caches")
-    return block_name(prepared.identity)
+    return cache_name(prepared.identity)
 
 
 def test_blocks_are_listed_and_deleted(caches: Command, gemini: PolluxProvider, simulator: Simulator) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import Flow
-from prefect.client.orchestration import get_client
 from prefect.utilities.callables import parameter_schema
 
 from pollux_flows import ConfigurationError, Options, Source
@@ -26,6 +24,7 @@ from pollux_flows.flows import (
     warm_cache,
 )
 from pollux_flows.simulator import Simulator
+from tests.prefect.events import read_events
 
 STORY = Source.from_text("A long story about the sea. " * 50)
 FLOWS = [realtime, arealtime, fan_out, afan_out, fan_in, afan_in, broadcast, abroadcast]
@@ -53,19 +52,6 @@ def created(simulator: Simulator) -> int:
 
 def generated(simulator: Simulator) -> int:
     return sum(entry.operation == "generate" for entry in simulator.requests)
-
-
-async def events_of(name: str, count: int) -> list[str]:
-    """Return the events emitted about a cache, in order."""
-    body = {"filter": {"resource": {"id": [f"pollux.cache.{name}"]}, "order": "ASC"}, "limit": 50}
-    deadline = time.monotonic() + 10
-    async with get_client() as client:
-        while True:
-            answer = await client.request("POST", "/events/filter", json=body)
-            found = [event["event"].removeprefix("pollux.cache.") for event in answer.json()["events"]]
-            if len(found) >= count or time.monotonic() > deadline:
-                return found
-            await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: str(flow.fn.__name__))
@@ -106,7 +92,7 @@ async def test_a_named_cache_that_is_lost_is_made_again(
     assert created(simulator) == 2
     after: Any = await asyncio.to_thread(PolluxCache.load, name)
     assert after.provider_name != before.provider_name
-    assert await events_of(name, count=3) == ["created", "expired", "created"]
+    assert await read_events(f"pollux.cache.{name}", 3) == ["created", "expired", "created"]
 
 
 @pytest.mark.parametrize(

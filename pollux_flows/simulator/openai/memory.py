@@ -1,4 +1,4 @@
-"""What a simulator remembers of OpenAI's stored responses, for `previous_response_id`."""
+"""Memory of the responses that OpenAI stores, for `previous_response_id`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,25 @@
+"""Commands as a test runs them, in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pollux_flows.cli import app
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def caches(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `pollux-flows caches …`; return its output, or `refused:` and the message."""
+
+    def command(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            app(["caches", *words])
+        printed = capsys.readouterr()
+        return printed.out if left.value.code in (None, 0) else f"refused: {left.value.code} {printed.out}{printed.err}"
+
+    return command
