@@ -34,9 +34,9 @@ from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.structured import LONGEST_S
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
+from pollux_flows.run_store import confirm_store
 from pollux_flows.scope import Lineage, lineage, task_scope
 from pollux_flows.source import Source
-from pollux_flows.store_label import confirm_store
 
 
 class _TaskSettings(TypedDict):

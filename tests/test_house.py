@@ -28,7 +28,7 @@ FLOORS: tuple[set[str], ...] = (
     {"pipeline"},
     {"deferred", "caching", "realtime"},
     {"blocks"},
-    {"serializer", "scope", "store_label", "artifacts", "tasks", "jobs"},
+    {"serializer", "scope", "run_store", "artifacts", "tasks", "jobs"},
     {"flows"},
     {"deployments"},
     {"cli", "demo", "__init__"},

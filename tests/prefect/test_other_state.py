@@ -13,11 +13,11 @@ from prefect.client.orchestration import get_client
 from pollux_flows import APIError, ConfigurationError, ResultEnvelope
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import fan_out
+from pollux_flows.run_store import INPUT, confirm_store
 from pollux_flows.scope import Lineage
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
-from pollux_flows.store_label import LABEL, confirm_store
 from tests.pipeline.test_reuse import lose_before_the_look
 from tests.prefect.test_flows import newest_run
 from tests.prefect.test_paid_once import PROMPTS, asked
@@ -85,13 +85,13 @@ async def test_a_run_that_was_pruned_in_between(provider: PolluxProvider) -> Non
         fan_out(["[[simulate: status=400]] no"], provider)
     async with get_client() as client:
         run = await client.read_flow_run((await newest_run("fan-out")).id)
-        assert LABEL in run.labels
+        assert await client.read_flow_run_input(run.id, INPUT)
         await confirm_store(Lineage(run, ((str(run.id), "the next attempt"),), run, None, ""))
-        run = await client.read_flow_run(run.id)
         store = open_store()
         await store.delete(*[key async for key, _ in store.scan("run/")])
-        with pytest.raises(ConfigurationError, match="was pruned"):
-            await confirm_store(Lineage(run, ((str(run.id), "and the next"),), run, None, ""))
+        for attempt in ("and the next", "and one more"):
+            with pytest.raises(ConfigurationError, match="was pruned"):
+                await confirm_store(Lineage(run, ((str(run.id), attempt),), run, None, ""))
 
 
 @pytest.mark.parametrize("is_lost", [True, False])

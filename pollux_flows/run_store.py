@@ -1,0 +1,111 @@
+"""Run store: a flow run records which state its answers are in, as an input of the run.
+
+A retry may start on another worker. One that does not see the answers of the attempt before would pay for all of them
+again, without a word: it refuses instead.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+from uuid import UUID, uuid4
+
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.logging.loggers import get_run_logger
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.jobs.connection import open_client
+from pollux_flows.scope import Lineage
+from pollux_flows.state.home import VARIABLE
+from pollux_flows.state.identity import digest
+from pollux_flows.state.journal import Journal
+from pollux_flows.state.store import STATE_URL, Store, open_store
+
+INPUT: Final = "pollux-state"
+ASK_ANEW: Final = "POLLUX_ASK_ANEW"
+
+_REMEMBERED: Final = 10_000
+# Recorded by this process; a record is read only where another one has made it.
+_recorded: Final[dict[UUID, str]] = {}
+
+
+async def confirm_store(here: Lineage) -> None:
+    """Record the store at hand on the outermost flow run, or refuse where an earlier attempt has used another."""
+    store, run_id, attempt = open_store(), here.outermost.id, here.chain[0][1]
+    own = await store_id(store)
+    record = f"{own} {attempt}"
+    if _recorded.get(run_id) == record:
+        return
+    header = f"run/{digest('run', str(run_id))}"
+    was_asked = await store.get(header) is not None
+    await Journal(store, str(run_id)).begin()
+    async with open_client() as client:
+        while (found := await _record(client, run_id, record)) != record:
+            earlier, _, its_attempt = found.partition(" ")
+            if its_attempt == attempt:
+                get_run_logger().warning(
+                    "Another worker has asked calls of this run, and keeps its answers in another state than this one "
+                    "(%s). Let all workers share one: %s=redis://….",
+                    store.where,
+                    STATE_URL,
+                )
+                return
+            is_gone = earlier == own and not was_asked
+            if (earlier != own or is_gone) and not os.environ.get(ASK_ANEW, "").strip():
+                if not was_asked:
+                    await store.delete(header)  # or the next retry would find it
+                raise _refusal(store, is_gone=is_gone)
+            await _delete_record(client, run_id)
+    while len(_recorded) >= _REMEMBERED:
+        del _recorded[next(iter(_recorded))]
+    _recorded[run_id] = record
+
+
+async def store_id(store: Store) -> str:
+    """The name of a store. One that has lost its data has another."""
+    if (record := await store.get("store/id")) is None:
+        await store.add("store/id", {"id": uuid4().hex[:12]})
+        record = await store.get("store/id") or {}
+    return str(record.get("id"))
+
+
+async def _record(client: PrefectClient, run_id: UUID, record: str) -> str:
+    """Record a store and an attempt on the run, and return what is recorded there: that, or what another has.
+
+    A label would be simpler to read, but a server on SQLite refuses to change one while task runs are being recorded.
+    """
+    try:
+        await client.create_flow_run_input(run_id, INPUT, record)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.CONFLICT:
+            raise
+    else:
+        return record
+    try:
+        return await client.read_flow_run_input(run_id, INPUT)
+    except httpx.HTTPStatusError as error:  # deleted in between, by another process of the same attempt
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            raise
+    return await _record(client, run_id, record)
+
+
+async def _delete_record(client: PrefectClient, run_id: UUID) -> None:
+    try:
+        await client.delete_flow_run_input(run_id, INPUT)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            raise
+
+
+def _refusal(store: Store, *, is_gone: bool) -> ConfigurationError:
+    what = (
+        f"Its record is gone from the state in {store.where}: it was pruned, or the state was lost."
+        if is_gone
+        else f"They are not in the state of this worker ({store.where}), which is another or has lost its data."
+    )
+    return ConfigurationError(
+        f"An earlier attempt of this run has paid for answers that this one would ask, and pay, for again. {what}",
+        hint=f"Let all workers share one state, with {STATE_URL}=redis://… or with {VARIABLE} on a disk that they "
+        f"share, and retry where the answers are; or set {ASK_ANEW}=1 on the worker to ask all of it again.",
+    )
