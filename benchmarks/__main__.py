@@ -39,7 +39,6 @@ def main() -> None:
     flow_cost()
     file_cost()
     fan_out.compare(1_000, repetitions=5)
-    fan_out.compare(1_000, repetitions=3, latency_s=1.0)
     fan_out.compare(10_000, repetitions=1)
 
 
