@@ -66,11 +66,6 @@ class Conformance:
         self._begin()
         return self._clean(value, self._schema)
 
-    def count_steps(self, value: Any) -> int:
-        """Count the steps of a validator that tries all branches of each union, as Pydantic does."""
-        recursive = self._references.recursive()
-        return self._count(value, self._schema, {}) if recursive else 1
-
     def _begin(self) -> None:
         self._deadline = time.monotonic() + self._limit_s
         self._cleaned.clear()
@@ -110,7 +105,7 @@ class Conformance:
                 under = "any" if fitting == 0 else "more than one"
                 yield _fault(f"{_shorten(repr(value))} is valid under {under} of the given schemas")
 
-        own = {"anyOf": any_of, "oneOf": one_of, **_SafeKeywords(self._search).table()}
+        own = {"anyOf": any_of, "oneOf": one_of, "pattern": _keyword_pattern(self._search)}
         return _make(self._schema, own, follow, _CHECKED_FORMATS)
 
     def _pick(self, error: ValidationError) -> ValidationError:
@@ -189,19 +184,6 @@ class Conformance:
                     return branch
         return True
 
-    # --- Steps --------------------------------------------------------------------------------------------
-
-    def _count(self, value: Any, schema: Any, counted: dict[tuple[int, int], int]) -> int:
-        if not isinstance(schema, dict):
-            return 1
-        key = (id(value), id(schema))
-        if key not in counted:
-            parts = [self._references.target(schema["$ref"])] if "$ref" in schema else []
-            parts += [*schema.get("allOf", ()), *schema.get("anyOf", ()), *_branches_to_try(value, schema)]
-            steps = 1 + sum(self._count(value, part, counted) for part in parts)
-            counted[key] = steps + sum(self._count(item, sub, counted) for item, sub in _members(value, schema))
-        return counted[key]
-
 
 def problems(value: Any, schema: Schema) -> list[str]:
     """Return the faults of one answer; to check many, reuse one Conformance."""
@@ -227,7 +209,7 @@ class _Reading:
     ) -> None:
         # With the value, so that its id is not reused.
         self._found: dict[tuple[str, str, int], tuple[Any, bool]] = {}
-        own = _SafeKeywords(search).table()
+        own = {"pattern": _keyword_pattern(search)}
         if closed:
             own["properties"] = _closed_properties(with_nulls=nulls)
         self._validator = _make(schema, own, self._once, formats)
@@ -271,48 +253,14 @@ def _make(
     return made(root, registry=offline(), format_checker=FormatChecker(formats))
 
 
-class _SafeKeywords:
-    """Safe versions of the keywords that jsonschema checks by a backtracking engine or in quadratic time."""
+def _keyword_pattern(search: Callable[[str, str], bool]) -> Keyword:
+    """Return the keyword `pattern`, which jsonschema would search for with an engine that cannot be stopped."""
 
-    def __init__(self, search: Callable[[str, str], bool]) -> None:
-        self._search = search
-
-    def table(self) -> dict[str, Keyword]:
-        return {
-            "pattern": self._pattern,
-            "patternProperties": self._pattern_properties,
-            "additionalProperties": self._additional_properties,
-            "uniqueItems": _unique_items,
-        }
-
-    def _pattern(self, _: Any, wanted: str, value: Any, __: Any) -> Iterator[ValidationError]:
-        if isinstance(value, str) and not self._search(wanted, value):
+    def pattern(_: Any, wanted: str, value: Any, __: Any) -> Iterator[ValidationError]:
+        if isinstance(value, str) and not search(wanted, value):
             yield _fault(f"{value!r} does not match {wanted!r}")
 
-    def _pattern_properties(self, validator: Any, patterns: Schema, value: Any, _: Any) -> Iterator[ValidationError]:
-        for name, item in value.items() if isinstance(value, dict) else ():
-            for wanted, subschema in patterns.items():
-                if self._search(wanted, name):
-                    yield from validator.descend(item, subschema, path=name, schema_path=wanted)
-
-    def _additional_properties(
-        self, validator: Any, wanted: Any, value: Any, schema: Schema
-    ) -> Iterator[ValidationError]:
-        if not isinstance(value, dict) or wanted is True:
-            return
-        patterns, properties = schema.get("patternProperties", {}), schema.get("properties", {})
-        for name, item in value.items():
-            if name in properties or any(self._search(each, name) for each in patterns):
-                continue
-            if wanted is False:
-                yield _fault(f"Additional properties are not allowed ({_shorten(repr(name))} was unexpected)")
-            else:
-                yield from validator.descend(item, wanted, path=name)
-
-
-def _unique_items(_: Any, wanted: Any, value: Any, __: Any) -> Iterator[ValidationError]:
-    if wanted and isinstance(value, list) and len({_hashable(item) for item in value}) < len(value):
-        yield _fault(f"{_shorten(repr(value))} has non-unique elements")
+    return pattern
 
 
 def _closed_properties(*, with_nulls: bool) -> Keyword:
@@ -358,39 +306,9 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:100]} ..."
 
 
-def _hashable(value: Any) -> Any:
-    """Return a hashable key that is equal for values that are equal in JSON, where 1 is 1.0 and not true."""
-    if isinstance(value, bool):
-        return (bool, value)
-    if isinstance(value, list):
-        return tuple(map(_hashable, value))
-    if isinstance(value, dict):
-        return frozenset((name, _hashable(item)) for name, item in value.items())
-    return value
-
-
 def _item_schema(schema: Schema, index: int) -> Any:
     items = schema.get("items", True)
     # Before 2020-12 a list under `items` was what `prefixItems` is now.
     first, rest = (items, schema.get("additionalItems", True)) if isinstance(items, list) else ([], items)
     first = schema.get("prefixItems", first)
     return first[index] if index < len(first) else rest
-
-
-def _members(value: Any, schema: Schema) -> Iterator[tuple[Any, Any]]:
-    """Return the items of a value, each with the schema that it is checked against."""
-    if isinstance(value, dict):
-        properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-        yield from ((item, properties.get(name, others)) for name, item in value.items())
-    elif isinstance(value, list):
-        yield from ((item, _item_schema(schema, index)) for index, item in enumerate(value))
-
-
-def _branches_to_try(value: Any, schema: Schema) -> list[Any]:
-    """Return the branches of a `oneOf` to try: only one where a discriminator names it."""
-    branches: list[Any] = schema.get("oneOf", [])
-    discriminator = schema.get("discriminator")
-    if not isinstance(discriminator, dict) or not isinstance(value, dict):
-        return branches
-    named = discriminator.get("mapping", {}).get(str(value.get(discriminator.get("propertyName"))))
-    return [branch for branch in branches if branch == {"$ref": named}]
