@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,6 @@ from pollux_flows.providers.base import (
     call_id,
     counts,
     merged,
-    read_body,
     reader,
     text_in,
 )
@@ -53,7 +53,7 @@ async def _respond(client: AsyncOpenAI, call: Call) -> Answer:
 
     # `post` sends the body and returns the JSON unchanged: batch rows are read by the same code.
     response = await client.post("/responses", body=request(call), cast_to=httpx2.Response)
-    return await read_body(read_answer, response.content)
+    return read_answer(json.loads(response.content))
 
 
 def _is_unknown_response(response_id: str, error: APIStatusError) -> bool:
