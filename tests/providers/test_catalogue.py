@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from pollux_flows import APIError, ConfigurationError, Options, run, run_many
 from pollux_flows.providers.openrouter import models
 from pollux_flows.simulator import Fault, Simulator
-from tests.loopback import KEY, MODELS, MakeConfig, asked, good, http, scripted, until
+from tests.loopback import KEY, MODELS, MakeConfig, asked, good, http, scripted
 
 
 def looked_up(sim: Simulator) -> int:
@@ -25,55 +23,6 @@ async def test_one_look_serves_many_runs(config: MakeConfig, sim: Simulator) -> 
         await run_many(["a", "b"], config=config("openrouter"))
     assert looked_up(sim) == 1
     assert len(asked(sim)) == 6
-
-
-async def test_runs_side_by_side_look_once(config: MakeConfig, sim: Simulator) -> None:
-    """Who comes while somebody is looking waits for what they find."""
-    sim.fail(Fault(kind="slow", delay_s=0.05), operation="models")
-    made = await asyncio.gather(*[run("p", config=config("openrouter")) for _ in range(10)])
-    assert {envelope.status for envelope in made} == {"ok"}
-    assert looked_up(sim) == 1
-
-
-def test_threads_side_by_side_look_once(config: MakeConfig, sim: Simulator) -> None:
-    """Also from other threads, each with its own event loop."""
-    sim.fail(Fault(kind="slow", delay_s=0.1), operation="models")
-    with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: asyncio.run(run("p", config=config("openrouter"))), range(4)))
-    assert {envelope.status for envelope in made} == {"ok"}
-    assert looked_up(sim) == 1
-
-
-async def test_a_failed_look_fails_all_who_wait_for_it(config: MakeConfig, sim: Simulator) -> None:
-    """Nobody asks the same again by themselves, and each has the error."""
-    sim.fail(Fault(status=400, delay_s=0.05), operation="models")
-    made = await asyncio.gather(*[run("p", config=config("openrouter")) for _ in range(3)], return_exceptions=True)
-    assert [type(outcome) for outcome in made] == [APIError] * 3
-    assert looked_up(sim) == 1
-
-
-async def test_who_looked_and_was_cancelled_leaves_nobody_waiting(config: MakeConfig, sim: Simulator) -> None:
-    """The next in line looks."""
-    sim.fail(Fault(kind="hang"), operation="models")
-    first = asyncio.create_task(run("p", config=config("openrouter")))
-    await until(lambda: looked_up(sim) == 1)
-    others = [asyncio.create_task(run("p", config=config("openrouter"))) for _ in range(3)]
-    await asyncio.sleep(0.05)
-    first.cancel()
-    assert {envelope.status for envelope in await asyncio.gather(*others)} == {"ok"}
-    assert looked_up(sim) == 2
-
-
-async def test_who_waited_and_was_cancelled_stops_nobody(config: MakeConfig, sim: Simulator) -> None:
-    """The one who looks goes on."""
-    sim.fail(Fault(kind="slow", delay_s=0.2), operation="models")
-    first = asyncio.create_task(run("p", config=config("openrouter")))
-    await until(lambda: looked_up(sim) == 1)
-    waiting = asyncio.create_task(run("p", config=config("openrouter")))
-    await asyncio.sleep(0.05)
-    waiting.cancel()
-    assert (await first).status == "ok"
-    assert looked_up(sim) == 1
 
 
 async def test_after_five_minutes_it_is_looked_up_again(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,13 +28,8 @@ class _Model:
     takes: list[str] | None  # its parameters
 
 
-_Catalogue = dict[str, _Model]
-
-# By address: the catalogue, and when it was read. Plain data, so that all runs of the process can share it.
-_catalogues: dict[str, tuple[float, _Catalogue]] = {}
-# By address: the lookup under way, in any thread and event loop; all others wait for it.
-_lookups: dict[str, Future[_Catalogue | None]] = {}
-_guard: Final = threading.Lock()
+# By address: when the catalogue was read, and its models.
+_catalogues: dict[str, tuple[float, dict[str, _Model]]] = {}
 
 
 async def check(client: httpx2.AsyncClient, call: Call) -> None:
@@ -84,53 +76,20 @@ def _needed(options: Options) -> Iterator[tuple[str, set[str]]]:
             yield name, {name}
 
 
-async def _catalogue(client: httpx2.AsyncClient) -> _Catalogue:
+async def _catalogue(client: httpx2.AsyncClient) -> dict[str, _Model]:
     address = str(client.base_url)
-    while True:
-        with _guard:
-            read_at, models = _catalogues.get(address, (-_FRESH_S, {}))
-            if time.monotonic() - read_at < _FRESH_S:
-                return models
-            theirs = _lookups.get(address)
-            if theirs is None:
-                ours = _lookups[address] = Future()
-        if theirs is None:
-            return await _look_up(client, address, ours)
-        # Shielded: a cancelled waiter must not cancel the lookup of the others.
-        found = await asyncio.shield(asyncio.wrap_future(theirs))
-        if found is not None:
-            return found
-
-
-async def _look_up(client: httpx2.AsyncClient, address: str, lookup: Future[_Catalogue | None]) -> _Catalogue:
-    """Read the catalogue and pass it to the waiters; they share a failure, and try again after a cancellation."""
-    found, problem = None, None
-    try:
-        found = await _fetch(client)
-    except Exception as error:
-        problem = error
-        raise
-    else:
-        return found
-    finally:
-        with _guard:
-            del _lookups[address]
-            if found is not None:
-                _catalogues[address] = (time.monotonic(), found)
-        if problem is not None:
-            lookup.set_exception(problem)
-        else:
-            lookup.set_result(found)
-
-
-async def _fetch(client: httpx2.AsyncClient) -> _Catalogue:
+    read_at, models = _catalogues.get(address, (-_FRESH_S, {}))
+    if time.monotonic() - read_at < _FRESH_S:
+        return models
     response = await client.get("models")
     if not response.is_success:
         raise UpstreamError(response.status_code, json_or_text(response), headers=response.headers)
     listed = response.json()
     if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
         raise UpstreamError.found_in(listed)
-    return {model["id"]: _read(model) for model in map(as_object, listed["data"]) if isinstance(model.get("id"), str)}
+    models = {model["id"]: _read(model) for model in map(as_object, listed["data"]) if isinstance(model.get("id"), str)}
+    _catalogues[address] = (time.monotonic(), models)
+    return models
 
 
 def _read(model: dict[str, Any]) -> _Model:
