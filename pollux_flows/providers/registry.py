@@ -1,7 +1,8 @@
 """The registry: one record for each provider, with None for what it lacks.
 
 A provider is a folder of modules, not a class: `client.py` opens a connection, `generate.py` makes one call, `turns.py`
-writes the messages of a conversation. The folder has no file for what the provider lacks. The type checker compares
+writes the messages of a conversation. The folder has no file for what the provider lacks, or what is small enough to be
+part of `generate.py`; the local provider is one file. The type checker compares
 each module with its protocol here.
 """
 
@@ -59,15 +60,15 @@ def _anthropic() -> Provider:
 
 
 def _openrouter() -> Provider:
-    from pollux_flows.providers.openrouter import client, generate, models, sources
+    from pollux_flows.providers.openrouter import generate, models, sources
 
-    return Provider(client, generate, sources, models=models)
+    return Provider(generate, generate, sources, models=models)
 
 
 def _local() -> Provider:
-    from pollux_flows.providers.local import client, generate, sources
+    from pollux_flows.providers import local
 
-    return Provider(client, generate, sources)
+    return Provider(local, local, local)
 
 
 _PROVIDERS: Final[Mapping[ProviderName, Callable[[], Provider]]] = {

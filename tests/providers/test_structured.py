@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, field_validator
 from pollux_flows import APIError, ConfigurationError, Options, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.providers.base import Call
-from pollux_flows.providers.local.generate import request
+from pollux_flows.providers.local import request
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import MODELS, MakeConfig, asked, every_provider, good, http, scripted, sent
 from tests.providers.shapes import (

@@ -1,30 +1,39 @@
-"""Calls to OpenRouter: builds the request, sends it and reads the answer."""
+"""Calls to OpenRouter's chat completions: connects, builds the request, sends it and reads the answer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.providers import chat
-from pollux_flows.providers.base import Call, merged
-from pollux_flows.providers.openrouter.breakpoints import mark_prefix, takes_breakpoints
-from pollux_flows.providers.openrouter.turns import make_provider_state, messages
+from pollux_flows.config import OWN_ADDRESSES, Config
+from pollux_flows.providers import chat, http
+from pollux_flows.providers.base import Call, PriorTurn, merged
+from pollux_flows.providers.openrouter.sources import part
 from pollux_flows.result import Answer
 from pollux_flows.schemas import dialects
+from pollux_flows.turn import Turn
 
 if TYPE_CHECKING:
     import httpx2
 
+# The fields to send back unchanged: reasoning with its signatures, and the text of parsed PDFs.
+_STATE: Final[tuple[str, ...]] = ("reasoning_details", "annotations")
+
+
+def connect(config: Config) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
+    return http.own_client(config, OWN_ADDRESSES["openrouter"])
+
 
 async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
     answer = await chat.complete(client, request(call))
-    came = make_provider_state(answer)
+    came = _make_provider_state(answer)
     return answer if came is None else answer.model_copy(update={"provider_state": came})
 
 
 def request(call: Call) -> dict[str, Any]:
     """Build the request's body."""
     options = call.options
-    body = chat.body(call, messages(call))
+    body = chat.body(call, [_message(entry) for entry in call.turns])
     raw = (options.provider_options or {}).get("openrouter", {})
     if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.everything):
         # Without a named engine, OpenRouter may choose one that is billed by the page.
@@ -40,8 +49,9 @@ def request(call: Call) -> dict[str, Any]:
         # A request with tool calls and results must declare the tools, even if none is to be called now.
         body["tools"] = [_tool({"name": name}) for name in call.tools_called]
         body["tool_choice"] = "none"
-    if call.implicit_caching and "cache_control" not in raw and takes_breakpoints(call.model):
-        mark_prefix(body["messages"], call)
+    # On other routes the provider behind OpenRouter caches by itself, or not at all.
+    if call.implicit_caching and "cache_control" not in raw and call.model.removeprefix("~").startswith("anthropic/"):
+        _mark_prefix(body["messages"], call)
     return merged({name: value for name, value in body.items() if value is not None}, raw)
 
 
@@ -54,3 +64,54 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 def _tool_choice(choice: str | dict[str, str] | None) -> str | dict[str, Any] | None:
     return {"type": "function", "function": {"name": choice["name"]}} if isinstance(choice, dict) else choice
+
+
+def _make_provider_state(answer: Answer) -> dict[str, Any] | None:
+    """Return the state to send back unchanged, or None if there is none."""
+    state: dict[str, Any] = {name: answer.artifacts[name] for name in _STATE if name in answer.artifacts}
+    if "reasoning_details" not in state and answer.reasoning:
+        state["reasoning"] = answer.reasoning
+    return state or None
+
+
+def _message(entry: PriorTurn) -> dict[str, Any]:
+    turn = entry.turn
+    match turn.role:
+        case "user":
+            prompt = [] if entry.prompt is None else [{"type": "text", "text": entry.prompt}]
+            return {"role": "user", "content": [*map(part, entry.materials), *prompt]}
+        case "assistant":
+            return _assistant_message(turn)
+        case "tool":
+            return {"role": "tool", "tool_call_id": turn.tool_call_id, "content": turn.content}
+
+
+def _assistant_message(turn: Turn) -> dict[str, Any]:
+    state = turn.provider_state or {}
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in turn.tool_calls
+    ]
+    return {
+        "role": "assistant",
+        "content": turn.content or None,
+        **({"tool_calls": calls} if calls else {}),
+        **{name: state[name] for name in (*_STATE, "reasoning") if name in state},
+    }
+
+
+def _mark_prefix(messages: list[dict[str, Any]], call: Call) -> None:
+    """Set the breakpoint before the prompt, or after the system instruction if that is all there is."""
+    control = {"type": "ephemeral", "ttl": "1h"} if call.options.cache_ttl == "1h" else {"type": "ephemeral"}
+    asks = call.is_one_of_many and call.prompt is not None
+    for message in reversed(messages):
+        parts = message.get("content")
+        if isinstance(parts, str) and parts and message["role"] == "system":
+            parts = [{"type": "text", "text": parts}]
+        elif message["role"] != "user" or not isinstance(parts, list):
+            continue
+        last = len(parts) - 1 - asks
+        asks = False
+        if last >= 0:
+            message["content"] = [*parts[:last], {**parts[last], "cache_control": control}, *parts[last + 1 :]]
+            return

@@ -1,1 +1,0 @@
-"""Local servers that are compatible with OpenAI's chat completions."""
