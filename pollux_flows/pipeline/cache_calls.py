@@ -58,7 +58,7 @@ class CacheCalls:
 
     async def delete(self, name: str) -> None:
         """Delete it; one that is gone already is as good as deleted."""
-        await self._ask(lambda: self._module.delete(self._session.client, name))
+        await self._unless_lost(lambda: self._module.delete(self._session.client, name))
 
     async def delete_quietly(self, name: str) -> None:
         """Delete it, best effort."""

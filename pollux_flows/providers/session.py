@@ -59,11 +59,11 @@ class Session:
         return await self.ask("upload", self.files.ready(self.client, uploaded))
 
     async def file_exists(self, file_id: str) -> bool:
-        return await self._in_time(_HOUSEKEEPING_S, self.files.exists(self.client, file_id))
+        return await self._has_file(self.files.check(self.client, file_id))
 
     async def delete_file(self, file_id: str) -> None:
         """Delete a file; one that no longer exists counts as deleted."""
-        await self._in_time(_HOUSEKEEPING_S, self.files.delete(self.client, file_id))
+        await self._has_file(self.files.delete(self.client, file_id))
 
     async def find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
         """Return for each marker the ids of the provider's files whose name contains it, from one listing."""
@@ -98,6 +98,16 @@ class Session:
                 if marker in name:
                     found[marker].append(file_id)
         return found
+
+    async def _has_file(self, answer: Awaitable[None]) -> bool:
+        """Return whether a request about a file succeeds; False if the provider does not have it."""
+        try:
+            await self._in_time(_HOUSEKEEPING_S, answer)
+        except APIError as error:
+            if error.status_code in self.files.GONE:
+                return False
+            raise
+        return True
 
     async def _in_time(self, seconds: float, answer: Awaitable[T]) -> T:
         """Return the answer to a quick request; raise an APIError if it takes longer than `seconds`."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # The provider deletes the file after this. Longer than the batch window, so that the last row of a job still finds it.
 KEPT_S: Final = 48 * 3600
+GONE: Final = frozenset({404})
 
 
 async def upload(client: AsyncAnthropic, file: FileToSend) -> Uploaded:
@@ -28,23 +29,12 @@ async def ready(_client: AsyncAnthropic, uploaded: Uploaded) -> Uploaded:
     return uploaded
 
 
-async def exists(client: AsyncAnthropic, file_id: str) -> bool:
-    from anthropic import NotFoundError
-
-    try:
-        await client.files.retrieve_metadata(file_id)
-    except NotFoundError:
-        return False
-    return True
+async def check(client: AsyncAnthropic, file_id: str) -> None:
+    await client.files.retrieve_metadata(file_id)
 
 
 async def delete(client: AsyncAnthropic, file_id: str) -> None:
-    from anthropic import NotFoundError
-
-    try:
-        await client.files.delete(file_id)
-    except NotFoundError:
-        return  # it is deleted already
+    await client.files.delete(file_id)
 
 
 async def names(client: AsyncAnthropic) -> AsyncIterator[tuple[str, str]]:

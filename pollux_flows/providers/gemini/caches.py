@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pollux_flows.providers.gemini.client import Connection
 
 _PAGE: Final = 100
-# Gemini answers "forbidden" for a cache that no longer exists, since it might be another account's.
-_GONE: Final = {403, 404}
 
 
 async def create(client: Connection, cache: CacheToCreate) -> ProviderCache:
@@ -61,14 +59,7 @@ async def find_all(client: Connection, display_names: Sequence[str]) -> list[Pro
 
 
 async def delete(client: Connection, name: str) -> None:
-    """Delete the cache; one that no longer exists counts as deleted."""
-    from google.genai import errors
-
-    try:
-        await client.aio.caches.delete(name=name)
-    except errors.ClientError as error:
-        if error.code not in _GONE or "cachedcontent" not in str(error).lower():
-            raise
+    await client.aio.caches.delete(name=name)
 
 
 def _read(cache: types.CachedContent, otherwise: float) -> ProviderCache:

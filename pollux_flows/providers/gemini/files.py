@@ -19,7 +19,7 @@ KEPT_S: Final = 48 * 3600
 _NOT_READY: Final = {"PROCESSING", "FAILED"}
 _POLL_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 # Gemini answers "forbidden" for a file that does not exist, or that belongs to another account.
-_GONE: Final = {403, 404}
+GONE: Final = frozenset({403, 404})
 
 
 async def upload(client: Connection, file: FileToSend) -> Uploaded:
@@ -52,26 +52,12 @@ async def ready(client: Connection, uploaded: Uploaded) -> Uploaded:
     return uploaded
 
 
-async def exists(client: Connection, file_id: str) -> bool:
-    from google.genai import errors
-
-    try:
-        await client.aio.files.get(name=file_id)
-    except errors.ClientError as error:
-        if error.code in _GONE:
-            return False
-        raise
-    return True
+async def check(client: Connection, file_id: str) -> None:
+    await client.aio.files.get(name=file_id)
 
 
 async def delete(client: Connection, file_id: str) -> None:
-    from google.genai import errors
-
-    try:
-        await client.aio.files.delete(name=file_id)
-    except errors.ClientError as error:
-        if error.code not in _GONE:
-            raise
+    await client.aio.files.delete(name=file_id)
 
 
 async def names(client: Connection) -> AsyncIterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # The provider deletes the file after this. Longer than the batch window, so that the last row of a job still finds it.
 KEPT_S: Final = 48 * 3600
+GONE: Final = frozenset({404})
 _PURPOSES: Final[dict[Purpose, Literal["user_data", "batch"]]] = {"source": "user_data", "batch": "batch"}
 
 
@@ -30,23 +31,12 @@ async def ready(_client: AsyncOpenAI, uploaded: Uploaded) -> Uploaded:
     return uploaded
 
 
-async def exists(client: AsyncOpenAI, file_id: str) -> bool:
-    from openai import NotFoundError
-
-    try:
-        await client.files.retrieve(file_id)
-    except NotFoundError:
-        return False
-    return True
+async def check(client: AsyncOpenAI, file_id: str) -> None:
+    await client.files.retrieve(file_id)
 
 
 async def delete(client: AsyncOpenAI, file_id: str) -> None:
-    from openai import NotFoundError
-
-    try:
-        await client.files.delete(file_id)
-    except NotFoundError:
-        return  # it is deleted already
+    await client.files.delete(file_id)
 
 
 async def names(client: AsyncOpenAI) -> AsyncIterator[tuple[str, str]]:
