@@ -104,12 +104,6 @@ class CacheUse:
             await self._renew(None)
         return self.handle
 
-    def is_current(self, handle: CacheHandle | None) -> bool:
-        """Return whether a call can be sent with this handle, rather than acquire one again."""
-        if handle != self.handle:
-            return False
-        return not self._is_renewable or self._failure is not None or not (handle and self._is_short_lived(handle))
-
     async def replace_lost(self, used: CacheHandle | None, error: PolluxError | None) -> bool:
         """Return whether a call failed because its cache is lost, and can be made again: see `handle`."""
         if used is None or error is None or not is_lost(error):

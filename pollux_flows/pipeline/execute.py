@@ -222,10 +222,6 @@ class Execution:
         return session, await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
 
 
-class _StaleCacheError(Exception):
-    """Raised when a call's cache needs renewal before the call is sent."""
-
-
 class _CallRun:
     """One call on its way, from its slot in the state to its saved answer."""
 
@@ -238,7 +234,6 @@ class _CallRun:
         self._sources: Sequence[int] = ()
         self._materials: tuple[Material, ...] = ()
         self._saved: Outcome | None = None
-        self._has_waited = False
 
     async def run(self) -> Outcome:
         """Ask, or wait for the answer where another execution asks; a call that cannot be made fails alone."""
@@ -260,17 +255,14 @@ class _CallRun:
         has_reattached = False
         while True:
             await self._prepare(attachments)
-            try:
-                attempts: Attempts[Answer] = await attempt(
-                    partial(self._generate, session),
-                    policy=config.retry,
-                    timeout_s=config.timeout_s,
-                    slot=session.slot,
-                    start=self._start,
-                    save=self._save,
-                )
-            except _StaleCacheError:
-                continue
+            attempts: Attempts[Answer] = await attempt(
+                partial(self._generate, session),
+                policy=config.retry,
+                timeout_s=config.timeout_s,
+                slot=session.slot,
+                start=self._start,
+                save=self._save,
+            )
             if await self._use.replace_lost(self._cache, attempts.error):
                 continue
             if has_reattached or not await attachments.lost(attempts.error, self._sources, self._materials):
@@ -289,10 +281,6 @@ class _CallRun:
     async def _start(self) -> None:
         """Leave the line, with a slot of the provider in hand, and check once more that the call may be made."""
         self._place.close()
-        # The cache may have run out while this call stood in line. Once: else it might stand in line for ever.
-        if not self._has_waited and not self._use.is_current(self._cache):
-            self._has_waited = True
-            raise _StaleCacheError
         await self._check_permission()
 
     async def _generate(self, session: Session) -> Answer:
