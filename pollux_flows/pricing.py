@@ -18,6 +18,8 @@ from pollux_flows.result import Answer, Billing
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, TieredPrices
 
+    _Price = Decimal | TieredPrices
+
 # The providers that bill by a price list, and their ids in the table.
 _LISTS: Final[dict[ProviderName, str]] = {"gemini": "google", "openai": "openai", "anthropic": "anthropic"}
 # The values by which providers report a request at the usual price.
@@ -37,6 +39,7 @@ _TOKENS: Final = {
 }
 _TOOLS: Final = {"web_searches_kcount", "storage_searches_kcount"}
 NO_CALL_TAKES: Final = 10**12  # tokens
+_MILLION: Final = 1_000_000
 # US dollars for a million tokens an hour, from Gemini's price list. genai-prices has no prices of storage.
 _STORAGE: Final = {
     "gemini-3.1-pro": 4.50,
@@ -45,9 +48,6 @@ _STORAGE: Final = {
     "gemini-2.5-flash": 1.00,
     "gemini-3-flash-preview": 1.00,
 }
-
-# Tiers from the highest to the base: the first whose start is below the prompt's length sets the price of a million.
-_Price = tuple[tuple[int, Decimal], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ def input_prices(target: Target, prompt_tokens: int) -> InputPrices | None:
     if isinstance(prices, str):
         return None
     names = ("cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok")
-    others = [float(_rate(prices[name], prompt_tokens)) if name in prices else None for name in names]
-    return InputPrices(float(_rate(prices["input_mtok"], prompt_tokens)), *others)
+    others = [float(_usd_for(prices[name], _MILLION, prompt_tokens)) if name in prices else None for name in names]
+    return InputPrices(float(_usd_for(prices["input_mtok"], _MILLION, prompt_tokens)), *others)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -201,7 +201,7 @@ def _prices(
             asked = " and ".join(f"{name} {value!r}" for name, value in terms)
             return f"{price_table()} has no price for the model {names[0]!r} with {asked}."
     listed = vars(model.get_prices(noon, dict(terms)))
-    prices = {name: _price(price) for name, price in listed.items() if price is not None and name not in _TOOLS}
+    prices = {name: price for name, price in listed.items() if price is not None and name not in _TOOLS}
     if prices.keys() - _TOKENS.keys() or not prices.keys() >= {"input_mtok", "output_mtok"}:
         # Free models among them: the list marks a free price and an unknown one alike, by leaving it out.
         return f"{price_table()} has no price by tokens of text for the model {names[0]!r}."
@@ -216,12 +216,6 @@ def _model(table: str, name: str) -> ModelInfo | None:
     model = provider.find_model(name)
     # A fine-tuned model costs more than its base model, which a few rows overlook.
     return None if model is None or name.startswith("ft:") != model.id.startswith("ft:") else model
-
-
-def _price(listed: Decimal | TieredPrices) -> _Price:
-    if isinstance(listed, Decimal):
-        return ((-1, listed),)
-    return (*((tier.start, tier.price) for tier in reversed(listed.tiers)), (-1, listed.base))
 
 
 def _bill(prices: Mapping[str, _Price], target: Target, answer: Answer) -> float:
@@ -249,12 +243,14 @@ def _bill(prices: Mapping[str, _Price], target: Target, answer: Answer) -> float
         raise _UnknownError(f"The provider's token counts cannot be right: {usage}.")
     if missing := [what for name, what in _TOKENS.items() if counted[name] and name not in prices]:
         raise _UnknownError(f"{price_table()} has no price for {missing[0]} of {answer.model or target.model!r}.")
-    usd = sum(tokens * _rate(prices[name], prompt) for name, tokens in counted.items() if tokens)
-    return float(usd / 1_000_000)
+    return float(sum(_usd_for(prices[name], tokens, prompt) for name, tokens in counted.items() if tokens))
 
 
-def _rate(price: _Price, prompt: int) -> Decimal:
-    return next(usd for start, usd in price if prompt > start)
+def _usd_for(price: _Price, tokens: int, prompt_tokens: int) -> Decimal:
+    """Return the cost of so many tokens, in a call whose prompt has `prompt_tokens`: long prompts may cost more."""
+    from genai_prices.types import calc_unit_price
+
+    return calc_unit_price(price, tokens, prompt_tokens, per=_MILLION)
 
 
 @cache

@@ -374,8 +374,7 @@ def test_of_many_steps_the_highest_that_was_passed_counts() -> None:
     from genai_prices.types import Tier, TieredPrices
 
     steps = TieredPrices(base=Decimal(1), tiers=[Tier(start=20, price=Decimal(3)), Tier(start=10, price=Decimal(2))])
-    price = pricing._price(steps)
-    assert [pricing._rate(price, prompt) for prompt in (0, 10, 11, 20, 21)] == [1, 1, 2, 2, 3]
+    assert [pricing._usd_for(steps, 1_000_000, prompt) for prompt in (0, 10, 11, 20, 21)] == [1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize("provider", LISTED)
