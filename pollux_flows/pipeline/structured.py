@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,21 +62,16 @@ def shape_warning(index: int, problem: str) -> str:
     return f"The answer to prompts[{index}] does not fit response_schema: {problem}"
 
 
-TOOLS_S: Final = 1.0
-"""How long the arguments of all tool calls of one answer may be looked at."""
+_TOOL_S: Final = 1.0  # for the patterns of one tool call
 
 
-def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str, *, deadline: float) -> str:
-    """A tool call's arguments, without the nulls that strict mode asks for in place of what is left out.
-
-    As the model wrote them once `deadline` (of the monotonic clock) has passed: an answer may have a thousand calls.
-    """
+def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str) -> str:
+    """Return a tool call's arguments without the nulls that strict mode asks for in place of what is left out."""
     schema = next((tool.get("parameters") for tool in tools if tool["name"] == name), None)
-    left_s = deadline - time.monotonic()
-    if not schema or left_s <= 0:
+    if not schema:
         return arguments
     try:
-        value = Conformance(schema, limit_s=left_s).without_invented_nulls(plain(json.loads(arguments)))
+        value = Conformance(schema, limit_s=_TOOL_S).without_invented_nulls(plain(json.loads(arguments)))
         return json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError, TimeoutError):
         return arguments  # the caller who runs the tool sees what the model wrote

@@ -141,20 +141,17 @@ async def paginate(
 ) -> AsyncIterator[list[Batch]]:
     """Iterate over pages. `page` takes a cursor and returns that page with the next cursor, None after the last.
 
-    An empty page may stand between others. A page that brings only batches seen before ends the iteration, too.
+    An empty page may stand between others. A cursor that came before ends the iteration, too.
     """
-    seen: set[str] = set()
-    cursors: set[str | None] = set()
     cursor: str | None = None
-    for _ in range(_MOST_PAGES):
-        cursors.add(cursor)
+    seen: set[str | None] = {None}
+    while len(seen) <= _MOST_PAGES:
         batches, cursor = await page(cursor)
-        new = [batch for batch in batches if batch.id not in seen]
-        if new:
-            seen |= {batch.id for batch in new}
-            yield new
-        if cursor is None or cursor in cursors or (batches and not new):
+        if batches:
+            yield batches
+        if cursor in seen:
             return
+        seen.add(cursor)
 
 
 def paginate_list(

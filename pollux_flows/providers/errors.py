@@ -63,18 +63,15 @@ def as_api_error(error: Exception, config: Config, phase: str) -> PolluxError:
         error.provider = error.provider or config.provider
         error.phase = error.phase or phase
         return error
+    if isinstance(error, UpstreamError):
+        if error.status is None:
+            return unreadable(config, phase, str(error.body))
+        return refusal(config, phase, status=error.status, body=error.body, headers=error.headers)
     status = _status(error)
     if status is None:
         return _no_response(error, config, phase)
     body = _body(error)
     return refusal(config, phase, status=status, body=body, headers=_headers(error), fallback=str(error))
-
-
-def upstream(error: UpstreamError, config: Config, phase: str) -> PolluxError:
-    """Return the error for a response that is not an answer."""
-    if error.status is None:
-        return unreadable(config, phase, str(error.body))
-    return refusal(config, phase, status=error.status, body=error.body, headers=error.headers)
 
 
 def refusal(

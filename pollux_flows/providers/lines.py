@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import IO, Any
 
-import orjson
-
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import replace_surrogates
 
@@ -19,19 +17,12 @@ def line(row: dict[str, Any]) -> bytes:
 def read(text: bytes) -> dict[str, Any]:
     """Parse a line; raise a ValueError if it is no JSON object."""
     try:
-        row = orjson.loads(text)
-    except orjson.JSONDecodeError:  # it is strict and fast; the text may only have lone surrogates
-        row = _parse_leniently(text)
+        row = replace_surrogates(json.loads(text))
+    except RecursionError:
+        row = None
     if not isinstance(row, dict):
         raise ValueError("a line of the results is no JSON object")  # noqa: TRY004 (the error of no JSON at all, too)
     return row
-
-
-def _parse_leniently(text: bytes) -> Any:
-    try:
-        return replace_surrogates(json.loads(text))
-    except RecursionError:
-        return None
 
 
 class Lines:

@@ -10,7 +10,7 @@ from typing import IO, Any, Final, TypeVar, cast
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, InternalError, PolluxError
-from pollux_flows.providers.base import Call, UpstreamError
+from pollux_flows.providers.base import Call
 from pollux_flows.providers.batches import Batch, BatchModule, Rows
 from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.redaction import Redactor
@@ -149,8 +149,6 @@ class Session:
             if isinstance(error, APIError):
                 error.provider, error.phase = error.provider or self.config.provider, error.phase or phase
             raise
-        except UpstreamError as error:
-            failure = errors.upstream(error, self.config, phase)
         except Exception as error:  # noqa: BLE001 (an SDK may throw anything; it must not cost the other calls)
             failure = errors.as_api_error(error, self.config, phase)
         # Raised outside the handler: a provider's own error holds the request, with the key, and must not even be the

@@ -30,16 +30,11 @@ class WireSchema:
 
 def _once(write: Callable[[Schema], WireSchema]) -> Callable[[Schema], WireSchema]:
     """Cache the written schemas and return copies of them: a batch asks for the same one with every row."""
-
-    @lru_cache(maxsize=64)
-    def written(text: str) -> tuple[str, bool]:
-        wire = write(json.loads(text))
-        return json.dumps(wire.schema), wire.strict
+    written = lru_cache(maxsize=64)(lambda text: write(json.loads(text)))
 
     @wraps(write)
     def cached(schema: Schema) -> WireSchema:
-        text, strict = written(json.dumps(schema))
-        return WireSchema(json.loads(text), strict)
+        return deepcopy(written(json.dumps(schema)))
 
     return cached
 
@@ -52,7 +47,6 @@ def for_openai(schema: Schema) -> WireSchema:
     Bounds that it does not know move into the description. Not strict: a root that is no object, and schemas that
     strict mode cannot express (maps, tuples, `Any`, conditions, an `allOf` whose parts overlap).
     """
-    schema = deepcopy(schema)
     try:
         wire = _Writer(schema, _OPENAI).write_root(schema)
     except _Inexpressible:
@@ -70,7 +64,6 @@ def for_anthropic(schema: Schema) -> WireSchema:
     Here the schema is returned unchanged, for the caller to refuse it before the call, or to put
     it into the prompt and check the answer.)
     """
-    schema = deepcopy(schema)
     try:
         return WireSchema(_Writer(schema, _ANTHROPIC).write_root(schema), strict=True)
     except _Inexpressible:
@@ -80,7 +73,6 @@ def for_anthropic(schema: Schema) -> WireSchema:
 @_once
 def for_gemini(schema: Schema) -> WireSchema:
     """Write a schema for Gemini's `response_json_schema`, which takes only `$...` keywords beside a `$ref`."""
-    schema = deepcopy(schema)
     references = References(schema)
     recursive = references.recursive()
 
@@ -122,7 +114,7 @@ def gemini_tool_parameters(schema: Schema) -> Schema:
     def strip(sub: Any) -> Any:
         return map_subschemas(_without(sub, "additionalProperties"), strip) if isinstance(sub, dict) else sub
 
-    stripped: Schema = strip(deepcopy(schema))
+    stripped: Schema = strip(schema)
     return stripped
 
 

@@ -13,11 +13,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pollux_flows import Options, ResultEnvelope, run
-from pollux_flows.pipeline import extract
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.result import Answer
 from pollux_flows.schemas.conformance import Conformance, problems, without_invented_nulls
-from tests.loopback import MODELS, good, http, scripted
+from tests.loopback import good, http, scripted
 
 # Ten levels of it took 54 seconds: each level tries all three branches, and each of those all below.
 TREE: dict[str, Any] = {
@@ -181,19 +180,3 @@ def test_a_fence_before_many_blank_lines_is_found_in_linear_time(tail: str, valu
         readings = read_answers(Options(response_schema={"type": "object"}), [answer])
     assert readings is not None
     assert readings[0].value == value
-
-
-async def test_the_arguments_of_many_tool_calls_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with a pattern that never ends; past the limit, they are as the model wrote them."""
-    monkeypatch.setattr(extract, "TOOLS_S", 0.05, raising=False)
-    slow = {"type": "object", "properties": {"q": {"type": "string", "pattern": "^(a|a)*$"}}}
-    tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"anyOf": [slow, {"type": "object"}]}}}}
-    arguments = json.dumps({"x": {"q": "a" * 60 + "!"}})
-    calls = [{"id": f"{number}", "function": {"name": "f", "arguments": arguments}} for number in range(10)]
-    reply = {"choices": [{"message": {"content": None, "tool_calls": calls}, "finish_reason": "tool_calls"}]}
-    async with scripted(http(reply)) as server:
-        server.listing = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["tools"]}]})
-        with within(5):
-            envelope = await run("p", config=server.config("openrouter"), options=Options(tools=[tool]))
-    assert envelope.tool_calls is not None
-    assert [call["arguments"] for call in envelope.tool_calls[0]] == [arguments] * 10

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.options import Options
 from pollux_flows.providers.base import Call, UpstreamError, as_object
 from pollux_flows.providers.chat import json_or_text
 
@@ -17,6 +15,16 @@ if TYPE_CHECKING:
     import httpx2
 
 _FRESH_S: Final = 300
+# For each option, the parameters of the catalogue of which the model must have one.
+_NEEDED: Final = {
+    "response_schema": {"structured_outputs", "response_format"},
+    "reasoning_effort": {"reasoning", "reasoning_effort"},
+    "tools": {"tools"},
+    "tool_choice": {"tool_choice"},
+    "max_tokens": {"max_tokens", "max_completion_tokens"},
+    "temperature": {"temperature"},
+    "top_p": {"top_p"},
+}
 
 
 @dataclass(frozen=True)
@@ -50,30 +58,13 @@ async def check(client: httpx2.AsyncClient, call: Call) -> None:
     shown = any(material.mime_type.startswith("image/") for material in call.everything)
     if shown and model.sees is not None and "image" not in model.sees:
         raise ConfigurationError(f"{call.model} sees no images.", hint="Choose a model that does, or leave them out.")
-    needed = [*_needed(call.options), *([("tools", {"tools"})] if call.tools_called else [])]
-    for name, enough in needed:
-        if model.takes is not None and not enough.intersection(model.takes):
+    for name, enough in _NEEDED.items():
+        is_set = getattr(call.options, name) not in (None, []) or (name == "tools" and call.tools_called)
+        if is_set and model.takes is not None and not enough.intersection(model.takes):
             raise ConfigurationError(
                 f"{call.model} does not support {name} on OpenRouter.",
                 hint=f"Leave {name} out, or choose a model that lists {' or '.join(sorted(enough))}.",
             )
-
-
-def _needed(options: Options) -> Iterator[tuple[str, set[str]]]:
-    """Return each option that was set, with the catalogue's parameters of which the model must have one."""
-    if options.response_schema is not None:
-        yield "response_schema", {"structured_outputs", "response_format"}
-    if options.reasoning_effort is not None:
-        yield "reasoning_effort", {"reasoning", "reasoning_effort"}
-    if options.tools:
-        yield "tools", {"tools"}
-    if options.tool_choice is not None:
-        yield "tool_choice", {"tool_choice"}
-    if options.max_tokens is not None:
-        yield "max_tokens", {"max_tokens", "max_completion_tokens"}
-    for name in ("temperature", "top_p"):
-        if getattr(options, name) is not None:
-            yield name, {name}
 
 
 async def _catalogue(client: httpx2.AsyncClient) -> dict[str, _Model]:
