@@ -37,8 +37,8 @@ from tests.hurry import hurried
 
 # What a process would else import once it works: it is there already when it is forked.
 for _name in (
-    "pollux_flows.flows", "pollux_flows.providers.anthropic.client", "pollux_flows.providers.gemini.client",
-    "pollux_flows.providers.openai.client", "anthropic.resources", "anthropic.types", "openai.resources",
+    "pollux_flows.flows", "pollux_flows.providers.anthropic.generate", "pollux_flows.providers.gemini.generate",
+    "pollux_flows.providers.openai.generate", "anthropic.resources", "anthropic.types", "openai.resources",
     "openai.types", "google.genai", "prefect.flow_engine", "prefect.task_engine", "prefect.concurrency.asyncio",
     "fastapi", "graphviz", "httpcore2", "anyio._backends._asyncio", "opentelemetry.metrics", "truststore",
 ):  # fmt: skip

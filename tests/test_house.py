@@ -147,8 +147,8 @@ def test_the_rule_of_the_floors_can_be_broken(importer: str, code: str) -> None:
 @pytest.mark.parametrize(
     ("importer", "code"),
     [
-        ("providers.openai.client", "def f():\n    import anthropic"),
-        ("providers.openai.client", "from openai import AsyncOpenAI"),
+        ("providers.openai.generate", "def f():\n    import anthropic"),
+        ("providers.openai.generate", "from openai import AsyncOpenAI"),
         ("providers.chat", "if TYPE_CHECKING:\n    from openai import AsyncOpenAI"),
         ("pipeline.execute", "def f():\n    from google.genai import types"),
         ("providers.http", "async def f():\n    import openai.types"),

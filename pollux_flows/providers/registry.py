@@ -1,9 +1,8 @@
 """The registry: one record for each provider, with None for what it lacks.
 
-A provider is a folder of modules, not a class: `client.py` opens a connection, `generate.py` makes one call, `turns.py`
-writes the messages of a conversation. The folder has no file for what the provider lacks, or what is small enough to be
-part of `generate.py`; the local provider is one file. The type checker compares
-each module with its protocol here.
+A provider is a folder of modules, not a class: `generate.py` opens a connection and makes calls, `turns.py` writes the
+messages of a conversation. The folder has no file for what the provider lacks; the local provider is one file. The type
+checker compares each module with its protocol here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import cache
 from typing import Final
 
 from pollux_flows.config import ProviderName
-from pollux_flows.providers.base import ClientModule, GenerateModule, ModelsModule
+from pollux_flows.providers.base import GenerateModule, ModelsModule
 from pollux_flows.providers.batches import BatchModule
 from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.material import SourcesModule
@@ -25,7 +24,6 @@ from pollux_flows.providers.uploads import FilesModule
 class Provider:
     """The modules of one provider."""
 
-    client: ClientModule
     generate: GenerateModule
     sources: SourcesModule
     files: FilesModule | None = None
@@ -42,33 +40,33 @@ def find_provider(name: ProviderName) -> Provider:
 
 
 def _gemini() -> Provider:
-    from pollux_flows.providers.gemini import batch, caches, client, files, generate, sources
+    from pollux_flows.providers.gemini import batch, caches, files, generate, sources
 
-    return Provider(client, generate, sources, files=files, caches=caches, batches=batch)
+    return Provider(generate, sources, files=files, caches=caches, batches=batch)
 
 
 def _openai() -> Provider:
-    from pollux_flows.providers.openai import batch, client, files, generate, sources
+    from pollux_flows.providers.openai import batch, files, generate, sources
 
-    return Provider(client, generate, sources, files=files, batches=batch)
+    return Provider(generate, sources, files=files, batches=batch)
 
 
 def _anthropic() -> Provider:
-    from pollux_flows.providers.anthropic import batch, client, files, generate, sources
+    from pollux_flows.providers.anthropic import batch, files, generate, sources
 
-    return Provider(client, generate, sources, files=files, batches=batch)
+    return Provider(generate, sources, files=files, batches=batch)
 
 
 def _openrouter() -> Provider:
     from pollux_flows.providers.openrouter import generate, models, sources
 
-    return Provider(generate, generate, sources, models=models)
+    return Provider(generate, sources, models=models)
 
 
 def _local() -> Provider:
     from pollux_flows.providers import local
 
-    return Provider(local, local, local)
+    return Provider(local, local)
 
 
 _PROVIDERS: Final[Mapping[ProviderName, Callable[[], Provider]]] = {

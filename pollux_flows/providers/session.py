@@ -52,7 +52,7 @@ class Session:
 
     async def upload(self, operation: Callable[[Any], Awaitable[T]]) -> T:
         """Run an operation with a client on a thread of its own, and return its result."""
-        return await self.ask("upload", run_on_thread(self.provider.client, self.config, operation))
+        return await self.ask("upload", run_on_thread(self.provider.generate, self.config, operation))
 
     async def file_ready(self, uploaded: Uploaded) -> Uploaded:
         """Wait until the provider can use the file, and return it."""
@@ -167,5 +167,5 @@ async def open_session(config: Config) -> AsyncIterator[Session]:
     """Open a session, and close its connection at the end."""
     provider = find_provider(config.provider)
     with limits.slot(config) as slot:
-        async with provider.client.connect(config) as connection:
+        async with provider.generate.connect(config) as connection:
             yield Session(config, provider, connection, slot)

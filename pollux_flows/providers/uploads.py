@@ -17,7 +17,7 @@ from io import BufferedIOBase
 from typing import Any, Literal, Protocol, TypeVar
 
 from pollux_flows.config import Config
-from pollux_flows.providers.base import ClientModule
+from pollux_flows.providers.base import GenerateModule
 from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class FilesModule(Protocol):
     def names(self, client: Any, /) -> AsyncIterator[tuple[str, str]]: ...
 
 
-async def run_on_thread(module: ClientModule, config: Config, operation: Callable[[Any], Awaitable[T]]) -> T:
+async def run_on_thread(module: GenerateModule, config: Config, operation: Callable[[Any], Awaitable[T]]) -> T:
     """Run `operation` with a client of its own, on a daemon thread with an event loop.
 
     If the caller is cancelled, so is the operation, but the caller does not wait for it: a thread that hangs in a read

@@ -1,13 +1,17 @@
-"""Calls to Anthropic's Messages API: builds the request, sends it and reads the answer."""
+"""Calls to Anthropic's Messages API: connects, builds the request, sends it and reads the answer."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows import claude
+from pollux_flows.config import OWN_ADDRESSES, Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
+from pollux_flows.providers import http
 from pollux_flows.providers.anthropic.breakpoints import mark_prefix
 from pollux_flows.providers.anthropic.turns import make_provider_state, messages
 from pollux_flows.providers.base import (
@@ -47,6 +51,25 @@ _STATUSES: Final = {
 }
 _ANSWER_TOOL: Final = "give_structured_answer"
 _ROOM_FOR_THE_ANSWER: Final = 4096
+
+
+@asynccontextmanager
+async def connect(config: Config) -> AsyncIterator[AsyncAnthropic]:
+    from anthropic import AsyncAnthropic  # costs 0.6 s, needed only when a call is made
+
+    async with http.sdk_client(config, OWN_ADDRESSES["anthropic"]) as transport:
+        # Retries are ours: the SDK's would wait for a Retry-After of any length, while holding our slot.
+        client = AsyncAnthropic(
+            api_key=http.key(config),
+            base_url=http.address(config, OWN_ADDRESSES["anthropic"]),
+            max_retries=0,
+            timeout=transport.timeout,
+            http_client=transport,
+        )
+        client.auth_token = None  # the key is the only credential, whatever else the environment holds
+        if not config.may_use_environment:  # the SDK has read the environment all the same
+            client._custom_headers = {}  # noqa: SLF001 (ANTHROPIC_CUSTOM_HEADERS: no argument switches it off)
+        yield client
 
 
 async def generate(client: AsyncAnthropic, call: Call) -> Answer:

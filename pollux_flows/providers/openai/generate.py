@@ -1,15 +1,19 @@
-"""Calls to OpenAI's Responses API: builds the request, sends it and reads the answer."""
+"""Calls to OpenAI's Responses API: connects, builds the request, sends it and reads the answer."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.capabilities import bills_cache_writes
+from pollux_flows.config import OWN_ADDRESSES, Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
+from pollux_flows.providers import http
 from pollux_flows.providers.base import (
     Call,
     ItemReader,
@@ -34,6 +38,26 @@ _CUT: Final[dict[str, FinishReason]] = {"max_output_tokens": "max_tokens", "cont
 _FORGOTTEN: Final = "previous_response_not_found"
 # A failed response carries a code instead of an HTTP status; these are the equivalent statuses.
 _FAILED: Final = {"rate_limit_exceeded": 429, "server_error": 500, "vector_store_timeout": 504}
+
+
+@asynccontextmanager
+async def connect(config: Config) -> AsyncIterator[AsyncOpenAI]:
+    from openai import AsyncOpenAI  # costs 0.3 s, needed only when a call is made
+
+    async with http.sdk_client(config, OWN_ADDRESSES["openai"]) as transport:
+        # Retries are ours: the SDK's would send, and pay for, requests that nothing counts.
+        client = AsyncOpenAI(
+            api_key=http.key(config),
+            base_url=http.address(config, OWN_ADDRESSES["openai"]),
+            max_retries=0,
+            timeout=transport.timeout,
+            http_client=transport,
+        )
+        client.admin_api_key = None  # no call of ours is an administrator's
+        if not config.may_use_environment:  # the SDK has read the environment all the same
+            client.organization = client.project = None
+            client._custom_headers = {}  # noqa: SLF001 (OPENAI_CUSTOM_HEADERS: no argument switches it off)
+        yield client
 
 
 async def generate(client: AsyncOpenAI, call: Call) -> Answer:
