@@ -53,9 +53,8 @@ class Conformance:
     def problems(self, value: Any) -> list[str]:
         """Return the faults of an answer, one line each: `$.items[2].price: 'x' is not of type 'number'`."""
         self._begin()
-        if self._fits.is_valid(value, self._schema):
-            return []
-        return [describe(self._pick(error)) for error in islice(self._fault_finder.iter_errors(value), _MOST_FAULTS)]
+        faults = islice(self._find_faults(value, self._schema), _MOST_FAULTS)
+        return [describe(self._pick(error)) for error in faults]
 
     def without_invented_nulls(self, value: Any) -> Any:
         """Return the answer without the nulls that only the wire form of the schema allowed.
@@ -83,43 +82,26 @@ class Conformance:
 
     # --- Faults -------------------------------------------------------------------------------------------
 
-    # Building it takes a millisecond, and few answers need it.
-    @cached_property
-    def _fault_finder(self) -> Any:
-        """A validator that descends only into faulty parts, and does not choose a branch of a union."""
-
-        def follow(keyword: str, original: Keyword) -> Keyword:
-            def into_faults(validator: Any, reference: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
-                if not self._fits.is_valid(value, {keyword: reference}):
-                    yield from original(validator, reference, value, schema) or ()
-
-            return into_faults
-
-        def any_of(_: Any, branches: list[Any], value: Any, __: Any) -> Iterator[ValidationError]:
-            if not any(self._fits.is_valid(value, branch) for branch in branches):
-                yield _fault(f"{_shorten(repr(value))} is not valid under any of the given schemas")
-
-        def one_of(_: Any, branches: list[Any], value: Any, __: Any) -> Iterator[ValidationError]:
-            fitting = sum(self._fits.is_valid(value, branch) for branch in branches)
-            if fitting != 1:
-                under = "any" if fitting == 0 else "more than one"
-                yield _fault(f"{_shorten(repr(value))} is valid under {under} of the given schemas")
-
-        own = {"anyOf": any_of, "oneOf": one_of, "pattern": _keyword_pattern(self._search)}
-        return _make(self._schema, own, follow, _CHECKED_FORMATS)
+    def _find_faults(self, value: Any, schema: Any, parent: ValidationError | None = None) -> Iterator[ValidationError]:
+        """Find the faults of a value, within its references but not within the branches of unions."""
+        for error in self._fits.faults(value, schema):
+            error.parent = parent
+            if error.validator in _REFERENCES:
+                target = self._references.target(str(error.validator_value))
+                yield from self._find_faults(error.instance, target, error)
+            else:
+                yield error
 
     def _pick(self, error: ValidationError) -> ValidationError:
         """Return a fault from the union's most likely branch: "not valid under any of …" alone helps no reader."""
         while error.validator in _UNIONS:
             faults = [
-                list(islice(self._fault_finder.descend(error.instance, branch), _MOST_FAULTS))
+                list(islice(self._find_faults(error.instance, branch, error), _MOST_FAULTS))
                 for branch in cast(list[Any], error.validator_value)
             ]
             if not all(faults):  # more than one branch fits
                 break
-            meant = min(faults, key=lambda found: (any(map(_is_other_kind, found)), len(found)))[0]
-            meant.parent = error
-            error = meant
+            error = min(faults, key=lambda found: (any(map(_is_other_kind, found)), len(found)))[0]
         return error
 
     # --- Invented nulls -----------------------------------------------------------------------------------
@@ -218,6 +200,10 @@ class _Reading:
         if schema is True or schema is False:
             return schema
         return bool(self._validator.evolve(schema=schema).is_valid(value))
+
+    def faults(self, value: Any, schema: Any) -> Iterator[ValidationError]:
+        """Find the faults of a value outside of its references; of each reference that it does not fit, only that."""
+        yield from self._validator.evolve(schema=schema).iter_errors(value)
 
     def forget(self) -> None:
         self._found.clear()
