@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field, RootModel, create_model
 
-from pollux_flows.schemas.conformance import problems, without_invented_nulls
 from pollux_flows.schemas.dialects import (
     WireSchema,
     for_anthropic,
@@ -23,6 +22,7 @@ from pollux_flows.schemas.dialects import (
     gemini_tool_parameters,
 )
 from pollux_flows.schemas.validation import Schema, check
+from tests.conforming import problems, without_invented_nulls
 
 quick = settings(
     max_examples=60,

@@ -8,7 +8,7 @@ each value is checked against each `$ref` once, and patterns run under a deadlin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
@@ -167,16 +167,6 @@ class Conformance:
         return True
 
 
-def problems(value: Any, schema: Schema) -> list[str]:
-    """Return the faults of one answer; to check many, reuse one Conformance."""
-    return Conformance(schema).problems(value)
-
-
-def without_invented_nulls(value: Any, schema: Schema) -> Any:
-    """Return one answer without the nulls that only the wire form of `schema` allowed."""
-    return Conformance(schema).without_invented_nulls(value)
-
-
 class _Reading:
     """Decides whether values fit a schema, and caches the result of each value under each `$ref`."""
 
@@ -189,12 +179,20 @@ class _Reading:
         nulls: bool = False,
         formats: tuple[str, ...] = (),
     ) -> None:
+        from jsonschema import FormatChecker
+        from jsonschema.validators import extend
+
         # With the value, so that its id is not reused.
         self._found: dict[tuple[str, str, int], tuple[Any, bool]] = {}
-        own = {"pattern": _keyword_pattern(search)}
+        known = dialect(schema).VALIDATORS
+        keywords = {name: self._once(name, known[name]) for name in _REFERENCES if name in known}
+        keywords["pattern"] = _keyword_pattern(search)
         if closed:
-            own["properties"] = _closed_properties(with_nulls=nulls)
-        self._validator = _make(schema, own, self._once, formats)
+            keywords["properties"] = _closed_properties(with_nulls=nulls)
+        # A `$ref` to a root that names its draft would fall back to that draft's own validator.
+        root = select_keywords(schema, lambda keyword: keyword != "$schema")
+        made = extend(dialect(schema), keywords)  # type: ignore[no-untyped-call]
+        self._validator = made(root, registry=offline(), format_checker=FormatChecker(formats))
 
     def is_valid(self, value: Any, schema: Any) -> bool:
         if schema is True or schema is False:
@@ -218,25 +216,6 @@ class _Reading:
                 yield _fault("it does not fit")
 
         return follow
-
-
-def _make(
-    schema: Schema,
-    own: Mapping[str, Keyword],
-    follow: Callable[[str, Keyword], Keyword],
-    formats: tuple[str, ...],
-) -> Any:
-    """Return a validator of the schema's draft, with keywords of our own and `follow` around its references."""
-    from jsonschema import FormatChecker
-    from jsonschema.validators import extend
-
-    draft = dialect(schema)
-    keywords = {name: keyword for name, keyword in own.items() if name in draft.VALIDATORS}
-    keywords |= {name: follow(name, draft.VALIDATORS[name]) for name in _REFERENCES if name in draft.VALIDATORS}
-    # A `$ref` to a root that names its draft would fall back to that draft's own validator.
-    root = select_keywords(schema, lambda keyword: keyword != "$schema")
-    made = extend(draft, keywords)  # type: ignore[no-untyped-call]
-    return made(root, registry=offline(), format_checker=FormatChecker(formats))
 
 
 def _keyword_pattern(search: Callable[[str, str], bool]) -> Keyword:

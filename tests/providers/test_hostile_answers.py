@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pollux_flows import Options, ResultEnvelope, run
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.result import Answer
-from pollux_flows.schemas.conformance import Conformance, problems, without_invented_nulls
+from pollux_flows.schemas.conformance import Conformance
+from tests.conforming import problems, without_invented_nulls
 from tests.loopback import good, http, scripted
 
 # Ten levels of it took 54 seconds: each level tries all three branches, and each of those all below.
