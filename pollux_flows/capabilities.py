@@ -199,10 +199,9 @@ def check_deferred(target: Target, options: Options) -> None:
 
 
 def _required_capabilities(options: Options) -> Iterator[str]:
-    if options.temperature is not None or options.top_p is not None:
+    """Return the capabilities that these options need and that some provider lacks."""
+    if _sampling(options):
         yield "sampling"
-    if options.response_schema is not None:
-        yield "structured_output"
     if options.reasoning_effort is not None:
         yield "reasoning_effort"
     if options.reasoning_budget_tokens is not None:
@@ -213,8 +212,6 @@ def _required_capabilities(options: Options) -> Iterator[str]:
         yield "persistent_cache"
     if options.tools:
         yield "tools"
-    if options.history is not None or options.continue_from is not None:
-        yield "conversation"
 
 
 _SOURCE_CAPABILITIES: Final = {"file": "local_files", "arxiv": "pdf_urls", "youtube": "youtube"}
@@ -295,20 +292,6 @@ _MODEL_RULES: Final = (
     ),
     _ModelRule(
         "anthropic",
-        claude.NO_MAX_EFFORT,
-        lambda options: options.reasoning_effort == "max",
-        "takes no reasoning_effort 'max'.",
-        "Write high with this model.",
-    ),
-    _ModelRule(
-        "anthropic",
-        claude.NO_XHIGH_EFFORT,
-        lambda options: options.reasoning_effort == "xhigh",
-        "takes no reasoning_effort 'xhigh'.",
-        "Write high with this model.",
-    ),
-    _ModelRule(
-        "anthropic",
         claude.ADAPTIVE_ONLY,
         lambda options: options.reasoning_budget_tokens,
         "decides by itself how long to think and takes no reasoning_budget_tokens.",
@@ -340,20 +323,25 @@ _MODEL_RULES: Final = (
     ),
 )
 
-_EFFORTS: Final[dict[ProviderName, tuple[str, ...]]] = {
-    "gemini": ("minimal", "low", "medium", "high", "xhigh"),
-    "openai": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
-    "anthropic": ("low", "medium", "high", "xhigh", "max"),
-    "openrouter": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
-}
+# The efforts of each provider and model family; the first that matches counts.
+_EFFORTS: Final[tuple[tuple[ProviderName, str, tuple[str, ...]], ...]] = (
+    ("gemini", "", ("minimal", "low", "medium", "high", "xhigh")),
+    ("openai", "", ("none", "minimal", "low", "medium", "high", "xhigh", "max")),
+    ("anthropic", claude.NO_MAX_EFFORT, ("low", "medium", "high")),
+    ("anthropic", claude.NO_XHIGH_EFFORT, ("low", "medium", "high", "max")),
+    ("anthropic", "", ("low", "medium", "high", "xhigh", "max")),
+    ("openrouter", "", ("none", "minimal", "low", "medium", "high", "xhigh", "max")),
+)
 
 
 def _check_efforts(target: Target, options: Options) -> None:
     effort = options.reasoning_effort
-    if effort is not None and effort not in _EFFORTS[target.provider]:
+    efforts = next(
+        (known for name, models, known in _EFFORTS if name == target.provider and re.match(models, target.model)), ()
+    )
+    if effort is not None and effort not in efforts:
         raise ConfigurationError(
-            f"reasoning_effort {effort!r} is unknown to {target.provider}.",
-            hint=f"Write one of {', '.join(_EFFORTS[target.provider])}.",
+            f"{target.model} takes no reasoning_effort {effort!r}.", hint=f"Write one of {', '.join(efforts)}."
         )
 
 

@@ -243,10 +243,10 @@ REFUSED: list[tuple[ProviderName, str, dict[str, Any], str]] = [
     ("gemini", "gemini-2.0-flash", EFFORT, "does not think"),
     ("gemini", "gemini-1.5-pro", BUDGET, "does not think"),
     ("gemini", "gemma-3", EFFORT, "does not think"),
-    ("gemini", "gemini-3-pro", {"reasoning_effort": "max"}, "unknown to gemini"),
-    ("openai", "gpt-5", {"reasoning_effort": "hard"}, "unknown to openai"),
-    ("anthropic", "claude-opus-4-5", {"reasoning_effort": "minimal"}, "unknown to anthropic"),
-    ("openrouter", "a/b", {"reasoning_effort": "hard"}, "unknown to openrouter"),
+    ("gemini", "gemini-3-pro", {"reasoning_effort": "max"}, "takes no reasoning_effort"),
+    ("openai", "gpt-5", {"reasoning_effort": "hard"}, "takes no reasoning_effort"),
+    ("anthropic", "claude-opus-4-5", {"reasoning_effort": "minimal"}, "takes no reasoning_effort"),
+    ("openrouter", "a/b", {"reasoning_effort": "hard"}, "takes no reasoning_effort"),
 ]
 ALLOWED: list[tuple[ProviderName, str, dict[str, Any]]] = [
     ("openai", "gpt-4.1-nano", TEMPERATURE),
