@@ -48,7 +48,7 @@ class Material:
 
 
 class SourcesModule(Protocol):
-    """The interface of `sources.py`: chooses the delivery of a source, or raises if the provider takes none."""
+    """The interface of `turns.py`: chooses the delivery of a source, or raises if the provider takes none."""
 
     def delivery(self, source: Source, mime_type: str, size_bytes: int | None, /) -> Delivery: ...
 

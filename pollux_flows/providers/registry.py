@@ -1,8 +1,8 @@
 """The registry: one record for each provider, with None for what it lacks.
 
-A provider is a folder of modules, not a class: `generate.py` opens a connection and makes calls, `turns.py` writes the
-messages of a conversation. The folder has no file for what the provider lacks; the local provider is one file. The type
-checker compares each module with its protocol here.
+A provider is a folder of modules, not a class: `generate.py` opens a connection and makes calls, `turns.py` writes
+sources and the messages of a conversation. The folder has no file for what the provider lacks; the local provider is
+one file. The type checker compares each module with its protocol here.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ def find_provider(name: ProviderName) -> Provider:
 
 
 def _gemini() -> Provider:
-    from pollux_flows.providers.gemini import batch, caches, files, generate, sources
+    from pollux_flows.providers.gemini import batch, caches, files, generate, turns
 
-    return Provider(generate, sources, files=files, caches=caches, batches=batch)
+    return Provider(generate, turns, files=files, caches=caches, batches=batch)
 
 
 def _openai() -> Provider:
-    from pollux_flows.providers.openai import batch, files, generate, sources
+    from pollux_flows.providers.openai import batch, files, generate, turns
 
-    return Provider(generate, sources, files=files, batches=batch)
+    return Provider(generate, turns, files=files, batches=batch)
 
 
 def _anthropic() -> Provider:
-    from pollux_flows.providers.anthropic import batch, files, generate, sources
+    from pollux_flows.providers.anthropic import batch, files, generate, turns
 
-    return Provider(generate, sources, files=files, batches=batch)
+    return Provider(generate, turns, files=files, batches=batch)
 
 
 def _openrouter() -> Provider:
-    from pollux_flows.providers.openrouter import generate, models, sources
+    from pollux_flows.providers.openrouter import generate, models
 
-    return Provider(generate, sources, models=models)
+    return Provider(generate, generate, models=models)
 
 
 def _local() -> Provider:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pollux_flows.config import OWN_ADDRESSES, Config
 from pollux_flows.providers import chat, http
 from pollux_flows.providers.base import Call, PriorTurn, merged
-from pollux_flows.providers.openrouter.sources import part
+from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refused
 from pollux_flows.result import Answer
 from pollux_flows.schemas import dialects
+from pollux_flows.source import Source
 from pollux_flows.turn import Turn
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # The fields to send back unchanged: reasoning with its signatures, and the text of parsed PDFs.
 _STATE: Final[tuple[str, ...]] = ("reasoning_details", "annotations")
+# Our limit, not OpenRouter's: every call under way holds the file in memory, a third larger in base64.
+_LARGEST: Final = 20 * 1024 * 1024
 
 
 def connect(config: Config) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
@@ -66,6 +69,31 @@ def _tool_choice(choice: str | dict[str, str] | None) -> str | dict[str, Any] | 
     return {"type": "function", "function": {"name": choice["name"]}} if isinstance(choice, dict) else choice
 
 
+def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
+    """Return the delivery of a source: text as text, image and PDF files as bytes, and those on the web as links."""
+    if source.source_type in {"text", "json"}:
+        return "text"
+    if mime_type != "application/pdf" and mime_type not in IMAGES:
+        raise refused("OpenRouter", source, mime_type, "It takes PDFs and images; pass text with Source.from_text.")
+    if source.source_type != "file":
+        check_web("OpenRouter", source, mime_type)
+        return "link"
+    check_size(
+        "OpenRouter", source, size_bytes, _LARGEST, "Use a provider that stores files: gemini, openai, anthropic."
+    )
+    return "inline"
+
+
+def _part(material: Material) -> dict[str, Any]:
+    """Return one item of the user's turn."""
+    if material.text is not None:
+        return {"type": "text", "text": material.text}
+    url = material.data_url if material.source.source_type == "file" else str(material.source.uri)
+    if material.mime_type.startswith("image/"):
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "file", "file": {"filename": material.name, "file_data": url}}
+
+
 def _make_provider_state(answer: Answer) -> dict[str, Any] | None:
     """Return the state to send back unchanged, or None if there is none."""
     state: dict[str, Any] = {name: answer.artifacts[name] for name in _STATE if name in answer.artifacts}
@@ -79,7 +107,7 @@ def _message(entry: PriorTurn) -> dict[str, Any]:
     match turn.role:
         case "user":
             prompt = [] if entry.prompt is None else [{"type": "text", "text": entry.prompt}]
-            return {"role": "user", "content": [*map(part, entry.materials), *prompt]}
+            return {"role": "user", "content": [*map(_part, entry.materials), *prompt]}
         case "assistant":
             return _assistant_message(turn)
         case "tool":
