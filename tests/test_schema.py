@@ -16,7 +16,6 @@ from pydantic import BaseModel, Field, RootModel, create_model
 from pollux_flows.schemas.dialects import (
     WireSchema,
     for_anthropic,
-    for_chat,
     for_gemini,
     for_openai,
     gemini_tool_parameters,
@@ -215,7 +214,7 @@ def without_all_of(schema: Schema) -> Schema:
 @given(schemas())
 def test_the_callers_schema_is_never_changed(schema: Schema) -> None:
     before = deepcopy(schema)
-    for write in (for_openai, for_anthropic, for_gemini, for_chat):
+    for write in (for_openai, for_anthropic, for_gemini):
         write(schema).schema.clear()
     gemini_tool_parameters(schema)
     without_invented_nulls({"name": None}, schema)
@@ -242,7 +241,7 @@ def test_anthropic_accepts_what_is_called_strict(schema: Schema) -> None:
 @quick
 @given(schemas())
 def test_writing_twice_is_writing_once(schema: Schema) -> None:
-    for write in (for_openai, for_anthropic, for_gemini, for_chat):
+    for write in (for_openai, for_anthropic, for_gemini):
         once = write(schema)
         assert write(once.schema) == once
 
@@ -340,7 +339,7 @@ def test_null_joins_the_values_of_an_optional_enum() -> None:
 )
 def test_what_strict_mode_cannot_say_is_sent_as_it_is(field: Any) -> None:
     schema = schema_of(data=(field, ...), note=(str, "-"))
-    for write in (for_openai, for_anthropic, for_chat):
+    for write in (for_openai, for_anthropic):
         assert write(schema) == WireSchema(schema, strict=False)
     assert for_gemini(schema) == WireSchema(schema, strict=True)
 

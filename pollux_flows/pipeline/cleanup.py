@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from itertools import compress
 from pathlib import Path
 from typing import Final
 
@@ -55,55 +53,31 @@ async def delete_due(session: Session, ledger: Ledger) -> list[str]:
 
 
 async def delete(session: Session, ledger: Ledger, dues: Sequence[Due]) -> list[str]:
-    """Delete these; what cannot be deleted now is left for the next time."""
-    deleting = _Deleting(session, ledger, asyncio.Semaphore(_AT_ONCE))
-    known = [deleting.known(due, due.uploaded.file_id) for due in dues if due.uploaded is not None]
-    lost = deleting.lost([due for due in dues if due.uploaded is None])
-    return _flat(await asyncio.gather(*known, lost))
+    """Delete these, and return the ids of their files; what cannot be deleted now is left for the next time."""
+    # Of files that were lost, only the name is known: one listing finds them all.
+    lost = [due for due in dues if due.uploaded is None and await ledger.begin_deletion(due)]
+    listing = asyncio.ensure_future(session.find_files({due.marker for due in lost})) if lost else None
+    turn = asyncio.Semaphore(_AT_ONCE)
 
-
-@dataclass(frozen=True)
-class _Deleting:
-    session: Session
-    ledger: Ledger
-    turn: asyncio.Semaphore
-
-    async def known(self, due: Due, file_id: str) -> list[str]:
-        async with self.turn:
-            return await self._delete(due, [file_id]) if await self.ledger.begin_deletion(due) else []
-
-    async def lost(self, orphans: Sequence[Due]) -> list[str]:
-        """Those of which only the name is known: one listing finds them all."""
-        claimed = list(compress(orphans, await asyncio.gather(*map(self.ledger.begin_deletion, orphans))))
-        if not claimed:
-            return []
-        try:
-            found = await self.session.find_files({due.marker for due in claimed})
-        except APIError as error:
-            await asyncio.gather(*(self.ledger.postpone_deletion(due, error.message) for due in claimed))
-            return []
-        return _flat(await asyncio.gather(*(self._found(due, found[due.marker]) for due in claimed)))
-
-    async def _found(self, due: Due, file_ids: list[str]) -> list[str]:
+    async def delete_one(due: Due) -> list[str]:
+        async with turn:
+            if due.uploaded is not None and not await ledger.begin_deletion(due):
+                return []
+            try:
+                file_ids = [due.uploaded.file_id] if due.uploaded else (await listing)[due.marker] if listing else []
+                for file_id in file_ids:
+                    await session.delete_file(file_id)
+            except APIError as error:
+                await ledger.postpone_deletion(due, error.message)
+                return []
         if not file_ids and due.reason == "orphan":  # it may still be on its way: a second look, later
-            await self.ledger.postpone_deletion(due, "nothing of that name was there yet")
-            return []
-        async with self.turn:
-            return await self._delete(due, file_ids)
-
-    async def _delete(self, due: Due, file_ids: list[str]) -> list[str]:
-        try:
-            for file_id in file_ids:
-                await self.session.delete_file(file_id)
-        except APIError as error:
-            await self.ledger.postpone_deletion(due, error.message)
-            return []
-        await self.ledger.finish_deletion(due)
+            await ledger.postpone_deletion(due, "nothing of that name was there yet")
+        else:
+            await ledger.finish_deletion(due)
         return file_ids
 
-
-def _flat(lists: Sequence[list[str]]) -> list[str]:
-    return [each for some in lists for each in some]
+    deleted = await asyncio.gather(*map(delete_one, [*(due for due in dues if due.uploaded is not None), *lost]))
+    return [file_id for file_ids in deleted for file_id in file_ids]
 
 
 @cache

@@ -18,7 +18,7 @@ from pollux_flows.providers.base import (
     text_in,
 )
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
-from pollux_flows.schemas.dialects import WireSchema
+from pollux_flows.schemas import dialects
 
 if TYPE_CHECKING:
     import httpx2
@@ -58,14 +58,16 @@ def body(call: Call, turns: list[dict[str, Any]]) -> dict[str, Any]:
         "temperature": options.temperature,
         "top_p": options.top_p,
         "max_tokens": options.max_tokens,
+        "response_format": _response_format(options.response_json_schema()),
     }
 
 
-def response_format(wire: WireSchema) -> dict[str, Any]:
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "answer", "schema": wire.schema, "strict": wire.strict},
-    }
+def _response_format(answer_schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    if answer_schema is None:
+        return None
+    # Servers enforce OpenAI's dialect in part. What it cannot express is sent unchanged: closing a map gains nothing.
+    wire = dialects.for_openai(answer_schema)
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": wire.schema, "strict": wire.strict}}
 
 
 @reader

@@ -10,7 +10,6 @@ from pollux_flows.providers import chat, http
 from pollux_flows.providers.base import Call, PriorTurn, merged
 from pollux_flows.providers.material import Delivery, refused
 from pollux_flows.result import Answer
-from pollux_flows.schemas import dialects
 from pollux_flows.source import Source
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
 def request(call: Call) -> dict[str, Any]:
     """Build the request's body."""
     body = chat.body(call, [{"role": entry.turn.role, "content": _text(entry)} for entry in call.turns])
-    if (answer_schema := call.options.response_json_schema()) is not None:
-        body["response_format"] = chat.response_format(dialects.for_chat(answer_schema))
     fields = {name: value for name, value in body.items() if value is not None}
     return merged(fields, (call.options.provider_options or {}).get("local", {}))
 

@@ -41,7 +41,7 @@ def _once(write: Callable[[Schema], WireSchema]) -> Callable[[Schema], WireSchem
 
 @_once
 def for_openai(schema: Schema) -> WireSchema:
-    """Write a schema for OpenAI, OpenRouter `openai/*`, and their tools; `without_invented_nulls` undoes it.
+    """Write a schema for OpenAI, OpenRouter, local servers, and their tools; `without_invented_nulls` undoes it.
 
     Strict mode closes every object and requires every property, so an optional property becomes nullable.
     Bounds that it does not know move into the description. Not strict: a root that is no object, and schemas that
@@ -89,14 +89,6 @@ def for_gemini(schema: Schema) -> WireSchema:
         return WireSchema(schema, strict=False)
 
 
-def for_chat(schema: Schema) -> WireSchema:
-    """Write a schema for local servers and OpenRouter's other models, which enforce OpenAI's dialect in part.
-
-    They get the OpenAI form if there is one, else the schema unchanged: closing a map would gain nothing.
-    """
-    return for_openai(schema)
-
-
 def opened(schema: Schema) -> Schema:
     """Return the schema with the `$ref` at its root resolved: Pydantic puts a recursive model behind one."""
     references = References(schema)
@@ -118,12 +110,12 @@ def gemini_tool_parameters(schema: Schema) -> Schema:
     return stripped
 
 
-def tool_schema(tool: dict[str, Any], write: Callable[[Schema], WireSchema]) -> WireSchema:
-    """Write a tool's parameters: unchanged if the tool is marked as not strict, else as strictly as they allow."""
+def tool_schema(tool: dict[str, Any]) -> WireSchema:
+    """Write a tool's parameters for OpenAI: unchanged if it is marked as not strict, else as strictly as they allow."""
     parameters = tool.get("parameters") or {"type": "object", "properties": {}}
     if tool.get("strict") is False:
         return WireSchema(parameters, strict=False)
-    wire = write(parameters)
+    wire = for_openai(parameters)
     if tool.get("strict") and not wire.strict:
         raise ConfigurationError(
             f"Tool {tool['name']!r} asks for strict mode, which its parameters do not allow.",

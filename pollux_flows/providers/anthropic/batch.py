@@ -35,19 +35,6 @@ _BEFORE, _AFTER = b'{"requests":[', b"]}"
 _BLOCK: Final = 1 << 20
 _PAGE: Final = 1000
 _STATES: Final[dict[str, BatchState]] = {"in_progress": "running", "canceling": "cancelling", "ended": "completed"}
-# Failed rows carry an error type instead of an HTTP status; these are the equivalent statuses.
-_STATUSES: Final = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "api_error": 500,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
 
 
 def row(call: Call, key: str) -> bytes:
@@ -150,7 +137,7 @@ def result(line: bytes) -> Result:
         "failed",
         error=as_text(inner.get("message")) or "no reason given",
         code=code,
-        retryable=may_pass(_STATUSES.get(code)),
+        retryable=may_pass(generate.STATUSES.get(code)),
         details={"request_id": request_id} if request_id else {},
     )
 

@@ -41,14 +41,19 @@ _FINISH_REASONS: Final[dict[str, FinishReason]] = {
     "model_context_window_exceeded": "max_tokens",
     "refusal": "blocked",
 }
-_STATUSES: Final = {
+STATUSES: Final = {
     "invalid_request_error": 400,
     "authentication_error": 401,
+    "billing_error": 402,
     "permission_error": 403,
     "not_found_error": 404,
+    "request_too_large": 413,
     "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
     "overloaded_error": 529,
 }
+"""The HTTP statuses of errors that come without one: under HTTP 200, and in the rows of a batch."""
 _ANSWER_TOOL: Final = "give_structured_answer"
 _ROOM_FOR_THE_ANSWER: Final = 4096
 
@@ -106,7 +111,7 @@ def read_answer(message: Any) -> Answer:
     """Read the answer in a message's JSON."""
     if isinstance(message, dict) and message.get("type") == "error":
         error = as_object(message.get("error"))
-        raise UpstreamError(_STATUSES.get(str(error.get("type")), 500), message)
+        raise UpstreamError(STATUSES.get(str(error.get("type")), 500), message)
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         raise UpstreamError.found_in(message)
     items = ItemReader()

@@ -240,7 +240,7 @@ def _text_format(answer_schema: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    wire = dialects.tool_schema(tool, dialects.for_openai)
+    wire = dialects.tool_schema(tool)
     described = {"description": tool["description"]} if tool.get("description") else {}
     return {
         "type": "function",

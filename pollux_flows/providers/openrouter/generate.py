@@ -41,8 +41,6 @@ def request(call: Call) -> dict[str, Any]:
     if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.everything):
         # Without a named engine, OpenRouter may choose one that is billed by the page.
         body["plugins"] = [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
-    if (answer_schema := options.response_json_schema()) is not None:
-        body["response_format"] = chat.response_format(dialects.for_chat(answer_schema))
     if options.reasoning_effort is not None:
         body["reasoning"] = {"effort": options.reasoning_effort}
     if options.tools:
@@ -59,7 +57,7 @@ def request(call: Call) -> dict[str, Any]:
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    wire = dialects.tool_schema(tool, dialects.for_chat)
+    wire = dialects.tool_schema(tool)
     described = {"description": tool["description"]} if tool.get("description") else {}
     function = {"name": tool["name"], **described, "parameters": wire.schema, "strict": wire.strict}
     return {"type": "function", "function": function}
