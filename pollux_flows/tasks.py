@@ -88,7 +88,7 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
     if shared and shared.loop is asyncio.get_running_loop() and shared.execution.plan.sources is plan.sources:
         outcomes = await shared.execution.answer_calls(plan.calls, lambda _: shared.count(1), _turn.get())
         # For people who look at the run; the flow takes the outcomes as they are.
-        return _mark_failed(outcomes) if any(outcome.failure for outcome in outcomes) else outcomes
+        return _mark_failed(outcomes) if any(outcome.problem for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
     async with share_execution(plan, config, terms or Terms()) as found:
         await found.confirm_store()
@@ -125,7 +125,7 @@ async def extract_each(
 
 def _mark_failed(outcomes: list[Outcome]) -> list[Outcome]:
     """Return the outcomes as the data of a failed state."""
-    problems = [outcome.failure.message for outcome in outcomes if outcome.failure is not None]
+    problems = [problem.message for outcome in outcomes if (problem := outcome.problem) is not None]
     message = problems[0] if len(outcomes) == 1 else f"{len(problems)} of {len(outcomes)} failed: {problems[0]}"
     # To Prefect, a task that returns a state has ended in it.
     return cast(list[Outcome], Failed(data=_UnquotedOutcomes(outcomes), message=message))

@@ -45,9 +45,9 @@ def _server_words() -> frozenset[str]:
 
 
 def _start(parameters: dict[str, Any]) -> str:
-    """Return the start of the first prompt, or where the prompts come from."""
+    """Return the start of the first prompt, or the place that the prompts are read from."""
     prompts = parameters.get("prompts") or [parameters.get("prompt") or parameters.get("prompts_from")]
-    line = " ".join(str(prompts[0] or "").split())
+    line = next((" ".join(line.split()) for line in str(prompts[0] or "").splitlines() if line.strip()), "")
     return line if len(line) <= _LONGEST_START else line[: _LONGEST_START - 1].rstrip() + "…"
 
 
