@@ -32,7 +32,7 @@ from prefect.utilities.callables import get_call_parameters
 from pollux_flows.access import postponed_schemas
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.flows.fields import form_signature
-from pollux_flows.flows.run_logs import shorten_log
+from pollux_flows.flows.run_logs import shorten_logs_of
 from pollux_flows.flows.run_names import run_name
 from pollux_flows.scope import FlowCall, callers, remember
 from pollux_flows.serializer import DOCUMENTS
@@ -98,6 +98,9 @@ class _Form(Flow[P, R], Generic[P, R]):
         return changed
 
 
+shorten_logs_of(_Form)
+
+
 class AsyncForm(_Form[P, Coroutine[Any, Any, R]]):
     """A flow to await."""
 
@@ -132,7 +135,6 @@ def _named_after(function: Callable[..., Coroutine[Any, Any, Any]], asked: str) 
 
     @wraps(function)
     async def named(*args: Any, **kwargs: Any) -> _Completed:
-        shorten_log()
         return _Completed(type=StateType.COMPLETED, data=await function(*args, **kwargs))
 
     named.__qualname__ = f"{function.__qualname__}-{asked[:16]}"
