@@ -14,7 +14,13 @@ from prefect.context import FlowRunContext
 
 from pollux_flows.errors import PolluxError
 
-_REPEATED: Final = ("Finished in state Completed()", "Task run failed with ")
+_OF_TASKS: Final = (
+    "Finished in state Completed()",
+    "Task run failed with ",
+    # The run itself logs that it was cancelled.
+    "Crash detected! Execution was cancelled",
+    "Finished in state Crashed('Execution was cancelled",
+)
 
 
 def shorten_logs_of(kind: type[Flow[..., Any]]) -> None:
@@ -26,7 +32,9 @@ def shorten_logs_of(kind: type[Flow[..., Any]]) -> None:
             return True
         message = record.getMessage()
         if record.name == "prefect.task_runs":
-            return not message.startswith(_REPEATED)
+            return not message.startswith(_OF_TASKS)
+        if message.startswith("Finished in state Running()"):  # of a run that is being cancelled
+            return False
         is_reported = record.exc_info is not None and isinstance(record.exc_info[1], PolluxError)
         return not (is_reported and message.startswith("Encountered exception during execution"))
 
