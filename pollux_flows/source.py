@@ -11,7 +11,15 @@ from typing import Any, ClassVar, Final, Literal, Self, get_args
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic_core import from_json
 
-from pollux_flows.address import arxiv_pdf, check_no_credentials, check_whole, file_name, is_web, shown, shown_file
+from pollux_flows.address import (
+    arxiv_pdf,
+    check_no_credentials,
+    check_whole,
+    file_name,
+    is_web,
+    shown,
+    shown_file,
+)
 from pollux_flows.document import Document
 from pollux_flows.errors import PolluxError, SourceError
 from pollux_flows.plain import Text, plain
@@ -22,6 +30,14 @@ _TYPES: Final = get_args(SourceType)
 _INLINE: Final = {"text", "json"}
 _OFFSET: Final = re.compile(r"\d{1,9}(\.\d{1,9})?s", re.ASCII)
 _MIME_TYPE: Final = re.compile(r"[\w.+-]+/[\w.+-]+(;.*)?", re.ASCII)
+_LONGEST_NAME: Final = 2048
+_ARXIV: Final = re.compile(
+    r"(?i:arxiv:)?(\d{4}\.\d{4,5}|[a-z][a-z-]+(\.[A-Z]{2})?/\d{7})(v\d+)?|https?://(www\.)?arxiv\.org/(abs|pdf)/\S+"
+)
+_YOUTUBE: Final = re.compile(r"https?://((www|m)\.)?(youtube\.com|youtu\.be)/")
+_ADDRESS: Final = re.compile(r"[A-Za-z][\w+.-]+://\S.*")
+# A path says where it starts, or is one word with an ending.
+_PATH: Final = re.compile(r"(/|~/|\.{1,2}/|[A-Za-z]:[\\/]).+|[^\s:]+\.[A-Za-z][A-Za-z0-9]{1,4}")
 _USUAL_MIME_TYPES: Final = {
     "text": "text/plain",
     "json": "application/json",
@@ -183,6 +199,25 @@ class Source(Document):
     def from_arxiv(cls, ref: str) -> Source:
         """Make a source of an arXiv paper, by its id or its address."""
         return cls(source_type="arxiv", uri=arxiv_pdf(ref))
+
+    @classmethod
+    def from_pasted(cls, pasted: str) -> Source:
+        """Make a source of what a person pasted: a path, an address, a YouTube link, an arXiv id, or text.
+
+        One line that is an address, an arXiv id or looks like a path is that; everything else is text.
+        """
+        line = pasted.strip()
+        if not line or not line.isprintable() or len(line) > _LONGEST_NAME:
+            return cls.from_text(pasted)
+        if _ARXIV.fullmatch(line):
+            return cls.from_arxiv(line.partition(":")[2] if line.lower().startswith("arxiv:") else line)
+        if is_web(line):
+            if _YOUTUBE.match(line):
+                return cls.from_youtube(line)
+            return cls.from_uri(line, mime_type="")
+        if _ADDRESS.fullmatch(line) or _PATH.fullmatch(line):
+            return cls(source_type="file", uri=line)
+        return cls.from_text(pasted)
 
     def with_gemini_video_settings(
         self, *, start_offset: str | None = None, end_offset: str | None = None, fps: float | None = None

@@ -25,6 +25,7 @@ from pollux_flows.handles import CacheHandle
 from pollux_flows.jobs.cache_events import emit_cache_changes
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.options import Options
+from pollux_flows.pages import Asked, count_of, outcome_line
 from pollux_flows.pipeline.execute import Place, unasked
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.saved import Saved
@@ -74,7 +75,9 @@ async def answer(
     envelope = await tasks.extract(
         pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
     )
-    await artifacts.leave_answers(kind, prompts, plan.target, envelope)
+    asked = Asked(plan.target, prompts, sources, options or Options())
+    await artifacts.publish_answers(kind, asked, envelope, _advice(saved))
+    get_run_logger().info(outcome_line([envelope]))
     fail_if_unanswered([envelope], plan.target, on_partial, _advice(saved))
     return envelope
 
@@ -104,7 +107,9 @@ async def answer_each(
     envelopes = await tasks.extract_each(
         pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
     )
-    await artifacts.leave_grid(prompts, sources, plan.target, envelopes)
+    asked = Asked(plan.target, prompts, sources, options or Options())
+    await artifacts.publish_answers("broadcast", asked, envelopes, _advice(saved))
+    get_run_logger().info(outcome_line(envelopes))
     fail_if_unanswered(envelopes, plan.target, on_partial, _advice(saved))
     return envelopes
 
@@ -143,11 +148,16 @@ async def _answer_calls(
         pass_opaque(prompts), config.target, pass_opaque(sources), requested.options, each_source
     )
     plan = await tasks.plan(pass_opaque(request), provider.timeout_s, requested.request)
+    log = get_run_logger()
+    about = f" about {count_of(len(sources), 'source')}" if sources else ""
+    log.info("Planned %s of %s %s%s.", count_of(len(plan.calls), "call"), provider.provider, provider.model, about)
     started = time.monotonic()
     async with tasks.share_execution(plan, config, terms) as shared:
         found = await shared.execution.answers.load_reusable(plan.calls)
-        shared.count(len(found))
+        shared.progress.advance(len(found))
         unanswered = [call for call in plan.calls if call.index not in found]
+        if found:
+            log.info("%s answered already; asking the other %s.", f"{len(found):,}", f"{len(unanswered):,}")
         async with cache_automatically(shared.execution, unanswered) if requested.is_auto else nullcontext():
             missing = shared.execution.plan.parts(calls_per_task, without=found)
             if missing:

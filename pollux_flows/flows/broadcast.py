@@ -4,20 +4,21 @@ from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import AutoCache, OnPartial, answer_each
+from pollux_flows.flows.fields import OptionsField, SourceField
 from pollux_flows.flows.forms import async_form, sync_form
-from pollux_flows.options import Options
+from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
-from pollux_flows.source import Source
 
 
 @sync_form("broadcast")
 async def broadcast(
     prompts: Sequence[str],
-    sources: Sequence[Source],
+    sources: Sequence[SourceField],
     provider: PolluxProvider,
-    options: Options | None = None,
+    options: OptionsField = None,
     *,
+    prompts_from: str | None = None,
     cache: AutoCache | None = None,
     reuse: Reuse = "run",
     max_age: float | None = None,
@@ -29,6 +30,8 @@ async def broadcast(
 
     Args:
         prompts: What is asked, of each source.
+        prompts_from: Where to read the prompts, instead: lines pasted here, or a .txt, .jsonl or .csv file or address.
+            A column or field other than "prompt" is named behind a #, as in questions.csv#question.
         provider: The PolluxProvider that answers.
         sources: What the prompts are about.
         options: How to answer.
@@ -42,7 +45,7 @@ async def broadcast(
         calls_per_task: How many calls a task run makes; empty for one each, up to 32 task runs.
     """
     return await answer_each(
-        prompts,
+        await read_prompts(prompts, prompts_from),
         provider,
         sources,
         options,

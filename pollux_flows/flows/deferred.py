@@ -5,21 +5,22 @@ from collections.abc import Sequence
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.deferred.job import OnLost
 from pollux_flows.flows.answering import OnPartial
+from pollux_flows.flows.fields import OptionsField, SourceField
 from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.submitting import submit_job
 from pollux_flows.flows.waiting import answers_of_retried
-from pollux_flows.options import Options
 from pollux_flows.result import ResultEnvelope
-from pollux_flows.source import Source
 
 
 @sync_form("deferred")
 async def deferred(
     prompts: Sequence[str],
     provider: PolluxProvider,
-    sources: Sequence[Source] = (),
-    options: Options | None = None,
+    sources: Sequence[SourceField] = (),
+    options: OptionsField = None,
     *,
+    prompts_from: str | None = None,
     output: str | None = None,
     resubmit: int = 0,
     on_lost: OnLost = "submit",
@@ -32,6 +33,8 @@ async def deferred(
 
     Args:
         prompts: What is asked.
+        prompts_from: Where to read the prompts, instead: lines pasted here, or a .txt, .jsonl or .csv file or address.
+            A column or field other than "prompt" is named behind a #, as in questions.csv#question.
         provider: The PolluxProvider that answers: gemini, openai or anthropic.
         sources: What the prompts are about.
         options: How to answer.
@@ -41,7 +44,15 @@ async def deferred(
             again, "report" leaves that to a person.
         on_partial: When some prompts have no answer, "fail" the run, so that a retry asks those, or "complete" it.
     """
-    job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
+    job = await submit_job(
+        await read_prompts(prompts, prompts_from),
+        provider,
+        sources,
+        options,
+        output=output,
+        resubmit=resubmit,
+        on_lost=on_lost,
+    )
     return await answers_of_retried(job, on_partial=on_partial, options=options)
 
 

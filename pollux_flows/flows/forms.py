@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import inspect
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +20,7 @@ from types import FunctionType
 from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 import orjson
-from prefect import Flow, State, runtime
+from prefect import Flow, State
 from prefect.client.schemas import StateType
 from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.results import aget_default_result_storage
@@ -30,6 +31,9 @@ from prefect.utilities.callables import get_call_parameters
 
 from pollux_flows.access import postponed_schemas
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.flows.fields import form_signature
+from pollux_flows.flows.run_logs import shorten_logs_of
+from pollux_flows.flows.run_names import run_name
 from pollux_flows.scope import FlowCall, callers, remember
 from pollux_flows.serializer import DOCUMENTS
 
@@ -47,6 +51,11 @@ _STORED: Final[_FlowSettings] = {"persist_result": True, "result_serializer": DO
 
 
 class _Form(Flow[P, R], Generic[P, R]):
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature that Prefect makes the form of a deployment from."""
+        return form_signature(self.fn)
+
     def _serialized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The parameters as JSON, or a short refusal of what the server would refuse with all of it quoted."""
         own = {name: value for name, value in kwargs.items() if name not in {"return_state", "wait_for"}}
@@ -78,6 +87,8 @@ class _Form(Flow[P, R], Generic[P, R]):
             return state if wants_state else await state.aresult()
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        if "prompts_from" in parameters:
+            parameters = {"prompts": [], **parameters}
         with postponed_schemas():  # what they may import depends on the run, which Prefect enters later
             return super().validate_parameters(parameters)
 
@@ -85,6 +96,9 @@ class _Form(Flow[P, R], Generic[P, R]):
         changed = super().with_options(*args, **kwargs)
         changed.__class__ = type(self)  # Prefect makes a plain Flow of it, which would be called the other way
         return changed
+
+
+shorten_logs_of(_Form)
 
 
 class AsyncForm(_Form[P, Coroutine[Any, Any, R]]):
@@ -142,14 +156,14 @@ def _in_a_loop() -> bool:
 def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, R]]:
     """Make an async function a flow to call; `kind` is its name."""
     # To Prefect the function is async, to the caller the flow is not: no type says both.
-    return lambda function: SyncForm(cast(Any, function), name=kind, flow_run_name=_named(kind), **_STORED)
+    return lambda function: SyncForm(cast(Any, function), name=kind, flow_run_name=run_name(kind), **_STORED)
 
 
 def async_form(form: Flow[P, R]) -> Flow[P, Coroutine[Any, Any, R]]:
     """Return the form to await of a flow to call. Its function is named like that one's, with an `a` in front."""
     function = _copy(cast(FunctionType, form.fn))
     function.__name__ = function.__qualname__ = f"a{form.fn.__name__}"
-    return AsyncForm(cast(Any, function), name=form.name, flow_run_name=_named(form.name), **_STORED)
+    return AsyncForm(cast(Any, function), name=form.name, flow_run_name=run_name(form.name), **_STORED)
 
 
 def _copy(function: FunctionType) -> FunctionType:
@@ -199,24 +213,3 @@ def _new(kind: type[Context]) -> Context:
     context = kind(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)})
     context._httpx_settings = None  # noqa: SLF001 (else only those who ask for the same settings would be given it)
     return context
-
-
-def _named(kind: str) -> Callable[[], str]:
-    """A run's name in the UI, such as `fan-out · gemini-2.5-flash-lite · 12 prompts`."""
-
-    def name() -> str:
-        parameters = runtime.flow_run.parameters
-        about = [_counted(parameters, "sources", least=2), _counted(parameters, "prompts", least=0)]
-        return " · ".join(filter(None, [kind, _model(parameters.get("provider")), *about]))
-
-    return name
-
-
-def _model(provider: Any) -> str:
-    model = provider.get("model") if isinstance(provider, dict) else getattr(provider, "model", None)
-    return str(model or "")
-
-
-def _counted(parameters: dict[str, Any], name: str, *, least: int) -> str:
-    count = len(parameters[name]) if name in parameters else -1
-    return "" if count < least else f"{count} {name if count != 1 else name.removesuffix('s')}"

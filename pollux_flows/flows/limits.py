@@ -52,7 +52,7 @@ async def _limits_of_run() -> Limits | None:
         folders=await _folders(),
         private=[str(PREFECT_HOME.value()), str(home())],
         environment=_environment(context.flow_run),
-        sources=frozenset(_texts([each.get(name) for each in own for name in ("sources", "options")])),
+        sources=frozenset(_texts([each.get(name) for each in own for name in ("sources", "options", "prompts_from")])),
         outputs=frozenset(_texts([each.get("output") for each in own])),
         schemas=frozenset(_texts([each.get("options") for each in own])),
     )

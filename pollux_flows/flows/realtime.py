@@ -4,19 +4,18 @@ from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import Cache, answer
+from pollux_flows.flows.fields import OptionsField, SourceField
 from pollux_flows.flows.forms import async_form, sync_form
-from pollux_flows.options import Options
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
-from pollux_flows.source import Source
 
 
 @sync_form("realtime")
 async def realtime(
     prompt: str,
     provider: PolluxProvider,
-    sources: Sequence[Source] = (),
-    options: Options | None = None,
+    sources: Sequence[SourceField] = (),
+    options: OptionsField = None,
     *,
     cache: Cache = None,
     reuse: Reuse = "run",

@@ -4,19 +4,20 @@ from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.deferred.job import OnLost
+from pollux_flows.flows.fields import OptionsField, SourceField
 from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.submitting import submit_job
-from pollux_flows.options import Options
-from pollux_flows.source import Source
 
 
 @sync_form("submit")
 async def submit(
     prompts: Sequence[str],
     provider: PolluxProvider,
-    sources: Sequence[Source] = (),
-    options: Options | None = None,
+    sources: Sequence[SourceField] = (),
+    options: OptionsField = None,
     *,
+    prompts_from: str | None = None,
     output: str | None = None,
     resubmit: int = 0,
     on_lost: OnLost = "submit",
@@ -25,6 +26,8 @@ async def submit(
 
     Args:
         prompts: What is asked.
+        prompts_from: Where to read the prompts, instead: lines pasted here, or a .txt, .jsonl or .csv file or address.
+            A column or field other than "prompt" is named behind a #, as in questions.csv#question.
         provider: The PolluxProvider that answers: gemini, openai or anthropic.
         sources: What the prompts are about.
         options: How to answer.
@@ -35,7 +38,15 @@ async def submit(
         on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
             again, "report" leaves that to a person.
     """
-    job = await submit_job(prompts, provider, sources, options, output=output, resubmit=resubmit, on_lost=on_lost)
+    job = await submit_job(
+        await read_prompts(prompts, prompts_from),
+        provider,
+        sources,
+        options,
+        output=output,
+        resubmit=resubmit,
+        on_lost=on_lost,
+    )
     return job.name
 
 

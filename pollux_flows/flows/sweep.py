@@ -57,7 +57,7 @@ async def sweep() -> SweepReport:
         for due in await ledger.list_due(unreadable=unreadable)
     ]
     report = SweepReport(removed=removed, left=left, unusable=unusable, unreadable=unreadable, caches=caches)
-    await artifacts.leave_sweep(report)
+    await artifacts.publish_sweep(report)
     return report
 
 

@@ -8,6 +8,7 @@ from prefect import get_run_logger
 from pollux_flows import artifacts
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.caching.create import make_cache_request
+from pollux_flows.flows.fields import SourceField
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.jobs.cache_events import emit_cache_event
@@ -19,7 +20,7 @@ from pollux_flows.source import Source
 
 @sync_form("warm-cache")
 async def warm_cache(
-    sources: Sequence[Source],
+    sources: Sequence[SourceField],
     provider: PolluxProvider,
     system_instruction: str | None = None,
     tools: list[dict[str, Any]] | None = None,

@@ -8,9 +8,10 @@ from typing import Final
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from pollux_flows.address import shown
-from pollux_flows.artifacts import answered, cell, not_worth_an_answer
+from pollux_flows.artifacts import best_effort
 from pollux_flows.deferred.job import Job, Manifest, Part
 from pollux_flows.deferred.report import CollectReport
+from pollux_flows.pages import cell, count_of, questions
 from pollux_flows.pricing import dollars
 from pollux_flows.result import ResultEnvelope
 
@@ -26,11 +27,11 @@ _STATES: Final = {
 
 async def publish_submission(job: Job) -> None:
     """Publish a page about a submitted job: its batches, and how to get its answers."""
-    async with not_worth_an_answer():
+    async with best_effort():
         await acreate_markdown_artifact(
             markdown=render_submission(job),
             key="pollux-submit",
-            description=f"{job.target.model}: {_count_prompts(job.count)} submitted as {job.name}",
+            description=f"{job.target.model}: {count_of(job.count, 'prompt')} submitted as {job.name}",
         )
 
 
@@ -38,11 +39,11 @@ async def publish_job(
     job: Job, manifest: Manifest, prompts: Sequence[str | None] = (), envelope: ResultEnvelope | None = None
 ) -> None:
     """Publish a page about a collected job: its numbers and, unless it is very long, its first answers."""
-    async with not_worth_an_answer():
+    async with best_effort():
         await acreate_markdown_artifact(
             markdown=render_job(job, manifest, prompts, envelope),
             key=f"pollux-job-{job.name}",
-            description=f"{job.target.model}: {_count_prompts(job.count)}, {_format_counts(manifest)}",
+            description=f"{job.target.model}: {count_of(job.count, 'prompt')}, {_format_counts(manifest)}",
         )
 
 
@@ -62,7 +63,7 @@ async def publish_report(report: CollectReport) -> None:
         }
         for row in report.rows
     ]
-    async with not_worth_an_answer():
+    async with best_effort():
         await acreate_table_artifact(table=rows, key="pollux-collect", description=report.headline)
 
 
@@ -74,7 +75,7 @@ def render_submission(job: Job) -> str:
         for number, part in enumerate(job.parts)
     ]
     lines = [
-        f"**{cell(job.name)}** · {job.state} · {model} · {_count_prompts(job.count)}",
+        f"**{cell(job.name)}** · {job.state} · {model} · {count_of(job.count, 'prompt')}",
         "",
         "| Part | Prompts | Batch at the provider | Now |",
         "| --- | --- | --- | --- |",
@@ -100,13 +101,13 @@ def render_job(job: Job, manifest: Manifest, prompts: Sequence[str | None], enve
     if manifest.output:
         rows.append(("answers", cell(shown(manifest.output))))
     model = f"{job.target.provider} · {cell(job.target.model)}"
-    lines = [f"| {cell(job.name)} | {model} · {_count_prompts(manifest.submitted)} |", "| --- | --- |"]
+    lines = [f"| {cell(job.name)} | {model} · {count_of(manifest.submitted, 'prompt')} |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", *(f"- {cell(oddity)}" for oddity in manifest.oddities)]
     if not manifest.has_all_answers:
         lines += ["", f'`resubmit("{job.name}")` submits the prompts again that did not succeed.']
     if envelope is not None:
-        lines += ["", *answered(prompts, envelope)]
+        lines += ["", *questions(prompts, envelope)]
     return "\n".join(lines)
 
 
@@ -121,10 +122,6 @@ def _describe(part: Part) -> str:
     if part.state == "waiting" and part.follows and part.not_before is None:
         state = "waits for the first prompt, whose cache it reads"
     return f"{state}: {part.problem.message}" if part.problem else state
-
-
-def _count_prompts(count: int) -> str:
-    return f"{count:,} prompt{'' if count == 1 else 's'}"
 
 
 def _format_counts(manifest: Manifest) -> str:

@@ -1,0 +1,227 @@
+"""Fields: the parameters of flows as the Prefect UI shows them in a form.
+
+Prefect makes the form from the signature of a flow. The one described here differs from that of the function: it has
+titles, the rare parameters come last, an optional text or number is one input instead of two tabs, and a source and the
+options have the fields that people set, the others folded into one card.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, cast, get_args, get_origin
+
+from prefect.utilities.callables import parameter_docstrings
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import MISSING
+
+from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.options import Options
+from pollux_flows.source import Source, SourceType, VideoSettings
+
+_TITLES: Final = {
+    "prompts_from": "Prompts from",
+    "max_age": "Max age (seconds)",
+    "max_cost_usd": "Budget (USD)",
+    "on_partial": "When some prompts fail",
+    "on_lost": "When the batch seems lost",
+    "reuse": "Reuse answers",
+    "ttl_seconds": "Lifetime (seconds)",
+}
+_FIRST: Final = ("prompt", "prompts", "prompts_from", "provider", "sources", "options", "job", "jobs")
+_HIDDEN: Final = {"calls_per_task"}
+_SWITCH: Final = {"on": True, "off": False}
+_FIELD_TYPES: Final[dict[str, dict[str, Any]]] = {
+    "text": {"type": "string"},
+    "number": {"type": "number"},
+    "integer": {"type": "integer"},
+    "yes or no": {"type": "boolean"},
+    "list of texts": {"type": "array", "items": {"type": "string"}},
+    "list of numbers": {"type": "array", "items": {"type": "number"}},
+}
+
+
+def form_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature that Prefect makes the form of a flow from."""
+    descriptions = parameter_docstrings(inspect.getdoc(function))
+    parameters = inspect.signature(function, eval_str=True).parameters
+    order = [*(name for name in _FIRST if name in parameters), *(name for name in parameters if name not in _FIRST)]
+    return inspect.Signature([_describe(parameters[name], descriptions.get(name)) for name in order])
+
+
+def _describe(parameter: inspect.Parameter, description: str | None) -> inspect.Parameter:
+    name, annotation, default = parameter.name, parameter.annotation, parameter.default
+    if name == "prompts":
+        default = []  # the other way to give them is prompts_from
+    elif default is None and (one := _without_none(annotation)) is not None:
+        annotation, default = one, MISSING
+    if name in _HIDDEN:
+        annotation, default = Annotated[annotation, cast(Any, SkipJsonSchema)()], MISSING
+    title = _TITLES.get(name, name.replace("_", " ").capitalize())
+    field = Field(
+        default=... if default is inspect.Parameter.empty else default,
+        description=description,
+        json_schema_extra={"title": title},
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field, annotation=annotation)
+
+
+def _without_none(annotation: Any) -> Any:
+    """Return the type without None of an optional one that a single input can show; None for others."""
+    if get_origin(annotation) not in {Union, UnionType}:
+        return None
+    types = [each for each in get_args(annotation) if each is not NoneType]
+    is_simple = len(types) == 1 and (types[0] in {str, int, float} or get_origin(types[0]) is Literal)
+    return types[0] if is_simple else None
+
+
+def _read_source(value: Any) -> Any:
+    """Read a source as the form, or a person who calls the API, writes it."""
+    if isinstance(value, str):
+        return Source.from_pasted(value)
+    if not isinstance(value, Mapping) or not {"paste", "details"} & value.keys():
+        return value
+    details = {name: each for name, each in (value.get("details") or {}).items() if each is not None}
+    if not (pasted := str(value.get("paste") or "").strip()):
+        raise SourceError("A source is empty.", hint="Paste a path, an address, an arXiv id or text, or remove it.")
+    if kind := details.pop("source_type", None):
+        source = {"source_type": kind, "text" if kind in {"text", "json"} else "uri": pasted}
+    else:
+        source = Source.from_pasted(str(value["paste"])).model_dump(exclude_defaults=True, exclude={"mime_type"})
+    if video := {name: details.pop(name) for name in ("start_offset", "end_offset", "fps") if name in details}:
+        source["gemini_video"] = video
+    return {**source, **details}
+
+
+def _read_options(value: Any) -> Any:
+    """Read options as the form writes them."""
+    if not isinstance(value, Mapping):
+        return value
+    flat = {**value, **(value.get("more") or {})}
+    flat.pop("more", None)
+    if isinstance(caching := flat.get("implicit_caching"), str):
+        flat["implicit_caching"] = _SWITCH.get(caching, caching)
+    if isinstance(fields := flat.get("response_schema"), Sequence) and not isinstance(fields, str):
+        flat["response_schema"] = _schema_of_fields(fields)
+    return flat
+
+
+def _schema_of_fields(fields: Sequence[Any]) -> dict[str, Any]:
+    """Return the JSON Schema of an object with these fields, each with a name, a type and a description."""
+    properties: dict[str, Any] = {}
+    for number, each in enumerate(fields, start=1):
+        field = each if isinstance(each, Mapping) else {}
+        name, kind = str(field.get("name") or "").strip(), field.get("type") or "text"
+        if not name or name in properties or kind not in _FIELD_TYPES:
+            raise ConfigurationError(
+                f"Field {number} of the structured answer is not usable: name {name!r}, type {kind!r}.",
+                hint=f"Give each field a name of its own, and one of the types {', '.join(_FIELD_TYPES)}.",
+            )
+        described = {"description": field["description"]} if field.get("description") else {}
+        properties[name] = {**_FIELD_TYPES[kind], **described}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _input(model: type[BaseModel], name: str, title: str | None = None, **shown: Any) -> Any:
+    """Return the field `name` of a model as one input: it has no default, and so no tab for None."""
+    description = model.model_fields[name].description
+    title = title or name.replace("_", " ").capitalize()
+    return Field(default=MISSING, title=title, description=description, json_schema_extra=shown)
+
+
+def _choice(model: type[BaseModel], name: str, choices: Iterable[str], title: str | None = None) -> Any:
+    """Return the field `name` of a model as a dropdown. A program may send None for what it does not set."""
+    return _input(model, name, title, enum=[*choices, None])
+
+
+def _tab(title: str) -> Any:
+    return Field(title=title)
+
+
+_None = Annotated[None, _tab("hide")]
+
+
+class _Details(BaseModel):
+    """The rare settings of a source."""
+
+    model_config = ConfigDict(title="show")
+
+    source_type: str = _choice(Source, "source_type", get_args(SourceType), "Kind")
+    mime_type: str = _input(Source, "mime_type", "MIME type")
+    identifier: str = _input(Source, "identifier", "Name")
+    start_offset: str = _input(VideoSettings, "start_offset")
+    end_offset: str = _input(VideoSettings, "end_offset")
+    fps: float = _input(VideoSettings, "fps", "Frames a second", exclusiveMinimum=0, maximum=24)
+    gemini_url_context: bool = _input(Source, "gemini_url_context", "Gemini opens the address itself")
+
+
+class _SourceCard(BaseModel):
+    """A source as one input, with the rare settings in a card of their own."""
+
+    model_config = ConfigDict(title="Source")
+
+    paste: str = Field(
+        default=cast(Any, MISSING),
+        title="Source",
+        description="A path, an address, a YouTube link, an arXiv id, or the text itself.",
+    )
+    details: _None | _Details = Field(default=None, title="Details")
+
+
+class _AnswerField(BaseModel):
+    """A field of a structured answer."""
+
+    name: str = Field(title="Name")
+    type: str = Field(default="text", title="Type", json_schema_extra={"enum": [*_FIELD_TYPES]})
+    description: str = Field(default=cast(Any, MISSING), title="Description")
+
+
+class _RareOptions(BaseModel):
+    """The options that few people set."""
+
+    model_config = ConfigDict(title="show")
+
+    top_p: float = _input(Options, "top_p", exclusiveMinimum=0, maximum=1)
+    reasoning_budget_tokens: int = _input(Options, "reasoning_budget_tokens", minimum=0)
+    implicit_caching: str = _choice(Options, "implicit_caching", [*_SWITCH, "warm"], "Prompt caching")
+    cache_ttl: str = _choice(Options, "cache_ttl", ["5m", "1h"], "Lifetime of prompt caching")
+    tools: list[dict[str, Any]] = _input(Options, "tools")
+    tool_choice: str = _choice(Options, "tool_choice", ["auto", "required", "none"])
+    provider_options: dict[str, Any] = _input(Options, "provider_options", "Fields of the provider's own")
+
+
+class _OptionsCard(BaseModel):
+    """The options that people set, and the others in a card of their own.
+
+    The conversation and the cache are chosen elsewhere.
+    """
+
+    model_config = ConfigDict(title="set")
+
+    system_instruction: str = _input(Options, "system_instruction")
+    response_schema: (
+        Annotated[None, _tab("text")]
+        | Annotated[list[_AnswerField], _tab("fields")]
+        | Annotated[str, _tab("import string")]
+        | Annotated[dict[str, Any], _tab("JSON Schema")]
+    ) = Field(default=None, title="Structured answer", description="Fields, a Pydantic model by name, or JSON Schema.")
+    reasoning_effort: str = _choice(
+        Options, "reasoning_effort", ["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+    )
+    max_tokens: int = _input(Options, "max_tokens", minimum=1)
+    temperature: float = _input(Options, "temperature", minimum=0, maximum=2)
+    more: _None | _RareOptions = Field(default=None, title="More")
+
+
+# The cards are shown only; what they send is read by the functions above.
+SourceField = Annotated[Source, BeforeValidator(_read_source, json_schema_input_type=_SourceCard)]
+"""A source: the document, a text to guess it from, or what the form writes."""
+OptionsField = Annotated[
+    Options | None,
+    BeforeValidator(
+        _read_options, json_schema_input_type=_OptionsCard | Annotated[None, _tab("defaults of the provider")]
+    ),
+]
+"""Options, or what the form writes."""

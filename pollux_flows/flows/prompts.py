@@ -1,0 +1,98 @@
+"""Prompts from elsewhere: pasted lines, or a file with one prompt a line or row.
+
+A Prefect server takes 512 KiB of parameters a run; a file has no such limit.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from pollux_flows.address import shown_file
+from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.files import place
+from pollux_flows.files.patience import Pulse, run_on_thread
+from pollux_flows.flows.limits import under_limits
+
+_FILE: Final = re.compile(r"(?P<name>\S.*\.(?P<kind>txt|jsonl|csv))(#(?P<column>[^#/]+))?", re.IGNORECASE)
+_COLUMN: Final = "prompt"
+_MOST_BYTES: Final = 256 << 20
+
+
+@under_limits
+async def read_prompts(prompts: Sequence[str], prompts_from: str | None) -> Sequence[str]:
+    """Return the prompts of a run: the items themselves, or those that `prompts_from` names."""
+    if prompts_from is None or not prompts_from.strip():
+        return prompts
+    if prompts:
+        raise ConfigurationError(
+            "prompts and prompts_from exclude each other.", hint="Keep the list, or the place to read prompts from."
+        )
+    pasted = prompts_from.strip()
+    file = _FILE.fullmatch(pasted) if pasted.isprintable() else None
+    if file is None:
+        return [line.strip() for line in pasted.splitlines() if line.strip()]
+    name = file["name"]
+    text = await run_on_thread(lambda pulse: _read_text(name, pulse), name)
+    found = [each for each in _READERS[file["kind"].lower()](text, file["column"] or _COLUMN, name) if each.strip()]
+    if not found:
+        raise SourceError(f"{shown_file(name)!r} has no prompts.", hint="Write one a line, or one a row.")
+    return found
+
+
+def _read_text(name: str, pulse: Pulse) -> str:
+    data = bytearray()
+    for piece in place.pieces(name, pulse):
+        data += piece
+        if len(data) > _MOST_BYTES:
+            raise SourceError(
+                f"{shown_file(name)!r} is larger than {_MOST_BYTES >> 20} MiB.", hint="Split it, a run each."
+            )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{shown_file(name)!r} is not UTF-8, at byte {error.start:,}.", hint="Save it as UTF-8."
+        ) from None
+
+
+def _lines(text: str, _column: str, _name: str) -> Iterator[str]:
+    yield from (line.strip() for line in text.splitlines())
+
+
+def _json_lines(text: str, column: str, name: str) -> Iterator[str]:
+    """Yield the prompt of each line, which is a text or an object with the field `column`."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found: Any = json.loads(line)
+        except ValueError as error:
+            raise SourceError(f"Line {number} of {shown_file(name)!r} is not JSON: {error}.") from None
+        prompt = found.get(column) if isinstance(found, dict) else found
+        if not isinstance(prompt, str):
+            raise SourceError(
+                f"Line {number} of {shown_file(name)!r} has no text in {column!r}.",
+                hint=f"Write a text a line, or objects with a field; name another one with {shown_file(name)}#field.",
+            )
+        yield prompt
+
+
+def _csv_rows(text: str, column: str, name: str) -> Iterator[str]:
+    """Yield the cell of each row in `column`, or in the only column."""
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    columns = list(rows.fieldnames or ())
+    if column not in columns and len(columns) != 1:
+        raise SourceError(
+            f"{shown_file(name)!r} has no column {column!r}; it has {', '.join(columns) or 'none'}.",
+            hint=f"Name the column behind a #, such as {shown_file(name)}#{columns[0] if columns else 'question'}.",
+        )
+    column = column if column in columns else columns[0]
+    yield from (row[column] or "" for row in rows)
+
+
+_READERS: Final = {"txt": _lines, "jsonl": _json_lines, "csv": _csv_rows}

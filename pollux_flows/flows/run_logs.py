@@ -1,0 +1,42 @@
+"""Run logs: a line a phase, a line a failure, and a line for the outcome.
+
+Prefect logs the end of each task, a failed one twice, and the traceback of an error that the state of the run quotes.
+In the runs of our flows these are left out; the log of every other run is as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from prefect import Flow
+from prefect.context import FlowRunContext
+
+from pollux_flows.errors import PolluxError
+
+_OF_TASKS: Final = (
+    "Finished in state Completed()",
+    "Task run failed with ",
+    # The run itself logs that it was cancelled.
+    "Crash detected! Execution was cancelled",
+    "Finished in state Crashed('Execution was cancelled",
+)
+
+
+def shorten_logs_of(kind: type[Flow[..., Any]]) -> None:
+    """Leave out of the log of runs of this kind of flow what another line of it says."""
+
+    def is_new(record: logging.LogRecord) -> bool:
+        context = FlowRunContext.get()
+        if context is None or not isinstance(context.flow, kind):
+            return True
+        message = record.getMessage()
+        if record.name == "prefect.task_runs":
+            return not message.startswith(_OF_TASKS)
+        if message.startswith("Finished in state Running()"):  # of a run that is being cancelled
+            return False
+        is_reported = record.exc_info is not None and isinstance(record.exc_info[1], PolluxError)
+        return not (is_reported and message.startswith("Encountered exception during execution"))
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(is_new)

@@ -1,0 +1,347 @@
+"""Pages: the Markdown that people read on the page of a run.
+
+First what failed and what to do about it, then a summary, then each question with its answer, then what was asked about
+and how. What a model or a source wrote is shown as text: it brings no HTML, no image and no link but http(s).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from pollux_flows.blocks.cache import format_time
+from pollux_flows.caching.worth import price_cache
+from pollux_flows.config import Target
+from pollux_flows.options import Options
+from pollux_flows.pipeline.caches import CacheRecord
+from pollux_flows.pricing import Cost, dollars, total
+from pollux_flows.result import CallFailure, ResultEnvelope
+from pollux_flows.source import Source
+
+_CACHES: Final = {"explicit": "created", "warm": "the first prompt writes it", "none": "none"}
+# A page that a browser still opens; `pollux-flows answers` lists all.
+_SHOWN: Final = 50
+_LONGEST_SHOWN: Final = 4000
+_LONGEST_CELL: Final = 300
+_LONGEST_HEADING: Final = 80
+_NO_WEB_LINK: Final = re.compile(r"(\]\(|^[ \t>]*\[[^\]\n]+\]:)(?=\s*(?!<?https?://))", re.MULTILINE)
+# They turn the direction of text around, so that a name or an address reads as another.
+_TURNING: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run asked, of which model, about which sources."""
+
+    target: Target
+    prompts: Sequence[str | None]
+    sources: Sequence[Source] = ()
+    options: Options = field(default_factory=Options)
+
+
+def render_answers(asked: Asked, envelope: ResultEnvelope, advice: str | None = None) -> str:
+    """Return the page of a run with one envelope; `advice` says what a retry does."""
+    parts = [
+        _failures(asked, [envelope], advice),
+        _summary(asked.target, [envelope]),
+        questions(asked.prompts, envelope),
+        _inputs(asked),
+    ]
+    return "\n".join(line for part in parts for line in part)
+
+
+def render_grid(asked: Asked, envelopes: Sequence[ResultEnvelope], advice: str | None = None) -> str:
+    """Return the page of a broadcast: a table of short answers, then a section a source."""
+    header = ["Source", *(cell(prompt or "(no prompt)", _LONGEST_HEADING) for prompt in asked.prompts)]
+    grid = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    pairs = list(zip(asked.sources, envelopes, strict=True))
+    for source, envelope in pairs[:_SHOWN]:
+        cells = [
+            cell(answer) if (failure := _failure(envelope, index)) is None else f"**{failure.kind}**"
+            for index, answer in enumerate(envelope.answers)
+        ]
+        grid.append("| " + " | ".join([cell(source.identifier, 60), *cells]) + " |")
+    if more := len(pairs) - _SHOWN:
+        grid += [""] + ([f"… and {more} more sources: `pollux-flows answers` lists all."] if more > 0 else [])
+    sections: list[str] = []
+    for source, envelope in pairs[: max(1, _SHOWN // max(1, len(asked.prompts)))]:
+        sections += ["", f"## {cell(source.identifier, _LONGEST_HEADING)}", ""]
+        sections += questions(asked.prompts, envelope, level="###")
+    parts = [_failures(asked, envelopes, advice), _summary(asked.target, envelopes), grid, sections, _inputs(asked)]
+    return "\n".join(line for part in parts for line in part)
+
+
+def headline(asked: Asked, envelopes: Sequence[ResultEnvelope]) -> str:
+    """Return the line that describes a page in a list."""
+    calls = sum(len(envelope.answers) for envelope in envelopes)
+    return f"{asked.target.model}: {count_of(calls, 'call')}, {_status(envelopes)}"
+
+
+def outcome_line(envelopes: Sequence[ResultEnvelope]) -> str:
+    """Return the outcome of a run with its price, for the log."""
+    calls = sum(len(envelope.answers) for envelope in envelopes)
+    failed = sum(failure is not None for envelope in envelopes for failure in envelope.errors or ())
+    metrics = [envelope.metrics for envelope in envelopes]
+    cost = total(Cost(each.get("cost_usd"), each.get("cost_unknown")) for each in metrics)
+    price = "at an unknown price" if cost.usd is None else f"for {dollars(cost.usd)}"
+    seconds = max((each.get("duration_s", 0.0) for each in metrics), default=0.0)
+    return f"{calls - failed:,} of {count_of(calls, 'prompt')} answered {price} in {seconds:.1f} s."
+
+
+def questions(prompts: Sequence[str | None], envelope: ResultEnvelope, level: str = "##") -> list[str]:
+    """Return the lines of the first prompts, each with its answer, and of all warnings."""
+    lines: list[str] = []
+    for index, prompt in list(enumerate(prompts))[:_SHOWN]:
+        lines += [f"{level} {index + 1}. {cell(prompt or '(sources only)', _LONGEST_HEADING)}", ""]
+        if prompt and (len(prompt) > _LONGEST_HEADING or "\n" in prompt.strip()):
+            lines += ["**Question**", "", *_quote(prompt), "", "**Answer**", ""]
+        lines += _answer(envelope, index)
+    if (more := len(prompts) - _SHOWN) > 0:
+        lines += [f"… and {more:,} more: `pollux-flows answers` with the name of this run lists all.", ""]
+    return [*lines, *_warnings([envelope])]
+
+
+def render_cache(record: CacheRecord) -> str:
+    """Return the page of a cache: its contents, its size, its price, and from how many prompts on it pays."""
+    tokens = record.tokens
+    prices = None if tokens is None else price_cache(record.target, tokens)
+    stored = None if prices is None else prices.stored_per_hour
+    pays_from = None if prices is None else prices.break_even(record.ttl_seconds)
+    rows = {
+        "Model": f"{record.target.provider} · {record.target.model}",
+        "At the provider": record.name or "not there yet",
+        "Tokens": "not reported" if tokens is None else f"{tokens:,}",
+        "Expires": "unknown" if record.expires_at is None else format_time(record.expires_at),
+        "Storage": "unknown" if stored is None else f"{dollars(stored)} an hour",
+        "Pays from": "unknown"
+        if pays_from is None
+        else f"{pays_from} prompts, while it lives for {record.ttl_seconds / 3600:g} h",
+    }
+    return "\n".join([*_table("", "", rows), *(f"- {cell(each)}" for each in record.contents)])
+
+
+def cell(text: str, longest: int = _LONGEST_CELL) -> str:
+    """Return a text on one line, without what would end a table's cell."""
+    line = " ".join(text.split())
+    line = line if len(line) <= longest else line[: longest - 1] + "…"
+    return inert(line.replace("\\", "\\\\")).replace("|", "\\|")
+
+
+def inert(text: str) -> str:
+    """Return a text whose HTML, images and links other than http(s) are shown as they are written."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!\\[")
+    text = _NO_WEB_LINK.sub(lambda found: f"\\{found[0]}" if found[0] == "](" else found[0].replace("[", "\\["), text)
+    return _TURNING.sub(lambda found: f"⟨{unicodedata.name(found[0]).lower()}⟩", text)
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, in the singular or the plural."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _answer(envelope: ResultEnvelope, index: int) -> list[str]:
+    """Return the lines of one answer, or of the reason why there is none."""
+    lines: list[str] = []
+    if failure := _failure(envelope, index):
+        lines += [f"**{failure.kind}:** {cell(failure.message)} {cell(failure.hint or '')}".rstrip(), ""]
+    structured = envelope.structured[index] if envelope.structured else None
+    if structured is not None:
+        lines += [*_structured(structured), ""]
+    elif envelope.answers[index]:
+        lines += [*_quote(envelope.answers[index]), ""]
+    if reasoning := envelope.reasoning[index] if envelope.reasoning else None:
+        # On one line: the UI shows what follows an empty line outside the fold.
+        text = "<br>".join(_TURNING.sub("", html.escape(_cut(reasoning))).splitlines())
+        lines += [f"<details><summary>Reasoning</summary>{text}</details>", ""]
+    finish_reason = (envelope.metrics.get("finish_reasons") or {index: None})[index]
+    if finish_reason not in {"stop", None}:
+        lines += [f"*finish reason: {finish_reason}*", ""]
+    return lines
+
+
+def _structured(value: Any) -> list[str]:
+    """Return a flat object or a list of them as a table, everything else as indented JSON."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    if _is_flat(data):
+        return _table("Field", "Value", {name: _plain(each) for name, each in data.items()})
+    if isinstance(data, list) and data and all(_is_flat(row) and row.keys() == data[0].keys() for row in data):
+        lines = ["| " + " | ".join(map(cell, data[0])) + " |", "|" + " --- |" * len(data[0])]
+        return [*lines, *("| " + " | ".join(cell(_plain(each)) for each in row.values()) + " |" for row in data)]
+    text = json.dumps(data, indent=2, ensure_ascii=False)[:_LONGEST_SHOWN]
+    return [f"    {_TURNING.sub('', line)}" for line in text.splitlines()]
+
+
+def _is_flat(data: Any) -> bool:
+    return isinstance(data, dict) and bool(data) and not any(isinstance(each, dict | list) for each in data.values())
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _failures(asked: Asked, envelopes: Sequence[ResultEnvelope], advice: str | None) -> list[str]:
+    """Return what failed, and what to do about it: the first thing to read."""
+    failed = [
+        (number, failure)
+        for number, envelope in enumerate(envelopes)
+        for failure in envelope.errors or []
+        if failure is not None
+    ]
+    if not failed:
+        return []
+    calls = sum(len(envelope.answers) for envelope in envelopes)
+    lines = [f"## {len(failed):,} of {count_of(calls, 'prompt')} without an answer", ""]
+    for number, failure in failed[:_SHOWN]:
+        about = f" · {cell(asked.sources[number].identifier, 60)}" if len(envelopes) > 1 else ""
+        prompt = cell(asked.prompts[failure.index] or "(sources only)", _LONGEST_HEADING)
+        problem = f"{cell(failure.message)} {cell(failure.hint or '')}".rstrip()
+        lines.append(f"- {failure.index + 1}{about}: {prompt} — **{failure.kind}:** {problem}")
+    if (more := len(failed) - _SHOWN) > 0:
+        lines.append(f"- … and {more:,} more")
+    hopeless = [failure for _, failure in failed if not failure.retryable and failure.kind != "empty"]
+    if hopeless:
+        which = "Nothing of this" if len(hopeless) == len(failed) else f"{len(hopeless):,} of these will not"
+        verb = " will" if len(hopeless) == len(failed) else ""
+        lines += ["", f"**{which}{verb} succeed by a retry alone**: change the input first, as each line says."]
+    if len(hopeless) < len(failed):
+        lines += ["", f"**Retry** this run. {advice or 'It asks only what has no answer.'}"]
+    return [*lines, ""]
+
+
+def _failure(envelope: ResultEnvelope, index: int) -> CallFailure | None:
+    return envelope.errors[index] if envelope.errors else None
+
+
+def _status(envelopes: Sequence[ResultEnvelope]) -> str:
+    found = {envelope.status for envelope in envelopes}
+    return "ok" if found <= {"ok"} else "error" if found == {"error"} else "partial"
+
+
+def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
+    usage = {
+        name: sum(envelope.usage.get(name, 0) for envelope in envelopes)
+        for name in dict.fromkeys(name for envelope in envelopes for name in envelope.usage)
+    }
+    rows = {
+        **_money(target, envelopes),
+        "Calls": f"{sum(len(envelope.answers) for envelope in envelopes):,}",
+        "Tokens": ", ".join(f"{count:,} {name.removesuffix('_tokens')}" for name, count in usage.items())
+        or "not reported",
+        "Time": f"{max((envelope.metrics.get('duration_s', 0.0) for envelope in envelopes), default=0.0):.2f} s",
+        "Model": f"{target.provider} · {target.model}" + (" · simulated" if target.use_mock else ""),
+        **_caching(envelopes),
+    }
+    if choice := next((each.diagnostics["cache"] for each in envelopes if "cache" in each.diagnostics), None):
+        rows["Cache"] = f"{_CACHES[choice['mode']]}: {choice['why']}"
+    return _table("Status", _status(envelopes), rows)
+
+
+def _money(target: Target, envelopes: Sequence[ResultEnvelope]) -> dict[str, str]:
+    metrics = [envelope.metrics for envelope in envelopes]
+    cost = total(Cost(each.get("cost_usd"), each.get("cost_unknown")) for each in metrics)
+    rows = {"Cost": f"unknown: {cost.unknown}" if cost.usd is None else dollars(cost.usd)}
+    if target.use_mock and cost.usd is not None:
+        rows["Cost"] += " at list prices; nothing was paid, as it was simulated"
+    if reused := sum(each.get("n_reused", 0) for each in metrics):
+        saved = total(Cost(each.get("saved_usd")) for each in metrics).usd
+        rows["Reused"] = f"{reused:,} not asked again" + ("" if saved is None else f", which saved {dollars(saved)}")
+    return rows
+
+
+def _caching(envelopes: Sequence[ResultEnvelope]) -> dict[str, str]:
+    """Return the rows about caches: tokens sent, read and written, storage, and the saving against the naive way."""
+    parts = [part for envelope in envelopes if (part := envelope.metrics.get("caching"))]
+    if not parts:
+        return {}
+
+    def add(name: str) -> Any:
+        numbers = [part[name] for part in parts if name in part]
+        return None if None in numbers else sum(numbers)
+
+    metrics = [envelope.metrics for envelope in envelopes]
+    sent, naive, saved = add("sent_tokens"), add("naive_tokens"), add("saved_tokens")
+    created, naive_usd, saved_usd = add("created_tokens"), add("naive_usd"), add("saved_usd")
+    read = sum(each.get("cached_tokens", 0) for each in metrics)
+    written = None if created is None else created + sum(each.get("cache_write_tokens", 0) for each in metrics)
+    rows = {"Caching": f"{_count(sent)} tokens sent, {read:,} read from cache, {_count(written)} written"}
+    if any("storage_usd_per_hour" in part for part in parts):
+        an_hour = add("storage_usd_per_hour")
+        rows["Storage"] = "unknown" if an_hour is None else f"{dollars(an_hour)} an hour"
+        if any("storage_usd" in part for part in parts) and (storage := add("storage_usd")) is not None:
+            rows["Storage"] += f", {dollars(storage)} until it ends"
+        elif created == 0:
+            rows["Storage"] += "; the cache was there before, and its creation and storage are not counted here"
+    rows["Saved by caching"] = (
+        "unknown" if saved is None else f"{saved:,} of {naive:,} tokens{_percentage(saved, naive)}"
+    )
+    rows["Saved by caching"] += (
+        "; in money: unknown"
+        if saved_usd is None
+        else f"; in money: {dollars(saved_usd)} of {dollars(naive_usd)}{_percentage(saved_usd, naive_usd)}"
+    )
+    if reasons := " ".join(dict.fromkeys(part["unknown"] for part in parts if "unknown" in part)):
+        rows["Saved by caching"] += f" ({reasons})"
+    return rows
+
+
+def _count(tokens: int | None) -> str:
+    return "an unknown number of" if tokens is None else f"{tokens:,}"
+
+
+def _percentage(part: float, complete: float) -> str:
+    return f" ({part / complete:.1%})" if complete else ""
+
+
+def _inputs(asked: Asked) -> list[str]:
+    """Return the sources and the options that were used."""
+    lines: list[str] = []
+    if asked.sources:
+        rows = [
+            f"| {number} | {cell(source.identifier, _LONGEST_HEADING)} | {cell(source.mime_type, 60)} |"
+            for number, source in enumerate(asked.sources[:_SHOWN], start=1)
+        ]
+        lines += ["", "## Sources", "", "| | Source | Type |", "| --- | --- | --- |", *rows]
+        if (more := len(asked.sources) - _SHOWN) > 0:
+            lines += ["", f"… and {more:,} more."]
+    options = asked.options.model_dump(mode="json", exclude_defaults=True)
+    # A conversation is long, and may hold addresses with a secret in them.
+    for name in {"history", "continue_from"} & options.keys():
+        options[name] = "of an earlier conversation"
+    if options:
+        shown = {name.replace("_", " "): _plain(value) for name, value in options.items()}
+        lines += ["", "## Options", "", *_table("Option", "Value", shown)]
+    return lines
+
+
+def _warnings(envelopes: Iterable[ResultEnvelope]) -> list[str]:
+    warnings = [warning for envelope in envelopes for warning in envelope.diagnostics.get("warnings", [])]
+    shown = [f"- {cell(warning)}" for warning in warnings[:_SHOWN]]
+    return ["### Warnings", "", *shown, ""] if shown else []
+
+
+def _table(first: str, second: str, rows: Mapping[str, str]) -> list[str]:
+    """Return a table of two columns with this header."""
+    return [
+        f"| {first} | {second} |",
+        "| --- | --- |",
+        *(f"| {cell(name)} | {cell(text)} |" for name, text in rows.items()),
+        "",
+    ]
+
+
+def _quote(text: str) -> list[str]:
+    """Quote a text, so that no Markdown in it takes effect outside the quotation."""
+    return [f"> {line}" for line in inert(_cut(text)).splitlines()]
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    return text[:_LONGEST_SHOWN] + "\n\n… (cut here; `pollux-flows answers` shows all of it)"
