@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from pollux_flows.result import ResultEnvelope
 
 _REPORTS = {
     "north": "The north plant made 1,200 pumps in March, 4% fewer than planned. Two presses stood still for a week.",
@@ -48,28 +45,18 @@ def run_demo() -> None:
             sources = [Source.from_text(text, identifier=plant) for plant, text in _REPORTS.items()]
             together = fan_out(_PROMPTS, provider, sources=sources)
             each = broadcast(_PROMPTS[:2], sources, provider)
-    console.print(_fan_out_table(together))
-    console.print(_broadcast_table(list(_REPORTS), each))
+    title = f"fan-out · {together.status} · {together.usage['total_tokens']} tokens"
+    console.print(_table(title, ["Prompt", "Answer"], zip(_PROMPTS, together.answers, strict=True)))
+    rows = [(plant, *envelope.answers) for plant, envelope in zip(_REPORTS, each, strict=True)]
+    console.print(_table(f"broadcast · {' · '.join(e.status for e in each)}", ["Source", *_PROMPTS[:2]], rows))
     console.print(
         f"{together.metrics['n_calls']} + {sum(e.metrics['n_calls'] for e in each)} calls, answered by the simulator "
         "at no cost. With a key in the environment, leave use_mock out and the same flows ask the real provider."
     )
 
 
-def _fan_out_table(envelope: ResultEnvelope) -> Table:
-    table = Table(title=f"fan-out · {envelope.status} · {envelope.usage['total_tokens']} tokens", title_justify="left")
-    table.add_column("Prompt")
-    table.add_column("Answer")
-    for prompt, answer in zip(_PROMPTS, envelope.answers, strict=True):
-        table.add_row(prompt, answer)
-    return table
-
-
-def _broadcast_table(names: list[str], envelopes: list[ResultEnvelope]) -> Table:
-    table = Table(title=f"broadcast · {' · '.join(e.status for e in envelopes)}", title_justify="left")
-    table.add_column("Source")
-    for prompt in _PROMPTS[:2]:
-        table.add_column(prompt)
-    for name, envelope in zip(names, envelopes, strict=True):
-        table.add_row(name, *envelope.answers)
+def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from functools import partial
 from uuid import uuid4
 
@@ -18,7 +18,7 @@ from pollux_flows.pipeline.caches import CacheRegistry
 from pollux_flows.pipeline.conversation import attach_history
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.prefix import WarmUps, prefix_key
-from pollux_flows.pipeline.retry import Attempts, attempt
+from pollux_flows.pipeline.retry import Attempts, attempt, retry_call
 from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.pricing import cost_of
@@ -176,13 +176,7 @@ class Execution:
         asked = {tuple(_sources(self.plan, planned)): planned for planned in reversed(calls)}
         for sources, planned in asked.items():
             call = self.make_call(planned, attachments.pretended(sources))
-            checked: Attempts[None] = await attempt(
-                partial(session.check, call),
-                policy=self.config.retry,
-                timeout_s=self.config.timeout_s,
-                slot=nullcontext(),  # a look at what would be sent is no call
-            )
-            checked.unwrap()
+            await retry_call(partial(session.check, call), self.config)  # a look at what would be sent is no call
 
     def make_call(
         self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None

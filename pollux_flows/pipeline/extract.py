@@ -57,6 +57,7 @@ def extract_envelope(
     status = _status(answers, failures)
     usage = _usage(answers)
     has_handle = _has_handle(plan, caches)
+    cost = run_cost(plan.target, outcomes, caches)
     envelope = {
         "status": status,
         "answers": ["" if answer is None else answer.text for answer in answers],
@@ -66,8 +67,8 @@ def extract_envelope(
             "duration_s": round(duration_s, 3),
             "n_calls": len(outcomes),
             "finish_reasons": [answer and answer.finish_reason for answer in answers],
-            **_cache_metrics(plan, outcomes, usage, caches, batch),
-            **_cost_metrics(plan, outcomes, caches),
+            **_cache_metrics(plan, outcomes, caches, cost, batch=batch),
+            **_cost_metrics(outcomes, cost),
         },
         "diagnostics": {
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
@@ -161,14 +162,14 @@ def _usage(answers: Sequence[Answer | None]) -> dict[str, int]:
 
 
 def _cache_metrics(
-    plan: Plan, outcomes: Sequence[Outcome], usage: dict[str, int], caches: Sequence[UsedCache], batch: bool
+    plan: Plan, outcomes: Sequence[Outcome], caches: Sequence[UsedCache], cost: Cost, *, batch: bool
 ) -> dict[str, Any]:
     """Return the numbers of caching. A call is a hit when the provider counted cached tokens for it."""
-    handle = _has_handle(plan, caches)
+    handle, usage = _has_handle(plan, caches), _usage([outcome.answer for outcome in outcomes])
     hits = sum(_has_read_cache(outcome) for outcome in outcomes)
     is_cached = handle or hits > 0 or usage.get("cache_write_tokens", 0) > 0
     savings = is_cached and measure_savings(
-        plan.target, outcomes, caches, has_handle=plan.options.cache is not None, batch=batch
+        plan.target, outcomes, caches, spent=cost, has_handle=plan.options.cache is not None, batch=batch
     )
     return {
         "cache_used": handle and 0 < hits == len(outcomes),
@@ -195,13 +196,12 @@ def _has_read_cache(outcome: Outcome) -> bool:
     return outcome.answer is not None and outcome.answer.usage.get("cached_tokens", 0) > 0
 
 
-def _cost_metrics(plan: Plan, outcomes: Sequence[Outcome], caches: Sequence[UsedCache]) -> dict[str, Any]:
+def _cost_metrics(outcomes: Sequence[Outcome], cost: Cost) -> dict[str, Any]:
     """Return the cost of the answers and of the caches that the run created, and how much of it was not paid again.
 
     One unknown price makes the sum unknown.
     """
     reused = [outcome for outcome in outcomes if outcome.answer is not None and outcome.reused]
-    cost = run_cost(plan.target, outcomes, caches)
     return {
         "cost_usd": cost.usd,
         **({} if cost.unknown is None else {"cost_unknown": cost.unknown}),

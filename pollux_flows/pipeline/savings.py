@@ -37,13 +37,14 @@ def measure_savings(
     outcomes: Sequence[Outcome],
     caches: Sequence[UsedCache] = (),
     *,
+    spent: Cost,
     has_handle: bool = False,
     batch: bool = False,
 ) -> dict[str, Any]:
     """Return the tokens and dollars of a run with its caches beside those of the naive way.
 
-    `has_handle` says that the caller's own handle was used. A number that is unknown is None, with the reason under
-    `unknown`; what does not apply is absent.
+    `spent` is its `run_cost`, and `has_handle` says that the caller's own handle was used. A number that is unknown is
+    None, with the reason under `unknown`; what does not apply is absent.
     """
     answered = [outcome for outcome in outcomes if outcome.answer is not None]
     created = [cache for cache in caches if cache.created_at is not None]
@@ -51,7 +52,6 @@ def measure_savings(
     tokens = _count_tokens(answers, created)
     storage = _add([_storage_cost(target, cache) for cache in created])
     an_hour = _hourly_cost(target, answers, caches)
-    spent = run_cost(target, answered, caches)
     naive = _add([_naive_cost(target, outcome, batch) for outcome in answered])
     saved = None if naive.usd is None or spent.usd is None else round(naive.usd - spent.usd, 12)
     unknown = [tokens.pop("unknown", None), spent.unknown, naive.unknown, an_hour.unknown if has_handle else None]

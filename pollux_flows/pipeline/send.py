@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Callable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.files.content import Content, HashingReader, changed, forget, open_file
 from pollux_flows.files.mime import ending
-from pollux_flows.pipeline.retry import Attempts, attempt
+from pollux_flows.pipeline.retry import retry_call
 from pollux_flows.providers.session import Session
 from pollux_flows.providers.uploads import FileToSend, Purpose
 from pollux_flows.source import Source
 from pollux_flows.state.leases import LEASE_S
 from pollux_flows.state.upload import Uploaded
-
-T = TypeVar("T")
 
 
 class Leave(Protocol):
@@ -55,7 +52,7 @@ class _Sending:
 
     async def done(self) -> Uploaded:
         try:
-            name, uploaded, is_whole = await self._tried(self._attempt)
+            name, uploaded, is_whole = await retry_call(self._attempt, self.session.config)
         except PolluxError:
             for doubtful in self.in_doubt:
                 await self.leave(doubtful, after_s=LEASE_S)  # the last one may still be on its way
@@ -65,17 +62,10 @@ class _Sending:
         try:
             if not is_whole:
                 raise await self._changed()
-            return await self._tried(lambda: self.session.file_ready(uploaded))
+            return await retry_call(lambda: self.session.file_ready(uploaded), self.session.config)
         except PolluxError:
             await self.leave(name, uploaded)
             raise
-
-    async def _tried(self, operation: Callable[[], Awaitable[T]]) -> T:
-        config = self.session.config
-        attempts: Attempts[T] = await attempt(
-            operation, policy=config.retry, timeout_s=config.timeout_s, slot=nullcontext()
-        )
-        return attempts.unwrap()
 
     async def _attempt(self) -> tuple[str, Uploaded, bool]:
         """Under a name of its own, so that it can be told from the others."""
