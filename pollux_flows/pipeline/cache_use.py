@@ -68,7 +68,7 @@ class CacheUse:
         self._record: CacheRecord | None = None  # of the cache in use
         self._opening = asyncio.Lock()
         self._is_open = self._was_lost_early = False
-        self._renewing: asyncio.Task[None] | None = None
+        self._renewing = asyncio.Lock()
         self._failure: PolluxError | None = None
 
     @property
@@ -112,7 +112,7 @@ class CacheUse:
             return True  # another call was quicker
         if not self._is_renewable:
             return False
-        if self._renewing is None and self.handle.expires_at > time.time():
+        if not self._renewing.locked() and self.handle.expires_at > time.time():
             if self._was_lost_early:  # for the second time: the provider keeps none
                 return self._give_up(error)
             self._was_lost_early = True
@@ -144,29 +144,26 @@ class CacheUse:
     async def _renew(self, lost: str | None) -> None:
         """Renew the handle, or do without it where that is possible. A failure is that of all later calls, too."""
         try:
-            await self._renew_once(lost)
+            async with self._renewing:
+                if (
+                    self.handle is None
+                    or self.handle.name == lost
+                    or (lost is None and self._is_short_lived(self.handle))
+                ):
+                    await self._save_renewed(lost)
         except PolluxError as error:
             lives = lost is None and self.handle is not None and self.handle.expires_at > time.time()
             if not lives and not self._give_up(error):
                 raise
 
-    async def _renew_once(self, lost: str | None) -> None:
+    async def _save_renewed(self, lost: str | None) -> None:
         if self._failure is not None:
             raise self._failure
-        if self._renewing is None:
-            self._renewing = asyncio.create_task(self._save_renewed(lost))
-            # All who waited may have been cancelled: then the error is only on record.
-            self._renewing.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(self._renewing)
-
-    async def _save_renewed(self, lost: str | None) -> None:
         try:
             obtained = await self._find_or_create(lost)
         except PolluxError as error:
             self._failure = error
             raise
-        finally:
-            self._renewing = None
         record = obtained.record
         if obtained.is_new:
             self.created.append(record)
@@ -218,12 +215,6 @@ class CacheUse:
             created_by=self._created_by,
             is_temporary=self._callers_handle is None,
         )
-
-    async def close(self) -> None:
-        """End a creation that no call waits for any more."""
-        if (renewing := self._renewing) is not None:
-            renewing.cancel()
-            await asyncio.wait([renewing])
 
 
 def strip_cached_options(options: Options, handle: CacheHandle) -> Options:

@@ -207,8 +207,6 @@ class Execution:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
-        for use in self.cache_uses:
-            await use.close()
         await self.answers.close()
 
     async def _open(self) -> tuple[Session, Attachments]:
