@@ -54,7 +54,7 @@ async def open_execution(
         try:
             yield execution
         finally:
-            await execution.close()
+            await execution.answers.close()  # what was not answered is left to others
 
 
 async def execute_plan(
@@ -88,7 +88,8 @@ class Execution:
         self.created_by: str | None = None
         """The creator that the records of its caches name."""
         self._stack = stack
-        self._opening: asyncio.Task[tuple[Session, Attachments]] | None = None
+        self._opening = asyncio.Lock()
+        self._opened: tuple[Session, Attachments] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
         self._line = asyncio.Semaphore(2 * config.request_concurrency)
         self.use_plan(plan)
@@ -198,20 +199,12 @@ class Execution:
 
     async def open_session(self) -> tuple[Session, Attachments]:
         """Return the provider's session and the plan's attachments, opened by the first call."""
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open())
-        return await asyncio.shield(self._opening)
-
-    async def close(self) -> None:
-        """Give up on a session that is still being opened, and leave what was not answered to others."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
-        await self.answers.close()
-
-    async def _open(self) -> tuple[Session, Attachments]:
-        session = await self._stack.enter_async_context(open_session(self.config))
-        return session, await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
+        async with self._opening:
+            if self._opened is None:
+                session = await self._stack.enter_async_context(open_session(self.config))
+                attachments = await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
+                self._opened = session, attachments
+        return self._opened
 
 
 class _CallRun:
