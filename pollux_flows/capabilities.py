@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from pollux_flows import claude
-from pollux_flows.config import ProviderName, Target
+from pollux_flows.config import PROVIDERS, ProviderName, Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.source import Source
@@ -20,19 +20,17 @@ from pollux_flows.turn import Turn
 
 Support = Literal["yes", "no", "model"]  # "model": the model, the route or the server decides
 
-PROVIDER_ORDER: Final[tuple[ProviderName, ...]] = ("gemini", "openai", "anthropic", "openrouter", "local")
-
 
 @dataclass(frozen=True)
 class Capability:
     """A row of the matrix: the support by each provider, and the alternative where there is none."""
 
     title: str
-    support: tuple[Support, Support, Support, Support, Support]  # in PROVIDER_ORDER
+    support: tuple[Support, Support, Support, Support, Support]  # in PROVIDERS
     instead: str = ""
 
     def of(self, provider: ProviderName) -> Support:
-        return self.support[PROVIDER_ORDER.index(provider)]
+        return self.support[PROVIDERS.index(provider)]
 
 
 MATRIX: Final[dict[str, Capability]] = {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, Literal, Protocol
 
-from pollux_flows.providers.base import Call, UpstreamError
+from pollux_flows.providers.base import Call, UpstreamError, as_count
 from pollux_flows.result import Answer
 
 BatchState = Literal["queued", "running", "cancelling", "completed", "failed", "cancelled", "expired"]
@@ -81,7 +81,6 @@ class Result:
     """The provider's own code for the error, or for the state of the response."""
     retryable: bool | None = None
     """True if the same row may succeed in another batch; None if unknown."""
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BatchModule(Protocol):
@@ -182,6 +181,13 @@ def parse_batches(read: Callable[[Any], Batch], entries: list[Any]) -> list[Batc
         with suppress(UpstreamError):
             batches.append(read(each))
     return batches
+
+
+def parse_count(value: Any) -> int:
+    """Parse a count, which may be a string of digits (as an int64 is in Google's JSON); 0 if it is none."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:  # noqa: PLR2004
+        return int(value)
+    return as_count(value)
 
 
 def parse_time(text: Any) -> float | None:

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from pollux_flows.capabilities import PROVIDER_ORDER, support
-from pollux_flows.config import ProviderName
+from pollux_flows.capabilities import support
+from pollux_flows.config import PROVIDERS, ProviderName
 from pollux_flows.providers.registry import find_provider
 
 
-@pytest.mark.parametrize("name", PROVIDER_ORDER)
+@pytest.mark.parametrize("name", PROVIDERS)
 def test_a_provider_lacks_what_the_matrix_says(name: ProviderName) -> None:
     """A module that exists for nothing, or is missing for a promise, is found here and not by a run."""
     provider = find_provider(name)

@@ -131,14 +131,12 @@ def result(line: bytes) -> Result:
     error = as_object(outcome.get("error"))
     inner = as_object(error.get("error")) or error
     code = as_text(inner.get("type")) or kind
-    request_id = as_text(error.get("request_id"))
     return Result(
         key,
         "failed",
         error=as_text(inner.get("message")) or "no reason given",
         code=code,
         retryable=may_pass(generate.STATUSES.get(code)),
-        details={"request_id": request_id} if request_id else {},
     )
 
 

@@ -22,6 +22,7 @@ from pollux_flows.providers.batches import (
     RowStatus,
     paginate,
     parse_batches,
+    parse_count,
     parse_time,
 )
 from pollux_flows.providers.errors import may_pass
@@ -154,8 +155,8 @@ def _batch(operation: Any) -> Batch:
         raise UpstreamError.found_in(operation)
     state = _STATES.get(re.sub("^(BATCH|JOB)_STATE_", "", native), "running")
     stats, error = as_object(metadata.get("batchStats")), as_object(body.get("error"))
-    total = _count(stats.get("requestCount"))
-    succeeded, failed = (_count(stats.get(f"{which}RequestCount")) for which in ("successful", "failed"))
+    total = parse_count(stats.get("requestCount"))
+    succeeded, failed = (parse_count(stats.get(f"{which}RequestCount")) for which in ("successful", "failed"))
     if state in {"failed", "cancelled", "expired"}:
         failed = max(failed, total - succeeded)  # the remaining rows will not be answered
     file = as_text(as_object(metadata.get("output")).get("responsesFile"))
@@ -173,10 +174,3 @@ def _batch(operation: Any) -> Batch:
         queue_full=state == "failed" and error.get("code") == _EXHAUSTED,
         results=(file,) if file else (),
     )
-
-
-def _count(value: Any) -> int:
-    """Read a count: an int64, which this API sends as a string."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:  # noqa: PLR2004
-        return int(value)
-    return value if type(value) is int and value > 0 else 0

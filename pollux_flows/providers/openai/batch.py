@@ -8,7 +8,17 @@ from urllib.parse import quote
 
 from pollux_flows.providers import lines
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
-from pollux_flows.providers.batches import ENDED, Batch, BatchState, Limits, Result, Rows, RowStatus, paginate_list
+from pollux_flows.providers.batches import (
+    ENDED,
+    Batch,
+    BatchState,
+    Limits,
+    Result,
+    Rows,
+    RowStatus,
+    paginate_list,
+    parse_count,
+)
 from pollux_flows.providers.errors import may_pass
 from pollux_flows.providers.openai import generate
 
@@ -105,7 +115,6 @@ def _failed(key: str | None, http_status: int | None, error: Any) -> Result:
         error=as_text(fields.get("message")) or (str(error) if error and not fields else None) or "no reason given",
         code=code or (None if http_status is None else str(http_status)),
         retryable=True if status != "failed" else passing,
-        details={} if http_status is None else {"http_status": http_status},
     )
 
 
@@ -115,7 +124,7 @@ def _batch(body: Any) -> Batch:
     native = as_text(body.get("status")) or "unknown"
     state = _STATES.get(native, "running")
     metadata, counted = as_object(body.get("metadata")), as_object(body.get("request_counts"))
-    total = as_count(counted.get("total")) or _number(metadata.get("pollux_rows"))
+    total = as_count(counted.get("total")) or parse_count(metadata.get("pollux_rows")) or None
     succeeded, failed = as_count(counted.get("completed")), as_count(counted.get("failed"))
     if state in {"failed", "cancelled", "expired"} and total is not None:
         failed = max(failed, total - succeeded)  # the remaining rows will not be answered
@@ -144,10 +153,6 @@ def _batch(body: Any) -> Batch:
 def _describe_problem(problem: dict[str, Any]) -> str:
     message = as_text(problem.get("message")) or as_text(problem.get("code")) or "no reason given"
     return f"line {problem['line']}: {message}" if type(problem.get("line")) is int else message
-
-
-def _number(text: Any) -> int | None:
-    return int(text) if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10 else None  # noqa: PLR2004
 
 
 def _time(value: Any) -> float | None:
