@@ -40,6 +40,9 @@ _UNSENT: Final[dict[FailureKind, type[PolluxError]]] = {
     "state": ConfigurationError,
 }
 
+# What a failure and an APIError have in common.
+_SHARED: Final = ("outcome_unknown", "status_code", "retry_after_s", "error_category")
+
 
 class CallFailure(Record):
     """The reason why one prompt has no answer."""
@@ -73,11 +76,8 @@ class CallFailure(Record):
             message=error.message,
             hint=error.hint,
             retryable=bool(error.retryable),
-            outcome_unknown=error.outcome_unknown,
-            status_code=error.status_code,
-            retry_after_s=error.retry_after_s,
-            error_category=error.error_category,
             about_cache=isinstance(error, CacheError),
+            **{name: getattr(error, name) for name in _SHARED},
         )
 
     def error(self, provider: str) -> PolluxError:
@@ -89,13 +89,10 @@ class CallFailure(Record):
             self.message,
             hint=self.hint,
             retryable=self.retryable,
-            status_code=self.status_code,
-            retry_after_s=self.retry_after_s,
             provider=provider,
             phase="generate",
             call_idx=self.index,
-            error_category=self.error_category,
-            outcome_unknown=self.outcome_unknown,
+            **{name: getattr(self, name) for name in _SHARED},
         )
 
 
