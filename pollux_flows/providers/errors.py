@@ -54,27 +54,28 @@ _LOST_CACHE_HINT: Final = "The cache no longer exists, or belongs to another key
 
 def as_api_error(error: Exception, config: Config, phase: str) -> PolluxError:
     """Return the error of one call as a PolluxError."""
+    failure = _explain(error, config, phase)
+    if isinstance(failure, APIError):
+        failure.provider, failure.phase = config.provider, phase
+    return failure
+
+
+def _explain(error: Exception, config: Config, phase: str) -> PolluxError:
     for cause in _chain(error):
         if isinstance(cause, SourceError):  # the file failed, not the provider
             return SourceError(cause.message, hint=cause.hint)
         if isinstance(cause, BodyError):
-            return unreadable(config, phase, str(cause), retryable=False)
-    if isinstance(error, APIError):
-        error.provider = error.provider or config.provider
-        error.phase = error.phase or phase
-        return error
+            return _unreadable(config, phase, str(cause), retryable=False)
     if isinstance(error, UpstreamError):
         if error.status is None:
-            return unreadable(config, phase, str(error.body))
-        return refusal(config, phase, status=error.status, body=error.body, headers=error.headers)
-    status = _status(error)
-    if status is None:
+            return _unreadable(config, phase, str(error.body))
+        return _refusal(config, phase, status=error.status, body=error.body, headers=error.headers)
+    if (status := _status(error)) is None:
         return _no_response(error, config, phase)
-    body = _body(error)
-    return refusal(config, phase, status=status, body=body, headers=_headers(error), fallback=str(error))
+    return _refusal(config, phase, status=status, body=_body(error), headers=_headers(error), fallback=str(error))
 
 
-def refusal(
+def _refusal(
     config: Config,
     phase: str,
     *,
@@ -105,8 +106,6 @@ def refusal(
         retryable=retryable,
         status_code=status,
         retry_after_s=retry_after,
-        provider=config.provider,
-        phase=phase,
         error_category=category,
         # A gateway may have given up on a provider that went on: only a 4xx proves that nothing was stored.
         outcome_unknown=(phase in _STORED and not 400 <= status < 500)  # noqa: PLR2004 (HTTP's own range)
@@ -121,14 +120,12 @@ def may_pass(status: int | None, code: str | None = None) -> bool | None:
     return (status in _PASSING or status >= 500) and code not in _OUT_OF_FUNDS  # noqa: PLR2004
 
 
-def unreadable(config: Config, phase: str, what: str, *, retryable: bool = True) -> APIError:
+def _unreadable(config: Config, phase: str, what: str, *, retryable: bool = True) -> APIError:
     """Return the error for an answer that came, and was probably billed, but cannot be read."""
     return _kind(phase)(
         f"{config.provider} sent an answer that cannot be read: {redact(what, config)}",
         hint="If it happens again, the address may not belong to this provider's API: check base_url.",
         retryable=retryable,
-        provider=config.provider,
-        phase=phase,
         outcome_unknown=phase not in _FREE,
     )
 
@@ -143,15 +140,13 @@ def _no_response(error: Exception, config: Config, phase: str) -> APIError:
     """Return the error for a call without an HTTP status: the network failed, or the answer was unreadable."""
     chain = list(_chain(error))
     if any(isinstance(link, _UNREADABLE) for link in chain):
-        return unreadable(config, phase, redact(str(error), config))
+        return _unreadable(config, phase, redact(str(error), config))
     network = next((link for link in chain if isinstance(link, httpx2.RequestError)), None)
     if network is None or isinstance(network, _NOT_A_NETWORK_ERROR):
         return _kind(phase)(
             f"{config.provider} could not be called: {type(error).__name__}: {redact(str(error), config)}",
             hint="This looks like a bug in pollux_flows or in the SDK; please report it.",
             retryable=False,
-            provider=config.provider,
-            phase=phase,
             # The error may have happened after a batch had arrived.
             outcome_unknown=network is None and phase == "batch_submit",
         )
@@ -164,8 +159,6 @@ def _no_response(error: Exception, config: Config, phase: str) -> APIError:
         if sent
         else f"Check the network{f' and that something listens at {config.base_url}' if config.base_url else ''}.",
         retryable=True,
-        provider=config.provider,
-        phase=phase,
         error_category="network",
         outcome_unknown=sent and phase not in _FREE,
     )
