@@ -13,13 +13,13 @@ import pytest
 
 from pollux_flows import Config, Options, RetryPolicy, Source
 from pollux_flows.config import PROVIDERS, ProviderName
-from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.openrouter import models as catalogue
 from pollux_flows.ratelimit import limits
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Logged, Simulator, serve
+from tests.executing import execute_plan
 
 KEY = "sk-sentinel-0123456789abcdef"
 MODELS: dict[ProviderName, str] = {

@@ -182,7 +182,8 @@ class Attachments:
             case "inline" if content is not None:
                 return replace(material, data=await load(source, content, limit_s=self._session.config.timeout_s))
             case "upload" if content is not None:
-                return replace(material, file=await self._hold(index, source, content))
+                _, owner = self._key(index)
+                return replace(material, file=await owner.file(self._session, source, content, turn=self._turn))
             case _:
                 return material
 
@@ -192,10 +193,6 @@ class Attachments:
         return (
             await load(source, content, limit_s=self._session.config.timeout_s)
         ).decode()  # which a byte order mark is a part of
-
-    async def _hold(self, index: int, source: Source, content: Content) -> Uploaded:
-        _, owner = self._key(index)
-        return await owner.file(self._session, source, content, turn=self._turn)
 
     def _key(self, index: int) -> tuple[UploadKey, FileOwner]:
         content = self._plan.contents[index]

@@ -57,19 +57,6 @@ async def open_execution(
             await execution.answers.close()  # what was not answered is left to others
 
 
-async def execute_plan(
-    plan: Plan,
-    config: Config,
-    terms: Terms | None = None,
-    *,
-    on_outcome: OnOutcome | None = None,
-    caches: CacheRegistry | None = None,
-) -> list[Outcome]:
-    """Make all calls of the plan, and return their outcomes in its order."""
-    async with open_execution(plan, config, terms, caches=caches) as execution:
-        return await execution.answer_calls(plan.calls, on_outcome)
-
-
 def first_error(outcomes: Sequence[Outcome], provider: str) -> PolluxError | None:
     """The error of the first call that failed, as an exception to raise."""
     failures = (outcome.failure for outcome in outcomes if outcome.failure is not None)

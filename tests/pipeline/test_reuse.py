@@ -23,7 +23,6 @@ from pollux_flows import (
     run_many,
 )
 from pollux_flows.pipeline import answers, execute
-from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.saved import Saved
@@ -34,6 +33,7 @@ from pollux_flows.state import redis
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.maintenance import is_complete
 from pollux_flows.state.store import open_store
+from tests.executing import execute_plan
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
 from tests.state.places import at_work
 from tests.state.servers import Server, client

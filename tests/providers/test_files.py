@@ -27,12 +27,12 @@ from pollux_flows import (
     run_many,
 )
 from pollux_flows.config import ProviderName
-from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.store import open_store
+from tests.executing import execute_plan
 from tests.loopback import SDKS, MakeConfig, every_provider
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,6 @@ from pollux_flows import Config, Source, run
 from pollux_flows.config import ProviderName
 from pollux_flows.pipeline import answers, cleanup
 from pollux_flows.pipeline.cleanup import delete_due
-from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
@@ -29,6 +28,7 @@ from pollux_flows.state.home import disk_full_error
 from pollux_flows.state.ledger import OWNER_S, Ledger
 from pollux_flows.state.store import open_store
 from pollux_flows.state.upload import Entry
+from tests.executing import execute_plan
 from tests.loopback import SDKS, MakeConfig, asked
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40

@@ -9,13 +9,14 @@ import pytest
 
 from pollux_flows import ConfigurationError, Options, Source, run, run_many
 from pollux_flows.config import ProviderName
-from pollux_flows.pipeline.execute import execute_plan, open_execution
+from pollux_flows.pipeline.execute import open_execution
 from pollux_flows.pipeline.extract import extract_each, extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.simulator import Fault, Simulator
+from tests.executing import execute_plan
 from tests.loopback import ONCE, MakeConfig, asked, good, http, outcomes, scripted, sent, until
 
 DOCUMENT_TOKENS = 100_000

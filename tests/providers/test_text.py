@@ -8,11 +8,11 @@ import pytest
 
 from pollux_flows import ConfigurationError, Options, Source, run, run_many
 from pollux_flows.config import ProviderName
-from pollux_flows.pipeline.execute import execute_plan
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Simulator
+from tests.executing import execute_plan
 from tests.loopback import KEY, MODELS, MakeConfig, asked, every_provider, sent
 
 LONG = "Tell me all about the sea, its waves, its depths, its storms and the ships on it. " * 3
