@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import MISSING
 
+from pollux_flows.blocks.deferred_job import PolluxDeferredJob
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.options import Options
 from pollux_flows.source import Source, SourceType, VideoSettings
@@ -215,6 +216,11 @@ class _OptionsCard(BaseModel):
     more: _None | _RareOptions = Field(default=None, title="More")
 
 
+def _read_job(value: Any) -> Any:
+    """Return the name of a job that was picked as a block."""
+    return value.job.get("name") if isinstance(value, PolluxDeferredJob) else value
+
+
 # The cards are shown only; what they send is read by the functions above.
 SourceField = Annotated[Source, BeforeValidator(_read_source, json_schema_input_type=_SourceCard)]
 """A source: the document, a text to guess it from, or what the form writes."""
@@ -225,3 +231,7 @@ OptionsField = Annotated[
     ),
 ]
 """Options, or what the form writes."""
+JobField = Annotated[
+    str, BeforeValidator(_read_job, json_schema_input_type=PolluxDeferredJob | Annotated[str, _tab("name")])
+]
+"""The name of a PolluxDeferredJob, or the block itself."""
