@@ -31,6 +31,8 @@ _TITLES: Final = {
     "reuse": "Reuse answers",
     "ttl_seconds": "Lifetime (seconds)",
 }
+REQUIRED: Final[Any] = MISSING
+"""The default of a parameter that has none, behind one that has."""
 _FIRST: Final = ("prompt", "prompts", "prompts_from", "provider", "sources", "options", "job", "jobs")
 _HIDDEN: Final = {"calls_per_task"}
 _SWITCH: Final = {"on": True, "off": False}
@@ -54,9 +56,9 @@ def form_signature(function: Callable[..., Any]) -> inspect.Signature:
 
 def _describe(parameter: inspect.Parameter, description: str | None) -> inspect.Parameter:
     name, annotation, default = parameter.name, parameter.annotation, parameter.default
-    if name == "prompts":
-        default = []  # the other way to give them is prompts_from
-    elif default is None and (one := _without_none(annotation)) is not None:
+    if default is REQUIRED:
+        default = inspect.Parameter.empty
+    if default is None and (one := _without_none(annotation)) is not None:
         annotation, default = one, MISSING
     if name in _HIDDEN:
         annotation, default = Annotated[annotation, cast(Any, SkipJsonSchema)()], MISSING
