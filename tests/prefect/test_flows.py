@@ -23,6 +23,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_SERVER_API_MAX_PARAMETER_SIZE, temporary_settings
 from pydantic import BaseModel
 
 from pollux_flows import APIError, ConfigurationError, Options, RateLimitError, ResultEnvelope, Source
@@ -397,7 +398,8 @@ async def test_a_failed_flows_error_is_as_rich_as_the_calls(provider: PolluxProv
 
 def test_a_run_that_is_too_large_for_the_server_says_so(provider: PolluxProvider, simulator: Simulator) -> None:
     """Before the server refuses it with all of it quoted; with the ways out."""
-    with pytest.raises(ConfigurationError, match=r"600,\d+ bytes.*524,288.*run_many"):
+    default = temporary_settings(restore_defaults={PREFECT_SERVER_API_MAX_PARAMETER_SIZE})
+    with default, pytest.raises(ConfigurationError, match=r"600,\d+ bytes.*524,288.*run_many"):
         realtime("Who?", provider, sources=[Source.from_text("x" * 600_000)])
     assert simulator.requests == []
 
