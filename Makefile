@@ -14,9 +14,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
 
-# In the order of the files: reordered, those with one long test would come last, each with nothing beside it.
+# Four workers, on two cores as well: many tests wait for a clock, a lease or another process. In the order that
+# tests/conftest.py gives the files: reordered, those with one long test would come last, with nothing beside them.
 test: $(READY)  ## run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff format --check .
