@@ -239,7 +239,8 @@ async def test_a_job_without_its_provider_does_not_stop_the_pass(saved: Saved) -
 async def test_a_cancelled_job_is_collected(saved: Saved, simulator: Simulator) -> None:
     simulator.batch_s = 3600
     name = await asubmit(PROMPTS, await saved("openai"))
-    assert await acancel(name) == "cancelling"
+    block = await PolluxDeferredJob.aload(name)
+    assert await acancel(cast(str, block)) == "cancelling"
     simulator.clock = lambda: time.time() + 3600
     try:
         (row,) = (await acollect()).rows
