@@ -14,10 +14,11 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
 
-# Four workers, on two cores as well: many tests wait for a clock, a lease or another process. In the order that
-# tests/conftest.py gives the files: reordered, those with one long test would come last, with nothing beside them.
+# Three workers, on two cores as well: many tests wait for a clock, a lease or another process; a fourth would have a
+# fourth Prefect server to keep busy. In the order that tests/conftest.py gives the files: reordered, those with one
+# long test would come last, with nothing beside them.
 test: $(READY)  ## run the tests
-	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff format --check .

@@ -105,7 +105,7 @@ async def _completed_runs(deployment_id: UUID) -> list[FlowRun]:
         )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)  # with the start of two servers and nine processes
 async def test_the_schedule_alone_collects_a_batch_and_completes_a_suspended_run(
     saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
