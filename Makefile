@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check bench fresh-install kills batch-kills cache-kills parents format clean
+.PHONY: demo test browser check bench fresh-install kills batch-kills cache-kills parents format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
@@ -18,7 +18,10 @@ demo: $(READY)  ## run the main job offline and show the result
 # fourth Prefect server to keep busy. In the order that tests/conftest.py gives the files: reordered, those with one
 # long test would come last, with nothing beside them.
 test: $(READY)  ## run the tests
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/browser
+
+browser: $(READY)  ## use the UI as a person does, in Chromium, and keep screenshots in browser-shots/
+	$(BIN)/pytest -q --timeout 300 tests/browser
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
 from pollux_flows.flows.submitting import submit_again
 from pollux_flows.jobs.collector import run_pass
 from pollux_flows.jobs.store import BlockJobStore
-from pollux_flows.jobs.waiters import suspend_run, suspendable_run
+from pollux_flows.jobs.waiters import job_name, suspend_run, suspendable_run
 from pollux_flows.options import Options
 from pollux_flows.pages import outcome_line
 from pollux_flows.result import ResultEnvelope
@@ -64,7 +64,11 @@ async def answers_of(
         if job.state == "ambiguous":
             raise _lost(job)
         if (run_id := suspendable_run()) is not None and await _noted(store, name, run_id):
-            get_run_logger().info("%s is not done: this run is suspended until collect resumes it.", name)
+            get_run_logger().info(
+                "%s is not done: this run is suspended until collect resumes it.%s",
+                name,
+                " If you cancel it, the next collect cancels the batch." if name == job_name(run_id) else "",
+            )
             await suspend_run()
         else:
             problems = [row.problem for row in (await run_pass([name])).rows if row.problem]
