@@ -14,9 +14,11 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
 
-# In the order of the files: reordered, those with one long test would come last, each with nothing beside it.
+# Three workers, on two cores as well: many tests wait for a clock, a lease or another process; a fourth would have a
+# fourth Prefect server to keep busy. In the order that tests/conftest.py gives the files: reordered, those with one
+# long test would come last, with nothing beside them.
 test: $(READY)  ## run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/browser
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/browser
 
 browser: $(READY)  ## use the UI as a person does, in Chromium, and keep screenshots in browser-shots/
 	$(BIN)/pytest -q --timeout 300 tests/browser

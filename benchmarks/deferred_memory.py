@@ -1,7 +1,7 @@
 """What a long deferred job takes in memory, over the idle process with its prompts, and for how long it holds the loop.
 
-`python -m benchmarks.deferred_memory WAY PROVIDER PROMPTS BASE_URL` prints it as a line of JSON. WAY is `flows`: submit
-and collect on a Prefect server; or `engine`: defer_many and collect_deferred.
+`python -m benchmarks.deferred_memory WAY PROVIDER PROMPTS BASE_URL [API_URL]` prints it as JSON. WAY is `flows`:
+submit and collect on the Prefect server at API_URL, or on one of its own; or `engine`: defer_many and collect_deferred.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ os.environ |= {
 import anthropic  # noqa: F401 (an idle process has them, too)
 import google.genai  # noqa: F401
 import openai  # noqa: F401
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pollux_flows import Config, collect_deferred, defer_many
 from pollux_flows.blocks import PolluxProvider
@@ -112,16 +113,25 @@ async def engine(provider: Any, prompts: list[str], base_url: str, _: str) -> Me
     return measured
 
 
-def main(way: str, provider: str, count: int, base_url: str) -> None:
+def server(api_url: str) -> AbstractContextManager[object]:
+    """Use the Prefect server at that address, or a new one."""
+    if api_url:
+        return temporary_settings({PREFECT_API_URL: api_url})
+    from prefect.testing.utilities import prefect_test_harness  # which takes a second to import
+
+    return prefect_test_harness(server_startup_timeout=120)
+
+
+def main(way: str, provider: str, count: int, base_url: str, api_url: str = "") -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["POLLUX_HOME"] = home
         if way == "engine":
             measured = asyncio.run(engine(provider, prompts_of(count), base_url, home))
         else:
-            with prefect_test_harness(server_startup_timeout=120):
+            with server(api_url):
                 measured = asyncio.run(flows(provider, prompts_of(count), base_url, home))
     print(json.dumps({"idle": measured.idle, "steps": measured.steps}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -58,6 +58,31 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+# Files that take a worker 20 s and more. They start first, so that short ones fill the other workers up to the end.
+_LONG = (
+    "tests/prefect/test_deferred_served.py",
+    "tests/prefect/test_deferred_trouble.py",
+    "tests/prefect/test_deferred.py",
+    "tests/prefect/test_no_key_anywhere.py",
+    "tests/prefect/test_paid_once.py",
+    "tests/prefect/test_auto_cache.py",
+    "tests/prefect/test_starters.py",
+    "tests/prefect/test_elsewhere.py",
+    "tests/prefect/test_retried_parents.py",
+    "tests/prefect/test_killed_jobs.py",
+    "tests/prefect/test_",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    """The place of the test's file in `_LONG`; tests of one rank stay in order."""
+    return next((place for place, name in enumerate(_LONG) if item.nodeid.startswith(name)), len(_LONG))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 

@@ -8,12 +8,11 @@ connection among all that a run does.
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import inspect
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
 from copy import copy
 from functools import update_wrapper, wraps
 from types import FunctionType
@@ -32,6 +31,7 @@ from prefect.utilities.callables import get_call_parameters
 from pollux_flows.access import postponed_schemas
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.flows.fields import REQUIRED, form_signature
+from pollux_flows.flows.frozen_heap import frozen_heap
 from pollux_flows.flows.run_logs import shorten_logs_of
 from pollux_flows.flows.run_names import run_name
 from pollux_flows.scope import FlowCall, callers, remember
@@ -81,7 +81,7 @@ class _Form(Flow[P, R], Generic[P, R]):
             flow.result_storage = self.result_storage or await aget_default_result_storage()
             # Of a run that was retried and has returned a state, Prefect raises the error of the first attempt.
             wants_state = kwargs.pop("return_state", False)
-            with _frozen_heap(), remember(call):
+            with frozen_heap(), remember(call):
                 run = cast(Coroutine[Any, Any, State[Any]], Flow.__call__(flow, *args, return_state=True, **kwargs))
                 state = await run
             return state if wants_state else await state.aresult()
@@ -188,23 +188,6 @@ def _copy(function: FunctionType) -> FunctionType:
     del copied.__dict__["__wrapped__"]
     copied.__kwdefaults__ = function.__kwdefaults__
     return copied
-
-
-@contextmanager
-def _frozen_heap() -> Iterator[None]:
-    """Leave the objects that are there to no garbage collection during a run.
-
-    Prefect is 370,000 objects, and all answers wait for the quarter of a second that it takes to look through them. A
-    program that froze its heap for itself keeps it frozen.
-    """
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @asynccontextmanager

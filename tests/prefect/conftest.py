@@ -6,20 +6,28 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
-from prefect.settings import PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL, temporary_settings
+from prefect.settings import (
+    PREFECT_SERVER_API_MAX_PARAMETER_SIZE,
+    PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL,
+    temporary_settings,
+)
 from prefect.testing.utilities import prefect_test_harness
 
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.simulator import Simulator, serve
 from tests.hurry import hurried
 
-# What the server was told is seen five seconds later, unless it is asked to write it down more often.
-_BRISK: Final = {PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL: 0.5}
+_SETTINGS: Final = {
+    # An event is seen five seconds later, unless the server saves events more often.
+    PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL: 0.5,
+    # For the job of 10,001 prompts in test_memory.py.
+    PREFECT_SERVER_API_MAX_PARAMETER_SIZE: 1 << 28,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def prefect_server() -> Iterator[None]:
-    with hurried(), temporary_settings(_BRISK), prefect_test_harness(server_startup_timeout=120):
+    with hurried(), temporary_settings(_SETTINGS), prefect_test_harness(server_startup_timeout=120):
         yield
 
 

@@ -1,4 +1,8 @@
-"""Run by test_no_key_anywhere.py: every flow, on every way a key can take, with one key that is then searched for."""
+"""Run by test_no_key_anywhere.py: a key goes every way that a key can go, and is then searched for.
+
+Every flow runs with one provider. With each provider run a sync flow with a typed provider, one with a saved provider,
+a call of `run_many` and two runs whose errors quote the key.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +46,11 @@ def main(key: str, origin: str) -> None:
         print(repr(block), str(block), repr(saved))
         realtime("Who?", block)
         fan_out(["Who?", "Where?"], saved, sources=sources)
-        fan_in("Who?", sources, saved)
-        broadcast(["Who?"], sources, block)
-        asyncio.run(afan_out(["Who?", "Where?"], block))
-        asyncio.run(abroadcast(["Who?"], sources, saved))
+        if name == "openai":  # how a flow passes a key on does not depend on the provider
+            fan_in("Who?", sources, saved)
+            broadcast(["Who?"], sources, block)
+            asyncio.run(afan_out(["Who?", "Where?"], block))
+            asyncio.run(abroadcast(["Who?"], sources, saved))
         config = Config(provider=name, model=model, api_key=SecretStr(key), base_url=origin + PREFIXES[name])
         print(repr(config), asyncio.run(run_many(["Who?"], config=config)))
         # The provider that echoes the key, as the whole run's error and as one prompt's.

@@ -118,7 +118,7 @@ def test_when_yesterdays_cache_is_gone_another_is_made(gemini: PolluxProvider, s
     assert answered(simulator) == 3
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 async def test_a_nightly_deployment_pays_for_no_answer_twice(gemini: PolluxProvider, simulator: Simulator) -> None:
     """Two nights of a served flow; the second fails half-way and is retried as from the UI."""
     saved = await gemini.asave("for-the-night", overwrite=True)

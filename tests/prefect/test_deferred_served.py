@@ -97,7 +97,15 @@ async def _switch_on(deployment_id: UUID) -> None:
         await client.update_deployment_schedule(deployment_id, schedule.id, active=True)
 
 
-@pytest.mark.timeout(300)
+async def _completed_runs(deployment_id: UUID) -> list[FlowRun]:
+    async with get_client() as client:
+        return await client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Completed"]))),
+        )
+
+
+@pytest.mark.timeout(600)  # with the start of two servers and nine processes
 async def test_the_schedule_alone_collects_a_batch_and_completes_a_suspended_run(
     saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -140,14 +148,8 @@ async def _collected_on_schedule(saved: Saved, simulator: Simulator) -> None:
             batch.takes_s = 0.0
         await _switch_on(ids["collect"])
         ended = [await until(partial(finished, run), within_s=120) for run in runs]
-        async with get_client() as client:
-            collected = await client.read_flow_runs(
-                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[ids["collect"]])),
-                flow_run_filter=FlowRunFilter(
-                    state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Completed"]))
-                ),
-            )
-        assert collected
+        # `collect` may still be at work on what follows the resumption.
+        collected = await until(partial(_completed_runs, ids["collect"]), within_s=60)
         assert all(run.auto_scheduled for run in collected)
     finally:
         server.send_signal(signal.SIGINT)

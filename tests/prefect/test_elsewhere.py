@@ -1,4 +1,4 @@
-"""Tasks that run in processes of their own, as on Dask or Ray: side by side, each question answered for itself."""
+"""Tests of tasks that run in processes of their own, as on Dask or Ray: each question has its own answer."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def ask(prompt: str, provider: PolluxProvider) -> tuple[str, str, int]:
 
 @pytest.mark.timeout(300)
 def test_tasks_in_other_processes_that_call_a_flow(provider: PolluxProvider, simulator: Simulator) -> None:
-    """The same question in three of them gets three answers; a retry takes each of those once."""
+    """A question that is asked three times gets three answers; a retry reuses each of them once."""
     provider.save("elsewhere", overwrite=True)
     attempts: list[list[tuple[str, str, int]]] = []
 
-    @flow(retries=1, retry_delay_seconds=0, task_runner=processes(3))
+    @flow(retries=1, retry_delay_seconds=0, task_runner=processes(2))
     def mine() -> None:
         futures = [ask.submit(prompt, provider) for prompt in ("same", "same", "same", "other")]
         attempts.append([future.result() for future in futures])

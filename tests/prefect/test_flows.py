@@ -23,6 +23,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_SERVER_API_MAX_PARAMETER_SIZE, temporary_settings
 from pydantic import BaseModel
 
 from pollux_flows import APIError, ConfigurationError, Options, RateLimitError, ResultEnvelope, Source
@@ -35,6 +36,7 @@ from pollux_flows.flows import (
     broadcast,
     fan_in,
     fan_out,
+    frozen_heap,
     realtime,
 )
 from pollux_flows.simulator import Fault, Simulator
@@ -216,11 +218,26 @@ def test_a_state_is_returned_and_handed_to_hooks_with_the_envelope(provider: Pol
     assert seen == [envelope]
 
 
-def test_a_heap_that_the_program_froze_stays_frozen(provider: PolluxProvider) -> None:
+def test_a_heap_that_the_program_froze_stays_frozen(provider: PolluxProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_heap, "_frozen_by_program", False)
     gc.freeze()  # as all tests do, see tests/conftest.py
     frozen = gc.get_freeze_count()
     realtime("Who was it?", provider)
     assert gc.get_freeze_count() > frozen / 2  # objects may have ended since
+
+
+def test_the_heap_is_unfrozen_after_the_last_of_several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends while another is under way leaves the heap frozen."""
+    monkeypatch.setattr(frozen_heap, "_frozen_by_program", False)
+    gc.unfreeze()
+    first, second = frozen_heap.frozen_heap(), frozen_heap.frozen_heap()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert gc.get_freeze_count()
+    second.__exit__(None, None, None)
+    assert not gc.get_freeze_count()
+    gc.freeze()  # as it was
 
 
 async def test_task_runs_start_as_their_calls_come_into_line(provider: PolluxProvider) -> None:
@@ -381,7 +398,8 @@ async def test_a_failed_flows_error_is_as_rich_as_the_calls(provider: PolluxProv
 
 def test_a_run_that_is_too_large_for_the_server_says_so(provider: PolluxProvider, simulator: Simulator) -> None:
     """Before the server refuses it with all of it quoted; with the ways out."""
-    with pytest.raises(ConfigurationError, match=r"600,\d+ bytes.*524,288.*run_many"):
+    default = temporary_settings(restore_defaults={PREFECT_SERVER_API_MAX_PARAMETER_SIZE})
+    with default, pytest.raises(ConfigurationError, match=r"600,\d+ bytes.*524,288.*run_many"):
         realtime("Who?", provider, sources=[Source.from_text("x" * 600_000)])
     assert simulator.requests == []
 

@@ -36,7 +36,7 @@ def started(program: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment, cwd=ROOT, text=True)
 
 
-async def until(happened: Callable[[], Any], within_s: float = 60.0) -> Any:
+async def until(happened: Callable[[], Any], within_s: float = 120.0) -> Any:
     deadline = time.monotonic() + within_s
     while not (found := await happened()):
         assert time.monotonic() < deadline
@@ -50,7 +50,7 @@ async def finished(run: FlowRun) -> FlowRun | None:
     return seen if seen.state and seen.state.is_final() else None
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 async def test_a_served_flow_is_started_from_the_ui(provider: PolluxProvider) -> None:
     """With a saved provider picked from the form, and with one typed in; both forms of a flow can be served."""
     document = await provider.asave("picked-in-the-ui", overwrite=True)

@@ -7,6 +7,7 @@ import json
 import sys
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from benchmarks.simulated import simulated
 
@@ -27,6 +28,7 @@ async def test_a_long_job_needs_little_memory_and_never_blocks_the_loop() -> Non
             "openai",
             str(PROMPTS),
             world.base_url("openai"),
+            PREFECT_API_URL.value() or "",
             stdout=asyncio.subprocess.PIPE,
         )
         said, _ = await process.communicate()
