@@ -14,10 +14,9 @@ from rich.text import Text
 
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.pricing import dollars
-from pollux_flows.state.existing import open_existing_store
 from pollux_flows.state.kinds import Kind
 from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
-from pollux_flows.state.store import Store
+from pollux_flows.state.store import Store, open_existing_store
 from pollux_flows.state.units import format_size, parse_duration, parse_size
 
 T = TypeVar("T")
@@ -55,7 +54,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show what is kept and where, how much room it takes, and the last runs."""
-    store = _found(writes=False)
+    store = _found()
     found = None if store is None else _run_or_refuse(survey(store, last=runs))
     if json:
         say("null" if found is None else found.model_dump_json(indent=2))
@@ -85,7 +84,7 @@ def prune_(
         raise SystemExit("--run takes all answers of that run, however old: leave --older-than and --max-size out.")
     with refusals_in_words():
         limits = _limits(older_than, max_size, run)
-    store = _found(writes=not dry_run)
+    store = _found()
     if store is None:
         say(_NOTHING)
         return
@@ -109,9 +108,9 @@ def _limits(older_than: str | None, max_size: str | None, run: str | None) -> di
     return limits
 
 
-def _found(*, writes: bool) -> Store | None:
+def _found() -> Store | None:
     with refusals_in_words():
-        return open_existing_store(writes=writes)
+        return open_existing_store()
 
 
 def _run_or_refuse(work: Coroutine[Any, Any, T]) -> T:
