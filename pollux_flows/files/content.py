@@ -10,7 +10,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Final, TypeVar, cast
@@ -254,7 +254,7 @@ def _read(name: str, pulse: Pulse) -> Content:
     return Content(
         sha256=hashed.hexdigest(),
         size_bytes=size,
-        mime_type=mime.mime_type(name, head, partial(_peek, name, size, head)),
+        mime_type=mime.mime_type(name, head),
         utf8=utf8 and _decodes(decoder, b"", final=True),
     )
 
@@ -265,15 +265,6 @@ def _decodes(decoder: codecs.IncrementalDecoder, piece: bytes, *, final: bool = 
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _peek(name: str, size: int, head: bytes, offset: int, length: int) -> bytes:
-    """Return a part of a file that was just read; of a stream, only its beginning is available."""
-    if offset + length <= len(head) or offset >= size or is_stream(name):
-        return head[offset : offset + length]
-    with closing(opened(name)) as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 def _load(name: str, content: Content, pulse: Pulse) -> bytes | None:
