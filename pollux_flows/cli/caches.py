@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL
 
 from pollux_flows.address import shown
 from pollux_flows.blocks.cache import format_time
-from pollux_flows.blocks.saved import load_saved_configs
+from pollux_flows.blocks.registration import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
 from pollux_flows.caching.sweep import delete_cache
 from pollux_flows.cli.words import Json, refusals_in_words, say

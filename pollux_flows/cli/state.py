@@ -14,7 +14,6 @@ from rich.text import Text
 
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.pricing import dollars
-from pollux_flows.state.kinds import Kind
 from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
 from pollux_flows.state.store import Store, open_existing_store
 from pollux_flows.state.units import format_size, parse_duration, parse_size
@@ -23,7 +22,7 @@ T = TypeVar("T")
 
 state = App(name="state", help="Show and prune the state: answers, and records of uploads and jobs.")
 
-_WORDS: Final[dict[Kind, str]] = {
+_WORDS: Final = {
     "answer": "Answers",
     "pointer": "Calls with an answer",
     "run": "Runs",

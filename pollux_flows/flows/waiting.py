@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from prefect import get_run_logger
+from prefect.flow_runs import asuspend_flow_run
 
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.report import missing_problem
@@ -18,7 +19,7 @@ from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
 from pollux_flows.flows.submitting import submit_again
 from pollux_flows.jobs.collector import run_pass
 from pollux_flows.jobs.store import BlockJobStore
-from pollux_flows.jobs.waiters import suspend_run, suspendable_run
+from pollux_flows.jobs.waiters import SUSPENDED_S, suspendable_run
 from pollux_flows.options import Options
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.scope import lineage
@@ -63,7 +64,8 @@ async def answers_of(
             raise _lost(job)
         if (run_id := suspendable_run()) is not None and await _noted(store, name, run_id):
             get_run_logger().info("%s is not done: this run is suspended until collect resumes it.", name)
-            await suspend_run()
+            # Once it is resumed, the run starts from its first line, and this returns at once.
+            await asuspend_flow_run(timeout=SUSPENDED_S)
         else:
             problems = [row.problem for row in (await run_pass([name])).rows if row.problem]
             well = time.monotonic() if not problems else well

@@ -22,7 +22,7 @@ from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.state.answer_record import read_answer, read_cost, read_pointer
 from pollux_flows.state.bounds import max_size_bytes, retention_s
 from pollux_flows.state.identity import digest
-from pollux_flows.state.kinds import Kind, is_removable, kind_of, run_of
+from pollux_flows.state.kinds import is_removable, kind_of, run_of
 from pollux_flows.state.leases import Clock, get_owner, strip_lease
 from pollux_flows.state.store import Json, Row, Store, damaged_record_error
 from pollux_flows.state.upload import Entry, UploadKey
@@ -58,8 +58,8 @@ class Survey(Record):
     size_bytes: int
     kept_days: float = Field(description="How long an answer is stored.")
     max_size_bytes: int | None = Field(description="None: only age bounds it.")
-    records: dict[Kind, int] = Field(default_factory=dict, description="The number of records of each kind.")
-    bytes: dict[Kind, int] = Field(default_factory=dict, description="The size of the records of each kind.")
+    records: dict[str, int] = Field(default_factory=dict, description="The number of records of each kind.")
+    bytes: dict[str, int] = Field(default_factory=dict, description="The size of the records of each kind.")
     oldest_at: float | None = Field(default=None, description="When the oldest answer was saved, as a Unix time.")
     newest_at: float | None = None
     unreadable: int = 0
@@ -69,7 +69,7 @@ class Survey(Record):
 
 async def survey(store: Store, *, last: int = 10) -> Survey:
     """Count all records of a store, and summarize its last runs."""
-    records, sizes, answers, unknown = Counter[Kind](), Counter[Kind](), Counter[str](), Counter[str]()
+    records, sizes, answers, unknown = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     costs, began = defaultdict[str, float](float), dict[str, tuple[float, str]]()
     unreadable = expired = 0
     oldest, newest = math.inf, -math.inf
@@ -264,7 +264,7 @@ class _Pruning:
         self._freed = 0
         self._batch: list[Row] = []
         self._batch_size = 0
-        self._removed: Counter[Kind] = Counter()
+        self._removed: Counter[str] = Counter()
         self._places: set[str] = set()  # keys of the removed answers
         self._pointers: dict[str, Row] = {}  # by the answer they lead to, with which they are removed
         self._headers: defaultdict[str, list[Row]] = defaultdict(list)  # removed with the last answer of their run

@@ -26,7 +26,7 @@ from typing import Final, Protocol
 from uuid import uuid4
 
 from pollux_flows.result import Outcome
-from pollux_flows.state import index, leases
+from pollux_flows.state import journal, leases
 from pollux_flows.state.answer_record import read_answer
 from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import call_identity, digest
@@ -56,7 +56,7 @@ class RunScope:
     """The task run that stands for the sub-flow in the flow run that called it. It outlives attempts."""
 
 
-class Call(index.Call, Protocol):
+class Call(journal.Call, Protocol):
     """The part of a planned call that a slot depends on."""
 
     @property
@@ -149,7 +149,7 @@ class Slots:
                 taken |= choice.slots
                 del pending[name]
         found_as = [(call, taken[call.index].identity) for call in calls if call.index in taken]
-        await index.write_index(self._store, self._run, self._scope.flow_run, found_as, at=self._clock())
+        await journal.write_index(self._store, self._run, self._scope.flow_run, found_as, at=self._clock())
         return taken
 
     async def wait_for_slot(self, call: Call, lost: Slot | None = None) -> Slot:
@@ -159,10 +159,9 @@ class Slots:
         """
         if lost is not None:
             await self._drop_lease(lost.taker)
-        for pause in leases.backoff_pauses():
+        async for _ in leases.retry_until():
             if (slot := (await self.acquire([call])).get(call.index)) is not None:
                 return slot
-            await asyncio.sleep(pause)
         raise AssertionError
 
     async def check_lease(self, slot: Slot) -> None:
