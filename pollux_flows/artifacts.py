@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 from prefect import get_run_logger
@@ -68,36 +69,42 @@ async def publish_sweep(report: SweepReport) -> None:
     )
 
 
-@asynccontextmanager
-async def progress(total: int, description: str) -> AsyncIterator[Callable[[int], None]]:
-    """A progress bar in the UI for what takes longer than a moment. Tell what it yields of steps that are done."""
-    done = 0
+@dataclass
+class Progress:
+    """How far a run is."""
 
-    def count(steps: int) -> None:
-        nonlocal done
-        done += steps
+    total: int
+    done: int = 0
+
+    def advance(self, steps: int) -> None:
+        """Count steps that are done."""
+        self.done += steps
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.done / self.total if self.total else 100.0
+
+
+@asynccontextmanager
+async def show_progress(total: int, description: str) -> AsyncIterator[Progress]:
+    """Show a progress bar in the UI for work that takes longer than a moment."""
+    progress = Progress(total)
 
     async def show() -> None:
         await asyncio.sleep(_PROGRESS_EVERY_S)
         async with best_effort():
-            bar = await acreate_progress_artifact(
-                progress=_percent(done, total), description=f"{description}, of {total}"
-            )
+            bar = await acreate_progress_artifact(progress=progress.percent, description=f"{description}, of {total}")
             try:
                 while True:
                     await asyncio.sleep(_PROGRESS_EVERY_S)
-                    await aupdate_progress_artifact(bar, progress=_percent(done, total))
+                    await aupdate_progress_artifact(bar, progress=progress.percent)
             finally:
-                await asyncio.shield(aupdate_progress_artifact(bar, progress=_percent(done, total)))
+                await asyncio.shield(aupdate_progress_artifact(bar, progress=progress.percent))
 
     shown = asyncio.create_task(show())
     try:
-        yield count
+        yield progress
     finally:
         shown.cancel()
         with suppress(asyncio.CancelledError):
             await shown
-
-
-def _percent(done: int, total: int) -> float:
-    return 100.0 * done / total if total else 100.0

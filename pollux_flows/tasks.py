@@ -7,21 +7,22 @@ to load, or else uses the environment it runs in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict, cast
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
-from pollux_flows.artifacts import progress
+from pollux_flows.artifacts import Progress, show_progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Config, Target
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.options import Options
+from pollux_flows.pages import count_of
 from pollux_flows.pipeline.caches import CacheRequest
 from pollux_flows.pipeline.execute import Execution, Place, open_execution
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
@@ -86,13 +87,13 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
     shared = _shared.get()
     # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
     if shared and shared.loop is asyncio.get_running_loop() and shared.execution.plan.sources is plan.sources:
-        outcomes = await shared.execution.answer_calls(plan.calls, lambda _: shared.count(1), _turn.get())
+        outcomes = await shared.execution.answer_calls(plan.calls, lambda _: shared.progress.advance(1), _turn.get())
         # For people who look at the run; the flow takes the outcomes as they are.
         return _mark_failed(outcomes) if any(outcome.problem for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
     async with share_execution(plan, config, terms or Terms()) as found:
         await found.confirm_store()
-        return await found.execution.answer_calls(plan.calls, lambda _: found.count(1))
+        return await found.execution.answer_calls(plan.calls, lambda _: found.progress.advance(1))
 
 
 @task(name="extract", task_run_name="extract", **UNSTORED)
@@ -144,7 +145,7 @@ class SharedExecution:
 
     execution: Execution
     loop: asyncio.AbstractEventLoop
-    count: Callable[[int], None]
+    progress: Progress
     lineage: Lineage | None
 
     async def confirm_store(self) -> None:
@@ -174,11 +175,18 @@ async def share_execution(plan: Plan, config: Config, terms: Terms) -> AsyncIter
     scope = here.scope if here else task_scope() if terms.run_key is None else None
     async with (
         open_execution(plan, config, terms, scope, caches=BlockRegistry()) as execution,
-        progress(len(plan.calls), "Calls answered") as count,
+        show_progress(len(plan.calls), "Calls answered") as progress,
     ):
-        shared = SharedExecution(execution, asyncio.get_running_loop(), count, here)
+        shared = SharedExecution(execution, asyncio.get_running_loop(), progress, here)
         token = _shared.set(shared)
         try:
             yield shared
+        except asyncio.CancelledError:
+            get_run_logger().warning(
+                "Cancelled with %s of %s answered. These answers are saved: a retry asks only the others.",
+                f"{progress.done:,}",
+                count_of(progress.total, "call"),
+            )
+            raise
         finally:
             _shared.reset(token)

@@ -28,7 +28,7 @@ FLOORS: tuple[set[str], ...] = (
     {"pipeline"},
     {"deferred", "caching", "realtime"},
     {"blocks"},
-    {"serializer", "scope", "run_store", "pages", "artifacts", "tasks", "jobs"},
+    {"serializer", "scope", "run_store", "pages", "artifacts", "tasks", "jobs", "run_answers"},
     {"flows"},
     {"deployments"},
     {"cli", "demo", "__init__"},

@@ -55,6 +55,7 @@ for _room, _commands in {
         "run": "Ask, now, and print the answers.",
         "submit": "Hand prompts in to the provider's batch system, and print the name of the job.",
     },
+    "answers": {"answers": "Print every prompt of a run with its answer."},
     "jobs": {
         "jobs": "Show the deferred jobs. No provider is asked.",
         "collect": "Look at deferred jobs, and keep the answers of those that are done.",

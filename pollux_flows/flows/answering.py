@@ -154,7 +154,7 @@ async def _answer_calls(
     started = time.monotonic()
     async with tasks.share_execution(plan, config, terms) as shared:
         found = await shared.execution.answers.load_reusable(plan.calls)
-        shared.count(len(found))
+        shared.progress.advance(len(found))
         unanswered = [call for call in plan.calls if call.index not in found]
         if found:
             log.info("%s answered already; asking the other %s.", f"{len(found):,}", f"{len(unanswered):,}")

@@ -7,6 +7,7 @@ from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.report import snapshot
 from pollux_flows.deferred.store import BusyError
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.flows.fields import JobField
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
 from pollux_flows.providers.session import open_session
@@ -15,11 +16,11 @@ _TRIES = 20
 
 
 @sync_form("cancel")
-async def cancel(job: str) -> str:
+async def cancel(job: JobField) -> str:
     """Ask the provider to stop, and give the job's status. What is answered by then is paid for, and collected.
 
     Args:
-        job: The name of the PolluxDeferredJob.
+        job: The PolluxDeferredJob, or its name.
     """
     store = await BlockJobStore.open()
     stopped = await _cancelled(store, job)

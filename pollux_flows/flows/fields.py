@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import MISSING
 
+from pollux_flows.blocks.deferred_job import PolluxDeferredJob
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.options import Options
 from pollux_flows.source import Source, SourceType, VideoSettings
@@ -30,6 +31,8 @@ _TITLES: Final = {
     "reuse": "Reuse answers",
     "ttl_seconds": "Lifetime (seconds)",
 }
+REQUIRED: Final[Any] = MISSING
+"""The default of a parameter that has none, behind one that has."""
 _FIRST: Final = ("prompt", "prompts", "prompts_from", "provider", "sources", "options", "job", "jobs")
 _HIDDEN: Final = {"calls_per_task"}
 _SWITCH: Final = {"on": True, "off": False}
@@ -53,9 +56,9 @@ def form_signature(function: Callable[..., Any]) -> inspect.Signature:
 
 def _describe(parameter: inspect.Parameter, description: str | None) -> inspect.Parameter:
     name, annotation, default = parameter.name, parameter.annotation, parameter.default
-    if name == "prompts":
-        default = []  # the other way to give them is prompts_from
-    elif default is None and (one := _without_none(annotation)) is not None:
+    if default is REQUIRED:
+        default = inspect.Parameter.empty
+    if default is None and (one := _without_none(annotation)) is not None:
         annotation, default = one, MISSING
     if name in _HIDDEN:
         annotation, default = Annotated[annotation, cast(Any, SkipJsonSchema)()], MISSING
@@ -215,6 +218,11 @@ class _OptionsCard(BaseModel):
     more: _None | _RareOptions = Field(default=None, title="More")
 
 
+def _read_job(value: Any) -> Any:
+    """Return the name of a job that was picked as a block."""
+    return value.job.get("name") if isinstance(value, PolluxDeferredJob) else value
+
+
 # The cards are shown only; what they send is read by the functions above.
 SourceField = Annotated[Source, BeforeValidator(_read_source, json_schema_input_type=_SourceCard)]
 """A source: the document, a text to guess it from, or what the form writes."""
@@ -225,3 +233,7 @@ OptionsField = Annotated[
     ),
 ]
 """Options, or what the form writes."""
+JobField = Annotated[
+    str, BeforeValidator(_read_job, json_schema_input_type=PolluxDeferredJob | Annotated[str, _tab("name")])
+]
+"""The name of a PolluxDeferredJob, or the block itself."""

@@ -31,8 +31,8 @@ from prefect.utilities.callables import get_call_parameters
 
 from pollux_flows.access import postponed_schemas
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.flows.fields import form_signature
-from pollux_flows.flows.run_logs import shorten_log
+from pollux_flows.flows.fields import REQUIRED, form_signature
+from pollux_flows.flows.run_logs import shorten_logs_of
 from pollux_flows.flows.run_names import run_name
 from pollux_flows.scope import FlowCall, callers, remember
 from pollux_flows.serializer import DOCUMENTS
@@ -87,8 +87,8 @@ class _Form(Flow[P, R], Generic[P, R]):
             return state if wants_state else await state.aresult()
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        if "prompts_from" in parameters:
-            parameters = {"prompts": [], **parameters}
+        if missing := [name for name, value in parameters.items() if value is REQUIRED]:
+            raise ConfigurationError(f"{missing[0]} is missing.", hint=f"Every run of {self.name} needs it.")
         with postponed_schemas():  # what they may import depends on the run, which Prefect enters later
             return super().validate_parameters(parameters)
 
@@ -96,6 +96,9 @@ class _Form(Flow[P, R], Generic[P, R]):
         changed = super().with_options(*args, **kwargs)
         changed.__class__ = type(self)  # Prefect makes a plain Flow of it, which would be called the other way
         return changed
+
+
+shorten_logs_of(_Form)
 
 
 class AsyncForm(_Form[P, Coroutine[Any, Any, R]]):
@@ -132,7 +135,6 @@ def _named_after(function: Callable[..., Coroutine[Any, Any, Any]], asked: str) 
 
     @wraps(function)
     async def named(*args: Any, **kwargs: Any) -> _Completed:
-        shorten_log()
         return _Completed(type=StateType.COMPLETED, data=await function(*args, **kwargs))
 
     named.__qualname__ = f"{function.__qualname__}-{asked[:16]}"
@@ -153,8 +155,13 @@ def _in_a_loop() -> bool:
 
 def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, R]]:
     """Make an async function a flow to call; `kind` is its name."""
-    # To Prefect the function is async, to the caller the flow is not: no type says both.
-    return lambda function: SyncForm(cast(Any, function), name=kind, flow_run_name=run_name(kind), **_STORED)
+
+    def form(function: Callable[P, Coroutine[Any, Any, R]]) -> Flow[P, R]:
+        _make_prompts_optional(cast(FunctionType, function))
+        # To Prefect the function is async, to the caller the flow is not: no type says both.
+        return SyncForm(cast(Any, function), name=kind, flow_run_name=run_name(kind), **_STORED)
+
+    return form
 
 
 def async_form(form: Flow[P, R]) -> Flow[P, Coroutine[Any, Any, R]]:
@@ -162,6 +169,14 @@ def async_form(form: Flow[P, R]) -> Flow[P, Coroutine[Any, Any, R]]:
     function = _copy(cast(FunctionType, form.fn))
     function.__name__ = function.__qualname__ = f"a{form.fn.__name__}"
     return AsyncForm(cast(Any, function), name=form.name, flow_run_name=run_name(form.name), **_STORED)
+
+
+def _make_prompts_optional(function: FunctionType) -> None:
+    """Let `prompts` be left out where `prompts_from` can stand in, although parameters without a default follow it."""
+    if "prompts_from" in (function.__kwdefaults__ or {}):
+        defaults = function.__defaults__ or ()
+        missing = function.__code__.co_argcount - len(defaults) - 1
+        function.__defaults__ = ([], *[REQUIRED] * missing, *defaults)
 
 
 def _copy(function: FunctionType) -> FunctionType:

@@ -1,18 +1,19 @@
 """resubmit: submit again the prompts that have no answer."""
 
+from pollux_flows.flows.fields import JobField
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.submitting import submit_again
 
 
 @sync_form("resubmit")
-async def resubmit(job: str) -> str:
+async def resubmit(job: JobField) -> str:
     """Submit again the prompts of a collected job that have no answer, and return the name of the job that asks them.
 
     When that is collected, its answers take their places in the first job's. Of an ambiguous job, the batches that the
     provider does not have are submitted.
 
     Args:
-        job: The name of the PolluxDeferredJob.
+        job: The PolluxDeferredJob, or its name.
     """
     return await submit_again(job)
 

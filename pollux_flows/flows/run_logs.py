@@ -7,37 +7,36 @@ In the runs of our flows these are left out; the log of every other run is as it
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from typing import Final
+from typing import Any, Final
 
+from prefect import Flow
 from prefect.context import FlowRunContext
 
 from pollux_flows.errors import PolluxError
 
-_REMEMBERED: Final = 1_000
-_runs: Final[OrderedDict[str, None]] = OrderedDict()
-_TASK_ENDS: Final = ("Finished in state Completed()", "Task run failed with ")
+_OF_TASKS: Final = (
+    "Finished in state Completed()",
+    "Task run failed with ",
+    # The run itself logs that it was cancelled.
+    "Crash detected! Execution was cancelled",
+    "Finished in state Crashed('Execution was cancelled",
+)
 
 
-def shorten_log() -> None:
-    """Leave out of the log of the flow run at hand what its state, or another line, says again."""
-    context = FlowRunContext.get()
-    if context is not None and context.flow_run is not None:
-        _runs[str(context.flow_run.id)] = None
-        while len(_runs) > _REMEMBERED:
-            _runs.popitem(last=False)
+def shorten_logs_of(kind: type[Flow[..., Any]]) -> None:
+    """Leave out of the log of runs of this kind of flow what another line of it says."""
 
+    def is_new(record: logging.LogRecord) -> bool:
+        context = FlowRunContext.get()
+        if context is None or not isinstance(context.flow, kind):
+            return True
+        message = record.getMessage()
+        if record.name == "prefect.task_runs":
+            return not message.startswith(_OF_TASKS)
+        if message.startswith("Finished in state Running()"):  # of a run that is being cancelled
+            return False
+        is_reported = record.exc_info is not None and isinstance(record.exc_info[1], PolluxError)
+        return not (is_reported and message.startswith("Encountered exception during execution"))
 
-def _is_new(record: logging.LogRecord) -> bool:
-    """Return whether the line says what no other line of its run does."""
-    if str(getattr(record, "flow_run_id", "")) not in _runs:
-        return True
-    message = record.getMessage()
-    if hasattr(record, "task_run_id"):
-        return not message.startswith(_TASK_ENDS)
-    is_ours = record.exc_info is not None and isinstance(record.exc_info[1], PolluxError)
-    return not (is_ours and message.startswith("Encountered exception during execution"))
-
-
-for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_is_new)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(is_new)

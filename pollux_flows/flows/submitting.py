@@ -24,6 +24,7 @@ from pollux_flows.flows.limits import under_limits
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
+from pollux_flows.jobs.waiters import job_name
 from pollux_flows.options import Options
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
@@ -76,7 +77,7 @@ async def _names(here: Lineage) -> AsyncIterator[str]:
     The run itself has one job. Sub-flows that ask the same have one each, which differ by an ordinal.
     """
     if here.is_outermost:
-        yield f"deferred-{digest('deferred', str(here.outermost.id))[:12]}"
+        yield job_name(str(here.outermost.id))
         return
     for ordinal in count():
         yield f"deferred-{digest('deferred', [str(here.outermost.id), here.asked, ordinal])[:12]}"

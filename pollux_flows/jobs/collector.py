@@ -31,7 +31,7 @@ from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import JobEvent, emit_job_event, emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs, unknown_job
-from pollux_flows.jobs.waiters import resume_runs
+from pollux_flows.jobs.waiters import find_cancelled, job_name, resume_runs
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.expiry import FILE, Expiry, machine_expiry
@@ -132,7 +132,7 @@ class CollectorPass:
 
     async def collect(self, jobs: Sequence[Job]) -> None:
         """Take every step that is possible for these jobs now, account by account."""
-        accounts = await self._group_by_account(jobs)
+        accounts = await self._group_by_account(await self._cancel_abandoned(jobs))
         for number, (config, group) in enumerate(accounts):
             # Later accounts get the requests that an earlier one leaves of its share.
             share = (MOST_REQUESTS - self.requests) // (len(accounts) - number)
@@ -141,6 +141,30 @@ class CollectorPass:
                 children = [await self._store.find(name) for name in self._children]
                 self._children.clear()
                 await asyncio.gather(*(self._collect_job(job, config, None) for job in children if job))
+
+    async def _cancel_abandoned(self, jobs: Sequence[Job]) -> list[Job]:
+        """Cancel the jobs whose run was cancelled while it waited, unless another run waits for them as well."""
+        by_name = {job.name: job for job in jobs}
+        cancelled = await find_cancelled({run_id for job in jobs for run_id in job.waiting_runs})
+        current = []
+        for job in jobs:
+            first = job
+            while first.parent is not None and first.parent in by_name:  # whose answers it completes
+                first = by_name[first.parent]
+            submitters = [run_id for run_id in first.waiting_runs if job_name(run_id) == first.name]
+            is_abandoned = bool(submitters) and cancelled.issuperset(first.waiting_runs)
+            current.append(await self._cancel(job) if is_abandoned and not job.is_ended else job)
+        return current
+
+    async def _cancel(self, job: Job) -> Job:
+        try:
+            async with self._store.lock(job.name) as lock:
+                if not lock.job.cancelled:
+                    await lock.save(lock.job.model_copy(update={"cancelled": True}))
+                    get_run_logger().info("%s is cancelled, as the run that submitted it was.", job.name)
+                return lock.job
+        except BusyError:  # the next pass tries again
+            return job
 
     async def _group_by_account(self, jobs: Sequence[Job]) -> list[tuple[Config, list[Job]]]:
         """Return the jobs of each account together, so that one list shows the batches of all of them."""
@@ -243,7 +267,7 @@ class CollectorPass:
         if job.count <= MOST_IN_ONE_ENVELOPE:
             envelope = await self._store.make_envelope(job, manifest.oddities)
             await self._store.save_envelope(job, envelope)
-            await pages.publish_job(job, manifest, await self._store.load_prompts(job), envelope)
+            await pages.publish_job(job, manifest, (await self._store.load_asked(job)).prompts, envelope)
         else:
             await pages.publish_job(job, manifest)
         return job.with_manifest(manifest)

@@ -1,19 +1,35 @@
-"""Suspended flow runs: they wait for a job without a process, and the collector resumes them once it is complete."""
+"""Suspended flow runs: they wait for a job without a process, and the collector resumes them once it is complete.
+
+A person may cancel a run while it waits. Nothing of it runs then, so the collector cancels the job that it submitted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 from uuid import UUID
 
+from prefect.client.schemas import StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment
 
 from pollux_flows.jobs.connection import open_client
+from pollux_flows.state.identity import digest
 
 SUSPENDED_S: Final = 14 * 86_400
+
+
+def job_name(run_id: str) -> str:
+    """Return the name of the job that a flow run submits, if it is no part of another run."""
+    return f"deferred-{digest('deferred', run_id)[:12]}"
 
 
 def suspendable_run() -> str | None:
@@ -27,6 +43,20 @@ def suspendable_run() -> str | None:
 async def resume_runs(run_ids: Sequence[str]) -> list[str]:
     """Resume these flow runs. Return those that are not suspended yet, for the next pass."""
     return [run_id for run_id in run_ids if not await _resume(UUID(run_id))]
+
+
+async def find_cancelled(run_ids: Collection[str]) -> set[str]:
+    """Return those of these flow runs that a person has cancelled, or is cancelling."""
+    if not run_ids:
+        return set()
+    runs = FlowRunFilter(
+        id=FlowRunFilterId(any_=[UUID(run_id) for run_id in run_ids]),
+        state=FlowRunFilterState(
+            type=FlowRunFilterStateType(any_=[StateType.CANCELLED, StateType.CANCELLING]),
+        ),
+    )
+    async with open_client() as client:
+        return {str(run.id) for run in await client.read_flow_runs(flow_run_filter=runs)}
 
 
 async def _resume(run_id: UUID) -> bool:

@@ -1,24 +1,23 @@
 """Journal: the answers of a run, saved before they count as received.
 
 An answer is saved for the run that asked, where a retry of that run finds it. A pointer for its call leads to the
-latest answer of any run, so that later runs can reuse it. An index of the calls of each flow run, by position, tells
-under which identities their answers are stored: so they can be listed, also those of a run that failed or was killed.
+latest answer of any run, so that later runs can reuse it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, Protocol
-from uuid import uuid4
+from typing import Final
 
 from pollux_flows.result import Outcome
 from pollux_flows.state import fallback_files, leases
 from pollux_flows.state.answer_record import make_answer_record, pointer_key, read_answer, read_pointer
 from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import digest
+from pollux_flows.state.index import Call, write_index
 from pollux_flows.state.leases import LEASE_S, Clock, Lease
 from pollux_flows.state.maintenance import enforce_max_size
 from pollux_flows.state.store import Json, Store
@@ -29,19 +28,6 @@ _LARGE: Final = 1 << 20
 
 class TakenError(Exception):
     """Another execution has the lease on this call, or has answered it: look again once the lease is released."""
-
-
-class Call(Protocol):
-    """The part of a planned call that is recorded in the index."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def prompt(self) -> str | None: ...
-    @property
-    def source(self) -> int | None: ...
-    @property
-    def identity(self) -> str: ...
 
 
 class Journal:
@@ -143,13 +129,3 @@ class Journal:
 
 def _lease_key(call: str) -> str:
     return f"asking/{call}"
-
-
-async def write_index(
-    store: Store, run: str, flow_run: str | None, found_as: Iterable[tuple[Call, str]], *, at: float
-) -> None:
-    """Record under which identities the answers to these calls are stored. Of a call's records, the latest counts."""
-    rows = [[call.index, identity, call.source, call.prompt] for call, identity in found_as]
-    if rows and flow_run is not None:
-        key = f"index/{run}/{flow_run}/{at:017.6f}-{uuid4().hex[:8]}"
-        await store.put(key, {"at": at, "flow_run": flow_run, "calls": rows}, retention_s())

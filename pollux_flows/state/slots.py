@@ -26,7 +26,7 @@ from typing import Final, Protocol
 from uuid import uuid4
 
 from pollux_flows.result import Outcome
-from pollux_flows.state import journal, leases
+from pollux_flows.state import index, leases
 from pollux_flows.state.answer_record import read_answer
 from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import call_identity, digest
@@ -56,7 +56,7 @@ class RunScope:
     """The task run that stands for the sub-flow in the flow run that called it. It outlives attempts."""
 
 
-class Call(journal.Call, Protocol):
+class Call(index.Call, Protocol):
     """The part of a planned call that a slot depends on."""
 
     @property
@@ -149,7 +149,7 @@ class Slots:
                 taken |= choice.slots
                 del pending[name]
         found_as = [(call, taken[call.index].identity) for call in calls if call.index in taken]
-        await journal.write_index(self._store, self._run, self._scope.flow_run, found_as, at=self._clock())
+        await index.write_index(self._store, self._run, self._scope.flow_run, found_as, at=self._clock())
         return taken
 
     async def wait_for_slot(self, call: Call, lost: Slot | None = None) -> Slot:

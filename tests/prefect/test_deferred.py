@@ -15,6 +15,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.context import AsyncClientContext
+from prefect.states import Cancelled
 from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source
@@ -33,6 +34,7 @@ from pollux_flows.flows import (
     submit,
 )
 from pollux_flows.jobs.store import BlockJobStore
+from pollux_flows.jobs.waiters import job_name
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
@@ -237,7 +239,8 @@ async def test_a_job_without_its_provider_does_not_stop_the_pass(saved: Saved) -
 async def test_a_cancelled_job_is_collected(saved: Saved, simulator: Simulator) -> None:
     simulator.batch_s = 3600
     name = await asubmit(PROMPTS, await saved("openai"))
-    assert await acancel(name) == "cancelling"
+    block = await PolluxDeferredJob.aload(name)
+    assert await acancel(cast(str, block)) == "cancelling"
     simulator.clock = lambda: time.time() + 3600
     try:
         (row,) = (await acollect()).rows
@@ -245,6 +248,28 @@ async def test_a_cancelled_job_is_collected(saved: Saved, simulator: Simulator) 
         simulator.clock = time.time
     assert (row.status, row.collected, row.failed) == ("cancelled", True, 4)
     assert await events_of(name) == ["submitted", "failed"]
+
+
+@pytest.mark.parametrize("another_waits", [False, True])
+async def test_a_run_that_is_cancelled_while_it_waits_takes_its_batch_along(
+    saved: Saved, simulator: Simulator, another_waits: bool
+) -> None:
+    """Nothing of the run is left to cancel the batch: the next pass does, unless another run waits for the job."""
+    simulator.batch_s = 3600
+    provider = await saved("openai")
+    name, other = await asubmit(PROMPTS, provider), await asubmit(["another"], provider)
+    store = await BlockJobStore.open()
+    async with get_client() as client:
+        runs = {job_name(str(run.id)): run.id for run in await client.read_flow_runs()}
+        await client.set_flow_run_state(runs[name], Cancelled(), force=True)
+    async with store.lock(name) as lock:
+        waiting = [str(runs[name]), *([str(runs[other])] if another_waits else [])]
+        await lock.save(lock.job.model_copy(update={"waiting_runs": waiting}))
+    rows = {row.job: row.status for row in (await acollect()).rows}
+    assert rows == {name: "queued" if another_waits else "cancelling", other: "queued"}
+    assert (await store.get(name)).cancelled is not another_waits
+    for each in (name, other):
+        await acancel(each)
 
 
 async def test_an_unknown_job_is_refused() -> None:

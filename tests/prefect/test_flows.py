@@ -168,9 +168,9 @@ async def test_runs_and_tasks_have_names_that_a_person_can_read(provider: Pollux
     """What the UI lists tells what was done, with which model, how much of it."""
     await afan_out(PROMPTS, provider, sources=SOURCES)
     run = await newest_run("fan-out")
-    assert run.name == "fan-out · gpt-4.1-mini · 2 sources · 3 prompts"
+    assert run.name == f"{PROMPTS[0]} · fan-out · gpt-4.1-mini · 2 sources · 3 prompts"
     await arealtime("Who was it?", provider)
-    assert (await newest_run("realtime")).name == "realtime · gpt-4.1-mini"
+    assert (await newest_run("realtime")).name == "Who was it? · realtime · gpt-4.1-mini"
 
 
 async def test_an_artifact_shows_prompts_answers_usage_and_time(provider: PolluxProvider) -> None:

@@ -52,6 +52,13 @@ def test_no_field_is_a_json_editor(flow: Flow[..., Any]) -> None:
             assert tab["type"] != "array" or resolved(tab["items"])["type"] in {"string", "object"}
 
 
+def test_a_job_is_picked_as_a_block() -> None:
+    for flow in (flows.cancel, flows.resubmit, flows.wait_for):
+        block, name = form(flow)["properties"]["job"]["anyOf"]
+        assert block["$ref"].endswith("PolluxDeferredJob")
+        assert name == {"title": "name", "type": "string"}
+
+
 def test_optional_numbers_and_texts_are_one_input() -> None:
     fields = form(flows.fan_out)["properties"]
     assert fields["max_cost_usd"]["type"] == "number"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -74,3 +75,11 @@ def test_a_flow_asks_them(provider: PolluxProvider, tmp_path: Path) -> None:
     assert len(fan_out([], provider, prompts_from=str(tmp_path / "q.txt")).answers) == 2
     [envelope] = broadcast([], [Source.from_text("x")], provider, prompts_from="one\ntwo\nthree")
     assert len(envelope.answers) == 3
+
+
+def test_prompts_may_be_left_out(provider: PolluxProvider) -> None:
+    """As in a run that is started through the API with its other parameters only."""
+    ask = cast(Any, fan_out)
+    assert len(ask(provider=provider, prompts_from="one\ntwo").answers) == 2
+    with pytest.raises(ConfigurationError, match="provider is missing"):
+        ask(prompts_from="one\ntwo")

@@ -1,0 +1,52 @@
+"""pollux-flows answers: the answers of a run, all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import signal
+import sys
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from pollux_flows.cli.words import refusals_in_words, say
+from pollux_flows.run_answers import AnswerRow, load_answers
+
+_COLUMNS: Final = ("number", "source", "prompt", "status", "answer", "error", "hint", "cost_usd")
+
+
+def answers(
+    run: Annotated[str, Parameter(help="The name or the id of a flow run, as its page shows them.")],
+    *,
+    json: Annotated[bool, Parameter(help="A line of JSON a prompt.", negative="")] = False,
+    csv_: Annotated[bool, Parameter("--csv", help="A row a prompt, with a header.", negative="")] = False,
+) -> None:
+    """Print every prompt of a run with its answer, also of a run that failed or was cancelled."""
+    if json and csv_:
+        raise SystemExit("--json and --csv exclude each other.")
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # to end quietly where the reader has enough
+    with refusals_in_words():
+        rows = asyncio.run(load_answers(run))
+    if json:
+        for row in rows:
+            say(row.model_dump_json())
+    elif csv_:
+        writer = csv.DictWriter(sys.stdout, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.model_dump() for row in rows)
+    else:
+        for row in rows:
+            _print(row)
+
+
+def _print(row: AnswerRow) -> None:
+    about = f" (source {row.source})" if row.source else ""
+    say(f"{row.number}.{about} {row.prompt or '(sources only)'}")
+    if row.error:
+        say(f"   {row.status}: {' '.join(filter(None, [row.error, row.hint]))}")
+    elif row.status != "answered":
+        say(f"   {row.status}")
+    if row.answer:
+        say("\n".join(f"   {line}" for line in row.answer.splitlines()))
+    say("")

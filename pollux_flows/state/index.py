@@ -1,0 +1,54 @@
+"""Index: the calls of each flow run, by position, with the identities under which their answers are stored.
+
+So the answers of a run can be listed later, also those of a run that failed or was killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+from uuid import uuid4
+
+from pollux_flows.state.bounds import retention_s
+from pollux_flows.state.identity import digest
+from pollux_flows.state.store import Store
+
+
+class IndexedCall(NamedTuple):
+    """A call of a flow run, as it is recorded."""
+
+    position: int
+    identity: str
+    source: int | None
+    prompt: str | None
+
+
+class Call(Protocol):
+    """The part of a planned call that is recorded in the index."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def prompt(self) -> str | None: ...
+    @property
+    def source(self) -> int | None: ...
+    @property
+    def identity(self) -> str: ...
+
+
+async def write_index(
+    store: Store, run: str, flow_run: str | None, found_as: Iterable[tuple[Call, str]], *, at: float
+) -> None:
+    """Record under which identities the answers to these calls are stored. Of a call's records, the latest counts."""
+    rows = [[call.index, identity, call.source, call.prompt] for call, identity in found_as]
+    if rows and flow_run is not None:
+        key = f"index/{run}/{flow_run}/{at:017.6f}-{uuid4().hex[:8]}"
+        await store.put(key, {"at": at, "flow_run": flow_run, "calls": rows}, retention_s())
+
+
+async def read_index(store: Store, run: str, flow_run: str) -> list[IndexedCall]:
+    """Return the calls of a flow run, in order. `run` is the run that its answers belong to."""
+    calls: dict[int, IndexedCall] = {}
+    async for _, record in store.scan(f"index/{digest('run', run)}/{flow_run}/"):  # oldest first
+        calls |= {row[0]: IndexedCall(*row) for row in record["calls"]}
+    return [calls[index] for index in sorted(calls)]
