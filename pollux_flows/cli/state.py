@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -15,10 +14,8 @@ from rich.text import Text
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.pricing import dollars
 from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
-from pollux_flows.state.store import Store, open_existing_store
+from pollux_flows.state.store import open_existing_store
 from pollux_flows.state.units import format_size, parse_duration, parse_size
-
-T = TypeVar("T")
 
 state = App(name="state", help="Show and prune the state: answers, and records of uploads and jobs.")
 
@@ -53,8 +50,9 @@ def show(
     json: Json = False,
 ) -> None:
     """Show what is kept and where, how much room it takes, and the last runs."""
-    store = _found()
-    found = None if store is None else _run_or_refuse(survey(store, last=runs))
+    with refusals_in_words():
+        store = open_existing_store()
+        found = None if store is None else asyncio.run(survey(store, last=runs))
     if json:
         say("null" if found is None else found.model_dump_json(indent=2))
     elif found is None:
@@ -82,39 +80,19 @@ def prune_(
     if run is not None and (older_than is not None or max_size is not None):
         raise SystemExit("--run takes all answers of that run, however old: leave --older-than and --max-size out.")
     with refusals_in_words():
-        limits = _limits(older_than, max_size, run)
-    store = _found()
-    if store is None:
-        say(_NOTHING)
-        return
-    if damaged:
-        say(_damage_in_words(_run_or_refuse(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
-    if limits:
-        pruned = _run_or_refuse(prune(store, **limits, dry_run=dry_run))
+        age = None if older_than is None else parse_duration(older_than, "--older-than")
+        size = None if max_size is None else parse_size(max_size, "--max-size")
+        if (store := open_existing_store()) is None:
+            say(_NOTHING)
+            return
+        if damaged:
+            say(_damage_in_words(asyncio.run(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
+        if (age, size, run) == (None, None, None):
+            return
+        pruned = asyncio.run(prune(store, older_than_s=age, max_size=size, run=run, dry_run=dry_run))
         if run is not None and not pruned.answers + pruned.runs:
             raise SystemExit(f"No answers of a run called {run} are kept.")
         say(_pruned_in_words(pruned, dry_run=dry_run))
-
-
-def _limits(older_than: str | None, max_size: str | None, run: str | None) -> dict[str, Any]:
-    limits: dict[str, Any] = {}
-    if older_than is not None:
-        limits["older_than_s"] = parse_duration(older_than, "--older-than")
-    if max_size is not None:
-        limits["max_size"] = parse_size(max_size, "--max-size")
-    if run is not None:
-        limits["run"] = run
-    return limits
-
-
-def _found() -> Store | None:
-    with refusals_in_words():
-        return open_existing_store()
-
-
-def _run_or_refuse(work: Coroutine[Any, Any, T]) -> T:
-    with refusals_in_words():
-        return asyncio.run(work)
 
 
 # --- In words -------------------------------------------------------------------------------------------------------

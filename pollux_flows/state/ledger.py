@@ -19,7 +19,6 @@ from pollux_flows.state import leases
 from pollux_flows.state.account import derive_account
 from pollux_flows.state.identity import digest
 from pollux_flows.state.leases import LEASE_S, Clock, Lease, LeaseLostError, run_to_completion
-from pollux_flows.state.process import this_process
 from pollux_flows.state.store import Json, Store
 from pollux_flows.state.upload import Due, Entry, Leftover, Ownership, Uploaded, UploadKey
 
@@ -118,7 +117,7 @@ class Ledger:
             ownership = entry.owners.get(owner)
             if ownership is None or ownership.until is None:  # a deferred job does not expire
                 return entry
-            return entry.add_owner(owner, until, ownership.keep_s, _process(owner_s))
+            return entry.add_owner(owner, until, ownership.keep_s)
 
         for key in await self._keys(owner):
             entry = await self._change(key, renewed)
@@ -200,7 +199,7 @@ class Ledger:
             return seen.uploaded
 
         def add_owner(entry: Entry, _: bool) -> Entry:
-            return entry.add_owner(owner, until, keep_s, _process(owner_s)) if entry.marker == seen.marker else entry
+            return entry.add_owner(owner, until, keep_s) if entry.marker == seen.marker else entry
 
         await self._note(seen.key, owner, owner_s)
         entry = await self._change(seen.key, add_owner)
@@ -251,7 +250,7 @@ class Ledger:
             done = entry.finish_upload(marker, uploaded, now)
             if done.marker != marker:
                 return done
-            return done.add_owner(owner, None if owner_s is None else now + owner_s, keep_s, _process(owner_s))
+            return done.add_owner(owner, None if owner_s is None else now + owner_s, keep_s)
 
         async def save() -> Entry:
             try:
@@ -320,8 +319,3 @@ def _lasts(ownership: Ownership, now: float, owner_s: float | None) -> bool:
 
 def _unchanged(entry: Entry, _: bool) -> Entry:
     return entry
-
-
-def _process(owner_s: float | None) -> list[str] | None:
-    """Return the process that an owner ends with; None for one that outlives it, as a deferred job does."""
-    return this_process() if owner_s is not None and owner_s <= OWNER_S else None

@@ -241,7 +241,7 @@ async def _find_runs(store: Store, name: str) -> set[str]:
 
 
 class _Pruning:
-    """One walk through a store, from the oldest record on, that removes records in batches."""
+    """One walk through a store that removes records in batches, on a disk from the oldest on."""
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ class _Pruning:
         if max_size is None:
             return
         excess = self._ratio * listed - max_size
-        for at, size in ages:
+        for at, size in sorted(ages):
             if excess > 0:
                 self._before = math.nextafter(max(at, self._before or at), math.inf)
             excess -= self._ratio * size

@@ -89,7 +89,7 @@ class Store(Protocol):
         ...
 
     def list_rows(self) -> AsyncIterator[Row]:
-        """Yield all records, oldest first, also those that cannot be read."""
+        """Yield all records, also those that cannot be read; oldest first where the store has an order."""
         ...
 
     async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
