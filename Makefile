@@ -9,14 +9,17 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check bench fresh-install kills batch-kills cache-kills parents format clean
+.PHONY: demo test browser check bench fresh-install kills batch-kills cache-kills parents format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
 
 # In the order of the files: reordered, those with one long test would come last, each with nothing beside it.
 test: $(READY)  ## run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/browser
+
+browser: $(READY)  ## use the UI as a person does, in Chromium, and keep screenshots in browser-shots/
+	$(BIN)/pytest -q --timeout 300 tests/browser
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff format --check .

@@ -21,6 +21,8 @@ _OF_TASKS: Final = (
     "Crash detected! Execution was cancelled",
     "Finished in state Crashed('Execution was cancelled",
 )
+# Of a run that is being cancelled, or is suspended: Prefect logs these as errors.
+_NO_ENDS: Final = ("Finished in state Running()", "Finished in state Suspended(")
 
 
 def shorten_logs_of(kind: type[Flow[..., Any]]) -> None:
@@ -33,7 +35,7 @@ def shorten_logs_of(kind: type[Flow[..., Any]]) -> None:
         message = record.getMessage()
         if record.name == "prefect.task_runs":
             return not message.startswith(_OF_TASKS)
-        if message.startswith("Finished in state Running()"):  # of a run that is being cancelled
+        if message.startswith(_NO_ENDS):
             return False
         is_reported = record.exc_info is not None and isinstance(record.exc_info[1], PolluxError)
         return not (is_reported and message.startswith("Encountered exception during execution"))

@@ -20,7 +20,7 @@ from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
 from pollux_flows.flows.submitting import submit_again
 from pollux_flows.jobs.collector import run_pass
 from pollux_flows.jobs.store import BlockJobStore
-from pollux_flows.jobs.waiters import SUSPENDED_S, suspendable_run
+from pollux_flows.jobs.waiters import SUSPENDED_S, job_name, suspendable_run
 from pollux_flows.options import Options
 from pollux_flows.pages import outcome_line
 from pollux_flows.result import ResultEnvelope
@@ -65,7 +65,11 @@ async def answers_of(
         if job.state == "ambiguous":
             raise _lost(job)
         if (run_id := suspendable_run()) is not None and await _noted(store, name, run_id):
-            get_run_logger().info("%s is not done: this run is suspended until collect resumes it.", name)
+            get_run_logger().info(
+                "%s is not done: this run is suspended until collect resumes it.%s",
+                name,
+                " If you cancel it, the next collect cancels the batch." if name == job_name(run_id) else "",
+            )
             # Once it is resumed, the run starts from its first line, and this returns at once.
             await asuspend_flow_run(timeout=SUSPENDED_S)
         else:

@@ -86,7 +86,7 @@ async def test_a_served_flow_is_started_from_the_ui(provider: PolluxProvider) ->
             ]
         ended = [await until(partial(finished, run)) for run in runs]
         assert [str(run.state and run.state.type.value) for run in ended] == ["COMPLETED"] * 3
-        assert ended[0].name == "realtime · gpt-4.1-mini"
+        assert ended[0].name == "Who? · realtime · gpt-4.1-mini"
         envelope = await ended[0].state.aresult()
         assert isinstance(envelope, ResultEnvelope)
         assert envelope.answers == ["Simulated answer to: Who?"]

@@ -1,0 +1,190 @@
+"""A Prefect server with its UI, all flows served, a provider on loopback, and a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from socket import socket
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from pollux_flows.simulator import Simulator, serve
+
+T = TypeVar("T")
+
+SHOTS = Path(os.environ.get("BROWSER_SHOTS", "browser-shots")).absolute()
+"""The folder that screenshots are written to."""
+
+
+@dataclass
+class World:
+    """All that a person at the UI needs, and what the test looks at behind it."""
+
+    origin: str
+    provider_url: str
+    simulator: Simulator
+
+    def api(self, path: str, **body: Any) -> Any:
+        """Return the server's reply to a request, a POST where there is a body."""
+        url = f"{self.origin}/api{path}"
+        reply = httpx.post(url, json=body) if body else httpx.get(url)
+        return reply.raise_for_status().json()
+
+    def newest_run(self, flow: str) -> dict[str, Any]:
+        """Return the run of this flow that was created last."""
+        runs = self.api("/flow_runs/filter", flows={"name": {"any_": [flow]}}, limit=50)
+        return max(runs, key=lambda run: str(run["created"]))
+
+    def wait_for(self, flow: str, state: str, within_s: float = 120) -> dict[str, Any]:
+        """Return the newest run of this flow once it is in this state."""
+
+        def in_state() -> dict[str, Any] | None:
+            run = self.newest_run(flow)
+            return run if run["state"]["name"] == state else None
+
+        return wait_until(in_state, f"{flow} is {state}", within_s)
+
+    def page_of(self, run: dict[str, Any]) -> str:
+        """Return the path of the page with the answers of a run."""
+
+        def found() -> str | None:
+            artifacts = self.api("/artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, limit=20)
+            pages = [each for each in artifacts if each["type"] == "markdown" and each["key"] != "pollux-submit"]
+            newest = max(pages, key=lambda each: str(each["created"]), default=None)
+            return newest and f"/artifacts/artifact/{newest['id']}"
+
+        return wait_until(found, f"{run['name']} has a page")
+
+
+def wait_until(found: Callable[[], T | None], what: str, within_s: float = 60) -> T:
+    """Return the first result of `found` that is not None."""
+    deadline = time.monotonic() + within_s
+    while (result := found()) is None:
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(0.3)
+    return result
+
+
+class Screen:
+    """A browser window at the UI."""
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.page = page
+        self._origin = origin
+
+    def open(self, path: str) -> None:
+        """Open a page of the UI, and wait until it is there."""
+        self.page.goto(f"{self._origin}{path}", wait_until="networkidle")
+
+    def shoot(self, name: str) -> None:
+        """Write a screenshot of the page in its full height."""
+        self.page.wait_for_timeout(500)  # for its last transition
+        height = self.page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(each => each.scrollHeight))")
+        self.page.set_viewport_size({"width": 1300, "height": min(max(900, height), 4000)})
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+        self.page.set_viewport_size({"width": 1300, "height": 900})
+
+    def field(self, title: str) -> Locator:
+        """Return the field of a form with exactly this title."""
+        label = self.page.locator(".schema-form-property__label").filter(
+            has_text=re.compile(rf"^{re.escape(title)}( \(Optional\))?$")
+        )
+        return self.page.locator(".schema-form-property").filter(has=label).last
+
+    def fill(self, title: str, text: str) -> None:
+        self.field(title).locator("textarea").last.fill(text)
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).last.click()
+
+    def pick(self, control: Locator, option: str) -> None:
+        """Pick an option of a dropdown."""
+        control.focus()
+        self.page.keyboard.press("ArrowDown")
+        self.page.locator(".p-select-option", has_text=option).first.click()
+
+    def shows(self, text: str) -> None:
+        """Wait until the page shows a text."""
+        self.page.get_by_text(text).first.wait_for()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("browser")
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    origin = f"http://127.0.0.1:{port}"
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "POLLUX_"))
+    } | {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "POLLUX_HOME": str(folder / "pollux"),
+        "PREFECT_API_URL": f"{origin}/api",
+        "PREFECT_UI_API_URL": f"{origin}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    simulator = Simulator()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, *command: str) -> None:
+        log = (folder / f"{name}.log").open("w")
+        started.append(
+            subprocess.Popen(
+                [str(Path(sys.executable).parent / command[0]), *command[1:]],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        )
+
+    def is_deployed() -> bool | None:
+        return True if len(httpx.post(f"{origin}/api/deployments/filter", json={}).json()) >= 11 else None
+
+    def is_up() -> bool | None:
+        try:
+            return httpx.get(f"{origin}/api/health").is_success or None
+        except httpx.TransportError:
+            return None
+
+    with serve(simulator) as simulated:
+        try:
+            start("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+            wait_until(is_up, "the server answers", 90)
+            start("serve", "pollux-flows", "serve", "--collect-every", "10s")
+            wait_until(is_deployed, "all flows are served", 90)
+            yield World(origin, simulator.base_url("openai", origin=simulated), simulator)
+        finally:
+            for process in reversed(started):
+                process.send_signal(signal.SIGINT)
+                process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def screen(browser: Browser, world: World) -> Iterator[Screen]:
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_default_timeout(20_000)
+    yield Screen(page, world.origin)
+    page.close()

@@ -1,0 +1,128 @@
+"""The UI as a person uses it: save a provider, fill in a form, read the answers, press Retry and Cancel.
+
+The tests build on each other, in this order. Each page that they look at is kept as a screenshot.
+"""
+
+from __future__ import annotations
+
+from pollux_flows.simulator import Fault
+from tests.browser.conftest import Screen, World, wait_until
+
+
+def open_form(screen: Screen, world: World, flow: str) -> None:
+    deployment = world.api(f"/deployments/name/{flow}/{flow}")["id"]
+    screen.open(f"/deployments/deployment/{deployment}/run")
+    screen.shows("Additional Options")
+
+
+def pick_provider(screen: Screen) -> None:
+    screen.pick(screen.page.locator(".block-document-input .p-select-button__control").first, "openai")
+
+
+def submit(screen: Screen) -> None:
+    screen.press("Submit")
+    screen.page.wait_for_url("**/deployments/deployment/*tab=Runs*")
+
+
+def asked(world: World) -> int:
+    return sum(request.operation == "generate" for request in world.simulator.requests)
+
+
+def test_a_provider_is_saved(screen: Screen, world: World) -> None:
+    screen.open("/blocks/catalog/pollux-provider/create")
+    screen.page.locator("input").first.fill("openai")
+    screen.pick(screen.page.locator(".p-select-button__control").first, "openai")
+    inputs = screen.page.locator("textarea")
+    inputs.nth(0).fill("gpt-4.1-mini")
+    inputs.nth(1).fill("test-key-of-the-browser")
+    inputs.nth(2).fill(world.provider_url)
+    screen.shoot("provider")
+    screen.press("Create")
+    screen.page.wait_for_url("**/blocks/block/*")
+    screen.shows("gpt-4.1-mini")
+    assert "test-key-of-the-browser" not in screen.page.content()
+    screen.shoot("provider-saved")
+
+
+def test_every_form_opens(screen: Screen, world: World) -> None:
+    for deployment in world.api("/deployments/filter", limit=50):
+        open_form(screen, world, deployment["name"])
+        assert screen.page.locator(".p-code-input").count() == 0, "no field is to be filled in with JSON"
+        screen.shoot(f"form-{deployment['name']}")
+
+
+def test_prompts_are_pasted_and_a_source_is_a_link(screen: Screen, world: World) -> None:
+    open_form(screen, world, "fan-out")
+    screen.fill("Prompts from", "What is it?\nWho wrote it?\nWhy?")
+    screen.page.get_by_role("button", name="Add item").nth(1).click()
+    screen.fill("Source", "https://example.com/report.pdf")
+    pick_provider(screen)
+    screen.shoot("fan-out-filled")
+    submit(screen)
+    run = world.wait_for("fan-out", "Completed")
+    assert run["name"].startswith("What is it? · fan-out · gpt-4.1-mini")
+    screen.open(f"/runs/flow-run/{run['id']}")
+    screen.shoot("fan-out-run")
+    screen.open(world.page_of(run))
+    screen.shows("Simulated answer to: Who wrote it?")
+    screen.shows("report.pdf")
+    screen.shoot("fan-out-answers")
+
+
+def test_a_retry_asks_only_the_prompt_that_failed(screen: Screen, world: World) -> None:
+    before = asked(world)
+    world.simulator.fail(Fault(status=400, message="not now"), contains="number 7?")
+    open_form(screen, world, "fan-out")
+    screen.fill("Prompts from", "\n".join(f"What is number {number}?" for number in range(10)))
+    pick_provider(screen)
+    submit(screen)
+    failed = world.wait_for("fan-out", "Failed")
+    screen.open(world.page_of(failed))
+    screen.shows("1 of 10 prompts without an answer")
+    screen.shoot("failed-answers")
+    screen.open(f"/runs/flow-run/{failed['id']}")
+    screen.shoot("failed-run")
+    screen.press("Retry")
+    screen.page.locator(".p-modal").get_by_role("button", name="Retry").click()
+    run = world.wait_for("fan-out", "Completed")
+    assert run["id"] == failed["id"]
+    assert asked(world) - before == 11
+    screen.open(world.page_of(run))
+    screen.shows("Simulated answer to: What is number 7?")
+    screen.shoot("retried-answers")
+
+
+def test_a_deferred_run_gets_its_answers_on_its_own_page(screen: Screen, world: World) -> None:
+    """Its run is suspended, and the schedule of `collect` resumes it."""
+    world.simulator.batch_s = 3600
+    open_form(screen, world, "deferred")
+    screen.fill("Prompts from", "How far?\nHow long?")
+    pick_provider(screen)
+    submit(screen)
+    suspended = world.wait_for("deferred", "Suspended")
+    screen.open(f"/runs/flow-run/{suspended['id']}")
+    screen.shoot("deferred-suspended")
+    for batch in world.simulator.batches:
+        batch.takes_s = 0.0
+    run = world.wait_for("deferred", "Completed")
+    assert run["id"] == suspended["id"]
+    screen.open(world.page_of(run))
+    screen.shows("Simulated answer to: How long?")
+    screen.shoot("deferred-answers")
+
+
+def test_cancelling_a_run_that_waits_cancels_its_batch(screen: Screen, world: World) -> None:
+    world.simulator.batch_s = 3600
+    open_form(screen, world, "deferred")
+    screen.fill("Prompts from", "Never mind?")
+    pick_provider(screen)
+    submit(screen)
+    run = world.wait_for("deferred", "Suspended")
+    screen.open(f"/runs/flow-run/{run['id']}")
+    screen.press("Cancel")
+    screen.page.locator(".p-modal").get_by_role("button", name="Confirm").click()
+    world.wait_for("deferred", "Cancelled")
+    batch = world.simulator.batches[-1]
+    wait_until(lambda: True if batch.cancel_asked_at else None, "the batch is cancelled")
+    screen.open(f"/runs/flow-run/{run['id']}")
+    screen.shoot("deferred-cancelled")
