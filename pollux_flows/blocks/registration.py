@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 from prefect.blocks.core import Block
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import BlockDocumentCreate
 from prefect.client.schemas.objects import BlockDocument
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from pollux_flows import blocks
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.config import Config
+from pollux_flows.errors import PolluxError
 
 
 async def aregister_block_types() -> None:
@@ -41,6 +45,17 @@ async def read_document(client: PrefectClient, kind: type[Block], name: str) -> 
         return await client.read_block_document_by_name(name, kind.get_block_type_slug())
     except ObjectNotFound:
         return None
+
+
+async def load_saved_configs() -> AsyncIterator[tuple[str, Config | PolluxError]]:
+    """Yield, by name, the config of each saved provider, or why this process cannot use it."""
+    async with get_client() as client:
+        documents = await read_documents(client, PolluxProvider)
+    for name in sorted(document.name for document in documents if document.name):
+        try:
+            yield name, await (await PolluxProvider.named(name)).config()
+        except PolluxError as error:
+            yield name, error
 
 
 async def create_document(client: PrefectClient, block: Block, name: str) -> BlockDocument:

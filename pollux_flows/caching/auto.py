@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -30,7 +30,7 @@ from pollux_flows.state.leases import run_to_completion
 _SHORTEST_S: Final = 120
 _ROUND_S: Final = 30
 # Gemini says of each model how many tokens a cache needs; where that is not known, the most of them.
-_GEMINI_MINIMUMS: Final = {"gemini-2.5-": 2_048}
+_GEMINI_2_5_MINIMUM: Final = 2_048
 _HIGHEST_MINIMUM: Final = 4_096
 _BYTES_PER_TOKEN: Final = {"text": 4, "application": 200, "audio": 500, "video": 1_000}
 _IMAGE_TOKENS: Final = 258
@@ -111,27 +111,15 @@ def _find_obstacle(plan: Plan, calls: Sequence[PlannedCall]) -> str | None:
 
 
 def _choose_explicit(plan: Plan, calls: Sequence[PlannedCall], seconds: int) -> CacheChoice:
-    least = next(
-        (
-            least
-            for name, least in _GEMINI_MINIMUMS.items()
-            if plan.target.model.removeprefix("models/").startswith(name)
-        ),
-        _HIGHEST_MINIMUM,
-    )
+    is_2_5 = plan.target.model.removeprefix("models/").startswith("gemini-2.5-")
+    least = _GEMINI_2_5_MINIMUM if is_2_5 else _HIGHEST_MINIMUM
     paying: dict[int | None, float] = {}
-    prompts, plain, reasons = 0, 0.0, []
-    for source, count in Counter(call.source for call in calls).items():
-        tokens = _count_tokens(plan, source)
-        if tokens is None:
-            reasons.append("the length of what is at an address is not known")
-            continue
+    reasons: list[str] = []
+    prompts, plain = 0, 0.0
+    for source, count, tokens in _find_long_enough(plan, calls, least, reasons):
         prices = price_cache(plan.target, tokens)
         if prices is None or prices.stored_per_hour is None:
             return _none(f"the price of a cache of {plan.target.model} is not known")
-        if tokens < least:
-            reasons.append(f"a cache needs {least:,} tokens, and the prompts share about {tokens:,}")
-            continue
         price = prices.total(count, seconds)
         if price >= count * prices.sent:
             reasons.append(
@@ -154,15 +142,11 @@ def _choose_explicit(plan: Plan, calls: Sequence[PlannedCall], seconds: int) -> 
 
 def _choose_warm(plan: Plan, calls: Sequence[PlannedCall]) -> CacheChoice:
     least = claude.cache_minimum(plan.target.model) or _HIGHEST_MINIMUM
-    warm, plain, reasons = 0.0, 0.0, []
-    for source, count in Counter(call.source for call in calls).items():
-        tokens = _count_tokens(plan, source)
-        if tokens is None:
-            reasons.append("the length of what is at an address is not known")
-            continue
-        if tokens < least:  # it is sent as ever, at the same price
-            reasons.append(f"caching needs {least:,} tokens, and the prompts share about {tokens:,}")
-            continue
+    reasons: list[str] = []
+    warm = plain = 0.0
+    for _, count, tokens in _find_long_enough(
+        plan, calls, least, reasons
+    ):  # others are sent as ever, at the same price
         prices = price_prefix(plan.target, tokens, for_an_hour=plan.options.cache_ttl == "1h")
         if prices is None:
             return _none(f"the price of caching with {plan.target.model} is not known")
@@ -177,6 +161,19 @@ def _choose_warm(plan: Plan, calls: Sequence[PlannedCall]) -> CacheChoice:
         why=f"written by the first prompt and read by the others, the sources cost about {dollars(warm)}, else "
         f"{dollars(plain)}",
     )
+
+
+def _find_long_enough(
+    plan: Plan, calls: Sequence[PlannedCall], least: int, reasons: list[str]
+) -> Iterator[tuple[int | None, int, int]]:
+    """Yield each source that can be cached, with its calls and tokens; add to `reasons` why others cannot."""
+    for source, count in Counter(call.source for call in calls).items():
+        if (tokens := _count_tokens(plan, source)) is None:
+            reasons.append("the length of what is at an address is not known")
+        elif tokens < least:
+            reasons.append(f"caching needs {least:,} tokens, and the prompts share about {tokens:,}")
+        else:
+            yield source, count, tokens
 
 
 def _count_tokens(plan: Plan, source: int | None) -> int | None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 from uuid import uuid4
 
 from pollux_flows.config import Config
-from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.pipeline.cleanup import store_of
 from pollux_flows.state import leases
-from pollux_flows.state.leases import LEASE_S, Clock, Lease, LeaseLostError
+from pollux_flows.state.leases import LEASE_S, Clock, Lease
 from pollux_flows.state.store import Json, Store
 
 _PREFIX: Final = "cache/"
@@ -49,47 +47,13 @@ class StoreRegistry:
 
     @asynccontextmanager
     async def lock(self, identity: str, *, patience_s: float | None = None) -> AsyncIterator[CacheLock]:
-        lease = await self._acquire(_PREFIX + identity, patience_s)
-        lock = _StoreLock(lease, self._clock)
-        try:
-            async with lease.keep_alive():
-                lock.record = _read(await self.store.get(lease.key))
-                yield lock
-        finally:
-            await leases.run_to_completion(lock.release())
-
-    async def _acquire(self, key: str, patience_s: float | None) -> Lease:
-        give_up = None if patience_s is None else time.monotonic() + patience_s
-        for pause in leases.backoff_pauses():
+        key = _PREFIX + identity
+        async for _ in leases.retry_until(patience_s):
             lease = await leases.acquire_lease(self.store, key, uuid4().hex, self._lease_s, clock=self._clock)
             if lease is not None:
-                return lease
-            if give_up is not None and time.monotonic() + pause > give_up:
-                raise TimeoutError
-            await asyncio.sleep(pause)
-        raise AssertionError
-
-
-class _StoreLock:
-    """A CacheLock on a record of the store."""
-
-    record: CacheRecord | None = None
-
-    def __init__(self, lease: Lease, clock: Clock) -> None:
-        self._lease = lease
-        self._clock = clock
-
-    async def save(self, record: CacheRecord) -> None:
-        await self._lease.write(lambda _: record.model_dump(mode="json"))
-        self.record = record
-
-    async def remove(self) -> None:
-        await self._lease.write(lambda _: {})
-        self.record = None
-
-    async def release(self) -> None:
-        with suppress(LeaseLostError, PolluxError):  # else it runs out by itself
-            await self._lease.finish(lambda record: record or None, ttl_of=self._ttl_of)
+                async with leases.use_lease(lease, ttl_of=self._ttl_of):
+                    yield _StoreLock(lease, _read(await self.store.get(key)))
+                return
 
     def _ttl_of(self, record: Json) -> float | None:
         match record["state"]:
@@ -99,6 +63,22 @@ class _StoreLock:
                 return _FAILED_S
             case _:
                 return None
+
+
+class _StoreLock:
+    """A CacheLock on a record of the store."""
+
+    def __init__(self, lease: Lease, record: CacheRecord | None) -> None:
+        self._lease = lease
+        self.record = record
+
+    async def save(self, record: CacheRecord) -> None:
+        await self._lease.write(lambda _: record.model_dump(mode="json"))
+        self.record = record
+
+    async def remove(self) -> None:
+        await self._lease.write(lambda _: {})
+        self.record = None
 
 
 def _read(record: Json | None) -> CacheRecord | None:

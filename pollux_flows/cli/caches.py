@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL
 
 from pollux_flows.address import shown
 from pollux_flows.blocks.cache import format_time
-from pollux_flows.blocks.saved import load_saved_configs
+from pollux_flows.blocks.registration import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
 from pollux_flows.caching.sweep import delete_cache
 from pollux_flows.cli.words import Json, refusals_in_words, say
@@ -22,8 +22,7 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, cache_name
 from pollux_flows.state.account import derive_shared_account
-from pollux_flows.state.existing import open_existing_store
-from pollux_flows.state.store import local_folder, open_store
+from pollux_flows.state.store import local_folder, open_existing_store
 
 caches = App(name="caches", help="List the registered caches, and delete one.")
 
@@ -72,7 +71,7 @@ def _open_registry(*, state: bool) -> tuple[str, CacheRegistry | None]:
     """Return where caches are registered, in words, and the registry; None for a state store that is not there yet."""
     if (url := PREFECT_API_URL.value()) and not state:
         return f"on the Prefect server at {shown(url)}", BlockRegistry()
-    store = open_existing_store(writes=False)
+    store = open_existing_store()
     where = local_folder() if store is None else store.where
     return f"in the state store at {where}", None if store is None else StoreRegistry(store)
 
@@ -90,8 +89,6 @@ async def _delete(name: str, where: str, registry: CacheRegistry | None) -> Cach
         raise ConfigurationError(
             f"No cache called {name!r} is registered {where}.", hint="List the caches with pollux-flows caches."
         )
-    if isinstance(registry, StoreRegistry):
-        registry = StoreRegistry(open_store())  # the one that was found can only be read
     config = await _find_config(found, on_server=isinstance(registry, BlockRegistry))
     await delete_cache(registry, config, found.identity)
     return found

@@ -53,7 +53,7 @@ async def _rows(every: bool) -> list[JobRow]:
     store, now = await BlockJobStore.open(), time.time()
     found, unreadable = await store.list_jobs()
     rows = [row_of(job, now) for job in found if every or job.retired_at is None]
-    rows += [JobRow(job=each.name, status="unreadable", problem=each.why) for each in unreadable]
+    rows += [JobRow(job=name, status="unreadable", problem=why) for name, why in unreadable.items()]
     return sorted(rows, key=lambda row: row.age_s)
 
 

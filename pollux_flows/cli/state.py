@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -14,17 +13,13 @@ from rich.text import Text
 
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.pricing import dollars
-from pollux_flows.state.existing import open_existing_store
-from pollux_flows.state.kinds import Kind
 from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
-from pollux_flows.state.store import Store
+from pollux_flows.state.store import open_existing_store
 from pollux_flows.state.units import format_size, parse_duration, parse_size
-
-T = TypeVar("T")
 
 state = App(name="state", help="Show and prune the state: answers, and records of uploads and jobs.")
 
-_WORDS: Final[dict[Kind, str]] = {
+_WORDS: Final = {
     "answer": "Answers",
     "pointer": "Calls with an answer",
     "run": "Runs",
@@ -40,7 +35,7 @@ _NOTHING: Final = "Nothing is kept yet."
 _OPTIONS: Final = """\
 Say what is to go:
   --older-than 30d   answers that are older
-  --max-size 500MB   the oldest answers, until the rest takes no more
+  --max-size 500MB   the oldest answers, until the rest takes no more; those of the last day stay
   --run NAME         the answers of one run, or of all parts of a flow run: `pollux-flows state` names them
   --damaged          records that cannot be read
 With --dry-run nothing goes: it is only told what would. An answer that goes is paid for again if it is asked for again.
@@ -55,8 +50,9 @@ def show(
     json: Json = False,
 ) -> None:
     """Show what is kept and where, how much room it takes, and the last runs."""
-    store = _found(writes=False)
-    found = None if store is None else _run_or_refuse(survey(store, last=runs))
+    with refusals_in_words():
+        store = open_existing_store()
+        found = None if store is None else asyncio.run(survey(store, last=runs))
     if json:
         say("null" if found is None else found.model_dump_json(indent=2))
     elif found is None:
@@ -84,39 +80,19 @@ def prune_(
     if run is not None and (older_than is not None or max_size is not None):
         raise SystemExit("--run takes all answers of that run, however old: leave --older-than and --max-size out.")
     with refusals_in_words():
-        limits = _limits(older_than, max_size, run)
-    store = _found(writes=not dry_run)
-    if store is None:
-        say(_NOTHING)
-        return
-    if damaged:
-        say(_damage_in_words(_run_or_refuse(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
-    if limits:
-        pruned = _run_or_refuse(prune(store, **limits, dry_run=dry_run))
+        age = None if older_than is None else parse_duration(older_than, "--older-than")
+        size = None if max_size is None else parse_size(max_size, "--max-size")
+        if (store := open_existing_store()) is None:
+            say(_NOTHING)
+            return
+        if damaged:
+            say(_damage_in_words(asyncio.run(remove_damaged(store, dry_run=dry_run)), dry_run=dry_run))
+        if (age, size, run) == (None, None, None):
+            return
+        pruned = asyncio.run(prune(store, older_than_s=age, max_size=size, run=run, dry_run=dry_run))
         if run is not None and not pruned.answers + pruned.runs:
             raise SystemExit(f"No answers of a run called {run} are kept.")
         say(_pruned_in_words(pruned, dry_run=dry_run))
-
-
-def _limits(older_than: str | None, max_size: str | None, run: str | None) -> dict[str, Any]:
-    limits: dict[str, Any] = {}
-    if older_than is not None:
-        limits["older_than_s"] = parse_duration(older_than, "--older-than")
-    if max_size is not None:
-        limits["max_size"] = parse_size(max_size, "--max-size")
-    if run is not None:
-        limits["run"] = run
-    return limits
-
-
-def _found(*, writes: bool) -> Store | None:
-    with refusals_in_words():
-        return open_existing_store(writes=writes)
-
-
-def _run_or_refuse(work: Coroutine[Any, Any, T]) -> T:
-    with refusals_in_words():
-        return asyncio.run(work)
 
 
 # --- In words -------------------------------------------------------------------------------------------------------
@@ -167,7 +143,7 @@ def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
     )
     if pruned.spared_runs:
         runs = _some(pruned.spared_runs, "run")
-        text += f" At work, or not complete for less than a day, so that its answers stay: {runs}."
+        text += f" At work, or with answers of the last day, which stay: {runs}."
     return text
 
 

@@ -142,11 +142,7 @@ def _replace_file(url: str, by: str) -> Iterator[IO[str]]:
         raise
     file.close()
     if is_local:
-        _finish_write(fs, unfinished, path)
-
-
-def _finish_write(fs: Any, unfinished: str, path: str) -> None:
-    fs.mv(unfinished, path)
+        fs.mv(unfinished, path)
 
 
 def _is_local(fs: Any) -> bool:

@@ -134,26 +134,21 @@ def _may_match(batch: Batch, part: Part, since: float, until: float | None) -> b
 
 async def _first_key(session: Session, batch: Batch) -> str | None:
     """Return the row key of the batch's first readable result; None if there is none."""
-    if (known := _keys.get(batch.id)) is not None:
-        return known
-    try:
-        key = await _read_first_key(session, batch)
-    except APIError as error:
-        if error.retryable:
-            raise
-        return None
-    if key is not None:
-        while len(_keys) >= _REMEMBERED:
-            del _keys[next(iter(_keys))]
-        _keys[batch.id] = key
-    return key
-
-
-async def _read_first_key(session: Session, batch: Batch) -> str | None:
+    if batch.id in _keys:
+        return _keys[batch.id]
     with tempfile.TemporaryFile() as file:
-        await session.download_batch(batch, file)
+        try:
+            await session.download_batch(batch, file)
+        except APIError as error:
+            if error.retryable:
+                raise
+            return None
         file.seek(0)
         for line in file:
             with suppress(ValueError):  # an unreadable line says nothing about the others
-                return session.batches.result(line).key
+                if (key := session.batches.result(line).key) is not None:
+                    while len(_keys) >= _REMEMBERED:
+                        del _keys[next(iter(_keys))]
+                    _keys[batch.id] = key
+                return key
     return None

@@ -7,7 +7,7 @@ and renews it while it works, and every write confirms that no other process has
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import Request
 from pollux_flows.state import leases
 from pollux_flows.state.bounds import retention_s
-from pollux_flows.state.leases import Lease, LeaseLostError
+from pollux_flows.state.leases import Lease
 from pollux_flows.state.store import Json, Store
 
 
@@ -144,11 +144,8 @@ class StateJobStore:
                 raise no_such_job(name, self.store.where)
             raise BusyError(name)
         lock = _StateJobLock(lease, Job.model_validate(leases.strip_lease(await self.store.get(_key(name)))))
-        try:
-            async with lease.keep_alive():
-                yield lock
-        finally:
-            await leases.run_to_completion(lock.release())
+        async with leases.use_lease(lease, lock.strip_removed, ttl_of=lambda _: retention_s()):
+            yield lock
 
 
 class _StateJobLock(JobLock):
@@ -169,12 +166,9 @@ class _StateJobLock(JobLock):
         self._is_removed = True
         await self._lease.store.delete(_request_key(self.job.name))
 
-    async def release(self) -> None:
-        if self._is_removed:
-            await self._lease.finish(lambda _: None)
-        else:
-            with suppress(LeaseLostError):
-                await self._lease.finish(lambda record: record or None, ttl_of=lambda _: retention_s())
+    def strip_removed(self, record: Json) -> Json | None:
+        """Return the record as it is to be left behind; None if the job was removed."""
+        return None if self._is_removed else record or None
 
 
 def _record(job: Job) -> Json:

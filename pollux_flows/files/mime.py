@@ -5,13 +5,13 @@ from __future__ import annotations
 import codecs
 import mimetypes
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Final
 
 from pollux_flows.address import file_name
 
-# The bytes of a file that are enough to detect its type, except for an OLE2 directory.
+# The bytes of a file that are nearly always enough to detect its type.
 HEAD: Final = 1 << 18
 _MAGIC: Final = 8192
 
@@ -47,16 +47,13 @@ _MIME_TYPE: Final = re.compile(rb"[\w.+-]{1,50}/[\w.+-]{1,100}", re.ASCII)
 _DOCUMENTS: Final = (b"%PDF-", b"{\\rtf")  # these look like text
 _OLE2: Final = bytes.fromhex("d0cf11e0a1b11ae1")
 _IN_OLE2: Final = {
-    "worddocument": "application/msword",
-    "workbook": "application/vnd.ms-excel",
-    "book": "application/vnd.ms-excel",
-    "powerpoint document": "application/vnd.ms-powerpoint",
-    "visiodocument": "application/vnd.visio",
+    "WordDocument": "application/msword",
+    "Workbook": "application/vnd.ms-excel",
+    "Book": "application/vnd.ms-excel",
+    "PowerPoint Document": "application/vnd.ms-powerpoint",
+    "VisioDocument": "application/vnd.visio",
     "__properties_version1.0": "application/vnd.ms-outlook",
 }
-
-Peek = Callable[[int, int], bytes]
-"""Reads bytes of the file, by offset and length; fewer where it ends, or where it cannot be read again."""
 
 
 def is_text_like(mime_type: str) -> bool:
@@ -64,13 +61,13 @@ def is_text_like(mime_type: str) -> bool:
     return mime_type.startswith("text/") or mime_type in _TEXT_LIKE or mime_type.endswith(("+json", "+xml"))
 
 
-def mime_type(name: str, head: bytes, peek: Peek) -> str:
+def mime_type(name: str, head: bytes) -> str:
     """Return the MIME type of a file by its content; the name decides among the possible types."""
     named = named_type(name)
     if head.startswith(_ZIP):
         return named if named and _is_zip(named) else _in_zip(head)
     if head.startswith(_OLE2):
-        return named if named and named in _IN_OLE2.values() else _in_ole2(peek)
+        return named if named and named in _IN_OLE2.values() else _in_ole2(head)
     if _is_text(head[:_MAGIC]):
         # Text has no reliable magic numbers: a name of a text type decides. But SVG, GeoJSON and other types with a +
         # are just text to a model, and few providers know their own types.
@@ -156,17 +153,10 @@ def _entries(head: bytes) -> Iterator[tuple[str, bytes]]:
         at = end if end >= start else len(head)
 
 
-def _in_ole2(peek: Peek) -> str:
+def _in_ole2(head: bytes) -> str:
     """Return the type of an OLE2 file, by the first stream that only one type has."""
-    header = peek(0, 512)
-    sector = 1 << min(_number(header, 30, 2), 12)
-    directory = peek((_number(header, 48, 4) + 1) * sector, 4096)
-    for at in range(0, len(directory), 128):
-        length = _number(directory, at + 64, 2)
-        stream = directory[at : at + max(0, length - 2)].decode("utf-16-le", errors="replace").lower()
-        if stream in _IN_OLE2:
-            return _IN_OLE2[stream]
-    return "application/x-ole-storage"
+    named = (type_ for stream, type_ in _IN_OLE2.items() if f"{stream}\0\0".encode("utf-16-le") in head)
+    return next(named, "application/x-ole-storage")
 
 
 def _number(data: bytes, at: int, size: int) -> int:

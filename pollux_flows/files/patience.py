@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextvars import copy_context
-from queue import SimpleQueue
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -29,10 +26,6 @@ STALL_S: Final = 60.0
 # Enough to keep a disk, or a bucket, busy.
 THREADS: Final = 16
 _turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
-# The idle threads. They do not survive a fork.
-_idle: Final[deque[SimpleQueue[Callable[[], None]]]] = deque()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)
 _THREAD: Final = "pollux-reading"
 
 
@@ -119,21 +112,8 @@ def _start(work: Callable[[], T]) -> Future[T]:
         else:
             done.set_result(result)
 
-    try:
-        _idle.pop().put(run)
-    except IndexError:
-        threading.Thread(target=_serve, args=(run,), name=_THREAD, daemon=True).start()
+    threading.Thread(target=run, name=_THREAD, daemon=True).start()
     return done
-
-
-def _serve(run: Callable[[], None]) -> None:
-    """Run work and wait for more: starting a thread for each file costs more than reading it."""
-    inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-    while True:
-        run()
-        del run  # it holds a reference to the data
-        _idle.append(inbox)
-        run = inbox.get()
 
 
 def _stalled(name: str) -> SourceError:

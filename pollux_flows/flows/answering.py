@@ -22,8 +22,8 @@ from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, raise_if_error
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.handles import CacheHandle
-from pollux_flows.jobs.cache_events import emit_cache_changes
 from pollux_flows.jobs.caches import BlockRegistry
+from pollux_flows.jobs.events import emit_cache_changes
 from pollux_flows.options import Options
 from pollux_flows.pages import Asked, count_of, outcome_line
 from pollux_flows.pipeline.execute import Place, unasked

@@ -72,7 +72,9 @@ def _json_lines(text: str, column: str, name: str) -> Iterator[str]:
         try:
             found: Any = json.loads(line)
         except ValueError as error:
-            raise SourceError(f"Line {number} of {shown_file(name)!r} is not JSON: {error}.") from None
+            raise SourceError(
+                f"Line {number} of {shown_file(name)!r} is not JSON: {error}.", hint="Write a text or an object a line."
+            ) from None
         prompt = found.get(column) if isinstance(found, dict) else found
         if not isinstance(prompt, str):
             raise SourceError(

@@ -4,16 +4,16 @@ import time
 from collections.abc import AsyncIterator
 
 from pollux_flows import artifacts
-from pollux_flows.blocks.saved import load_saved_configs
+from pollux_flows.blocks.registration import load_saved_configs
 from pollux_flows.caching.registry import open_registry
 from pollux_flows.caching.sweep import sweep_caches
 from pollux_flows.capabilities import support
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.flows.forms import async_form, sync_form
-from pollux_flows.jobs.cache_events import emit_cache_event
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.connection import read_server_time
+from pollux_flows.jobs.events import emit_cache_event
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.session import open_session
 from pollux_flows.result import SweepReport, SweptFile

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from prefect import get_run_logger
+from prefect.flow_runs import asuspend_flow_run
 
 from pollux_flows.artifacts import publish_answers
 from pollux_flows.deferred.job import Job
@@ -19,7 +20,7 @@ from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
 from pollux_flows.flows.submitting import submit_again
 from pollux_flows.jobs.collector import run_pass
 from pollux_flows.jobs.store import BlockJobStore
-from pollux_flows.jobs.waiters import job_name, suspend_run, suspendable_run
+from pollux_flows.jobs.waiters import SUSPENDED_S, job_name, suspendable_run
 from pollux_flows.options import Options
 from pollux_flows.pages import outcome_line
 from pollux_flows.result import ResultEnvelope
@@ -69,7 +70,8 @@ async def answers_of(
                 name,
                 " If you cancel it, the next collect cancels the batch." if name == job_name(run_id) else "",
             )
-            await suspend_run()
+            # Once it is resumed, the run starts from its first line, and this returns at once.
+            await asuspend_flow_run(timeout=SUSPENDED_S)
         else:
             problems = [row.problem for row in (await run_pass([name])).rows if row.problem]
             well = time.monotonic() if not problems else well

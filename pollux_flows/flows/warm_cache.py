@@ -11,8 +11,8 @@ from pollux_flows.caching.create import make_cache_request
 from pollux_flows.flows.fields import SourceField
 from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.limits import under_limits
-from pollux_flows.jobs.cache_events import emit_cache_event
 from pollux_flows.jobs.caches import BlockRegistry
+from pollux_flows.jobs.events import emit_cache_event
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
 from pollux_flows.pipeline.caches import cache_name
 from pollux_flows.source import Source

@@ -5,8 +5,6 @@ All workers of the server share it, with or without a state store in common.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
@@ -65,16 +63,12 @@ class BlockRegistry:
     async def lock(self, identity: str, *, patience_s: float | None = None) -> AsyncIterator[CacheLock]:
         """Acquire the lease on this identity, and release it at the end."""
         name = cache_name(identity)
-        give_up = None if patience_s is None else time.monotonic() + patience_s
-        for pause in leases.backoff_pauses(longest_s=_LONGEST_PAUSE_S):
+        async for _ in leases.retry_until(patience_s, _LONGEST_PAUSE_S):
             with _server_errors_explained():
                 async with acquire_server_lease(f"{name}-lease") as won:
                     if won is not None:
                         yield _BlockLock(won, name, await _read_document(name))
                         return
-            if give_up is not None and time.monotonic() + pause > give_up:
-                raise TimeoutError
-            await asyncio.sleep(pause)
 
 
 class _BlockLock:

@@ -70,7 +70,7 @@ async def run_pass(names: Sequence[str] | None = None) -> CollectReport:
     store = await BlockJobStore.open()
     jobs, unreadable = await store.list_jobs()
     if names is not None:
-        existing = {job.name for job in jobs} | {each.name for each in unreadable}
+        existing = {job.name for job in jobs} | unreadable.keys()
         for name in names:
             if name not in existing:
                 raise unknown_job(name)
@@ -84,9 +84,9 @@ async def run_pass(names: Sequence[str] | None = None) -> CollectReport:
     rows = collector.rows
     if names is not None:  # retired jobs are reported only by name
         rows |= {job.name: row_of(job, time.time()) for job in jobs if job.name in names and job.retired_at}
-    for each in unreadable:
-        if names is None or each.name in names:
-            rows[each.name] = JobRow(job=each.name, status="unreadable", problem=each.why)
+    for name, why in unreadable.items():
+        if names is None or name in names:
+            rows[name] = JobRow(job=name, status="unreadable", problem=why)
     return CollectReport(rows=[rows[name] for name in sorted(rows)], requests=collector.requests)
 
 

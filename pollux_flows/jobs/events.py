@@ -1,4 +1,4 @@
-"""Events of jobs on the Prefect server, so that automations can react. Each event is emitted once.
+"""Events of jobs and caches on the Prefect server, so that automations can react. Each event is emitted once.
 
 An event that was emitted just before its process was killed is emitted again under the same id, and counts once.
 """
@@ -15,10 +15,13 @@ from prefect.runtime import flow_run
 from pollux_flows.config import Target
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.store import JobLock
+from pollux_flows.pipeline.caches import CacheRecord, cache_name
+from pollux_flows.pipeline.execute import Execution
 
 JobEvent = Literal["submitted", "collected", "failed", "ambiguous"]
 
 _RESOURCE: Final = "pollux.deferred-job"
+_CACHE_RESOURCE: Final = "pollux.cache"
 
 
 async def emit_job_event(job: Job, event: JobEvent) -> Job:
@@ -61,6 +64,28 @@ def _make_event(job: Job, event: JobEvent) -> Event:
         related=related_run(),
         payload={"job": job.name, "state": job.state, "prompts": job.count, **numbers},
     )
+
+
+async def emit_cache_changes(execution: Execution) -> None:
+    """Emit, best effort, which caches an execution has created, and which had expired or were lost."""
+    for use in execution.cache_uses:
+        for record in use.expired:
+            await emit_cache_event(record, "expired")
+        for record in use.created:
+            await emit_cache_event(record, "created")
+
+
+async def emit_cache_event(record: CacheRecord, happened: Literal["created", "expired"]) -> None:
+    """Emit `pollux.cache.created` or `.expired`, best effort. One that is emitted twice counts once."""
+    name = cache_name(record.identity)
+    event = Event(
+        id=uuid5(NAMESPACE_URL, f"{_CACHE_RESOURCE}/{record.display_name}/{happened}"),
+        event=f"{_CACHE_RESOURCE}.{happened}",
+        resource=make_resource(_CACHE_RESOURCE, name, record.target),
+        related=related_run(),
+        payload={"cache": name, "provider_name": record.name, "tokens": record.tokens, "contents": record.contents},
+    )
+    await emit_event(event)
 
 
 async def emit_event(event: Event) -> bool:

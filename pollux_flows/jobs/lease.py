@@ -43,7 +43,7 @@ class ServerLease:
         if time.time() >= self._until:
             raise LeaseLostError(self._name)
         async with open_client() as client:
-            if not await _update(client, self._id, {**self._holder, "until": until}):
+            if not await _request(client, "PATCH", self._id, json={"value": {**self._holder, "until": until}}):
                 raise LeaseLostError(self._name)
         self._until = until
 
@@ -55,7 +55,7 @@ class ServerLease:
     async def release(self) -> None:
         """End the lease. One that was lost has ended already."""
         async with open_client() as client:
-            await _remove(client, self._id)
+            await _request(client, "DELETE", self._id)
 
 
 @asynccontextmanager
@@ -86,7 +86,7 @@ async def _acquire(name: str) -> ServerLease | None:
                     seen = await client.read_variable_by_name(name)
                     if seen is None or seen.value != found.value:
                         continue
-                await _remove(client, found.id)
+                await _request(client, "DELETE", found.id)
                 continue
             until, token = time.time() + LEASE_S, uuid4().hex
             holder = {"token": token, "process": this_process()}
@@ -122,14 +122,6 @@ def _is_orphaned(value: Any) -> bool:
     """Return True if the process that has the lease is known to have died."""
     process = value.get("process") if isinstance(value, dict) else None
     return isinstance(process, list) and is_dead(process)
-
-
-async def _update(client: PrefectClient, variable_id: UUID, value: dict[str, Any]) -> bool:
-    return await _request(client, "PATCH", variable_id, json={"value": value})
-
-
-async def _remove(client: PrefectClient, variable_id: UUID) -> bool:
-    return await _request(client, "DELETE", variable_id)
 
 
 async def _request(client: PrefectClient, method: Any, variable_id: UUID, **more: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -65,14 +64,6 @@ class ResultStorage:
     async def get(self, name: str) -> Any:
         """Return the value of this name; None if there is none."""
         return cast(Any, await self._store.aread(f"{_FOLDER}/{name}")).result if await self.has(name) else None
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A job that this version cannot read, and the reason."""
-
-    name: str
-    why: str
 
 
 class BlockJobStore:
@@ -151,16 +142,17 @@ class BlockJobStore:
             raise unknown_job(name)
         return job
 
-    async def list_jobs(self) -> tuple[list[Job], list[Unreadable]]:
-        """Return all jobs, and those that cannot be read."""
+    async def list_jobs(self) -> tuple[list[Job], dict[str, str]]:
+        """Return all jobs, and by name why the others cannot be read."""
         async with open_client() as client:
             documents = await read_documents(client, PolluxDeferredJob)
-        jobs, unreadable = [], []
+        jobs: list[Job] = []
+        unreadable: dict[str, str] = {}
         for document in documents:
             try:
                 jobs.append(_read_job(document))
             except PolluxError as error:
-                unreadable.append(Unreadable(str(document.name), str(error)))
+                unreadable[str(document.name)] = str(error)
         return jobs, unreadable
 
     async def remove_retired(self, names: Iterable[str]) -> None:

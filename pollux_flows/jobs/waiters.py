@@ -19,13 +19,12 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound
-from prefect.flow_runs import asuspend_flow_run
 from prefect.runtime import deployment
 
 from pollux_flows.jobs.connection import open_client
 from pollux_flows.state.identity import digest
 
-_TIMEOUT_S: Final = 14 * 86_400
+SUSPENDED_S: Final = 14 * 86_400
 
 
 def job_name(run_id: str) -> str:
@@ -39,11 +38,6 @@ def suspendable_run() -> str | None:
     if flow is None or flow.flow_run is None or TaskRunContext.get() is not None or not deployment.id:
         return None
     return None if flow.flow_run.parent_task_run_id else str(flow.flow_run.id)
-
-
-async def suspend_run() -> None:
-    """Suspend the current flow run. Once it is resumed, it starts from its first line, and this returns at once."""
-    await asuspend_flow_run(timeout=_TIMEOUT_S)
 
 
 async def resume_runs(run_ids: Sequence[str]) -> list[str]:

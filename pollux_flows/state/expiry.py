@@ -7,7 +7,8 @@ By a clock that is 100 days ahead, every answer has expired. So no record is rem
 - If the wall clock has moved between two looks by a week more, or less, than the monotonic clock, it was set, or two
   processes disagree about the time. The wait then starts over, and a warning is logged.
 
-The last look is saved in a file for all processes on the machine, most of which end within the hour.
+The last look is saved in a file for all processes on the machine, most of which end within the hour. Machines that
+share the disk, and so the file, each start over after a look of another; a process that runs for an hour needs no file.
 
 A record exists and is read until it is removed, whatever the clock says: a reader whose clock is wrong loses no answer.
 A person who prunes does not wait. A Redis removes records by its own clock, not by that of a process.
@@ -30,8 +31,6 @@ from pollux_flows.state.process import boot_id
 FILE: Final = "clock.json"
 APART_S: Final = 3600.0
 LARGEST_JUMP_S: Final = 7 * 86_400.0
-# The file may be on a disk that machines share: each has its own look in it, until it is restarted.
-_MACHINES: Final = 20
 _DAY_S: Final = 86_400.0
 _log: Final = logging.getLogger("pollux_flows")
 
@@ -95,32 +94,25 @@ class Expiry:
             )
 
     def _load(self) -> _Look | None:
-        match self._read().get(boot_id()):
-            case {"wall": float() as wall, "monotonic": float() as monotonic, "cutoff": float() | None as cutoff}:
-                return _Look(wall, monotonic, cutoff)
+        if self._file is not None and boot_id():
+            with suppress(OSError, ValueError):
+                match json.loads(self._file.read_bytes()):
+                    case {
+                        "boot": boot, "wall": float() as wall, "monotonic": float() as monotonic,
+                        "cutoff": float() | None as cutoff,
+                    } if boot == boot_id():  # fmt: skip
+                        return _Look(wall, monotonic, cutoff)
         return self._last
 
     def _save(self, look: _Look) -> None:
         self._last = look
-        if self._file is None or not (boot := boot_id()):
+        if self._file is None or not boot_id():
             return
-        looks = {name: saved for name, saved in self._read().items() if name != boot}
-        looks = dict([*looks.items(), (boot, look._asdict())][-_MACHINES:])
         part = self._file.with_name(f"{self._file.name}.{uuid4().hex}")
         with suppress(OSError):  # then each process on this machine waits by itself
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
-                part.write_text(json.dumps(looks))
+                part.write_text(json.dumps({"boot": boot_id(), **look._asdict()}))
                 part.replace(self._file)
             finally:
                 part.unlink(missing_ok=True)
-
-    def _read(self) -> dict[str, object]:
-        """Return the last looks of all machines that share the disk, by boot id."""
-        if self._file is None:
-            return {}
-        try:
-            looks = json.loads(self._file.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return looks if isinstance(looks, dict) else {}

@@ -53,8 +53,8 @@ def disk_full_error(folder: Path) -> ConfigurationError:
     """Return the error for a disk without room for the state."""
     return ConfigurationError(
         f"There is no room left for the state in {folder}: this was not saved.",
-        hint="Make room on that disk, perhaps with pollux-flows state prune, and run again; earlier records are still"
-        f" there. Or {_ELSEWHERE[0].lower()}{_ELSEWHERE[1:]}",
+        hint="Make room on that disk, and run again; earlier records are still there, and with a few megabytes free"
+        f" pollux-flows state prune removes the oldest. Or {_ELSEWHERE[0].lower()}{_ELSEWHERE[1:]}",
     )
 
 

@@ -3,28 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
-
-Kind = Literal[
-    "answer",
-    "pointer",
-    "run",
-    "slot",
-    "taker",
-    "index",
-    "claim",
-    "hash",
-    "upload",
-    "owner",
-    "account",
-    "job",
-    "cache",
-    "store",
-    "unknown",
-]
+from typing import Final
 
 _RUN: Final = re.compile(r"(?:run|slot|taker|index|adopted)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
-_KINDS: Final[dict[str, Kind]] = {
+_KINDS: Final = {
     "answer": "pointer",
     "slot": "slot",
     "adopted": "slot",
@@ -42,11 +24,11 @@ _KINDS: Final[dict[str, Kind]] = {
     "cache": "cache",
 }
 # The other kinds record what is still at a provider: without them, it would never be deleted or collected.
-_REMOVABLE: Final[set[Kind]] = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash"}
+_REMOVABLE: Final = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash"}
 
 
-def kind_of(key: str) -> Kind:
-    """Return the kind of the record with this key."""
+def kind_of(key: str) -> str:
+    """Return the kind of the record with this key; "unknown" for one of another version."""
     if key.startswith("run/") and (match := _RUN.fullmatch(key)):
         return "answer" if match[2] else "run"
     return _KINDS.get(key.partition("/")[0], "unknown")

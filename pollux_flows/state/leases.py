@@ -10,6 +10,7 @@ Leases are measured by the wall clock: machines that share a store must agree on
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -207,15 +208,21 @@ async def wait_for_release(
     store: Store, key: str, *, clock: Clock = time.time, patience_s: float | None = None
 ) -> Json | None:
     """Wait until the lease has no owner; return the content of the record, or raise TimeoutError."""
-    deadline = None if patience_s is None else time.monotonic() + patience_s
-    for pause in backoff_pauses():
+    async for _ in retry_until(patience_s):
         record = await store.get(key)
         if get_owner(record, clock()) is None:
-            return strip_lease(record) or None
-        if deadline is not None and time.monotonic() + pause > deadline:
+            break
+    return strip_lease(record) or None
+
+
+async def retry_until(patience_s: float | None = None, longest_pause_s: float = 0.5) -> AsyncIterator[None]:
+    """Yield at once, and again after growing pauses; raise TimeoutError rather than after `patience_s`."""
+    deadline = math.inf if patience_s is None else time.monotonic() + patience_s
+    for pause in backoff_pauses(longest_s=longest_pause_s):
+        yield
+        if time.monotonic() + pause > deadline:
             raise TimeoutError
         await asyncio.sleep(pause)
-    raise AssertionError
 
 
 def backoff_pauses(first_s: float = 0.01, longest_s: float = 0.5) -> Iterator[float]:

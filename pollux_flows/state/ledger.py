@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 from pollux_flows.config import ProviderName
@@ -19,7 +19,6 @@ from pollux_flows.state import leases
 from pollux_flows.state.account import derive_account
 from pollux_flows.state.identity import digest
 from pollux_flows.state.leases import LEASE_S, Clock, Lease, LeaseLostError, run_to_completion
-from pollux_flows.state.process import this_process
 from pollux_flows.state.store import Json, Store
 from pollux_flows.state.upload import Due, Entry, Leftover, Ownership, Uploaded, UploadKey
 
@@ -66,9 +65,9 @@ class Ledger:
         """Make `owner` an owner of the file, and return the file, which the provider has for `margin_s` more.
 
         If there is none, exactly one of the concurrent callers uploads it, and the others wait, at most `patience_s`
-        for each upload. If the upload fails, they fail with it; if its process dies, one of them takes over; if it is
-        cancelled, it goes on for as long as others wait. `keep_s` is for how long the file stays after the owner's
-        release or death. `limit` is entered before the upload is leased, so that a process that dies leaves few leases.
+        for each upload. If the upload fails, they fail with it; if it is cancelled or its process dies, one of them
+        takes over. `keep_s` is for how long the file stays after the owner's release or death. `limit` is entered
+        before the upload is leased, so that a process that dies leaves few leases.
         """
         began = self.clock()
         seen: str | None = None  # the upload that this caller waited for
@@ -87,8 +86,6 @@ class Ledger:
                     return file
             elif leases.get_owner(record, now) is not None:
                 seen = entry.marker
-                # Before the file is there: an uploader that is cancelled looks for others that need it.
-                await self._add_owner(entry, owner, owner_s, keep_s)
                 await self._wait(key, patience_s)
             else:
                 await self._note(key, owner, owner_s)
@@ -96,8 +93,7 @@ class Ledger:
                 async with limit:
                     if (lease := await self._acquire_upload(record, key, owner, marker)) is None:
                         continue  # another caller was faster: look again
-                    uploading = self._upload(lease, key, marker, upload, (owner, owner_s, keep_s))
-                    file = await self._finish_for_others(uploading, key, marker, owner)
+                    file = await self._upload(lease, key, marker, upload, (owner, owner_s, keep_s))
                 if file is not None:
                     return file
 
@@ -121,7 +117,7 @@ class Ledger:
             ownership = entry.owners.get(owner)
             if ownership is None or ownership.until is None:  # a deferred job does not expire
                 return entry
-            return entry.add_owner(owner, until, ownership.keep_s, _process(owner_s))
+            return entry.add_owner(owner, until, ownership.keep_s)
 
         for key in await self._keys(owner):
             entry = await self._change(key, renewed)
@@ -203,7 +199,7 @@ class Ledger:
             return seen.uploaded
 
         def add_owner(entry: Entry, _: bool) -> Entry:
-            return entry.add_owner(owner, until, keep_s, _process(owner_s)) if entry.marker == seen.marker else entry
+            return entry.add_owner(owner, until, keep_s) if entry.marker == seen.marker else entry
 
         await self._note(seen.key, owner, owner_s)
         entry = await self._change(seen.key, add_owner)
@@ -231,35 +227,6 @@ class Ledger:
 
         return await leases.acquire_lease(self.store, key.name, owner, self.lease_s, clock=self.clock, intent=intent)
 
-    async def _finish_for_others(
-        self, uploading: Coroutine[Any, Any, Uploaded | None], key: UploadKey, marker: str, owner: str
-    ) -> Uploaded | None:
-        """Wait for the upload. If the caller is cancelled, cancel the upload, too, once it has no other owner."""
-        task = asyncio.ensure_future(uploading)
-
-        async def end() -> None:
-            for pause in leases.backoff_pauses():
-                if not (is_needed := await self._has_other_owner(key, marker, owner)):
-                    task.cancel()
-                await asyncio.wait([task], timeout=pause if is_needed else None)
-                if task.done():
-                    return
-
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await run_to_completion(end())
-            if not task.cancelled():
-                task.exception()  # recorded for those who waited; here, the cancellation is raised
-            raise
-
-    async def _has_other_owner(self, key: UploadKey, marker: str, owner: str) -> bool:
-        try:
-            entry = self._entry(await self.store.get(key.name), key)
-        except PolluxError:  # the store is unavailable
-            return False
-        return entry.marker == marker and bool(entry.owners.keys() - {owner})
-
     async def _upload(
         self, lease: Lease, key: UploadKey, marker: str, upload: Upload, owning: tuple[str, float | None, float | None]
     ) -> Uploaded | None:
@@ -283,7 +250,7 @@ class Ledger:
             done = entry.finish_upload(marker, uploaded, now)
             if done.marker != marker:
                 return done
-            return done.add_owner(owner, None if owner_s is None else now + owner_s, keep_s, _process(owner_s))
+            return done.add_owner(owner, None if owner_s is None else now + owner_s, keep_s)
 
         async def save() -> Entry:
             try:
@@ -352,8 +319,3 @@ def _lasts(ownership: Ownership, now: float, owner_s: float | None) -> bool:
 
 def _unchanged(entry: Entry, _: bool) -> Entry:
     return entry
-
-
-def _process(owner_s: float | None) -> list[str] | None:
-    """Return the process that an owner ends with; None for one that outlives it, as a deferred job does."""
-    return this_process() if owner_s is not None and owner_s <= OWNER_S else None

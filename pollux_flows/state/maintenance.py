@@ -1,8 +1,8 @@
 """Maintenance: a survey of a store, the removal of damaged records, and pruning by age, by size or by run.
 
 Pruning removes the oldest answers. Records about files at a provider stay. So do the answers of a run at work, however
-old, for its retry if it is killed; and where answers are removed for their size, those of an incomplete run stay for a
-day, within which it is most often retried. A record that has changed since it was listed is not removed: concurrent
+old, for its retry if it is killed; and where answers are removed for their size, those of the last day stay, within
+which a run that failed is most often retried. A record that has changed since it was listed is not removed: concurrent
 prunings and writers do each other no harm.
 """
 
@@ -22,7 +22,7 @@ from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.state.answer_record import read_answer, read_cost, read_pointer
 from pollux_flows.state.bounds import max_size_bytes, retention_s
 from pollux_flows.state.identity import digest
-from pollux_flows.state.kinds import Kind, is_removable, kind_of, run_of
+from pollux_flows.state.kinds import is_removable, kind_of, run_of
 from pollux_flows.state.leases import Clock, get_owner, strip_lease
 from pollux_flows.state.store import Json, Row, Store, damaged_record_error
 from pollux_flows.state.upload import Entry, UploadKey
@@ -31,7 +31,7 @@ _BATCH: Final = 1000
 # So much is removed at once that the next runs need not prune again.
 _TARGET: Final = 0.9
 _CHECK_EVERY_S: Final = 60.0
-# For so long, the answers of an incomplete run are not removed for their size.
+# For so long, answers are not removed for their size: their run may yet be retried.
 _RETRIED_S: Final = 86_400.0
 # A disk gives back whole pages, and those of an index: hardly more than so many bytes for each of a record.
 _BYTES_FREED: Final = 3.0
@@ -58,8 +58,8 @@ class Survey(Record):
     size_bytes: int
     kept_days: float = Field(description="How long an answer is stored.")
     max_size_bytes: int | None = Field(description="None: only age bounds it.")
-    records: dict[Kind, int] = Field(default_factory=dict, description="The number of records of each kind.")
-    bytes: dict[Kind, int] = Field(default_factory=dict, description="The size of the records of each kind.")
+    records: dict[str, int] = Field(default_factory=dict, description="The number of records of each kind.")
+    bytes: dict[str, int] = Field(default_factory=dict, description="The size of the records of each kind.")
     oldest_at: float | None = Field(default=None, description="When the oldest answer was saved, as a Unix time.")
     newest_at: float | None = None
     unreadable: int = 0
@@ -69,7 +69,7 @@ class Survey(Record):
 
 async def survey(store: Store, *, last: int = 10) -> Survey:
     """Count all records of a store, and summarize its last runs."""
-    records, sizes, answers, unknown = Counter[Kind](), Counter[Kind](), Counter[str](), Counter[str]()
+    records, sizes, answers, unknown = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     costs, began = defaultdict[str, float](float), dict[str, tuple[float, str]]()
     unreadable = expired = 0
     oldest, newest = math.inf, -math.inf
@@ -164,7 +164,7 @@ class Pruned(Record):
     runs: int = Field(default=0, description="Runs without answers.")
     others: int = Field(default=0, description="Records that led to those answers, or were of no use any more.")
     freed_bytes: int = 0
-    spared_runs: int = Field(default=0, description="Runs at work, or incomplete for less than a day: they stay.")
+    spared_runs: int = Field(default=0, description="Runs at work, or with answers of the last day: they stay.")
 
 
 async def enforce_max_size(store: Store, clock: Clock = time.time) -> None:
@@ -241,7 +241,7 @@ async def _find_runs(store: Store, name: str) -> set[str]:
 
 
 class _Pruning:
-    """One walk through a store, from the oldest record on, that removes records in batches."""
+    """One walk through a store that removes records in batches, on a disk from the oldest on."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class _Pruning:
     ) -> None:
         self._store, self._now, self._at_work, self._dry_run = store, now, at_work, dry_run
         self._removes_expired = expired
-        self._runs, self._asked_before, self._before = runs, before, before
+        self._runs, self._before = runs, before
         self._max_size: float | None = None
         self._excess = 0.0  # by how many bytes the store is too large
         self._size: int | None = None
@@ -264,13 +264,12 @@ class _Pruning:
         self._freed = 0
         self._batch: list[Row] = []
         self._batch_size = 0
-        self._removed: Counter[Kind] = Counter()
+        self._removed: Counter[str] = Counter()
         self._places: set[str] = set()  # keys of the removed answers
         self._pointers: dict[str, Row] = {}  # by the answer they lead to, with which they are removed
         self._headers: defaultdict[str, list[Row]] = defaultdict(list)  # removed with the last answer of their run
         self._remaining: set[str] = set()  # runs with answers that stay
         self._spared: set[str] = set()
-        self._incomplete: dict[str, bool] = {}  # by run
 
     async def begin(self, max_size: float | None) -> None:
         """Find out how much is to be removed: by measuring the store, or else by listing it for an age limit."""
@@ -286,15 +285,14 @@ class _Pruning:
         async for row in self._store.list_rows():
             listed += row.size
             run, at = _run(row), self._age(row)
-            if at is not None and run is not None and run not in self._at_work:
-                is_spared = max_size is not None and await self._is_spared(at, run)
-                ages += [] if is_spared else [(at, row.size)]
+            if at is not None and run is not None and run not in self._at_work and not self._is_recent(at):
+                ages.append((at, row.size))
         if self._size is not None:
             self._ratio = self._size / max(1, listed)
         if max_size is None:
             return
         excess = self._ratio * listed - max_size
-        for at, size in ages:
+        for at, size in sorted(ages):
             if excess > 0:
                 self._before = math.nextafter(max(at, self._before or at), math.inf)
             excess -= self._ratio * size
@@ -313,7 +311,7 @@ class _Pruning:
             await self._remove(row)
         elif run is None:
             return
-        elif not await self._may_remove(row, run):
+        elif not self._may_remove(row, run):
             if kind == "answer":
                 self._remaining.add(run)
                 self._pointers.pop(place, None)
@@ -343,25 +341,18 @@ class _Pruning:
             spared_runs=len(self._spared),
         )
 
-    async def _may_remove(self, row: Row, run: str) -> bool:
+    def _may_remove(self, row: Row, run: str) -> bool:
         at = self._age(row)
-        is_old = at is not None and (self._excess > 0 or (self._before is not None and at < self._before))
-        if run in self._at_work:
-            self._spared.update({run} if is_old else ())
-            return False
-        is_asked_for = self._asked_before is not None and at is not None and at < self._asked_before
-        if is_old and at is not None and not is_asked_for and await self._is_spared(at, run):
+        is_old = at is not None and self._before is not None and at < self._before
+        is_too_much = at is not None and self._excess > 0
+        stays = run in self._at_work or (at is not None and not is_old and self._is_recent(at))
+        if stays and (is_old or is_too_much):
             self._spared.add(run)
-            return False
-        return is_old or (run in self._runs and row.record is not None)
+        return (not stays and (is_old or is_too_much)) or (run in self._runs and row.record is not None)
 
-    async def _is_spared(self, at: float, run: str) -> bool:
-        """Return whether a record of that time is not removed for its size, as its run has yet to be retried."""
-        if self._now - at >= _RETRIED_S:
-            return False
-        if run not in self._incomplete:
-            self._incomplete[run] = not await is_complete(self._store, run)
-        return self._incomplete[run]
+    def _is_recent(self, at: float) -> bool:
+        """Return whether an answer of that time is not removed for its size."""
+        return self._now - at < _RETRIED_S
 
     def _age(self, row: Row) -> float | None:
         """Return when the record was written; None if it is not known, or after the pruning began."""
@@ -387,20 +378,6 @@ class _Pruning:
         async for _ in self._store.list_keys(f"run/{run}/"):
             return False
         return True
-
-
-async def is_complete(store: Store, run: str) -> bool:
-    """Return whether all calls of a run are recorded as answered. `run` is the digest of its name."""
-    complete = ((await store.get(f"run/{run}")) or {}).get("complete")
-    if isinstance(complete, bool):
-        return complete
-    takers = {key.rpartition("/")[2]: taker.get("complete") is True async for key, taker in store.scan(f"taker/{run}/")}
-    incomplete = {token for token, complete in takers.items() if not complete}
-    if incomplete:
-        async for _, slot in store.scan(f"slot/{run}/"):
-            if not incomplete.isdisjoint(slot.get("takers") or ()):
-                return False
-    return len(incomplete) < len(takers)
 
 
 def _place(row: Row) -> str:

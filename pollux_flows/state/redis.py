@@ -195,15 +195,9 @@ class RedisStore(Store):
                 yield key, record
 
     async def list_rows(self) -> AsyncIterator[Row]:
-        # Redis has no order, so the time of each is read first; and then the records again, as all are too large.
         keys = await self._find_keys("")
-        ages: list[tuple[float, str]] = []
         for start in range(0, len(keys), _BATCH):
-            found = await self._load(keys[start : start + _BATCH])
-            ages += [(_read_time(try_decode_record(data)), key) for key, data in found]
-        ages.sort()
-        for start in range(0, len(ages), _BATCH):
-            for key, data in await self._load([key for _, key in ages[start : start + _BATCH]]):
+            for key, data in await self._load(keys[start : start + _BATCH]):
                 yield Row(key, try_decode_record(data), len(key.encode()) + len(data), _hash(data))
 
     async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
@@ -379,11 +373,6 @@ class RedisStore(Store):
         if self._password:
             text = text.replace(self._password, "***")
         return ConfigurationError(f"The Redis at {self.where} {message.format(error=text)}", hint=hint)
-
-
-def _read_time(record: Json | None) -> float:
-    at = (record or {}).get("at")
-    return at if isinstance(at, float) and math.isfinite(at) else math.inf
 
 
 def _hash(data: bytes) -> str:

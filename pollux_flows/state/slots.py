@@ -159,10 +159,9 @@ class Slots:
         """
         if lost is not None:
             await self._drop_lease(lost.taker)
-        for pause in leases.backoff_pauses():
+        async for _ in leases.retry_until():
             if (slot := (await self.acquire([call])).get(call.index)) is not None:
                 return slot
-            await asyncio.sleep(pause)
         raise AssertionError
 
     async def check_lease(self, slot: Slot) -> None:

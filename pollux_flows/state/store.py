@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -88,7 +89,7 @@ class Store(Protocol):
         ...
 
     def list_rows(self) -> AsyncIterator[Row]:
-        """Yield all records, oldest first, also those that cannot be read."""
+        """Yield all records, also those that cannot be read; oldest first where the store has an order."""
         ...
 
     async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
@@ -118,6 +119,16 @@ def open_store() -> Store:
         if place not in _stores:
             _stores[place] = _make_store(place)
         return _stores[place]
+
+
+def open_existing_store() -> Store | None:
+    """Return the store of this process, or None if nothing was ever saved on this machine."""
+    from pollux_flows.state.disk import FILE
+
+    with suppress(PermissionError, NotADirectoryError):  # the first operation says why it cannot be used
+        if not os.environ.get(STATE_URL, "").strip() and not (local_folder() / FILE).exists():
+            return None
+    return open_store()
 
 
 def local_folder() -> Path:

@@ -16,7 +16,6 @@ from pollux_flows.document import Document, Record
 from pollux_flows.errors import APIError, ConfigurationError, PolluxError
 from pollux_flows.plain import JsonObject, Text
 from pollux_flows.state.identity import digest
-from pollux_flows.state.process import is_dead
 from pollux_flows.state.store import Json
 
 # A deletion without an outcome after so long is tried again.
@@ -76,13 +75,6 @@ class Ownership(Record):
     keep_s: float | None = Field(
         description="For how long the file stays after its release; None: until the provider removes it."
     )
-    process: list[str] | None = Field(default=None, description="The process that needs it, where it ends with one.")
-
-    def find_end(self, now: float) -> float | None:
-        """Return when the owner died; None if it still needs the file."""
-        if self.until is None or (self.until > now and not (self.process and is_dead(self.process))):
-            return None
-        return min(self.until, now)
 
 
 class Leftover(Record):
@@ -174,8 +166,8 @@ class Entry(Record):
         """Remove what has ended by now: owners that died, files that expired, old failures."""
         entry = self
         for owner, ownership in self.owners.items():
-            if (ended := ownership.find_end(now)) is not None:
-                entry = entry.remove_owner(owner, ended)
+            if ownership.until is not None and ownership.until <= now:
+                entry = entry.remove_owner(owner, ownership.until)
         if entry.uploaded is not None and not entry.uploaded.is_alive(now):
             entry = entry.remove_file()
         leftovers = [each for each in entry.leftovers if each.uploaded is None or each.uploaded.is_alive(now)]
@@ -213,10 +205,8 @@ class Entry(Record):
         entry = self.remove_file() if refused else self.abandon_upload(now + lease_s)
         return entry._replace(failure=Failure.from_error(error, marker, owner, now))
 
-    def add_owner(
-        self, owner: str, until: float | None, keep_s: float | None, process: list[str] | None = None
-    ) -> Self:
-        return self._replace(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s, process=process)})
+    def add_owner(self, owner: str, until: float | None, keep_s: float | None) -> Self:
+        return self._replace(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s)})
 
     def remove_owner(self, owner: str, now: float) -> Self:
         """Remove an owner. The file stays for the longest time that any of its owners asked for."""
@@ -241,16 +231,9 @@ class Entry(Record):
             return None
         entry = self.remove_file() if due.marker == self.marker else self
         before = next((each for each in self.leftovers if each.marker == due.marker), None)
-        return entry.add_leftover(
-            Leftover(
-                marker=due.marker,
-                uploaded=due.uploaded,
-                due_at=now + _DELETING_S,
-                reason="retry",
-                tries=before.tries if before else 0,
-                why=before.why if before else None,
-            )
-        )
+        left = before or Leftover(marker=due.marker, due_at=now, reason="retry")
+        changes = {"uploaded": due.uploaded, "due_at": now + _DELETING_S, "reason": "retry"}
+        return entry.add_leftover(left.model_copy(update=changes))
 
     def finish_deletion(self, marker: str) -> Self:
         """Remove all leftovers whose name contains the marker, also those of single attempts."""

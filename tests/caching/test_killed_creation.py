@@ -35,7 +35,7 @@ STEPS = [
     *(Death(f"{_CREATION}:{name}", when) for when in ("before", "after") for name in ("_create", "mark_living")),
     *(Death(f"pollux_flows.providers.session:Session.{name}", when) for when in ("before", "after")
       for name in ("upload", "file_ready")),
-    Death("pollux_flows.caching.registry:_StoreLock.release"),
+    Death("pollux_flows.state.leases:Lease.release"),
 ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ STEPS = (
     f"{_SESSION}.upload",
     f"{_SESSION}.submit_batch",
     f"{_STORE}:_StateJobLock.save",
-    f"{_STORE}:_StateJobLock.release",
+    "pollux_flows.state.leases:Lease.release",
 )
 # The parts, the intent, the reply.
 _SAVES = 3
@@ -114,7 +114,7 @@ async def _run_killed(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("step", [f"{_SESSION}.submit_batch", f"{_STORE}:_StateJobLock.release"])
+@pytest.mark.parametrize("step", [f"{_SESSION}.submit_batch", "pollux_flows.state.leases:Lease.release"])
 @pytest.mark.parametrize("provider", SDKS)
 async def test_a_simulated_batch_outlives_its_process(
     provider: ProviderName, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

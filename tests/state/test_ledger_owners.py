@@ -232,21 +232,11 @@ async def test_an_entry_that_cannot_be_read_does_not_hide_others(
     assert any("cannot be read: UploadKey" in problem for problem in unreadable)
 
 
-async def test_an_owner_whose_process_died_is_released_at_once(
-    ledger: Ledger, provider: Provider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await ledger.acquire(KEY, "run", provider.upload, keep_s=0)
-    assert await ledger.list_due() == []
-    monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)
-    assert [due.reason for due in await ledger.list_due()] == ["idle"]
-
-
 async def test_a_deferred_job_keeps_its_file_when_its_process_ends(
-    ledger: Ledger, provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, provider: Provider, clock: Clock
 ) -> None:
     provider.lives_s = 30 * DAY
     await ledger.acquire(KEY, "job", provider.upload, keep_s=3600, owner_s=3 * DAY)
-    monkeypatch.setattr("pollux_flows.state.upload.is_dead", lambda _: True)
     for _ in range(12):  # each look at it might be the one that begins its last hour
         clock.now += 2 * 3600
         assert await ledger.list_due() == []

@@ -41,7 +41,7 @@ def test_invalid_durations_and_sizes_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000_000, "2.0 GB"), (3e15, "3000.0 TB")]
+    ("size", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 KB"), (2_000_000_000, "2.0 GB"), (3e15, "3.0 PB")]
 )
 def test_a_size_is_formatted(size: float, words: str) -> None:
     assert format_size(size) == words
