@@ -225,7 +225,7 @@ def test_a_run_at_work_is_named(state: Command) -> None:
         async with places.at_work(open_store(), "today"):
             return await asyncio.to_thread(state, "prune", *words)
 
-    assert "which stay: 1 run." in asyncio.run(at_work("--older-than", "0d"))
+    assert "so that its answers stay: 1 run." in asyncio.run(at_work("--older-than", "0d"))
     assert asyncio.run(at_work("--run", "today")).startswith("refused: The run today is at work.")
     assert [run["name"] for run in json.loads(state("--json"))["runs"]] == ["today"]
 

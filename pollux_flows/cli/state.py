@@ -35,7 +35,7 @@ _NOTHING: Final = "Nothing is kept yet."
 _OPTIONS: Final = """\
 Say what is to go:
   --older-than 30d   answers that are older
-  --max-size 500MB   the oldest answers, until the rest takes no more; those of the last day stay
+  --max-size 500MB   the oldest answers, until the rest takes no more
   --run NAME         the answers of one run, or of all parts of a flow run: `pollux-flows state` names them
   --damaged          records that cannot be read
 With --dry-run nothing goes: it is only told what would. An answer that goes is paid for again if it is asked for again.
@@ -143,7 +143,7 @@ def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
     )
     if pruned.spared_runs:
         runs = _some(pruned.spared_runs, "run")
-        text += f" At work, or with answers of the last day, which stay: {runs}."
+        text += f" At work, or not complete for less than a day, so that its answers stay: {runs}."
     return text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -44,6 +44,7 @@ class Answers:
         # With "always", calls are claimed for all runs at once; and a run without a name has no other attempt.
         self._slots = Slots(store, self._scope) if self._scope and terms.reuse != "always" else None
         self._taken: dict[int, Slot] = {}
+        self._asked: set[str] = set()
         self._answered: set[str] = set()
         self._beginning: asyncio.Task[None] | None = None
         self._spending = Spending(terms.max_cost_usd, target)
@@ -61,6 +62,7 @@ class Answers:
             self._has_begun = True
         if self._slots is not None:
             return await self._take(self._slots, calls)
+        self._asked |= {call.identity for call in calls}
         # Also what the run paid for in an earlier attempt and cannot use.
         own = await self._own(calls)
         earlier = {name: outcome for name, outcome in own.items() if name not in self._paid}
@@ -73,7 +75,7 @@ class Answers:
     async def begin(self) -> None:
         """Note that the run asks something, or raise why its answers could not be kept."""
         if self._beginning is None:
-            self._beginning = asyncio.create_task(self._journal.begin())
+            self._beginning = asyncio.create_task(self._journal.begin(complete=None if self._slots else False))
         await asyncio.shield(self._beginning)
 
     def add_caches(self, caches: Iterable[UsedCache]) -> None:
@@ -90,6 +92,9 @@ class Answers:
         if self._slots is not None:
             asked = {slot.identity for slot in self._taken.values()}
             await self._slots.close(complete=asked <= self._answered)
+        elif self._beginning is not None and self._asked <= self._answered:
+            with suppress(PolluxError):  # its answers then count as those of an incomplete run for a day
+                await self._journal.end()
 
     @asynccontextmanager
     async def asking(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:

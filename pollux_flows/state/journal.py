@@ -45,10 +45,23 @@ class Journal:
         """Save the answers that an earlier attempt on this machine could only write to a file."""
         await fallback_files.save_fallback_files(self.store)
 
-    async def begin(self) -> None:
-        """Record that the run asks something. If the store cannot be written to, that fails before anything is paid."""
-        await self.store.put(f"run/{self._name}", {"run": self.run, "at": self.clock()}, self._retention_s)
+    async def begin(self, *, complete: bool | None = None) -> None:
+        """Record that the run asks something. If the store cannot be written to, that fails before anything is paid.
+
+        `complete` is False for a run that will call `end` when all is answered; None where its slots record that.
+        """
+        await self._write_header(complete)
         await enforce_max_size(self.store, self.clock)
+
+    async def end(self) -> None:
+        """Record that all calls of the run are answered, so that it will not be retried."""
+        await self._write_header(complete=True)
+
+    async def _write_header(self, complete: bool | None) -> None:
+        record = {"run": self.run, "at": self.clock()}
+        if complete is not None:
+            record["complete"] = complete
+        await self.store.put(f"run/{self._name}", record, self._retention_s)
 
     async def load_own(self, calls: Sequence[str]) -> dict[str, Outcome]:
         """Return the outcomes of these calls in this run, as far as they are saved."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from pollux_flows.config import ProviderName
@@ -65,9 +65,9 @@ class Ledger:
         """Make `owner` an owner of the file, and return the file, which the provider has for `margin_s` more.
 
         If there is none, exactly one of the concurrent callers uploads it, and the others wait, at most `patience_s`
-        for each upload. If the upload fails, they fail with it; if it is cancelled or its process dies, one of them
-        takes over. `keep_s` is for how long the file stays after the owner's release or death. `limit` is entered
-        before the upload is leased, so that a process that dies leaves few leases.
+        for each upload. If the upload fails, they fail with it; if its process dies, one of them takes over; if it is
+        cancelled, it goes on for as long as others wait. `keep_s` is for how long the file stays after the owner's
+        release or death. `limit` is entered before the upload is leased, so that a process that dies leaves few leases.
         """
         began = self.clock()
         seen: str | None = None  # the upload that this caller waited for
@@ -86,6 +86,8 @@ class Ledger:
                     return file
             elif leases.get_owner(record, now) is not None:
                 seen = entry.marker
+                # Before the file is there: an uploader that is cancelled looks for others that need it.
+                await self._add_owner(entry, owner, owner_s, keep_s)
                 await self._wait(key, patience_s)
             else:
                 await self._note(key, owner, owner_s)
@@ -93,7 +95,8 @@ class Ledger:
                 async with limit:
                     if (lease := await self._acquire_upload(record, key, owner, marker)) is None:
                         continue  # another caller was faster: look again
-                    file = await self._upload(lease, key, marker, upload, (owner, owner_s, keep_s))
+                    uploading = self._upload(lease, key, marker, upload, (owner, owner_s, keep_s))
+                    file = await self._finish_for_others(uploading, key, marker, owner)
                 if file is not None:
                     return file
 
@@ -226,6 +229,35 @@ class Ledger:
             return self._entry(record, key).start_upload(marker, self.clock()).to_record()
 
         return await leases.acquire_lease(self.store, key.name, owner, self.lease_s, clock=self.clock, intent=intent)
+
+    async def _finish_for_others(
+        self, uploading: Coroutine[Any, Any, Uploaded | None], key: UploadKey, marker: str, owner: str
+    ) -> Uploaded | None:
+        """Wait for the upload. If the caller is cancelled, cancel the upload, too, once it has no other owner."""
+        task = asyncio.ensure_future(uploading)
+
+        async def end() -> None:
+            for pause in leases.backoff_pauses():
+                if not (is_needed := await self._has_other_owner(key, marker, owner)):
+                    task.cancel()
+                await asyncio.wait([task], timeout=pause if is_needed else None)
+                if task.done():
+                    return
+
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await run_to_completion(end())
+            if not task.cancelled():
+                task.exception()  # recorded for those who waited; here, the cancellation is raised
+            raise
+
+    async def _has_other_owner(self, key: UploadKey, marker: str, owner: str) -> bool:
+        try:
+            entry = self._entry(await self.store.get(key.name), key)
+        except PolluxError:  # the store is unavailable
+            return False
+        return entry.marker == marker and bool(entry.owners.keys() - {owner})
 
     async def _upload(
         self, lease: Lease, key: UploadKey, marker: str, upload: Upload, owning: tuple[str, float | None, float | None]

@@ -1,8 +1,8 @@
 """Maintenance: a survey of a store, the removal of damaged records, and pruning by age, by size or by run.
 
 Pruning removes the oldest answers. Records about files at a provider stay. So do the answers of a run at work, however
-old, for its retry if it is killed; and where answers are removed for their size, those of the last day stay, within
-which a run that failed is most often retried. A record that has changed since it was listed is not removed: concurrent
+old, for its retry if it is killed; and where answers are removed for their size, those of an incomplete run stay for a
+day, within which it is most often retried. A record that has changed since it was listed is not removed: concurrent
 prunings and writers do each other no harm.
 """
 
@@ -31,7 +31,7 @@ _BATCH: Final = 1000
 # So much is removed at once that the next runs need not prune again.
 _TARGET: Final = 0.9
 _CHECK_EVERY_S: Final = 60.0
-# For so long, answers are not removed for their size: their run may yet be retried.
+# For so long, the answers of an incomplete run are not removed for their size.
 _RETRIED_S: Final = 86_400.0
 # A disk gives back whole pages, and those of an index: hardly more than so many bytes for each of a record.
 _BYTES_FREED: Final = 3.0
@@ -164,7 +164,7 @@ class Pruned(Record):
     runs: int = Field(default=0, description="Runs without answers.")
     others: int = Field(default=0, description="Records that led to those answers, or were of no use any more.")
     freed_bytes: int = 0
-    spared_runs: int = Field(default=0, description="Runs at work, or with answers of the last day: they stay.")
+    spared_runs: int = Field(default=0, description="Runs at work, or incomplete for less than a day: they stay.")
 
 
 async def enforce_max_size(store: Store, clock: Clock = time.time) -> None:
@@ -256,7 +256,7 @@ class _Pruning:
     ) -> None:
         self._store, self._now, self._at_work, self._dry_run = store, now, at_work, dry_run
         self._removes_expired = expired
-        self._runs, self._before = runs, before
+        self._runs, self._asked_before, self._before = runs, before, before
         self._max_size: float | None = None
         self._excess = 0.0  # by how many bytes the store is too large
         self._size: int | None = None
@@ -270,6 +270,7 @@ class _Pruning:
         self._headers: defaultdict[str, list[Row]] = defaultdict(list)  # removed with the last answer of their run
         self._remaining: set[str] = set()  # runs with answers that stay
         self._spared: set[str] = set()
+        self._incomplete: dict[str, bool] = {}  # by run
 
     async def begin(self, max_size: float | None) -> None:
         """Find out how much is to be removed: by measuring the store, or else by listing it for an age limit."""
@@ -285,8 +286,9 @@ class _Pruning:
         async for row in self._store.list_rows():
             listed += row.size
             run, at = _run(row), self._age(row)
-            if at is not None and run is not None and run not in self._at_work and not self._is_recent(at):
-                ages.append((at, row.size))
+            if at is not None and run is not None and run not in self._at_work:
+                is_spared = max_size is not None and await self._is_spared(at, run)
+                ages += [] if is_spared else [(at, row.size)]
         if self._size is not None:
             self._ratio = self._size / max(1, listed)
         if max_size is None:
@@ -311,7 +313,7 @@ class _Pruning:
             await self._remove(row)
         elif run is None:
             return
-        elif not self._may_remove(row, run):
+        elif not await self._may_remove(row, run):
             if kind == "answer":
                 self._remaining.add(run)
                 self._pointers.pop(place, None)
@@ -341,18 +343,25 @@ class _Pruning:
             spared_runs=len(self._spared),
         )
 
-    def _may_remove(self, row: Row, run: str) -> bool:
+    async def _may_remove(self, row: Row, run: str) -> bool:
         at = self._age(row)
-        is_old = at is not None and self._before is not None and at < self._before
-        is_too_much = at is not None and self._excess > 0
-        stays = run in self._at_work or (at is not None and not is_old and self._is_recent(at))
-        if stays and (is_old or is_too_much):
+        is_old = at is not None and (self._excess > 0 or (self._before is not None and at < self._before))
+        if run in self._at_work:
+            self._spared.update({run} if is_old else ())
+            return False
+        is_asked_for = self._asked_before is not None and at is not None and at < self._asked_before
+        if is_old and at is not None and not is_asked_for and await self._is_spared(at, run):
             self._spared.add(run)
-        return (not stays and (is_old or is_too_much)) or (run in self._runs and row.record is not None)
+            return False
+        return is_old or (run in self._runs and row.record is not None)
 
-    def _is_recent(self, at: float) -> bool:
-        """Return whether an answer of that time is not removed for its size."""
-        return self._now - at < _RETRIED_S
+    async def _is_spared(self, at: float, run: str) -> bool:
+        """Return whether a record of that time is not removed for its size, as its run has yet to be retried."""
+        if self._now - at >= _RETRIED_S:
+            return False
+        if run not in self._incomplete:
+            self._incomplete[run] = not await is_complete(self._store, run)
+        return self._incomplete[run]
 
     def _age(self, row: Row) -> float | None:
         """Return when the record was written; None if it is not known, or after the pruning began."""
@@ -378,6 +387,20 @@ class _Pruning:
         async for _ in self._store.list_keys(f"run/{run}/"):
             return False
         return True
+
+
+async def is_complete(store: Store, run: str) -> bool:
+    """Return whether all calls of a run are recorded as answered. `run` is the digest of its name."""
+    complete = ((await store.get(f"run/{run}")) or {}).get("complete")
+    if isinstance(complete, bool):
+        return complete
+    takers = {key.rpartition("/")[2]: taker.get("complete") is True async for key, taker in store.scan(f"taker/{run}/")}
+    incomplete = {token for token, complete in takers.items() if not complete}
+    if incomplete:
+        async for _, slot in store.scan(f"slot/{run}/"):
+            if not incomplete.isdisjoint(slot.get("takers") or ()):
+                return False
+    return len(incomplete) < len(takers)
 
 
 def _place(row: Row) -> str:

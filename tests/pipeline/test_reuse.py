@@ -31,6 +31,7 @@ from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state import redis
 from pollux_flows.state.journal import Journal
+from pollux_flows.state.maintenance import is_complete
 from pollux_flows.state.store import open_store
 from tests.executing import execute_plan
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
@@ -444,3 +445,18 @@ async def test_what_cannot_be_looked_up_is_not_called_kept(
     sim.fail(Fault(status=400, message="not this one"), contains="second")
     with pytest.raises(APIError, match="still kept could not be looked up: The disk is full"):
         await run_many(PROMPTS, config=openai, run_key="monday")
+
+
+# --- Room -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terms", [Terms(), Terms(reuse="always"), Terms(run_key="monday")])
+async def test_a_run_says_whether_it_needs_no_retry(openai: Config, sim: Simulator, terms: Terms) -> None:
+    """Until it has all its answers, what it has paid for makes no room for others."""
+    sim.fail(Fault(status=400, message="not this one"), contains="second")
+    store = open_store()
+    for complete in (False, True):
+        await outcomes(openai, terms)
+        runs = [key.split("/")[1] async for key in store.list_keys("run/") if key.count("/") == 1]
+        assert complete in [await is_complete(store, run) for run in runs]
+        assert (len(runs) == 1) is (complete is False or terms.run_key is not None)

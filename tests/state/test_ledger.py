@@ -111,29 +111,37 @@ async def test_a_cancelled_waiter_disturbs_no_other(ledger: Ledger, provider: Pr
     assert len(provider.markers) == 1
 
 
-async def test_a_waiter_uploads_if_the_uploader_is_cancelled(ledger: Ledger, provider: Provider) -> None:
-    """One of them, and the release of the other does not delete the file."""
+async def test_an_upload_goes_on_for_waiters_if_its_owner_is_cancelled(ledger: Ledger, provider: Provider) -> None:
+    """And its release does not delete the file."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
     others = [asyncio.ensure_future(ledger.acquire(KEY, "other", provider.upload)) for _ in range(5)]
-    await asyncio.sleep(0.02)
+    await waited_for(ledger, "other")
     first.cancel()
+    await asyncio.sleep(0.02)
+    provider.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await first
-    provider.gate.set()
     assert await ledger.release("first") == []
-    assert {each.file_id for each in await asyncio.gather(*others)} == {"file-2"}
-    assert len(provider.markers) == 2
+    assert {each.file_id for each in await asyncio.gather(*others)} == {"file-1"}
+    assert len(provider.markers) == 1
 
 
-async def test_the_possible_file_of_a_cancelled_upload_is_looked_for_later(ledger: Ledger, provider: Provider) -> None:
+async def test_an_upload_ends_once_all_its_owners_are_cancelled(ledger: Ledger, provider: Provider) -> None:
+    """Its possible file is looked for later."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
+    other = asyncio.ensure_future(ledger.acquire(KEY, "other", provider.upload))
+    await waited_for(ledger, "other")
     first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
+    other.cancel()
+    await asyncio.wait([other])
+    await ledger.release("other")
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await first
     assert await ledger.list_due() == []
     provider.clock.now += ledger.lease_s
     (orphan,) = await ledger.list_due()
@@ -151,6 +159,13 @@ async def test_an_upload_without_waiters_is_cancelled_with_its_owner(ledger: Led
         await first
     provider.gate.set()
     assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-2"
+
+
+async def waited_for(ledger: Ledger, owner: str) -> None:
+    """Wait until `owner` is recorded as an owner of the file."""
+    async with asyncio.timeout(5):
+        while owner not in (await ledger.store.get(KEY.name) or {}).get("owners", {}):  # noqa: ASYNC110 (seen from outside)
+            await asyncio.sleep(0.001)
 
 
 async def test_an_uploaded_file_is_recorded_although_its_owner_is_cancelled(

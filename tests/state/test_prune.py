@@ -16,8 +16,10 @@ from pollux_flows.state.journal import Journal
 from pollux_flows.state.leases import acquire_lease
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.maintenance import Pruned, prune
+from pollux_flows.state.slots import RunScope, Slots
 from pollux_flows.state.store import Row, Store
 from tests.state.places import DAY, KEY, Clock, Provider, at_once, at_work, damage, listed, names, opened, run, till
+from tests.state.test_slots import Asked
 
 TEXT = "x" * 2000
 
@@ -255,27 +257,86 @@ async def test_concurrent_writers_lose_nothing(store: Store, clock: Clock, addre
     assert len(await other.load_reusable([f"{index}" for index in range(100)], None)) == 100
 
 
-# --- What may yet be retried --------------------------------------------------------------------------------------
+# --- What has yet to be retried -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
-async def test_answers_of_the_last_day_stay_however_little_room_there_is(
-    store: Store, clock: Clock, dry_run: bool
-) -> None:
-    """A run that failed is retried within it, and needs what it has paid for."""
-    await ask(store, clock, "yesterday", "a")
-    clock.now += DAY - 1
-    today = await ask(store, clock, "today", "b")
-    clock.now += 1
-    pruned = await prune(store, max_size=0, dry_run=dry_run, clock=clock)
-    assert pruned.answers == 1
-    assert len(await today.load_own(["b"])) == 1
-    clock.now += DAY
-    assert (await prune(store, max_size=0, clock=clock)).answers == 1 + dry_run
+async def paid(store: Store, clock: Clock, name: str, *, complete: bool) -> Journal:
+    """Run a run with ten answers, which then completes or fails."""
+    slots = Slots(store, RunScope(name), clock)
+    journal = await ask(store, clock, name)
+    calls = [Asked(n, f"{name} {n}") for n in range(10)]
+    for slot in (await slots.acquire(calls)).values():
+        answer = Answer(text=TEXT, finish_reason="stop")
+        await journal.save_answer(slot.identity, Outcome(index=0, identity=slot.identity, answer=answer, attempts=1))
+    await slots.close(complete=complete)
+    return journal
 
 
-async def test_pruning_by_age_removes_them_at_once(store: Store, clock: Clock) -> None:
-    journal = await ask(store, clock, "failed", "a")
+async def count(store: Store, journal: Journal) -> int:
+    return len([key async for key in store.list_keys(f"run/{journal._name}/")])
+
+
+async def test_answers_of_a_failed_run_stay_for_a_day(store: Store, clock: Clock) -> None:
+    """However little room there is."""
+    failed = await paid(store, clock, "failed", complete=False)
+    clock.now += 60
+    completed = await paid(store, clock, "completed", complete=True)
+    clock.now += DAY - 61
+    assert (await prune(store, max_size=0, dry_run=True, clock=clock)).answers == 10
+    pruned = await prune(store, max_size=0, clock=clock)
+    assert (pruned.answers, pruned.spared_runs) == (10, 1)
+    assert await count(store, completed) == 0
+    assert await count(store, failed) == 10
+    calls = [Asked(n, f"failed {n}") for n in range(10)]
+    assert all(slot.outcome for slot in (await Slots(store, RunScope("failed"), clock).acquire(calls)).values())
+
+
+async def test_answers_of_a_failed_run_are_removed_after_a_day(store: Store, clock: Clock) -> None:
+    failed = await paid(store, clock, "failed", complete=False)
+    clock.now += DAY + 1
+    await prune(store, max_size=0, clock=clock)
+    assert await count(store, failed) == 0
+
+
+async def test_answers_of_a_killed_run_stay_for_a_day(store: Store, clock: Clock) -> None:
+    slots = Slots(store, RunScope("killed"), clock, lease_s=20)
+    journal = await ask(store, clock, "killed")
+    call = Asked(0, "why")
+    slot = (await slots.acquire([call]))[0]
+    await journal.save_answer(
+        slot.identity,
+        Outcome(index=0, identity=slot.identity, answer=Answer(text=TEXT, finish_reason="stop"), attempts=1),
+    )
     clock.now += 3600
-    assert (await prune(store, older_than_s=60, clock=clock)).answers == 1
-    assert await journal.load_own(["a"]) == {}
+    await prune(store, max_size=0, clock=clock)
+    assert await count(store, journal) == 1
+    await slots.close()
+
+
+async def test_answers_of_a_run_completed_by_its_retry_are_removed(store: Store, clock: Clock) -> None:
+    await paid(store, clock, "run", complete=False)
+    journal = await paid(store, clock, "run", complete=True)
+    clock.now += 60
+    await prune(store, max_size=0, clock=clock)
+    assert await count(store, journal) == 0
+
+
+@pytest.mark.parametrize("complete", [True, False])
+async def test_a_run_without_slots_records_whether_it_is_complete(store: Store, clock: Clock, complete: bool) -> None:
+    journal = Journal(store, "run", clock)
+    await journal.begin(complete=False)
+    await journal.save_answer(
+        "a", Outcome(index=0, identity="a", answer=Answer(text=TEXT, finish_reason="stop"), attempts=1)
+    )
+    if complete:
+        await journal.end()
+    clock.now += 60
+    await prune(store, max_size=0, clock=clock)
+    assert await count(store, journal) == (0 if complete else 1)
+
+
+async def test_pruning_by_age_removes_incomplete_runs_at_once(store: Store, clock: Clock) -> None:
+    failed = await paid(store, clock, "failed", complete=False)
+    clock.now += 3600
+    assert (await prune(store, older_than_s=60, clock=clock)).answers == 10
+    assert await count(store, failed) == 0
