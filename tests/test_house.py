@@ -183,7 +183,7 @@ def loaded_after(code: str) -> set[str]:
 
 
 HEAVY = {
-    "prefect", "openai", "anthropic", "google.genai", "httpx", "httpx2", "jsonschema", "dotenv",
+    "prefect", "openai", "anthropic", "google.genai", "httpx", "httpx2", "jsonschema", "diskcache", "dotenv",
     "genai_prices",
 }  # fmt: skip
 

@@ -9,7 +9,6 @@ from typing import Final, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 import prefect
-from packaging.version import Version
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_URL
 
@@ -18,6 +17,7 @@ from pollux_flows.address import shown
 from pollux_flows.blocks import PolluxDeferredJob, PolluxProvider
 from pollux_flows.blocks.registration import read_documents
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
+from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
 from pollux_flows.cli.words import NO_SERVER, say
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows import collect
@@ -27,7 +27,6 @@ from pollux_flows.state.store import open_store
 from pollux_flows.state.units import format_size
 
 _SHORT_S: Final = 5.0
-_FIRST_THAT_SCHEDULES: Final = Version("3.9.1")
 
 
 class _Finding(NamedTuple):
@@ -55,6 +54,8 @@ async def _check_all() -> int:
 async def _find_all() -> AsyncIterator[_Finding]:
     versions = f"pollux_flows {__version__}, Prefect {prefect.__version__}, Python {platform.python_version()}"
     yield _Finding("Versions", versions)
+    for problem in find_conflicts(installed()):
+        yield _Finding("Versions", problem, "NO")
     yield await _state()
     url = PREFECT_API_URL.value()
     if not url:
@@ -67,9 +68,8 @@ async def _find_all() -> AsyncIterator[_Finding]:
         async with get_client() as client:
             version = await client.api_version()
             yield _Finding("Server", f"{shown(url)}, Prefect {version}")
-            if Version(version) < _FIRST_THAT_SCHEDULES:
-                outdated = f"Under SQLAlchemy 2.1, Prefect {version} never starts a scheduled run. Update the server to"
-                yield _Finding("Server", f"{outdated} {_FIRST_THAT_SCHEDULES} or later.", "?")
+            if outdated := find_server_problem(version):
+                yield _Finding("Server", outdated, "?")
             yield _Finding("Results", (await ResultStorage.open()).where)
             async for found in _providers(client):
                 yield found

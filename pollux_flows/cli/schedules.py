@@ -1,6 +1,7 @@
 """Schedules: whether the runs that are due on a Prefect server do start.
 
-A schedule that exists says little. Its runs are started by a process that serves the deployment, which may be gone.
+A schedule that exists says little. Its runs are made by the server's scheduler, which can fail in the server's log
+alone, and started by a process that serves the deployment, which may be gone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import DeploymentStatus, FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 
-# Prefect looks for due runs every ten seconds.
+# Prefect looks for due runs every ten seconds, and for schedules without runs every minute.
 _PATIENCE: Final = timedelta(minutes=2)
 _MOST: Final = 200
 
@@ -41,24 +43,61 @@ async def read_scheduled(client: PrefectClient, flow: str | None = None) -> list
     return [each for each in found if not each.paused and any(schedule.active for schedule in each.schedules)]
 
 
-async def find_stuck(client: PrefectClient, scheduled: Sequence[DeploymentResponse]) -> dict[UUID, str]:
+async def find_stuck(
+    client: PrefectClient, scheduled: Sequence[DeploymentResponse], now: datetime | None = None
+) -> dict[UUID, str]:
     """Return a sentence for each of these deployments whose runs do not start, by its id."""
     if not scheduled:
         return {}
-    # A run that waits for a retry is in another state: it has started.
+    now = now or datetime.now(UTC)
+    due = await _waiting_runs(client, scheduled, FlowRunFilterExpectedStartTime(before_=now - _PATIENCE))
+    ahead = await _waiting_runs(client, scheduled, FlowRunFilterExpectedStartTime(after_=now))
+    overdue: dict[UUID, list[FlowRun]] = {}
+    for run in due:
+        if run.deployment_id is not None:
+            overdue.setdefault(run.deployment_id, []).append(run)
+    with_runs = {run.deployment_id for run in (*due, *ahead)}
+    problems: dict[UUID, str] = {}
+    for each in scheduled:
+        if runs := overdue.get(each.id):
+            problems[each.id] = _overdue(each, runs)
+        elif each.id not in with_runs and len(ahead) < _MOST and _should_have_runs(each, now):
+            problems[each.id] = (
+                f"{each.name}: the Prefect server has planned no run of it. Its scheduler may be failing: see the log "
+                "of the server."
+            )
+    return problems
+
+
+async def _waiting_runs(
+    client: PrefectClient, scheduled: Sequence[DeploymentResponse], start: FlowRunFilterExpectedStartTime
+) -> list[FlowRun]:
+    """Runs that were planned and have not started, the earliest first. One that waits for a retry has started."""
     not_started = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", "Late"]))
-    due = FlowRunFilterExpectedStartTime(before_=datetime.now(UTC) - _PATIENCE)
-    runs = await client.read_flow_runs(
+    return await client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[each.id for each in scheduled])),
-        flow_run_filter=FlowRunFilter(state=not_started, expected_start_time=due),
+        flow_run_filter=FlowRunFilter(state=not_started, expected_start_time=start),
         sort=FlowRunSort.EXPECTED_START_TIME_ASC,
         limit=_MOST,
     )
-    overdue = {each.id: [run for run in runs if run.deployment_id == each.id] for each in scheduled}
-    return {each.id: _describe_overdue(each, overdue[each.id]) for each in scheduled if overdue[each.id]}
 
 
-def _describe_overdue(deployment: DeploymentResponse, runs: Sequence[FlowRun]) -> str:
+def _should_have_runs(deployment: DeploymentResponse, now: datetime) -> bool:
+    """Return whether the server has had time to plan a run, and the schedule has one in the weeks ahead."""
+    return any(
+        schedule.active and _is_frequent(schedule.schedule) and (schedule.updated or now) < now - _PATIENCE
+        for schedule in deployment.schedules
+    )
+
+
+def _is_frequent(schedule: object) -> bool:
+    if isinstance(schedule, IntervalSchedule):
+        return schedule.interval <= timedelta(days=31)
+    # On every day of every month, but perhaps not on every weekday.
+    return isinstance(schedule, CronSchedule) and schedule.cron.split()[2:4] == ["*", "*"]
+
+
+def _overdue(deployment: DeploymentResponse, runs: Sequence[FlowRun]) -> str:
     first = runs[0].expected_start_time
     since = f"{first.astimezone():%Y-%m-%d %H:%M}" if first else "some time"
     how_many = "1 run has" if len(runs) == 1 else f"{len(runs):,} runs have"

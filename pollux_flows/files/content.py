@@ -11,8 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Final, TypeVar, cast
 
 from pydantic import Field
@@ -24,16 +23,13 @@ from pollux_flows.files import mime
 from pollux_flows.files.patience import THREADS, Pulse, run_and_wait, run_on_thread
 from pollux_flows.files.place import PIECE, Opened, is_stream, opened, pieces, version
 from pollux_flows.source import Source
-from pollux_flows.state.disk import DiskStore
-from pollux_flows.state.home import home
+from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from pollux_flows.state.identity import digest
-from pollux_flows.state.store import Store
 
 T = TypeVar("T")
 
 # Raise it when the same bytes come to be read as something else: cached contents are then ignored.
 _READING: Final = 2
-_CACHED_S: Final = 30 * 86_400.0
 _log: Final = logging.getLogger("pollux_flows")
 
 
@@ -46,7 +42,9 @@ class Content(Record):
     utf8: bool | None = Field(default=None, description="Whether all of it is UTF-8; None if not checked.")
 
 
-async def examine(sources: Sequence[Source], cache: Store | None = None, *, limit_s: float = math.inf) -> list[Content]:
+async def examine(
+    sources: Sequence[Source], cache: ContentCache | None = None, *, limit_s: float = math.inf
+) -> list[Content]:
     """Return the content of each file; a file is read once, or not at all if this version of it is cached.
 
     Reading one file may take `limit_s`.
@@ -64,11 +62,6 @@ async def examine(sources: Sequence[Source], cache: Store | None = None, *, limi
         content.model_copy(update={"mime_type": source.mime_type}) if source.trust_mime_type else content
         for source, content in zip(sources, contents, strict=True)
     ]
-
-
-def open_content_cache() -> Store:
-    """Return the store of contents: apart from the state, as they can be found again, and of this machine alone."""
-    return _open_cache(home() / "contents")
 
 
 async def forget(source: Source) -> None:
@@ -180,15 +173,10 @@ def not_utf8(source: Source) -> SourceError:
     )
 
 
-@cache
-def _open_cache(folder: Path) -> DiskStore:
-    return DiskStore(folder)
-
-
 class _Memory:
     """The contents of files read before, by version. Best effort: after an error, files are read again."""
 
-    def __init__(self, cache: Store | None, keys: Mapping[str, str | None]) -> None:
+    def __init__(self, cache: ContentCache | None, keys: Mapping[str, str | None]) -> None:
         self._cache = cache
         self._keys = {name: key for name, key in keys.items() if key is not None}
 
@@ -209,7 +197,7 @@ class _Memory:
         # A file that was written to since its key was made has another key by now: this record is never looked up.
         fresh = {self._keys[name]: content.model_dump() for name, content in contents.items() if name in self._keys}
         try:
-            await self._cache.put_many(fresh, _CACHED_S)
+            await self._cache.put_many(fresh)
         except PolluxError as error:
             self._give_up(error)
 

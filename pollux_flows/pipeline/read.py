@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from pollux_flows.files.content import Content, examine, not_utf8, open_content_cache
+from pollux_flows.files.content import Content, examine, not_utf8
 from pollux_flows.pipeline.conversation import check_unchanged
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.registry import find_provider
+from pollux_flows.state.content_cache import open_content_cache
 
 LONGEST_S: Final = 600.0
 """How long one file may be read where no Config says: as long as its timeout_s is by default."""

@@ -1,4 +1,4 @@
-"""doctor on a Prefect server: schedules that do not fire, a server that is old, a server that is new."""
+"""doctor on a Prefect server: schedules that do not fire, versions that do not work together, a server that is new."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from uuid import UUID
 
 import anyio.to_thread
 import pytest
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.deployments.steps.core import run_steps
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
 from pollux_flows.blocks.registration import aregister_block_types, register_block_types
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
+from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
 from pollux_flows.flows import asweep, collect
 from pollux_flows.result import SweepReport
 from tests.prefect.jobs import jobs_home, no_jobs_are_left
@@ -66,19 +67,57 @@ async def test_a_run_that_is_about_to_start_is_not_overdue(schedule: UUID) -> No
         assert await find_stuck(client, await read_scheduled(client)) == {}
 
 
-async def test_a_paused_deployment_is_not_on_a_schedule() -> None:
+async def test_a_schedule_of_which_the_server_plans_no_runs() -> None:
+    """As a server does whose scheduler fails. Here nothing is planned as the deployment is paused."""
     deployment_id = await deployed(paused=True)
     async with get_client() as client:
         assert await read_scheduled(client) == []
+        paused = await client.read_deployment(deployment_id)
+        unplanned = paused.model_copy(
+            update={"schedules": [each.model_copy(update={"active": True}) for each in paused.schedules]}
+        )
+        assert await find_stuck(client, [unplanned]) == {}  # the scheduler may be about to
+        later = datetime.now(UTC) + timedelta(minutes=5)
+        (problem,) = (await find_stuck(client, [unplanned], later)).values()
         await client.delete_deployment(deployment_id)
+    assert problem.startswith("collect: the Prefect server has planned no run of it.")
 
 
-async def test_a_server_of_an_earlier_prefect(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def version(_: PrefectClient) -> str:
-        return "3.8.8"
+# --- Versions -------------------------------------------------------------------------------------------------------
 
-    monkeypatch.setattr(PrefectClient, "api_version", version)
-    assert any("Prefect 3.8.8 never starts a scheduled run" in line for line in await doctor(pollux))
+
+def test_the_versions_installed_here_work_together() -> None:
+    assert installed().keys() == {"prefect", "sqlalchemy", "fastapi"}
+    assert find_conflicts(installed()) == []
+
+
+@pytest.mark.parametrize(
+    ("versions", "problem"),
+    [
+        ({"prefect": "3.8.8", "sqlalchemy": "2.1.9", "fastapi": "0.150.0"}, "never starts a scheduled run"),
+        ({"prefect": "3.8.8", "sqlalchemy": "2.0.44", "fastapi": "0.151.0"}, "does not start"),
+        ({"prefect": "3.8.8", "sqlalchemy": "2.0.44", "fastapi": "0.150.0"}, None),
+        ({"prefect": "3.9.1", "sqlalchemy": "2.1.9", "fastapi": "0.150.0"}, None),
+        ({"prefect": "3.9.2+7.gabcdef", "sqlalchemy": "2.1.9"}, None),
+        ({"prefect": "unknown", "sqlalchemy": "2.1.9"}, None),
+    ],
+)
+def test_versions_known_not_to_work_together(versions: dict[str, str], problem: str | None) -> None:
+    found = find_conflicts(versions)
+    assert len(found) == (problem is not None)
+    assert (problem or "") in "".join(found)
+
+
+def test_a_server_of_an_earlier_prefect() -> None:
+    assert find_server_problem("3.9.1") is None
+    assert "Prefect 3.8.8 never starts a scheduled run" in str(find_server_problem("3.8.8"))
+
+
+def test_doctor_names_a_conflict(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pollux_flows.cli.doctor.installed", lambda: {"prefect": "3.8.8", "sqlalchemy": "2.1.9"})
+    told = pollux("doctor")
+    assert told.startswith("refused: 1 of these would stand in a run's way.")
+    assert "NO  Versions: prefect 3.8.8 with sqlalchemy 2.1.9: a server of these never starts a scheduled run." in told
 
 
 # --- A server that has never heard of our block types ---------------------------------------------------------------

@@ -12,17 +12,17 @@ import pytest
 
 from pollux_flows import ConfigurationError, Source, SourceError, run_many
 from pollux_flows.files import content
-from pollux_flows.files.content import Content, open_content_cache
+from pollux_flows.files.content import Content
 from pollux_flows.files.patience import Pulse
 from pollux_flows.simulator import Simulator
-from pollux_flows.state.store import Store
+from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from tests.loopback import MakeConfig
 
 PDF = b"%PDF-1.7\nsome pages"
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
-async def examine(source: Source, cache: Store | None = None) -> Content:
+async def examine(source: Source, cache: ContentCache | None = None) -> Content:
     """One file at a time."""
     (found,) = await content.examine([source], cache)
     return found

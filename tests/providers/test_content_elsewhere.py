@@ -11,8 +11,9 @@ import pytest
 
 from pollux_flows import Source, SourceError, run
 from pollux_flows.config import ProviderName
-from pollux_flows.files.content import Content, changed, examine, forget, load, open_content_cache, open_file
+from pollux_flows.files.content import Content, changed, examine, forget, load, open_file
 from pollux_flows.simulator import Simulator
+from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig
 from tests.providers.shelf import Shelf
 from tests.test_address import all_said

@@ -11,11 +11,12 @@ import pytest
 from pollux_flows import Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.files import content
-from pollux_flows.files.content import Content, examine, open_content_cache
+from pollux_flows.files.content import Content, examine
 from pollux_flows.files.patience import Pulse
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Simulator
+from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import MakeConfig, sent
 
 PDF = b"%PDF-1.7\nsome pages"

@@ -21,8 +21,9 @@ import pytest
 
 from pollux_flows import APIError, Config, Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
-from pollux_flows.files.content import Content, examine, open_content_cache, open_file
+from pollux_flows.files.content import Content, examine, open_file
 from pollux_flows.simulator import Simulator
+from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig, http, scripted, until
 from tests.test_address import all_said
 
