@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self, cast
 
@@ -33,6 +34,8 @@ from pollux_flows.turn import read_turns
 _IMPORT_STRING: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _TOOL_FIELDS: Final = {"name": str, "description": str, "parameters": dict, "strict": bool}
+# What in a core schema of Pydantic is data, not a schema.
+_NO_CORE_SCHEMA: Final = {"config", "metadata", "serialization", "default", "expected", "cls", "function"}
 _TOKENS: Final = 2**31 - 1  # what the providers' own counters hold
 
 
@@ -63,7 +66,8 @@ class Options(Document):
         default=None,
         description="The answer's shape: a Pydantic model, its import string (my_pkg.models:Invoice), a JSON Schema.",
     )
-    """The shape of the answer. A model's own validators run on text that a provider wrote, without a time limit."""
+    """The shape of the answer. A model's own validators run on text that a provider wrote. They are stopped after
+    `timeout_s`, except in C code that does not return, such as Python's `re` with a pattern that backtracks."""
     tools: list[JsonObject] | None = Field(
         default=None, description="Functions the model may ask for: name, description, parameters, strict."
     )
@@ -234,14 +238,54 @@ class Options(Document):
 
 @lru_cache(maxsize=64)  # a batch asks once a row
 def _schema_of(model: type[BaseModel]) -> str:
-    """Return the JSON Schema of a model, as text."""
+    """Return the JSON Schema of a model, as text; refuse a model whose patterns a hostile answer could keep busy."""
     try:
-        return json.dumps(plain(model.model_json_schema()))
+        schema = json.dumps(plain(model.model_json_schema()))
+        engine = model.model_config.get("regex_engine", "rust-regex")
+        pattern = _find_backtracking_pattern(model.__pydantic_core_schema__, engine)
     except Exception as error:  # noqa: BLE001 (a model may write its schema itself)
         raise ConfigurationError(
             f"{model.__name__} has no JSON Schema to send as response_schema: {error}",
             hint="Keep to fields that JSON has: text, numbers, booleans, lists, dicts and models of them.",
         ) from None
+    if pattern is not None:
+        raise ConfigurationError(
+            f"{model.__name__} checks the pattern {pattern!r} with Python's re, which can backtrack for ever on an "
+            "answer and cannot be stopped.",
+            hint="Write the pattern as text, without re.compile and regex_engine='python-re'. If it needs look-around, "
+            f"pass {model.__name__}.model_json_schema(), whose patterns are checked under timeout_s.",
+        )
+    return schema
+
+
+def _find_backtracking_pattern(core_schema: Any, engine: str) -> str | None:
+    """Find a pattern that Pydantic runs with Python's `re`, which holds the GIL: no deadline ends it.
+
+    Patterns given as text go to Rust's engine by default, which takes linear time.
+    """
+    for schema, default_engine in walk_core_schema(core_schema, engine):
+        pattern = schema.get("pattern") if schema["type"] == "str" else None
+        if isinstance(pattern, re.Pattern):
+            return str(pattern.pattern)
+        if pattern is not None and schema.get("regex_engine", default_engine) == "python-re":
+            return str(pattern)
+    return None
+
+
+def walk_core_schema(core_schema: Any, engine: str = "rust-regex") -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each schema in a core schema of Pydantic, with the engine for patterns that applies where it names none."""
+    parts: Iterable[Any]
+    if not isinstance(core_schema, dict):
+        parts = core_schema if isinstance(core_schema, list | tuple) else ()
+    elif not isinstance(core_schema.get("type"), str):  # a map by name, such as fields
+        parts = core_schema.values()
+    else:
+        if "config" in core_schema:  # a model's own replaces the one around it
+            engine = core_schema["config"].get("regex_engine", "rust-regex")
+        yield core_schema, engine
+        parts = [part for name, part in core_schema.items() if name not in _NO_CORE_SCHEMA]
+    for part in parts:
+        yield from walk_core_schema(part, engine)
 
 
 def _find_model(name: str) -> type[BaseModel]:

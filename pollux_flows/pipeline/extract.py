@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,7 +13,7 @@ from pollux_flows.pipeline.conversation import state_after
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.prefix import caches_prefix, prefix_warnings
 from pollux_flows.pipeline.savings import UsedCache, measure_savings, run_cost
-from pollux_flows.pipeline.structured import LONGEST_S, Reading, read_answers, shape_warning, tool_arguments
+from pollux_flows.pipeline.structured import LONGEST_S, TOOLS_S, Reading, read_answers, shape_warning, tool_arguments
 from pollux_flows.plain import replace_surrogates
 from pollux_flows.pricing import Cost, price_table, total
 from pollux_flows.result import STATE, UNREADABLE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
@@ -233,11 +234,12 @@ def _course(outcome: Outcome) -> dict[str, Any]:
 
 
 def _tool_calls(options: Options, answer: Answer | None) -> list[dict[str, str]]:
+    tools, deadline = options.tools or [], time.monotonic() + TOOLS_S
     return [
         {
             "id": call.id,
             "name": call.name,
-            "arguments": tool_arguments(options.tools or [], call.name, call.arguments),
+            "arguments": tool_arguments(tools, call.name, call.arguments, deadline=deadline),
         }
         for call in ([] if answer is None else answer.tool_calls)
     ]

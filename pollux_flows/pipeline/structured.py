@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from pollux_flows.options import Options
+from pollux_flows.options import Options, walk_core_schema
+from pollux_flows.pipeline.aside import GivenUp, each_in_time
 from pollux_flows.plain import plain
 from pollux_flows.result import Answer
 from pollux_flows.schemas.conformance import Conformance
@@ -19,7 +21,14 @@ from pollux_flows.schemas.conformance import Conformance
 _FENCE: Final = "```"
 _FENCE_STARTS: Final = {_FENCE, f"{_FENCE}json"}
 LONGEST_S: Final = 30.0
-"""How long the patterns of one answer may be searched for, unless timeout_s is shorter."""
+"""How long one answer may be read, unless timeout_s is shorter. An ordinary one takes less than a millisecond."""
+# Pydantic tries every combination of the branches of nested unions, in one go that nothing interrupts. A quarter of a
+# million steps take it about a second.
+_MOST_STEPS: Final = 250_000
+# A set or a dict of numbers compares each with all others when their hashes are equal, and such numbers are easy to
+# compute. So many comparisons take Pydantic half a second, in one go as well. Hashes of text are secret.
+_MOST_COMPARISONS: Final = 10_000_000
+_SECRET_HASHES: Final = {"str", "literal", "enum"}
 
 
 @dataclass(frozen=True)
@@ -40,47 +49,64 @@ class Reading:
 def read_answers(
     options: Options, answers: Sequence[Answer | None], *, limit_s: float = LONGEST_S
 ) -> list[Reading] | None:
-    """Return each answer as data of the asked-for shape; None where no shape was asked for.
+    """Each answer as data of the asked-for shape; None where no shape was asked for.
 
-    A caller's validators run once an answer. They run in this process, without a time limit.
+    A caller's validators run once an answer, and none of them for longer than `limit_s`.
     """
     schema = options.response_json_schema()
     if schema is None:
         return None
-    parse = partial(_parse, Conformance(schema, limit_s=min(limit_s, LONGEST_S)), options.response_model())
-    return [
-        Reading() if answer is None or not answer.text.strip() else _guarded(parse, answer.text) for answer in answers
-    ]
+    limit_s = min(limit_s, LONGEST_S)
+    read = partial(_read, Conformance(schema, limit_s=limit_s), options.response_model())
+    texts = [None if answer is None or not answer.text.strip() else answer.text for answer in answers]
+    return each_in_time(read, texts, limit_s=limit_s, late=_late(limit_s))
 
 
-def read_instances(model: type[BaseModel], values: Sequence[Any]) -> list[Reading]:
-    """Return each value, read before, as an instance of the caller's model."""
-    return [_guarded(partial(_instance, model), value) for value in values]
+def read_instances(model: type[BaseModel], values: Sequence[Any], *, limit_s: float = LONGEST_S) -> list[Reading]:
+    """Each value, read before, as an instance of the caller's model."""
+    make = partial(_guarded, partial(_instance, Conformance(model.model_json_schema()), model))
+    return each_in_time(make, values, limit_s=limit_s, late=_late(limit_s))
 
 
 def shape_warning(index: int, problem: str) -> str:
     return f"The answer to prompts[{index}] does not fit response_schema: {problem}"
 
 
-_TOOL_S: Final = 1.0  # for the patterns of one tool call
+TOOLS_S: Final = 1.0
+"""How long the arguments of all tool calls of one answer may be looked at."""
 
 
-def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str) -> str:
-    """Return a tool call's arguments without the nulls that strict mode asks for in place of what is left out."""
+def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str, *, deadline: float) -> str:
+    """A tool call's arguments, without the nulls that strict mode asks for in place of what is left out.
+
+    As the model wrote them once `deadline` (of the monotonic clock) has passed: an answer may have a thousand calls.
+    """
     schema = next((tool.get("parameters") for tool in tools if tool["name"] == name), None)
-    if not schema:
+    left_s = deadline - time.monotonic()
+    if not schema or left_s <= 0:
         return arguments
     try:
-        value = Conformance(schema, limit_s=_TOOL_S).without_invented_nulls(plain(json.loads(arguments)))
+        value = Conformance(schema, limit_s=left_s).without_invented_nulls(plain(json.loads(arguments)))
         return json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError, TimeoutError):
         return arguments  # the caller who runs the tool sees what the model wrote
 
 
+def _late(limit_s: float) -> Reading:
+    return Reading(
+        problem=f"it took longer than {limit_s:g} seconds to check. Look for a loop or a slow pattern in the schema's "
+        "validators; the text of the answer is kept."
+    )
+
+
+def _read(conformance: Conformance, model: type[BaseModel] | None, text: str | None) -> Reading:
+    return Reading() if text is None else _guarded(partial(_parse, conformance, model), text)
+
+
 def _guarded(read: Callable[[Any], Reading], value: Any) -> Reading:
     try:
         return read(value)
-    except (KeyboardInterrupt, SystemExit, CancelledError):
+    except (KeyboardInterrupt, SystemExit, CancelledError, GivenUp):
         raise
     except BaseException as error:  # noqa: BLE001 (a caller's validator may raise anything, pydantic's core may panic)
         # The answer is paid for: whatever goes wrong while it is looked at, its text stays.
@@ -96,7 +122,7 @@ def _parse(conformance: Conformance, model: type[BaseModel] | None, text: str) -
         return Reading(problem="it is nested without end.")
     value = conformance.without_invented_nulls(value)
     if model is not None:
-        return _instance(model, value)
+        return _instance(conformance, model, value)
     found = conformance.problems(value)
     return Reading(problem="; ".join(found)) if found else Reading(value)
 
@@ -111,9 +137,18 @@ def _strip_fence(text: str) -> str:
     return rest.removesuffix(_FENCE) if is_fenced else text
 
 
-def _instance(model: type[BaseModel], value: Any) -> Reading:
+def _instance(conformance: Conformance, model: type[BaseModel], value: Any) -> Reading:
     if value is None or isinstance(value, model):
         return Reading(value, value)
+    if conformance.count_steps(value) > _MOST_STEPS:
+        return Reading(
+            problem=f"it is nested too deeply in a union whose branches {model.__name__} would try one by one. Tell "
+            "the branches apart by a field: Field(discriminator=…)."
+        )
+    if _hashes_numbers(model) and _count_comparisons(value) > _MOST_COMPARISONS:
+        return Reading(
+            problem=f"it has too many items for the sets, or dicts by number, of {model.__name__}. Use lists, or text."
+        )
     try:
         # As JSON, so that dates, enums and the like are read as the model reads them from JSON.
         return Reading(value, model.model_validate_json(json.dumps(value)))
@@ -122,3 +157,29 @@ def _instance(model: type[BaseModel], value: Any) -> Reading:
             f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}" for item in error.errors(include_url=False)
         ]
         return Reading(problem="; ".join(problems))
+
+
+@lru_cache(maxsize=64)
+def _hashes_numbers(model: type[BaseModel]) -> bool:
+    """Return whether the model has sets, or dicts whose keys are other than text."""
+    for schema, _ in walk_core_schema(model.__pydantic_core_schema__):
+        if schema["type"] in {"set", "frozenset"}:
+            hashed = schema.get("items_schema", {})
+        elif schema["type"] == "dict" and "keys_schema" in schema:
+            hashed = schema["keys_schema"]
+        else:
+            continue
+        if hashed.get("type") not in _SECRET_HASHES:
+            return True
+    return False
+
+
+def _count_comparisons(value: Any) -> int:
+    """Count the comparisons that tell the items of each list and object apart, should all hashes be equal."""
+    ahead, count = [value], 0
+    while ahead:
+        each = ahead.pop()
+        if isinstance(each, dict | list):
+            count += len(each) ** 2
+            ahead.extend(each.values() if isinstance(each, dict) else each)
+    return count

@@ -8,7 +8,7 @@ each value is checked against each `$ref` once, and patterns run under a deadlin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
@@ -53,8 +53,9 @@ class Conformance:
     def problems(self, value: Any) -> list[str]:
         """Return the faults of an answer, one line each: `$.items[2].price: 'x' is not of type 'number'`."""
         self._begin()
-        faults = islice(self._find_faults(value, self._schema), _MOST_FAULTS)
-        return [describe(self._pick(error)) for error in faults]
+        if self._fits.is_valid(value, self._schema):
+            return []
+        return [describe(self._pick(error)) for error in islice(self._fault_finder.iter_errors(value), _MOST_FAULTS)]
 
     def without_invented_nulls(self, value: Any) -> Any:
         """Return the answer without the nulls that only the wire form of the schema allowed.
@@ -64,6 +65,11 @@ class Conformance:
         """
         self._begin()
         return self._clean(value, self._schema)
+
+    def count_steps(self, value: Any) -> int:
+        """Count the steps of a validator that tries all branches of each union, as Pydantic does."""
+        recursive = self._references.recursive()
+        return self._count(value, self._schema, {}) if recursive else 1
 
     def _begin(self) -> None:
         self._deadline = time.monotonic() + self._limit_s
@@ -82,26 +88,43 @@ class Conformance:
 
     # --- Faults -------------------------------------------------------------------------------------------
 
-    def _find_faults(self, value: Any, schema: Any, parent: ValidationError | None = None) -> Iterator[ValidationError]:
-        """Find the faults of a value, within its references but not within the branches of unions."""
-        for error in self._fits.faults(value, schema):
-            error.parent = parent
-            if error.validator in _REFERENCES:
-                target = self._references.target(str(error.validator_value))
-                yield from self._find_faults(error.instance, target, error)
-            else:
-                yield error
+    # Building it takes a millisecond, and few answers need it.
+    @cached_property
+    def _fault_finder(self) -> Any:
+        """A validator that descends only into faulty parts, and does not choose a branch of a union."""
+
+        def follow(keyword: str, original: Keyword) -> Keyword:
+            def into_faults(validator: Any, reference: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+                if not self._fits.is_valid(value, {keyword: reference}):
+                    yield from original(validator, reference, value, schema) or ()
+
+            return into_faults
+
+        def any_of(_: Any, branches: list[Any], value: Any, __: Any) -> Iterator[ValidationError]:
+            if not any(self._fits.is_valid(value, branch) for branch in branches):
+                yield _fault(f"{_shorten(repr(value))} is not valid under any of the given schemas")
+
+        def one_of(_: Any, branches: list[Any], value: Any, __: Any) -> Iterator[ValidationError]:
+            fitting = sum(self._fits.is_valid(value, branch) for branch in branches)
+            if fitting != 1:
+                under = "any" if fitting == 0 else "more than one"
+                yield _fault(f"{_shorten(repr(value))} is valid under {under} of the given schemas")
+
+        own = {"anyOf": any_of, "oneOf": one_of, **_SafeKeywords(self._search).table()}
+        return _make(self._schema, own, follow, _CHECKED_FORMATS)
 
     def _pick(self, error: ValidationError) -> ValidationError:
         """Return a fault from the union's most likely branch: "not valid under any of …" alone helps no reader."""
         while error.validator in _UNIONS:
             faults = [
-                list(islice(self._find_faults(error.instance, branch, error), _MOST_FAULTS))
+                list(islice(self._fault_finder.descend(error.instance, branch), _MOST_FAULTS))
                 for branch in cast(list[Any], error.validator_value)
             ]
             if not all(faults):  # more than one branch fits
                 break
-            error = min(faults, key=lambda found: (any(map(_is_other_kind, found)), len(found)))[0]
+            meant = min(faults, key=lambda found: (any(map(_is_other_kind, found)), len(found)))[0]
+            meant.parent = error
+            error = meant
         return error
 
     # --- Invented nulls -----------------------------------------------------------------------------------
@@ -166,6 +189,19 @@ class Conformance:
                     return branch
         return True
 
+    # --- Steps --------------------------------------------------------------------------------------------
+
+    def _count(self, value: Any, schema: Any, counted: dict[tuple[int, int], int]) -> int:
+        if not isinstance(schema, dict):
+            return 1
+        key = (id(value), id(schema))
+        if key not in counted:
+            parts = [self._references.target(schema["$ref"])] if "$ref" in schema else []
+            parts += [*schema.get("allOf", ()), *schema.get("anyOf", ()), *_branches_to_try(value, schema)]
+            steps = 1 + sum(self._count(value, part, counted) for part in parts)
+            counted[key] = steps + sum(self._count(item, sub, counted) for item, sub in _members(value, schema))
+        return counted[key]
+
 
 class _Reading:
     """Decides whether values fit a schema, and caches the result of each value under each `$ref`."""
@@ -179,29 +215,17 @@ class _Reading:
         nulls: bool = False,
         formats: tuple[str, ...] = (),
     ) -> None:
-        from jsonschema import FormatChecker
-        from jsonschema.validators import extend
-
         # With the value, so that its id is not reused.
         self._found: dict[tuple[str, str, int], tuple[Any, bool]] = {}
-        known = dialect(schema).VALIDATORS
-        keywords = {name: self._once(name, known[name]) for name in _REFERENCES if name in known}
-        keywords["pattern"] = _keyword_pattern(search)
+        own = _SafeKeywords(search).table()
         if closed:
-            keywords["properties"] = _closed_properties(with_nulls=nulls)
-        # A `$ref` to a root that names its draft would fall back to that draft's own validator.
-        root = select_keywords(schema, lambda keyword: keyword != "$schema")
-        made = extend(dialect(schema), keywords)  # type: ignore[no-untyped-call]
-        self._validator = made(root, registry=offline(), format_checker=FormatChecker(formats))
+            own["properties"] = _closed_properties(with_nulls=nulls)
+        self._validator = _make(schema, own, self._once, formats)
 
     def is_valid(self, value: Any, schema: Any) -> bool:
         if schema is True or schema is False:
             return schema
         return bool(self._validator.evolve(schema=schema).is_valid(value))
-
-    def faults(self, value: Any, schema: Any) -> Iterator[ValidationError]:
-        """Find the faults of a value outside of its references; of each reference that it does not fit, only that."""
-        yield from self._validator.evolve(schema=schema).iter_errors(value)
 
     def forget(self) -> None:
         self._found.clear()
@@ -218,14 +242,67 @@ class _Reading:
         return follow
 
 
-def _keyword_pattern(search: Callable[[str, str], bool]) -> Keyword:
-    """Return the keyword `pattern`, which jsonschema would search for with an engine that cannot be stopped."""
+def _make(
+    schema: Schema,
+    own: Mapping[str, Keyword],
+    follow: Callable[[str, Keyword], Keyword],
+    formats: tuple[str, ...],
+) -> Any:
+    """Return a validator of the schema's draft, with keywords of our own and `follow` around its references."""
+    from jsonschema import FormatChecker
+    from jsonschema.validators import extend
 
-    def pattern(_: Any, wanted: str, value: Any, __: Any) -> Iterator[ValidationError]:
-        if isinstance(value, str) and not search(wanted, value):
+    draft = dialect(schema)
+    keywords = {name: keyword for name, keyword in own.items() if name in draft.VALIDATORS}
+    keywords |= {name: follow(name, draft.VALIDATORS[name]) for name in _REFERENCES if name in draft.VALIDATORS}
+    # A `$ref` to a root that names its draft would fall back to that draft's own validator.
+    root = select_keywords(schema, lambda keyword: keyword != "$schema")
+    made = extend(draft, keywords)  # type: ignore[no-untyped-call]
+    return made(root, registry=offline(), format_checker=FormatChecker(formats))
+
+
+class _SafeKeywords:
+    """Safe versions of the keywords that jsonschema checks by a backtracking engine or in quadratic time."""
+
+    def __init__(self, search: Callable[[str, str], bool]) -> None:
+        self._search = search
+
+    def table(self) -> dict[str, Keyword]:
+        return {
+            "pattern": self._pattern,
+            "patternProperties": self._pattern_properties,
+            "additionalProperties": self._additional_properties,
+            "uniqueItems": _unique_items,
+        }
+
+    def _pattern(self, _: Any, wanted: str, value: Any, __: Any) -> Iterator[ValidationError]:
+        if isinstance(value, str) and not self._search(wanted, value):
             yield _fault(f"{value!r} does not match {wanted!r}")
 
-    return pattern
+    def _pattern_properties(self, validator: Any, patterns: Schema, value: Any, _: Any) -> Iterator[ValidationError]:
+        for name, item in value.items() if isinstance(value, dict) else ():
+            for wanted, subschema in patterns.items():
+                if self._search(wanted, name):
+                    yield from validator.descend(item, subschema, path=name, schema_path=wanted)
+
+    def _additional_properties(
+        self, validator: Any, wanted: Any, value: Any, schema: Schema
+    ) -> Iterator[ValidationError]:
+        if not isinstance(value, dict) or wanted is True:
+            return
+        patterns, properties = schema.get("patternProperties", {}), schema.get("properties", {})
+        for name, item in value.items():
+            if name in properties or any(self._search(each, name) for each in patterns):
+                continue
+            if wanted is False:
+                yield _fault(f"Additional properties are not allowed ({_shorten(repr(name))} was unexpected)")
+            else:
+                yield from validator.descend(item, wanted, path=name)
+
+
+def _unique_items(_: Any, wanted: Any, value: Any, __: Any) -> Iterator[ValidationError]:
+    if wanted and isinstance(value, list) and len({_hashable(item) for item in value}) < len(value):
+        yield _fault(f"{_shorten(repr(value))} has non-unique elements")
 
 
 def _closed_properties(*, with_nulls: bool) -> Keyword:
@@ -271,9 +348,39 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:100]} ..."
 
 
+def _hashable(value: Any) -> Any:
+    """Return a hashable key that is equal for values that are equal in JSON, where 1 is 1.0 and not true."""
+    if isinstance(value, bool):
+        return (bool, value)
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return frozenset((name, _hashable(item)) for name, item in value.items())
+    return value
+
+
 def _item_schema(schema: Schema, index: int) -> Any:
     items = schema.get("items", True)
     # Before 2020-12 a list under `items` was what `prefixItems` is now.
     first, rest = (items, schema.get("additionalItems", True)) if isinstance(items, list) else ([], items)
     first = schema.get("prefixItems", first)
     return first[index] if index < len(first) else rest
+
+
+def _members(value: Any, schema: Schema) -> Iterator[tuple[Any, Any]]:
+    """Return the items of a value, each with the schema that it is checked against."""
+    if isinstance(value, dict):
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        yield from ((item, properties.get(name, others)) for name, item in value.items())
+    elif isinstance(value, list):
+        yield from ((item, _item_schema(schema, index)) for index, item in enumerate(value))
+
+
+def _branches_to_try(value: Any, schema: Schema) -> list[Any]:
+    """Return the branches of a `oneOf` to try: only one where a discriminator names it."""
+    branches: list[Any] = schema.get("oneOf", [])
+    discriminator = schema.get("discriminator")
+    if not isinstance(discriminator, dict) or not isinstance(value, dict):
+        return branches
+    named = discriminator.get("mapping", {}).get(str(value.get(discriminator.get("propertyName"))))
+    return [branch for branch in branches if branch == {"$ref": named}]

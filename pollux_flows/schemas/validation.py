@@ -101,7 +101,7 @@ def check(schema: Any) -> str | None:
         dialect(schema).check_schema(schema)
     except SchemaError as error:
         return describe(error)
-    return _find_moved_base(schema) or _find_bad_reference(schema)
+    return _find_moved_base(schema) or _find_bad_reference(schema) or _find_unsafe_pattern(schema)
 
 
 def has_no_keyword(schema: Schema) -> bool:
@@ -129,6 +129,14 @@ def _find_bad_reference(root: Schema) -> str | None:
         return f"$ref {reference!r} points elsewhere, and nothing is fetched; copy its target into $defs"
     for reference in sorted(references.endless()):
         return f"$ref {reference!r} leads back to itself without end"
+    return None
+
+
+def _find_unsafe_pattern(root: Schema) -> str | None:
+    keywords = {keyword for schema in walk_schema(root) for keyword in schema}
+    if {"patternProperties", "unevaluatedProperties"} <= keywords:
+        # jsonschema matches these names itself, with an engine that has no timeout.
+        return "unevaluatedProperties cannot be checked beside patternProperties; use additionalProperties"
     return None
 
 
