@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import wraps
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 from pollux_flows.config import Config
@@ -18,6 +21,20 @@ from pollux_flows.result import UNREADABLE, Answer
 from pollux_flows.turn import Turn
 
 T = TypeVar("T")
+
+LARGEST_ANSWER: Final = 64 << 20
+"""The most bytes that one answer may have, once it is decompressed."""
+SMALL_ANSWER: Final = 1 << 20
+"""The most bytes of an answer that is parsed on the event loop, which takes milliseconds."""
+MOST_VALUES: Final = 6_000_000
+"""The most values that the JSON of one answer may have beyond its first megabyte; a list or an object counts as eight,
+since it takes so much longer to read. To read them takes about half a second, in C code that holds up all threads. An
+answer with 20 log probabilities for each of 14,000 tokens has as many."""
+# The values that an answer may hold beside its text. More are of no use, and slow down everything that stores them.
+_MOST_VALUES_BESIDE: Final = 100_000
+_MOST_CALLS: Final = 10_000
+_MOST_UNREADABLE: Final = 1_000
+_EXCERPT: Final = 8
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,9 @@ class ItemReader:
                 found.append(read(index, item))
             except _SHAPE_ERRORS:
                 self.set_aside(item)
+                if len(self._unreadable) > _MOST_UNREADABLE:  # raising a million errors takes time
+                    self.set_aside(items[index + 1 :])
+                    break
         return found
 
     def set_aside(self, item: Any) -> None:
@@ -155,6 +175,58 @@ def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
             raise UpstreamError.found_in(replace_surrogates(response)) from None
 
     return guarded
+
+
+def count_values(body: bytes) -> int:
+    """Estimate the number of values in JSON, as MOST_VALUES counts them: by commas and brackets, also within texts."""
+    return body.count(b",") + 8 * (body.count(b"[") + body.count(b"{"))
+
+
+async def read_body(read: Callable[[Any], Answer], body: bytes | str) -> Answer:
+    """Parse the answer in a response body; a large one on a thread, so that it does not block other calls."""
+    if len(body) <= SMALL_ANSWER:
+        return read(json.loads(body))
+    return await asyncio.to_thread(_read_large, read, body)
+
+
+def _read_large(read: Callable[[Any], Answer], body: bytes | str) -> Answer:
+    try:
+        answer = read(json.loads(body))
+    except UpstreamError as error:
+        error.body = _excerpt(error.body)
+        raise
+    beside = [answer.tool_calls, answer.artifacts, answer.provider_state]
+    if not _has_more_values(beside, _MOST_VALUES_BESIDE):
+        return answer
+    left_out = f"(left out: there are more than {_MOST_VALUES_BESIDE:,} values beside the text)"
+    calls = answer.tool_calls[:_MOST_CALLS]
+    return answer.model_copy(
+        update={"tool_calls": calls, "artifacts": {UNREADABLE: [left_out]}, "provider_state": None}
+    )
+
+
+def _excerpt(body: Any, depth: int = 0) -> Any:
+    """Return an excerpt of a body for an error: its first items, down to a few levels, and the first part of a text."""
+    if isinstance(body, str):
+        return body[:SMALL_ANSWER]
+    if not isinstance(body, dict | list):
+        return body
+    if depth == _EXCERPT:
+        return "…"
+    if isinstance(body, dict):
+        return {name[:SMALL_ANSWER]: _excerpt(item, depth + 1) for name, item in islice(body.items(), _EXCERPT)}
+    return [_excerpt(item, depth + 1) for item in body[:_EXCERPT]]
+
+
+def _has_more_values(value: Any, most: int) -> bool:
+    """Return whether lists and objects hold more than `most` values, at any depth; counting stops there."""
+    ahead, count = [value], 0
+    while ahead and count <= most:
+        each = ahead.pop()
+        if isinstance(each, dict | list):
+            count += len(each)
+            ahead.extend(each.values() if isinstance(each, dict) else each)
+    return count > most
 
 
 def call_id(value: Any, index: int) -> Any:

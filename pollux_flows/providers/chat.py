@@ -14,6 +14,7 @@ from pollux_flows.providers.base import (
     as_text,
     call_id,
     counts,
+    read_body,
     reader,
     text_in,
 )
@@ -39,7 +40,7 @@ async def complete(client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
     if not response.is_success:
         raise UpstreamError(response.status_code, json_or_text(response), headers=response.headers)
     try:
-        return read_answer(json.loads(response.content))
+        return await read_body(read_answer, response.content)
     except UpstreamError as error:
         error.headers = response.headers  # an error under HTTP 200 may have a Retry-After, too
         raise

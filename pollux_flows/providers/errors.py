@@ -65,7 +65,7 @@ def _explain(error: Exception, config: Config, phase: str) -> PolluxError:
         if isinstance(cause, SourceError):  # the file failed, not the provider
             return SourceError(cause.message, hint=cause.hint)
         if isinstance(cause, BodyError):
-            return _unreadable(config, phase, str(cause), retryable=False)
+            return _body_error(config, phase, cause)
     if isinstance(error, UpstreamError):
         if error.status is None:
             return _unreadable(config, phase, str(error.body))
@@ -120,12 +120,21 @@ def may_pass(status: int | None, code: str | None = None) -> bool | None:
     return (status in _PASSING or status >= 500) and code not in _OUT_OF_FUNDS  # noqa: PLR2004
 
 
-def _unreadable(config: Config, phase: str, what: str, *, retryable: bool = True) -> APIError:
+def _unreadable(config: Config, phase: str, what: str) -> APIError:
     """Return the error for an answer that came, and was probably billed, but cannot be read."""
     return _kind(phase)(
         f"{config.provider} sent an answer that cannot be read: {redact(what, config)}",
         hint="If it happens again, the address may not belong to this provider's API: check base_url.",
-        retryable=retryable,
+        retryable=True,
+        outcome_unknown=phase not in _FREE,
+    )
+
+
+def _body_error(config: Config, phase: str, why: BodyError) -> APIError:
+    return _kind(phase)(
+        f"The answer of {config.provider} was not read to its end: {why}.",
+        hint="No provider answers like that: check base_url, and any proxy between this machine and the provider.",
+        retryable=False,
         outcome_unknown=phase not in _FREE,
     )
 

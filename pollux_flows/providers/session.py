@@ -88,8 +88,11 @@ class Session:
 
     async def download_batch(self, batch: Batch, into: IO[bytes]) -> None:
         """Write the results of a batch, one a line. After an error, the written part must be discarded."""
+        from pollux_flows.providers import body  # imports the HTTP library
+
         results = cast(IO[bytes], self.redactor.results(into, self.batches.result))
-        await self.ask("batch_collect", self.batches.download(self.client, batch, results))
+        with body.downloading():
+            await self.ask("batch_collect", self.batches.download(self.client, batch, results))
 
     async def _find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {marker: [] for marker in markers}

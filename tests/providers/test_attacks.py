@@ -13,6 +13,7 @@ import pytest
 
 from pollux_flows import APIError, Options, run
 from pollux_flows.config import ProviderName
+from pollux_flows.providers import lines
 from tests.loopback import MODELS, Reply, every_provider, good, http, scripted
 from tests.providers.test_body import BOMB
 from tests.providers.test_hostile_answers import FOREVER, TREE, nested, responsive
@@ -53,6 +54,18 @@ async def dripping(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.02)
 
 
+def with_flat_list(provider: ProviderName) -> bytes:
+    """A good answer with a list of millions of numbers beside its text."""
+    answers: dict[ProviderName, dict[str, Any]] = {
+        "gemini": {"candidates": [{"content": {"parts": [{"text": "fine"}, "HERE"]}, "finishReason": "STOP"}]},
+        "openai": good("openai", output=[*good("openai")["output"], "HERE"]),
+        "anthropic": good("anthropic", content=[{"type": "text", "text": "fine"}, "HERE"]),
+        "openrouter": {"choices": [{"message": {"content": "fine", "annotations": "HERE"}}]},
+        "local": {"choices": [{"message": {"content": "fine", "reasoning_details": "HERE"}}]},
+    }
+    return http(json.dumps(answers[provider]).encode().replace(b'"HERE"', FLAT))
+
+
 def reply(provider: ProviderName, kind: str) -> Reply:
     match kind:
         case "endless":
@@ -61,12 +74,14 @@ def reply(provider: ProviderName, kind: str) -> Reply:
             return dripping
         case "bomb":
             return http(BOMB, content_encoding="gzip")
+        case "flat":
+            return with_flat_list(provider)
         case _:
             return http(good(provider, TEXTS[kind]))
 
 
 @every_provider
-@pytest.mark.parametrize("kind", ["endless", "dripping", "bomb", "union", "pattern"])
+@pytest.mark.parametrize("kind", ["endless", "dripping", "bomb", "flat", "union", "pattern"])
 async def test_an_attack_ends_in_time(provider: ProviderName, kind: str) -> None:
     """In an error of its call, or in an answer whose text is kept."""
     options = Options(response_schema=SCHEMAS.get(kind))
@@ -83,13 +98,34 @@ async def test_an_attack_ends_in_time(provider: ProviderName, kind: str) -> None
         envelope = asking.result()
         assert (envelope.answers, envelope.structured) == ([TEXTS[kind]], [None])
         assert len(envelope.diagnostics["warnings"]) == 1
-    else:
+    elif kind != "flat" or asking.exception() is not None:
         assert isinstance(asking.exception(), APIError)
 
 
 @every_provider
+async def test_a_large_answer_keeps_its_text(provider: ProviderName) -> None:
+    """Given the time that it takes; of the millions of values beside the text, a note that they were left out."""
+    async with scripted(with_flat_list(provider)) as server, responsive(1):
+        envelope = await run("p", config=server.config(provider))
+    assert envelope.answers == ["fine"]
+    assert "100,000 values" in envelope.diagnostics["raw_responses"][0]["artifacts"]["unreadable"][0]
+    assert len(envelope.model_dump_json()) < 10_000
+
+
+@every_provider
+async def test_more_values_than_an_answer_has_are_not_parsed(provider: ProviderName) -> None:
+    """It would take seconds, in code that holds up every thread."""
+    body = b'{"a": [' + b'{"b":{}},' * 1_000_000 + b"{}]}"
+    async with scripted(http(body)) as server, responsive(1):
+        with pytest.raises(APIError, match="6,000,000 values"):
+            await run("p", config=server.config(provider))
+    with pytest.raises(ValueError, match="6,000,000 values"):
+        lines.read(body)
+
+
+@every_provider
 async def test_an_error_is_read_as_far_as_it_is_quoted(provider: ProviderName) -> None:
-    """It keeps its status, and its megabytes are quoted in short."""
+    """It keeps its status, and its megabytes are not read."""
     body = b'{"error": {"message": "' + b"no " * 5_000_000 + b'"}}'
     async with scripted(http(body, status=400)) as server, responsive(1):
         with pytest.raises(APIError, match="answered 400") as raised:

@@ -15,16 +15,18 @@ import pytest
 from pollux_flows import APIError, run
 from pollux_flows.config import ProviderName
 from pollux_flows.files.decompress import Unpacker
-from pollux_flows.providers import body
+from pollux_flows.providers import body, lines
 from tests.loopback import Reply, every_provider, good, http, outcomes, scripted
 
 _BLOCK = b" " * (1 << 16)
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """A bound that a test reaches at once."""
-    monkeypatch.setattr(body, "LARGEST_ANSWER", 1 << 20)
+    for module in (body, lines):
+        monkeypatch.setattr(module, "LARGEST_ANSWER", 1 << 20)
+    return 1 << 20
 
 
 def endless(head: bytes) -> Callable[[asyncio.StreamWriter], object]:
@@ -102,6 +104,27 @@ async def test_packed_garbage_is_an_error_of_its_call() -> None:
         (made,) = await outcomes(["p"], server.config("local"))
     assert made.failure is not None
     assert made.failure.outcome_unknown is True
+
+
+def test_a_line_of_results_without_end_costs_itself(small: int) -> None:
+    """The lines around it are kept as they came."""
+    into = io.BytesIO()
+    results = lines.Lines(into)
+    for block in (
+        b'{"a": 1}\n{"b',
+        b'": 2}\n',
+        b"x" * (small - 1),
+        b"y" * 10,
+        b"z" * small,
+        b'\n{"c": 3}',
+        b"\n",
+        b"d",
+    ):
+        results.write(block)
+    results.end()
+    first, second, third, fourth, fifth, end = into.getvalue().split(b"\n")
+    assert (first, second, fourth, fifth, end) == (b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b"d", b"")
+    assert len(third) == small
 
 
 def test_an_unpacker_never_gives_more_than_a_piece() -> None:

@@ -23,6 +23,7 @@ from pollux_flows.providers.base import (
     call_id,
     counts,
     merged,
+    read_body,
     reader,
     text_in,
 )
@@ -84,7 +85,7 @@ async def generate(client: AsyncAnthropic, call: Call) -> Answer:
 
     # `post` sends the body and returns the JSON unchanged: batch rows are read by the same code.
     response = await client.post("/v1/messages", body=request(call), cast_to=httpx2.Response)
-    return read_answer(json.loads(response.content))
+    return await read_body(read_answer, response.content)
 
 
 def request(call: Call) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pollux_flows.providers.base import (
     call_id,
     counts,
     merged,
+    read_body,
     reader,
     text_in,
 )
@@ -45,7 +46,7 @@ _MODES: Final = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
 async def generate(client: Connection, call: Call) -> Answer:
     response = await client.aio.models.generate_content(**request(call))
     came = response.sdk_http_response
-    answer = read_answer(json.loads((came and came.body) or "null"))
+    answer = await read_body(read_answer, (came and came.body) or "null")
     # The tier that answered, which may differ from the one asked for, stands only in a header.
     if tier := ((came and came.headers) or {}).get("x-gemini-service-tier"):
         billing = answer.billing.model_copy(update={"service_tier": tier.lower()})

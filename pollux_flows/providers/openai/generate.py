@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pollux_flows.providers.base import (
     call_id,
     counts,
     merged,
+    read_body,
     reader,
     text_in,
 )
@@ -77,7 +77,7 @@ async def _respond(client: AsyncOpenAI, call: Call) -> Answer:
 
     # `post` sends the body and returns the JSON unchanged: batch rows are read by the same code.
     response = await client.post("/responses", body=request(call), cast_to=httpx2.Response)
-    return read_answer(json.loads(response.content))
+    return await read_body(read_answer, response.content)
 
 
 def _is_unknown_response(response_id: str, error: APIStatusError) -> bool:
