@@ -15,7 +15,7 @@ from pollux_flows.providers.batches import Batch, BatchModule, Rows
 from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.redaction import Redactor
 from pollux_flows.providers.registry import Provider, find_provider
-from pollux_flows.providers.uploads import FilesModule, run_on_thread
+from pollux_flows.providers.uploads import FilesModule, UploadThreads
 from pollux_flows.ratelimit import limits
 from pollux_flows.result import Answer
 from pollux_flows.state.upload import Uploaded
@@ -36,6 +36,7 @@ class Session:
     provider: Provider
     client: Any
     slot: limits.Slot
+    uploads: UploadThreads
 
     async def check(self, call: Call) -> None:
         """Raise, before anything is paid for, if the finished request or the provider's catalogue shows a problem."""
@@ -51,8 +52,8 @@ class Session:
         return answer
 
     async def upload(self, operation: Callable[[Any], Awaitable[T]]) -> T:
-        """Run an operation with a client on a thread of its own, and return its result."""
-        return await self.ask("upload", run_on_thread(self.provider.generate, self.config, operation))
+        """Run an operation with a client on an upload thread, and return its result."""
+        return await self.ask("upload", self.uploads.run(operation))
 
     async def file_ready(self, uploaded: Uploaded) -> Uploaded:
         """Wait until the provider can use the file, and return it."""
@@ -167,8 +168,12 @@ class Session:
 
 @asynccontextmanager
 async def open_session(config: Config) -> AsyncIterator[Session]:
-    """Open a session, and close its connection at the end."""
+    """Open a session, and close its connection and upload threads at the end."""
     provider = find_provider(config.provider)
+    uploads = UploadThreads(config, provider.generate)
     with limits.slot(config) as slot:
         async with provider.generate.connect(config) as connection:
-            yield Session(config, provider, connection, slot)
+            try:
+                yield Session(config, provider, connection, slot, uploads)
+            finally:
+                await uploads.close()

@@ -7,20 +7,24 @@ event loop of the run, a large file, or one whose storage is slow, would stop ev
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import suppress
-from contextvars import copy_context
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from io import BufferedIOBase
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from pollux_flows.config import Config
 from pollux_flows.providers.base import GenerateModule
 from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")
+# The time that a finished run waits for uploads that do not react to being cancelled.
+_PATIENCE_S: Final = 3.0
+_log: Final = logging.getLogger("pollux_flows")
 
 Purpose = Literal["source", "batch"]
 """The purpose of a file: a source for calls, or the rows of a batch."""
@@ -58,38 +62,72 @@ class FilesModule(Protocol):
     def names(self, client: Any, /) -> AsyncIterator[tuple[str, str]]: ...
 
 
-async def run_on_thread(module: GenerateModule, config: Config, operation: Callable[[Any], Awaitable[T]]) -> T:
-    """Run `operation` with a client of its own, on a daemon thread with an event loop.
+class UploadThreads:
+    """The upload threads of a run: as many as it has concurrent uploads, started when needed and ended with the run."""
 
-    If the caller is cancelled, so is the operation, but the caller does not wait for it: a thread that hangs in a read
-    is abandoned.
-    """
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()  # from here on it cannot be cancelled
-    loop = asyncio.new_event_loop()
+    def __init__(self, config: Config, client: GenerateModule) -> None:
+        self._config, self._client = config, client
+        self._threads: list[_UploadThread] = []
+        self._idle: list[_UploadThread] = []
 
-    async def work() -> T:
-        async with module.connect(config) as client:
-            return await operation(client)
-
-    def serve() -> None:
-        try:
-            with asyncio.Runner(loop_factory=lambda: loop) as runner:
-                result = runner.run(work())
-        except BaseException as error:  # noqa: BLE001 (raised in the caller)
-            done.set_exception(error)
+    async def run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
+        """Run `operation` with the client of a thread, on its event loop. A cancelled caller does not wait for it."""
+        if self._idle:
+            thread = self._idle.pop()
         else:
-            done.set_result(result)
+            self._threads.append(thread := _UploadThread(self._config, self._client))
+        # A thread that hangs is not reused: it is idle again when the operation has really ended.
+        return await asyncio.wrap_future(thread.begin(operation, lambda: self._idle.append(thread)))
 
-    def cancel() -> None:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
+    async def close(self) -> None:
+        """Cancel the uploads and end the threads. A thread that hangs in a read is abandoned."""
+        if self._threads:
+            await asyncio.to_thread(self._end)
 
-    # With the caller's context, which holds the limits of the run.
-    threading.Thread(target=copy_context().run, args=(serve,), name="pollux-upload", daemon=True).start()
-    try:
-        return await asyncio.wrap_future(done)
-    except asyncio.CancelledError:
-        with suppress(RuntimeError):  # the loop is closed: the operation has just ended
-            loop.call_soon_threadsafe(cancel)
-        raise
+    def _end(self) -> None:
+        for thread in self._threads:
+            thread.end()
+        deadline = time.monotonic() + _PATIENCE_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if hanging := sum(thread.is_alive() for thread in self._threads):
+            _log.warning("%d upload(s) hang, probably in reading a file, and are abandoned.", hanging)
+
+
+class _UploadThread(threading.Thread):
+    """A daemon thread with an event loop and a client, for one upload after the other."""
+
+    def __init__(self, config: Config, client: GenerateModule) -> None:
+        super().__init__(name="pollux-upload", daemon=True)
+        self._config, self._module = config, client
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._open = AsyncExitStack()
+        self._client: Any = None
+        self.start()
+
+    def run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    def begin(self, operation: Callable[[Any], Awaitable[T]], then: Callable[[], None]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(self._do(operation, then), self._loop)
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+
+    async def _serve(self) -> None:
+        async with self._open:
+            await self._ended.wait()
+            under_way = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _do(self, operation: Callable[[Any], Awaitable[T]], then: Callable[[], None]) -> T:
+        try:
+            if self._client is None:
+                self._client = await self._open.enter_async_context(self._module.connect(self._config))
+            return await operation(self._client)
+        finally:
+            then()

@@ -1,4 +1,4 @@
-"""Uploads run beside everything else: one that hangs stops nobody."""
+"""Uploads run beside everything else: one that hangs stops nobody, and many small ones cost little."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
+from pollux_flows.providers import http, uploads
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.store import open_store
@@ -67,6 +68,7 @@ class NeverEnding(io.BytesIO):
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Source]]:
     """Files that hang. In the end they can be read after all, and whoever was left behind ends, too."""
+    monkeypatch.setattr(uploads, "_PATIENCE_S", 0.3)
     monkeypatch.setenv("POLLUX_ALLOW_PROTOCOLS", "stuck")
     fsspec.register_implementation("stuck", Stuck, clobber=True)
     Stuck.opened.clear()
@@ -150,10 +152,29 @@ def test_a_process_ends_although_a_read_hangs(world: tuple[Simulator, str], sim:
 
 
 @on_sdks
-async def test_a_run_that_is_cancelled_in_mid_upload_leaves_the_upload_to_the_other(
+async def test_forty_uploads_take_a_handful_of_clients(
+    provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for the calls, and one for each upload that runs beside others."""
+    made = []
+    sdk_client = http.sdk_client
+
+    def counted(*arguments: Any) -> Any:
+        made.append(arguments)
+        return sdk_client(*arguments)
+
+    monkeypatch.setattr(http, "sdk_client", counted)
+    outcomes = await broadcast(small(tmp_path, 40), config(provider))
+    assert all(outcome.answer is not None for outcome in outcomes)
+    assert len(sim.files) == 40
+    assert 2 <= len(made) <= 5
+
+
+@on_sdks
+async def test_a_run_that_is_cancelled_in_mid_upload_makes_no_other_upload_again(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
 ) -> None:
-    """Which deletes its file, where no run keeps any."""
+    """The other run takes the file that was on its way, also where no run keeps any; and then it goes."""
     (tmp_path / "a.pdf").write_bytes(PDF)
     source, settings = Source.from_file(tmp_path / "a.pdf"), config(provider, keep_files_s=0.0)
     operation = "file.upload_chunk" if provider == "gemini" else "file.create"
@@ -161,12 +182,12 @@ async def test_a_run_that_is_cancelled_in_mid_upload_leaves_the_upload_to_the_ot
     first = asyncio.create_task(run("One?", source=source, config=settings))
     await owners(1)
     second = asyncio.create_task(run("Two?", source=source, config=settings))
-    await asyncio.sleep(0.2)
+    await owners(2)
     first.cancel()
     assert (await second).status == "ok"
     assert (await asyncio.gather(first, return_exceptions=True))[0].__class__ is asyncio.CancelledError
-    assert len([entry for entry in sim.requests if entry.operation == operation]) == 2
-    assert sim.files[-1].state == "deleted"
+    assert len([entry for entry in sim.requests if entry.operation == operation]) == 1
+    assert [file.state for file in sim.files] == ["deleted"]
 
 
 async def owners(count: int) -> None:
