@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import signal
+import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 from cyclopts import Parameter
@@ -25,9 +26,16 @@ def answers(
     """Print every prompt of a run with its answer, also of a run that failed or was cancelled."""
     if json and csv_:
         raise SystemExit("--json and --csv exclude each other.")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # to end quietly where the reader has enough
     with refusals_in_words():
         rows = asyncio.run(load_answers(run))
+    try:
+        _print_all(rows, json=json, csv_=csv_)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_all(rows: Sequence[AnswerRow], *, json: bool, csv_: bool) -> None:
     if json:
         for row in rows:
             say(row.model_dump_json())

@@ -26,6 +26,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateName,
 )
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pollux_flows import ResultEnvelope
@@ -80,6 +81,7 @@ def scheduling_server(folder: Path) -> Iterator[None]:
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
             yield
     finally:
+        EventsWorker.drain_all(timeout=5)  # it would go on to send the events of later tests to this server
         server.send_signal(signal.SIGINT)
         server.wait(30)
 
