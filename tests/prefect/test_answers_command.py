@@ -18,10 +18,10 @@ from pollux_flows.cli import app
 from pollux_flows.flows import acollect, asubmit, broadcast, fan_out
 from pollux_flows.run_answers import load_answers
 from pollux_flows.simulator import Fault, Simulator
-from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, saved
+from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, no_jobs_are_left, saved
 from tests.prefect.test_flows import newest_run
 
-__all__ = ["saved"]
+__all__ = ["no_jobs_are_left", "saved"]
 
 
 @pytest.fixture(autouse=True)
