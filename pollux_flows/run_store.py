@@ -15,7 +15,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.logging.loggers import get_run_logger
 
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.jobs.connection import open_client
+from pollux_flows.jobs.connection import open_client, suppress_status
 from pollux_flows.scope import Lineage
 from pollux_flows.state.home import VARIABLE
 from pollux_flows.state.identity import digest
@@ -56,7 +56,8 @@ async def confirm_store(here: Lineage) -> None:
                 if not was_asked:
                     await store.delete(header)  # or the next retry would find it
                 raise _refusal(store, is_gone=is_gone)
-            await _delete_record(client, run_id)
+            with suppress_status(httpx.codes.NOT_FOUND):
+                await client.delete_flow_run_input(run_id, INPUT)
     while len(_recorded) >= _REMEMBERED:
         del _recorded[next(iter(_recorded))]
     _recorded[run_id] = record
@@ -75,27 +76,12 @@ async def _record(client: PrefectClient, run_id: UUID, record: str) -> str:
 
     A label would be simpler to read, but a server on SQLite refuses to change one while task runs are being recorded.
     """
-    try:
+    with suppress_status(httpx.codes.CONFLICT):
         await client.create_flow_run_input(run_id, INPUT, record)
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != httpx.codes.CONFLICT:
-            raise
-    else:
         return record
-    try:
+    with suppress_status(httpx.codes.NOT_FOUND):  # deleted in between, by another process of the same attempt
         return await client.read_flow_run_input(run_id, INPUT)
-    except httpx.HTTPStatusError as error:  # deleted in between, by another process of the same attempt
-        if error.response.status_code != httpx.codes.NOT_FOUND:
-            raise
     return await _record(client, run_id, record)
-
-
-async def _delete_record(client: PrefectClient, run_id: UUID) -> None:
-    try:
-        await client.delete_flow_run_input(run_id, INPUT)
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != httpx.codes.NOT_FOUND:
-            raise
 
 
 def _refusal(store: Store, *, is_gone: bool) -> ConfigurationError:

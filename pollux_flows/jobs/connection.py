@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 
+import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import AsyncClientContext
 from prefect.settings import PREFECT_API_URL
@@ -23,6 +24,16 @@ async def open_client() -> AsyncIterator[PrefectClient]:
         return
     async with get_client() as client:
         yield client
+
+
+@contextmanager
+def suppress_status(code: int) -> Iterator[None]:
+    """Suppress the error of a request that the Prefect server answers with this status."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != code:
+            raise
 
 
 def describe_silence(error: Exception) -> str:

@@ -19,7 +19,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import VariableCreate
 from prefect.exceptions import ObjectAlreadyExists
 
-from pollux_flows.jobs.connection import open_client
+from pollux_flows.jobs.connection import open_client, suppress_status
 from pollux_flows.state.leases import LeaseLostError, run_to_completion
 from pollux_flows.state.process import is_dead, this_process
 
@@ -27,7 +27,6 @@ from pollux_flows.state.process import is_dead, this_process
 LEASE_S: Final = 120.0
 _RENEW_S: Final = LEASE_S / 6
 _CONFIRM_S: Final = 2.0
-_GONE: Final = 404
 _VARIABLE: Final = "/variables/{id}"
 
 
@@ -126,10 +125,7 @@ def _is_orphaned(value: Any) -> bool:
 
 async def _request(client: PrefectClient, method: Any, variable_id: UUID, **more: Any) -> bool:
     """Change a variable by its id, as no method of Prefect's client does: its name may be a successor's by now."""
-    try:
+    with suppress_status(httpx.codes.NOT_FOUND):
         await client.request(method, _VARIABLE, path_params={"id": variable_id}, **more)
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != _GONE:
-            raise
-        return False
-    return True
+        return True
+    return False
