@@ -57,13 +57,13 @@ class World:
     def page_of(self, run: dict[str, Any]) -> str:
         """Return the path of the page with the answers of a run."""
 
-        def found() -> str | None:
+        def find_page() -> str | None:
             artifacts = self.api("/artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, limit=20)
             pages = [each for each in artifacts if each["type"] == "markdown" and each["key"] != "pollux-submit"]
             newest = max(pages, key=lambda each: str(each["created"]), default=None)
             return newest and f"/artifacts/artifact/{newest['id']}"
 
-        return wait_until(found, f"{run['name']} has a page")
+        return wait_until(find_page, f"{run['name']} has a page")
 
 
 def wait_until(found: Callable[[], T | None], what: str, within_s: float = 60) -> T:

@@ -19,12 +19,20 @@ def pick_provider(screen: Screen) -> None:
     screen.pick(screen.page.locator(".block-document-input .p-select-button__control").first, "openai")
 
 
+def ask(screen: Screen, world: World, flow: str, prompts: str) -> None:
+    """Fill in the form of a flow with prompts, a line each, and submit it."""
+    open_form(screen, world, flow)
+    screen.fill("Prompts from", prompts)
+    pick_provider(screen)
+    submit(screen)
+
+
 def submit(screen: Screen) -> None:
     screen.press("Submit")
     screen.page.wait_for_url("**/deployments/deployment/*tab=Runs*")
 
 
-def asked(world: World) -> int:
+def count_calls(world: World) -> int:
     return sum(request.operation == "generate" for request in world.simulator.requests)
 
 
@@ -70,12 +78,9 @@ def test_prompts_are_pasted_and_a_source_is_a_link(screen: Screen, world: World)
 
 
 def test_a_retry_asks_only_the_prompt_that_failed(screen: Screen, world: World) -> None:
-    before = asked(world)
+    before = count_calls(world)
     world.simulator.fail(Fault(status=400, message="not now"), contains="number 7?")
-    open_form(screen, world, "fan-out")
-    screen.fill("Prompts from", "\n".join(f"What is number {number}?" for number in range(10)))
-    pick_provider(screen)
-    submit(screen)
+    ask(screen, world, "fan-out", "\n".join(f"What is number {number}?" for number in range(10)))
     failed = world.wait_for("fan-out", "Failed")
     screen.open(world.page_of(failed))
     screen.shows("1 of 10 prompts without an answer")
@@ -86,7 +91,7 @@ def test_a_retry_asks_only_the_prompt_that_failed(screen: Screen, world: World) 
     screen.page.locator(".p-modal").get_by_role("button", name="Retry").click()
     run = world.wait_for("fan-out", "Completed")
     assert run["id"] == failed["id"]
-    assert asked(world) - before == 11
+    assert count_calls(world) - before == 11
     screen.open(world.page_of(run))
     screen.shows("Simulated answer to: What is number 7?")
     screen.shoot("retried-answers")
@@ -95,10 +100,7 @@ def test_a_retry_asks_only_the_prompt_that_failed(screen: Screen, world: World) 
 def test_a_deferred_run_gets_its_answers_on_its_own_page(screen: Screen, world: World) -> None:
     """Its run is suspended, and the schedule of `collect` resumes it."""
     world.simulator.batch_s = 3600
-    open_form(screen, world, "deferred")
-    screen.fill("Prompts from", "How far?\nHow long?")
-    pick_provider(screen)
-    submit(screen)
+    ask(screen, world, "deferred", "How far?\nHow long?")
     suspended = world.wait_for("deferred", "Suspended")
     screen.open(f"/runs/flow-run/{suspended['id']}")
     screen.shoot("deferred-suspended")
@@ -113,10 +115,7 @@ def test_a_deferred_run_gets_its_answers_on_its_own_page(screen: Screen, world: 
 
 def test_cancelling_a_run_that_waits_cancels_its_batch(screen: Screen, world: World) -> None:
     world.simulator.batch_s = 3600
-    open_form(screen, world, "deferred")
-    screen.fill("Prompts from", "Never mind?")
-    pick_provider(screen)
-    submit(screen)
+    ask(screen, world, "deferred", "Never mind?")
     run = world.wait_for("deferred", "Suspended")
     screen.open(f"/runs/flow-run/{run['id']}")
     screen.press("Cancel")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx
@@ -81,7 +81,6 @@ def scheduling_server(folder: Path) -> Iterator[None]:
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
             yield
     finally:
-        EventsWorker.drain_all(timeout=5)  # it would go on to send the events of later tests to this server
         server.send_signal(signal.SIGINT)
         server.wait(30)
 
@@ -114,7 +113,11 @@ async def test_the_schedule_alone_collects_a_batch_and_completes_a_suspended_run
     """Resumed runs of `deferred` and of `wait_for` submit nothing a second time."""
     monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
     with scheduling_server(tmp_path):
-        await _collected_on_schedule(saved, simulator)
+        try:
+            await _collected_on_schedule(saved, simulator)
+        finally:
+            # The worker of this process would go on to send the events of later tests to this server.
+            await cast(Any, EventsWorker.drain_all(timeout=5))
 
 
 async def _collected_on_schedule(saved: Saved, simulator: Simulator) -> None:
