@@ -16,7 +16,7 @@ from prefect.artifacts import (
     aupdate_progress_artifact,
 )
 
-from pollux_flows.pages import Asked, headline, render_answers, render_cache, render_grid
+from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_grid
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.result import ResultEnvelope, SweepReport
 
@@ -33,15 +33,16 @@ async def best_effort() -> AsyncIterator[None]:
 
 
 async def publish_answers(
-    kind: str, asked: Asked, envelopes: ResultEnvelope | Sequence[ResultEnvelope], advice: str | None
+    kind: str, run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: str | None
 ) -> None:
     """Publish the page of a run: what failed, what it took, each question with its answer. `advice` is for a retry."""
     async with best_effort():
-        if isinstance(envelopes, ResultEnvelope):
-            page, envelopes = render_answers(asked, envelopes, advice), [envelopes]
-        else:
-            page = render_grid(asked, envelopes, advice)
-        await acreate_markdown_artifact(markdown=page, key=f"pollux-{kind}", description=headline(asked, envelopes))
+        page = (
+            render_grid(run_input, envelopes, advice)
+            if run_input.each_source
+            else render_answers(run_input, envelopes[0], advice)
+        )
+        await acreate_markdown_artifact(markdown=page, key=f"pollux-{kind}", description=headline(run_input, envelopes))
 
 
 async def publish_cache(name: str, record: CacheRecord) -> None:

@@ -37,51 +37,59 @@ _TURNING: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a run asked, of which model, about which sources."""
+class RunInput:
+    """The input of a run: its model, its prompts, its sources and its options."""
 
     target: Target
     prompts: Sequence[str | None]
     sources: Sequence[Source] = ()
     options: Options = field(default_factory=Options)
+    each_source: bool = False
+    """Whether the prompts are about each source by itself."""
 
 
-def render_answers(asked: Asked, envelope: ResultEnvelope, advice: str | None = None) -> str:
+def render_answers(run_input: RunInput, envelope: ResultEnvelope, advice: str | None = None) -> str:
     """Return the page of a run with one envelope; `advice` says what a retry does."""
     parts = [
-        _failures(asked, [envelope], advice),
-        _summary(asked.target, [envelope]),
-        questions(asked.prompts, envelope),
-        _inputs(asked),
+        _failures(run_input, [envelope], advice),
+        _summary(run_input.target, [envelope]),
+        questions(run_input.prompts, envelope),
+        _inputs(run_input),
     ]
     return "\n".join(line for part in parts for line in part)
 
 
-def render_grid(asked: Asked, envelopes: Sequence[ResultEnvelope], advice: str | None = None) -> str:
+def render_grid(run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: str | None = None) -> str:
     """Return the page of a broadcast: a table of short answers, then a section a source."""
-    header = ["Source", *(cell(prompt or "(no prompt)", _LONGEST_HEADING) for prompt in asked.prompts)]
+    header = ["Source", *(cell(prompt or "(no prompt)", _LONGEST_HEADING) for prompt in run_input.prompts)]
     grid = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    pairs = list(zip(asked.sources, envelopes, strict=True))
+    pairs = list(zip(run_input.sources, envelopes, strict=True))
     for source, envelope in pairs[:_SHOWN]:
         cells = [
             cell(answer) if (failure := _failure(envelope, index)) is None else f"**{failure.kind}**"
             for index, answer in enumerate(envelope.answers)
         ]
         grid.append("| " + " | ".join([cell(source.identifier, 60), *cells]) + " |")
-    if more := len(pairs) - _SHOWN:
-        grid += [""] + ([f"… and {more} more sources: `pollux-flows answers` lists all."] if more > 0 else [])
+    if (more := len(pairs) - _SHOWN) > 0:
+        grid += ["", f"… and {more} more sources: `pollux-flows answers` lists all."]
     sections: list[str] = []
-    for source, envelope in pairs[: max(1, _SHOWN // max(1, len(asked.prompts)))]:
+    for source, envelope in pairs[: max(1, _SHOWN // max(1, len(run_input.prompts)))]:
         sections += ["", f"## {cell(source.identifier, _LONGEST_HEADING)}", ""]
-        sections += questions(asked.prompts, envelope, level="###")
-    parts = [_failures(asked, envelopes, advice), _summary(asked.target, envelopes), grid, sections, _inputs(asked)]
+        sections += questions(run_input.prompts, envelope, level="###")
+    parts = [
+        _failures(run_input, envelopes, advice),
+        _summary(run_input.target, envelopes),
+        grid,
+        sections,
+        _inputs(run_input),
+    ]
     return "\n".join(line for part in parts for line in part)
 
 
-def headline(asked: Asked, envelopes: Sequence[ResultEnvelope]) -> str:
+def headline(run_input: RunInput, envelopes: Sequence[ResultEnvelope]) -> str:
     """Return the line that describes a page in a list."""
     calls = sum(len(envelope.answers) for envelope in envelopes)
-    return f"{asked.target.model}: {count_of(calls, 'call')}, {_status(envelopes)}"
+    return f"{run_input.target.model}: {count_of(calls, 'call')}, {_status(envelopes)}"
 
 
 def outcome_line(envelopes: Sequence[ResultEnvelope]) -> str:
@@ -138,7 +146,7 @@ def inert(text: str) -> str:
     """Return a text whose HTML, images and links other than http(s) are shown as they are written."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!\\[")
     text = _NO_WEB_LINK.sub(lambda found: f"\\{found[0]}" if found[0] == "](" else found[0].replace("[", "\\["), text)
-    return _TURNING.sub(lambda found: f"⟨{unicodedata.name(found[0]).lower()}⟩", text)
+    return _name_turning_marks(text)
 
 
 def count_of(number: int, noun: str) -> str:
@@ -158,7 +166,7 @@ def _answer(envelope: ResultEnvelope, index: int) -> list[str]:
         lines += [*_quote(envelope.answers[index]), ""]
     if reasoning := envelope.reasoning[index] if envelope.reasoning else None:
         # On one line: the UI shows what follows an empty line outside the fold.
-        text = "<br>".join(_TURNING.sub("", html.escape(_cut(reasoning))).splitlines())
+        text = "<br>".join(_name_turning_marks(html.escape(_cut(reasoning))).splitlines())
         lines += [f"<details><summary>Reasoning</summary>{text}</details>", ""]
     finish_reason = (envelope.metrics.get("finish_reasons") or {index: None})[index]
     if finish_reason not in {"stop", None}:
@@ -174,8 +182,8 @@ def _structured(value: Any) -> list[str]:
     if isinstance(data, list) and data and all(_is_flat(row) and row.keys() == data[0].keys() for row in data):
         lines = ["| " + " | ".join(map(cell, data[0])) + " |", "|" + " --- |" * len(data[0])]
         return [*lines, *("| " + " | ".join(cell(_plain(each)) for each in row.values()) + " |" for row in data)]
-    text = json.dumps(data, indent=2, ensure_ascii=False)[:_LONGEST_SHOWN]
-    return [f"    {_TURNING.sub('', line)}" for line in text.splitlines()]
+    text = _name_turning_marks(_cut(json.dumps(data, indent=2, ensure_ascii=False)))
+    return [f"    {line}" for line in text.splitlines()]
 
 
 def _is_flat(data: Any) -> bool:
@@ -186,7 +194,7 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _failures(asked: Asked, envelopes: Sequence[ResultEnvelope], advice: str | None) -> list[str]:
+def _failures(run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: str | None) -> list[str]:
     """Return what failed, and what to do about it: the first thing to read."""
     failed = [
         (number, failure)
@@ -199,8 +207,8 @@ def _failures(asked: Asked, envelopes: Sequence[ResultEnvelope], advice: str | N
     calls = sum(len(envelope.answers) for envelope in envelopes)
     lines = [f"## {len(failed):,} of {count_of(calls, 'prompt')} without an answer", ""]
     for number, failure in failed[:_SHOWN]:
-        about = f" · {cell(asked.sources[number].identifier, 60)}" if len(envelopes) > 1 else ""
-        prompt = cell(asked.prompts[failure.index] or "(sources only)", _LONGEST_HEADING)
+        about = f" · {cell(run_input.sources[number].identifier, 60)}" if len(envelopes) > 1 else ""
+        prompt = cell(run_input.prompts[failure.index] or "(sources only)", _LONGEST_HEADING)
         problem = f"{cell(failure.message)} {cell(failure.hint or '')}".rstrip()
         lines.append(f"- {failure.index + 1}{about}: {prompt} — **{failure.kind}:** {problem}")
     if (more := len(failed) - _SHOWN) > 0:
@@ -299,18 +307,18 @@ def _percentage(part: float, complete: float) -> str:
     return f" ({part / complete:.1%})" if complete else ""
 
 
-def _inputs(asked: Asked) -> list[str]:
+def _inputs(run_input: RunInput) -> list[str]:
     """Return the sources and the options that were used."""
     lines: list[str] = []
-    if asked.sources:
+    if run_input.sources:
         rows = [
             f"| {number} | {cell(source.identifier, _LONGEST_HEADING)} | {cell(source.mime_type, 60)} |"
-            for number, source in enumerate(asked.sources[:_SHOWN], start=1)
+            for number, source in enumerate(run_input.sources[:_SHOWN], start=1)
         ]
         lines += ["", "## Sources", "", "| | Source | Type |", "| --- | --- | --- |", *rows]
-        if (more := len(asked.sources) - _SHOWN) > 0:
+        if (more := len(run_input.sources) - _SHOWN) > 0:
             lines += ["", f"… and {more:,} more."]
-    options = asked.options.model_dump(mode="json", exclude_defaults=True)
+    options = run_input.options.model_dump(mode="json", exclude_defaults=True)
     # A conversation is long, and may hold addresses with a secret in them.
     for name in {"history", "continue_from"} & options.keys():
         options[name] = "of an earlier conversation"
@@ -339,6 +347,11 @@ def _table(first: str, second: str, rows: Mapping[str, str]) -> list[str]:
 def _quote(text: str) -> list[str]:
     """Quote a text, so that no Markdown in it takes effect outside the quotation."""
     return [f"> {line}" for line in inert(_cut(text)).splitlines()]
+
+
+def _name_turning_marks(text: str) -> str:
+    """Return a text in which the marks that turn its direction around are shown by their names."""
+    return _TURNING.sub(lambda found: f"⟨{unicodedata.name(found[0]).lower()}⟩", text)
 
 
 def _cut(text: str) -> str:

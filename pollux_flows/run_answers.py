@@ -100,7 +100,7 @@ async def _load_job(name: str) -> list[AnswerRow]:
         return []
     if job.manifest is None:
         raise ConfigurationError(f"{name} is not collected yet.", hint="Collect it first: pollux-flows collect.")
-    prompts = (await store.load_asked(job)).prompts
+    prompts = (await store.load_input(job)).prompts
     envelope = await store.load_envelope(job)
     failures = envelope.errors or [None] * len(prompts)
     structured = envelope.structured or [None] * len(prompts)

@@ -144,9 +144,8 @@ def _choose_warm(plan: Plan, calls: Sequence[PlannedCall]) -> CacheChoice:
     least = claude.cache_minimum(plan.target.model) or _HIGHEST_MINIMUM
     reasons: list[str] = []
     warm = plain = 0.0
-    for _, count, tokens in _find_long_enough(
-        plan, calls, least, reasons
-    ):  # others are sent as ever, at the same price
+    # Others are sent as ever, at the same price.
+    for _, count, tokens in _find_long_enough(plan, calls, least, reasons):
         prices = price_prefix(plan.target, tokens, for_an_hour=plan.options.cache_ttl == "1h")
         if prices is None:
             return _none(f"the price of caching with {plan.target.model} is not known")

@@ -21,11 +21,12 @@ from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, raise_if_error
 from pollux_flows.flows.limits import under_limits
+from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.handles import CacheHandle
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.events import emit_cache_changes
 from pollux_flows.options import Options
-from pollux_flows.pages import Asked, count_of, outcome_line
+from pollux_flows.pages import RunInput, count_of, outcome_line
 from pollux_flows.pipeline.execute import Place, unasked
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.saved import Saved
@@ -57,13 +58,15 @@ async def answer(
     options: Options | None,
     *,
     terms: Terms,
+    prompts_from: str | None = None,
     cache: Cache = None,
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """Answer every prompt about all sources together, and return one envelope."""
-    plan, outcomes, duration_s, saved, caches = await _answer_calls(
+    run_input, plan, outcomes, duration_s, saved, caches = await _answer_calls(
         prompts,
+        prompts_from,
         provider,
         sources,
         options,
@@ -75,10 +78,7 @@ async def answer(
     envelope = await tasks.extract(
         pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
     )
-    asked = Asked(plan.target, prompts, sources, options or Options())
-    await artifacts.publish_answers(kind, asked, envelope, _advice(saved))
-    get_run_logger().info(outcome_line([envelope]))
-    fail_if_unanswered([envelope], plan.target, on_partial, _advice(saved))
+    await publish_outcome(kind, run_input, [envelope], on_partial, _advice(saved))
     return envelope
 
 
@@ -89,13 +89,15 @@ async def answer_each(
     options: Options | None,
     *,
     terms: Terms,
+    prompts_from: str | None = None,
     cache: AutoCache | None = None,
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """Answer every prompt about each source by itself, and return one envelope a source."""
-    plan, outcomes, duration_s, saved, caches = await _answer_calls(
+    run_input, plan, outcomes, duration_s, saved, caches = await _answer_calls(
         prompts,
+        prompts_from,
         provider,
         sources,
         options,
@@ -107,16 +109,14 @@ async def answer_each(
     envelopes = await tasks.extract_each(
         pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
     )
-    asked = Asked(plan.target, prompts, sources, options or Options())
-    await artifacts.publish_answers("broadcast", asked, envelopes, _advice(saved))
-    get_run_logger().info(outcome_line(envelopes))
-    fail_if_unanswered(envelopes, plan.target, on_partial, _advice(saved))
+    await publish_outcome("broadcast", run_input, envelopes, on_partial, _advice(saved))
     return envelopes
 
 
 class _Answered(NamedTuple):
     """The outcomes of all calls of a run, and how they came about."""
 
+    run_input: RunInput
     plan: Plan
     outcomes: list[Outcome]
     duration_s: float
@@ -127,6 +127,7 @@ class _Answered(NamedTuple):
 @under_limits
 async def _answer_calls(
     prompts: Sequence[str | None],
+    prompts_from: str | None,
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,
@@ -141,6 +142,7 @@ async def _answer_calls(
             f"calls_per_task is {calls_per_task}.",
             hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
         )
+    prompts = await read_prompts(prompts, prompts_from)
     config = await provider.config()
     wanted = cache.cache_name if isinstance(cache, PolluxCache) else cache
     requested = await find_requested_cache(wanted, options, BlockRegistry())
@@ -175,7 +177,8 @@ async def _answer_calls(
         has_failed = any(outcome.failure for outcome in found.values())
         saved = await shared.execution.answers.look_for_saved(found.values()) if has_failed else None
     outcomes = [found[call.index] for call in plan.calls]
-    return _Answered(plan, outcomes, time.monotonic() - started, saved, shared.execution.used_caches)
+    run_input = RunInput(plan.target, prompts, sources, options or Options(), each_source)
+    return _Answered(run_input, plan, outcomes, time.monotonic() - started, saved, shared.execution.used_caches)
 
 
 def _advice(saved: Saved | None) -> str | None:
@@ -207,7 +210,20 @@ def pass_opaque(value: T) -> T:
     return cast(T, opaque(value))
 
 
-def fail_if_unanswered(
+async def publish_outcome(
+    kind: str,
+    run_input: RunInput,
+    envelopes: Sequence[ResultEnvelope],
+    on_partial: OnPartial,
+    advice: str | None,
+) -> None:
+    """Publish the page of a run, log its outcome, and fail it if it lacks answers. `advice` is for a retry."""
+    await artifacts.publish_answers(kind, run_input, envelopes, advice)
+    get_run_logger().info(outcome_line(envelopes))
+    _fail_if_unanswered(envelopes, run_input.target, on_partial, advice)
+
+
+def _fail_if_unanswered(
     envelopes: Sequence[ResultEnvelope],
     target: Target,
     on_partial: OnPartial,

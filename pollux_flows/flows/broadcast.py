@@ -6,7 +6,6 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import AutoCache, OnPartial, answer_each
 from pollux_flows.flows.fields import OptionsField, SourceField
 from pollux_flows.flows.forms import async_form, sync_form
-from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
 
@@ -45,11 +44,12 @@ async def broadcast(
         calls_per_task: How many calls a task run makes; empty for one each, up to 32 task runs.
     """
     return await answer_each(
-        await read_prompts(prompts, prompts_from),
+        prompts,
         provider,
         sources,
         options,
         terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+        prompts_from=prompts_from,
         cache=cache,
         on_partial=on_partial,
         calls_per_task=calls_per_task,

@@ -7,7 +7,6 @@ from pollux_flows.deferred.job import OnLost
 from pollux_flows.flows.answering import OnPartial
 from pollux_flows.flows.fields import OptionsField, SourceField
 from pollux_flows.flows.forms import async_form, sync_form
-from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.submitting import submit_job
 from pollux_flows.flows.waiting import answers_of_retried
 from pollux_flows.result import ResultEnvelope
@@ -45,10 +44,11 @@ async def deferred(
         on_partial: When some prompts have no answer, "fail" the run, so that a retry asks those, or "complete" it.
     """
     job = await submit_job(
-        await read_prompts(prompts, prompts_from),
+        prompts,
         provider,
         sources,
         options,
+        prompts_from=prompts_from,
         output=output,
         resubmit=resubmit,
         on_lost=on_lost,

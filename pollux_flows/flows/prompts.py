@@ -16,15 +16,13 @@ from pollux_flows.address import shown_file
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.files import place
 from pollux_flows.files.patience import Pulse, run_on_thread
-from pollux_flows.flows.limits import under_limits
 
 _FILE: Final = re.compile(r"(?P<name>\S.*\.(?P<kind>txt|jsonl|csv))(#(?P<column>[^#/]+))?", re.IGNORECASE)
 _COLUMN: Final = "prompt"
 _MOST_BYTES: Final = 256 << 20
 
 
-@under_limits
-async def read_prompts(prompts: Sequence[str], prompts_from: str | None) -> Sequence[str]:
+async def read_prompts(prompts: Sequence[str | None], prompts_from: str | None) -> Sequence[str | None]:
     """Return the prompts of a run: the items themselves, or those that `prompts_from` names."""
     if prompts_from is None or not prompts_from.strip():
         return prompts

@@ -6,7 +6,6 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.deferred.job import OnLost
 from pollux_flows.flows.fields import OptionsField, SourceField
 from pollux_flows.flows.forms import async_form, sync_form
-from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.submitting import submit_job
 
 
@@ -39,10 +38,11 @@ async def submit(
             again, "report" leaves that to a person.
     """
     job = await submit_job(
-        await read_prompts(prompts, prompts_from),
+        prompts,
         provider,
         sources,
         options,
+        prompts_from=prompts_from,
         output=output,
         resubmit=resubmit,
         on_lost=on_lost,

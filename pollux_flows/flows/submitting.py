@@ -21,6 +21,7 @@ from pollux_flows.deferred.store import BusyError, JobLock, JobRequest
 from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
 from pollux_flows.flows.answering import pass_opaque
 from pollux_flows.flows.limits import under_limits
+from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
@@ -45,11 +46,13 @@ async def submit_job(
     sources: Sequence[Source],
     options: Options | None,
     *,
+    prompts_from: str | None = None,
     output: str | None = None,
     resubmit: int = 0,
     on_lost: OnLost = "submit",
 ) -> Job:
     """Submit the job of this run, once however often the run is tried."""
+    prompts = await read_prompts(prompts, prompts_from)
     store = await BlockJobStore.open()
     if (here := await lineage()) is None:
         raise InternalError("Deferred work is submitted by a flow, and no flow run is at hand.")

@@ -10,19 +10,17 @@ from typing import Final
 from prefect import get_run_logger
 from prefect.flow_runs import asuspend_flow_run
 
-from pollux_flows.artifacts import publish_answers
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.report import missing_problem
 from pollux_flows.deferred.results import with_instances
 from pollux_flows.deferred.store import BusyError
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.flows.answering import OnPartial, fail_if_unanswered
+from pollux_flows.flows.answering import OnPartial, publish_outcome
 from pollux_flows.flows.submitting import submit_again
 from pollux_flows.jobs.collector import run_pass
 from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.jobs.waiters import SUSPENDED_S, job_name, suspendable_run
 from pollux_flows.options import Options
-from pollux_flows.pages import outcome_line
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.scope import lineage
 
@@ -83,9 +81,7 @@ async def answers_of(
     retry = retry or f"resubmit({name!r}) asks only the others"
     saved = None if job.manifest and job.manifest.has_all_answers else await store.find_saved(job)
     advice = saved and saved.advice("What was answered is", retry, "a new run")
-    await publish_answers("deferred", await store.load_asked(job), envelope, advice)
-    get_run_logger().info(outcome_line([envelope]))
-    fail_if_unanswered([envelope], job.target, on_partial, advice)
+    await publish_outcome("deferred", await store.load_input(job), [envelope], on_partial, advice)
     return await asyncio.to_thread(with_instances, envelope, options or job.options)
 
 

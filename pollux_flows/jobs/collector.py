@@ -267,7 +267,7 @@ class CollectorPass:
         if job.count <= MOST_IN_ONE_ENVELOPE:
             envelope = await self._store.make_envelope(job, manifest.oddities)
             await self._store.save_envelope(job, envelope)
-            await pages.publish_job(job, manifest, (await self._store.load_asked(job)).prompts, envelope)
+            await pages.publish_job(job, manifest, (await self._store.load_input(job)).prompts, envelope)
         else:
             await pages.publish_job(job, manifest)
         return job.with_manifest(manifest)

@@ -28,7 +28,7 @@ from pollux_flows.deferred.store import BusyError, JobLock, JobRequest, no_such_
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.jobs.connection import open_client
 from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
-from pollux_flows.pages import Asked
+from pollux_flows.pages import RunInput
 from pollux_flows.pipeline.saved import Saved
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.serializer import DOCUMENTS
@@ -93,14 +93,14 @@ class BlockJobStore:
             )
         return request
 
-    async def load_asked(self, job: Job) -> Asked:
-        """Return what the job asks, for its pages; without prompts if the request is not in this result storage."""
+    async def load_input(self, job: Job) -> RunInput:
+        """Return the input of the job, for its pages; without prompts if it is not in this result storage."""
         try:
             request = (await self.load_request(job.name)).request
         except ConfigurationError:
-            return Asked(job.target, [None] * job.count, options=job.options)
+            return RunInput(job.target, [None] * job.count, options=job.options)
         prompts = [request.prompts[index] for index in job.prompt_indexes()]
-        return Asked(job.target, prompts, request.sources, request.options)
+        return RunInput(job.target, prompts, request.sources, request.options)
 
     async def make_envelope(self, job: Job, oddities: Sequence[str]) -> ResultEnvelope:
         """Return a new envelope of the job's saved answers."""

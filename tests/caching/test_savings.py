@@ -10,7 +10,7 @@ import pytest
 
 from pollux_flows import CacheHandle, Config, Options, ResultEnvelope, Source, create_cache, run_many
 from pollux_flows.caching.registry import open_registry
-from pollux_flows.pages import Asked, render_answers
+from pollux_flows.pages import RunInput, render_answers
 from pollux_flows.pipeline.caches import CacheRequest
 from pollux_flows.pipeline.execute import open_execution
 from pollux_flows.pipeline.extract import extract_envelope
@@ -60,7 +60,7 @@ async def test_ten_questions_about_an_hour_of_video(gemini: Config) -> None:
     assert 0.4 < caching["saved_usd"] / caching["naive_usd"] < 0.6
     assert "unknown" not in caching
     assert (envelope.metrics["cache_used"], envelope.metrics["n_cache_hits"]) == (True, 10)
-    page = render_answers(Asked(gemini.target, QUESTIONS), envelope)
+    page = render_answers(RunInput(gemini.target, QUESTIONS), envelope)
     assert "| Caching | 948,300 tokens sent, 9,468,000 read from cache, 946,800 written |" in page
     assert "8,521,200 of 9,469,500 tokens (90.0%); in money: $1." in page
     assert "| Storage | $0.95 an hour, $0.95 until it ends |" in page
@@ -75,7 +75,9 @@ async def test_a_cache_that_was_there_is_paid_elsewhere(gemini: Config) -> None:
     assert caching["saved_tokens"] == envelope.usage["cached_tokens"]
     assert caching["storage_usd_per_hour"] == pytest.approx(envelope.usage["cached_tokens"] / 2 / 1e6)
     assert "storage_usd" not in caching
-    assert "its creation and storage are not counted here" in render_answers(Asked(gemini.target, ["a", "b"]), envelope)
+    assert "its creation and storage are not counted here" in render_answers(
+        RunInput(gemini.target, ["a", "b"]), envelope
+    )
     found = (await ask_with_new_cache(gemini, STORY, ["c"])).metrics["caching"]
     assert found["created_tokens"] == 0
     assert "storage_usd" not in found
@@ -89,7 +91,7 @@ async def test_unknown_prices_are_unknown(config: MakeConfig) -> None:
     assert caching["saved_tokens"] > 0
     assert (caching["storage_usd"], caching["storage_usd_per_hour"], caching["saved_usd"]) == (None, None, None)
     assert caching["unknown"] == "The price of cache storage for gemini-2.5-flash-lite is unknown."
-    page = render_answers(Asked(flash.target, ["a", "b", "c"]), envelope)
+    page = render_answers(RunInput(flash.target, ["a", "b", "c"]), envelope)
     assert "in money: unknown (The price of cache storage" in page
     assert "| Storage | unknown |" in page
 
@@ -124,4 +126,4 @@ async def test_a_prefix_that_was_written_and_read(config: MakeConfig) -> None:
 async def test_without_a_cache_there_is_nothing_to_tell(gemini: Config) -> None:
     envelope = await run_many(["a"], config=gemini)
     assert "caching" not in envelope.metrics
-    assert "Caching" not in render_answers(Asked(gemini.target, ["a"]), envelope)
+    assert "Caching" not in render_answers(RunInput(gemini.target, ["a"]), envelope)

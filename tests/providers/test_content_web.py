@@ -254,12 +254,12 @@ async def test_a_provider_that_repeats_an_address_is_quoted_without_its_query() 
 
 async def test_an_artifact_shows_an_address_without_its_query() -> None:
     """A page that whoever sees the run may read."""
-    from pollux_flows.pages import Asked, render_grid
+    from pollux_flows.pages import RunInput, render_grid
 
     config = Config(provider="openai", model="gpt-4.1-mini", use_mock=True)
     sources = [Source.from_uri("https://h/march.pdf?sig=hunter2", mime_type="application/pdf")]
     envelope = await run_many(["What?"], sources=sources, config=config)
-    page = render_grid(Asked(config.target, ["What?"], sources), [envelope])
+    page = render_grid(RunInput(config.target, ["What?"], sources), [envelope])
     assert "https://h/march.pdf" in page
     assert "hunter2" not in page
 
