@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
 from pollux_flows.simulator import Simulator, serve
 
@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 SHOTS = Path(os.environ.get("BROWSER_SHOTS", "browser-shots")).absolute()
 """The folder that screenshots are written to."""
+
+HAS_FAILED = pytest.StashKey[bool]()
+"""Set on a test: its last page is worth a screenshot."""
 
 
 @dataclass
@@ -182,9 +185,34 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
+def repeat_while_busy(route: Route) -> None:
+    """Send a request again where it met another write: a server on SQLite then answers 503.
+
+    The UI only says that something went wrong, and a person would press the button again.
+    """
+    reply = route.fetch()
+    for _ in range(5):
+        if reply.status != 503:
+            break
+        reply = route.fetch()
+    route.fulfill(response=reply)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[HAS_FAILED] = item.stash.get(HAS_FAILED, False) or report.failed
+    return report
+
+
 @pytest.fixture
-def screen(browser: Browser, world: World) -> Iterator[Screen]:
+def screen(browser: Browser, world: World, request: pytest.FixtureRequest) -> Iterator[Screen]:
     page = browser.new_page(viewport={"width": 1300, "height": 900})
     page.set_default_timeout(20_000)
-    yield Screen(page, world.origin)
+    page.route("**/api/**", repeat_while_busy)
+    screen = Screen(page, world.origin)
+    yield screen
+    if request.node.stash[HAS_FAILED]:
+        screen.shoot(f"failure-{request.node.name}")
+    page.unroute_all(behavior="ignoreErrors")
     page.close()
