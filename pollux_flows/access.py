@@ -37,8 +37,6 @@ _PROTOCOLS: Final = frozenset(
 # Only the address of these says which machine is asked; the others go to their cloud.
 _WITH_HOSTS: Final = {"http", "https", "sftp", "ssh"}
 _SYSTEM: Final = ("/proc", "/sys", "/dev")
-# A new file of another kind could be one that a program runs or obeys.
-_OUTPUT_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 _BARE_PROTOCOL: Final = re.compile(r"[a-z0-9]+")
 
 
@@ -213,11 +211,6 @@ def check_output(output: str, path: str | None) -> None:
     limits = current_limits()
     if limits is None or limits.trusts_output(output):
         return
-    if not output.endswith(("/", *_OUTPUT_SUFFIXES)):
-        raise ConfigurationError(
-            f"output {shown(output)!r} is neither a folder nor a file with lines of JSON.",
-            hint="End it with a slash, or with .jsonl.",
-        )
     wanted = limits.why_closed(path) if path is not None else _why_closed_elsewhere(limits, output)
     if wanted is not None:
         raise ConfigurationError(

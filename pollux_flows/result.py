@@ -131,7 +131,7 @@ class ResultEnvelope(Record):
     @field_serializer("structured")
     def _structured_as_json(self, values: list[Any] | None) -> list[Any] | None:
         """Serialize instances of the caller's model by their aliases, as in the answers."""
-        return values and [_as_json(value) for value in values]
+        return values and [as_json(value) for value in values]
 
     def __repr__(self) -> str:
         """Return a short form; `str` returns all of it. asyncio.run calls this on results, which may be large."""
@@ -163,7 +163,8 @@ class ResultEnvelope(Record):
 _KEYS: Final = {field.alias or name: name for name, field in ResultEnvelope.model_fields.items()}
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """Return an instance of a caller's model as JSON data, any other value as it is."""
     if not isinstance(value, BaseModel):
         return value
     try:

@@ -16,13 +16,14 @@ from prefect.serializers import JSONSerializer
 
 from pollux_flows import __version__, errors
 from pollux_flows.config import Config, Target
-from pollux_flows.deferred.job import Job, Manifest
+from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.report import CollectReport, JobRow
 from pollux_flows.deferred.results import Item
 from pollux_flows.deferred.store import JobRequest
 from pollux_flows.document import Document
 from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
 from pollux_flows.options import Options
+from pollux_flows.output import Manifest
 from pollux_flows.pipeline.caches import CacheRecord, CacheRequest
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.request import Request

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "pollux_flows"
 FLOORS: tuple[set[str], ...] = (
     {"simulator"},
     {"errors", "plain", "document", "config", "access", "address", "source", "options", "handles", "result", "turn"},
-    {"capabilities", "claude", "pricing"},
+    {"capabilities", "claude", "pricing", "answer_rows", "output"},
     {"files", "ratelimit", "schemas", "state"},
     {"providers"},
     {"pipeline"},

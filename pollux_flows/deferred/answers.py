@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final, Protocol
 
-from pollux_flows.deferred.job import BUCKETS, Job, Manifest
+from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.results import Item
 from pollux_flows.errors import ConfigurationError
+from pollux_flows.output import BUCKETS, Manifest
 from pollux_flows.pricing import Cost, total
 
 _PIECE: Final = 1000

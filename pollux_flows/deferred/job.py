@@ -8,7 +8,7 @@ returns a new one, and the state of a job follows from the states of its parts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 from uuid import uuid4
 
 from pydantic import Field, field_validator
@@ -18,6 +18,7 @@ from pollux_flows.config import Target
 from pollux_flows.document import Record
 from pollux_flows.handles import VERSION, checked_version
 from pollux_flows.options import Options
+from pollux_flows.output import Manifest
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.providers.batches import ENDED, Batch, BatchState
 from pollux_flows.result import CallFailure, FailureKind
@@ -29,45 +30,12 @@ OnLost = Literal["submit", "report"]
 """The choice for a batch that was submitted and that the provider does not seem to have: submit it again, or leave the
 decision to a person."""
 
-Bucket = Literal["succeeded", "failed", "expired", "cancelled", "invalid_output", "missing"]
-"""The result of a prompt. Each prompt of a collected job counts in exactly one bucket."""
-
-BUCKETS: Final[tuple[Bucket, ...]] = get_args(Bucket)
-
 PartState = Literal["waiting", "sending", "sent", "refused", "lost"]
 _DIGITS: Final = 9
 _MAX_PROBLEM_CHARS: Final = 1000
 # A provider without room for a batch needs minutes.
 _WAIT_S: Final = 60.0
 _MAX_WAIT_S: Final = 1800.0
-
-
-class Manifest(Record):
-    """The results of a collected job as numbers that add up to the prompts that were submitted."""
-
-    submitted: int
-    succeeded: int = 0
-    failed: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    invalid_output: int = Field(default=0, description="Answered, but not in the requested shape.")
-    missing: int = Field(default=0, description="The provider gave no result. It may have billed them all the same.")
-    cost_usd: float | None = Field(default=None, description="At batch prices; None if unknown.")
-    cost_unknown: str | None = None
-    usage: dict[str, int] = Field(default_factory=dict)
-    oddities: list[str] = Field(default_factory=list, description="Problems with the results as a whole.")
-    output: str | None = Field(default=None, description="The JSONL file with one line per prompt.")
-    collected_at: float
-
-    @property
-    def has_all_answers(self) -> bool:
-        """True if every prompt succeeded."""
-        return self.succeeded == self.submitted
-
-    @property
-    def counts(self) -> dict[Bucket, int]:
-        """The number of prompts in each bucket that is not empty."""
-        return {bucket: count for bucket in BUCKETS if (count := getattr(self, bucket))}
 
 
 class Part(Record):
@@ -167,7 +135,7 @@ class Job(Record):
     # For the collector:
     account: str | None = Field(default=None, description="A mark of the key that it was submitted with.")
     provider_block: str | None = Field(default=None, description="The PolluxProvider with that key.")
-    output: str | None = Field(default=None, description="The place for its answers as JSONL.")
+    output: str | None = Field(default=None, description="The place for its answers.")
     resubmit: int = Field(default=0, ge=0, description="How often failed prompts are submitted again.")
     parent: str | None = Field(default=None, description="The job whose failed prompts it repeats.")
     child: str | None = Field(default=None, description="The job that repeats its failed prompts, until that is done.")

@@ -14,12 +14,13 @@ from typing import IO, Any, Final
 
 from pydantic import Field
 
-from pollux_flows.deferred.job import Bucket, Job, Part, parse_row_key, row_key
+from pollux_flows.deferred.job import Job, Part, parse_row_key, row_key
 from pollux_flows.deferred.report import job_id_of, snapshot, submitted_at
 from pollux_flows.deferred.warm import warm_warnings
 from pollux_flows.document import Record
 from pollux_flows.errors import APIError, InternalError
 from pollux_flows.options import Options
+from pollux_flows.output import Bucket
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.retry import retry_call

@@ -15,7 +15,6 @@ from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.deferred import submit as submission
 from pollux_flows.deferred.answers import find_unanswered
 from pollux_flows.deferred.job import Job, OnLost, fingerprint
-from pollux_flows.deferred.output import resolve_output
 from pollux_flows.deferred.reconcile import reconcile
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest
 from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
@@ -27,6 +26,7 @@ from pollux_flows.jobs.events import emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
 from pollux_flows.jobs.waiters import job_name
 from pollux_flows.options import Options
+from pollux_flows.output import resolve_output
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request

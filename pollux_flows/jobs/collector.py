@@ -21,7 +21,7 @@ from pollux_flows.deferred.advance import advance
 from pollux_flows.deferred.answers import Tally, find_retryable, merge_answers, save_answers
 from pollux_flows.deferred.files import release_files
 from pollux_flows.deferred.job import Job
-from pollux_flows.deferred.output import output_path, write_output
+from pollux_flows.deferred.output import write_job_output
 from pollux_flows.deferred.poll import MOST_REQUESTS, PollResult, poll
 from pollux_flows.deferred.report import CollectReport, JobRow, missing_problem, row_of
 from pollux_flows.deferred.results import download
@@ -32,6 +32,7 @@ from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import JobEvent, emit_job_event, emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs, unknown_job
 from pollux_flows.jobs.waiters import find_cancelled, job_name, resume_runs
+from pollux_flows.output import output_path
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.expiry import FILE, Expiry, machine_expiry
@@ -256,9 +257,10 @@ class CollectorPass:
         """Write the output, the envelope and the page of a job, and return it with its manifest."""
         output = output_path(job.output, job.name) if job.output else None
         manifest = tally.make_manifest(oddities=oddities, output=output)
+        prompts = (await self._store.load_input(job)).prompts
         if job.output is not None:
             try:
-                await write_output(self._store.storage, job, job.output, manifest)
+                await write_job_output(self._store.storage, job, job.output, prompts, manifest)
             except ConfigurationError as error:
                 if not job.cancelled:
                     raise  # until it can be written, or the job is cancelled
@@ -267,7 +269,7 @@ class CollectorPass:
         if job.count <= MOST_IN_ONE_ENVELOPE:
             envelope = await self._store.make_envelope(job, manifest.oddities)
             await self._store.save_envelope(job, envelope)
-            await pages.publish_job(job, manifest, (await self._store.load_input(job)).prompts, envelope)
+            await pages.publish_job(job, manifest, prompts, envelope)
         else:
             await pages.publish_job(job, manifest)
         return job.with_manifest(manifest)

@@ -9,8 +9,9 @@ from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from pollux_flows.address import shown
 from pollux_flows.artifacts import best_effort
-from pollux_flows.deferred.job import Job, Manifest, Part
+from pollux_flows.deferred.job import Job, Part
 from pollux_flows.deferred.report import CollectReport
+from pollux_flows.output import Manifest
 from pollux_flows.pages import cell, count_of, questions
 from pollux_flows.pricing import dollars
 from pollux_flows.result import ResultEnvelope

@@ -1,0 +1,141 @@
+"""Answer rows: the prompts of a run, each with its answer, as lines of JSON or rows of CSV.
+
+The output of a run and the command `pollux-flows answers` have the same rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+
+from pollux_flows.result import Outcome, as_json
+
+_TOKENS: Final = (
+    "input_tokens",
+    "output_tokens",
+    "total_tokens",
+    "reasoning_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+)
+CSV_COLUMNS: Final = (
+    "number",
+    "source",
+    "source_name",
+    "prompt",
+    "status",
+    "answer",
+    "structured",
+    "reasoning",
+    "error",
+    "hint",
+    "finish_reason",
+    *_TOKENS,
+    "cost_usd",
+    "reused",
+)
+"""The fields of a row, with a column for each count of tokens."""
+
+# A spreadsheet runs a cell that begins like this, and some do so for the wide forms of these characters.
+_FORMULA: Final = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # noqa: RUF001 (those wide forms)
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+class AnswerRow(BaseModel):
+    """A prompt of a run and its answer."""
+
+    number: int = Field(description="The prompt's number, from 1.")
+    source: int | None = Field(default=None, description="The number of the source it is about, in a broadcast.")
+    source_name: str | None = Field(default=None, description="The name of that source.")
+    prompt: str | None
+    status: str = Field(
+        description="answered; invalid_output: answered, but not in the requested shape; no answer: not asked, or "
+        "under way when the run ended; or the kind of the failure."
+    )
+    answer: str | None = None
+    structured: Any = Field(default=None, description="The answer as data, where a shape was requested.")
+    reasoning: str | None = None
+    error: str | None = None
+    hint: str | None = Field(default=None, description="The way out of the error.")
+    finish_reason: str | None = None
+    usage: dict[str, int] = Field(default_factory=dict)
+    cost_usd: float | None = None
+    reused: bool = Field(default=False, description="True if an earlier run had asked, and paid for, it.")
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        prompt: str | None,
+        outcome: Outcome | None,
+        *,
+        source: int | None = None,
+        source_name: str | None = None,
+        structured: Any = None,
+        misfit: str | None = None,
+    ) -> AnswerRow:
+        """Return the row of a prompt; `misfit` says why its answer is not in the requested shape."""
+        its = {"number": number, "prompt": prompt, "source": source, "source_name": source_name}
+        if outcome is None:
+            return cls(**its, status="no answer")
+        answer, problem = outcome.answer, outcome.problem
+        return cls(
+            **its,
+            status=problem.kind if problem else "invalid_output" if misfit else "answered",
+            answer=None if answer is None or (problem and not answer.text) else answer.text,
+            structured=as_json(structured),
+            reasoning=answer and answer.reasoning,
+            error=problem.message if problem else misfit,
+            hint=problem and problem.hint,
+            finish_reason=answer and answer.finish_reason,
+            usage=answer.usage if answer else {},
+            cost_usd=outcome.cost_usd,
+            reused=outcome.reused == "always",
+        )
+
+
+def json_lines(rows: Iterable[AnswerRow]) -> str:
+    """Return rows as lines of JSON."""
+    return "".join(f"{row.model_dump_json()}\n" for row in rows)
+
+
+def csv_header() -> str:
+    """Return the first line of a CSV file with rows."""
+    return _csv([CSV_COLUMNS])
+
+
+def csv_lines(rows: Iterable[AnswerRow]) -> str:
+    """Return rows as CSV.
+
+    A text that a spreadsheet would run as a formula gets a ' in front, and so does one that begins as if it had one. To
+    read the text, take one ' away from each cell that begins with ' and then, after any more of them, such a character.
+    """
+    return _csv(_cells(row.model_dump(mode="json")) for row in rows)
+
+
+def _csv(lines: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO(newline="")
+    # As RFC 4180 has it. With a mere line feed, Python 3.11 does not quote a carriage return.
+    csv.writer(text, lineterminator="\r\n").writerows(lines)
+    return text.getvalue()
+
+
+def _cells(row: Mapping[str, Any]) -> Iterable[Any]:
+    structured = row["structured"]
+    row = {
+        **row,
+        **row["usage"],
+        "structured": None if structured is None else json.dumps(structured, ensure_ascii=False),
+        "reused": json.dumps(row["reused"]),
+    }
+    return (_inert(value) if isinstance(value := row.get(name), str) else value for name in CSV_COLUMNS)
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

@@ -1,0 +1,243 @@
+"""Output: the answers of a run in a file that the caller names, with a manifest of numbers beside it.
+
+The ending of its name chooses the format. The file appears once it is complete, and until then the earlier one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Final, Literal, cast, get_args
+from uuid import uuid4
+
+import fsspec
+from pydantic import Field
+
+from pollux_flows import access
+from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, shown
+from pollux_flows.answer_rows import AnswerRow, csv_header, csv_lines, json_lines
+from pollux_flows.document import Record
+from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
+
+Bucket = Literal["succeeded", "failed", "expired", "cancelled", "invalid_output", "missing"]
+"""The result of a prompt. Each prompt of an output counts in exactly one bucket."""
+
+BUCKETS: Final[tuple[Bucket, ...]] = get_args(Bucket)
+
+_CSV: Final = ".csv"
+# A file of another kind could be one that a program runs or obeys.
+_ENDINGS: Final = (".jsonl", ".ndjson", _CSV)
+_READ_ONLY: Final = {"http", "https", "github"}
+# These show an object when it is closed. A disk, a local one or a server's, shows a file from its first byte.
+_OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+
+
+class Manifest(Record):
+    """The results in an output as numbers that add up to the prompts that were asked."""
+
+    submitted: int
+    succeeded: int = 0
+    failed: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    invalid_output: int = Field(default=0, description="Answered, but not in the requested shape.")
+    missing: int = Field(default=0, description="The provider gave no result. It may have billed them all the same.")
+    cost_usd: float | None = Field(default=None, description="At batch prices, for a deferred job; None if unknown.")
+    cost_unknown: str | None = None
+    usage: dict[str, int] = Field(default_factory=dict)
+    oddities: list[str] = Field(default_factory=list, description="Problems with the results as a whole.")
+    output: str | None = Field(default=None, description="The file with a row per prompt.")
+    collected_at: float
+
+    @property
+    def has_all_answers(self) -> bool:
+        """True if every prompt succeeded."""
+        return self.succeeded == self.submitted
+
+    @property
+    def counts(self) -> dict[Bucket, int]:
+        """The number of prompts in each bucket that is not empty."""
+        return {bucket: count for bucket in BUCKETS if (count := getattr(self, bucket))}
+
+
+def resolve_output(output: str) -> str:
+    """Return `output` as an absolute place, or raise a ConfigurationError, before anything is asked or submitted."""
+    if not output.strip():
+        raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
+    is_folder, is_guarded = output.endswith("/"), access.guards_output(output)
+    try:
+        check_no_credentials(output, path=is_path(output))
+        if ":" in output:  # else a mere name would be read as a protocol
+            access.check_protocols(output)
+        if not is_folder:
+            _check_ending(output, is_guarded=is_guarded)
+        fs, path = fsspec.core.url_to_fs(output)
+    except SourceError as error:
+        raise ConfigurationError(f"output cannot be used: {error.message}", hint=error.hint) from None
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(
+            f"output cannot be {shown(output)!r}: {error}",
+            hint="Write a path, or an address such as s3://bucket/answers.jsonl, whose package is installed.",
+        ) from None
+    if is_guarded:
+        path = os.path.realpath(path) if _is_local(fs) else path
+        access.check_output(output, path if _is_local(fs) else None)
+        if not is_folder:
+            _check_replaceable(path if _is_local(fs) else output)
+    if not _is_local(fs):
+        return output
+    return f"{path}/" if is_folder else str(path)  # a collector may run in another directory
+
+
+def output_path(output: str, name: str) -> str:
+    """Return the file for answers: `output` itself or, if that is a folder, a file of this name in it."""
+    return f"{output}{name}.jsonl" if output.endswith("/") else output
+
+
+def check_writable(path: str) -> None:
+    """Raise a ConfigurationError if no file can be created at `path`. Only this machine is asked."""
+    fs, _ = fsspec.core.url_to_fs(path)
+    if not _is_local(fs):
+        return
+    try:
+        _NewFile(path).discard()
+    except OSError as error:
+        raise ConfigurationError(
+            f"output {shown(path)!r} cannot be written to: {type(error).__name__}: {error}",
+            hint="Make room, give this process the right to write there, or name another place. Nothing was asked.",
+        ) from None
+
+
+async def write_output(
+    path: str,
+    pieces: AsyncIterator[Sequence[AnswerRow]],
+    manifest: Manifest,
+    *,
+    what: str,
+    hint: str,
+    is_guarded: bool = False,
+) -> None:
+    """Write a row per prompt to `path`, and the manifest beside it. An existing file is replaced by the complete one.
+
+    If `is_guarded`, only a file with its manifest is replaced. The manifest is then written first: an attempt that
+    follows a killed one must recognise the answers as its own. `what` and `hint` are for the error.
+    """
+    is_csv = path.lower().endswith(_CSV)
+    try:
+        if is_guarded:
+            await asyncio.to_thread(_check_replaceable, path)
+            await asyncio.to_thread(_write_manifest, path, manifest)
+        file = await asyncio.to_thread(_NewFile, path)
+        try:
+            if is_csv:
+                file.write(csv_header())
+            async for rows in pieces:
+                await asyncio.to_thread(lambda rows=rows: file.write((csv_lines if is_csv else json_lines)(rows)))
+            await asyncio.to_thread(file.complete)
+        except BaseException:
+            file.discard()
+            raise
+        await asyncio.to_thread(_write_manifest, path, manifest)
+    except PolluxError:
+        raise
+    except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
+        raise ConfigurationError(
+            f"{what} could not be written to {shown(path)}: {type(error).__name__}: {error}", hint=hint
+        ) from None
+
+
+def _check_ending(output: str, *, is_guarded: bool) -> None:
+    if protocol(output) in _READ_ONLY:
+        raise ConfigurationError(
+            f"output {shown(output)!r} cannot be written to: {protocol(output)} is only read from.",
+            hint="Name a file, or an object such as s3://bucket/answers.jsonl.",
+        )
+    # Those who may not write there are not told whether it is a folder.
+    if not is_guarded and is_path(output) and Path(local_path(output)).expanduser().is_dir():
+        raise ConfigurationError(
+            f"output {shown(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."
+        )
+    if not output.lower().endswith(_ENDINGS):
+        raise ConfigurationError(
+            f"output {shown(output)!r} ends with none of {', '.join(_ENDINGS)}.",
+            hint="End it with .jsonl for lines of JSON, with .csv for a table, or with a slash for a folder.",
+        )
+
+
+def _write_manifest(path: str, manifest: Manifest) -> None:
+    file = _NewFile(_manifest_path(path))
+    try:
+        file.write(manifest.model_dump_json(indent=2) + "\n")
+        file.complete()
+    except BaseException:
+        file.discard()
+        raise
+
+
+def _manifest_path(path: str) -> str:
+    return f"{path.removesuffix('.jsonl')}.manifest.json"
+
+
+def _check_replaceable(output: str) -> None:
+    """Raise a ConfigurationError for a link, and for a file without a manifest, which no run has written."""
+    fs, _ = fsspec.core.url_to_fs(output)
+    places = [output, _manifest_path(output)]
+    if _is_local(fs) and any(os.path.realpath(place) != place for place in places):
+        raise ConfigurationError(f"output {shown(output)!r} is a link.", hint="Name the file that it points to.")
+    if not any(fs.exists(place) for place in places):
+        return
+    try:
+        written = Manifest.model_validate_json(fs.cat_file(places[1])).output or ""
+    except (FileNotFoundError, ConfigurationError):
+        written = ""
+    if output not in {written, os.path.realpath(written)}:
+        raise ConfigurationError(
+            f"output {shown(output)!r} exists already, and no run of this package wrote it.",
+            hint="Name another file. The deployment's own parameters may name, and replace, any file.",
+        )
+
+
+class _NewFile:
+    """A text file that appears under its name, in place of an earlier one, once it is complete."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._path = fsspec.core.url_to_fs(url)
+        self._is_local = _is_local(self._fs)
+        # Two writers of one file have a name each: the later one replaces what the earlier one wrote.
+        unfinished = f"{self._path}.{uuid4().hex[:8]}.unfinished"
+        self._written_as = self._path if protocol(url) in _OBJECT_STORES else unfinished
+        if self._is_local:
+            self._fs.makedirs(posixpath.dirname(self._path), exist_ok=True)
+        self._file = cast(IO[str], self._fs.open(self._written_as, "w", encoding="utf-8", newline=""))
+
+    def write(self, text: str) -> None:
+        self._file.write(text)
+
+    def complete(self) -> None:
+        """Give the file its name."""
+        if self._is_local:
+            self._file.flush()
+            os.fsync(self._file.fileno())  # else a crash of the machine could leave its name without its contents
+        self._file.close()
+        if self._is_local:
+            os.replace(self._written_as, self._path)  # noqa: PTH105 (a path of fsspec's)
+        elif self._written_as != self._path:
+            self._fs.mv(self._written_as, self._path)
+
+    def discard(self) -> None:
+        """Leave nothing behind, as far as that is possible: the error that led here is the one to report."""
+        with suppress(Exception):
+            if self._written_as == self._path:
+                cast(Any, self._file).detach().discard()  # closing it would save it
+                return
+            self._file.close()
+        with suppress(Exception):
+            self._fs.rm_file(self._written_as)
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
