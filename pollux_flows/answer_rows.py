@@ -94,7 +94,7 @@ class AnswerRow(BaseModel):
             error=problem.message if problem else misfit,
             hint=problem and problem.hint,
             finish_reason=answer and answer.finish_reason,
-            usage=answer.usage if answer else {},
+            usage=_in_order(answer.usage) if answer else {},
             cost_usd=outcome.cost_usd,
             reused=outcome.reused == "always",
         )
@@ -135,6 +135,10 @@ def _cells(row: Mapping[str, Any]) -> Iterable[Any]:
         "reused": json.dumps(row["reused"]),
     }
     return (_inert(value) if isinstance(value := row.get(name), str) else value for name in CSV_COLUMNS)
+
+
+def _in_order(usage: Mapping[str, int]) -> dict[str, int]:
+    return {name: usage[name] for name in (*_TOKENS, *usage) if name in usage}
 
 
 def _inert(text: str) -> str:

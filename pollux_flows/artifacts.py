@@ -33,14 +33,18 @@ async def best_effort() -> AsyncIterator[None]:
 
 
 async def publish_answers(
-    kind: str, run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: str | None
+    kind: str,
+    run_input: RunInput,
+    envelopes: Sequence[ResultEnvelope],
+    advice: str | None,
+    output: str | None,
 ) -> None:
     """Publish the page of a run: what failed, what it took, each question with its answer. `advice` is for a retry."""
     async with best_effort():
         page = (
-            render_grid(run_input, envelopes, advice)
+            render_grid(run_input, envelopes, advice, output)
             if run_input.each_source
-            else render_answers(run_input, envelopes[0], advice)
+            else render_answers(run_input, envelopes[0], advice, output)
         )
         await acreate_markdown_artifact(markdown=page, key=f"pollux-{kind}", description=headline(run_input, envelopes))
 
@@ -94,7 +98,7 @@ async def show_progress(total: int, description: str) -> AsyncIterator[Progress]
     async def show() -> None:
         await asyncio.sleep(_PROGRESS_EVERY_S)
         async with best_effort():
-            bar = await acreate_progress_artifact(progress=progress.percent, description=f"{description}, of {total}")
+            bar = await acreate_progress_artifact(progress=progress.percent, description=f"{description}, of {total:,}")
             try:
                 while True:
                     await asyncio.sleep(_PROGRESS_EVERY_S)

@@ -127,6 +127,7 @@ async def write_output(
     follows a killed one must recognise the answers as its own. `what` and `hint` are for the error.
     """
     is_csv = path.lower().endswith(_CSV)
+    lines = csv_lines if is_csv else json_lines
     try:
         if is_guarded:
             await asyncio.to_thread(_check_replaceable, path)
@@ -136,7 +137,7 @@ async def write_output(
             if is_csv:
                 file.write(csv_header())
             async for rows in pieces:
-                await asyncio.to_thread(lambda rows=rows: file.write((csv_lines if is_csv else json_lines)(rows)))
+                file.write(await asyncio.to_thread(lines, rows))
             await asyncio.to_thread(file.complete)
         except BaseException:
             file.discard()

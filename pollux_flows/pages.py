@@ -48,18 +48,25 @@ class RunInput:
     """Whether the prompts are about each source by itself."""
 
 
-def render_answers(run_input: RunInput, envelope: ResultEnvelope, advice: str | None = None) -> str:
-    """Return the page of a run with one envelope; `advice` says what a retry does."""
+def render_answers(
+    run_input: RunInput, envelope: ResultEnvelope, advice: str | None = None, output: str | None = None
+) -> str:
+    """Return the page of a run with one envelope.
+
+    `advice` says what a retry does, `output` where the answers were written as well.
+    """
     parts = [
         _failures(run_input, [envelope], advice),
-        _summary(run_input.target, [envelope]),
+        _summary(run_input.target, [envelope], output),
         questions(run_input.prompts, envelope),
         _inputs(run_input),
     ]
     return "\n".join(line for part in parts for line in part)
 
 
-def render_grid(run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: str | None = None) -> str:
+def render_grid(
+    run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: str | None = None, output: str | None = None
+) -> str:
     """Return the page of a broadcast: a table of short answers, then a section a source."""
     header = ["Source", *(cell(prompt or "(no prompt)", _LONGEST_HEADING) for prompt in run_input.prompts)]
     grid = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
@@ -78,7 +85,7 @@ def render_grid(run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice
         sections += questions(run_input.prompts, envelope, level="###")
     parts = [
         _failures(run_input, envelopes, advice),
-        _summary(run_input.target, envelopes),
+        _summary(run_input.target, envelopes, output),
         grid,
         sections,
         _inputs(run_input),
@@ -232,7 +239,7 @@ def _status(envelopes: Sequence[ResultEnvelope]) -> str:
     return "ok" if found <= {"ok"} else "error" if found == {"error"} else "partial"
 
 
-def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
+def _summary(target: Target, envelopes: Sequence[ResultEnvelope], output: str | None) -> list[str]:
     usage = {
         name: sum(envelope.usage.get(name, 0) for envelope in envelopes)
         for name in dict.fromkeys(name for envelope in envelopes for name in envelope.usage)
@@ -248,6 +255,8 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope]) -> list[str]:
     }
     if choice := next((each.diagnostics["cache"] for each in envelopes if "cache" in each.diagnostics), None):
         rows["Cache"] = f"{_CACHES[choice['mode']]}: {choice['why']}"
+    if output is not None:
+        rows["Output"] = output
     return _table("Status", _status(envelopes), rows)
 
 

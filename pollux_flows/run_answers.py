@@ -5,10 +5,10 @@ The state of this machine has the index of each run and its answers; a deferred 
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
@@ -16,33 +16,19 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from pydantic import BaseModel, Field
 
+from pollux_flows.answer_rows import AnswerRow
+from pollux_flows.deferred.output import read_rows
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import open_client
 from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.jobs.waiters import job_name
-from pollux_flows.result import CallFailure, Outcome
-from pollux_flows.state.index import IndexedCall, read_index
+from pollux_flows.options import Options
+from pollux_flows.pipeline.structured import Reading, read_answers, shape_warning
+from pollux_flows.result import Outcome
+from pollux_flows.state.index import IndexedCall, RunFacts, read_index
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
-
-
-class AnswerRow(BaseModel):
-    """A prompt of a run and its answer."""
-
-    number: int = Field(description="The prompt's number, from 1.")
-    source: int | None = Field(default=None, description="The source's number, of a broadcast.")
-    prompt: str | None
-    status: str = Field(description="answered, no answer, or the kind of the failure.")
-    answer: str | None = None
-    structured: Any = None
-    reasoning: str | None = None
-    error: str | None = None
-    hint: str | None = None
-    finish_reason: str | None = None
-    usage: dict[str, int] = Field(default_factory=dict)
-    cost_usd: float | None = None
 
 
 async def load_answers(run: str) -> list[AnswerRow]:
@@ -51,14 +37,12 @@ async def load_answers(run: str) -> list[AnswerRow]:
         flow_run = await _find_run(client, run)
         outermost = await _outermost_id(client, flow_run)
     store = open_store()
-    calls = await read_index(store, outermost, str(flow_run.id))
+    calls, facts = await read_index(store, outermost, str(flow_run.id))
     if calls:
         journal, names = Journal(store, outermost), [call.identity for call in calls]
         own = await journal.load_own(names)
         reused = await journal.load_reusable([name for name in names if name not in own], None)
-        outcomes = reused | own
-        numbers = defaultdict[int | None, Iterator[int]](lambda: count(1))  # of the prompts, a source
-        return [_row_of_call(next(numbers[call.source]), call, outcomes.get(call.identity)) for call in calls]
+        return await asyncio.to_thread(_make_rows, calls, facts, reused | own)
     if rows := await _load_job(job_name(str(flow_run.id))):
         return rows
     raise ConfigurationError(
@@ -101,37 +85,27 @@ async def _load_job(name: str) -> list[AnswerRow]:
     if job.manifest is None:
         raise ConfigurationError(f"{name} is not collected yet.", hint="Collect it first: pollux-flows collect.")
     prompts = (await store.load_input(job)).prompts
-    envelope = await store.load_envelope(job)
-    failures = envelope.errors or [None] * len(prompts)
-    structured = envelope.structured or [None] * len(prompts)
-    return [
-        _row(index + 1, prompt, answer, failure, structured=parsed)
-        for index, (prompt, answer, failure, parsed) in enumerate(
-            zip(prompts, envelope.answers, failures, structured, strict=True)
+    return [row async for rows in read_rows(store.storage, job, prompts) for row in rows]
+
+
+def _make_rows(calls: Sequence[IndexedCall], facts: RunFacts, outcomes: Mapping[str, Outcome]) -> list[AnswerRow]:
+    numbers = defaultdict[int | None, Iterator[int]](lambda: count(1))  # of the prompts, a source
+    found = [outcomes.get(call.identity) for call in calls]
+    readings = read_answers(Options(response_schema=facts.schema), [each.answer if each else None for each in found])
+    rows = []
+    for call, outcome, reading in zip(calls, found, readings or [Reading()] * len(calls), strict=True):
+        number = next(numbers[call.source])
+        rows.append(
+            AnswerRow.of(
+                number,
+                call.prompt,
+                outcome,
+                source=None if call.source is None else call.source + 1,
+                source_name=None
+                if call.source is None or facts.source_names is None
+                else facts.source_names[call.source],
+                structured=reading.value,
+                misfit=reading.problem and shape_warning(number - 1, reading.problem),
+            )
         )
-    ]
-
-
-def _row_of_call(number: int, call: IndexedCall, outcome: Outcome | None) -> AnswerRow:
-    source = None if call.source is None else call.source + 1
-    if outcome is None:
-        return AnswerRow(number=number, source=source, prompt=call.prompt, status="no answer")
-    answer = outcome.answer
-    return _row(
-        number,
-        call.prompt,
-        answer.text if answer else None,
-        outcome.problem,
-        source=source,
-        reasoning=answer.reasoning if answer else None,
-        finish_reason=answer.finish_reason if answer else None,
-        usage=answer.usage if answer else {},
-        cost_usd=outcome.cost_usd,
-    )
-
-
-def _row(number: int, prompt: str | None, answer: str | None, failure: CallFailure | None, **facts: Any) -> AnswerRow:
-    if failure is None:
-        return AnswerRow(number=number, prompt=prompt, status="answered", answer=answer, **facts)
-    problem = {"status": failure.kind, "error": failure.message, "hint": failure.hint}
-    return AnswerRow(number=number, prompt=prompt, answer=answer or None, **problem, **facts)
+    return rows

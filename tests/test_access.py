@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source, SourceError
 from pollux_flows.access import Limits, check_opened, check_schema, check_source, limited
-from pollux_flows.output import resolve_output
 from pollux_flows.files.content import examine
+from pollux_flows.output import resolve_output
 
 
 class Unlisted(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -25,6 +25,10 @@ def row(number: int = 1, answer: str | None = ANSWER, **more: object) -> AnswerR
 
 def read_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
 
 
 async def pieces(*each: Sequence[AnswerRow]) -> AsyncIterator[Sequence[AnswerRow]]:
@@ -123,10 +127,8 @@ def test_a_folder_says_so_with_a_slash(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.ndjson", "answers.csv", "ANSWERS.CSV"])
 async def test_the_ending_chooses_the_format(name: str, tmp_path: Path) -> None:
-    path = Path(resolve_output(str(tmp_path / name)))
-    await write(path, [row(1)], [row(2)])
-    with path.open(encoding="utf-8", newline="") as file:
-        text = file.read()
+    await write(resolve_output(str(tmp_path / name)), [row(1)], [row(2)])
+    text = (tmp_path / name).read_bytes().decode()
     read = read_csv(text) if name.lower().endswith(".csv") else [json.loads(line) for line in text.split("\n")[:-1]]
     assert [str(each["number"]) for each in read] == ["1", "2"]
     assert {each["answer"] for each in read} == {ANSWER}
@@ -144,13 +146,13 @@ async def test_answers_go_to_an_address_as_well() -> None:
 # --- Complete, or not there ---------------------------------------------------------------------------------
 
 
-class Lost(Exception):
+class LostError(Exception):
     """Some failure while rows are made."""
 
 
 async def failing(rows: Sequence[AnswerRow]) -> AsyncIterator[Sequence[AnswerRow]]:
     yield rows
-    raise Lost
+    raise LostError
 
 
 @pytest.mark.parametrize("earlier", [None, "the earlier answers\n"])
@@ -160,9 +162,9 @@ async def test_a_file_is_never_there_in_part(earlier: str | None, tmp_path: Path
     if earlier is not None:
         path.write_text(earlier)
     manifest = Manifest(submitted=1, collected_at=0.0)
-    with pytest.raises(ConfigurationError, match=r"could not be written to .*answers\.jsonl.*Lost.*Try again"):
+    with pytest.raises(ConfigurationError, match=r"could not be written to .*answers\.jsonl.*LostError.*Try again"):
         await write_output(str(path), failing([row(1)] * 5000), manifest, what="The answers", hint="Try again.")
-    assert [each.read_text() for each in tmp_path.iterdir()] == ([] if earlier is None else [earlier])
+    assert [path.read_text() for path in files_in(tmp_path)] == ([] if earlier is None else [earlier])
 
 
 async def test_a_reader_sees_one_file_or_the_other(tmp_path: Path) -> None:
@@ -194,20 +196,20 @@ async def test_two_writers_leave_the_file_of_one(tmp_path: Path) -> None:
         str(path), other(), Manifest(submitted=1, collected_at=0.0), what="The answers", hint="Try again."
     )
     assert [json.loads(line)["answer"] for line in path.read_text().splitlines()] == ["a" * 1000] * 200
-    assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in files_in(tmp_path)] == ["answers.jsonl", "answers.manifest.json"]
 
 
 # --- Places that take nothing -------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def in_the_way(tmp_path: Path) -> Iterator[Path]:
+def in_the_way(tmp_path: Path) -> Path:
     """A path that no file can be created at, not even by an administrator."""
     (tmp_path / "file").touch()
-    yield tmp_path / "file" / "answers.jsonl"
+    return tmp_path / "file" / "answers.jsonl"
 
 
-async def test_a_place_that_takes_nothing_is_found_out_beforehand(in_the_way: Path, tmp_path: Path) -> None:
+def test_a_place_that_takes_nothing_is_found_out_beforehand(in_the_way: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be written to"):
         check_writable(str(in_the_way))
     check_writable(str(tmp_path / "new" / "answers.jsonl"))

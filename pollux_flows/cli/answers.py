@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from pollux_flows.answer_rows import AnswerRow, csv_header, csv_lines, json_lines
 from pollux_flows.cli.words import refusals_in_words, say
-from pollux_flows.run_answers import AnswerRow, load_answers
-
-_COLUMNS: Final = ("number", "source", "prompt", "status", "answer", "error", "hint", "cost_usd")
+from pollux_flows.run_answers import load_answers
 
 
 def answers(
@@ -38,18 +36,17 @@ def answers(
 def _print_all(rows: Sequence[AnswerRow], *, json: bool, csv_: bool) -> None:
     if json:
         for row in rows:
-            say(row.model_dump_json())
+            sys.stdout.write(json_lines([row]))
     elif csv_:
-        writer = csv.DictWriter(sys.stdout, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.model_dump() for row in rows)
+        sys.stdout.write(csv_header())
+        sys.stdout.write(csv_lines(rows))
     else:
         for row in rows:
             _print(row)
 
 
 def _print(row: AnswerRow) -> None:
-    about = f" (source {row.source})" if row.source else ""
+    about = f" (source {row.source}: {row.source_name})" if row.source else ""
     say(f"{row.number}.{about} {row.prompt or '(sources only)'}")
     if row.error:
         say(f"   {row.status}: {' '.join(filter(None, [row.error, row.hint]))}")

@@ -45,6 +45,12 @@ Schema = Annotated[
     str | None,
     Parameter(help="The answers' shape: a file with a JSON Schema, or a class such as my_pkg.models:Invoice."),
 ]
+Output = Annotated[
+    str | None,
+    Parameter(
+        help="Where the answers are to be written as well: a .jsonl or .csv file, or a folder with a / at its end."
+    ),
+]
 
 
 def run(
@@ -56,6 +62,7 @@ def run(
     schema: Schema = None,
     reuse: Annotated[Reuse, Parameter(help='"always" takes an earlier answer to the same, "never" none.')] = "run",
     max_cost_usd: Annotated[float | None, Parameter(help="No new call starts once the answers cost this much.")] = None,
+    output: Output = None,
     json: Json = False,
 ) -> None:
     """Ask, now, and print the answers: a run of the flow fan-out on the Prefect server of your profile."""
@@ -64,7 +71,9 @@ def run(
         options = _options(system, schema)
         block = asyncio.run(PolluxProvider.named(provider))
         try:
-            envelope = flows.fan_out(asked, block, _sources(sources), options, reuse=reuse, max_cost_usd=max_cost_usd)
+            envelope = flows.fan_out(
+                asked, block, _sources(sources), options, output=output, reuse=reuse, max_cost_usd=max_cost_usd
+            )
         except PolluxError as error:
             if error.envelope is not None:
                 _print(asked, error.envelope, json=json)
@@ -79,9 +88,7 @@ def submit(
     sources: Sources = None,
     system: System = None,
     schema: Schema = None,
-    output: Annotated[
-        str | None, Parameter(help="Where the answers are to be written; a folder ends with a /.")
-    ] = None,
+    output: Output = None,
     resubmit: Annotated[int, Parameter(help="How often failed prompts are submitted again by themselves.")] = 0,
 ) -> None:
     """Hand prompts in to the provider's batch system, and print the name of the job that `collect` collects."""

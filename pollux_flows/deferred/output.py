@@ -35,7 +35,7 @@ async def write_job_output(
         read_rows(storage, job, prompts),
         manifest,
         what=f"The answers of {job.name}",
-        hint="Make room, or give the worker the right to write there: the next pass tries again. Or cancel the job: its "
-        "answers are saved all the same.",
+        hint="Make room, or give the worker the right to write there: the next pass tries again. Or cancel "
+        "the job: its answers are saved all the same.",
         is_guarded=job.guards_output,
     )

@@ -14,6 +14,7 @@ from pydantic import WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from pollux_flows import artifacts, tasks
+from pollux_flows.address import shown
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.caching.auto import cache_automatically
@@ -22,6 +23,7 @@ from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, raise_if_error
 from pollux_flows.flows.limits import under_limits
 from pollux_flows.flows.prompts import read_prompts
+from pollux_flows.flows.run_output import RunOutput, prepare_output
 from pollux_flows.handles import CacheHandle
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.events import emit_cache_changes
@@ -59,26 +61,27 @@ async def answer(
     *,
     terms: Terms,
     prompts_from: str | None = None,
+    output: str | None = None,
     cache: Cache = None,
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """Answer every prompt about all sources together, and return one envelope."""
-    run_input, plan, outcomes, duration_s, saved, caches = await _answer_calls(
+    answered = await _answer_calls(
         prompts,
         prompts_from,
         provider,
         sources,
         options,
+        kind=kind,
         terms=terms,
         cache=cache,
         calls_per_task=calls_per_task,
+        output=output,
         each_source=False,
     )
-    envelope = await tasks.extract(
-        pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
-    )
-    await publish_outcome(kind, run_input, [envelope], on_partial, _advice(saved))
+    envelope = await tasks.extract(*answered.extract_input(provider))
+    await _finish(kind, answered, [envelope], on_partial)
     return envelope
 
 
@@ -90,26 +93,27 @@ async def answer_each(
     *,
     terms: Terms,
     prompts_from: str | None = None,
+    output: str | None = None,
     cache: AutoCache | None = None,
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """Answer every prompt about each source by itself, and return one envelope a source."""
-    run_input, plan, outcomes, duration_s, saved, caches = await _answer_calls(
+    answered = await _answer_calls(
         prompts,
         prompts_from,
         provider,
         sources,
         options,
+        kind="broadcast",
         terms=terms,
         cache=cache,
         calls_per_task=calls_per_task,
+        output=output,
         each_source=True,
     )
-    envelopes = await tasks.extract_each(
-        pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
-    )
-    await publish_outcome("broadcast", run_input, envelopes, on_partial, _advice(saved))
+    envelopes = await tasks.extract_each(*answered.extract_input(provider))
+    await _finish("broadcast", answered, envelopes, on_partial)
     return envelopes
 
 
@@ -122,6 +126,12 @@ class _Answered(NamedTuple):
     duration_s: float
     saved: Saved | None
     caches: list[UsedCache]
+    output: RunOutput | None
+
+    def extract_input(self, provider: PolluxProvider) -> tuple[Plan, list[Outcome], float, float, list[UsedCache]]:
+        """Return the arguments of the task that makes the envelopes."""
+        plan, outcomes, caches = pass_opaque(self.plan), pass_opaque(self.outcomes), pass_opaque(self.caches)
+        return plan, outcomes, self.duration_s, provider.timeout_s, caches
 
 
 @under_limits
@@ -132,9 +142,11 @@ async def _answer_calls(
     sources: Sequence[Source],
     options: Options | None,
     *,
+    kind: str,
     terms: Terms,
     cache: Cache,
     calls_per_task: int | None,
+    output: str | None,
     each_source: bool,
 ) -> _Answered:
     if calls_per_task is not None and calls_per_task < 1:
@@ -142,6 +154,7 @@ async def _answer_calls(
             f"calls_per_task is {calls_per_task}.",
             hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
         )
+    prepared = await prepare_output(kind, output)
     prompts = await read_prompts(prompts, prompts_from)
     config = await provider.config()
     wanted = cache.cache_name if isinstance(cache, PolluxCache) else cache
@@ -178,11 +191,24 @@ async def _answer_calls(
         saved = await shared.execution.answers.look_for_saved(found.values()) if has_failed else None
     outcomes = [found[call.index] for call in plan.calls]
     run_input = RunInput(plan.target, prompts, sources, options or Options(), each_source)
-    return _Answered(run_input, plan, outcomes, time.monotonic() - started, saved, shared.execution.used_caches)
+    duration_s = time.monotonic() - started
+    return _Answered(run_input, plan, outcomes, duration_s, saved, shared.execution.used_caches, prepared)
 
 
-def _advice(saved: Saved | None) -> str | None:
-    return saved and saved.advice("What was answered is", "a retry asks only the others", "a retry")
+async def _finish(kind: str, answered: _Answered, envelopes: Sequence[ResultEnvelope], on_partial: OnPartial) -> None:
+    """Write the output of a run, publish its page, and fail it if anything is missing."""
+    output, saved, unwritten = answered.output, answered.saved, None
+    if output is not None:
+        try:
+            await output.write(answered.plan, answered.outcomes, envelopes)
+        except ConfigurationError as error:
+            unwritten = error
+            unwritten.envelope = envelopes[0] if len(envelopes) == 1 else None
+    advice = saved and saved.advice("What was answered is", "a retry asks only the others", "a retry")
+    written = None if output is None else f"not written: {unwritten.message}" if unwritten else shown(output.path)
+    await publish_outcome(kind, answered.run_input, envelopes, on_partial, advice=advice, output=written)
+    if unwritten is not None:
+        raise unwritten
 
 
 async def _run_part(part: Plan, provider: str | None, terms: Terms, turns: asyncio.Semaphore) -> list[Outcome]:
@@ -215,10 +241,15 @@ async def publish_outcome(
     run_input: RunInput,
     envelopes: Sequence[ResultEnvelope],
     on_partial: OnPartial,
+    *,
     advice: str | None,
+    output: str | None,
 ) -> None:
-    """Publish the page of a run, log its outcome, and fail it if it lacks answers. `advice` is for a retry."""
-    await artifacts.publish_answers(kind, run_input, envelopes, advice)
+    """Publish the page of a run, log its outcome, and fail it if it lacks answers.
+
+    `advice` is for a retry; `output` says where the answers were written as well.
+    """
+    await artifacts.publish_answers(kind, run_input, envelopes, advice, output)
     get_run_logger().info(outcome_line(envelopes))
     _fail_if_unanswered(envelopes, run_input.target, on_partial, advice)
 

@@ -18,6 +18,7 @@ async def broadcast(
     options: OptionsField = None,
     *,
     prompts_from: str | None = None,
+    output: str | None = None,
     cache: AutoCache | None = None,
     reuse: Reuse = "run",
     max_age: float | None = None,
@@ -34,6 +35,8 @@ async def broadcast(
         provider: The PolluxProvider that answers.
         sources: What the prompts are about.
         options: How to answer.
+        output: Where the answers are to be written as well, all of them: a .jsonl or .csv file or, with a slash at its
+            end, a folder; on this machine, or an address such as s3://bucket/answers.csv.
         cache: "auto": hold each source in a cache of the provider while the run lasts, where that is cheaper. It
             changes no answer.
         reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
@@ -50,6 +53,7 @@ async def broadcast(
         options,
         terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
         prompts_from=prompts_from,
+        output=output,
         cache=cache,
         on_partial=on_partial,
         calls_per_task=calls_per_task,

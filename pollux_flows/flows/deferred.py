@@ -37,7 +37,8 @@ async def deferred(
         provider: The PolluxProvider that answers: gemini, openai or anthropic.
         sources: What the prompts are about.
         options: How to answer.
-        output: Where the answers are to be written as well, a line of JSON a prompt.
+        output: Where the answers are to be written as well, all of them: a .jsonl or .csv file or, with a slash at its
+            end, a folder; on this machine, or an address such as s3://bucket/answers.csv.
         resubmit: How often failed prompts that may succeed the next time are submitted again by themselves.
         on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
             again, "report" leaves that to a person.

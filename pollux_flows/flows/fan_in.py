@@ -17,6 +17,7 @@ async def fan_in(
     provider: PolluxProvider,
     options: OptionsField = None,
     *,
+    output: str | None = None,
     cache: Cache = None,
     reuse: Reuse = "run",
     max_age: float | None = None,
@@ -29,6 +30,8 @@ async def fan_in(
         provider: The PolluxProvider that answers.
         sources: What the prompt is about.
         options: How to answer.
+        output: Where the answers are to be written as well, all of them: a .jsonl or .csv file or, with a slash at its
+            end, a folder; on this machine, or an address such as s3://bucket/answers.csv.
         cache: The PolluxCache that the prompts are about, by name, or "auto": hold the sources in a cache of the
             provider while the run lasts, where that is cheaper. It changes no answer.
         reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
@@ -43,6 +46,7 @@ async def fan_in(
         sources,
         options,
         terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+        output=output,
         cache=cache,
     )
 

@@ -10,6 +10,8 @@ from typing import Any, Final
 from coolname.data import config as word_lists
 from prefect import runtime
 
+from pollux_flows.pages import count_of
+
 _LONGEST_START: Final = 40
 _GREEK: Final = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
@@ -58,4 +60,4 @@ def _model(provider: Any) -> str:
 
 def _count(parameters: dict[str, Any], name: str, *, least: int) -> str:
     count = len(parameters.get(name) or ())
-    return "" if count < least else f"{count} {name}"
+    return "" if count < least else count_of(count, name.removesuffix("s"))

@@ -30,9 +30,8 @@ async def submit(
         provider: The PolluxProvider that answers: gemini, openai or anthropic.
         sources: What the prompts are about.
         options: How to answer.
-        output: Where the answers are to be written, a line of JSON a prompt: a file or, with a slash at its end, a
-            folder, on this machine or as an address such as s3://bucket/answers.jsonl. A manifest is put beside it. A
-            file that is there is replaced; in a folder each job has its own.
+        output: Where the answers are to be written as well, all of them: a .jsonl or .csv file or, with a slash at its
+            end, a folder; on this machine, or an address such as s3://bucket/answers.csv.
         resubmit: How often failed prompts that may succeed the next time are submitted again by themselves.
         on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
             again, "report" leaves that to a person.

@@ -20,6 +20,7 @@ from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
 from pollux_flows.state.adoption import adopt_answers
 from pollux_flows.state.fallback_files import write_fallback_file
+from pollux_flows.state.index import RunFacts
 from pollux_flows.state.journal import Journal, TakenError
 from pollux_flows.state.leases import LeaseLostError
 from pollux_flows.state.slots import RunScope, Slot, Slots
@@ -36,9 +37,12 @@ _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 class Answers:
     """The answers of one run, on its terms."""
 
-    def __init__(self, target: Target, terms: Terms, scope: RunScope | None = None) -> None:
+    def __init__(
+        self, target: Target, terms: Terms, scope: RunScope | None = None, facts: RunFacts | None = None
+    ) -> None:
         store = open_store()
         self._terms = terms
+        self._facts = facts or RunFacts()
         self._scope = scope or (None if terms.run_key is None else RunScope(terms.run_key))
         self._journal = Journal(store, self._scope.run if self._scope else uuid4().hex)
         # With "always", calls are claimed for all runs at once; and a run without a name has no other attempt.
@@ -59,6 +63,8 @@ class Answers:
         """The outcomes of those calls that need not be made, by the calls' numbers."""
         if not self._has_begun:
             await self._journal.save_fallback_files()
+            if self._scope is not None:
+                await self._journal.write_facts(self._facts, self._scope.flow_run)
             self._has_begun = True
         if self._slots is not None:
             return await self._take(self._slots, calls)

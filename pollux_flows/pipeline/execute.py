@@ -48,7 +48,8 @@ async def open_execution(
     """
     async with AsyncExitStack() as stack:
         terms = terms or Terms()
-        execution = Execution(plan, config, Answers(config.target, terms, scope), stack, caches)
+        answers = Answers(config.target, terms, scope, plan.facts)
+        execution = Execution(plan, config, answers, stack, caches)
         run = (scope.flow_run or scope.run) if scope else terms.run_key
         execution.created_by = f"run {run or uuid4().hex}"
         try:

@@ -73,7 +73,10 @@ def extract_envelope(
         },
         "diagnostics": {
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
-            "calls": [_course(outcome) | _cache_use(outcome, has_handle) for outcome in outcomes],
+            "calls": [
+                _course(outcome) | _cache_use(outcome, has_handle) | _misfit(reading)
+                for outcome, reading in zip(outcomes, readings or [Reading()] * len(outcomes), strict=True)
+            ],
             "warnings": replace_surrogates(warnings),  # a validator of the caller's may have been heard
             **({} if (choice := plan.cache_choice) is None else {"cache": {"mode": choice.mode, "why": choice.why}}),
         },
@@ -231,6 +234,11 @@ def _course(outcome: Outcome) -> dict[str, Any]:
     elsewhere = {"attempts", "duration_s", "waited_s"} if outcome.reused else set()
     left_out = {"answer", "failure", "index", "identity", "paid_before_usd"} | unsaid | elsewhere
     return outcome.model_dump(mode="json", exclude=left_out)
+
+
+def _misfit(reading: Reading) -> dict[str, str]:
+    """Return the reason why an answer is not in the requested shape, if it is not."""
+    return {"misfit": reading.problem} if reading.problem else {}
 
 
 def _tool_calls(options: Options, answer: Answer | None) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from pollux_flows.pipeline.conversation import Conversation
 from pollux_flows.pipeline.request import Request
 from pollux_flows.source import Source
 from pollux_flows.state.identity import call_identity, conversation_identity, request_identity, source_identity
+from pollux_flows.state.index import RunFacts
 
 # A part for each call, up to so many that a person looks at them one by one; beyond, a few large ones.
 _SINGLE: Final = 32
@@ -76,6 +77,13 @@ class Plan(Document):
     def own_sources(self) -> int:
         """How many of the sources the prompts are about; the others were attached to the turns before."""
         return len(self.sources) - len(self.said.attached)
+
+    @property
+    def facts(self) -> RunFacts:
+        """The facts that a list of the answers needs beside them."""
+        is_each = any(call.source is not None for call in self.calls)
+        names = [source.identifier for source in self.sources] if is_each else None
+        return RunFacts(self.options.response_json_schema(), names)
 
     @property
     def title(self) -> str:

@@ -1,12 +1,13 @@
 """Index: the calls of each flow run, by position, with the identities under which their answers are stored.
 
-So the answers of a run can be listed later, also those of a run that failed or was killed.
+So the answers of a run can be listed later, also those of a run that failed or was killed. Where that takes more than
+the answers themselves (the shape that was requested, the names of sources), a record of its own has it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
 from pollux_flows.state.bounds import retention_s
@@ -21,6 +22,15 @@ class IndexedCall(NamedTuple):
     identity: str
     source: int | None
     prompt: str | None
+
+
+class RunFacts(NamedTuple):
+    """The facts about all calls of a flow run that a list of its answers needs."""
+
+    schema: dict[str, Any] | None = None
+    """The JSON Schema that was requested for the answers."""
+    source_names: list[str] | None = None
+    """The names of the sources, where each call is about one of them."""
 
 
 class Call(Protocol):
@@ -46,9 +56,21 @@ async def write_index(
         await store.put(key, {"at": at, "flow_run": flow_run, "calls": rows}, retention_s())
 
 
-async def read_index(store: Store, run: str, flow_run: str) -> list[IndexedCall]:
-    """Return the calls of a flow run, in order. `run` is the run that its answers belong to."""
+async def write_facts(store: Store, run: str, flow_run: str | None, facts: RunFacts, *, at: float) -> None:
+    """Record these facts about the calls of a flow run, unless there are none."""
+    if facts != RunFacts() and flow_run is not None:
+        key = f"index/{run}/{flow_run}/{at:017.6f}-{uuid4().hex[:8]}"
+        await store.put(key, {"at": at, "flow_run": flow_run, "calls": [], "facts": [*facts]}, retention_s())
+
+
+async def read_index(store: Store, run: str, flow_run: str) -> tuple[list[IndexedCall], RunFacts]:
+    """Return the calls of a flow run, in order, and the facts about them.
+
+    `run` is the run that its answers belong to.
+    """
     calls: dict[int, IndexedCall] = {}
+    facts = RunFacts()
     async for _, record in store.scan(f"index/{digest('run', run)}/{flow_run}/"):  # oldest first
         calls |= {row[0]: IndexedCall(*row) for row in record["calls"]}
-    return [calls[index] for index in sorted(calls)]
+        facts = RunFacts(*record["facts"]) if "facts" in record else facts
+    return [calls[index] for index in sorted(calls)], facts

@@ -17,7 +17,7 @@ from pollux_flows.state import fallback_files, leases
 from pollux_flows.state.answer_record import make_answer_record, pointer_key, read_answer, read_pointer
 from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import digest
-from pollux_flows.state.index import Call, write_index
+from pollux_flows.state.index import Call, RunFacts, write_facts, write_index
 from pollux_flows.state.leases import LEASE_S, Clock, Lease
 from pollux_flows.state.maintenance import enforce_max_size
 from pollux_flows.state.store import Json, Store
@@ -91,6 +91,10 @@ class Journal:
         """Record which calls are asked, so that the answers of the run can be listed."""
         found_as = [(call, call.identity) for call in calls]
         await write_index(self.store, self._name, flow_run, found_as, at=self.clock())
+
+    async def write_facts(self, facts: RunFacts, flow_run: str | None) -> None:
+        """Record what a list of the answers needs beside them."""
+        await write_facts(self.store, self._name, flow_run, facts, at=self.clock())
 
     async def save_answer(self, call: str, outcome: Outcome) -> None:
         """Save an answer, which survives a crash of the machine once this returns."""
