@@ -15,10 +15,15 @@ from prefect.artifacts import (
     acreate_table_artifact,
     aupdate_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
+from slugify import slugify
 
 from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_grid
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.result import ResultEnvelope, SweepReport
+from pollux_flows.scope import lineage
 
 _PROGRESS_EVERY_S: Final = 2.0
 
@@ -33,7 +38,6 @@ async def best_effort() -> AsyncIterator[None]:
 
 
 async def publish_answers(
-    kind: str,
     run_input: RunInput,
     envelopes: Sequence[ResultEnvelope],
     advice: str | None,
@@ -46,7 +50,28 @@ async def publish_answers(
             if run_input.each_source
             else render_answers(run_input, envelopes[0], advice, output)
         )
-        await acreate_markdown_artifact(markdown=page, key=f"pollux-{kind}", description=headline(run_input, envelopes))
+        await acreate_markdown_artifact(
+            markdown=page, key=await _page_key(), description=headline(run_input, envelopes)
+        )
+
+
+async def _page_key() -> str:
+    """Return the key of the page of a run. The UI shows the pages of one key as a history: that of one piece of work.
+
+    It is named after the outermost flow, its deployment and the flow at hand: `pollux-fan-out` for a script,
+    `pollux-fan-out-nightly` for a deployment, `pollux-weekly-report-fan-out` for a flow that calls fan-out.
+    """
+    here, context = await lineage(), FlowRunContext.get()
+    names = [] if context is None or context.flow is None else [context.flow.name]
+    if here is not None and not (here.is_outermost and here.outermost.deployment_id is None):
+        run = here.outermost
+        async with get_client() as client:
+            with suppress(ObjectNotFound):  # deleted since
+                if run.deployment_id is not None:
+                    names.insert(0, (await client.read_deployment(run.deployment_id)).name)
+            names.insert(0, (await client.read_flow(run.flow_id)).name)
+    words = dict.fromkeys(filter(None, map(slugify, names)))  # a deployment may bear the name of its flow
+    return "-".join(["pollux", *words])
 
 
 async def publish_cache(name: str, record: CacheRecord) -> None:

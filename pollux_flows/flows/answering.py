@@ -81,7 +81,7 @@ async def answer(
         each_source=False,
     )
     envelope = await tasks.extract(*answered.extract_input(provider))
-    await _finish(kind, answered, [envelope], on_partial)
+    await _finish(answered, [envelope], on_partial)
     return envelope
 
 
@@ -113,7 +113,7 @@ async def answer_each(
         each_source=True,
     )
     envelopes = await tasks.extract_each(*answered.extract_input(provider))
-    await _finish("broadcast", answered, envelopes, on_partial)
+    await _finish(answered, envelopes, on_partial)
     return envelopes
 
 
@@ -195,7 +195,7 @@ async def _answer_calls(
     return _Answered(run_input, plan, outcomes, duration_s, saved, shared.execution.used_caches, prepared)
 
 
-async def _finish(kind: str, answered: _Answered, envelopes: Sequence[ResultEnvelope], on_partial: OnPartial) -> None:
+async def _finish(answered: _Answered, envelopes: Sequence[ResultEnvelope], on_partial: OnPartial) -> None:
     """Write the output of a run, publish its page, and fail it if anything is missing."""
     output, saved, unwritten = answered.output, answered.saved, None
     if output is not None:
@@ -206,7 +206,7 @@ async def _finish(kind: str, answered: _Answered, envelopes: Sequence[ResultEnve
             unwritten.envelope = envelopes[0] if len(envelopes) == 1 else None
     advice = saved and saved.advice("What was answered is", "a retry asks only the others", "a retry")
     written = None if output is None else f"not written: {unwritten.message}" if unwritten else shown(output.path)
-    await publish_outcome(kind, answered.run_input, envelopes, on_partial, advice=advice, output=written)
+    await publish_outcome(answered.run_input, envelopes, on_partial, advice=advice, output=written)
     if unwritten is not None:
         raise unwritten
 
@@ -237,7 +237,6 @@ def pass_opaque(value: T) -> T:
 
 
 async def publish_outcome(
-    kind: str,
     run_input: RunInput,
     envelopes: Sequence[ResultEnvelope],
     on_partial: OnPartial,
@@ -249,7 +248,7 @@ async def publish_outcome(
 
     `advice` is for a retry; `output` says where the answers were written as well.
     """
-    await artifacts.publish_answers(kind, run_input, envelopes, advice, output)
+    await artifacts.publish_answers(run_input, envelopes, advice, output)
     get_run_logger().info(outcome_line(envelopes))
     _fail_if_unanswered(envelopes, run_input.target, on_partial, advice)
 

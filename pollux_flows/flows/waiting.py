@@ -84,7 +84,7 @@ async def answers_of(
     advice = saved and saved.advice("What was answered is", retry, "a new run")
     output = shown(job.manifest.output) if job.manifest and job.manifest.output else None
     run_input = await store.load_input(job)
-    await publish_outcome("deferred", run_input, [envelope], on_partial, advice=advice, output=output)
+    await publish_outcome(run_input, [envelope], on_partial, advice=advice, output=output)
     return await asyncio.to_thread(with_instances, envelope, options or job.options)
 
 

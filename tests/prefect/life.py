@@ -60,8 +60,8 @@ STEPS: dict[Phase, tuple[str, ...]] = {
         f"{_SESSION}.download_batch",
         "pollux_flows.providers.lines:Lines.write",
         f"{_JOBS}.store:ResultStorage.put",
-        f"{_JOBS}.collector:write_output",
-        f"{_DEFERRED}.output:_finish_write",
+        f"{_JOBS}.collector:write_job_output",
+        "pollux_flows.output:_NewFile.complete",
         f"{_JOBS}.pages:publish_job",
         f"{_JOBS}.collector:release_files",
         f"{_SESSION}.delete_file",
@@ -264,7 +264,7 @@ class Life:
         assert (envelope.status, envelope.answers) == ("ok", answers)
         if self._output is not None:
             lines = [json.loads(line) for line in self._output.read_text().splitlines()]
-            assert [(line["index"], line["answer"]) for line in lines] == list(enumerate(answers))
+            assert [(line["number"], line["answer"]) for line in lines] == list(enumerate(answers, start=1))
         await self._check_files()
         for each in family:
             await self._check_events(each)

@@ -134,6 +134,12 @@ def test_answers_are_printed(ask: Command, monkeypatch: pytest.MonkeyPatch) -> N
     assert ask("run", "--prompts", "-", "-p", "cli") == read
 
 
+def test_answers_are_written_as_well(ask: Command) -> None:
+    assert ask("run", "Why?", "-p", "cli", "--output", "answers.csv") == "Simulated answer to: Why?\n"
+    assert "1,,,Why?,answered,Simulated answer to: Why?," in Path("answers.csv").read_text()
+    assert "ends with none of .jsonl, .ndjson, .csv" in ask("run", "Why?", "-p", "cli", "--output", "answers.xlsx")
+
+
 def test_an_envelope_for_machines(ask: Command, simulator: Simulator) -> None:
     Path("city.json").write_text('{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}')
     Path("notes.txt").write_text("Bern has 134,000 people.")

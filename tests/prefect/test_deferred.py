@@ -14,6 +14,7 @@ from typing import cast
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import AsyncClientContext
 from prefect.states import Cancelled
 from pydantic import BaseModel
@@ -114,8 +115,8 @@ async def test_the_output_has_a_line_per_prompt_and_a_manifest(
     (row,) = (await acollect([name])).rows
     assert (row.succeeded, row.failed) == (2, 2)
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [line["index"] for line in lines] == [0, 1, 2, 3]
-    assert [line["status"] for line in lines] == ["succeeded", "succeeded", "failed", "failed"]
+    assert [(line["number"], line["prompt"]) for line in lines] == list(enumerate(PROMPTS, start=1))
+    assert [line["status"] for line in lines] == ["answered", "answered", "api_error", "api_error"]
     assert [line["answer"] for line in lines] == [*ANSWERS[:2], None, None]
     manifest = json.loads((tmp_path / "out" / "answers.manifest.json").read_text())
     buckets = ("succeeded", "failed", "expired", "cancelled", "invalid_output", "missing")
@@ -260,7 +261,8 @@ async def test_a_run_that_is_cancelled_while_it_waits_takes_its_batch_along(
     name, other = await asubmit(PROMPTS, provider), await asubmit(["another"], provider)
     store = await BlockJobStore.open()
     async with get_client() as client:
-        runs = {job_name(str(run.id)): run.id for run in await client.read_flow_runs()}
+        latest = await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=2)
+        runs = {job_name(str(run.id)): run.id for run in latest}
         await client.set_flow_run_state(runs[name], Cancelled(), force=True)
     async with store.lock(name) as lock:
         waiting = [str(runs[name]), *([str(runs[other])] if another_waits else [])]

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from prefect import State, flow, task
+from prefect import State, flow, runtime, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -23,6 +23,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.flow_engine import run_flow_async
 from prefect.settings import PREFECT_SERVER_API_MAX_PARAMETER_SIZE, temporary_settings
 from pydantic import BaseModel
 
@@ -39,6 +40,7 @@ from pollux_flows.flows import (
     frozen_heap,
     realtime,
 )
+from pollux_flows.flows.run_names import run_name
 from pollux_flows.simulator import Fault, Simulator
 
 PROMPTS = ["Who was it?", "Where was it?", "When was it?"]
@@ -175,6 +177,12 @@ async def test_runs_and_tasks_have_names_that_a_person_can_read(provider: Pollux
     assert (await newest_run("realtime")).name == "Who was it? · realtime · gpt-4.1-mini"
 
 
+def test_large_counts_in_names_read_as_those_on_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.flow_run, "name", "", raising=False)
+    monkeypatch.setattr(runtime.flow_run, "parameters", {"prompts": ["Who?"] * 1000}, raising=False)
+    assert run_name("fan-out")() == "Who? · fan-out · 1,000 prompts"
+
+
 async def test_an_artifact_shows_prompts_answers_usage_and_time(provider: PolluxProvider) -> None:
     """A page in the UI holds what was asked, what was answered, and what it took."""
     await afan_out(PROMPTS, provider, sources=SOURCES)
@@ -184,6 +192,26 @@ async def test_an_artifact_shows_prompts_answers_usage_and_time(provider: Pollux
     assert all(prompt in text and f"> Simulated answer to: {prompt}" in text for prompt in PROMPTS)
     assert re.search(r"\| Tokens \| \d+ input, \d+ output, \d+ total", text)
     assert re.search(r"\| Time \| \d+\.\d\d s \|", text)
+
+
+async def test_pages_of_one_piece_of_work_share_a_key(provider: PolluxProvider) -> None:
+    """The UI shows them as a history: of a flow that calls ours, and of a deployment."""
+
+    @flow(name="Weekly report")
+    async def weekly() -> None:
+        await afan_out(PROMPTS, provider)
+
+    await weekly()
+    (page,) = await artifacts_of(await newest_run("fan-out"))
+    assert page.key == "pollux-weekly-report-fan-out"
+    for name, key in (("fan-out", "pollux-fan-out"), ("Nightly: Q3", "pollux-fan-out-nightly-q3")):
+        async with get_client() as client:
+            deployment = await client.create_deployment(await client.create_flow(afan_out), name)
+            run = await client.create_flow_run_from_deployment(deployment, parameters={"prompts": PROMPTS})
+        engine: Any = run_flow_async(afan_out, flow_run=run, parameters={"prompts": PROMPTS, "provider": provider})
+        await asyncio.create_task(engine)
+        (page,) = await artifacts_of(run)
+        assert page.key == key
 
 
 async def test_a_broadcast_artifact_has_a_row_a_source_and_a_column_a_prompt(provider: PolluxProvider) -> None:

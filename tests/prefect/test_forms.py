@@ -52,6 +52,12 @@ def test_no_field_is_a_json_editor(flow: Flow[..., Any]) -> None:
             assert tab["type"] != "array" or resolved(tab["items"])["type"] in {"string", "object"}
 
 
+@pytest.mark.parametrize("flow", DEPLOYED[:6], ids=lambda flow: flow.name)
+def test_every_answering_flow_has_an_output(flow: Flow[..., Any]) -> None:
+    field = form(flow)["properties"]["output"]
+    assert (field["title"], field["type"]) == ("Output", "string")
+
+
 def test_a_job_is_picked_as_a_block() -> None:
     for flow in (flows.cancel, flows.resubmit, flows.wait_for):
         block, name = form(flow)["properties"]["job"]["anyOf"]

@@ -126,7 +126,8 @@ async def test_answers_that_cannot_be_written_are_not_lost(
 ) -> None:
     """The run fails, its page says why, and a retry writes them without asking."""
     simulator.fail(Fault(kind="slow", delay_s=0.5), times=None)
-    pages, folder = [], tmp_path / "out"
+    pages: list[str] = []
+    folder = tmp_path / "out"
 
     async def is_asked() -> bool:
         return count_asked(simulator) == 2

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 
 from pollux_flows import Options, Source, flows
 from pollux_flows.blocks import PolluxProvider
-from pollux_flows.flows import acollect, arealtime, asubmit
+from pollux_flows.flows import acollect, afan_out, arealtime, asubmit
 from pollux_flows.simulator import Simulator
 from tests.loopback import MODELS
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, jobs_home, no_jobs_are_left, saved
@@ -306,6 +306,7 @@ async def openai(saved: Saved) -> dict[str, Any]:
     return {"$ref": {"block_document_id": str((await saved("openai"))._block_document_id)}}
 
 
+@pytest.mark.parametrize("each", [asubmit, afan_out], ids=lambda flow: flow.name)
 @pytest.mark.parametrize(
     ("output", "refusal"),
     [
@@ -313,20 +314,26 @@ async def openai(saved: Saved) -> dict[str, Any]:
         ("link/answers.jsonl", "POLLUX_ALLOW_PATHS="),
         (".hidden/answers.jsonl", "POLLUX_ALLOW_PATHS="),
         ("memory://bucket/answers.jsonl", "POLLUX_ALLOW_PATHS=memory://bucket"),
-        ("json.py", "neither a folder nor a file with lines of JSON"),
-        ("theirs.jsonl", "exists already, and no job of this package wrote it"),
-        ("other.jsonl", "exists already, and no job of this package wrote it"),  # whose manifest is theirs
+        ("json.py", "ends with none of"),
+        ("theirs.jsonl", "exists already, and no run of this package wrote it"),
+        ("other.jsonl", "exists already, and no run of this package wrote it"),  # whose manifest is theirs
     ],
 )
 async def test_a_starter_writes_over_nothing(  # noqa: PLR0917 (fixtures)
-    output: str, refusal: str, start: Start, served_folder: Path, openai: dict[str, Any], simulator: Simulator
+    each: Flow[..., Any],
+    output: str,
+    refusal: str,
+    start: Start,
+    served_folder: Path,
+    openai: dict[str, Any],
+    simulator: Simulator,
 ) -> None:
     """Nor outside the served folder, nor a file that a program could run."""
     (served_folder / "link").symlink_to(served_folder.parent)
     theirs = [served_folder / "theirs.jsonl", served_folder / "other.manifest.json"]
     for file in theirs:
         file.write_text("mine")
-    state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, "output": output})
+    state = await start(each, {"prompts": PROMPTS, "provider": openai, "output": output})
     assert refusal in why(state)
     assert simulator.requests == []
     assert [file.read_text() for file in theirs] == ["mine", "mine"]
@@ -334,9 +341,10 @@ async def test_a_starter_writes_over_nothing(  # noqa: PLR0917 (fixtures)
 
 async def test_a_starter_writes_what_is_new_or_ours(start: Start, served_folder: Path, openai: dict[str, Any]) -> None:
     """A second run may replace what a first one wrote."""
-    for _ in range(2):
-        state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, "output": "answers.jsonl"})
-        await acollect([await state.aresult()])
+    for each in (asubmit, afan_out, asubmit):
+        state = await start(each, {"prompts": PROMPTS, "provider": openai, "output": "answers.jsonl"})
+        if each is asubmit:
+            await acollect([await state.aresult()])
         lines = (served_folder / "answers.jsonl").read_text().splitlines()
         assert [json.loads(line)["answer"] for line in lines] == ANSWERS
 
@@ -358,7 +366,7 @@ async def test_what_changes_before_the_answers_come_is_no_way_out(
         (served_folder / "answers" / "new.jsonl").write_text("mine")
     (row,) = (await acollect([job])).rows
     assert row.problem is not None
-    assert ("is a link" if swap == "link" else "no job of this package wrote it") in row.problem
+    assert ("is a link" if swap == "link" else "no run of this package wrote it") in row.problem
     assert list(theirs.iterdir()) == []
 
 
@@ -366,12 +374,12 @@ async def test_the_deployments_own_output_replaces_what_is_there(
     start: Start, served_folder: Path, openai: dict[str, Any]
 ) -> None:
     """Its operator says so."""
-    output = served_folder.parent / "theirs.txt"
+    output = served_folder.parent / "theirs.csv"
     output.write_text("mine")
     own = {"output": str(output)}
     state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, **own}, own=own)
     await acollect([await state.aresult()])
-    assert len(output.read_text().splitlines()) == len(PROMPTS)
+    assert len(output.read_text().splitlines()) == 1 + len(PROMPTS)
 
 
 # --- Schemas ------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ async def flows(provider: PolluxProvider, source: Source) -> None:
     assert_type(realtime("Why?", provider), ResultEnvelope)
     assert_type(realtime("Why?", provider, sources=[source], options=options), ResultEnvelope)
     assert_type(fan_out(["Why?", "How?"], provider, sources=[source], options=options), ResultEnvelope)
-    assert_type(fan_out(["Why?"], provider, [source], cache="auto"), ResultEnvelope)
+    assert_type(fan_out(["Why?"], provider, [source], cache="auto", output="answers.csv"), ResultEnvelope)
     assert_type(fan_in("Why?", [source], provider, options=options), ResultEnvelope)
     assert_type(broadcast(["Why?"], [source], provider, options=options), list[ResultEnvelope])
 
