@@ -21,7 +21,20 @@ PACKAGE = ROOT / "pollux_flows"
 # From the ground up. A module imports only from floors below its own, or from its own.
 FLOORS: tuple[set[str], ...] = (
     {"simulator"},
-    {"errors", "plain", "document", "config", "access", "address", "source", "options", "handles", "result", "turn"},
+    {
+        "errors",
+        "plain",
+        "document",
+        "config",
+        "base_url",
+        "access",
+        "address",
+        "source",
+        "options",
+        "handles",
+        "result",
+        "turn",
+    },
     {"capabilities", "claude", "pricing"},
     {"files", "ratelimit", "schemas", "state"},
     {"providers"},

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from pollux_flows.cli.words import refusals_in_words, say
+from pollux_flows.cli.words import refusals_in_words, refuse, say
 from pollux_flows.run_answers import AnswerRow, load_answers
 
 _COLUMNS: Final = ("number", "source", "prompt", "status", "answer", "error", "hint", "cost_usd")
@@ -25,7 +25,7 @@ def answers(
 ) -> None:
     """Print every prompt of a run with its answer, also of a run that failed or was cancelled."""
     if json and csv_:
-        raise SystemExit("--json and --csv exclude each other.")
+        refuse("--json and --csv exclude each other.")
     with refusals_in_words():
         rows = asyncio.run(load_answers(run))
     try:

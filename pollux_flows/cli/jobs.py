@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pollux_flows import flows
+from pollux_flows.cli.exit_codes import ExitCode
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.deferred.report import CollectReport, JobRow, row_of
 from pollux_flows.jobs.pages import format_age
@@ -40,7 +41,7 @@ def collect(
         report = flows.collect(list(names) or None)
     _show(report, json=json, nothing="No job is under way.")
     if any(row.problem for row in report.rows):
-        raise SystemExit(1)
+        raise SystemExit(ExitCode.FAILED)
 
 
 def cancel(name: Annotated[str, Parameter(help="The job.")]) -> None:

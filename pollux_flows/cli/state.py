@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pollux_flows.cli.words import Json, refusals_in_words, say
+from pollux_flows.cli.words import Json, refusals_in_words, refuse, say
 from pollux_flows.pricing import dollars
 from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
 from pollux_flows.state.store import open_existing_store
@@ -32,14 +32,9 @@ _WORDS: Final = {
     "unknown": "Of another version",
 }
 _NOTHING: Final = "Nothing is kept yet."
-_OPTIONS: Final = """\
-Say what is to go:
-  --older-than 30d   answers that are older
-  --max-size 500MB   the oldest answers, until the rest takes no more
-  --run NAME         the answers of one run, or of all parts of a flow run: `pollux-flows state` names them
-  --damaged          records that cannot be read
-With --dry-run nothing goes: it is only told what would. An answer that goes is paid for again if it is asked for again.
-What tells of files at a provider never goes."""
+_OPTIONS: Final = (
+    "Choose what to remove: --older-than 30d, --max-size 500MB, --run NAME or --damaged; --dry-run only shows it."
+)
 
 
 @state.default
@@ -76,9 +71,9 @@ def prune_(
 ) -> None:
     """Remove answers. What tells of files at a provider never goes, nor does what a run at work has been answered."""
     if older_than is None and max_size is None and run is None and not damaged:
-        raise SystemExit(_OPTIONS)
+        refuse(_OPTIONS)
     if run is not None and (older_than is not None or max_size is not None):
-        raise SystemExit("--run takes all answers of that run, however old: leave --older-than and --max-size out.")
+        refuse("--run removes all answers of that run: leave --older-than and --max-size out.")
     with refusals_in_words():
         age = None if older_than is None else parse_duration(older_than, "--older-than")
         size = None if max_size is None else parse_size(max_size, "--max-size")
@@ -91,7 +86,7 @@ def prune_(
             return
         pruned = asyncio.run(prune(store, older_than_s=age, max_size=size, run=run, dry_run=dry_run))
         if run is not None and not pruned.answers + pruned.runs:
-            raise SystemExit(f"No answers of a run called {run} are kept.")
+            refuse(f"No answers of a run called {run!r} are stored. pollux-flows state names the last runs.")
         say(_pruned_in_words(pruned, dry_run=dry_run))
 
 

@@ -14,6 +14,7 @@ import httpx2
 from pydantic import ValidationError
 
 from pollux_flows.address import shown_in
+from pollux_flows.base_url import suggest_base_url
 from pollux_flows.config import KEY_VARIABLES, Config
 from pollux_flows.errors import APIError, CacheError, ErrorCategory, PolluxError, RateLimitError, SourceError
 from pollux_flows.providers.base import UpstreamError
@@ -279,8 +280,11 @@ def _hint(config: Config, phase: str, status: int, category: ErrorCategory | Non
 def _not_found_hint(config: Config, phase: str) -> str:
     if phase in _ABOUT_A_BATCH:
         return "The batch or its results no longer exist, or belong to another key."
-    return f"Check the model's name ({config.model})" + (
-        f" and base_url ({config.base_url})." if config.base_url else "."
+    if config.base_url is None:
+        return f"Check the model's name ({config.model})."
+    meant = suggest_base_url(config.provider, config.base_url)
+    return f"Check the model's name ({config.model}) and base_url ({config.base_url})" + (
+        f": most servers have this API at {meant}." if meant else "."
     )
 
 

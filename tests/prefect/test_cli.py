@@ -33,7 +33,7 @@ def pollux(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(SystemExit) as left:
             app(list(words))
         printed = capsys.readouterr()
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value.code} {printed.out}"
+        return printed.out if left.value.code in (None, 0) else f"refused: {left.value} {printed.out}"
 
     return command
 
