@@ -49,6 +49,7 @@ def simulator(
 
 
 for _room, _commands in {
+    "init": {"init": "Write a small project that runs at once, with the simulator."},
     "apply": {"apply": "Put block documents on the Prefect server, from files."},
     "serve": {"serve": "Serve all flows from this machine, until Ctrl-C."},
     "ask": {

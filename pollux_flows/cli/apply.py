@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from pydantic import ValidationError
 from pollux_flows import blocks
 from pollux_flows.blocks.registration import aregister_block_types
 from pollux_flows.cli.words import refusals_in_words, say
+from pollux_flows.config import from_environment
 from pollux_flows.document import advise, describe
 from pollux_flows.errors import ConfigurationError
 
 _NAME: Final = re.compile("[a-z0-9-]+")
 _FOLDER: Final = Path("blocks")
-_LIKE_THIS: Final = "Write it as\n\npollux-provider/a-name:\n  provider: gemini\n  model: gemini-2.5-flash-lite\n"
+_LIKE_THIS: Final = "Write it like pollux-provider/a-name: {provider: gemini, model: gemini-2.5-flash-lite}"
 
 
 def apply(
@@ -88,7 +88,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if not found:
             raise ConfigurationError(
                 f"There is no file {path}, nor a folder of that name with *.yaml files.",
-                hint=f"Name the file to apply: pollux-flows apply FILE. {_LIKE_THIS}",
+                hint="Name the file to apply, or let pollux-flows init write an example.",
             )
         yield from found
 
@@ -142,8 +142,8 @@ def _resolved(value: Any, where: str) -> Any:
     """The value, with what it takes from the environment."""
     if _is_reference(value):
         name = str(value["env"])
-        if not (found := os.environ.get(name)):
-            raise ConfigurationError(f"{where} takes a value from {name}, which is not set.", hint=f"Set {name} here.")
+        if not (found := from_environment(name)):
+            raise ConfigurationError(f"{where} takes a value from {name}, which is not set.", hint=f"Set {name} here, or in the file .env.")
         return found
     if isinstance(value, dict):
         return {key: _resolved(each, where) for key, each in value.items()}

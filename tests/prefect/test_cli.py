@@ -200,6 +200,7 @@ def test_all_is_there(ask: Command) -> None:
     assert "ok  Provider cli: openai gpt-4.1-mini, with a key" in lines
     assert any(line.startswith("ok  State: ") for line in lines)
     assert any(line.startswith("ok  Server: http://127.0.0.1:") for line in lines)
+    assert lines[-1] == "Next: pollux-flows serve"
 
 
 def test_jobs_that_nobody_collects(ask: Command, simulator: Simulator) -> None:
@@ -212,8 +213,9 @@ def test_a_state_that_cannot_be_written_to(ask: Command, monkeypatch: pytest.Mon
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "file"))
     told = ask("doctor")
-    assert told.startswith("refused: 1 of these would stand in a run's way.")
+    assert told.startswith("refused: 2 ")
     assert "NO  State: " in told
+    assert told.splitlines()[-1].startswith("Next: make the state writable")
 
 
 def test_serve_allows_folders(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:
