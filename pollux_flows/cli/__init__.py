@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from pollux_flows import __version__
+from pollux_flows.cli.exit_codes import ExitCode
 
 app = App(
     name="pollux-flows",
@@ -15,6 +16,14 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
+
+
+def main() -> None:
+    """Run the command, and end it without a traceback when it is interrupted with Ctrl-C while it still loads."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(ExitCode.INTERRUPTED) from None
 
 
 @app.command

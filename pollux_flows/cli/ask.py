@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from pollux_flows import flows
 from pollux_flows.blocks import PolluxProvider
+from pollux_flows.cli.console import shorten_log, show_run
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
@@ -62,9 +63,11 @@ def run(
     with refusals_in_words():
         asked = _prompts(words, prompts)
         options = _options(system, schema)
-        block = asyncio.run(PolluxProvider.named(provider))
+        block = asyncio.run(_load_provider(provider))
+        about = _sources(sources)
         try:
-            envelope = flows.fan_out(asked, block, _sources(sources), options, reuse=reuse, max_cost_usd=max_cost_usd)
+            with show_run():
+                envelope = flows.fan_out(asked, block, about, options, reuse=reuse, max_cost_usd=max_cost_usd)
         except PolluxError as error:
             if error.envelope is not None:
                 _print(asked, error.envelope, json=json)
@@ -88,8 +91,18 @@ def submit(
     with refusals_in_words():
         asked = _prompts(words, prompts)
         options = _options(system, schema)
-        block = asyncio.run(PolluxProvider.named(provider))
-        say(flows.submit(asked, block, _sources(sources), options, output=output, resubmit=resubmit))
+        block = asyncio.run(_load_provider(provider))
+        about = _sources(sources)
+        with shorten_log():
+            job = flows.submit(asked, block, about, options, output=output, resubmit=resubmit)
+        say(job)
+
+
+async def _load_provider(name: str) -> PolluxProvider:
+    """Return the saved provider, once it is known that it can be used here: before a run is started for it."""
+    provider = await PolluxProvider.named(name)
+    await provider.config()
+    return provider
 
 
 def _prompts(words: Sequence[str], file: str | None) -> list[str]:
@@ -149,5 +162,7 @@ def _print(prompts: Sequence[str], envelope: ResultEnvelope, *, json: bool) -> N
     elif len(prompts) == 1:
         say(envelope.text)
     else:
-        for prompt, answer in zip(prompts, envelope.answers, strict=True):
-            say(f"# {prompt}\n\n{answer or '(no answer)'}\n")
+        failures = envelope.errors or [None] * len(prompts)
+        for prompt, answer, failure in zip(prompts, envelope.answers, failures, strict=True):
+            reason = f"(no answer: {failure.message})" if failure else "(no answer)"
+            say(f"# {prompt}\n\n{answer or reason}\n")

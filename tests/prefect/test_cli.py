@@ -150,7 +150,7 @@ def test_what_was_answered_is_printed_and_what_was_not_is_told(ask: Command) -> 
     told = ask("run", "Why?", "[[simulate: status=400]] How?", "-p", "cli")
     assert told.startswith("refused: 1 of 2 prompts were not answered")
     assert "Simulated answer to: Why?" in told
-    assert "(no answer)" in told
+    assert "(no answer: openai answered 400: " in told
 
 
 @pytest.mark.parametrize(
