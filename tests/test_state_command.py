@@ -76,7 +76,7 @@ def test_what_is_kept_is_shown(state: Command, home: Path) -> None:
     said = state()
     assert said == state("show")
     assert f"{home}/state: " in said
-    assert "of at most 2.0 GB. An answer is kept for 90 days." in said
+    assert "of at most 2.0 GB. Answers are kept for 90 days." in said
     assert "Answers              │ 30 " in said
     runs = said[said.index("The last runs") :]
     assert [name in runs for name in ("today", "[bold]last week", "long ago")] == [True] * 3
@@ -102,9 +102,9 @@ def test_what_is_kept_is_told_to_machines(state: Command, monkeypatch: pytest.Mo
 
 def test_where_nothing_is_kept_that_is_said(state: Command, home: Path) -> None:
     """And nothing is made."""
-    assert state() == "Nothing is kept yet.\n"
+    assert state() == "Nothing is stored yet.\n"
     assert state("--json") == "null\n"
-    assert state("prune", "--older-than", "30d") == "Nothing is kept yet.\n"
+    assert state("prune", "--older-than", "30d") == "Nothing is stored yet.\n"
     assert not home.exists()
 
 
@@ -115,7 +115,7 @@ def test_a_redis_is_shown_without_its_password(state: Command, server: Server, m
     three_runs()
     said = state()
     assert server.url.removeprefix("redis://") in said
-    assert "Only age bounds what is kept in a Redis" in said
+    assert "In a Redis, answers are removed by age only" in said
     assert "Answers              │ 30 " in said
     assert "Removed 10 answers" in state("prune", "--older-than", "30d")
     assert "s3cret" not in said + state("--json") + state("prune", "--max-size", "1kB")

@@ -1,4 +1,4 @@
-"""pollux-flows apply: block documents, from files to a Prefect server."""
+"""pollux-flows apply: save blocks on a Prefect server, from files."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LIKE_THIS: Final = "Write it like pollux-provider/a-name: {provider: gemini, mo
 
 
 def apply(
-    *paths: Annotated[Path, Parameter(help="Files, or folders with *.yaml files; blocks/ if none is named.")],
+    *paths: Annotated[Path, Parameter(help="YAML files, or folders with them. By default, blocks/.")],
 ) -> None:
-    """Put block documents on the Prefect server, from YAML files: each under its type and name, as `type/name`.
+    """Save blocks on the Prefect server, from YAML files that name each as `type/name`.
 
-    A value may come from the environment, as `{env: GEMINI_API_KEY}`, and a secret must. A secret that a file does not
-    mention stays as it is on the server. Nothing is saved unless all files are in order.
+    A value may come from the environment, as `{env: GEMINI_API_KEY}`, and a secret must. A secret that is left out
+    stays as it is on the server. Nothing is saved unless all files are valid.
     """
     with refusals_in_words():
         wanted = [one for file in _files(paths or (_FOLDER,)) for one in _wanted(file)]
@@ -143,7 +143,9 @@ def _resolved(value: Any, where: str) -> Any:
     if _is_reference(value):
         name = str(value["env"])
         if not (found := from_environment(name)):
-            raise ConfigurationError(f"{where} takes a value from {name}, which is not set.", hint=f"Set {name} here, or in the file .env.")
+            raise ConfigurationError(
+                f"{where} takes a value from {name}, which is not set.", hint=f"Set {name} here, or in the file .env."
+            )
         return found
     if isinstance(value, dict):
         return {key: _resolved(each, where) for key, each in value.items()}

@@ -1,4 +1,4 @@
-"""Console: a run as the terminal that started it shows it. Its log goes to the Prefect server, its answers to stdout."""
+"""Console: what a terminal shows of the run that was started from it, besides the answers: progress and warnings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pollux_flows.artifacts import Progress as RunProgress
 from pollux_flows.artifacts import listen_to_progress
 from pollux_flows.pricing import dollars
-
 
 # The command prints the error of the run and that of each prompt; and Ctrl-C is no crash.
 _REPEATED: Final = ("Finished in state Failed", "Finished in state Crashed", "Crash detected! Execution was cancelled")

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL
 
 from pollux_flows import __version__
 from pollux_flows.address import shown
-from pollux_flows.blocks import PolluxDeferredJob, PolluxProvider
+from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.blocks.registration import load_saved_configs, read_documents
 from pollux_flows.cli.exit_codes import ExitCode
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
@@ -118,7 +118,7 @@ class _Checkup:
         await self._check_jobs(client, collectors, stuck)
 
     def _check_deployments(self, collectors: Sequence[DeploymentResponse]) -> None:
-        """Check that a process starts the runs of deployments. `collect` is among them however our flows are deployed."""
+        """Check that a process starts the runs of deployments: that of `collect` stands for all."""
         if not collectors:
             finding = "none of collect, so that no run is started from the UI or on a schedule."
             self._report("Deployments", finding, "?", "pollux-flows serve")
@@ -153,8 +153,7 @@ class _Checkup:
             self.verdict = self.verdict or f"Next: {todo}"
         else:
             finding = "none yet. Save one in the UI under Blocks, or with pollux-flows apply."
-            has_files = any(Path("blocks").glob("*.yaml"))
-            self._report("Providers", finding, "?", "pollux-flows apply" if has_files else "pollux-flows init")
+            self._report("Providers", finding, "?", f"pollux-flows {'apply' if _has_block_files() else 'init'}")
 
     async def _check_jobs(
         self, client: PrefectClient, collectors: Sequence[DeploymentResponse], stuck: Container[UUID]
@@ -172,3 +171,7 @@ class _Checkup:
             return
         finding = f"{under_way}, but {problem}: run pollux-flows serve, or deploy collect on a schedule."
         self._report("Deferred jobs", finding, "?")
+
+
+def _has_block_files() -> bool:
+    return any(Path("blocks").glob("*.yaml"))

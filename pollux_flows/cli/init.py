@@ -10,21 +10,23 @@ from typing import Annotated, Final, Literal
 from cyclopts import Parameter
 
 from pollux_flows.cli.words import refuse, say
-from pollux_flows.config import KEY_VARIABLES, ProviderName
+from pollux_flows.config import KEY_VARIABLES
 
 _FILES: Final = ("blocks/providers.yaml", "flows.py", "prefect.yaml", ".env.example")
-_SIMULATED: Final = "simulated"
+_Provider = Literal["simulated", "gemini", "openai", "anthropic", "openrouter", "local"]
+"""A block in blocks/providers.yaml."""
 
 
 def init(
-    folder: Annotated[Path, Parameter(help="Where to write the files; it is created if need be.")] = Path(),
+    folder: Annotated[Path, Parameter(help="The folder for the files; created if it does not exist.")] = Path(),
+    /,
     *,
     provider: Annotated[
-        ProviderName | Literal["simulated"],
+        _Provider,
         Parameter(("--provider", "-p"), help="The saved provider that the flow asks; simulated needs no key."),
-    ] = _SIMULATED,
+    ] = "simulated",
 ) -> None:
-    """Write a small project: provider blocks, a flow of your own, and deployments. Existing files are not overwritten."""
+    """Write a small project: provider blocks, a flow of your own, and deployments. No file is overwritten."""
     try:
         if existing := [name for name in _FILES if (folder / name).exists()]:
             there = ", ".join(existing)
@@ -39,22 +41,22 @@ def init(
     say("\n".join(_next_steps(folder, provider)))
 
 
-def _content(name: str, folder: Path, provider: str) -> str:
+def _content(name: str, folder: Path, provider: _Provider) -> str:
     content = (files("pollux_flows.cli") / "project" / name).read_text(encoding="utf-8")
     match name:
         case "flows.py":
-            return content.replace(f'"{_SIMULATED}"', f'"{provider}"')
+            return content.replace('"simulated"', f'"{provider}"')
         case "prefect.yaml":  # what is a string in JSON is one in YAML, whatever the path holds
             return content.replace("directory: FOLDER", f"directory: {json.dumps(str(folder.resolve()))}")
         case _:
             return content
 
 
-def _next_steps(folder: Path, provider: str) -> list[str]:
+def _next_steps(folder: Path, provider: _Provider) -> list[str]:
     steps = [] if folder.resolve() == Path.cwd() else [(f"cd {folder}", "")]
-    if variable := KEY_VARIABLES.get(provider):  # type: ignore[call-overload]
+    if provider != "simulated" and (variable := KEY_VARIABLES.get(provider)):
         steps.append(("cp .env.example .env", f"and fill in {variable}"))
-    answers = "the simulator answers, without a key" if provider == _SIMULATED else f"{provider} answers"
+    answers = "the simulator answers, without a key" if provider == "simulated" else f"{provider} answers"
     steps += [
         ("pollux-flows apply", "save the providers on your Prefect server"),
         ("python flows.py", f"run your own flow; {answers}"),

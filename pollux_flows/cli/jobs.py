@@ -1,4 +1,4 @@
-"""pollux-flows jobs, collect, cancel: deferred work, seen from a shell."""
+"""pollux-flows jobs, collect, cancel: deferred jobs from a shell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.text import Text
 from pollux_flows import flows
 from pollux_flows.cli.console import shorten_log
 from pollux_flows.cli.exit_codes import ExitCode
-from pollux_flows.cli.words import NO_SERVER, Json, is_silence, refusals_in_words, refuse, say
+from pollux_flows.cli.words import NO_SERVER, Flag, Json, is_silence, refusals_in_words, refuse, say
 from pollux_flows.deferred.report import CollectReport, JobRow, row_of
 from pollux_flows.jobs.pages import format_age
 from pollux_flows.jobs.store import BlockJobStore
@@ -29,8 +29,8 @@ _WATCH_EVERY_S: Final = 3.0
 
 def jobs(
     *,
-    all_: Annotated[bool, Parameter("--all", help="Also show the jobs that are done.", negative="")] = False,
-    watch: Annotated[bool, Parameter(help="Show them again every few seconds, until Ctrl-C.", negative="")] = False,
+    all_: Annotated[Flag, Parameter("--all", help="Also show the jobs that are done.")] = False,
+    watch: Annotated[Flag, Parameter(help="Refresh the list every few seconds, until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
     """Show the deferred jobs on the Prefect server, as `collect` last found them. No provider is called."""
@@ -43,20 +43,19 @@ def jobs(
 
 
 def collect(
-    *names: Annotated[str, Parameter(help="The jobs to look at; all that are not done, if none is named.")],
+    *names: Annotated[str, Parameter(help="The jobs to collect. By default, all that are not done.")],
     json: Json = False,
 ) -> None:
-    """Look at deferred jobs, and keep the answers of those that are done. It may be run as often as one likes."""
-    with refusals_in_words():
-        with shorten_log():
-            report = flows.collect(list(names) or None)
+    """Collect the answers of deferred jobs that are done."""
+    with refusals_in_words(), shorten_log():
+        report = flows.collect(list(names) or None)
     _show(report, json=json, nothing="No job is under way.")
     if any(row.problem for row in report.rows):
         raise SystemExit(ExitCode.FAILED)
 
 
-def cancel(name: Annotated[str, Parameter(help="The job.")]) -> None:
-    """Ask the provider to stop a deferred job. What is answered by then is paid for, and collected."""
+def cancel(name: Annotated[str, Parameter(help="The name of the job.")], /) -> None:
+    """Cancel a deferred job. What the provider has answered by then is paid for, and collected."""
     with refusals_in_words():
         with shorten_log():
             status = flows.cancel(name)

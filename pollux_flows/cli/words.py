@@ -13,7 +13,8 @@ from cyclopts import Parameter
 from pollux_flows.cli.exit_codes import ExitCode, exit_code_of
 from pollux_flows.errors import PolluxError
 
-Json = Annotated[bool, Parameter(help="Print JSON.", negative="")]
+Flag = Annotated[bool, Parameter(show_default=False)]
+Json = Annotated[Flag, Parameter(help="Print JSON.")]
 
 
 # What Prefect's client raises where no server answers.

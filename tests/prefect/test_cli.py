@@ -156,8 +156,8 @@ def test_what_was_answered_is_printed_and_what_was_not_is_told(ask: Command) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run", "-p", "cli"], "There is nothing to ask"),
-        (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "Prompts are given twice"),
+        (["run", "-p", "cli"], "There is no prompt"),
+        (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "There are prompts and a file of prompts"),
         (["run", "--prompts", "x.txt", "-p", "cli"], "x.txt cannot be read"),
         (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider called 'nobody' on this server. Save it"),
         (["run", "Why?", "-p", "cli", "-s", "missing.pdf"], "There is no file 'missing.pdf' to read"),

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.capabilities import bills_cache_writes
 from pollux_flows.base_url import OWN_ADDRESSES
+from pollux_flows.capabilities import bills_cache_writes
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
