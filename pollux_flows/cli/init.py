@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from pollux_flows.cli.words import refuse, say
 from pollux_flows.config import KEY_VARIABLES
 
-_FILES: Final = ("blocks/providers.yaml", "flows.py", "prefect.yaml", ".env.example")
+FILES: Final = ("blocks/providers.yaml", "flows.py", "prefect.yaml", ".env.example")
 _Provider = Literal["simulated", "gemini", "openai", "anthropic", "openrouter", "local"]
 """A block in blocks/providers.yaml."""
 
@@ -28,10 +28,10 @@ def init(
 ) -> None:
     """Write a small project: provider blocks, a flow of your own, and deployments. No file is overwritten."""
     try:
-        if existing := [name for name in _FILES if (folder / name).exists()]:
+        if existing := [name for name in FILES if (folder / name).exists()]:
             there = ", ".join(existing)
-            refuse(f"Nothing was written: {folder.absolute()} has {there} already. Choose another folder.")
-        for name in _FILES:
+            refuse(f"Nothing was written: {folder.absolute()} already has {there}. Choose another folder.")
+        for name in FILES:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("x", encoding="utf-8") as file:
@@ -64,4 +64,4 @@ def _next_steps(folder: Path, provider: _Provider) -> list[str]:
     ]
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}  # {comment}" if comment else f"  {command}" for command, comment in steps]
-    return [f"Wrote {', '.join(_FILES)} to {folder.absolute()}. Next:", "", *lines]
+    return [f"Wrote {', '.join(FILES)} to {folder.absolute()}. Next:", "", *lines]
