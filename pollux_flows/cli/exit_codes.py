@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
+import httpx
+
 from pollux_flows.errors import ConfigurationError, PlanningError, PolluxError, SourceError
 
 
@@ -31,6 +33,8 @@ MEANINGS: Final[Mapping[ExitCode, str]] = {
 
 def exit_code_of(error: PolluxError) -> ExitCode:
     """Return the exit code of a command that ends with this error."""
+    if isinstance(error.__cause__, httpx.HTTPError):  # only Prefect's client speaks httpx; the SDKs speak httpx2
+        return ExitCode.NO_SERVER
     if error.envelope is None and isinstance(error, ConfigurationError | SourceError | PlanningError):
         return ExitCode.USAGE
     return ExitCode.FAILED
