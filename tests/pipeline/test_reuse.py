@@ -65,7 +65,7 @@ def reused(envelope: ResultEnvelope) -> list[str | None]:
 async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> None:
     """The first failure raises; the siblings that were paid for are not asked again."""
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match=r"answers to 2 of 3 prompts are kept.*the same run_key") as raised:
+    with pytest.raises(APIError, match=r"answers to 2 of 3 prompts are saved.*the same run_key") as raised:
         await run_many(PROMPTS, config=openai, run_key="monday")
     assert raised.value.envelope is not None
     assert [bool(text) for text in raised.value.envelope.answers] == [True, False, True]
@@ -435,7 +435,7 @@ async def test_no_answer_is_called_kept_that_the_state_has_lost(
     hint = raised.value.hint or ""
     assert "answers to 2 of 3 prompts are gone from the state" in hint
     assert "running again asks, and pays for, everything again" in hint
-    assert "are kept" not in hint
+    assert "are saved" not in hint
 
 
 async def test_what_cannot_be_looked_up_is_not_called_kept(
