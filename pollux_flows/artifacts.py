@@ -57,7 +57,7 @@ async def publish_cache(name: str, record: CacheRecord) -> None:
 
 
 async def publish_sweep(report: SweepReport) -> None:
-    """A row for each file that was removed, or should have been."""
+    """Publish a table with a row for each file that was removed, or should have been."""
     rows = [{"provider": file.provider, "file": file.file_id, "now": "removed"} for file in report.removed]
     rows += [
         {"provider": file.provider, "file": file.file_id, "now": f"still there: {file.why}"} for file in report.left

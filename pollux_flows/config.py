@@ -118,7 +118,7 @@ class Config(Document):
         default=None,
         ge=1,
         le=_MOST_A_MINUTE,
-        description="The most tokens that their answers may take in a minute, prompts included, as far as can be told "
+        description="The most tokens that their answers may take in a minute, prompts included, as far as is known "
         "in advance.",
     )
 

@@ -24,7 +24,7 @@ from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.options import Options
 from pollux_flows.pages import count_of
 from pollux_flows.pipeline.caches import CacheRequest
-from pollux_flows.pipeline.execute import Execution, Place, open_execution
+from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
@@ -155,11 +155,11 @@ class SharedExecution:
 
 
 _shared: ContextVar[SharedExecution | None] = ContextVar("pollux_flows_execution", default=None)
-_turn: ContextVar[Place | None] = ContextVar("pollux_flows_turn", default=None)
+_turn: ContextVar[QueuePlace | None] = ContextVar("pollux_flows_turn", default=None)
 
 
 @contextmanager
-def take_turn(turn: Place) -> Iterator[None]:
+def take_turn(turn: QueuePlace) -> Iterator[None]:
     """The task that is called here closes `turn` once its calls stand in line."""
     token = _turn.set(turn)
     try:

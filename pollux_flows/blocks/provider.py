@@ -75,7 +75,7 @@ class PolluxProvider(Block):
     @model_validator(mode="wrap")
     @classmethod
     def _remember_the_saved_block(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """A block read back from a run's parameters knows the name it was saved under; pydantic would drop it."""
+        """Restore the name that a block read back from a run's parameters was saved under; pydantic would drop it."""
         problem = hint = ""
         try:
             block = handler(data)
@@ -147,7 +147,7 @@ class PolluxProvider(Block):
         if masked and environment_key(self.provider) is None:
             variable = KEY_VARIABLES.get(self.provider)
             raise ConfigurationError(
-                "This run knows its API key only as asterisks: the PolluxProvider it was given was never saved.",
+                "This run knows its API key only as asterisks: the PolluxProvider that was passed was never saved.",
                 hint="Save it once with PolluxProvider(…).save('a-name') and pass PolluxProvider.load('a-name')"
                 + (f", or set {variable} where the flow runs." if variable else "."),
             )

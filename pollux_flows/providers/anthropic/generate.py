@@ -13,7 +13,7 @@ from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import http
-from pollux_flows.providers.anthropic.turns import make_provider_state, messages
+from pollux_flows.providers.anthropic.inputs import make_provider_state, messages
 from pollux_flows.providers.base import (
     Call,
     ItemReader,

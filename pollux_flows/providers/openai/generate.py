@@ -28,7 +28,7 @@ from pollux_flows.providers.base import (
     reader,
     text_in,
 )
-from pollux_flows.providers.openai.turns import items, make_provider_state
+from pollux_flows.providers.openai.inputs import items, make_provider_state
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 from pollux_flows.schemas import dialects
 
