@@ -49,7 +49,7 @@ class Manifest(Record):
     cost_usd: float | None = Field(default=None, description="At batch prices, for a deferred job; None if unknown.")
     cost_unknown: str | None = None
     usage: dict[str, int] = Field(default_factory=dict)
-    oddities: list[str] = Field(default_factory=list, description="Problems with the results as a whole.")
+    oddities: list[str] = Field(default_factory=list, description="Problems with all results together.")
     output: str | None = Field(default=None, description="The file with a row per prompt.")
     collected_at: float
 

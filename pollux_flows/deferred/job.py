@@ -77,7 +77,7 @@ class Part(Record):
         """Return the part with the provider's present description of its batch."""
         problem = None
         if batch.state == "failed":
-            message = f"The provider refused the whole batch: {batch.problem or batch.native}"[:_MAX_PROBLEM_CHARS]
+            message = f"The provider refused the batch: {batch.problem or batch.native}"[:_MAX_PROBLEM_CHARS]
             problem = _failure("api_error", message, retryable=batch.queue_full)
         copied = {name: getattr(batch, name) for name in ("native", "succeeded", "failed", "ended_at", "expires_at")}
         its = {"batch_id": batch.id, "batch_state": batch.state, "results": list(batch.results)}
