@@ -37,7 +37,7 @@ def init(
             with path.open("x", encoding="utf-8") as file:
                 file.write(_content(name, folder, provider))
     except OSError as error:
-        refuse(f"The project cannot be written to {folder.absolute()}: {error}. Choose another folder.")
+        refuse(f"The project cannot be written to {folder.absolute()}: {error.strerror or error}. Choose another.")
     say("\n".join(_next_steps(folder, provider)))
 
 
