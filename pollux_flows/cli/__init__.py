@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
+from rich.text import Text
 
 from pollux_flows import __version__
 from pollux_flows.cli.exit_codes import ExitCode
+from pollux_flows.cli.words import refuse
+
+
+def _describe_usage_error(error: CycloptsError) -> Text:
+    """Return the error in a line, with the help to look at."""
+    command = " ".join(["pollux-flows", *(error.command_chain or [])])
+    return Text(f"{error} See {command} --help.")
+
 
 app = App(
     name="pollux-flows",
     help="Send prompts and sources to LLM providers, as Prefect flows.",
     default_parameter=Parameter(negative=""),
+    error_formatter=_describe_usage_error,
     version=__version__,
     help_format="plaintext",
 )
@@ -48,14 +59,17 @@ def simulator(
     def announce(origin: str) -> None:
         lines = [f"The simulator listens at {origin} until Ctrl-C. It takes any API key. Its base URLs:", ""]
         lines += [f"  {provider:10}  {Simulator.base_url(provider, origin)}" for provider in PROVIDERS]
-        lines += ["", "Put one into the base_url of a Config or PolluxProvider, with any api_key."]
+        lines += ["", "Use one as the base_url of a Config or PolluxProvider, with any api_key, or set OPENAI_BASE_URL"]
+        lines += ["and its like. [[simulate: status=429 times=2]] in a prompt makes it fail twice, then answer."]
         sys.stdout.write("\n".join([*lines, ""]))
         sys.stdout.flush()
 
     try:
-        run(Simulator(latency_s=latency), port, announce=announce)
+        with suppress(KeyboardInterrupt):
+            run(Simulator(latency_s=latency), port, announce=announce)
     except (OSError, OverflowError) as error:
-        raise SystemExit(f"The simulator cannot listen on port {port}: {error}. Choose another with --port.") from None
+        problem = getattr(error, "strerror", None) or error
+        refuse(f"The simulator cannot listen on port {port}: {problem}. Choose another with --port.")
 
 
 # With its help here, a command is loaded only when it is called. The list of commands shows the first line.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -37,7 +38,7 @@ def init(
             with path.open("x", encoding="utf-8") as file:
                 file.write(_content(name, folder, provider))
     except OSError as error:
-        refuse(f"The project cannot be written to {folder.absolute()}: {error}. Choose another folder.")
+        refuse(f"The project cannot be written to {folder.absolute()}: {error.strerror or error}. Choose another.")
     say("\n".join(_next_steps(folder, provider)))
 
 
@@ -53,7 +54,7 @@ def _content(name: str, folder: Path, provider: _Provider) -> str:
 
 
 def _next_steps(folder: Path, provider: _Provider) -> list[str]:
-    steps = [] if folder.resolve() == Path.cwd() else [(f"cd {folder}", "")]
+    steps = [] if folder.resolve() == Path.cwd() else [(f"cd {shlex.quote(str(folder))}", "")]
     if provider != "simulated" and (variable := KEY_VARIABLES.get(provider)):
         steps.append(("cp .env.example .env", f"and fill in {variable}"))
     answers = "the simulator answers, without a key" if provider == "simulated" else f"{provider} answers"

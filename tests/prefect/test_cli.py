@@ -196,7 +196,7 @@ def ended(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, st
     [
         (["run", "Why?", "-p", "cli"], 0, ""),
         (["run", "Why?", "[[simulate: status=400]]", "-p", "cli"], 1, "1 of 2 prompts were not answered."),
-        (["run", "Why?"], 2, ""),
+        (["run", "Why?"], 2, 'Command "run" parameter --provider requires an argument. See pollux-flows run --help.'),
         (["run", "Why?", "-p", "nobody"], 2, "There is no PolluxProvider called 'nobody' on this server."),
         (["jobs", "--watch"], 2, "--watch is for a terminal."),
     ],

@@ -59,7 +59,7 @@ async def test_prefect_deploys_the_project(pollux: Command, capsys: pytest.Captu
 
 def test_another_provider(pollux: Command) -> None:
     said = pollux("init", "a folder", "--provider", "openai")
-    assert "cp .env.example .env" in said
+    assert "cd 'a folder'\n  cp .env.example .env" in said
     assert "OPENAI_API_KEY" in said
     assert 'provider: str = "openai"' in Path("a folder", "flows.py").read_text()
 

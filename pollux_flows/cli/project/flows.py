@@ -10,16 +10,14 @@ REPORT = "The north plant made 1,200 pumps in March, 4% fewer than planned. Two 
 QUESTIONS = ["How many pumps were made?", "What should the board know?"]
 
 
-@flow(log_prints=True)
+@flow
 def ask_about_report(questions: list[str] = QUESTIONS, provider: str = "simulated") -> dict[str, str]:
     """Ask questions about a report, all at once. A retry asks only those that have no answer yet."""
     saved = PolluxProvider.load(provider)
     envelope = fan_out(questions, saved, sources=[Source.from_text(REPORT)])
-    answers = dict(zip(questions, envelope.answers, strict=True))
-    for question, answer in answers.items():
-        print(f"{question} {answer}")
-    return answers
+    return dict(zip(questions, envelope.answers, strict=True))
 
 
 if __name__ == "__main__":
-    ask_about_report()
+    for question, answer in ask_about_report().items():
+        print(f"{question} {answer}")
