@@ -40,8 +40,8 @@ class PolluxProvider(Block):
     _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
     _description = "A provider and model that answer prompts, with the key as a secret."
 
-    # Field order is part of the block schema's checksum: append new fields, and give them defaults. So are the titles and
-    # whatever else the form in the UI is made from; a block that was saved under an earlier checksum still loads.
+    # Field order is part of the block schema's checksum: append new fields, and give them defaults. So are titles, and
+    # all else that the form in the UI is made from; a block that was saved under an earlier checksum still loads.
     provider: ProviderName = Field(description="gemini, openai, anthropic, openrouter or local.")
     model: str = Field(min_length=1, description="The model's name, as the provider spells it.")
     api_key: SecretStr | None = Field(

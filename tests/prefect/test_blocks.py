@@ -33,26 +33,25 @@ class TestStandards(BlockStandardTestSuite):
     def test_has_a_valid_image(self, block: type[Block]) -> None: ...
 
 
-def save_provider(name: str) -> str:
-    PolluxProvider(provider="gemini", model="gemini-2.5-flash", use_mock=True).save(name, overwrite=True)
-    return name
+def save_cache(provider: PolluxProvider) -> str:
+    return warm_cache([Source.from_text("A long report. " * 500)], provider)
 
 
-def save_cache(_: str) -> str:
-    return warm_cache([Source.from_text("A long report. " * 500)], PolluxProvider.load("gemini"))
-
-
-def submit_job(_: str) -> str:
-    return submit(["Why?"], PolluxProvider.load("gemini"))
+def submit_job(provider: PolluxProvider) -> str:
+    return submit(["Why?"], provider)
 
 
 @pytest.mark.parametrize(
-    ("kind", "save"), [(PolluxProvider, save_provider), (PolluxCache, save_cache), (PolluxDeferredJob, submit_job)]
+    ("kind", "save"),
+    [(PolluxProvider, lambda _: "of-examples"), (PolluxCache, save_cache), (PolluxDeferredJob, submit_job)],
 )
-def test_the_example_runs(kind: type[Block], save: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_runs(
+    kind: type[Block], save: Callable[[PolluxProvider], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """As the page of the block in the UI shows it, with the block's own name."""
-    save_provider("gemini")
-    example = str(kind.get_code_example()).replace("BLOCK_NAME", save("an-example"))
+    provider = PolluxProvider(provider="gemini", model="gemini-2.5-flash", use_mock=True)
+    provider.save("of-examples", overwrite=True)
+    example = str(kind.get_code_example()).replace("BLOCK_NAME", save(provider)).replace('"gemini"', '"of-examples"')
     code = example.removeprefix("```python").removesuffix("```")
     exec(compile(code[code.index("from pollux") :], kind.__name__, "exec"), {})  # noqa: S102 (the example is ours)
     assert capsys.readouterr().out
