@@ -208,7 +208,7 @@ class _OptionsCard(BaseModel):
         | Annotated[str, _tab("import string")]
         | Annotated[dict[str, Any], _tab("JSON Schema")]
     ) = Field(default=None, title="Structured answer", description="Fields, a Pydantic model by name, or JSON Schema.")
-    # A program that sends its Options as JSON sends None for what is not set, and the server checks it with this schema.
+    # A program that sends its Options as JSON sends None for what is not set, and the server checks it by this schema.
     # The V1 UI leaves None out of the dropdown; the V2 UI makes it a text field.
     reasoning_effort: str = _input(
         Options, "reasoning_effort", enum=["none", "minimal", "low", "medium", "high", "xhigh", "max", None]

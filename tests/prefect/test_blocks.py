@@ -13,7 +13,7 @@ from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 
 from pollux_flows import Source
 from pollux_flows.blocks import PolluxCache, PolluxDeferredJob, PolluxProvider
-from pollux_flows.blocks.registration import aregister_block_types
+from pollux_flows.blocks.registration import aregister_block_types, has_current_form
 from pollux_flows.flows import realtime, submit, warm_cache
 from tests.prefect.jobs import no_jobs_are_left
 
@@ -93,5 +93,10 @@ async def test_a_provider_of_an_earlier_schema_is_picked_and_runs() -> None:
         deployment = await (await realtime.ato_deployment("of-an-earlier-schema")).aapply()
         picked = {"prompt": "Who?", "provider": {"$ref": {"block_document_id": str(document.id)}}}
         run = await client.create_flow_run_from_deployment(deployment, parameters=picked)
+        assert not has_current_form(document, PolluxProvider)
     parameters = realtime.validate_parameters(run.parameters)
     assert parameters["provider"].name == "of-an-earlier-schema"
+    await parameters["provider"].asave("of-an-earlier-schema", overwrite=True)
+    async with get_client() as client:
+        saved = await client.read_block_document_by_name("of-an-earlier-schema", "pollux-provider")
+    assert has_current_form(saved, PolluxProvider), "saving it again, as pollux-flows apply does, gives it the new form"
