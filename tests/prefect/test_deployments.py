@@ -65,6 +65,6 @@ def test_what_is_deployed_again_is_as_it_was() -> None:
 
 
 def data_of(deployment: DeploymentResponse) -> dict[str, Any]:
-    """Return a deployment without the times of its updates. No pull steps are [] to Prefect at first, and None later."""
+    """Return a deployment without the times of its updates. To Prefect, no pull steps are [] at first, then None."""
     data = deployment.model_dump(mode="json", exclude={"updated", "pull_steps"})
     return {**data, "schedules": [{**each, "updated": None} for each in data["schedules"]]}
