@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 from pydantic import (
+    ConfigDict,
     Field,
     SecretStr,
     StrictBool,
@@ -20,7 +21,7 @@ from pydantic import (
 
 from pollux_flows.access import current_limits
 from pollux_flows.base_url import check_address, check_base_url, is_own_host
-from pollux_flows.document import Document
+from pollux_flows.document import Document, show_as_one_input
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import Text
 
@@ -58,13 +59,28 @@ class RetryPolicy(Document):
     longer wait than either allows.
     """
 
-    max_attempts: StrictInt = Field(default=3, ge=1, le=1000, description="Attempts in all, the first included.")
-    initial_delay_s: StrictFloat = Field(default=0.5, ge=0, description="The first wait, in seconds.")
-    backoff_multiplier: StrictFloat = Field(default=2.0, gt=0, description="How much longer each wait is.")
-    max_delay_s: StrictFloat = Field(default=5.0, ge=0, description="The longest wait we choose ourselves.")
+    model_config = ConfigDict(title="Retries")
+
+    # The titles are those of the form of a PolluxProvider in the UI.
+    max_attempts: StrictInt = Field(
+        default=3, ge=1, le=1000, title="Max attempts", description="Attempts in all, the first included."
+    )
+    initial_delay_s: StrictFloat = Field(
+        default=0.5, ge=0, title="Initial delay (seconds)", description="The first wait, in seconds."
+    )
+    backoff_multiplier: StrictFloat = Field(
+        default=2.0, gt=0, title="Backoff multiplier", description="How much longer each wait is."
+    )
+    max_delay_s: StrictFloat = Field(
+        default=5.0, ge=0, title="Max delay (seconds)", description="The longest wait we choose ourselves."
+    )
     jitter: StrictBool = Field(default=True, description="Wait a random part of the delay, so that calls spread.")
     max_elapsed_s: StrictFloat | None = Field(
-        default=15.0, ge=0, description="The most one call may wait in all; empty for no bound."
+        default=15.0,
+        ge=0,
+        title="Max wait (seconds)",
+        description="The most one call may wait in all; in code, None is no bound.",
+        json_schema_extra=show_as_one_input,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron, Interval
 
 from pollux_flows.flows import (
     broadcast,
@@ -23,6 +24,7 @@ from pollux_flows.flows import (
 
 # A look at all jobs costs a few requests, however many they are. Runs may overlap.
 _COLLECT_EVERY: Final = timedelta(minutes=10)
+_ANCHOR: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _SWEEP_AT: Final = "17 3 * * *"
 
 
@@ -31,7 +33,8 @@ def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEE
     # `deferred` is suspended while the provider works, and resumed by `collect`.
     on_request: tuple[Any, ...] = (realtime, fan_out, fan_in, broadcast, deferred, submit, cancel, resubmit, warm_cache)
     return [
-        collect.to_deployment(collect.name, interval=collect_every),
-        sweep.to_deployment(sweep.name, cron=sweep_at),
+        # By its slug, a schedule is found again when it is deployed again; by its anchor, it keeps its times.
+        collect.to_deployment(collect.name, schedule=Interval(collect_every, _ANCHOR, slug=collect.name)),
+        sweep.to_deployment(sweep.name, schedule=Cron(sweep_at, slug=sweep.name)),
         *(flow.to_deployment(flow.name) for flow in on_request),
     ]

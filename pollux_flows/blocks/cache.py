@@ -35,8 +35,8 @@ class PolluxCache(Block):
 
     # Field order is part of the block schema's checksum: append new fields, and give them defaults.
     state: str = Field(description="creating, living or failed.")
-    provider: str
-    model: str
+    provider: str = Field(description="The provider that holds it.")
+    model: str = Field(description="The only model that can read it.")
     provider_name: str | None = Field(default=None, description="The provider's name for the cache.")
     expires: str | None = Field(default=None, description="When it is gone, by the provider's clock.")
     tokens: int | None = Field(default=None, description="How many it holds; empty where the provider did not say.")

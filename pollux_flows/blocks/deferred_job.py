@@ -35,8 +35,8 @@ class PolluxDeferredJob(Block):
     # Field order is part of the block schema's checksum: append new fields, and give them defaults.
     state: str = Field(description="submitting, submitted, ambiguous or collected.")
     status: str = Field(description="The provider's status when the job was last inspected.")
-    provider: str
-    model: str
+    provider: str = Field(description="The provider of its batches.")
+    model: str = Field(description="The model that answers.")
     prompts: int = Field(description="The number of its prompts.")
     batches: list[str] = Field(default_factory=list, description="The provider's ids of its batches.")
     job: dict[str, Any] = Field(description="The complete job.")

@@ -16,7 +16,7 @@ from pollux_flows.config import (
     environment_key,
     may_have_environment_key,
 )
-from pollux_flows.document import advise, describe
+from pollux_flows.document import advise, describe, show_as_one_input
 from pollux_flows.errors import ConfigurationError
 
 
@@ -40,36 +40,60 @@ class PolluxProvider(Block):
     _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
     _description = "A provider and model that answer prompts, with the key as a secret."
 
-    # Field order is part of the block schema's checksum: append new fields, and give them defaults.
+    # Field order is part of the block schema's checksum: append new fields, and give them defaults. So are titles, and
+    # all else that the form in the UI is made from; a block that was saved under an earlier checksum still loads.
     provider: ProviderName = Field(description="gemini, openai, anthropic, openrouter or local.")
     model: str = Field(min_length=1, description="The model's name, as the provider spells it.")
     api_key: SecretStr | None = Field(
-        default=None, description="The key; leave it empty to use the worker's environment."
+        default=None,
+        title="API key",
+        description="The key; leave it empty to use the worker's environment.",
+        json_schema_extra=show_as_one_input,
     )
-    base_url: str | None = Field(default=None, description="Another address to send to; a local server needs one.")
-    request_concurrency: int = Field(default=6, ge=1, description="How many calls may be under way at once.")
+    base_url: str | None = Field(
+        default=None,
+        title="Base URL",
+        description="Another address to send to; a local server needs one.",
+        json_schema_extra=show_as_one_input,
+    )
+    request_concurrency: int = Field(
+        default=6, ge=1, title="Request concurrency", description="How many calls may be under way at once."
+    )
     retry: RetryPolicy = Field(default_factory=RetryPolicy, description="What to do when a call fails.")
     timeout_s: float = Field(
-        default=600.0, gt=0, description="The most a call may take, in seconds, waits and retries included."
+        default=600.0,
+        gt=0,
+        title="Timeout (seconds)",
+        description="The most a call may take, in seconds, waits and retries included.",
     )
-    use_mock: bool = Field(default=False, description="Answer from the simulator instead, for free and without a key.")
+    use_mock: bool = Field(
+        default=False,
+        title="Use the simulator",
+        description="Answer from the simulator instead, for free and without a key.",
+    )
     keep_files_s: float | None = Field(
         default=3600.0,
         ge=0,
-        description="How long an uploaded file stays after the last run that used it, in seconds; "
-        "0 deletes it at once, empty keeps it for as long as the provider does.",
+        title="Keep files (seconds)",
+        description="How long an uploaded file stays after the last run that used it; 0 deletes it at once, "
+        "a long time leaves that to the provider.",
+        json_schema_extra=show_as_one_input,
     )
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,
+        title="Requests per minute",
         description="The most requests that may go out in a minute, for all runs of one process that use this key; "
         "empty for no bound.",
+        json_schema_extra=show_as_one_input,
     )
     tokens_per_minute: int | None = Field(
         default=None,
         ge=1,
+        title="Tokens per minute",
         description="The most tokens that their answers may take in a minute, prompts included, as far as can be told "
         "in advance; empty for no bound.",
+        json_schema_extra=show_as_one_input,
     )
 
     @model_validator(mode="wrap")

@@ -47,6 +47,12 @@ async def read_document(client: PrefectClient, kind: type[Block], name: str) -> 
         return None
 
 
+def has_current_form(document: BlockDocument, kind: type[Block]) -> bool:
+    """Return whether a block was saved under the schema that its type has now, from which the UI makes its form."""
+    schema = document.block_schema
+    return schema is not None and schema.checksum == kind._calculate_schema_checksum()  # noqa: SLF001
+
+
 async def load_saved_configs() -> AsyncIterator[tuple[str, Config | PolluxError]]:
     """Yield, by name, the config of each saved provider, or why this process cannot use it."""
     async with get_client() as client:

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Final
 import yaml
 from cyclopts import Parameter
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
 from prefect.utilities.dispatch import lookup_type
 from pydantic import ValidationError
 
 from pollux_flows import blocks
-from pollux_flows.blocks.registration import aregister_block_types
+from pollux_flows.blocks.registration import aregister_block_types, has_current_form, read_document
 from pollux_flows.cli.words import refusals_in_words, say
 from pollux_flows.config import from_environment
 from pollux_flows.document import advise, describe
@@ -159,17 +160,21 @@ async def _applied(wanted: Sequence[_Wanted]) -> list[str]:
 
 async def _saved(one: _Wanted) -> str:
     """Save the block, unless it says what is there already, and tell which."""
-    try:
-        there = _own_fields(await one.kind.aload(one.name))
-    except ValueError:  # there is none of that name
+    async with get_client() as client:
+        document = await read_document(client, one.kind, one.name)
+    if document is None:
         await one.block({}).asave(one.name)
         return "created"
+    there = _own_fields(await one.kind.aload(one.name))
     block = one.block({field: there[field] for field in _secrets(one.kind)})
     data = _own_fields(block)
-    if data == there:
+    changed = [field for field in data if data[field] != there[field]]
+    if not has_current_form(document, one.kind):
+        changed.append("its form in the UI")
+    if not changed:
         return "as it was"
     await block.asave(one.name, overwrite=True)
-    return f"changed ({', '.join(field for field in data if data[field] != there[field])})"
+    return f"changed ({', '.join(changed)})"
 
 
 def _own_fields(block: Block) -> dict[str, Any]:

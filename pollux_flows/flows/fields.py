@@ -135,8 +135,8 @@ def _input(model: type[BaseModel], name: str, title: str | None = None, **shown:
 
 
 def _choice(model: type[BaseModel], name: str, choices: Iterable[str], title: str | None = None) -> Any:
-    """Return the field `name` of a model as a dropdown. A program may send None for what it does not set."""
-    return _input(model, name, title, enum=[*choices, None])
+    """Return the field `name` of a model as a dropdown."""
+    return _input(model, name, title, enum=[*choices])
 
 
 def _tab(title: str) -> Any:
@@ -146,8 +146,9 @@ def _tab(title: str) -> Any:
 _None = Annotated[None, _tab("hide")]
 
 
+# The docstrings of the cards below are shown in the form, to those who fill it in.
 class _Details(BaseModel):
-    """The rare settings of a source."""
+    """Unset fields follow from the source."""
 
     model_config = ConfigDict(title="show")
 
@@ -161,7 +162,7 @@ class _Details(BaseModel):
 
 
 class _SourceCard(BaseModel):
-    """A source as one input, with the rare settings in a card of their own."""
+    """A file, an address or a text that the prompts are about."""
 
     model_config = ConfigDict(title="Source")
 
@@ -182,7 +183,7 @@ class _AnswerField(BaseModel):
 
 
 class _RareOptions(BaseModel):
-    """The options that few people set."""
+    """Unset fields use the provider's default."""
 
     model_config = ConfigDict(title="show")
 
@@ -196,10 +197,7 @@ class _RareOptions(BaseModel):
 
 
 class _OptionsCard(BaseModel):
-    """The options that people set, and the others in a card of their own.
-
-    The conversation and the cache are chosen elsewhere.
-    """
+    """Unset fields use the provider's default."""
 
     model_config = ConfigDict(title="set")
 
@@ -210,8 +208,10 @@ class _OptionsCard(BaseModel):
         | Annotated[str, _tab("import string")]
         | Annotated[dict[str, Any], _tab("JSON Schema")]
     ) = Field(default=None, title="Structured answer", description="Fields, a Pydantic model by name, or JSON Schema.")
-    reasoning_effort: str = _choice(
-        Options, "reasoning_effort", ["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+    # A program that sends its Options as JSON sends None for what is not set, and the server checks it by this schema.
+    # The V1 UI leaves None out of the dropdown; the V2 UI makes it a text field.
+    reasoning_effort: str = _input(
+        Options, "reasoning_effort", enum=["none", "minimal", "low", "medium", "high", "xhigh", "max", None]
     )
     max_tokens: int = _input(Options, "max_tokens", minimum=1)
     temperature: float = _input(Options, "temperature", minimum=0, maximum=2)

@@ -8,8 +8,6 @@ import pickle
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from prefect import flow
-from prefect.blocks.core import Block
-from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import SecretStr
 
 from pollux_flows import ConfigurationError, Options, RetryPolicy
@@ -19,17 +17,6 @@ from pollux_flows.deferred.job import Job
 from pollux_flows.jobs.store import JobConfigs
 
 SENTINEL = "sk-sentinel-1d9c7f"
-
-
-class TestPolluxProviderStandards(BlockStandardTestSuite):
-    """What Prefect asks of every block: descriptions, a documentation link, an example that loads it."""
-
-    @pytest.fixture
-    def block(self) -> type[Block]:
-        return PolluxProvider
-
-    @pytest.mark.skip(reason="there is no logo: an address nobody controls would be worse than Prefect's own icon")
-    def test_has_a_valid_image(self, block: type[Block]) -> None: ...
 
 
 async def test_a_saved_provider_comes_back_with_its_key_and_limits() -> None:

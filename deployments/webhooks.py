@@ -1,0 +1,38 @@
+"""Receive the webhooks of OpenAI and Gemini, and emit each as an event on the Prefect server of your profile.
+
+Start it with `uvicorn webhooks:app`, or mount `app` in a web app of yours. See docs/webhooks.md.
+"""
+
+import json
+import os
+
+from openai import OpenAI
+from prefect.events import emit_event
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+SECRETS = {"openai": os.environ.get("OPENAI_WEBHOOK_SECRET"), "gemini": os.environ.get("GEMINI_WEBHOOK_SECRET")}
+
+# Both providers sign as standardwebhooks.com describes. Nothing is sent, so no key is needed.
+verify_signature = OpenAI(api_key="none").webhooks.verify_signature
+
+
+async def receive(request: Request) -> Response:
+    """Check the signature of a webhook, and emit it as an event such as `openai.batch.completed`."""
+    provider = request.path_params["provider"]
+    if not (secret := SECRETS.get(provider)):
+        return Response("There is no secret for this provider.", status_code=404)
+    body = await request.body()
+    try:
+        verify_signature(body, request.headers, secret=secret)
+    except ValueError as error:
+        return Response(str(error), status_code=400)
+    webhook = json.loads(body)
+    resource = {"prefect.resource.id": f"{provider}.webhook"}
+    emit_event(f"{provider}.{webhook['type']}", resource, payload=webhook["data"])
+    return Response(status_code=204)
+
+
+app = Starlette(routes=[Route("/webhooks/{provider}", receive, methods=["POST"])])
