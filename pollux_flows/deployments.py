@@ -11,6 +11,7 @@ from pollux_flows.flows import (
     broadcast,
     cancel,
     collect,
+    converse,
     deferred,
     fan_in,
     fan_out,
@@ -29,7 +30,18 @@ _SWEEP_AT: Final = "17 3 * * *"
 def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEEP_AT) -> list[RunnerDeployment]:
     """One for each flow, to be given to Prefect's `serve`. `sweep_at` is a cron expression."""
     # `deferred` is suspended while the provider works, and resumed by `collect`.
-    on_request: tuple[Any, ...] = (realtime, fan_out, fan_in, broadcast, deferred, submit, cancel, resubmit, warm_cache)
+    on_request: tuple[Any, ...] = (
+        realtime,
+        fan_out,
+        fan_in,
+        broadcast,
+        converse,
+        deferred,
+        submit,
+        cancel,
+        resubmit,
+        warm_cache,
+    )
     return [
         collect.to_deployment(collect.name, interval=collect_every),
         sweep.to_deployment(sweep.name, cron=sweep_at),

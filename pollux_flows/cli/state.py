@@ -29,6 +29,7 @@ _WORDS: Final = {
     "owner": "Users of those",
     "account": "Accounts' salt",
     "job": "Deferred jobs",
+    "conversation": "Conversations",
     "unknown": "Of another version",
 }
 _NOTHING: Final = "Nothing is kept yet."
@@ -39,7 +40,7 @@ Say what is to go:
   --run NAME         the answers of one run, or of all parts of a flow run: `pollux-flows state` names them
   --damaged          records that cannot be read
 With --dry-run nothing goes: it is only told what would. An answer that goes is paid for again if it is asked for again.
-What tells of files at a provider never goes."""
+What tells of files at a provider never goes, nor does a conversation: `pollux-flows conversations delete`."""
 
 
 @state.default

@@ -64,21 +64,20 @@ async def answer(
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """Answer every prompt about all sources together, and return one envelope."""
-    run_input, plan, outcomes, duration_s, saved, caches = await _answer_calls(
+    run_input, plan, outcomes, duration_s, saved, caches = await answer_calls(
         prompts,
-        prompts_from,
         provider,
         sources,
         options,
+        prompts_from=prompts_from,
         terms=terms,
         cache=cache,
         calls_per_task=calls_per_task,
-        each_source=False,
     )
     envelope = await tasks.extract(
         pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
     )
-    await publish_outcome(kind, run_input, [envelope], on_partial, _advice(saved))
+    await publish_outcome(kind, run_input, [envelope], on_partial, retry_advice(saved))
     return envelope
 
 
@@ -95,12 +94,12 @@ async def answer_each(
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """Answer every prompt about each source by itself, and return one envelope a source."""
-    run_input, plan, outcomes, duration_s, saved, caches = await _answer_calls(
+    run_input, plan, outcomes, duration_s, saved, caches = await answer_calls(
         prompts,
-        prompts_from,
         provider,
         sources,
         options,
+        prompts_from=prompts_from,
         terms=terms,
         cache=cache,
         calls_per_task=calls_per_task,
@@ -109,11 +108,15 @@ async def answer_each(
     envelopes = await tasks.extract_each(
         pass_opaque(plan), pass_opaque(outcomes), duration_s, provider.timeout_s, pass_opaque(caches)
     )
-    await publish_outcome("broadcast", run_input, envelopes, on_partial, _advice(saved))
+    await publish_outcome("broadcast", run_input, envelopes, on_partial, retry_advice(saved))
     return envelopes
 
 
-class _Answered(NamedTuple):
+class NotAnsweredError(Exception):
+    """A call has no answer yet, and none was to be made."""
+
+
+class Answered(NamedTuple):
     """The outcomes of all calls of a run, and how they came about."""
 
     run_input: RunInput
@@ -125,18 +128,20 @@ class _Answered(NamedTuple):
 
 
 @under_limits
-async def _answer_calls(
+async def answer_calls(
     prompts: Sequence[str | None],
-    prompts_from: str | None,
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,
     *,
     terms: Terms,
-    cache: Cache,
-    calls_per_task: int | None,
-    each_source: bool,
-) -> _Answered:
+    prompts_from: str | None = None,
+    cache: Cache = None,
+    calls_per_task: int | None = None,
+    each_source: bool = False,
+    reused_only: bool = False,
+) -> Answered:
+    """Make the calls that are not answered yet; with `reused_only`, raise NotAnsweredError instead."""
     if calls_per_task is not None and calls_per_task < 1:
         raise ConfigurationError(
             f"calls_per_task is {calls_per_task}.",
@@ -156,6 +161,8 @@ async def _answer_calls(
     started = time.monotonic()
     async with tasks.share_execution(plan, config, terms) as shared:
         found = await shared.execution.answers.load_reusable(plan.calls)
+        if reused_only and len(found) < len(plan.calls):
+            raise NotAnsweredError
         shared.progress.advance(len(found))
         unanswered = [call for call in plan.calls if call.index not in found]
         if found:
@@ -178,10 +185,10 @@ async def _answer_calls(
         saved = await shared.execution.answers.look_for_saved(found.values()) if has_failed else None
     outcomes = [found[call.index] for call in plan.calls]
     run_input = RunInput(plan.target, prompts, sources, options or Options(), each_source)
-    return _Answered(run_input, plan, outcomes, time.monotonic() - started, saved, shared.execution.used_caches)
+    return Answered(run_input, plan, outcomes, time.monotonic() - started, saved, shared.execution.used_caches)
 
 
-def _advice(saved: Saved | None) -> str | None:
+def retry_advice(saved: Saved | None) -> str | None:
     return saved and saved.advice("What was answered is", "a retry asks only the others", "a retry")
 
 
