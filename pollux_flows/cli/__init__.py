@@ -63,6 +63,7 @@ for _room, _commands in {
     },
     "doctor": {"doctor": "Look whether all that a run needs is there. Nothing is asked of a provider."},
     "state": {"state": "Show and prune what is kept."},
+    "conversations": {"conversations": "List the stored conversations, show one, and delete one."},
     "caches": {"caches": "List the registered caches, and delete one."},
 }.items():
     for _name, _help in _commands.items():

@@ -68,8 +68,6 @@ class Tool:
 
 def load_tools(import_strings: Sequence[str]) -> list[Tool]:
     """Import the tools, or raise which of them this run may not use, or cannot."""
-    if isinstance(import_strings, str):
-        raise ConfigurationError("tools is a text.", hint='Pass a list: tools=["my_package.tools:get_weather"].')
     tools = [load_tool(each) for each in import_strings]
     names = [tool.name for tool in tools]
     if doubled := {name for name in names if names.count(name) > 1}:

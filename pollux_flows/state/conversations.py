@@ -123,11 +123,9 @@ async def list_conversations(store: Store) -> list[StoredConversation]:
     return sorted(found, key=lambda each: each.exchanges[-1].at if each.exchanges else each.began_at, reverse=True)
 
 
-async def delete_conversation(store: Store, name: str) -> bool:
-    """Remove a conversation; return False if there is none of this name."""
-    found = await store.get(_key(name)) is not None
+async def delete_conversation(store: Store, name: str) -> None:
+    """Remove a conversation."""
     await store.delete(_key(name))
-    return found
 
 
 def check_size(store: Store, stored: StoredConversation) -> None:

@@ -18,14 +18,17 @@ from pydantic import SecretStr
 
 from pollux_flows import APIError, BudgetError, ConfigurationError, Options, ResultEnvelope, Source
 from pollux_flows.blocks import PolluxProvider
+from pollux_flows.cli import app
 from pollux_flows.config import ProviderName
 from pollux_flows.errors import ToolError
 from pollux_flows.flows import aconverse, converse
+from pollux_flows.flows.tools import load_tools
 from pollux_flows.simulator import Fault, Logged, Simulator
 from pollux_flows.state import conversations
 from pollux_flows.state.conversations import StoredConversation, load_conversation
 from pollux_flows.state.maintenance import prune, remove_damaged, survey
 from pollux_flows.state.store import open_store
+from tests.commands import Command
 from tests.loopback import MODELS
 from tests.mortal import Death, Mortal, started
 from tests.prefect import weather
@@ -49,6 +52,20 @@ def _tools() -> Iterator[None]:
     weather.failing = 0
     yield
     weather.failing = 0
+
+
+@pytest.fixture
+def commanded(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `pollux-flows …`, and return what it prints or refuses with."""
+
+    def command(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            app([*words])
+        printed = capsys.readouterr().out
+        return printed if left.value.code in (None, 0) else f"{left.value.code}{printed}"
+
+    return command
 
 
 def provider_of(kind: ProviderName, world: tuple[Simulator, str]) -> PolluxProvider:
@@ -119,7 +136,13 @@ async def test_another_provider_is_sent_what_it_can_read(world: tuple[Simulator,
     await aconverse("And then?", anthropic, "both", tools=[WEATHER], options=Options(reasoning_effort="low"))
     await aconverse("And after?", openai, "both", tools=[WEATHER])
     _, _, second, third = generated(simulator)
-    assert [message["role"] for message in second.body["messages"]] == ["user", "assistant", "user", "assistant", "user"]
+    assert [message["role"] for message in second.body["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
     assert "previous_response_id" not in third.body  # OpenAI has not seen what Anthropic answered
     assert "signature" not in json.dumps(third.body)
     assert first.text in json.dumps(third.body)
@@ -149,7 +172,7 @@ async def test_a_failed_turn_is_not_added(provider: PolluxProvider, simulator: S
 
 def test_what_has_no_place_in_a_stored_conversation(provider: PolluxProvider, simulator: Simulator) -> None:
     for options in (Options(history=[]), Options(tools=[{"name": "f", "parameters": {}}])):
-        with pytest.raises(ConfigurationError, match="history|tools"):
+        with pytest.raises(ConfigurationError, match=r"history|tools"):
             converse("Hello.", provider, "refused", options=options)
     with pytest.raises(ConfigurationError, match="max_rounds"):
         converse("Hello.", provider, "refused", max_rounds=0)
@@ -164,7 +187,9 @@ async def test_two_at_once_wait_for_each_other(provider: PolluxProvider, simulat
     await asyncio.gather(*(aconverse(f"Number {n}.", provider, "busy") for n in range(3)))
     found = await stored("busy")
     assert [each.base for each in found.exchanges] == [0, 1, 2]
-    assert {turn["content"] for turn in (each.turns[0] for each in found.exchanges)} == {f"Number {n}." for n in range(3)}
+    assert {turn["content"] for turn in (each.turns[0] for each in found.exchanges)} == {
+        f"Number {n}." for n in range(3)
+    }
     assert len(generated(simulator)) == 3
 
 
@@ -311,7 +336,7 @@ def test_a_model_that_calls_without_end(provider: PolluxProvider, simulator: Sim
 
 def test_a_tool_that_takes_too_long(provider: PolluxProvider) -> None:
     slow = "tests.prefect.weather:sleep"
-    with pytest.raises(ToolError, match="longer than 0.2 seconds"):
+    with pytest.raises(ToolError, match=r"longer than 0\.2 seconds"):
         converse("Go. [[simulate: tool_call]]", provider, "slow", tools=[slow], tool_timeout_s=0.2)
 
 
@@ -324,13 +349,11 @@ def test_a_tool_that_takes_too_long(provider: PolluxProvider) -> None:
         (["tests.prefect.weather:by_position"], "without a name"),
         (["tests.prefect.weather:missing"], "cannot be imported"),
         ([WEATHER, WEATHER], "Two tools"),
-        ("tests.prefect.weather:get_weather", "tools is a text"),
     ],
 )
-def test_what_is_no_tool(tools: Any, problem: str, provider: PolluxProvider, simulator: Simulator) -> None:
+def test_what_is_no_tool(tools: list[str], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
-        converse("Go.", provider, "no-tools", tools=tools)
-    assert generated(simulator) == []
+        load_tools(tools)
 
 
 # --- In the state -----------------------------------------------------------------------------------------------------
@@ -349,3 +372,19 @@ async def test_no_pruning_removes_a_conversation(provider: PolluxProvider) -> No
     assert (await remove_damaged(store)).removed == []
     text = (await stored("stays")).model_dump_json()
     assert "sk-never-saved" not in text
+
+
+def test_the_command(provider: PolluxProvider, commanded: Command) -> None:
+    assert commanded("conversations") == "No conversation is stored yet.\n"
+    converse(RAIN, provider, "On the command line", tools=[WEATHER])
+    assert commanded("conversations").startswith("On the command line: 1 exchange, the last ")
+    assert json.loads(commanded("conversations", "--json"))["exchanges"][0]["model"] == provider.model
+    shown = commanded("conversations", "show", "On the command line")
+    assert f"user:\n  {RAIN}\n\nassistant:\n  calls get_weather {{" in shown
+    assert shown.endswith("assistant:\n  Simulated answer from the results of: get_weather\n")
+    assert "Conversations" in commanded("state")
+    assert RAIN in commanded("answers", asyncio.run(newest_run("converse")).name)
+    assert (
+        commanded("conversations", "delete", "On the command line") == "Deleted On the command line, of 1 exchange.\n"
+    )
+    assert "There is no conversation" in commanded("conversations", "show", "On the command line")
