@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test browser check bench fresh-install kills batch-kills cache-kills parents format clean
+.PHONY: demo test browser pictures docs check bench fresh-install kills batch-kills cache-kills parents format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
@@ -22,6 +22,12 @@ test: $(READY)  ## run the tests
 
 browser: $(READY)  ## use the UI as a person does, in Chromium, and keep screenshots in browser-shots/
 	$(BIN)/pytest -q --timeout 300 tests/browser
+
+pictures: browser  ## take the pictures of the documents anew
+	cd docs/images && for picture in *.png; do cp ../../browser-shots/$$picture .; done
+
+docs: $(READY)  ## build the site, in site/
+	$(BIN)/sphinx-build -q -W --keep-going docs site
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff format --check .
@@ -60,5 +66,5 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "Python's venv module is missing. On Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs]'
 	@touch $@
