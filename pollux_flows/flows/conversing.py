@@ -125,6 +125,7 @@ class _Turn:
     outcomes: list[Outcome] = field(default_factory=list)
 
     async def answer(self, max_rounds: int) -> ResultEnvelope:
+        """Find the answer that an earlier attempt of the run has, or ask; then call tools until there is an answer."""
         stored, found = await self._load(), None
         base = 0
         for base in await self._bases(stored):
