@@ -97,7 +97,7 @@ _postponed: Final[ContextVar[bool]] = ContextVar("pollux_flows_postponed_schemas
 
 @contextmanager
 def limited(limits: Limits | None) -> Iterator[None]:
-    """Hold everything within to these limits."""
+    """Apply these limits inside the block."""
     token = _limits.set(limits)
     try:
         yield

@@ -85,20 +85,20 @@ def is_web(address: str) -> bool:
     return parts.scheme in {"http", "https"} and parts.netloc != ""
 
 
-def check_whole(address: str, *, web: bool) -> None:
+def check_fetchable(address: str, *, web: bool) -> None:
     """Refuse an address that cannot be fetched."""
     scheme = _parts(address).scheme
-    whole = is_web(address) if web or scheme in {"http", "https"} else scheme != ""
+    is_complete = is_web(address) if web or scheme in {"http", "https"} else scheme != ""
     # urlsplit() overlooks line breaks; a client that fetches the address would not.
-    if not whole or not address.isprintable():
+    if not is_complete or not address.isprintable():
         raise SourceError(
-            f"{shown(address)!r} is no whole address.",
+            f"{shown(address)!r} is not a complete address.",
             hint="Write it with its scheme, such as 'https://example.com/a.pdf'.",
         )
 
 
 def check_no_credentials(address: str, *, path: bool = False) -> None:
-    """An address is stored and logged, so what it says in secret is refused, without being repeated."""
+    """Refuse an address that contains credentials, without repeating it: an address is stored and logged."""
     patterns = [_CREDENTIALS, _CREDENTIALS_IN_RUINS] + ([] if path else [_CREDENTIALS_ALONE])
     if any(pattern.search(address) for pattern in patterns):
         raise SourceError(

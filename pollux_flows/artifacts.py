@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,7 @@ from prefect.artifacts import (
 
 from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_grid
 from pollux_flows.pipeline.caches import CacheRecord
-from pollux_flows.result import ResultEnvelope, SweepReport
+from pollux_flows.result import Outcome, ResultEnvelope, SweepReport
 
 _PROGRESS_EVERY_S: Final = 2.0
 
@@ -56,7 +57,7 @@ async def publish_cache(name: str, record: CacheRecord) -> None:
 
 
 async def publish_sweep(report: SweepReport) -> None:
-    """A row for each file that was removed, or should have been."""
+    """Publish a table with a row for each file that was removed, or should have been."""
     rows = [{"provider": file.provider, "file": file.file_id, "now": "removed"} for file in report.removed]
     rows += [
         {"provider": file.provider, "file": file.file_id, "now": f"still there: {file.why}"} for file in report.left
@@ -72,24 +73,53 @@ async def publish_sweep(report: SweepReport) -> None:
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """How far a run is, and what its new answers took."""
 
     total: int
     done: int = 0
+    tokens: int = 0
+    cost_usd: float | None = 0.0
+    """None once the cost of an answer is unknown."""
+    on_change: ProgressListener | None = None
 
     def advance(self, steps: int) -> None:
         """Count steps that are done."""
         self.done += steps
+        if self.on_change is not None:
+            self.on_change(self)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a call that has ended, with the tokens and the cost of its answer."""
+        if outcome.answer is not None and outcome.reused is None:
+            self.tokens += outcome.answer.usage.get("total_tokens", 0)
+            known = self.cost_usd is not None and outcome.cost_usd is not None
+            self.cost_usd = (self.cost_usd or 0.0) + (outcome.cost_usd or 0.0) if known else None
+        self.advance(1)
 
     @property
     def percent(self) -> float:
         return 100.0 * self.done / self.total if self.total else 100.0
 
 
+ProgressListener = Callable[[Progress], None]
+_listener: ContextVar[ProgressListener | None] = ContextVar("pollux_flows_progress_listener", default=None)
+
+
+@contextmanager
+def listen_to_progress(listener: ProgressListener) -> Iterator[None]:
+    """Call the listener whenever a run that is started here gets further, at its begin first."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 @asynccontextmanager
 async def show_progress(total: int, description: str) -> AsyncIterator[Progress]:
     """Show a progress bar in the UI for work that takes longer than a moment."""
-    progress = Progress(total)
+    progress = Progress(total, on_change=_listener.get())
+    progress.advance(0)
 
     async def show() -> None:
         await asyncio.sleep(_PROGRESS_EVERY_S)

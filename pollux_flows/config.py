@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -20,6 +19,7 @@ from pydantic import (
 )
 
 from pollux_flows.access import current_limits
+from pollux_flows.base_url import check_address, check_base_url, is_own_host
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import Text
@@ -39,12 +39,6 @@ URL_VARIABLES: Final[dict[ProviderName, str]] = {
     "anthropic": "ANTHROPIC_BASE_URL",
     "openrouter": "OPENROUTER_BASE_URL",
     "local": "POLLUX_LOCAL_BASE_URL",
-}
-OWN_ADDRESSES: Final[dict[ProviderName, str]] = {
-    "gemini": "https://generativelanguage.googleapis.com",
-    "openai": "https://api.openai.com/v1",
-    "anthropic": "https://api.anthropic.com",
-    "openrouter": "https://openrouter.ai/api/v1",
 }
 ALLOWED_ADDRESSES: Final = "POLLUX_ALLOW_BASE_URLS"
 """Lists further base URLs, separated by commas, that may receive the environment's keys, with all paths below them."""
@@ -124,7 +118,7 @@ class Config(Document):
         default=None,
         ge=1,
         le=_MOST_A_MINUTE,
-        description="The most tokens that their answers may take in a minute, prompts included, as far as can be told "
+        description="The most tokens that their answers may take in a minute, prompts included, as far as is known "
         "in advance.",
     )
 
@@ -164,8 +158,11 @@ class Config(Document):
 
     @field_validator("base_url")
     @classmethod
-    def _usable_address(cls, value: str | None) -> str | None:
-        return None if value is None or not value.strip() else checked_address(value.strip())
+    def _usable_address(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None or not value.strip():
+            return None
+        provider = info.data.get("provider")  # absent when it is not usable itself
+        return check_base_url(provider, value.strip()) if provider else check_address(value.strip())
 
     @model_validator(mode="after")
     def _complete_from_environment(self, info: ValidationInfo) -> Self:
@@ -173,8 +170,8 @@ class Config(Document):
             return self
         # A .env file that happens to be in the working folder must not redirect a key that was passed.
         file_counts = self.api_key is None
-        if self.base_url is None and (address := from_environment(URL_VARIABLES[self.provider], dotenv=file_counts)):
-            _fill(self, "base_url", checked_address(address))
+        if self.base_url is None and (address := _environment_address(self.provider, dotenv=file_counts)):
+            _fill(self, "base_url", address)
         if self.provider == "local":
             if self.base_url is None:
                 raise ConfigurationError(
@@ -254,27 +251,30 @@ def environment_key(provider: ProviderName) -> str | None:
     return from_environment(variable) if variable else None
 
 
+def _environment_address(provider: ProviderName, *, dotenv: bool = True) -> str | None:
+    """Return the base URL that the environment names for a provider, checked."""
+    variable = URL_VARIABLES[provider]
+    if (value := from_environment(variable, dotenv=dotenv)) is None:
+        return None
+    try:
+        return check_base_url(provider, value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{variable}: {error.message}", hint=error.hint) from None
+
+
 def may_have_environment_key(provider: ProviderName, base_url: str | None) -> bool:
     """Return whether an address may receive the environment's key: the provider's own, or named by the environment."""
-    if base_url is None or _is_own_address(provider, base_url):
+    if base_url is None or is_own_host(provider, base_url):
         return True
-    if (named := from_environment(URL_VARIABLES[provider])) and checked_address(named) == base_url.rstrip("/"):
+    if _environment_address(provider) == base_url.rstrip("/"):
         return True
     return any(_is_below(base_url, allowed) for allowed in _allowed_addresses())
-
-
-def _is_own_address(provider: ProviderName, base_url: str) -> bool:
-    """Return whether the address is on the provider's host or a subdomain of it (OpenAI has one for each region)."""
-    if (own := OWN_ADDRESSES.get(provider)) is None:
-        return False
-    host = re.escape(urlsplit(own).hostname or "")
-    return re.match(rf"https://([a-z0-9-]+\.)*{host}(:\d+)?(/|$)", base_url) is not None
 
 
 def _allowed_addresses() -> list[str]:
     listed = [each.strip() for each in (from_environment(ALLOWED_ADDRESSES) or "").split(",")]
     try:
-        return [checked_address(each) for each in listed if each]
+        return [check_address(each) for each in listed if each]
     except ConfigurationError as error:
         raise ConfigurationError(
             f"{ALLOWED_ADDRESSES} cannot be used: {error.message}", hint="Write addresses, separated by commas."
@@ -307,27 +307,6 @@ def _no_key(provider: ProviderName, base_url: str | None) -> ConfigurationError:
         hint="Pass the key for that address as api_key, use a saved PolluxProvider with that base_url, or allow the "
         f"address where this runs: {line}",
     )
-
-
-def checked_address(value: str) -> str:
-    """Return `value` as a base URL without a trailing slash; raise a ConfigurationError if it cannot be one."""
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host, parts = None, urlsplit("")
-    # urlsplit() ignores line breaks; an HTTP client would not.
-    if parts.scheme not in {"http", "https"} or not host or not value.isprintable() or " " in value:
-        raise ConfigurationError(
-            "base_url is not an http address.", hint="Write the full URL, such as 'http://127.0.0.1:8000/v1'."
-        )
-    if parts.username is not None or parts.password is not None or "?" in value or "#" in value:
-        # A base URL is part of plain JSON and logs, so it must not hold a key.
-        raise ConfigurationError(
-            "base_url holds a user name, a password, a query or a fragment.",
-            hint="Write only scheme, host, port and path; pass the key as api_key.",
-        )
-    return value.rstrip("/")
 
 
 def _check_key(key: str, provider: ProviderName) -> None:

@@ -28,7 +28,7 @@ _SWEEP_AT: Final = "17 3 * * *"
 
 
 def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEEP_AT) -> list[RunnerDeployment]:
-    """One for each flow, to be given to Prefect's `serve`. `sweep_at` is a cron expression."""
+    """Return one deployment a flow, for Prefect's `serve`. `sweep_at` is a cron expression."""
     # `deferred` is suspended while the provider works, and resumed by `collect`.
     on_request: tuple[Any, ...] = (
         realtime,

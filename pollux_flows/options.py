@@ -89,7 +89,7 @@ class Options(Document):
     continue_from: JsonObject | None = Field(
         default=None,
         repr=False,
-        description="An earlier envelope, or its JSON, to go on from. Of it, the conversation is kept.",
+        description="An earlier envelope, or its JSON, to go on from. Only its conversation is used.",
     )
     max_tokens: StrictInt | None = Field(default=None, gt=0, le=_TOKENS, description="The longest answer, in tokens.")
     # Text first: what is no handle is refused by the handle with words of its own.

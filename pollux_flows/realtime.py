@@ -22,7 +22,7 @@ from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.pipeline.saved import Saved
+from pollux_flows.pipeline.saved_answers import Saved
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import Outcome, ResultEnvelope
 from pollux_flows.source import Source
@@ -78,7 +78,7 @@ async def run_many(
     `cache` names what the prompts are about, by handle or name of a cache; one that was lost is made again where its
     name is known. "auto" holds the sources in a cache of the provider while the run lasts, where that is cheaper.
 
-    Every answer is kept. `run_key` names the run that these calls belong to: a later call with the same key asks only
+    Every answer is saved. `run_key` names the run that these calls belong to: a later call with the same key asks only
     what is not answered yet. `reuse="always"` takes another run's answer to the same call as well, unless that is older
     than `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. Once the answers of a run, and the
     caches that it created, have cost `max_cost_usd`, no new call starts.
@@ -151,7 +151,7 @@ def _with_advice(
 ) -> PolluxError:
     """Return the error, whose hint also says how not to pay again for what was answered, where that is possible."""
     if saved is not None:
-        count = sum(outcome.problem is None and outcome.unkept is None for outcome in outcomes)
+        count = sum(outcome.problem is None and outcome.save_error is None for outcome in outcomes)
         again = "run again with the same run_key" if run_key else "pass reuse='always'"
         which = f"The answers to {count} of {len(outcomes)} prompts are"
         advice = saved.advice(which, f"to ask only the others, {again}", "running again")

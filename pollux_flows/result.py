@@ -240,7 +240,7 @@ class Outcome(Record):
     reused: Literal["run", "always"] | None = Field(
         default=None, description="Not asked for now: this run had the answer already, or another one had."
     )
-    unkept: str | None = Field(default=None, description="Why the answer could not be saved.")
+    save_error: str | None = Field(default=None, description="Why the answer could not be saved.")
     spilled: str | None = Field(default=None, description="The file that has it instead, for the next run to import.")
 
     def at(self, index: int) -> Outcome:

@@ -163,7 +163,7 @@ async def _read_parent(client: PrefectClient, task_run_id: UUID) -> Link:
 
 
 def _chain(tasks: list[TaskRun]) -> Chain:
-    """Of task runs that are listed innermost first."""
+    """Return the ids and run counts of these task runs, outermost first."""
     return tuple((str(task.id), str(task.run_count)) for task in reversed(tasks))
 
 

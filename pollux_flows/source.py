@@ -13,8 +13,8 @@ from pydantic_core import from_json
 
 from pollux_flows.address import (
     arxiv_pdf,
+    check_fetchable,
     check_no_credentials,
-    check_whole,
     file_name,
     is_web,
     shown,
@@ -135,7 +135,7 @@ class Source(Document):
         if self.source_type not in _INLINE:
             check_no_credentials(str(self.uri), path=self.source_type == "file")
         if self.source_type in {"uri", "youtube"}:
-            check_whole(str(self.uri), web=self.source_type == "youtube")
+            check_fetchable(str(self.uri), web=self.source_type == "youtube")
         if self.gemini_video and self.source_type != "youtube" and not self.mime_type.startswith("video/"):
             raise SourceError(
                 f"{self.identifier!r} is {self.mime_type}, not a video.",

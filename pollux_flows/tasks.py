@@ -24,7 +24,7 @@ from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.options import Options
 from pollux_flows.pages import count_of
 from pollux_flows.pipeline.caches import CacheRequest
-from pollux_flows.pipeline.execute import Execution, Place, open_execution
+from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution
 from pollux_flows.pipeline.extract import extract_each as make_envelopes
 from pollux_flows.pipeline.extract import extract_envelope
 from pollux_flows.pipeline.plan import Plan, make_plan
@@ -87,13 +87,13 @@ async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -
     shared = _shared.get()
     # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
     if shared and shared.loop is asyncio.get_running_loop() and shared.execution.plan.sources is plan.sources:
-        outcomes = await shared.execution.answer_calls(plan.calls, lambda _: shared.progress.advance(1), _turn.get())
+        outcomes = await shared.execution.answer_calls(plan.calls, shared.progress.add, _turn.get())
         # For people who look at the run; the flow takes the outcomes as they are.
         return _mark_failed(outcomes) if any(outcome.problem for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
     async with share_execution(plan, config, terms or Terms()) as found:
         await found.confirm_store()
-        return await found.execution.answer_calls(plan.calls, lambda _: found.progress.advance(1))
+        return await found.execution.answer_calls(plan.calls, found.progress.add)
 
 
 @task(name="extract", task_run_name="extract", **UNSTORED)
@@ -155,11 +155,11 @@ class SharedExecution:
 
 
 _shared: ContextVar[SharedExecution | None] = ContextVar("pollux_flows_execution", default=None)
-_turn: ContextVar[Place | None] = ContextVar("pollux_flows_turn", default=None)
+_turn: ContextVar[QueuePlace | None] = ContextVar("pollux_flows_turn", default=None)
 
 
 @contextmanager
-def take_turn(turn: Place) -> Iterator[None]:
+def take_turn(turn: QueuePlace) -> Iterator[None]:
     """The task that is called here closes `turn` once its calls stand in line."""
     token = _turn.set(turn)
     try:

@@ -20,6 +20,6 @@ def caches(capsys: pytest.CaptureFixture[str]) -> Command:
         with pytest.raises(SystemExit) as left:
             app(["caches", *words])
         printed = capsys.readouterr()
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value.code} {printed.out}{printed.err}"
+        return printed.out if left.value.code in (None, 0) else f"refused: {left.value} {printed.out}"
 
     return command

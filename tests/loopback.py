@@ -16,7 +16,7 @@ from pollux_flows.config import PROVIDERS, ProviderName
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.openrouter import models as catalogue
-from pollux_flows.ratelimit import limits
+from pollux_flows.ratelimit import limiter
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Logged, Simulator, serve
 from tests.executing import execute_plan
@@ -102,7 +102,7 @@ async def outcomes(
 def forget_the_provider() -> None:
     """What this process knows of any provider, from the tests before."""
     catalogue._catalogues.clear()
-    limits._limiters.clear()
+    limiter._limiters.clear()
 
 
 # --- A server that says what it is told to say ------------------------------------------------------------

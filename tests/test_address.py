@@ -103,7 +103,7 @@ def test_a_signed_address_is_used_whole_and_shown_without_its_query(make: Any) -
 
 @pytest.mark.parametrize("address", ["example.com/a.pdf?token=hunter2", "http://?sig=hunter2", "x?https://h?a=hunter2"])
 def test_a_refusal_of_an_address_shows_no_query(address: str) -> None:
-    """Even where it is no whole address."""
+    """Even where it is not a complete address."""
     for make in (Source.from_uri, Source.from_youtube, Source.from_arxiv):
         with pytest.raises(SourceError) as caught:
             make(address)

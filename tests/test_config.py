@@ -359,10 +359,46 @@ def test_an_address_carries_no_secret(address: str) -> None:
     assert SENTINEL not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("provider", "address", "right"),
+    [
+        ("openai", "https://api.openai.com", "https://api.openai.com/v1"),
+        ("openai", "https://eu.api.openai.com/", "https://eu.api.openai.com/v1"),
+        ("openai", "https://api.openai.com/v1/chat/completions", "https://api.openai.com/v1"),
+        ("openai", "https://gateway.example/openai/v1/responses/", "https://gateway.example/openai/v1"),
+        ("local", "http://127.0.0.1:11434/v1/chat/completions", "http://127.0.0.1:11434/v1"),
+        ("openrouter", "https://openrouter.ai/v1", "https://openrouter.ai/api/v1"),
+        ("openrouter", "https://openrouter.ai", "https://openrouter.ai/api/v1"),
+        ("anthropic", "https://api.anthropic.com/v1", "https://api.anthropic.com"),
+        ("anthropic", "https://gateway.example/claude/v1/messages", "https://gateway.example/claude"),
+        (
+            "gemini",
+            "https://generativelanguage.googleapis.com/v1beta",
+            "https://generativelanguage.googleapis.com",
+        ),
+        ("gemini", "http://h/v1beta/models/gemini-2.5-flash:generateContent", "http://h"),
+    ],
+)
+def test_an_address_of_the_wrong_shape_is_refused_with_the_right_one(
+    provider: ProviderName, address: str, right: str
+) -> None:
+    with refused(ConfigurationError, "base_url", f"Write '{right}'."):
+        make(provider=provider, base_url=address)
+    assert make(provider=provider, base_url=right).base_url == right
+
+
+@pytest.mark.parametrize(
+    ("provider", "address"),
+    [("openai", "http://litellm:4000"), ("anthropic", "http://gateway/v1"), ("local", "https://h/api/inference")],
+)
+def test_an_address_that_a_gateway_may_have_is_accepted(provider: ProviderName, address: str) -> None:
+    assert make(provider=provider, base_url=address).base_url == address
+
+
 def test_a_wrong_address_in_a_variable_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Better here than as a connection error."""
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
-    with refused(ConfigurationError, "not an http address"):
+    with refused(ConfigurationError, "OPENAI_BASE_URL: base_url is not an http address"):
         make()
 
 

@@ -163,7 +163,7 @@ def test_space_around_an_address_is_forgiven() -> None:
 @pytest.mark.parametrize("uri", ["example.com/a.pdf", "//h/a", "http://", "http://[::1", "a\0b", "http://h\n/a"])
 def test_a_uri_that_is_none_is_refused(uri: str) -> None:
     """With an example of one that is."""
-    with refused(SourceError, "no whole address", "https://example.com/a.pdf"):
+    with refused(SourceError, "not a complete address", "https://example.com/a.pdf"):
         Source.from_uri(uri)
 
 
@@ -180,7 +180,7 @@ def test_a_youtube_video_is_a_video() -> None:
     """It is not looked up; but it has to be an address."""
     source = Source.from_youtube("https://www.youtube.com/watch?v=x")
     assert (source.source_type, source.mime_type) == ("youtube", "video/mp4")
-    with refused(SourceError, "no whole address"):
+    with refused(SourceError, "not a complete address"):
         Source.from_youtube("watch?v=x")
 
 

@@ -1,4 +1,4 @@
-"""The Prefect blocks: what an operator sets up once and flows are given by name."""
+"""The Prefect blocks: what an operator sets up once and flows take by name."""
 
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.deferred_job import PolluxDeferredJob

@@ -7,12 +7,12 @@ from typing import Any, Self, cast
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 
+from pollux_flows.base_url import check_base_url
 from pollux_flows.config import (
     KEY_VARIABLES,
     Config,
     ProviderName,
     RetryPolicy,
-    checked_address,
     environment_key,
     may_have_environment_key,
 )
@@ -75,7 +75,7 @@ class PolluxProvider(Block):
     @model_validator(mode="wrap")
     @classmethod
     def _remember_the_saved_block(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """A block read back from a run's parameters knows the name it was saved under; pydantic would drop it."""
+        """Restore the name that a block read back from a run's parameters was saved under; pydantic would drop it."""
         problem = hint = ""
         try:
             block = handler(data)
@@ -90,7 +90,7 @@ class PolluxProvider(Block):
     @model_validator(mode="after")
     def _usable(self) -> Self:
         if self.base_url:
-            checked_address(self.base_url)
+            check_base_url(self.provider, self.base_url)
         return self
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -107,6 +107,8 @@ class PolluxProvider(Block):
     async def config(self) -> Config:
         """The Config for calls made now, with the key from this block, the saved one, or the environment."""
         key = await self._key()
+        if key is None:
+            self._check_environment_key()
         return Config(
             provider=self.provider,
             model=self.model,
@@ -126,6 +128,8 @@ class PolluxProvider(Block):
         """The one saved under that name."""
         try:
             return cast(PolluxProvider, await cls.aload(name))
+        except ConfigurationError as error:  # saved in the UI, which checks no more than the types of the fields
+            raise ConfigurationError(f'PolluxProvider "{name}": {error.message}', hint=error.hint) from None
         except ValueError:
             raise ConfigurationError(
                 f"There is no PolluxProvider called {name!r} on this server.",
@@ -143,15 +147,30 @@ class PolluxProvider(Block):
         if masked and environment_key(self.provider) is None:
             variable = KEY_VARIABLES.get(self.provider)
             raise ConfigurationError(
-                "This run knows its API key only as asterisks: the PolluxProvider it was given was never saved.",
+                "This run knows its API key only as asterisks: the PolluxProvider that was passed was never saved.",
                 hint="Save it once with PolluxProvider(…).save('a-name') and pass PolluxProvider.load('a-name')"
                 + (f", or set {variable} where the flow runs." if variable else "."),
             )
         return None
 
+    def _check_environment_key(self) -> None:
+        """Raise where the block has no key and the environment has none either, in terms of the block."""
+        variable = KEY_VARIABLES.get(self.provider)
+        if variable is None or self.use_mock or environment_key(self.provider) is not None:
+            return
+        if self.name is None and not self._may_have_environment_key:
+            return  # the Config says what would allow that address
+        block = f'PolluxProvider "{self.name}"' if self.name else "PolluxProvider"
+        raise ConfigurationError(
+            f"{block}, field api_key: there is no API key for {self.provider}, and {variable} is not set here.",
+            hint=f"Save the key in the block, or set {variable} where the flow runs. "
+            "To try things without a key, set use_mock in the block.",
+        )
+
     @property
     def _may_have_environment_key(self) -> bool:
-        return may_have_environment_key(self.provider, checked_address(self.base_url) if self.base_url else None)
+        base_url = check_base_url(self.provider, self.base_url) if self.base_url else None
+        return may_have_environment_key(self.provider, base_url)
 
     async def _saved_key(self, name: str, *, masked: bool) -> str | None:
         """The key of the block that is saved under that name, or the environment's for a saved block without one."""

@@ -27,7 +27,7 @@ _FAILED_S: Final = 600.0
 _DELETE_S: Final = 10.0
 _PATIENCE_S: Final = 5.0
 _log: Final = logging.getLogger("pollux_flows")
-_HELD: Final = (LeaseLostError, TimeoutError)
+_BUSY_ERRORS: Final = (LeaseLostError, TimeoutError)
 
 Reason = Literal["expired", "unused", "failed", "abandoned", "asked"]
 
@@ -58,7 +58,7 @@ async def sweep_caches(
     async with open_session(config) as session:
         sweeping = _Sweeping(session, unused_s, clock)
         for record in records:
-            with suppress(*_HELD, APIError):
+            with suppress(*_BUSY_ERRORS, APIError):
                 async with registry.lock(record.identity, patience_s=0) as lock:
                     swept += await sweeping.sweep(lock)
     return swept
@@ -78,7 +78,7 @@ async def delete_temporary(registry: CacheRegistry, config: Config, created_by: 
                     if lock.record is not None and _is_temporary(lock.record, created_by):
                         swept = await sweeping.retire(lock, lock.record, "asked")
                         deleted |= {swept.name} if swept is not None and swept.name else set()
-    except (PolluxError, *_HELD) as error:
+    except (PolluxError, *_BUSY_ERRORS) as error:
         _log.warning("A cache of this run is left for the flow `sweep` to delete: %s", error or "it is in use")
     return deleted
 

@@ -8,18 +8,28 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from pollux_flows import __version__
+from pollux_flows.cli.exit_codes import ExitCode
 
 app = App(
     name="pollux-flows",
-    help="Prompts and sources to LLM providers, as Prefect flows.",
+    help="Send prompts and sources to LLM providers, as Prefect flows.",
+    default_parameter=Parameter(negative=""),
     version=__version__,
     help_format="plaintext",
 )
 
 
+def main() -> None:
+    """Run the command, and end it without a traceback when it is interrupted with Ctrl-C while it still loads."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(ExitCode.INTERRUPTED) from None
+
+
 @app.command
 def demo() -> None:
-    """Run the main job offline, on a Prefect server of its own, and show the result."""
+    """Run a fan-out and a broadcast offline, on a temporary Prefect server, and show their answers."""
     from pollux_flows.demo import run_demo
 
     run_demo()
@@ -28,10 +38,10 @@ def demo() -> None:
 @app.command
 def simulator(
     *,
-    port: Annotated[int, Parameter(help="Where to listen on 127.0.0.1; 0 takes any free port.")] = 4210,
+    port: Annotated[int, Parameter(help="The port on 127.0.0.1; 0 takes any free one.")] = 4210,
     latency: Annotated[float, Parameter(help="Seconds to wait before each answer.")] = 0.0,
 ) -> None:
-    """Serve the offline provider, which speaks all five wire protocols, until Ctrl-C, and print its base URLs."""
+    """Start a simulator of all five providers on this machine, until Ctrl-C, and print its base URLs."""
     from pollux_flows.config import PROVIDERS
     from pollux_flows.simulator import Simulator, run
 
@@ -48,23 +58,49 @@ def simulator(
         raise SystemExit(f"The simulator cannot listen on port {port}: {error}. Choose another with --port.") from None
 
 
+# With its help here, a command is loaded only when it is called. The list of commands shows the first line.
 for _room, _commands in {
-    "apply": {"apply": "Put block documents on the Prefect server, from files."},
-    "serve": {"serve": "Serve all flows from this machine, until Ctrl-C."},
+    "init": {
+        "init": "Write a small project that runs at once, with the simulator. Existing files are not overwritten."
+    },
+    "apply": {
+        "apply": """Save blocks on the Prefect server, from YAML files.
+
+        A file names each block as type/name, with its fields. A value may come from the environment or the file .env,
+        as {env: GEMINI_API_KEY}; a secret must. A secret that is left out stays as it is on the server. Nothing is
+        saved unless all files are valid."""
+    },
+    "serve": {
+        "serve": """Serve all flows from this machine, until Ctrl-C.
+
+        The Prefect server starts them here: collect and sweep on schedules, the others from the UI, automations or
+        code."""
+    },
     "ask": {
-        "run": "Ask, now, and print the answers.",
-        "submit": "Hand prompts in to the provider's batch system, and print the name of the job.",
+        "run": """Ask prompts and print the answers.
+
+        A run of the flow fan-out, in this process; its page is on the Prefect server of your profile.""",
+        "submit": """Submit prompts as a batch, at half the price, and print the name of the job.
+
+        Collect its answers with pollux-flows collect.""",
     },
-    "answers": {"answers": "Print every prompt of a run with its answer."},
+    "answers": {"answers": "Print all prompts of a run with their answers, also of one that failed or was cancelled."},
     "jobs": {
-        "jobs": "Show the deferred jobs. No provider is asked.",
-        "collect": "Look at deferred jobs, and keep the answers of those that are done.",
-        "cancel": "Ask the provider to stop a deferred job.",
+        "jobs": "List the deferred jobs. No provider is called.",
+        "collect": "Collect the answers of deferred jobs that are done. Run it as often as you like.",
+        "cancel": """Cancel a deferred job.
+
+        What the provider has answered by then is paid for, and collected.""",
     },
-    "doctor": {"doctor": "Look whether all that a run needs is there. Nothing is asked of a provider."},
-    "state": {"state": "Show and prune what is kept."},
-    "conversations": {"conversations": "List the stored conversations, show one, and delete one."},
-    "caches": {"caches": "List the registered caches, and delete one."},
+    "doctor": {
+        "doctor": """Check the setup, and say what to do next. No provider is called.
+
+        Checks versions, stored state, Prefect server, deployments, saved providers and their keys, and schedules."""
+    },
+    "state": {"state": "Show or remove stored answers."},
+    "conversations": {"conversations": "List the stored conversations, show one, or delete one."},
+    "caches": {"caches": "List the providers' caches that were created here, or delete one."},
 }.items():
     for _name, _help in _commands.items():
-        app.command(f"pollux_flows.cli.{_room}:{_name}", name=_name, help=_help)
+        _paragraphs = [" ".join(each.split()) for each in _help.split("\n\n")]
+        app.command(f"pollux_flows.cli.{_room}:{_name}", name=_name, help="\n\n".join(_paragraphs))

@@ -1,4 +1,4 @@
-"""pollux-flows answers: the answers of a run, all of them."""
+"""pollux-flows answers: all answers of a run."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from pollux_flows.cli.words import refusals_in_words, say
+from pollux_flows.cli.words import Flag, refusals_in_words, refuse, say
 from pollux_flows.run_answers import AnswerRow, load_answers
 
 _COLUMNS: Final = ("number", "source", "prompt", "status", "answer", "error", "hint", "cost_usd")
 
 
 def answers(
-    run: Annotated[str, Parameter(help="The name or the id of a flow run, as its page shows them.")],
+    run: Annotated[str, Parameter(help="The name or id of a flow run, as its page shows it.")],
+    /,
     *,
-    json: Annotated[bool, Parameter(help="A line of JSON a prompt.", negative="")] = False,
-    csv_: Annotated[bool, Parameter("--csv", help="A row a prompt, with a header.", negative="")] = False,
+    json: Annotated[Flag, Parameter(help="Print a line of JSON for each prompt.")] = False,
+    csv_: Annotated[Flag, Parameter("--csv", help="Print a row of CSV for each prompt.")] = False,
 ) -> None:
-    """Print every prompt of a run with its answer, also of a run that failed or was cancelled."""
+    """Print all prompts of a run with their answers, also of a run that failed or was cancelled."""
     if json and csv_:
-        raise SystemExit("--json and --csv exclude each other.")
+        refuse("--json and --csv exclude each other.")
     with refusals_in_words():
         rows = asyncio.run(load_answers(run))
     try:

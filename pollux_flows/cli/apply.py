@@ -1,9 +1,8 @@
-"""pollux-flows apply: block documents, from files to a Prefect server."""
+"""pollux-flows apply: save blocks on a Prefect server, from files."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +18,22 @@ from pydantic import ValidationError
 from pollux_flows import blocks
 from pollux_flows.blocks.registration import aregister_block_types
 from pollux_flows.cli.words import refusals_in_words, say
+from pollux_flows.config import from_environment
 from pollux_flows.document import advise, describe
 from pollux_flows.errors import ConfigurationError
 
 _NAME: Final = re.compile("[a-z0-9-]+")
 _FOLDER: Final = Path("blocks")
-_LIKE_THIS: Final = "Write it as\n\npollux-provider/a-name:\n  provider: gemini\n  model: gemini-2.5-flash-lite\n"
+_LIKE_THIS: Final = "Write it like pollux-provider/a-name: {provider: gemini, model: gemini-2.5-flash-lite}"
 
 
 def apply(
-    *paths: Annotated[Path, Parameter(help="Files, or folders with *.yaml files; blocks/ if none is named.")],
+    *paths: Annotated[Path, Parameter(help="YAML files, or folders with them. By default, blocks/.")],
 ) -> None:
-    """Put block documents on the Prefect server, from YAML files: each under its type and name, as `type/name`.
+    """Save blocks on the Prefect server, from YAML files that name each as `type/name`.
 
-    A value may come from the environment, as `{env: GEMINI_API_KEY}`, and a secret must. A secret that a file does not
-    mention stays as it is on the server. Nothing is saved unless all files are in order.
+    A value may come from the environment, as `{env: GEMINI_API_KEY}`, and a secret must. A secret that is left out
+    stays as it is on the server. Nothing is saved unless all files are valid.
     """
     with refusals_in_words():
         wanted = [one for file in _files(paths or (_FOLDER,)) for one in _wanted(file)]
@@ -88,7 +88,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if not found:
             raise ConfigurationError(
                 f"There is no file {path}, nor a folder of that name with *.yaml files.",
-                hint=f"Name the file to apply: pollux-flows apply FILE. {_LIKE_THIS}",
+                hint="Name the file to apply, or let pollux-flows init write an example.",
             )
         yield from found
 
@@ -142,8 +142,10 @@ def _resolved(value: Any, where: str) -> Any:
     """The value, with what it takes from the environment."""
     if _is_reference(value):
         name = str(value["env"])
-        if not (found := os.environ.get(name)):
-            raise ConfigurationError(f"{where} takes a value from {name}, which is not set.", hint=f"Set {name} here.")
+        if not (found := from_environment(name)):
+            raise ConfigurationError(
+                f"{where} takes a value from {name}, which is not set.", hint=f"Set {name} here, or in the file .env."
+            )
         return found
     if isinstance(value, dict):
         return {key: _resolved(each, where) for key, each in value.items()}

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from pollux_flows import flows
 from pollux_flows.blocks import PolluxProvider
+from pollux_flows.cli.console import shorten_log, show_run
 from pollux_flows.cli.words import Json, refusals_in_words, say
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
@@ -22,12 +23,12 @@ from pollux_flows.source import Source
 
 _STDIN: Final = "-"
 
-Provider = Annotated[str, Parameter(("--provider", "-p"), help="The name of the saved PolluxProvider that answers.")]
+Provider = Annotated[str, Parameter(("--provider", "-p"), help="The name of the saved PolluxProvider to ask.")]
 Prompts = Annotated[
     str | None,
     Parameter(
         "--prompts",
-        help="A file with a prompt a line or, as *.json, a list of them; - reads standard input.",
+        help="A file with one prompt per line, or a .json file with a list of prompts; - reads standard input.",
         allow_leading_hyphen=True,
     ),
 ]
@@ -35,36 +36,44 @@ Sources = Annotated[
     list[str] | None,
     Parameter(
         ("--source", "-s"),
-        help="What the prompts are about: a file, an address that fsspec opens, a YouTube address, or arxiv:ID. "
-        "May be given several times.",
-        negative="",
+        help="A source that the prompts are about: a file, an address (https://, s3:// …), a YouTube link, or "
+        "arxiv:ID. Can be repeated.",
     ),
 ]
-System = Annotated[str | None, Parameter(help="Instructions for the model, before the prompt.")]
+System = Annotated[str | None, Parameter(help="Instructions for the model (the system prompt).")]
 Schema = Annotated[
     str | None,
-    Parameter(help="The answers' shape: a file with a JSON Schema, or a class such as my_pkg.models:Invoice."),
+    Parameter(
+        help="The structure of the answers: a .json file with a JSON Schema, or a class such as my_pkg.models:Invoice."
+    ),
 ]
 
 
 def run(
-    *words: Annotated[str, Parameter(help="The prompts.")],
+    *prompt: Annotated[str, Parameter(help="The prompts, each in quotes.")],
     provider: Provider,
     prompts: Prompts = None,
     sources: Sources = None,
     system: System = None,
     schema: Schema = None,
-    reuse: Annotated[Reuse, Parameter(help='"always" takes an earlier answer to the same, "never" none.')] = "run",
-    max_cost_usd: Annotated[float | None, Parameter(help="No new call starts once the answers cost this much.")] = None,
+    reuse: Annotated[
+        Reuse,
+        Parameter(help="Which stored answers to use: those of this run, of any run (always), or none (never)."),
+    ] = "run",
+    max_cost_usd: Annotated[
+        float | None, Parameter(help="Start no new call once the answers have cost this much.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Ask, now, and print the answers: a run of the flow fan-out on the Prefect server of your profile."""
+    """Ask prompts and print the answers, as a run of the flow `fan-out`."""
     with refusals_in_words():
-        asked = _prompts(words, prompts)
+        asked = _prompts(prompt, prompts)
         options = _options(system, schema)
-        block = asyncio.run(PolluxProvider.named(provider))
+        block = asyncio.run(_load_provider(provider))
+        about = _sources(sources)
         try:
-            envelope = flows.fan_out(asked, block, _sources(sources), options, reuse=reuse, max_cost_usd=max_cost_usd)
+            with show_run():
+                envelope = flows.fan_out(asked, block, about, options, reuse=reuse, max_cost_usd=max_cost_usd)
         except PolluxError as error:
             if error.envelope is not None:
                 _print(asked, error.envelope, json=json)
@@ -73,29 +82,39 @@ def run(
 
 
 def submit(
-    *words: Annotated[str, Parameter(help="The prompts.")],
+    *prompt: Annotated[str, Parameter(help="The prompts, each in quotes.")],
     provider: Provider,
     prompts: Prompts = None,
     sources: Sources = None,
     system: System = None,
     schema: Schema = None,
     output: Annotated[
-        str | None, Parameter(help="Where the answers are to be written; a folder ends with a /.")
+        str | None, Parameter(help="The file or folder that gets the answers; a folder ends with /.")
     ] = None,
-    resubmit: Annotated[int, Parameter(help="How often failed prompts are submitted again by themselves.")] = 0,
+    resubmit: Annotated[int, Parameter(help="How many times to submit failed prompts again.")] = 0,
 ) -> None:
-    """Hand prompts in to the provider's batch system, and print the name of the job that `collect` collects."""
+    """Submit prompts as a batch, and print the name of the job."""
     with refusals_in_words():
-        asked = _prompts(words, prompts)
+        asked = _prompts(prompt, prompts)
         options = _options(system, schema)
-        block = asyncio.run(PolluxProvider.named(provider))
-        say(flows.submit(asked, block, _sources(sources), options, output=output, resubmit=resubmit))
+        block = asyncio.run(_load_provider(provider))
+        about = _sources(sources)
+        with shorten_log():
+            job = flows.submit(asked, block, about, options, output=output, resubmit=resubmit)
+        say(job)
+
+
+async def _load_provider(name: str) -> PolluxProvider:
+    """Return the saved provider, once it is known that it can be used here: before a run is started for it."""
+    provider = await PolluxProvider.named(name)
+    await provider.config()
+    return provider
 
 
 def _prompts(words: Sequence[str], file: str | None) -> list[str]:
     if bool(words) == (file is not None):
-        problem = "Prompts are given twice." if words else "There is nothing to ask."
-        raise ConfigurationError(problem, hint="Write the prompts, or name a file with --prompts.")
+        problem = "There are prompts and a file of prompts." if words else "There is no prompt."
+        raise ConfigurationError(problem, hint="Write prompts, or name a file with --prompts.")
     return list(words) if file is None else _read(file)
 
 
@@ -108,10 +127,13 @@ def _read(file: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"{file} cannot be read: {error}",
-            hint="Name a text file with a prompt a line, or a .json file with a list.",
+            hint="Name a text file with one prompt per line, or a .json file with a list.",
         ) from None
     if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found):
-        raise ConfigurationError(f"{file} is not a list of prompts.", hint='Write ["one", "two"], or a prompt a line.')
+        raise ConfigurationError(
+            f"{file} is not a list of prompts.",
+            hint='Write ["one", "two"], or one prompt per line in a file of another type.',
+        )
     return found
 
 
@@ -149,5 +171,7 @@ def _print(prompts: Sequence[str], envelope: ResultEnvelope, *, json: bool) -> N
     elif len(prompts) == 1:
         say(envelope.text)
     else:
-        for prompt, answer in zip(prompts, envelope.answers, strict=True):
-            say(f"# {prompt}\n\n{answer or '(no answer)'}\n")
+        failures = envelope.errors or [None] * len(prompts)
+        for prompt, answer, failure in zip(prompts, envelope.answers, failures, strict=True):
+            reason = f"(no answer: {failure.message})" if failure else "(no answer)"
+            say(f"# {prompt}\n\n{answer or reason}\n")

@@ -1,4 +1,4 @@
-"""pollux-flows caches: list the registered caches, and delete one."""
+"""pollux-flows caches: list the registered caches, or delete one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pollux_flows.blocks.cache import format_time
 from pollux_flows.blocks.registration import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
 from pollux_flows.caching.sweep import delete_cache
-from pollux_flows.cli.words import Json, refusals_in_words, say
+from pollux_flows.cli.words import Flag, Json, refusals_in_words, say
 from pollux_flows.config import KEY_VARIABLES, Config, Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.caches import BlockRegistry
@@ -24,13 +24,14 @@ from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, cache_name
 from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.store import local_folder, open_existing_store
 
-caches = App(name="caches", help="List the registered caches, and delete one.")
+caches = App(name="caches", help="List the providers' caches that were created here, or delete one.")
 
 _FIELDS: Final = {"state", "contents", "tokens", "created_at", "created_by", "last_used_at", "expires_at"}
 State = Annotated[
-    bool,
+    Flag,
     Parameter(
-        "--state", help="Use the state store, where create_cache registers, although a server is set.", negative=""
+        "--state",
+        help="Use the caches of create_cache, which are in the stored state, although a Prefect server is set.",
     ),
 ]
 
@@ -38,7 +39,7 @@ State = Annotated[
 @caches.default
 @caches.command(name="list")
 def list_(*, state: State = False, json: Json = False) -> None:
-    """List the caches that the Prefect server has as blocks; without a server, those in the state store."""
+    """List the caches on the Prefect server; without a server, those in the stored state."""
     with refusals_in_words():
         where, registry = _open_registry(state=state)
         records = asyncio.run(_list_records(registry))
@@ -57,6 +58,7 @@ def delete(
     name: Annotated[
         str, Parameter(help="The cache, as `pollux-flows caches` lists it, or the provider's name for it.")
     ],
+    /,
     *,
     state: State = False,
 ) -> None:

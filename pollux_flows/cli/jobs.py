@@ -1,52 +1,90 @@
-"""pollux-flows jobs, collect, cancel: deferred work, seen from a shell."""
+"""pollux-flows jobs, collect, cancel: deferred jobs from a shell."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from contextlib import suppress
+from datetime import datetime
+from typing import Annotated, Final
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
 from pollux_flows import flows
-from pollux_flows.cli.words import Json, refusals_in_words, say
+from pollux_flows.cli.console import shorten_log
+from pollux_flows.cli.exit_codes import ExitCode
+from pollux_flows.cli.words import NO_SERVER, Flag, Json, is_silence, refusals_in_words, refuse, say
 from pollux_flows.deferred.report import CollectReport, JobRow, row_of
 from pollux_flows.jobs.pages import format_age
 from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.pricing import dollars
 
+_WATCH_EVERY_S: Final = 3.0
+
 
 def jobs(
     *,
-    all_: Annotated[bool, Parameter("--all", help="Those that are done as well.", negative="")] = False,
+    all_: Annotated[Flag, Parameter("--all", help="Also show the jobs that are done.")] = False,
+    watch: Annotated[Flag, Parameter(help="Refresh the list every few seconds, until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
-    """Show the deferred jobs on the Prefect server, as they were last collected. No provider is asked."""
+    """Show the deferred jobs on the Prefect server, as `collect` last found them. No provider is called."""
     with refusals_in_words():
+        if watch:
+            _watch(all_, json=json)
+            return
         rows = asyncio.run(_rows(all_))
     _show(CollectReport(rows=rows), json=json, nothing="There are no jobs." if all_ else "No job is under way.")
 
 
 def collect(
-    *names: Annotated[str, Parameter(help="The jobs to look at; all that are not done, if none is named.")],
+    *names: Annotated[str, Parameter(help="The jobs to collect. By default, all that are not done.")],
     json: Json = False,
 ) -> None:
-    """Look at deferred jobs, and keep the answers of those that are done. It may be run as often as one likes."""
-    with refusals_in_words():
+    """Collect the answers of deferred jobs that are done."""
+    with refusals_in_words(), shorten_log():
         report = flows.collect(list(names) or None)
     _show(report, json=json, nothing="No job is under way.")
     if any(row.problem for row in report.rows):
-        raise SystemExit(1)
+        raise SystemExit(ExitCode.FAILED)
 
 
-def cancel(name: Annotated[str, Parameter(help="The job.")]) -> None:
-    """Ask the provider to stop a deferred job. What is answered by then is paid for, and collected."""
+def cancel(name: Annotated[str, Parameter(help="The name of the job.")], /) -> None:
+    """Cancel a deferred job. What the provider has answered by then is paid for, and collected."""
     with refusals_in_words():
-        say(f"{name}: {flows.cancel(name)}")
+        with shorten_log():
+            status = flows.cancel(name)
+        say(f"{name}: {status}")
+
+
+def _watch(every: bool, *, json: bool) -> None:
+    """Show the jobs until Ctrl-C."""
+    console = Console()
+    if json or not console.is_terminal:
+        refuse("--watch is for a terminal. In a script, run pollux-flows jobs --json as often as you need it.")
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        asyncio.run(_refresh(live, every))
+
+
+async def _refresh(live: Live, every: bool) -> None:
+    """Show the jobs again and again. A server that is restarted is waited for, once it has answered."""
+    report: CollectReport | None = None
+    while True:
+        note = "Ctrl-C ends this."
+        try:
+            report = CollectReport(rows=await _rows(every))
+        except NO_SERVER as error:
+            if report is None or not is_silence(error):
+                raise
+            note = f"The Prefect server does not answer. {note}"
+        table = _table(report.rows) if report.rows else Text("No job is under way.")
+        live.update(Group(table, Text(f"{datetime.now().astimezone():%H:%M:%S}  {note}")), refresh=True)
+        await asyncio.sleep(_WATCH_EVERY_S)
 
 
 async def _rows(every: bool) -> list[JobRow]:

@@ -20,11 +20,14 @@ from pollux_flows.state.units import parse_duration
 
 def serve(
     *,
-    collect_every: Annotated[str, Parameter(help="How often deferred jobs are looked at, such as 10m or 1h.")] = "10m",
-    limit: Annotated[int | None, Parameter(help="How many runs may be under way here at once.")] = None,
+    collect_every: Annotated[str, Parameter(help="How often to collect deferred jobs, such as 10m or 1h.")] = "10m",
+    limit: Annotated[int | None, Parameter(help="The most runs at once on this machine.")] = None,
     allow: Annotated[
         list[str] | None,
-        Parameter(help="A folder that runs may read and write although their deployment does not name it."),
+        Parameter(
+            help="Let runs read and write this folder or address, although their deployment does not name it. "
+            "Can be repeated."
+        ),
     ] = None,
 ) -> None:
     """Serve all flows from this machine, until Ctrl-C: the Prefect server of your profile starts them here.

@@ -1,4 +1,4 @@
-"""pollux-flows state: what is kept, shown and pruned."""
+"""pollux-flows state: show or remove stored answers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pollux_flows.cli.words import Json, refusals_in_words, say
+from pollux_flows.cli.words import Flag, Json, refusals_in_words, refuse, say
 from pollux_flows.pricing import dollars
 from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
 from pollux_flows.state.store import open_existing_store
 from pollux_flows.state.units import format_size, parse_duration, parse_size
 
-state = App(name="state", help="Show and prune the state: answers, and records of uploads and jobs.")
+state = App(name="state", help="Show or remove stored answers.")
 
 _WORDS: Final = {
     "answer": "Answers",
@@ -32,25 +32,20 @@ _WORDS: Final = {
     "conversation": "Conversations",
     "unknown": "Of another version",
 }
-_NOTHING: Final = "Nothing is kept yet."
-_OPTIONS: Final = """\
-Say what is to go:
-  --older-than 30d   answers that are older
-  --max-size 500MB   the oldest answers, until the rest takes no more
-  --run NAME         the answers of one run, or of all parts of a flow run: `pollux-flows state` names them
-  --damaged          records that cannot be read
-With --dry-run nothing goes: it is only told what would. An answer that goes is paid for again if it is asked for again.
-What tells of files at a provider never goes, nor does a conversation: `pollux-flows conversations delete`."""
+_NOTHING: Final = "Nothing is stored yet."
+_OPTIONS: Final = (
+    "Choose what to remove: --older-than 30d, --max-size 500MB, --run NAME or --damaged; --dry-run only shows it."
+)
 
 
 @state.default
 @state.command
 def show(
     *,
-    runs: Annotated[int, Parameter(help="How many of the last runs to name.")] = 10,
+    runs: Annotated[int, Parameter(help="How many of the last runs to show.")] = 10,
     json: Json = False,
 ) -> None:
-    """Show what is kept and where, how much room it takes, and the last runs."""
+    """Show what is stored, where, how much space it takes, and the last runs."""
     with refusals_in_words():
         store = open_existing_store()
         found = None if store is None else asyncio.run(survey(store, last=runs))
@@ -65,21 +60,21 @@ def show(
 @state.command(name="prune")
 def prune_(
     *,
-    older_than: Annotated[str | None, Parameter(help="Answers that are older than this, such as 30d or 12h.")] = None,
+    older_than: Annotated[str | None, Parameter(help="Remove answers older than this, such as 30d or 12h.")] = None,
     max_size: Annotated[
-        str | None, Parameter(help="The oldest answers, until the rest takes no more than this, such as 500MB or 2GiB.")
+        str | None, Parameter(help="Remove the oldest answers until the rest fits in this, such as 500MB or 2GiB.")
     ] = None,
     run: Annotated[
-        str | None, Parameter(help="The answers of the run of this name, or of all parts of a flow run.")
+        str | None, Parameter(help="Remove the answers of the run of this name, or of all parts of a flow run.")
     ] = None,
-    damaged: Annotated[bool, Parameter(help="Records that cannot be read.", negative="")] = False,
-    dry_run: Annotated[bool, Parameter(help="Only tell what would go.", negative="")] = False,
+    damaged: Annotated[Flag, Parameter(help="Remove records that cannot be read.")] = False,
+    dry_run: Annotated[Flag, Parameter(help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove answers. What tells of files at a provider never goes, nor does what a run at work has been answered."""
+    """Remove stored answers. Records of files at a provider stay, and so do answers of runs that are under way."""
     if older_than is None and max_size is None and run is None and not damaged:
-        raise SystemExit(_OPTIONS)
+        refuse(_OPTIONS)
     if run is not None and (older_than is not None or max_size is not None):
-        raise SystemExit("--run takes all answers of that run, however old: leave --older-than and --max-size out.")
+        refuse("--run removes all answers of that run: leave --older-than and --max-size out.")
     with refusals_in_words():
         age = None if older_than is None else parse_duration(older_than, "--older-than")
         size = None if max_size is None else parse_size(max_size, "--max-size")
@@ -92,7 +87,7 @@ def prune_(
             return
         pruned = asyncio.run(prune(store, older_than_s=age, max_size=size, run=run, dry_run=dry_run))
         if run is not None and not pruned.answers + pruned.runs:
-            raise SystemExit(f"No answers of a run called {run} are kept.")
+            refuse(f"No answers of a run called {run!r} are stored. pollux-flows state names the last runs.")
         say(_pruned_in_words(pruned, dry_run=dry_run))
 
 
@@ -101,9 +96,9 @@ def prune_(
 
 def _print(found: Survey) -> None:
     most = "" if found.max_size_bytes is None else f" of at most {format_size(found.max_size_bytes)}"
-    say(f"{found.where}: {format_size(found.size_bytes)}{most}. An answer is kept for {found.kept_days:g} days.")
+    say(f"{found.where}: {format_size(found.size_bytes)}{most}. Answers are kept for {found.kept_days:g} days.")
     if found.max_size_bytes is None:
-        say("Only age bounds what is kept in a Redis: give it memory enough, and maxmemory-policy noeviction.")
+        say("In a Redis, answers are removed by age only: give it enough memory, and maxmemory-policy noeviction.")
     if found.oldest_at is not None and found.newest_at is not None:
         say(f"The oldest answer is of {_when(found.oldest_at)}, the newest of {_when(found.newest_at)}.")
     if found.unreadable:
@@ -116,7 +111,7 @@ def _print(found: Survey) -> None:
             f"{_some(found.expired, 'record')} more expired: they go once the clock has run on for an hour, or with any"
             " prune."
         )
-    kinds = Table("Kept", "Records", "Size")
+    kinds = Table("Stored", "Records", "Size")
     for kind, words in _WORDS.items():
         if kind in found.records:
             kinds.add_row(words, f"{found.records[kind]:,}", format_size(found.bytes[kind]))

@@ -1,38 +1,65 @@
-"""Words: what the commands have in common, when they print and when they refuse."""
+"""Words: how all commands print, and how they refuse: in one line, with an exit code."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import httpx
 from cyclopts import Parameter
 
+from pollux_flows.cli.exit_codes import ExitCode, exit_code_of
 from pollux_flows.errors import PolluxError
-from pollux_flows.jobs.connection import describe_silence
 
-Json = Annotated[bool, Parameter(help="For machines.", negative="")]
+Flag = Annotated[bool, Parameter(show_default=False)]
+Json = Annotated[Flag, Parameter(help="Print JSON.")]
 
 
 # What Prefect's client raises where no server answers.
 NO_SERVER: Final = (httpx.TransportError, RuntimeError)
 
 
+class Refusal(SystemExit):
+    """The end of a command that could not do what it was asked. Its text has been printed."""
+
+    def __init__(self, words: str, code: ExitCode) -> None:
+        super().__init__(words)
+        self.code = int(code)
+
+
+def refuse(words: str, code: ExitCode = ExitCode.USAGE) -> NoReturn:
+    """Print the words on standard error, and end the command."""
+    sys.stdout.flush()  # what was printed before comes first, also where both go to one file
+    sys.stderr.write(f"{words}\n")
+    raise Refusal(words, code) from None
+
+
 @contextmanager
 def refusals_in_words() -> Iterator[None]:
-    """A person gets the message, not the way through the code."""
+    """End the command with the message of an error instead of a traceback, for errors that a person can act on."""
     try:
         yield
     except PolluxError as error:
-        raise SystemExit(str(error)) from None
+        refuse(str(error), exit_code_of(error))
+    except httpx.HTTPStatusError as error:
+        from pollux_flows.jobs.connection import describe_refusal  # not above: it loads Prefect, which takes a second
+
+        refuse(describe_refusal(error), ExitCode.NO_SERVER)
     except NO_SERVER as error:
-        if isinstance(error, RuntimeError) and "reach API" not in str(error):
+        if not is_silence(error):
             raise
-        raise SystemExit(describe_silence(error)) from None
+        from pollux_flows.jobs.connection import describe_silence
+
+        refuse(describe_silence(error), ExitCode.NO_SERVER)
+
+
+def is_silence(error: BaseException) -> bool:
+    """Return whether the error says that no Prefect server answers."""
+    return isinstance(error, NO_SERVER) and (not isinstance(error, RuntimeError) or "reach API" in str(error))
 
 
 def say(words: str) -> None:
-    """A line, for people and for whatever reads on."""
+    """Print a line on standard output, for people and for programs."""
     sys.stdout.write(f"{words}\n")

@@ -50,7 +50,7 @@ async def advance(
 async def cancel(lock: JobLock, session: Session) -> None:
     """Cancel a job: submit no more of it, and ask the provider to stop its batches.
 
-    A batch that the provider no longer has is given up: the job ends without it.
+    A batch that the provider no longer has is treated as lost: the job ends without it.
     """
     if lock.job.manifest is not None:
         return

@@ -90,7 +90,7 @@ async def merge_answers(storage: Storage, job: Job, newer: Job) -> Tally:
     An answer that was paid for and is replaced stays in the item: it counts as a cost.
     """
     tally = Tally()
-    # Both are in the order of the prompts, so neither has to be in memory as a whole.
+    # Both are in the order of the prompts, so neither has to be in memory completely.
     others = read_items(storage, newer)
     other = await anext(others, None)
     for number in _piece_numbers(job):

@@ -18,7 +18,7 @@ from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.files.content import Content
 from pollux_flows.pipeline.attach import Attachments, FileOwner
-from pollux_flows.pipeline.cleanup import give_back, open_ledger
+from pollux_flows.pipeline.cleanup import open_ledger, release_owner
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.providers.batches import Limits, Rows
 from pollux_flows.providers.material import Material
@@ -74,7 +74,7 @@ async def open_files(job: Job, plan: Plan, session: Session) -> AsyncIterator[Jo
 
 async def release_files(job: Job, session: Session) -> None:
     """Release the uploads of a job, and delete those without another owner."""
-    await give_back(session, open_ledger(session.config), job.submission)
+    await release_owner(session, open_ledger(session.config), job.submission)
 
 
 def write_rows(

@@ -55,7 +55,7 @@ class Manifest(Record):
     cost_usd: float | None = Field(default=None, description="At batch prices; None if unknown.")
     cost_unknown: str | None = None
     usage: dict[str, int] = Field(default_factory=dict)
-    oddities: list[str] = Field(default_factory=list, description="Problems with the results as a whole.")
+    oddities: list[str] = Field(default_factory=list, description="Problems with all results together.")
     output: str | None = Field(default=None, description="The JSONL file with one line per prompt.")
     collected_at: float
 
@@ -109,7 +109,7 @@ class Part(Record):
         """Return the part with the provider's present description of its batch."""
         problem = None
         if batch.state == "failed":
-            message = f"The provider refused the whole batch: {batch.problem or batch.native}"[:_MAX_PROBLEM_CHARS]
+            message = f"The provider refused the batch: {batch.problem or batch.native}"[:_MAX_PROBLEM_CHARS]
             problem = _failure("api_error", message, retryable=batch.queue_full)
         copied = {name: getattr(batch, name) for name in ("native", "succeeded", "failed", "ended_at", "expires_at")}
         its = {"batch_id": batch.id, "batch_state": batch.state, "results": list(batch.results)}

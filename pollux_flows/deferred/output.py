@@ -26,7 +26,7 @@ def output_path(output: str, name: str) -> str:
 
 
 async def write_output(storage: Storage, job: Job, output: str, manifest: Manifest) -> None:
-    """Write one line per prompt to `output`, and the manifest beside it. An existing file is replaced as a whole.
+    """Write one line per prompt to `output`, and the manifest beside it. An existing file is replaced completely.
 
     If `job.guards_output`, only a file with its manifest is replaced. The manifest is then written first: a pass that
     follows a killed one must recognise the answers as its own.

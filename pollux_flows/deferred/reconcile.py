@@ -44,7 +44,7 @@ async def reconcile(
     include_lost: bool = False,
     clock: Clock = time.time,
 ) -> None:
-    """Find out what became of parts that may have been submitted; with `include_lost`, also of those given up.
+    """Find out what became of parts that may have been submitted; with `include_lost`, also of those treated as lost.
 
     `known` are the batches of this account that belong to other jobs. A batch that was accepted and is missing is
     submitted again only by a person: the provider may have answered it, and billed it.
@@ -66,7 +66,7 @@ async def reconcile_part(lock: JobLock, session: Session, number: int, known: Co
     if found == "unknown":
         if part.state != "lost":
             return
-        changed = part.model_copy(update={"state": "sending"})  # given up too early: it is looked for again
+        changed = part.model_copy(update={"state": "sending"})  # treated as lost too early: it is looked for again
     elif found is not None:
         changed = part.with_batch(found)
     elif part.lost_at is None:

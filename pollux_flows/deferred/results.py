@@ -65,7 +65,7 @@ class Item(Record):
 async def download(job: Job, session: Session, folder: Path) -> Results:
     """Download the raw results of all parts into files. A file that exists already is not downloaded again.
 
-    Results of a cancelled job that the provider no longer has are given up.
+    Results of a cancelled job that the provider no longer has are treated as lost.
     """
     files: dict[int, Path] = {}
     for number, part in enumerate(job.parts):
@@ -100,7 +100,7 @@ class Results:
     files: Mapping[int, Path]
     """The file of each part, by its number."""
     oddities: list[str] = field(default_factory=list)
-    """Problems with the results as a whole."""
+    """Problems with all results together."""
 
     def __post_init__(self) -> None:
         batches = find_provider(self.job.target.provider).batches

@@ -18,8 +18,8 @@ from pollux_flows.files.content import Content
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import Request
 from pollux_flows.state import leases
-from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.leases import Lease
+from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import Json, Store
 
 

@@ -20,7 +20,7 @@ from pollux_flows.address import shown_file
 from pollux_flows.document import Record
 from pollux_flows.errors import PolluxError, SourceError, raise_if_error
 from pollux_flows.files import mime
-from pollux_flows.files.patience import THREADS, Pulse, run_and_wait, run_on_thread
+from pollux_flows.files.file_threads import THREADS, Pulse, run_and_wait, run_on_thread
 from pollux_flows.files.place import PIECE, Opened, is_stream, opened, pieces, version
 from pollux_flows.source import Source
 from pollux_flows.state.content_cache import ContentCache, open_content_cache
@@ -127,7 +127,7 @@ class HashingReader(io.BufferedIOBase):
             self._file.close()
         super().close()
 
-    def read_whole(self, content: Content) -> bool:
+    def has_read_all_of(self, content: Content) -> bool:
         """Return whether the bytes read since the start are those that were examined."""
         return self._hash.hexdigest() == content.sha256
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from pollux_flows import access
 from pollux_flows.address import local_path, protocol, shown_file, shown_in
 from pollux_flows.errors import PolluxError, SourceError
-from pollux_flows.files.patience import Pulse
+from pollux_flows.files.file_threads import Pulse
 
 T = TypeVar("T")
 

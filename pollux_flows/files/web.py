@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows.access import current_limits
-from pollux_flows.files import patience
+from pollux_flows.files import file_threads
 from pollux_flows.files.decompress import UNPACKED, Unpacker
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _FORBIDDEN: Final = {401, 403}
 
 
 def _unlogged(_: logging.LogRecord) -> bool:
-    return not patience.is_reading()
+    return not file_threads.is_reading()
 
 
 # These libraries log each address with its query, which may hold secrets.
@@ -58,7 +58,7 @@ class WebFile(io.RawIOBase):
 def opened(address: str) -> WebFile:
     """Open the file at an address; raise an OSError if the server refuses it."""
     with ExitStack() as stack:
-        client = stack.enter_context(_client(patience.STALL_S))
+        client = stack.enter_context(_client(file_threads.STALL_S))
         answer = client.send(client.build_request("GET", address, headers=_UNPACKED), stream=True)
         stack.callback(answer.close)
         if answer.is_success:
@@ -68,7 +68,7 @@ def opened(address: str) -> WebFile:
 
 def headers(address: str) -> dict[str, Any]:
     """Return the headers of a HEAD request; an empty dict if the server refuses it."""
-    with _client(patience.STALL_S) as client:
+    with _client(file_threads.STALL_S) as client:
         answer = client.head(address, headers=_UNPACKED)
     return dict(answer.headers) if answer.is_success else {}
 

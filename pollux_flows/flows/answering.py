@@ -27,9 +27,9 @@ from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.events import emit_cache_changes
 from pollux_flows.options import Options
 from pollux_flows.pages import RunInput, count_of, outcome_line
-from pollux_flows.pipeline.execute import Place, unasked
+from pollux_flows.pipeline.execute import QueuePlace, unasked
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.saved import Saved
+from pollux_flows.pipeline.saved_answers import Saved
 from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome, ResultEnvelope
@@ -198,7 +198,7 @@ async def _run_part(part: Plan, provider: str | None, terms: Terms, turns: async
     It starts when all calls of the one before stand in line. To start them together would hold up the first calls.
     """
     await turns.acquire()
-    with closing(Place(turns)) as turn, tasks.take_turn(turn):
+    with closing(QueuePlace(turns)) as turn, tasks.take_turn(turn):
         # To Prefect's types, an async task that is asked for its state is not awaited; it is.
         state = await cast(Any, tasks.execute)(pass_opaque(part), provider, terms, return_state=True)
     outcomes: list[Outcome] | Exception = await state.aresult(raise_on_failure=False)
@@ -241,7 +241,7 @@ def _fail_if_unanswered(
     calls = [call for envelope in envelopes for call in envelope.diagnostics["calls"]]
     for file in sorted({call["spilled"] for call in calls if call.get("spilled")}):
         get_run_logger().error("Answers could not be saved in the state: they wait in %s for the next run here.", file)
-    if any("unkept" in call and "spilled" not in call for call in calls):
+    if any("save_error" in call and "spilled" not in call for call in calls):
         get_run_logger().error("Answers could not be saved: they are on the page of this run, and nowhere else.")
     answered = any(envelope.status != "error" for envelope in envelopes)
     if not failures or (answered and on_partial == "complete"):

@@ -73,7 +73,7 @@ def _describe(parameter: inspect.Parameter, description: str | None) -> inspect.
 
 
 def _without_none(annotation: Any) -> Any:
-    """Return the type without None of an optional one that a single input can show; None for others."""
+    """Return X of `X | None` if a single input can show it; None otherwise."""
     if get_origin(annotation) not in {Union, UnionType}:
         return None
     types = [each for each in get_args(annotation) if each is not NoneType]

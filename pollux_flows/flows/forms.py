@@ -74,7 +74,7 @@ class _Form(Flow[P, R], Generic[P, R]):
         return self._run(args, kwargs, FlowCall(asked, callers()))
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: FlowCall) -> Any:
-        """Run on one connection, and ask the server only once where results are kept."""
+        """Run on one connection, and ask the server only once where results are stored."""
         async with _connection():
             flow = copy(self)
             flow.fn = _named_after(cast(Any, self.fn), call.asked)
@@ -207,5 +207,5 @@ def _new(kind: type[Context]) -> Context:
         return kind()
     # Prefect reads all certificates for each client, which takes 20 ms; plain http needs none of them.
     context = kind(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)})
-    context._httpx_settings = None  # noqa: SLF001 (else only those who ask for the same settings would be given it)
+    context._httpx_settings = None  # noqa: SLF001 (else only those who ask for the same settings would get it)
     return context

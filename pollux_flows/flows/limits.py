@@ -30,7 +30,7 @@ _FORMS = "pollux_flows.flows.forms"
 
 
 def under_limits(work: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-    """Hold what a flow does to the limits of its run."""
+    """Make a flow's function run within the limits of its run."""
 
     @wraps(work)
     async def done(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pollux_flows.address import shown_file
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.files import place
-from pollux_flows.files.patience import Pulse, run_on_thread
+from pollux_flows.files.file_threads import Pulse, run_on_thread
 
 _FILE: Final = re.compile(r"(?P<name>\S.*\.(?P<kind>txt|jsonl|csv))(#(?P<column>[^#/]+))?", re.IGNORECASE)
 _COLUMN: Final = "prompt"

@@ -26,7 +26,7 @@ _NO_ENDS: Final = ("Finished in state Running()", "Finished in state Suspended("
 
 
 def shorten_logs_of(kind: type[Flow[..., Any]]) -> None:
-    """Leave out of the log of runs of this kind of flow what another line of it says."""
+    """Remove lines that repeat others from the logs of this kind of flow."""
 
     def is_new(record: logging.LogRecord) -> bool:
         context = FlowRunContext.get()

@@ -213,7 +213,7 @@ async def _publish_submission(lock: JobLock) -> None:
 
 
 def _warn_of_a_lost_key(config: Config) -> None:
-    """A key that only this process knows will not be there when the answers are collected."""
+    """Warn that a key which only this process knows will be missing when the answers are collected."""
     if config.use_mock:
         return
     variable = KEY_VARIABLES[config.provider]

@@ -17,7 +17,7 @@ from pollux_flows.jobs.events import emit_cache_event
 from pollux_flows.pipeline.cleanup import delete_due
 from pollux_flows.providers.session import open_session
 from pollux_flows.result import SweepReport, SweptFile
-from pollux_flows.state.expiry import LARGEST_JUMP_S
+from pollux_flows.state.clock_check import LARGEST_JUMP_S
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import open_store
 

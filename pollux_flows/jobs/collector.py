@@ -33,10 +33,10 @@ from pollux_flows.jobs.events import JobEvent, emit_job_event, emit_submission_e
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs, unknown_job
 from pollux_flows.jobs.waiters import find_cancelled, job_name, resume_runs
 from pollux_flows.providers.session import Session, open_session
-from pollux_flows.state.bounds import retention_s
-from pollux_flows.state.expiry import FILE, Expiry, machine_expiry
+from pollux_flows.state.clock_check import FILE, Expiry, machine_expiry
 from pollux_flows.state.home import home, prepare_folder
 from pollux_flows.state.leases import LeaseLostError
+from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import local_folder
 from pollux_flows.tasks import UNSTORED
 
@@ -44,11 +44,11 @@ MOST_IN_ONE_ENVELOPE: Final = 10_000
 """A longer job has no envelope: its answers are lines in a file."""
 
 # A Prefect server on SQLite postpones concurrent writes, for seconds: more at once would take longer.
-_AT_ONCE: Final = 2
+_CONCURRENT_JOBS: Final = 2
 # The most expired jobs that one pass removes.
-_REMOVED: Final = 20
+_MOST_REMOVED: Final = 20
 # Up to so many jobs, each is shown as a task run.
-_SHOWN: Final = 50
+_MOST_TASK_RUNS: Final = 50
 # A run registers as waiting just before it is suspended: one that still is not suspended by then has died.
 _WAITED_FOR_S: Final = 86_400.0
 
@@ -76,11 +76,11 @@ async def run_pass(names: Sequence[str] | None = None) -> CollectReport:
                 raise unknown_job(name)
     selected = None if names is None else _with_children(names, jobs)
     active = [job for job in jobs if job.retired_at is None and (selected is None or job.name in selected)]
-    collector = CollectorPass(store, jobs, shows_tasks=len(active) <= _SHOWN)
+    collector = CollectorPass(store, jobs, shows_tasks=len(active) <= _MOST_TASK_RUNS)
     await collector.collect(active)
     expiry = open_expiry()
     expired = [job.name for job in jobs if expiry.has_passed(job.retired_at, retention_s())]
-    await store.remove_retired(expired[:_REMOVED])
+    await store.remove_retired(expired[:_MOST_REMOVED])
     rows = collector.rows
     if names is not None:  # retired jobs are reported only by name
         rows |= {job.name: row_of(job, time.time()) for job in jobs if job.name in names and job.retired_at}
@@ -128,7 +128,7 @@ class CollectorPass:
         self._known = [part.batch_id for job in jobs for part in job.parts if part.batch_id]
         self._children: list[str] = []
         """The jobs that were created during this pass to repeat failed prompts."""
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_CONCURRENT_JOBS)
 
     async def collect(self, jobs: Sequence[Job]) -> None:
         """Take every step that is possible for these jobs now, account by account."""

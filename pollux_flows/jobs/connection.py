@@ -42,6 +42,19 @@ def describe_silence(error: Exception) -> str:
     return f"The Prefect server at {url} does not answer ({error}). Start it, or correct PREFECT_API_URL."
 
 
+def describe_refusal(error: httpx.HTTPStatusError) -> str:
+    """Describe, with a way out, that the Prefect server refuses a request."""
+    status = error.response.status_code
+    if status in {401, 403}:
+        advice = "Set PREFECT_API_KEY (Prefect Cloud) or PREFECT_API_AUTH_STRING (your own server)."
+    elif status == 404:  # noqa: PLR2004 (not found)
+        advice = "Check that PREFECT_API_URL is the address of a Prefect server; it ends in /api."
+    else:
+        advice = "See the log of the server."
+    url = shown(PREFECT_API_URL.value() or "")
+    return f"The Prefect server at {url} answered {status} {error.response.reason_phrase}. {advice}"
+
+
 async def read_server_time() -> float | None:
     """Return the time by the Prefect server's clock, to the second; None if it does not send it."""
     async with open_client() as client:

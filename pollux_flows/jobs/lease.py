@@ -64,7 +64,7 @@ async def acquire_server_lease(name: str) -> AsyncIterator[ServerLease | None]:
     if lease is None:
         yield None
         return
-    renewal = asyncio.create_task(_keep_renewing(lease))
+    renewal = asyncio.create_task(_renew_repeatedly(lease))
     try:
         yield lease
     finally:
@@ -103,7 +103,7 @@ async def _acquire(name: str) -> ServerLease | None:
             await lease.release()  # the server was so slow that it has nearly run out
 
 
-async def _keep_renewing(lease: ServerLease) -> None:
+async def _renew_repeatedly(lease: ServerLease) -> None:
     with suppress(LeaseLostError):
         while True:
             await asyncio.sleep(_RENEW_S)

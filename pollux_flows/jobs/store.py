@@ -29,7 +29,7 @@ from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.jobs.connection import open_client
 from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
 from pollux_flows.pages import RunInput
-from pollux_flows.pipeline.saved import Saved
+from pollux_flows.pipeline.saved_answers import Saved
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.serializer import DOCUMENTS
 

@@ -13,14 +13,14 @@ from uuid import uuid4
 from pollux_flows.config import Target
 from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.plan import PlannedCall
-from pollux_flows.pipeline.saved import Saved, look_for
+from pollux_flows.pipeline.saved_answers import Saved, look_for
 from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
 from pollux_flows.state.adoption import adopt_answers
 from pollux_flows.state.fallback_files import write_fallback_file
-from pollux_flows.state.journal import Journal, TakenError
+from pollux_flows.state.journal import CallLeasedError, Journal
 from pollux_flows.state.leases import LeaseLostError
 from pollux_flows.state.slots import RunScope, Slot, Slots
 from pollux_flows.state.store import open_store
@@ -73,7 +73,7 @@ class Answers:
         return await self._found(calls, own)
 
     async def begin(self) -> None:
-        """Note that the run asks something, or raise why its answers could not be kept."""
+        """Note that the run asks something, or raise why its answers could not be saved."""
         if self._beginning is None:
             self._beginning = asyncio.create_task(self._journal.begin(complete=None if self._slots else False))
         await asyncio.shield(self._beginning)
@@ -84,11 +84,11 @@ class Answers:
 
     async def look_for_saved(self, outcomes: Iterable[Outcome]) -> Saved | None:
         """Look whether the answers among these are still in the store; None if none of them was saved."""
-        saved = [outcome for outcome in outcomes if outcome.problem is None and outcome.unkept is None]
+        saved = [outcome for outcome in outcomes if outcome.problem is None and outcome.save_error is None]
         return await look_for(self._journal, saved) if saved else None
 
     async def close(self) -> None:
-        """Leave what was not answered to others."""
+        """Release the leases on calls that were not answered."""
         if self._slots is not None:
             asked = {slot.identity for slot in self._taken.values()}
             await self._slots.close(complete=asked <= self._answered)
@@ -97,14 +97,14 @@ class Answers:
                 await self._journal.end()
 
     @asynccontextmanager
-    async def asking(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
+    async def claim_call(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
         """Yield the check whether the call may be made, to be called with the slot in hand: answers may come meanwhile.
 
-        Raises TakenError, at once or then, where another execution is asking it: `wait` has more.
+        Raises CallLeasedError, at once or then, where another execution is asking it: `wait` has more.
         """
         if self._slots is not None:
             if planned.index not in self._taken:
-                raise TakenError
+                raise CallLeasedError
             yield partial(self._may_ask_in_slot, self._slots, self._taken[planned.index])
             return
         if self._terms.reuse != "always":
@@ -116,11 +116,11 @@ class Answers:
                 await self.check_may_ask()
                 await take()
                 if await self._found([planned]):
-                    raise TakenError
+                    raise CallLeasedError
 
             yield may_ask
 
-    async def wait(self, planned: PlannedCall) -> Outcome | None:
+    async def wait_for_other(self, planned: PlannedCall) -> Outcome | None:
         """The outcome of a call that another execution is asking, once that has ended; None if it brought no answer."""
         if self._slots is None:
             await self._journal.wait_for_release(planned.identity)
@@ -142,9 +142,9 @@ class Answers:
 
     async def save_late(self, outcome: Outcome) -> Outcome:
         """Save an answer that could not be saved when it came, if that is possible now."""
-        if outcome.unkept is None or outcome.spilled is not None:
+        if outcome.save_error is None or outcome.spilled is not None:
             return outcome
-        return await self._save(outcome.model_copy(update={"unkept": None}))
+        return await self._save(outcome.model_copy(update={"save_error": None}))
 
     async def _take(self, slots: Slots, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         new = [call for call in calls if call.index not in self._taken]
@@ -174,7 +174,7 @@ class Answers:
         try:
             await slots.check_lease(slot)
         except LeaseLostError:
-            raise TakenError from None
+            raise CallLeasedError from None
 
     async def _found(self, calls: Sequence[PlannedCall], own: dict[str, Outcome] | None = None) -> dict[int, Outcome]:
         terms, names = self._terms, [call.identity for call in calls]
@@ -222,4 +222,4 @@ class Answers:
         self._broken = failure
         self._well.set()  # those who waited are refused
         spilled = await asyncio.to_thread(write_fallback_file, self._journal.make_records(outcome.identity, outcome))
-        return outcome.model_copy(update={"unkept": failure.message, "spilled": spilled and str(spilled)})
+        return outcome.model_copy(update={"save_error": failure.message, "spilled": spilled and str(spilled)})

@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 from pollux_flows.config import Target
 from pollux_flows.errors import APIError, InternalError, PolluxError
 from pollux_flows.files.content import Content, load
-from pollux_flows.pipeline.cleanup import give_back, open_ledger
+from pollux_flows.pipeline.cleanup import open_ledger, release_owner
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.send import send
+from pollux_flows.pipeline.upload_file import send
 from pollux_flows.providers.material import Delivery, Material
 from pollux_flows.providers.registry import find_provider
 from pollux_flows.providers.session import Session
@@ -34,8 +34,8 @@ _log: Final = logging.getLogger("pollux_flows")
 
 
 @asynccontextmanager
-async def attached(plan: Plan, session: Session, owner: str) -> AsyncIterator[Attachments]:
-    """The attachments of a plan; afterwards its files are given back."""
+async def open_attachments(plan: Plan, session: Session, owner: str) -> AsyncIterator[Attachments]:
+    """Yield the attachments of a plan, and release its files afterwards."""
     if "upload" not in (delivery_of(plan, index) for index in range(len(plan.sources))):
         yield Attachments(plan, session)  # no file, so no ledger
         return
@@ -48,11 +48,11 @@ async def attached(plan: Plan, session: Session, owner: str) -> AsyncIterator[At
     finally:
         renewing.cancel()
         await attachments.close()
-        await give_back(session, ledger, owner)
+        await release_owner(session, ledger, owner)
 
 
 async def _renew(ledger: Ledger, owner: str) -> None:
-    """A run that takes longer than an owner is believed to live says that it does."""
+    """Renew the run's ownership of its files until cancelled."""
     while True:
         await asyncio.sleep(_RENEW_S)
         try:

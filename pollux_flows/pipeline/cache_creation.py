@@ -30,7 +30,7 @@ from pollux_flows.options import Options
 from pollux_flows.pipeline.attach import Attachments, FileOwner
 from pollux_flows.pipeline.cache_calls import CacheCalls, look_for_cache
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, CacheRegistry, CacheRequest
-from pollux_flows.pipeline.cleanup import give_back, open_ledger
+from pollux_flows.pipeline.cleanup import open_ledger, release_owner
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
@@ -154,7 +154,7 @@ async def record_use(registry: CacheRegistry, identity: str, clock: Clock = time
 
 async def release_files(session: Session, record: CacheRecord) -> None:
     """Release the files that were uploaded for a cache, best effort."""
-    await give_back(session, open_ledger(session.config), record.file_owner)
+    await release_owner(session, open_ledger(session.config), record.file_owner)
 
 
 def mark_living(record: CacheRecord, cache: ProviderCache, now: float) -> CacheRecord:

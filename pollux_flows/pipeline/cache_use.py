@@ -134,7 +134,8 @@ class CacheUse:
 
     @property
     def _needed_s(self) -> float:
-        """For how long the cache has to live when a call is sent: half a lifetime where it ends with the run anyway."""
+        """Return how many seconds the cache must still live when a call is sent."""
+        # A cache that ends with the run is fit for half of its life.
         ttl_s = self._request.ttl_seconds if self._request is not None else 0
         return ttl_s / 2 if self._callers_handle is None else min(MARGIN_S, ttl_s / 10)
 

@@ -33,7 +33,7 @@ def store_of(config: Config) -> Store:
     return _simulated(home() / "simulator" / "state") if config.use_mock else open_store()
 
 
-async def give_back(session: Session, ledger: Ledger, owner: str) -> None:
+async def release_owner(session: Session, ledger: Ledger, owner: str) -> None:
     """Release a run's files, and delete those that no owner is left of; what takes long is left to `sweep`.
 
     The answers are paid for by now: nothing that goes wrong here may cost one.

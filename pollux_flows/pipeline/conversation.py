@@ -1,4 +1,4 @@
-"""Conversation: the turns before this one, read from what the caller passes, and kept in the envelope for the next."""
+"""Conversation: the turns before this one, read from the arguments, and stored in the envelope for the next."""
 
 from __future__ import annotations
 

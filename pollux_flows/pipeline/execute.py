@@ -12,7 +12,7 @@ from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError, raise_if_error
 from pollux_flows.handles import CacheHandle
 from pollux_flows.pipeline.answers import Answers, MayAsk
-from pollux_flows.pipeline.attach import Attachments, attached
+from pollux_flows.pipeline.attach import Attachments, open_attachments
 from pollux_flows.pipeline.cache_use import CacheUse, strip_cached_options
 from pollux_flows.pipeline.caches import CacheRegistry
 from pollux_flows.pipeline.conversation import attach_history
@@ -26,7 +26,7 @@ from pollux_flows.providers.base import Call
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import Answer, CallFailure, Outcome
-from pollux_flows.state.journal import TakenError
+from pollux_flows.state.journal import CallLeasedError
 from pollux_flows.state.slots import RunScope
 
 OnOutcome = Callable[[Outcome], None]
@@ -112,7 +112,7 @@ class Execution:
         return self._cache_uses[source]
 
     async def answer_calls(
-        self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None, turn: Place | None = None
+        self, calls: Sequence[PlannedCall], on_outcome: OnOutcome | None = None, turn: QueuePlace | None = None
     ) -> list[Outcome]:
         """Make these calls of the plan, and return their outcomes in order.
 
@@ -133,7 +133,7 @@ class Execution:
         try:
             for planned in missing:
                 await self._line.acquire()
-                asking.append(asyncio.create_task(self._answer_call(planned, Place(self._line), on_outcome)))
+                asking.append(asyncio.create_task(self._answer_call(planned, QueuePlace(self._line), on_outcome)))
             if turn is not None:
                 turn.close()
         finally:
@@ -145,7 +145,7 @@ class Execution:
             found[planned.index] = await self.answers.save_late(outcome)
         return [found[call.index] for call in calls]
 
-    async def _answer_call(self, planned: PlannedCall, place: Place, on_outcome: OnOutcome) -> Outcome:
+    async def _answer_call(self, planned: PlannedCall, place: QueuePlace, on_outcome: OnOutcome) -> Outcome:
         with closing(place):
             if self._warm_ups.is_needed(planned.source):
                 place.close()  # it may wait for another call, which must not wait for its place
@@ -189,7 +189,7 @@ class Execution:
         async with self._opening:
             if self._opened is None:
                 session = await self._stack.enter_async_context(open_session(self.config))
-                attachments = await self._stack.enter_async_context(attached(self.plan, session, uuid4().hex))
+                attachments = await self._stack.enter_async_context(open_attachments(self.plan, session, uuid4().hex))
                 self._opened = session, attachments
         return self._opened
 
@@ -197,7 +197,7 @@ class Execution:
 class _CallRun:
     """One call on its way, from its slot in the state to its saved answer."""
 
-    def __init__(self, execution: Execution, planned: PlannedCall, place: Place) -> None:
+    def __init__(self, execution: Execution, planned: PlannedCall, place: QueuePlace) -> None:
         self._execution, self._planned, self._place = execution, planned, place
         self._answers = execution.answers
         self._use = execution.find_cache(planned.source)
@@ -211,10 +211,10 @@ class _CallRun:
         """Ask, or wait for the answer where another execution asks; a call that cannot be made fails alone."""
         try:
             while True:
-                with suppress(TakenError):
-                    async with self._answers.asking(self._planned) as self._check_permission:
+                with suppress(CallLeasedError):
+                    async with self._answers.claim_call(self._planned) as self._check_permission:
                         return await self._ask()
-                if (outcome := await self._answers.wait(self._planned)) is not None:
+                if (outcome := await self._answers.wait_for_other(self._planned)) is not None:
                     return outcome
         except PolluxError as error:
             return unasked(self._planned, error)
@@ -281,7 +281,7 @@ class _CallRun:
         )
 
 
-class Place:
+class QueuePlace:
     """A place in a line, which the next in line gets as soon as it is closed."""
 
     def __init__(self, line: asyncio.Semaphore) -> None:

@@ -18,10 +18,10 @@ from pollux_flows.plain import replace_surrogates
 from pollux_flows.pricing import Cost, price_table, total
 from pollux_flows.result import STATE, UNREADABLE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
 
-# How an answer can end and not be whole.
+# How an answer can end and be incomplete.
 _CUT: Final[dict[FinishReason | None, str]] = {
     "max_tokens": "was cut at the token limit; raise max_tokens",
-    "other": "may not be whole: the provider ended it otherwise than usual",
+    "other": "may be incomplete: the provider ended it otherwise than usual",
 }
 
 
@@ -134,18 +134,18 @@ def _warnings(outcome: Outcome) -> list[str]:
         warnings.append(f"The answer to prompts[{outcome.index}] {why} (finish reason: {raw}).")
     if outcome.answer is not None and (unread := outcome.answer.artifacts.get(UNREADABLE)):
         warnings.append(
-            f"The answer to prompts[{outcome.index}] has {len(unread)} part(s) that cannot be read. The rest is kept; "
-            f"they are in diagnostics.raw_responses[{outcome.index}].artifacts.{UNREADABLE}."
+            f"The answer to prompts[{outcome.index}] has {len(unread)} part(s) that cannot be read. They "
+            f"are in diagnostics.raw_responses[{outcome.index}].artifacts.{UNREADABLE}."
         )
     if outcome.spilled is not None:
         warnings.append(
             f"The answer to prompts[{outcome.index}] could not be saved in the state, and waits in {outcome.spilled} "
-            f"for the next run on that machine: {outcome.unkept}"
+            f"for the next run on that machine: {outcome.save_error}"
         )
-    elif outcome.unkept is not None:
+    elif outcome.save_error is not None:
         warnings.append(
             f"The answer to prompts[{outcome.index}] could not be saved, so another run would ask, and pay, "
-            f"again: {outcome.unkept}"
+            f"again: {outcome.save_error}"
         )
     if outcome.unknown_attempts and outcome.answer is not None:
         warnings.append(
@@ -225,7 +225,7 @@ def _course(outcome: Outcome) -> dict[str, Any]:
     # needed. What was asked for in another run took nothing in this one.
     unsaid = {
         name
-        for name in ("unknown_attempts", "waited_s", "cost_unknown", "unkept", "spilled")
+        for name in ("unknown_attempts", "waited_s", "cost_unknown", "save_error", "spilled")
         if not getattr(outcome, name)
     }
     elsewhere = {"attempts", "duration_s", "waited_s"} if outcome.reused else set()

@@ -45,11 +45,11 @@ class Plan(Document):
     sources: list[Source]
     contents: list[Content | None] = Field(description="What is known of each source that is a file.")
     calls: list[PlannedCall]
-    sharing: int = Field(description="How many calls the whole plan makes about the same sources.")
+    sharing: int = Field(description="How many calls the complete plan makes about the same sources.")
     broadcast_over: int = Field(
         default=1,
         exclude_if=lambda sources: sources == 1,
-        description="How many sources the whole plan asks about, each by itself.",
+        description="How many sources the complete plan asks about, each by itself.",
     )
     said: Conversation = Field(
         default=Conversation(),
@@ -69,7 +69,7 @@ class Plan(Document):
 
     @property
     def total(self) -> int:
-        """How many calls the whole plan makes, of which this may be a part."""
+        """How many calls the complete plan makes, of which this may be a part."""
         return self.sharing * self.broadcast_over
 
     @property

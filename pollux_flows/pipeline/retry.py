@@ -1,4 +1,7 @@
-"""Retry: the one place where a failed request is made again."""
+"""Retry: the one place where a failed request is made again.
+
+How long all calls of an account pause after one was refused is decided in `ratelimit/limiter.py`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ async def attempt(
                 attempts.started = time.monotonic()
             elif attempts.elapsed_s >= timeout_s:
                 return attempts  # time ran out while it stood in line: what failed before is what there is to say
-            await _tried(operation, attempts, timeout_s)
+            await _try_once(operation, attempts, timeout_s)
             if attempts.error is None and save is not None:
                 await save(attempts)
         if attempts.error is None:
@@ -90,7 +93,7 @@ async def retry_call(operation: Callable[[], Awaitable[T]], config: Config) -> T
     return attempts.unwrap()
 
 
-async def _tried(operation: Callable[[], Awaitable[T]], attempts: Attempts[T], timeout_s: float) -> None:
+async def _try_once(operation: Callable[[], Awaitable[T]], attempts: Attempts[T], timeout_s: float) -> None:
     attempts.number += 1
     try:
         async with asyncio.timeout(max(0.0, timeout_s - attempts.elapsed_s)):
@@ -103,7 +106,7 @@ async def _tried(operation: Callable[[], Awaitable[T]], attempts: Attempts[T], t
 
 
 def _delay(policy: RetryPolicy, attempts: Attempts[T]) -> float:
-    """Our own back-off, or what the provider asked for where that is longer. Never less than it asked for."""
+    """Return the wait before the next attempt: our own backoff, but never less than the provider asked for."""
     ours = min(policy.max_delay_s, policy.initial_delay_s * policy.backoff_multiplier ** (attempts.number - 1))
     if policy.jitter:
         ours = random.uniform(0, ours)  # noqa: S311 (spreads calls, guards nothing)

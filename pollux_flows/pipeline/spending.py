@@ -28,22 +28,23 @@ class Spending:
         self._target = target
         if most_usd is not None and (unknown := cost_of(target, _PLAIN).unknown):
             raise ConfigurationError(
-                f"max_cost_usd cannot be kept: {unknown}", hint="Leave max_cost_usd out, or use a model with a price."
+                f"max_cost_usd cannot be enforced: {unknown}",
+                hint="Leave max_cost_usd out, or use a model with a price.",
             )
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Answers that this run has paid for, in this attempt or an earlier one."""
+        """Add the cost of answers that this run has paid for, in this attempt or an earlier one."""
         for outcome in outcomes:
             if outcome.answer is not None and outcome.reused != "always":
                 self._spent_usd += (outcome.cost_usd or 0.0) + outcome.paid_before_usd
                 self._unknown = self._unknown or outcome.cost_unknown
 
     def add_cost(self, usd: float) -> None:
-        """Money that went for answers which are of no use."""
+        """Add the cost of answers that are of no use."""
         self._spent_usd += usd
 
     def add_caches(self, caches: Iterable[UsedCache]) -> None:
-        """Caches of the run: the contents and the storage of those that it created."""
+        """Add the cost of the run's caches: the contents and the storage of those that it created."""
         if self._most_usd is None:
             return
         for cache in caches:
@@ -57,7 +58,7 @@ class Spending:
             return
         if self._unknown is not None:
             raise BudgetError(
-                f"Not asked: max_cost_usd cannot be kept any more. {self._unknown}",
+                f"Not asked: max_cost_usd cannot be enforced any more. {self._unknown}",
                 hint="Leave max_cost_usd out and run again.",
             )
         spent = self._spent_usd + sum(self._cache_costs.values())

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 
 from pollux_flows.options import Options, walk_core_schema
-from pollux_flows.pipeline.aside import GivenUp, each_in_time
+from pollux_flows.pipeline.time_limit import TimeUp, each_in_time
 from pollux_flows.plain import plain
 from pollux_flows.result import Answer
 from pollux_flows.schemas.conformance import Conformance
@@ -95,7 +95,7 @@ def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str, *
 def _late(limit_s: float) -> Reading:
     return Reading(
         problem=f"it took longer than {limit_s:g} seconds to check. Look for a loop or a slow pattern in the schema's "
-        "validators; the text of the answer is kept."
+        "validators. `answers` has its text."
     )
 
 
@@ -106,7 +106,7 @@ def _read(conformance: Conformance, model: type[BaseModel] | None, text: str | N
 def _guarded(read: Callable[[Any], Reading], value: Any) -> Reading:
     try:
         return read(value)
-    except (KeyboardInterrupt, SystemExit, CancelledError, GivenUp):
+    except (KeyboardInterrupt, SystemExit, CancelledError, TimeUp):
         raise
     except BaseException as error:  # noqa: BLE001 (a caller's validator may raise anything, pydantic's core may panic)
         # The answer is paid for: whatever goes wrong while it is looked at, its text stays.

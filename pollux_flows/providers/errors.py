@@ -14,15 +14,16 @@ import httpx2
 from pydantic import ValidationError
 
 from pollux_flows.address import shown_in
+from pollux_flows.base_url import suggest_base_url
 from pollux_flows.config import KEY_VARIABLES, Config
 from pollux_flows.errors import APIError, CacheError, ErrorCategory, PolluxError, RateLimitError, SourceError
 from pollux_flows.providers.base import UpstreamError
 from pollux_flows.providers.body import BodyError
 from pollux_flows.providers.redaction import Redactor
 
-_PASSING: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
-_GAVE_UP: Final = {502, 504}
-_CAPACITY: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
+_RETRYABLE_STATUSES: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
+_GATEWAY_STATUSES: Final = {502, 504}
+_CAPACITY_STATUSES: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
 # 429s that do not pass with time: a bill has to be paid first.
 _OUT_OF_FUNDS: Final = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _OVERFLOW: Final = re.compile(
@@ -33,9 +34,9 @@ _OVERFLOW: Final = re.compile(
 _NOT_A_NETWORK_ERROR: Final = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects)
 # Phases that cost nothing: their outcome is never unknown, as they can simply be repeated.
 _ABOUT_A_BATCH: Final = {"batch_inspect", "batch_collect", "batch_cancel"}
-_FREE: Final = {"metadata", *_ABOUT_A_BATCH}
+_FREE_PHASES: Final = {"metadata", *_ABOUT_A_BATCH}
 # Phases that leave something stored at the provider, whatever the response was.
-_STORED: Final = {"upload", "batch_submit"}
+_STORING_PHASES: Final = {"upload", "batch_submit"}
 _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
 # The errors of reading an answer, in the SDKs or here: no JSON, no text, nested without end, another shape.
 _UNREADABLE: Final = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError)
@@ -92,7 +93,9 @@ def _refusal(
     # Gemini answers 403 for a cache that no longer exists, since it might belong to another account.
     lost_cache = status in {403, 404} and _CACHED_CONTENT.search(message) is not None
     category = None if lost_cache else _category(status, message, codes)
-    retryable = status in _PASSING and category not in {"auth", "context_overflow"} and not codes & _OUT_OF_FUNDS
+    retryable = (
+        status in _RETRYABLE_STATUSES and category not in {"auth", "context_overflow"} and not codes & _OUT_OF_FUNDS
+    )
     if phase == "batch_cancel" and status == 409:  # noqa: PLR2004
         retryable = False  # it has ended
     kind = RateLimitError if category == "rate_limit" else CacheError if lost_cache else _kind(phase)
@@ -108,8 +111,8 @@ def _refusal(
         retry_after_s=retry_after,
         error_category=category,
         # A gateway may have given up on a provider that went on: only a 4xx proves that nothing was stored.
-        outcome_unknown=(phase in _STORED and not 400 <= status < 500)  # noqa: PLR2004 (HTTP's own range)
-        or (phase == "cache" and status in _GAVE_UP),
+        outcome_unknown=(phase in _STORING_PHASES and not 400 <= status < 500)  # noqa: PLR2004 (HTTP's own range)
+        or (phase == "cache" and status in _GATEWAY_STATUSES),
     )
 
 
@@ -117,7 +120,7 @@ def may_pass(status: int | None, code: str | None = None) -> bool | None:
     """Return whether a request refused with this status may succeed later; None if the status is no HTTP error."""
     if status is None or not 400 <= status <= 599:  # noqa: PLR2004 (HTTP's own range)
         return None
-    return (status in _PASSING or status >= 500) and code not in _OUT_OF_FUNDS  # noqa: PLR2004
+    return (status in _RETRYABLE_STATUSES or status >= 500) and code not in _OUT_OF_FUNDS  # noqa: PLR2004
 
 
 def _unreadable(config: Config, phase: str, what: str) -> APIError:
@@ -126,7 +129,7 @@ def _unreadable(config: Config, phase: str, what: str) -> APIError:
         f"{config.provider} sent an answer that cannot be read: {redact(what, config)}",
         hint="If it happens again, the address may not belong to this provider's API: check base_url.",
         retryable=True,
-        outcome_unknown=phase not in _FREE,
+        outcome_unknown=phase not in _FREE_PHASES,
     )
 
 
@@ -135,7 +138,7 @@ def _body_error(config: Config, phase: str, why: BodyError) -> APIError:
         f"The answer of {config.provider} was not read to its end: {why}.",
         hint="No provider answers like that: check base_url, and any proxy between this machine and the provider.",
         retryable=False,
-        outcome_unknown=phase not in _FREE,
+        outcome_unknown=phase not in _FREE_PHASES,
     )
 
 
@@ -169,7 +172,7 @@ def _no_response(error: Exception, config: Config, phase: str) -> APIError:
         else f"Check the network{f' and that something listens at {config.base_url}' if config.base_url else ''}.",
         retryable=True,
         error_category="network",
-        outcome_unknown=sent and phase not in _FREE,
+        outcome_unknown=sent and phase not in _FREE_PHASES,
     )
 
 
@@ -250,7 +253,7 @@ def _category(status: int, message: str, codes: set[str]) -> ErrorCategory | Non
         return "context_overflow"
     if status == 429:  # noqa: PLR2004
         return "rate_limit"
-    return "capacity" if status in _CAPACITY else None
+    return "capacity" if status in _CAPACITY_STATUSES else None
 
 
 def _hint(config: Config, phase: str, status: int, category: ErrorCategory | None, codes: set[str]) -> str:
@@ -269,7 +272,7 @@ def _hint(config: Config, phase: str, status: int, category: ErrorCategory | Non
         return _not_found_hint(config, phase)
     if category == "rate_limit":
         return "Lower request_concurrency, or try again later."
-    if status in _PASSING:
+    if status in _RETRYABLE_STATUSES:
         return "The provider has a temporary problem; try again later."
     if status < 400:  # noqa: PLR2004
         return "This is not an answer of a provider's API, and redirects are not followed: check base_url."
@@ -279,8 +282,11 @@ def _hint(config: Config, phase: str, status: int, category: ErrorCategory | Non
 def _not_found_hint(config: Config, phase: str) -> str:
     if phase in _ABOUT_A_BATCH:
         return "The batch or its results no longer exist, or belong to another key."
-    return f"Check the model's name ({config.model})" + (
-        f" and base_url ({config.base_url})." if config.base_url else "."
+    if config.base_url is None:
+        return f"Check the model's name ({config.model})."
+    meant = suggest_base_url(config.provider, config.base_url)
+    return f"Check the model's name ({config.model}) and base_url ({config.base_url})" + (
+        f": most servers have this API at {meant}." if meant else "."
     )
 
 

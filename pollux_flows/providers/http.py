@@ -15,7 +15,7 @@ from urllib.request import getproxies
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.ratelimit.headers import used_up_for
-from pollux_flows.ratelimit.limits import limiter_of
+from pollux_flows.ratelimit.limiter import limiter_of
 from pollux_flows.state.home import home
 
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ class Material:
         return self.file
 
 
-class SourcesModule(Protocol):
-    """The interface of `turns.py`: chooses the delivery of a source, or raises if the provider takes none."""
+class InputsModule(Protocol):
+    """The interface of `inputs.py`: chooses the delivery of a source, or raises if the provider takes none."""
 
     def delivery(self, source: Source, mime_type: str, size_bytes: int | None, /) -> Delivery: ...
 

@@ -1,6 +1,6 @@
 """The registry: one record for each provider, with None for what it lacks.
 
-A provider is a folder of modules, not a class: `generate.py` opens a connection and makes calls, `turns.py` writes
+A provider is a folder of modules, not a class: `generate.py` opens a connection and makes calls, `inputs.py` writes
 sources and the messages of a conversation. The folder has no file for what the provider lacks; the local provider is
 one file. The type checker compares each module with its protocol here.
 """
@@ -16,7 +16,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.providers.base import GenerateModule, ModelsModule
 from pollux_flows.providers.batches import BatchModule
 from pollux_flows.providers.caches import CacheModule
-from pollux_flows.providers.material import SourcesModule
+from pollux_flows.providers.material import InputsModule
 from pollux_flows.providers.uploads import FilesModule
 
 
@@ -25,7 +25,7 @@ class Provider:
     """The modules of one provider."""
 
     generate: GenerateModule
-    sources: SourcesModule
+    sources: InputsModule
     files: FilesModule | None = None
     caches: CacheModule | None = None
     batches: BatchModule | None = None
@@ -40,21 +40,21 @@ def find_provider(name: ProviderName) -> Provider:
 
 
 def _gemini() -> Provider:
-    from pollux_flows.providers.gemini import batch, caches, files, generate, turns
+    from pollux_flows.providers.gemini import batch, caches, files, generate, inputs
 
-    return Provider(generate, turns, files=files, caches=caches, batches=batch)
+    return Provider(generate, inputs, files=files, caches=caches, batches=batch)
 
 
 def _openai() -> Provider:
-    from pollux_flows.providers.openai import batch, files, generate, turns
+    from pollux_flows.providers.openai import batch, files, generate, inputs
 
-    return Provider(generate, turns, files=files, batches=batch)
+    return Provider(generate, inputs, files=files, batches=batch)
 
 
 def _anthropic() -> Provider:
-    from pollux_flows.providers.anthropic import batch, files, generate, turns
+    from pollux_flows.providers.anthropic import batch, files, generate, inputs
 
-    return Provider(generate, turns, files=files, batches=batch)
+    return Provider(generate, inputs, files=files, batches=batch)
 
 
 def _openrouter() -> Provider:

@@ -16,7 +16,7 @@ from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.redaction import Redactor
 from pollux_flows.providers.registry import Provider, find_provider
 from pollux_flows.providers.uploads import FilesModule, UploadThreads
-from pollux_flows.ratelimit import limits
+from pollux_flows.ratelimit import limiter
 from pollux_flows.result import Answer
 from pollux_flows.state.upload import Uploaded
 
@@ -35,7 +35,7 @@ class Session:
     config: Config
     provider: Provider
     client: Any
-    slot: limits.Slot
+    slot: limiter.Slot
     uploads: UploadThreads
 
     async def check(self, call: Call) -> None:
@@ -160,7 +160,7 @@ class Session:
         raise failure
 
     def _require(self, module: T | None) -> T:
-        """Return a module that the provider has: `capabilities.check` has made sure of that."""
+        """Return the module; raise if the provider lacks it, which `capabilities.check` refuses before."""
         if module is None:
             raise InternalError(f"{self.config.provider} was asked for something that it cannot do.")
         return module
@@ -171,7 +171,7 @@ async def open_session(config: Config) -> AsyncIterator[Session]:
     """Open a session, and close its connection and upload threads at the end."""
     provider = find_provider(config.provider)
     uploads = UploadThreads(config, provider.generate)
-    with limits.slot(config) as slot:
+    with limiter.slot(config) as slot:
         async with provider.generate.connect(config) as connection:
             try:
                 yield Session(config, provider, connection, slot, uploads)

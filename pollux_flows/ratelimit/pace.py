@@ -1,4 +1,4 @@
-"""Pacing: computes when an account's next request may start. Pure arithmetic; the waiting is in limits.py."""
+"""Pacing: computes when an account's next request may start. Pure arithmetic; the waiting is in limiter.py."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from itertools import count
 from typing import Final
 
 from pollux_flows.state.answer_record import make_answer_record, pointer_key, read_answer
-from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import call_identity, digest
+from pollux_flows.state.retention import retention_s
 from pollux_flows.state.slots import Call
 from pollux_flows.state.store import Json, Store
 

@@ -14,7 +14,7 @@ from pollux_flows.result import Outcome
 from pollux_flows.state.store import Json, damaged_record_error, encode_record
 
 # Facts about one run only.
-_NOT_STORED: Final = {"index", "reused", "unkept", "spilled"}
+_NOT_STORED: Final = {"index", "reused", "save_error", "spilled"}
 
 
 class Pointer(NamedTuple):

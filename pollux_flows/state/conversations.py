@@ -28,8 +28,8 @@ from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.plain import JsonObject
 from pollux_flows.state import leases
-from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import digest
+from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import Json, Store, damaged_record_error, encode_record
 
 VERSION: Final = 1

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.state import expiry
+from pollux_flows.state import clock_check
 from pollux_flows.state.batching import Batcher, unforkable
-from pollux_flows.state.expiry import Expiry
+from pollux_flows.state.clock_check import Expiry
 from pollux_flows.state.home import disk_full_error, folder_error, prepare_folder
 from pollux_flows.state.leases import Clock
 from pollux_flows.state.store import Json, Row, Store, decode_record, encode_record, try_decode_record
@@ -106,7 +106,7 @@ class DiskStore(Store):
         self.folder = folder
         self.where = str(folder)
         self._clock = clock
-        self._expiry = Expiry(folder / expiry.FILE, clock=clock, monotonic=monotonic)
+        self._expiry = Expiry(folder / clock_check.FILE, clock=clock, monotonic=monotonic)
         self._batcher: Batcher[_Put | _Call] = Batcher(
             self._execute_batch, limit=_BATCH, after_batch=self._remove_expired, after_fork=self._disconnect
         )

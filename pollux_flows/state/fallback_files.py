@@ -16,9 +16,9 @@ from typing import Final
 from uuid import uuid4
 
 from pollux_flows.plain import canonical
-from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.home import home
 from pollux_flows.state.kinds import kind_of
+from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import Json, Store
 
 _FOLDER: Final = "spill"

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 from uuid import uuid4
 
-from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import digest
+from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import Store
 
 

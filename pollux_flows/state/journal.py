@@ -15,18 +15,18 @@ from typing import Final
 from pollux_flows.result import Outcome
 from pollux_flows.state import fallback_files, leases
 from pollux_flows.state.answer_record import make_answer_record, pointer_key, read_answer, read_pointer
-from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import digest
 from pollux_flows.state.index import Call, write_index
 from pollux_flows.state.leases import LEASE_S, Clock, Lease
 from pollux_flows.state.maintenance import enforce_max_size
+from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import Json, Store
 
 # The record of a longer text is made on a thread: it would block the event loop.
 _LARGE: Final = 1 << 20
 
 
-class TakenError(Exception):
+class CallLeasedError(Exception):
     """Another execution has the lease on this call, or has answered it: look again once the lease is released."""
 
 
@@ -116,7 +116,7 @@ class Journal:
 
     @asynccontextmanager
     async def lease_call(self, call: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Yield a function that acquires the lease on the call, or raises TakenError; release it with the block."""
+        """Yield a function that acquires the lease on the call, or raises CallLeasedError; release it at the end."""
         async with AsyncExitStack() as stack:
             lease: Lease | None = None
 
@@ -127,13 +127,16 @@ class Journal:
                         self.store, _lease_key(call), self.run, self.lease_s, clock=self.clock
                     )
                     if lease is None:
-                        raise TakenError
+                        raise CallLeasedError
                     await stack.enter_async_context(leases.use_lease(lease))
 
             yield acquire
 
     async def wait_for_release(self, call: str) -> None:
-        """Wait until no execution has the lease on the call."""
+        """Wait until no execution has the lease on the call: with reuse="always", or outside a named run.
+
+        Calls of a named run wait in `Slots.wait_for_slot`.
+        """
         await leases.wait_for_release(self.store, _lease_key(call), clock=self.clock)
 
     def _answer_key(self, call: str) -> str:

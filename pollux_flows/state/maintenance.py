@@ -20,11 +20,11 @@ from pydantic import Field
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.state.answer_record import read_answer, read_cost, read_pointer
-from pollux_flows.state.bounds import max_size_bytes, retention_s
 from pollux_flows.state.conversations import is_conversation
 from pollux_flows.state.identity import digest
 from pollux_flows.state.kinds import is_removable, kind_of, run_of
 from pollux_flows.state.leases import Clock, get_owner, strip_lease
+from pollux_flows.state.retention import max_size_bytes, retention_s
 from pollux_flows.state.store import Json, Row, Store, damaged_record_error
 from pollux_flows.state.upload import Entry, UploadKey
 
@@ -200,7 +200,7 @@ async def prune(
     """Remove answers that are older; the oldest, until the rest takes no more; or those of one run.
 
     `run` is its name, or the beginning of several names up to a slash: those of one flow run. Expired records are
-    removed, too, unless `expired` is false: where no person prunes, `expiry` decides about them.
+    removed, too, unless `expired` is false: where no person prunes, `clock_check` decides about them.
     """
     now = clock()
     at_work = await _find_runs_at_work(store, now)

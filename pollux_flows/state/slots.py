@@ -28,9 +28,9 @@ from uuid import uuid4
 from pollux_flows.result import Outcome
 from pollux_flows.state import index, leases
 from pollux_flows.state.answer_record import read_answer
-from pollux_flows.state.bounds import retention_s
 from pollux_flows.state.identity import call_identity, digest
 from pollux_flows.state.leases import LEASE_S, Clock, Lease, LeaseLostError
+from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import Json, Store, damaged_record_error
 
 Chain = tuple[tuple[str, str], ...]

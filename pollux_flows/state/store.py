@@ -42,7 +42,7 @@ class Store(Protocol):
     Each operation on one record is atomic, and visible to all processes when it returns. An operation that was asked
     for is carried out, even if its caller is cancelled while it waits. A record that cannot be read raises a
     ConfigurationError: it is never taken for absent. A record with `ttl_s` is stored for that long at least and then
-    removed, as `expiry` explains; every write sets or clears that.
+    removed, as `clock_check` explains; every write sets or clears that.
     """
 
     where: str

@@ -25,7 +25,7 @@ from pollux_flows import (
 from pollux_flows.pipeline import answers, execute
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.pipeline.saved import Saved
+from pollux_flows.pipeline.saved_answers import Saved
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
@@ -65,7 +65,7 @@ def reused(envelope: ResultEnvelope) -> list[str | None]:
 async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> None:
     """The first failure raises; the siblings that were paid for are not asked again."""
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match=r"answers to 2 of 3 prompts are kept.*the same run_key") as raised:
+    with pytest.raises(APIError, match=r"answers to 2 of 3 prompts are saved.*the same run_key") as raised:
         await run_many(PROMPTS, config=openai, run_key="monday")
     assert raised.value.envelope is not None
     assert [bool(text) for text in raised.value.envelope.answers] == [True, False, True]
@@ -305,7 +305,7 @@ async def test_what_others_paid_for_is_not_in_the_budget(openai: Config, sim: Si
 
 async def test_a_budget_needs_a_price(config: MakeConfig, sim: Simulator) -> None:
     """Refused before anything is sent; and where it turns out on the way, nothing more is."""
-    with pytest.raises(ConfigurationError, match=r"max_cost_usd cannot be kept.*gpt-4.1-of-ours"):
+    with pytest.raises(ConfigurationError, match=r"max_cost_usd cannot be enforced.*gpt-4.1-of-ours"):
         await run("why?", config=config("openai", model="gpt-4.1-of-ours"), max_cost_usd=1.0)
     assert sim.requests == []
     async with scripted(http(good("openai", model="gpt-of-somebody"))) as server:
@@ -335,7 +335,7 @@ async def test_a_store_that_fails_meanwhile_costs_no_answer(
     monkeypatch.setattr(Journal, "save_answer", _full)
     found = await outcomes(config("openai", request_concurrency=1), Terms(run_key="k"))
     assert [outcome.answer is not None for outcome in found] == [True, False, False]
-    assert found[0].unkept == "The disk is full."
+    assert found[0].save_error == "The disk is full."
     assert [outcome.failure and outcome.failure.kind for outcome in found] == [None, "state", "state"]
     assert len(asked(sim)) == 1
 
@@ -355,7 +355,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
 
     monkeypatch.setattr(Journal, "save_answer", sometimes)
     settings = config("openai", retry=ONCE)
-    assert all(outcome.unkept is None for outcome in await outcomes(settings, Terms(run_key="k")))
+    assert all(outcome.save_error is None for outcome in await outcomes(settings, Terms(run_key="k")))
     await run_many(PROMPTS, config=settings, run_key="k")
     assert len(asked(sim)) == 3
 
@@ -435,7 +435,7 @@ async def test_no_answer_is_called_kept_that_the_state_has_lost(
     hint = raised.value.hint or ""
     assert "answers to 2 of 3 prompts are gone from the state" in hint
     assert "running again asks, and pays for, everything again" in hint
-    assert "are kept" not in hint
+    assert "are saved" not in hint
 
 
 async def test_what_cannot_be_looked_up_is_not_called_kept(
@@ -443,7 +443,7 @@ async def test_what_cannot_be_looked_up_is_not_called_kept(
 ) -> None:
     monkeypatch.setattr(Journal, "has_answers", _full)
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match="still kept could not be looked up: The disk is full"):
+    with pytest.raises(APIError, match="still saved could not be looked up: The disk is full"):
         await run_many(PROMPTS, config=openai, run_key="monday")
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pollux_flows import ResultEnvelope
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
 from pollux_flows.deferred.report import CollectReport
+from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.simulator import Simulator
 from tests.prefect.jobs import ANSWERS, PROMPTS, jobs_home, no_jobs_are_left
 
@@ -33,7 +37,7 @@ def pollux(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(SystemExit) as left:
             app(list(words))
         printed = capsys.readouterr()
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value.code} {printed.out}"
+        return printed.out if left.value.code in (None, 0) else f"refused: {left.value} {printed.out}"
 
     return command
 
@@ -150,14 +154,14 @@ def test_what_was_answered_is_printed_and_what_was_not_is_told(ask: Command) -> 
     told = ask("run", "Why?", "[[simulate: status=400]] How?", "-p", "cli")
     assert told.startswith("refused: 1 of 2 prompts were not answered")
     assert "Simulated answer to: Why?" in told
-    assert "(no answer)" in told
+    assert "(no answer: openai answered 400: " in told
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run", "-p", "cli"], "There is nothing to ask"),
-        (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "Prompts are given twice"),
+        (["run", "-p", "cli"], "There is no prompt"),
+        (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "There are prompts and a file of prompts"),
         (["run", "--prompts", "x.txt", "-p", "cli"], "x.txt cannot be read"),
         (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider called 'nobody' on this server. Save it"),
         (["run", "Why?", "-p", "cli", "-s", "missing.pdf"], "There is no file 'missing.pdf' to read"),
@@ -170,6 +174,67 @@ def test_refused_in_words(ask: Command, words: list[str], said: str) -> None:
     told = ask(*words)
     assert told.startswith("refused: ")
     assert said in told
+
+
+def ended(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run the command; return its exit code, and what it printed on standard output and on standard error."""
+    with pytest.raises(SystemExit) as left:
+        app(list(words))
+    printed = capsys.readouterr()
+    return int(left.value.code or 0), printed.out, printed.err
+
+
+@pytest.mark.usefixtures("ask")
+@pytest.mark.parametrize(
+    ("words", "code", "last"),
+    [
+        (["run", "Why?", "-p", "cli"], 0, ""),
+        (["run", "Why?", "[[simulate: status=400]]", "-p", "cli"], 1, "1 of 2 prompts were not answered."),
+        (["run", "Why?"], 2, ""),
+        (["run", "Why?", "-p", "nobody"], 2, "There is no PolluxProvider called 'nobody' on this server."),
+        (["jobs", "--watch"], 2, "--watch is for a terminal."),
+    ],
+)
+def test_how_a_command_ends(capsys: pytest.CaptureFixture[str], words: list[str], code: int, last: str) -> None:
+    """With a code for scripts, one line for people, and nothing of a log in a pipe."""
+    found, _, errors = ended(capsys, *words)
+    assert found == code
+    if last:
+        (line,) = errors.splitlines()
+        assert line.startswith(last)
+
+
+@pytest.mark.usefixtures("pollux")
+@pytest.mark.parametrize("command", ["jobs", "collect", "caches", "apply", "doctor"])
+def test_a_server_that_does_not_answer(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("blocks").mkdir()
+    Path("blocks/one.yaml").write_text("pollux-provider/x: {provider: gemini, model: m}")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        code, out, errors = ended(capsys, command)
+    assert code == 3
+    assert "http://127.0.0.1:9/api does not answer" in out + errors
+    if command == "doctor":
+        assert out.splitlines()[-1].startswith("Next: prefect server start, or ")
+
+
+def test_a_missing_key_is_named_before_a_run_is_started(
+    pollux: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    applied(pollux, "pollux-provider/no-key: {provider: openai, model: m}")
+    code, _, errors = ended(capsys, "run", "Why?", "-p", "no-key")
+    assert code == 2
+    assert errors.startswith('PolluxProvider "no-key", field api_key: there is no API key for openai')
+
+
+@pytest.mark.usefixtures("ask")
+def test_a_terminal_shows_how_far_a_run_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On standard error: the answers can be piped on."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which rich takes for a terminal
+    _, out, errors = ended(capsys, "run", "Why?", "How?", "-p", "cli")
+    bar = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", errors)
+    assert re.search(r"Answered .* 2/2 · [1-9]\d* tokens · \$0\.0+[1-9]\d* · left ", bar)
+    assert out == "# Why?\n\nSimulated answer to: Why?\n\n# How?\n\nSimulated answer to: How?\n\n"
 
 
 # --- Jobs ---------------------------------------------------------------------------------------------------
@@ -192,6 +257,27 @@ def test_a_job_from_its_submission_to_its_end(ask: Command, simulator: Simulator
     assert ask("cancel", name).startswith(f"{name}: cancel")
 
 
+def test_jobs_are_watched_until_ctrl_c(ask: Command, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the server is restarted."""
+    simulator.batch_s = 3600
+    name = ask("submit", "Why?", "-p", "cli").strip()
+    list_jobs = BlockJobStore.list_jobs
+    events: list[BaseException | None] = [None, httpx.ConnectError("refused"), KeyboardInterrupt()]
+
+    async def list_or_fail(store: BlockJobStore) -> Any:
+        if (event := events.pop(0)) is not None:
+            raise event
+        return await list_jobs(store)
+
+    monkeypatch.setattr(BlockJobStore, "list_jobs", list_or_fail)
+    monkeypatch.setattr("pollux_flows.cli.jobs._WATCH_EVERY_S", 0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = ask("jobs", "--watch")
+    assert shown.count(name) >= 2
+    assert "The Prefect server does not answer." in shown
+    assert events == []
+
+
 # --- doctor -------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +286,7 @@ def test_all_is_there(ask: Command) -> None:
     assert "ok  Provider cli: openai gpt-4.1-mini, with a key" in lines
     assert any(line.startswith("ok  State: ") for line in lines)
     assert any(line.startswith("ok  Server: http://127.0.0.1:") for line in lines)
+    assert lines[-1] == "Next: pollux-flows serve"
 
 
 def test_jobs_that_nobody_collects(ask: Command, simulator: Simulator) -> None:
@@ -212,8 +299,9 @@ def test_a_state_that_cannot_be_written_to(ask: Command, monkeypatch: pytest.Mon
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "file"))
     told = ask("doctor")
-    assert told.startswith("refused: 1 of these would stand in a run's way.")
+    assert told.startswith("refused: 2 ")
     assert "NO  State: " in told
+    assert told.splitlines()[-1].startswith("Next: make the state writable")
 
 
 def test_serve_allows_folders(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:

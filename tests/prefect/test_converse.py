@@ -63,7 +63,7 @@ def commanded(capsys: pytest.CaptureFixture[str]) -> Command:
         with pytest.raises(SystemExit) as left:
             app([*words])
         printed = capsys.readouterr().out
-        return printed if left.value.code in (None, 0) else f"{left.value.code}{printed}"
+        return printed if left.value.code in (None, 0) else f"{left.value}{printed}"
 
     return command
 

@@ -22,7 +22,7 @@ from pollux_flows.deferred.submit import create_child
 from pollux_flows.flows import acancel, acollect, adeferred, aresubmit, asubmit, await_for
 from pollux_flows.jobs.store import BlockJobStore, ResultStorage
 from pollux_flows.simulator import Fault, Simulator
-from pollux_flows.state.expiry import Expiry
+from pollux_flows.state.clock_check import Expiry
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
 
 __all__ = ["jobs_home", "no_jobs_are_left", "saved"]
@@ -72,7 +72,7 @@ async def test_an_error_calls_answers_kept_only_if_they_are(saved: Saved, simula
     with pytest.raises(PolluxError) as raised:
         await await_for(name)
     hint = raised.value.hint or ""
-    assert (f"is kept: resubmit('{name}') asks only the others" in hint) is not bool(lost)
+    assert (f"is saved: resubmit('{name}') asks only the others" in hint) is not bool(lost)
     assert ("is gone from this worker's result storage" in hint and "pays for, everything again" in hint) is bool(lost)
 
 

@@ -11,10 +11,12 @@ from uuid import UUID
 import anyio.to_thread
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import DeploymentStatus
 from prefect.deployments.steps.core import run_steps
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
+from pollux_flows.blocks import PolluxProvider
 from pollux_flows.blocks.registration import aregister_block_types, register_block_types
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
 from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
@@ -83,6 +85,34 @@ async def test_a_schedule_of_which_the_server_plans_no_runs() -> None:
     assert problem.startswith("collect: the Prefect server has planned no run of it.")
 
 
+# --- The last line --------------------------------------------------------------------------------------------------
+
+
+async def test_the_last_line_says_what_to_type_next(schedule: UUID, pollux: Command) -> None:
+    """Of all that is missing, the first; and when nothing is, how to try it."""
+    async with get_client() as client:
+        for document in await client.read_block_documents_by_type("pollux-provider"):
+            await client.delete_block_document(document.id)
+    assert (await doctor(pollux))[-1] == "Next: pollux-flows serve"  # collect is deployed, and no process serves it
+    async with get_client() as client:
+        deployment = await client.read_deployment(schedule)
+        served = deployment.model_copy(update={"status": DeploymentStatus.READY})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pollux_flows.cli.doctor.read_scheduled", partial(_return, [served]))
+        assert (await doctor(pollux))[-1] == "Next: pollux-flows init"
+        patch.delenv("OPENAI_API_KEY", raising=False)
+        await PolluxProvider(provider="openai", model="m").asave("first")
+        assert (await doctor(pollux))[-1].startswith(
+            "Next: make PolluxProvider 'first' usable. Save the key in the block, or set OPENAI_API_KEY"
+        )
+        await PolluxProvider(provider="openai", model="m", use_mock=True).asave("second")
+        assert (await doctor(pollux))[-1] == 'Ready. Try it: pollux-flows run "Why is the sky blue?" -p second'
+
+
+async def _return(value: Any, *_arguments: Any) -> Any:
+    return value
+
+
 # --- Versions -------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +146,7 @@ def test_a_server_of_an_earlier_prefect() -> None:
 def test_doctor_names_a_conflict(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pollux_flows.cli.doctor.installed", lambda: {"prefect": "3.8.8", "sqlalchemy": "2.1.9"})
     told = pollux("doctor")
-    assert told.startswith("refused: 1 of these would stand in a run's way.")
+    assert told.startswith("refused: 2 ")
     assert "NO  Versions: prefect 3.8.8 with sqlalchemy 2.1.9: a server of these never starts a scheduled run." in told
 
 

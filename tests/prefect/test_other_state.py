@@ -109,7 +109,7 @@ def test_answers_are_called_kept_after_a_look(
     with pytest.raises(APIError) as raised:
         fan_out(PROMPTS, provider)
     hint = raised.value.hint or ""
-    assert ("is kept: a retry asks only the others" in hint) is not is_lost
+    assert ("is saved: a retry asks only the others" in hint) is not is_lost
     assert ("is gone from the state" in hint and "a retry asks, and pays for, everything again" in hint) is is_lost
 
 

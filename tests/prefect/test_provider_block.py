@@ -57,9 +57,22 @@ async def test_a_provider_without_a_key_uses_the_environment_of_the_worker(monke
 
 
 async def test_a_provider_without_any_key_says_where_to_put_one() -> None:
-    """The error names the variable."""
-    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
-        await PolluxProvider(provider="openai", model="m").config()
+    """The error names the block, its field, and the variable."""
+    block = PolluxProvider(provider="openai", model="m")
+    with pytest.raises(ConfigurationError, match=r"^PolluxProvider, field api_key: .* OPENAI_API_KEY is not set here"):
+        await block.config()
+    await block.asave("without-a-key", overwrite=True)
+    with pytest.raises(ConfigurationError, match=r'^PolluxProvider "without-a-key", field api_key: .*OPENAI_API_KEY'):
+        await (await PolluxProvider.named("without-a-key")).config()
+
+
+async def test_a_provider_that_was_saved_with_a_wrong_address_is_named() -> None:
+    """The UI saves it, as it does not run our checks."""
+    block = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL))
+    object.__setattr__(block, "base_url", "api.openai.com")
+    await block.asave("wrong-address", overwrite=True)
+    with pytest.raises(ConfigurationError, match=r'^PolluxProvider "wrong-address": base_url is not an http address'):
+        await PolluxProvider.named("wrong-address")
 
 
 async def test_a_block_that_nobody_saved_is_missed_by_name() -> None:

@@ -15,7 +15,7 @@ import pytest
 from pollux_flows import APIError, ConfigurationError, Options, RateLimitError, Source
 from pollux_flows.config import ProviderName
 from pollux_flows.files.content import examine
-from pollux_flows.pipeline.send import send
+from pollux_flows.pipeline.upload_file import send
 from pollux_flows.providers.batches import Batch, Result, Rows, paginate
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session

@@ -13,7 +13,7 @@ import pytest
 from pollux_flows import ConfigurationError, Source, SourceError, run_many
 from pollux_flows.files import content
 from pollux_flows.files.content import Content
-from pollux_flows.files.patience import Pulse
+from pollux_flows.files.file_threads import Pulse
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from tests.loopback import MakeConfig

@@ -16,9 +16,9 @@ import pytest
 
 from pollux_flows import Source, SourceError, run
 from pollux_flows.config import ProviderName
-from pollux_flows.files import patience
+from pollux_flows.files import file_threads
 from pollux_flows.files.content import Content, examine, load, open_file
-from pollux_flows.files.patience import Pulse, run_on_thread
+from pollux_flows.files.file_threads import Pulse, run_on_thread
 from pollux_flows.simulator import Simulator
 from tests.loopback import SDKS, MakeConfig, until
 from tests.providers.shelf import Shelf
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
-    monkeypatch.setattr("pollux_flows.files.patience.STALL_S", 0.3)
+    monkeypatch.setattr("pollux_flows.files.file_threads.STALL_S", 0.3)
 
 
 def hanging(shelf: Shelf, *, after: int = 2_000_000, at_open: int = 1) -> Source:
@@ -68,7 +68,7 @@ async def test_what_goes_on_slowly_is_waited_for() -> None:
 
 async def test_waiting_can_be_cancelled_at_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline holds although the read does not return; and the thread ends as soon as it does."""
-    monkeypatch.setattr("pollux_flows.files.patience.STALL_S", 60.0)
+    monkeypatch.setattr("pollux_flows.files.file_threads.STALL_S", 60.0)
     source = hanging(shelf)
     before = busy()
     started = time.monotonic()
@@ -94,13 +94,13 @@ def test_a_loop_ends_although_a_read_hangs(shelf: Shelf) -> None:
 
 async def test_so_many_files_are_loaded_at_once_and_no_more(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request may name thousands."""
-    monkeypatch.setattr("pollux_flows.files.patience.STALL_S", 60.0)
+    monkeypatch.setattr("pollux_flows.files.file_threads.STALL_S", 60.0)
     source, content = hanging(shelf), Content(sha256="", size_bytes=len(PDF), mime_type="a/b")
     before = busy()
     loads = [asyncio.create_task(load(source, content)) for _ in range(100)]
-    await until(lambda: shelf.opened == patience.THREADS)
+    await until(lambda: shelf.opened == file_threads.THREADS)
     await asyncio.sleep(0.1)
-    assert (shelf.opened, busy() - before) == (patience.THREADS, patience.THREADS)
+    assert (shelf.opened, busy() - before) == (file_threads.THREADS, file_threads.THREADS)
     for each in loads:
         each.cancel()
     await asyncio.gather(*loads, return_exceptions=True)
@@ -134,10 +134,10 @@ def test_a_process_ends_although_a_read_hangs() -> None:
     program = textwrap.dedent("""
         import asyncio, os, sys, threading
         from pollux_flows import Source
-        from pollux_flows.files import patience, place
+        from pollux_flows.files import file_threads, place
         from pollux_flows.files.content import examine
 
-        patience.STALL_S = 0.3
+        file_threads.STALL_S = 0.3
         readable, _ = os.pipe()
         place._open = lambda name: os.fdopen(readable, "rb", buffering=0)  # nobody ever writes
         try:

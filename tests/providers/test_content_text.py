@@ -12,7 +12,7 @@ from pollux_flows import Source, SourceError, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.files import content
 from pollux_flows.files.content import Content, examine
-from pollux_flows.files.patience import Pulse
+from pollux_flows.files.file_threads import Pulse
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Simulator

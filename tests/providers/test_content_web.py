@@ -202,7 +202,7 @@ async def test_a_file_without_a_version_or_with_a_fresh_one_is_fetched_again(sit
 
 async def test_a_server_that_goes_silent_is_not_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a file came, and then nothing."""
-    monkeypatch.setattr("pollux_flows.files.patience.STALL_S", 0.3)
+    monkeypatch.setattr("pollux_flows.files.file_threads.STALL_S", 0.3)
     site.hangs_after = 1000
     started = time.monotonic()
     with pytest.raises(SourceError, match=r"report\.pdf.*(0\.3 seconds|ReadTimeout)"):

@@ -328,7 +328,7 @@ async def test_a_file_that_changes_on_its_way_is_noticed(
 ) -> None:
     """Between the look and the upload somebody wrote to it: nothing is asked of the wrong content, nothing is left."""
     from pollux_flows.files import content
-    from pollux_flows.pipeline import send
+    from pollux_flows.pipeline import upload_file
 
     original = content.open_file
 
@@ -336,7 +336,7 @@ async def test_a_file_that_changes_on_its_way_is_noticed(
         (tmp_path / "report.pdf").write_bytes(PDF.replace(b"%PDF", b"%PDX"))
         return await original(source)
 
-    monkeypatch.setattr(send, "open_file", meddled)
+    monkeypatch.setattr(upload_file, "open_file", meddled)
     with pytest.raises(SourceError, match="changed"):
         await run("What is it?", source=pdf, config=config("openai"))
     assert [request for request in sim.requests if request.operation == "generate"] == []

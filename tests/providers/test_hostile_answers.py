@@ -273,7 +273,7 @@ def test_such_a_pattern_freezes_the_process() -> None:
     """Why it is refused: a reader with a deadline of 0.1 seconds is not back after two."""
     code = f"""
 from pydantic import BaseModel, ConfigDict, Field
-from pollux_flows.pipeline.aside import each_in_time
+from pollux_flows.pipeline.time_limit import each_in_time
 
 class PythonRe(BaseModel):
     model_config = ConfigDict(regex_engine="python-re")

@@ -14,8 +14,8 @@ import pytest
 
 from pollux_flows import APIError, Config, ConfigurationError, RateLimitError
 from pollux_flows.config import ProviderName
-from pollux_flows.ratelimit import limits
-from pollux_flows.ratelimit.limits import Limiter, limiter_of
+from pollux_flows.ratelimit import limiter as limiters
+from pollux_flows.ratelimit.limiter import Limiter, limiter_of
 from pollux_flows.ratelimit.pace import WINDOW_S, Demand
 from tests.loopback import KEY
 
@@ -430,7 +430,7 @@ def config_of(provider: ProviderName = "openai", **settings: Any) -> Config:
 
 def test_an_account_is_a_provider_an_address_and_a_key() -> None:
     """Whatever else is asked for."""
-    limits._limiters.clear()
+    limiters._limiters.clear()
     assert limiter_of(config_of()) is limiter_of(config_of(model="another", request_concurrency=3, timeout_s=1.0))
     others = [
         config_of("local"),
@@ -443,18 +443,18 @@ def test_an_account_is_a_provider_an_address_and_a_key() -> None:
 
 def test_nobody_sees_the_key() -> None:
     """Not even who prints all that there is."""
-    limits._limiters.clear()
+    limiters._limiters.clear()
     limiter_of(config_of())
-    assert KEY not in repr(limits._limiters)
-    assert "SecretStr" in repr(limits._limiters)
+    assert KEY not in repr(limiters._limiters)
+    assert "SecretStr" in repr(limiters._limiters)
 
 
 def test_an_account_that_nobody_uses_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute after its last session: what was learned is too old then, and a process may see many keys."""
-    limits._limiters.clear()
+    limiters._limiters.clear()
     clock = Time()
-    monkeypatch.setattr(limits, "Limiter", lambda: Limiter(clock, clock.set_alarm))
-    with limits.slot(config_of()):
+    monkeypatch.setattr(limiters, "Limiter", lambda: Limiter(clock, clock.set_alarm))
+    with limiters.slot(config_of()):
         used = limiter_of(config_of())
         clock.now += 2 * WINDOW_S
         limiter_of(config_of(api_key="another"))
@@ -468,10 +468,10 @@ def test_an_account_that_nobody_uses_is_forgotten(monkeypatch: pytest.MonkeyPatc
 
 def test_a_session_that_was_dropped_asks_for_nothing_any_more() -> None:
     """Nobody closed it; it was collected."""
-    limits._limiters.clear()
-    with limits.slot(config_of(request_concurrency=2)):
+    limiters._limiters.clear()
+    with limiters.slot(config_of(request_concurrency=2)):
         limiter = limiter_of(config_of())
-        dropped = limits.slot(config_of(request_concurrency=50))
+        dropped = limiters.slot(config_of(request_concurrency=50))
         dropped.__enter__()
         assert limiter._pace.opens_at(0, 2) <= 0
         del dropped

@@ -15,7 +15,7 @@ import pytest
 from pollux_flows import Config, RetryPolicy, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.ratelimit import pace
-from pollux_flows.ratelimit.limits import limiter_of
+from pollux_flows.ratelimit.limiter import limiter_of
 from pollux_flows.simulator import Fault, Logged, Simulator
 from tests.loopback import (
     MODELS,

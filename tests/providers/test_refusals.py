@@ -49,6 +49,17 @@ async def test_a_final_refusal_stays_final(
     assert len(asked(sim)) == 1
 
 
+@pytest.mark.parametrize(
+    ("provider", "path", "right"), [("openai", "/openai", "/openai/v1"), ("anthropic", "/anthropic/v1", "/anthropic")]
+)
+async def test_an_address_with_a_path_too_many_or_too_few(
+    provider: ProviderName, path: str, right: str, config: MakeConfig, world: tuple[Simulator, str]
+) -> None:
+    """A gateway may have any path, so that only its answer shows what is wrong."""
+    with pytest.raises(APIError, match=f"answered 404: .*most servers have this API at {world[1]}{right}\\.$"):
+        await run("p", config=config(provider, base_url=world[1] + path))
+
+
 @every_provider
 @pytest.mark.parametrize("status", PASSING)
 async def test_what_may_pass_is_asked_again(

@@ -208,7 +208,7 @@ async def test_a_chunk_that_does_not_fit_is_refused(
 
 
 async def test_a_chunk_that_is_sent_again_counts_once(http: httpx.AsyncClient, sim: Simulator) -> None:
-    """Also when the first attempt is still on its way, after its client has lost patience."""
+    """Also when the first attempt is still on its way, after its client has lost file_threads."""
     url = await begin(http)
     sim.fail(Fault(kind="slow", delay_s=0.3), operation="file.upload_chunk")
     with pytest.raises(TimeoutError):

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from pollux_flows.result import Answer, Outcome
-from pollux_flows.state.journal import Journal, TakenError
+from pollux_flows.state.journal import CallLeasedError, Journal
 from pollux_flows.state.store import Store
 from tests.state.places import DAY, Clock
 
@@ -27,7 +27,7 @@ def journal(store: Store, clock: Clock) -> Journal:
 
 async def test_a_saved_answer_is_loaded_again(journal: Journal, store: Store, clock: Clock) -> None:
     """Without its index and the way it was found."""
-    await journal.save_answer("a", answered("yes", index=7).model_copy(update={"unkept": "for a while"}))
+    await journal.save_answer("a", answered("yes", index=7).model_copy(update={"save_error": "for a while"}))
     again = await Journal(store, "one", clock).load_own(["a", "b"])
     assert again == {"a": answered("yes").model_copy(update={"reused": "run"})}
 
@@ -63,7 +63,7 @@ async def test_one_run_leases_a_call_and_another_waits(journal: Journal, store: 
         await take()
         await take()  # it has it already
         async with other.lease_call("a") as take_too:
-            with pytest.raises(TakenError):
+            with pytest.raises(CallLeasedError):
                 await take_too()
         freed = asyncio.create_task(other.wait_for_release("a"))
         await asyncio.sleep(0)

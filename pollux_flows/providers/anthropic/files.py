@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
 # The provider deletes the file after this. Longer than the batch window, so that the last row of a job still finds it.
-KEPT_S: Final = 48 * 3600
+STORED_S: Final = 48 * 3600
 GONE: Final = frozenset({404})
 
 
 async def upload(client: AsyncAnthropic, file: FileToSend) -> Uploaded:
     asked_at = time.time()
     content = (file.name, cast(Any, file.body), file.mime_type)
-    stored = await client.files.upload(file=content, expires_in_seconds=KEPT_S)
-    return Uploaded(file_id=stored.id, expires_at=asked_at + KEPT_S)
+    stored = await client.files.upload(file=content, expires_in_seconds=STORED_S)
+    return Uploaded(file_id=stored.id, expires_at=asked_at + STORED_S)
 
 
 async def ready(_client: AsyncAnthropic, uploaded: Uploaded) -> Uploaded:

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows import claude
-from pollux_flows.config import OWN_ADDRESSES, Config
+from pollux_flows.base_url import OWN_ADDRESSES
+from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import http
-from pollux_flows.providers.anthropic.turns import make_provider_state, messages
+from pollux_flows.providers.anthropic.inputs import make_provider_state, messages
 from pollux_flows.providers.base import (
     Call,
     ItemReader,

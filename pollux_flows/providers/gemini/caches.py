@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from pollux_flows.providers.base import UpstreamError
 from pollux_flows.providers.caches import CacheToCreate, ProviderCache
 from pollux_flows.providers.gemini.generate import tools
-from pollux_flows.providers.gemini.turns import parts
+from pollux_flows.providers.gemini.inputs import parts
 
 if TYPE_CHECKING:
     from google.genai import types

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pollux_flows.config import OWN_ADDRESSES, Config
+from pollux_flows.base_url import OWN_ADDRESSES
+from pollux_flows.config import Config
 from pollux_flows.providers import http
 from pollux_flows.providers.base import UpstreamError
 from pollux_flows.providers.chat import json_or_text

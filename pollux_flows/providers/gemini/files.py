@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pollux_flows.providers.gemini.client import Connection
 
 # The lifetime of a file at Google; it cannot be chosen.
-KEPT_S: Final = 48 * 3600
+STORED_S: Final = 48 * 3600
 _NOT_READY: Final = {"PROCESSING", "FAILED"}
 _POLL_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 # Gemini answers "forbidden" for a file that does not exist, or that belongs to another account.
@@ -31,7 +31,7 @@ async def upload(client: Connection, file: FileToSend) -> Uploaded:
     return Uploaded(
         file_id=stored.name or "",
         uri=stored.uri,
-        expires_at=stored.expiration_time.timestamp() if stored.expiration_time else asked_at + KEPT_S,
+        expires_at=stored.expiration_time.timestamp() if stored.expiration_time else asked_at + STORED_S,
         details={"state": stored.state.value} if stored.state and stored.state.value in _NOT_READY else {},
     )
 

@@ -25,7 +25,7 @@ from pollux_flows.providers.base import (
 )
 from pollux_flows.providers.gemini import client as gemini
 from pollux_flows.providers.gemini.client import Connection
-from pollux_flows.providers.gemini.turns import contents, make_provider_state
+from pollux_flows.providers.gemini.inputs import contents, make_provider_state
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 from pollux_flows.schemas import dialects
 

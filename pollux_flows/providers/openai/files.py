@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 # The provider deletes the file after this. Longer than the batch window, so that the last row of a job still finds it.
-KEPT_S: Final = 48 * 3600
+STORED_S: Final = 48 * 3600
 GONE: Final = frozenset({404})
 _PURPOSES: Final[dict[Purpose, Literal["user_data", "batch"]]] = {"source": "user_data", "batch": "batch"}
 
@@ -21,9 +21,9 @@ async def upload(client: AsyncOpenAI, file: FileToSend) -> Uploaded:
     stored = await client.files.create(
         file=(file.name, cast(Any, file.body), file.mime_type),
         purpose=_PURPOSES[file.purpose],
-        expires_after={"anchor": "created_at", "seconds": KEPT_S},
+        expires_after={"anchor": "created_at", "seconds": STORED_S},
     )
-    return Uploaded(file_id=stored.id, expires_at=(stored.expires_at or stored.created_at + KEPT_S))
+    return Uploaded(file_id=stored.id, expires_at=(stored.expires_at or stored.created_at + STORED_S))
 
 
 async def ready(_client: AsyncOpenAI, uploaded: Uploaded) -> Uploaded:

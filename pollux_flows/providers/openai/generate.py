@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from pollux_flows.base_url import OWN_ADDRESSES
 from pollux_flows.capabilities import bills_cache_writes
-from pollux_flows.config import OWN_ADDRESSES, Config
+from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
 from pollux_flows.providers import http
@@ -27,7 +28,7 @@ from pollux_flows.providers.base import (
     reader,
     text_in,
 )
-from pollux_flows.providers.openai.turns import items, make_provider_state
+from pollux_flows.providers.openai.inputs import items, make_provider_state
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
 from pollux_flows.schemas import dialects
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.config import OWN_ADDRESSES, Config
+from pollux_flows.base_url import OWN_ADDRESSES
+from pollux_flows.config import Config
 from pollux_flows.providers import chat, http
 from pollux_flows.providers.base import Call, PriorTurn, merged
 from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refused

@@ -30,7 +30,7 @@ async def send(
 ) -> Uploaded:
     """Have the provider keep the file, under a name that begins with `marker`."""
     try:
-        return await _Sending(session, source, content, marker, leave, purpose).done()
+        return await _Sending(session, source, content, marker, leave, purpose).send()
     except APIError as error:
         # What may have been stored is on record, and storing it cost nothing.
         error.outcome_unknown = False
@@ -50,9 +50,9 @@ class _Sending:
     in_doubt: list[str] = field(default_factory=list)
     """The names of attempts that may have arrived all the same."""
 
-    async def done(self) -> Uploaded:
+    async def send(self) -> Uploaded:
         try:
-            name, uploaded, is_whole = await retry_call(self._attempt, self.session.config)
+            name, uploaded, is_unchanged = await retry_call(self._attempt, self.session.config)
         except PolluxError:
             for doubtful in self.in_doubt:
                 await self.leave(doubtful, after_s=LEASE_S)  # the last one may still be on its way
@@ -60,7 +60,7 @@ class _Sending:
         for doubtful in self.in_doubt:
             await self.leave(doubtful)
         try:
-            if not is_whole:
+            if not is_unchanged:
                 raise await self._changed()
             return await retry_call(lambda: self.session.file_ready(uploaded), self.session.config)
         except PolluxError:
@@ -68,17 +68,17 @@ class _Sending:
             raise
 
     async def _attempt(self) -> tuple[str, Uploaded, bool]:
-        """Under a name of its own, so that it can be told from the others."""
+        """Upload once, under a name of its own."""
         self.attempts += 1
         name = f"{self.marker}-{self.attempts:04}"
         try:
-            uploaded, is_whole = await self.session.upload(partial(self._upload, name))
+            uploaded, is_unchanged = await self.session.upload(partial(self._upload, name))
         except APIError as error:
             if not error.outcome_unknown and name in self.in_doubt:
                 self.in_doubt.remove(name)
             raise
         self.in_doubt.remove(name)
-        return name, uploaded, is_whole
+        return name, uploaded, is_unchanged
 
     async def _upload(self, name: str, client: Any) -> tuple[Uploaded, bool]:
         """The file at the provider, and whether that is what was examined."""
@@ -90,7 +90,7 @@ class _Sending:
             file = FileToSend(file_name, mime_type, size_bytes, body, self.purpose)
             self.in_doubt.append(name)
             try:
-                return await self.session.files.upload(client, file), body.read_whole(self.content)
+                return await self.session.files.upload(client, file), body.has_read_all_of(self.content)
             except Exception as error:  # noqa: BLE001 (an SDK may throw anything at a file that changes as it is read)
                 failure = error
             if _is_unchanged(body, self.content):
@@ -106,7 +106,7 @@ class _Sending:
 def _is_unchanged(body: HashingReader, content: Content) -> bool:
     """Return whether the file has the length that was examined and, where all of it was read, that content."""
     try:
-        if body.tell() == content.size_bytes and not body.read_whole(content):
+        if body.tell() == content.size_bytes and not body.has_read_all_of(content):
             return False
         return body.seek(0, io.SEEK_END) == content.size_bytes
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Aside: work that may never return runs on a thread of its own, and is given up when its time is up.
+"""A time limit for work that may never return: it runs on a thread of its own, and is abandoned when its time is up.
 
 An answer is read by code that others wrote: a caller's validator may loop, sleep or wait for a server. The thread of an
 executor would then hold up its event loop and the end of the process; a daemon thread does not.
@@ -20,7 +20,7 @@ R = TypeVar("R")
 _SHORT_S: Final = 1.0
 
 
-class GivenUp(BaseException):
+class TimeUp(BaseException):
     """Raised in work whose time is up."""
 
 
@@ -49,9 +49,9 @@ class _Batch(Generic[T, R]):
         self._work, self._items = work, items
         self._results: list[R] = []
         self._began = time.monotonic()
-        # Held by the thread while it notes a result, and by a caller that gives it up: from then on, nothing is noted.
+        # Held by the thread while it notes a result, and by a caller that abandons it: from then on, nothing is noted.
         self._lock = threading.Lock()
-        self._is_given_up = False
+        self._is_abandoned = False
         self.results: list[R] = []
         self.error: BaseException | None = None
 
@@ -66,7 +66,7 @@ class _Batch(Generic[T, R]):
             with self._lock:
                 if time.monotonic() - self._began < limit_s:  # it went on meanwhile
                     continue
-                self._is_given_up = True
+                self._is_abandoned = True
             _interrupt(thread)
             break
         self.results = [*self._results]
@@ -76,11 +76,11 @@ class _Batch(Generic[T, R]):
             for item in self._items:
                 result = self._work(item)
                 with self._lock:
-                    if self._is_given_up:
+                    if self._is_abandoned:
                         return
                     self._results.append(result)
                     self._began = time.monotonic()
-        except GivenUp:
+        except TimeUp:
             pass
         except BaseException as error:  # noqa: BLE001 (raised where the results are waited for)
             self.error = error
@@ -89,4 +89,4 @@ class _Batch(Generic[T, R]):
 def _interrupt(thread: threading.Thread) -> None:
     """End a loop in Python code, which would else take its share of the processor for ever."""
     if thread.ident is not None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(GivenUp))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeUp))

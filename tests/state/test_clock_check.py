@@ -10,8 +10,8 @@ import pytest
 
 from pollux_flows.result import Answer, Outcome
 from pollux_flows.state import disk, maintenance, process
+from pollux_flows.state.clock_check import APART_S, LARGEST_JUMP_S, Expiry
 from pollux_flows.state.disk import DiskStore
-from pollux_flows.state.expiry import APART_S, LARGEST_JUMP_S, Expiry
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.maintenance import prune
 from pollux_flows.state.store import Store
@@ -137,7 +137,7 @@ def test_after_a_restart_the_wait_starts_over(
     file = tmp_path / "clock.json"
     running = machine.expiry(file)
     running.cutoff()
-    monkeypatch.setattr("pollux_flows.state.expiry.boot_id", lambda: "another boot")
+    monkeypatch.setattr("pollux_flows.state.clock_check.boot_id", lambda: "another boot")
     machine.passes(HOUR)
     assert machine.expiry(file).cutoff() is None
     assert json.loads(file.read_text())["boot"] == "another boot"

@@ -19,7 +19,7 @@ from pollux_flows.config import Config
 from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.ratelimit.pace import WINDOW_S, Demand, Pace
 
-_TOO_MUCH: Final = {429, 503, 529}
+_OVERLOAD_STATUSES: Final = {429, 503, 529}
 _SHORTEST_ALARM_S: Final = 0.01
 
 
@@ -161,7 +161,7 @@ class Limiter:
             now = self._clock()
             if error is None:
                 self._pace.answered(now, tokens)
-            elif isinstance(error, APIError) and error.retryable and error.status_code in _TOO_MUCH:
+            elif isinstance(error, APIError) and error.retryable and error.status_code in _OVERLOAD_STATUSES:
                 self._pace.refused(now, round_, error.retry_after_s)
             else:  # a refusal of another kind, or an unknown outcome
                 unknown = error.outcome_unknown if isinstance(error, APIError) else not isinstance(error, PolluxError)

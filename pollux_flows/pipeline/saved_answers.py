@@ -20,14 +20,14 @@ class Saved(NamedTuple):
     """Why it could not be looked up."""
 
     def advice(self, which: str, retry: str, anew: str) -> str:
-        """Return what to expect of a retry: `which` are kept and `retry` is true of them, or they are gone.
+        """Return what to expect of a retry: `which` are saved and `retry` is true of them, or they are gone.
 
         `anew` says who then asks everything again.
         """
         if self.problem is not None:
-            return f"Whether {which.lower()} still kept could not be looked up: {self.problem}"
+            return f"Whether {which.lower()} still saved could not be looked up: {self.problem}"
         if self.are_there:
-            return f"{which} kept: {retry}."
+            return f"{which} saved: {retry}."
         return f"{which} gone from {self.where}, which has lost them: {anew} asks, and pays for, everything again."
 
 

@@ -1,0 +1,40 @@
+"""Exit codes: the numbers that commands end with, for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final
+
+import httpx
+
+from pollux_flows.errors import ConfigurationError, PlanningError, PolluxError, SourceError
+
+
+class ExitCode(IntEnum):
+    """How a command ended. Usage errors and Ctrl-C have the numbers that cyclopts and shells use for them."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NO_SERVER = 3
+    INTERRUPTED = 130
+
+
+MEANINGS: Final[Mapping[ExitCode, str]] = {
+    ExitCode.DONE: "Done.",
+    ExitCode.FAILED: "Some prompts have no answer, or a job, the provider or the stored state failed. "
+    "Answers that came are printed and saved.",
+    ExitCode.USAGE: "Wrong usage or configuration: an argument, a file, a saved provider, a key. Nothing was sent.",
+    ExitCode.NO_SERVER: "The Prefect server does not answer, or refuses the request.",
+    ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",
+}
+
+
+def exit_code_of(error: PolluxError) -> ExitCode:
+    """Return the exit code of a command that ends with this error."""
+    if isinstance(error.__cause__, httpx.HTTPError):  # only Prefect's client speaks httpx; the SDKs speak httpx2
+        return ExitCode.NO_SERVER
+    if error.envelope is None and isinstance(error, ConfigurationError | SourceError | PlanningError):
+        return ExitCode.USAGE
+    return ExitCode.FAILED

@@ -1,0 +1,87 @@
+"""pollux-flows init: the project that it writes runs, without a key, and can be deployed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from prefect.cli.deploy._commands import deploy
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.flows import load_flow_from_entrypoint
+
+from pollux_flows.cli.init import FILES
+from pollux_flows.config import KEY_VARIABLES
+from tests.prefect.test_cli import Command, pollux
+
+__all__ = ["pollux"]
+ROOT = Path(__file__).parents[2]
+
+
+def run_flow() -> dict[str, str]:
+    flow: Any = load_flow_from_entrypoint("flows.py:ask_about_report")
+    return cast(dict[str, str], flow())
+
+
+def test_the_project_runs_in_the_first_minute(pollux: Command) -> None:
+    """With the commands that `init` prints."""
+    said = pollux("init")
+    assert [line.split("#")[0].strip() for line in said.splitlines()[2:]] == [
+        "pollux-flows apply",
+        "python flows.py",
+        "pollux-flows doctor",
+    ]
+    assert "pollux-provider/simulated: " in pollux("apply")
+    assert run_flow() == {
+        question: f"Simulated answer to: {question}"
+        for question in ("How many pumps were made?", "What should the board know?")
+    }
+
+
+async def test_prefect_deploys_the_project(pollux: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `prefect deploy --all` does."""
+    await asyncio.to_thread(pollux, "init")
+    async with get_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name="pollux", type="process"), overwrite=True)
+        await deploy(deploy_all=True)
+        assert capsys.readouterr().out.count("successfully created") == 3
+        mine = await client.read_deployment_by_name("ask-about-report/ask-about-report")
+        assert mine.pull_steps == [
+            {"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd().resolve())}}
+        ]
+        for name in ("ask-about-report/ask-about-report", "collect/collect", "sweep/sweep"):
+            await client.delete_deployment((await client.read_deployment_by_name(name)).id)
+        await client.delete_work_pool("pollux")
+
+
+def test_another_provider(pollux: Command) -> None:
+    said = pollux("init", "a folder", "--provider", "openai")
+    assert "cp .env.example .env" in said
+    assert "OPENAI_API_KEY" in said
+    assert 'provider: str = "openai"' in Path("a folder", "flows.py").read_text()
+
+
+def test_no_file_is_overwritten(pollux: Command) -> None:
+    Path("flows.py").write_text("mine")
+    Path(".env.example").write_text("mine")
+    assert f"{Path.cwd()} already has flows.py, .env.example." in pollux("init")
+    assert Path("flows.py").read_text() == "mine"
+    assert not Path("prefect.yaml").exists()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/project"])
+def test_a_folder_that_cannot_be_written_to(pollux: Command, folder: str) -> None:
+    Path("file").write_text("")
+    assert pollux("init", folder).startswith("refused: The project cannot be written to ")
+
+
+def test_the_files_say_what_the_package_says(pollux: Command) -> None:
+    """The providers of the repository, and the variables of all keys."""
+    pollux("init")
+    assert Path("blocks/providers.yaml").read_text() == (ROOT / "blocks" / "providers.yaml").read_text()
+    assert re.findall("^([A-Z_]+)=$", Path(".env.example").read_text(), re.MULTILINE) == list(KEY_VARIABLES.values())
+    written = {str(path.relative_to(Path.cwd())) for path in Path.cwd().rglob("*") if path.is_file()}
+    assert set(FILES) <= written

@@ -1,0 +1,37 @@
+"""The exit codes of the command: the documented ones, and which error has which."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pollux_flows import APIError, ConfigurationError, PolluxError, ResultEnvelope, SourceError
+from pollux_flows.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+
+
+def test_the_page_lists_them_all() -> None:
+    listed = re.findall(r"^\| (\d+) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)
+    assert listed == [(str(int(code)), MEANINGS[code]) for code in ExitCode]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("wrong"), ExitCode.USAGE),
+        (SourceError("missing"), ExitCode.USAGE),
+        (APIError("down"), ExitCode.FAILED),
+    ],
+)
+def test_an_error_has_a_code(error: PolluxError, code: ExitCode) -> None:
+    assert exit_code_of(error) is code
+
+
+def test_a_refusal_with_answers_is_no_wrong_usage() -> None:
+    """Some prompts were asked and answered before one was refused."""
+    error = ConfigurationError("wrong")
+    error.envelope = ResultEnvelope(status="partial", answers=["yes", ""], confidence=0.5)
+    assert exit_code_of(error) is ExitCode.FAILED
