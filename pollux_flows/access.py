@@ -28,6 +28,7 @@ from pollux_flows.errors import ConfigurationError, SourceError
 PATHS: Final = "POLLUX_ALLOW_PATHS"
 HOSTS: Final = "POLLUX_ALLOW_HOSTS"
 SCHEMAS: Final = "POLLUX_ALLOW_SCHEMAS"
+TOOLS: Final = "POLLUX_ALLOW_TOOLS"
 PROTOCOLS: Final = "POLLUX_ALLOW_PROTOCOLS"
 
 # fsspec knows others: some run commands, some lead on to whatever address a file holds.
@@ -53,6 +54,7 @@ class Limits:
     sources: frozenset[str] = frozenset()
     outputs: frozenset[str] = frozenset()
     schemas: frozenset[str] = frozenset()
+    tools: frozenset[str] = frozenset()
 
     def trusts_output(self, output: str) -> bool:
         """Check whether the deployment itself names this output."""
@@ -239,7 +241,7 @@ def _is_within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 
-# --- Schemas ------------------------------------------------------------------------------------------------
+# --- Schemas and tools --------------------------------------------------------------------------------------
 
 
 def check_schema(name: str) -> None:
@@ -261,6 +263,24 @@ def check_schema(name: str) -> None:
             f"response_schema {name!r} may not be imported by a run of this deployment: {why}.",
             hint="Pass the JSON Schema itself, or allow the module. To allow it, set this where the flow runs: "
             f"{limits.allow_line(SCHEMAS, module)}",
+        )
+
+
+def check_tool(name: str) -> None:
+    """Refuse a tool that this run may not import and let the model call.
+
+    A function is more than a schema: among those of the installed packages are some that run any command.
+    """
+    limits = current_limits()
+    if limits is None or name in limits.tools:
+        return
+    module = name.partition(":")[0]
+    named = [each for each in re.split(r"[\s,]+", limits.environment.get(TOOLS, "")) if each]
+    if not any(each in {name, module} or module.startswith(f"{each}.") for each in named):
+        raise ConfigurationError(
+            f"The tool {name!r} may not be called by a run of this deployment: {TOOLS} does not name it.",
+            hint="Let the deployment itself name it, or allow it. To allow it, set this where the flow runs: "
+            f"{limits.allow_line(TOOLS, name)}",
         )
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 
 from pollux_flows.access import current_limits
 from pollux_flows.base_url import check_address, check_base_url, is_own_host
-from pollux_flows.document import Document, show_as_one_input
+from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import Text
 
@@ -80,7 +80,6 @@ class RetryPolicy(Document):
         ge=0,
         title="Max wait (seconds)",
         description="The most one call may wait in all; in code, None is no bound.",
-        json_schema_extra=show_as_one_input,
     )
 
 

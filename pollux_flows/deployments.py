@@ -12,6 +12,7 @@ from pollux_flows.flows import (
     broadcast,
     cancel,
     collect,
+    converse,
     deferred,
     fan_in,
     fan_out,
@@ -31,7 +32,18 @@ _SWEEP_AT: Final = "17 3 * * *"
 def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEEP_AT) -> list[RunnerDeployment]:
     """Return one deployment a flow, for Prefect's `serve`. `sweep_at` is a cron expression."""
     # `deferred` is suspended while the provider works, and resumed by `collect`.
-    on_request: tuple[Any, ...] = (realtime, fan_out, fan_in, broadcast, deferred, submit, cancel, resubmit, warm_cache)
+    on_request: tuple[Any, ...] = (
+        realtime,
+        fan_out,
+        fan_in,
+        broadcast,
+        converse,
+        deferred,
+        submit,
+        cancel,
+        resubmit,
+        warm_cache,
+    )
     return [
         # By its slug, a schedule is found again when it is deployed again; by its anchor, it keeps its times.
         collect.to_deployment(collect.name, schedule=Interval(collect_every, _ANCHOR, slug=collect.name)),

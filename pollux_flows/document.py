@@ -104,11 +104,6 @@ class Record(Document):
         )
 
 
-def show_as_one_input(schema: dict[str, Any]) -> None:
-    """Show an optional field as one input of a form in the UI, which would have a tab for its type and one for None."""
-    schema.update(schema.pop("anyOf")[0])
-
-
 def describe(cls: type[BaseModel], error: ValidationError) -> str:
     """Describe the validation errors without quoting the input, which may hold a key."""
     problems = []

@@ -5,6 +5,7 @@
     ├── SourceError             a source that is missing, unreadable or malformed
     ├── PlanningError           a request that could not be turned into calls
     ├── BudgetError             a call that was not made, because the run may spend no more
+    ├── ToolError               a tool of a conversation that failed
     ├── InternalError           a bug in this package
     ├── DeferredNotReadyError   the provider is still working on the job
     └── APIError                a provider refused a call, failed at it, or could not be reached
@@ -61,6 +62,10 @@ class PlanningError(PolluxError):
 
 class BudgetError(PolluxError):
     """A call that was not made, because the run may spend no more."""
+
+
+class ToolError(PolluxError):
+    """A tool that the model called, and that failed."""
 
 
 class InternalError(PolluxError):

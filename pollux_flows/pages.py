@@ -24,6 +24,7 @@ from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.pricing import Cost, dollars, total
 from pollux_flows.result import CallFailure, ResultEnvelope
 from pollux_flows.source import Source
+from pollux_flows.turn import Turn
 
 _CACHES: Final = {"explicit": "created", "warm": "the first prompt writes it", "none": "none"}
 # A page that a browser still opens; `pollux-flows answers` lists all.
@@ -37,6 +38,17 @@ _TURNING: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
+class ConversationView:
+    """The part of a conversation that a page shows."""
+
+    name: str
+    exchanges: int
+    last_turns: Sequence[Turn]
+    tools: Sequence[str]
+    """Those that the model could call, as import strings."""
+
+
+@dataclass(frozen=True)
 class RunInput:
     """The input of a run: its model, its prompts, its sources and its options."""
 
@@ -46,6 +58,8 @@ class RunInput:
     options: Options = field(default_factory=Options)
     each_source: bool = False
     """Whether the prompts are about each source by itself."""
+    conversation: ConversationView | None = None
+    """The conversation that the prompt is part of."""
 
 
 def render_answers(
@@ -59,6 +73,7 @@ def render_answers(
         _failures(run_input, [envelope], advice),
         _summary(run_input.target, [envelope], output),
         questions(run_input.prompts, envelope),
+        _conversation(run_input.conversation),
         _inputs(run_input),
     ]
     return "\n".join(line for part in parts for line in part)
@@ -314,6 +329,22 @@ def _count(tokens: int | None) -> str:
 
 def _percentage(part: float, complete: float) -> str:
     return f" ({part / complete:.1%})" if complete else ""
+
+
+def _conversation(view: ConversationView | None) -> list[str]:
+    """Return the last turns of a conversation, with the calls of tools and their results."""
+    if view is None:
+        return []
+    lines = [f"## Conversation: {cell(view.name, _LONGEST_HEADING)}", ""]
+    lines += [f"{count_of(view.exchanges, 'exchange')}. The last turns:", ""]
+    for turn in view.last_turns:
+        about = "".join(f" · {cell(each.source.identifier, 60)}" for each in turn.attached)
+        if turn.content or about:
+            who = f"result of {cell(turn.name or 'a tool', 60)}" if turn.role == "tool" else turn.role
+            lines.append(f"- **{who}:** {cell(turn.content)}{about}")
+        lines += [f"- **call of {cell(call.name, 60)}:** {cell(call.arguments)}" for call in turn.tool_calls]
+    tools = [] if not view.tools else ["", f"Tools: {', '.join(cell(each) for each in view.tools)}"]
+    return [*lines, *tools, ""]
 
 
 def _inputs(run_input: RunInput) -> list[str]:

@@ -127,6 +127,11 @@ class ResultEnvelope(Record):
         exclude_if=lambda state: state is None,
         description="The conversation with this turn, to go on from: Options(continue_from=envelope), continue_tool.",
     )
+    conversation: str | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="The name of the conversation that this is part of, for the flow converse.",
+    )
 
     @field_serializer("structured")
     def _structured_as_json(self, values: list[Any] | None) -> list[Any] | None:

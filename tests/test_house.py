@@ -239,7 +239,7 @@ NAMES = {
 }  # fmt: skip
 FLOWS = {
     "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast",
-    "submit", "collect", "cancel", "resubmit", "deferred", "wait_for",
+    "submit", "collect", "cancel", "resubmit", "deferred", "wait_for", "converse",
 }  # fmt: skip
 
 

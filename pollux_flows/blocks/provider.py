@@ -16,7 +16,7 @@ from pollux_flows.config import (
     environment_key,
     may_have_environment_key,
 )
-from pollux_flows.document import advise, describe, show_as_one_input
+from pollux_flows.document import advise, describe
 from pollux_flows.errors import ConfigurationError
 
 
@@ -48,13 +48,11 @@ class PolluxProvider(Block):
         default=None,
         title="API key",
         description="The key; leave it empty to use the worker's environment.",
-        json_schema_extra=show_as_one_input,
     )
     base_url: str | None = Field(
         default=None,
         title="Base URL",
         description="Another address to send to; a local server needs one.",
-        json_schema_extra=show_as_one_input,
     )
     request_concurrency: int = Field(
         default=6, ge=1, title="Request concurrency", description="How many calls may be under way at once."
@@ -77,7 +75,6 @@ class PolluxProvider(Block):
         title="Keep files (seconds)",
         description="How long an uploaded file stays after the last run that used it; 0 deletes it at once, "
         "a long time leaves that to the provider.",
-        json_schema_extra=show_as_one_input,
     )
     requests_per_minute: int | None = Field(
         default=None,
@@ -85,7 +82,6 @@ class PolluxProvider(Block):
         title="Requests per minute",
         description="The most requests that may go out in a minute, for all runs of one process that use this key; "
         "empty for no bound.",
-        json_schema_extra=show_as_one_input,
     )
     tokens_per_minute: int | None = Field(
         default=None,
@@ -93,8 +89,19 @@ class PolluxProvider(Block):
         title="Tokens per minute",
         description="The most tokens that their answers may take in a minute, prompts included, as far as can be told "
         "in advance; empty for no bound.",
-        json_schema_extra=show_as_one_input,
     )
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **settings: Any) -> dict[str, Any]:
+        """Return the schema that the block's form is made from: an optional field is one input, without a tab for None.
+
+        In the schema of a flow, which the server checks a program's parameters by, None stays allowed.
+        """
+        schema = super().model_json_schema(*args, **settings)
+        for model in (schema, *schema.get("definitions", {}).values()):
+            for field in model["properties"].values():
+                field.update(field.pop("anyOf", [{}])[0])
+        return schema
 
     @model_validator(mode="wrap")
     @classmethod

@@ -112,6 +112,7 @@ for _room, _commands in {
         Checks versions, stored state, Prefect server, deployments, saved providers and their keys, and schedules."""
     },
     "state": {"state": "Show or remove stored answers."},
+    "conversations": {"conversations": "List the stored conversations, show one, or delete one."},
     "caches": {"caches": "List the providers' caches that were created here, or delete one."},
 }.items():
     for _name, _help in _commands.items():

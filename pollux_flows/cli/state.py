@@ -29,6 +29,7 @@ _WORDS: Final = {
     "owner": "Users of those",
     "account": "Accounts' salt",
     "job": "Deferred jobs",
+    "conversation": "Conversations",
     "unknown": "Of another version",
 }
 _NOTHING: Final = "Nothing is stored yet."

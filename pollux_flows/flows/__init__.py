@@ -3,6 +3,7 @@
 from pollux_flows.flows.broadcast import abroadcast, broadcast
 from pollux_flows.flows.cancel import acancel, cancel
 from pollux_flows.flows.collect import acollect, collect
+from pollux_flows.flows.converse import aconverse, converse
 from pollux_flows.flows.deferred import adeferred, deferred
 from pollux_flows.flows.fan_in import afan_in, fan_in
 from pollux_flows.flows.fan_out import afan_out, fan_out
@@ -17,6 +18,7 @@ __all__ = [
     "abroadcast",
     "acancel",
     "acollect",
+    "aconverse",
     "adeferred",
     "afan_in",
     "afan_out",
@@ -29,6 +31,7 @@ __all__ = [
     "broadcast",
     "cancel",
     "collect",
+    "converse",
     "deferred",
     "fan_in",
     "fan_out",

@@ -67,18 +67,17 @@ async def answer(
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """Answer every prompt about all sources together, and return one envelope."""
-    answered = await _answer_calls(
+    answered = await answer_calls(
+        kind,
         prompts,
-        prompts_from,
         provider,
         sources,
         options,
-        kind=kind,
         terms=terms,
+        prompts_from=prompts_from,
+        output=output,
         cache=cache,
         calls_per_task=calls_per_task,
-        output=output,
-        each_source=False,
     )
     envelope = await tasks.extract(*answered.extract_input(provider))
     await _finish(answered, [envelope], on_partial)
@@ -99,17 +98,17 @@ async def answer_each(
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """Answer every prompt about each source by itself, and return one envelope a source."""
-    answered = await _answer_calls(
+    answered = await answer_calls(
+        "broadcast",
         prompts,
-        prompts_from,
         provider,
         sources,
         options,
-        kind="broadcast",
         terms=terms,
+        prompts_from=prompts_from,
+        output=output,
         cache=cache,
         calls_per_task=calls_per_task,
-        output=output,
         each_source=True,
     )
     envelopes = await tasks.extract_each(*answered.extract_input(provider))
@@ -117,7 +116,11 @@ async def answer_each(
     return envelopes
 
 
-class _Answered(NamedTuple):
+class NotAnsweredError(Exception):
+    """A call has no answer yet, and none was to be made."""
+
+
+class Answered(NamedTuple):
     """The outcomes of all calls of a run, and how they came about."""
 
     run_input: RunInput
@@ -133,22 +136,29 @@ class _Answered(NamedTuple):
         plan, outcomes, caches = pass_opaque(self.plan), pass_opaque(self.outcomes), pass_opaque(self.caches)
         return plan, outcomes, self.duration_s, provider.timeout_s, caches
 
+    @property
+    def retry_advice(self) -> str | None:
+        """Return what a retry asks, or None if no call failed."""
+        return self.saved and self.saved.advice("What was answered is", "a retry asks only the others", "a retry")
+
 
 @under_limits
-async def _answer_calls(
+async def answer_calls(
+    kind: str,
     prompts: Sequence[str | None],
-    prompts_from: str | None,
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,
     *,
-    kind: str,
     terms: Terms,
-    cache: Cache,
-    calls_per_task: int | None,
-    output: str | None,
-    each_source: bool,
-) -> _Answered:
+    prompts_from: str | None = None,
+    output: str | None = None,
+    cache: Cache = None,
+    calls_per_task: int | None = None,
+    each_source: bool = False,
+    reused_only: bool = False,
+) -> Answered:
+    """Make the calls that are not answered yet; with `reused_only`, raise NotAnsweredError instead."""
     if calls_per_task is not None and calls_per_task < 1:
         raise ConfigurationError(
             f"calls_per_task is {calls_per_task}.",
@@ -169,6 +179,8 @@ async def _answer_calls(
     started = time.monotonic()
     async with tasks.share_execution(plan, config, terms) as shared:
         found = await shared.execution.answers.load_reusable(plan.calls)
+        if reused_only and len(found) < len(plan.calls):
+            raise NotAnsweredError
         shared.progress.advance(len(found))
         unanswered = [call for call in plan.calls if call.index not in found]
         if found:
@@ -192,21 +204,20 @@ async def _answer_calls(
     outcomes = [found[call.index] for call in plan.calls]
     run_input = RunInput(plan.target, prompts, sources, options or Options(), each_source)
     duration_s = time.monotonic() - started
-    return _Answered(run_input, plan, outcomes, duration_s, saved, shared.execution.used_caches, prepared)
+    return Answered(run_input, plan, outcomes, duration_s, saved, shared.execution.used_caches, prepared)
 
 
-async def _finish(answered: _Answered, envelopes: Sequence[ResultEnvelope], on_partial: OnPartial) -> None:
+async def _finish(answered: Answered, envelopes: Sequence[ResultEnvelope], on_partial: OnPartial) -> None:
     """Write the output of a run, publish its page, and fail it if anything is missing."""
-    output, saved, unwritten = answered.output, answered.saved, None
+    output, unwritten = answered.output, None
     if output is not None:
         try:
             await output.write(answered.plan, answered.outcomes, envelopes)
         except ConfigurationError as error:
             unwritten = error
             unwritten.envelope = envelopes[0] if len(envelopes) == 1 else None
-    advice = saved and saved.advice("What was answered is", "a retry asks only the others", "a retry")
     written = None if output is None else f"not written: {unwritten.message}" if unwritten else shown(output.path)
-    await publish_outcome(answered.run_input, envelopes, on_partial, advice=advice, output=written)
+    await publish_outcome(answered.run_input, envelopes, on_partial, advice=answered.retry_advice, output=written)
     if unwritten is not None:
         raise unwritten
 
@@ -242,7 +253,7 @@ async def publish_outcome(
     on_partial: OnPartial,
     *,
     advice: str | None,
-    output: str | None,
+    output: str | None = None,
 ) -> None:
     """Publish the page of a run, log its outcome, and fail it if it lacks answers.
 

@@ -30,10 +30,11 @@ _TITLES: Final = {
     "on_lost": "When the batch seems lost",
     "reuse": "Reuse answers",
     "ttl_seconds": "Lifetime (seconds)",
+    "tool_timeout_s": "Tool timeout (seconds)",
 }
 REQUIRED: Final[Any] = MISSING
 """The default of a parameter that has none, behind one that has."""
-_FIRST: Final = ("prompt", "prompts", "prompts_from", "provider", "sources", "options", "job", "jobs")
+_FIRST: Final = ("prompt", "prompts", "prompts_from", "provider", "conversation", "sources", "options", "job", "jobs")
 _HIDDEN: Final = {"calls_per_task"}
 _SWITCH: Final = {"on": True, "off": False}
 _FIELD_TYPES: Final[dict[str, dict[str, Any]]] = {

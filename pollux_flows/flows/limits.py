@@ -55,6 +55,7 @@ async def _limits_of_run() -> Limits | None:
         sources=frozenset(_texts([each.get(name) for each in own for name in ("sources", "options", "prompts_from")])),
         outputs=frozenset(_texts([each.get("output") for each in own])),
         schemas=frozenset(_texts([each.get("options") for each in own])),
+        tools=frozenset(_texts([each.get("tools") for each in own])),
     )
 
 

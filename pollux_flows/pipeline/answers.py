@@ -51,7 +51,7 @@ class Answers:
         self._asked: set[str] = set()
         self._answered: set[str] = set()
         self._beginning: asyncio.Task[None] | None = None
-        self._spending = Spending(terms.max_cost_usd, target)
+        self._spending = Spending(terms.max_cost_usd, target, terms.spent_usd)
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         self._has_begun = False
         # Cleared while an answer cannot be saved: no new call is made. `_broken` is why it could not be.

@@ -20,9 +20,9 @@ _PLAIN: Final = Answer(
 class Spending:
     """Counts what this process has seen of one run."""
 
-    def __init__(self, most_usd: float | None, target: Target) -> None:
+    def __init__(self, most_usd: float | None, target: Target, spent_usd: float = 0.0) -> None:
         self._most_usd = most_usd
-        self._spent_usd = 0.0
+        self._spent_usd = spent_usd
         self._cache_costs: dict[str, float] = {}
         self._unknown: str | None = None
         self._target = target

@@ -27,6 +27,8 @@ class Terms(Document):
         default=None, ge=0, description="No new call starts once the answers have cost this much."
     )
 
+    spent_usd: StrictFloat = Field(default=0.0, ge=0, description="What earlier rounds of the run have cost.")
+
     @field_validator("max_age", mode="before")
     @classmethod
     def _in_seconds(cls, value: Any) -> Any:

@@ -80,8 +80,8 @@ def _text(ask: Ask, prompt: str) -> str:
 
 
 def _tools_to_call(ask: Ask, fault: Fault | None) -> list[str]:
-    """Return the tools to call. After a tool result only a forced call is made, so that loops end."""
-    forced = isinstance(ask.tool_choice, tuple)
+    """Return the tools to call. After a tool result only a forced call, or a fault, is made, so that loops end."""
+    forced = isinstance(ask.tool_choice, tuple) or (fault is not None and fault.kind == "tool_call")
     if not ask.tools or ask.tool_choice == "none" or (ask.tool_results and not forced):
         return []
     allowed = list(ask.tools)

@@ -71,6 +71,10 @@ async def read_index(store: Store, run: str, flow_run: str) -> tuple[list[Indexe
     calls: dict[int, IndexedCall] = {}
     facts = RunFacts()
     async for _, record in store.scan(f"index/{digest('run', run)}/{flow_run}/"):  # oldest first
-        calls |= {row[0]: IndexedCall(*row) for row in record["calls"]}
+        for call in (IndexedCall(*row) for row in record["calls"]):
+            # A call with the results of tools has no prompt: it goes on with the one before.
+            earlier = calls.get(call.position)
+            is_continued = call.prompt is None and earlier is not None
+            calls[call.position] = call._replace(prompt=earlier.prompt) if is_continued and earlier else call
         facts = RunFacts(*record["facts"]) if "facts" in record else facts
     return [calls[index] for index in sorted(calls)], facts

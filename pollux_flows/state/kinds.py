@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_RUN: Final = re.compile(r"(?:run|slot|taker|index|adopted)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
+_RUN: Final = re.compile(r"(?:run|slot|taker|index|adopted|turn|tool)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
 _KINDS: Final = {
     "answer": "pointer",
     "slot": "slot",
@@ -14,6 +14,10 @@ _KINDS: Final = {
     "index": "index",
     "making": "claim",
     "asking": "claim",
+    "conversing": "claim",
+    "conversation": "conversation",
+    "turn": "turn",
+    "tool": "turn",
     "hash": "hash",
     "upload": "upload",
     "owner": "owner",
@@ -23,8 +27,8 @@ _KINDS: Final = {
     "asked": "job",
     "cache": "cache",
 }
-# The other kinds record what is still at a provider: without them, it would never be deleted or collected.
-_REMOVABLE: Final = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash"}
+# Without most other kinds, what is at a provider would never be deleted or collected. A conversation is for people.
+_REMOVABLE: Final = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash", "turn"}
 
 
 def kind_of(key: str) -> str:

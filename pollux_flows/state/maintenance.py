@@ -1,9 +1,9 @@
 """Maintenance: a survey of a store, the removal of damaged records, and pruning by age, by size or by run.
 
-Pruning removes the oldest answers. Records about files at a provider stay. So do the answers of a run at work, however
-old, for its retry if it is killed; and where answers are removed for their size, those of an incomplete run stay for a
-day, within which it is most often retried. A record that has changed since it was listed is not removed: concurrent
-prunings and writers do each other no harm.
+Pruning removes the oldest answers. Records about files at a provider stay, and so do conversations. So do the answers
+of a run at work, however old, for its retry if it is killed; and where answers are removed for their size, those of an
+incomplete run stay for a day, within which it is most often retried. A record that has changed since it was listed is
+not removed: concurrent prunings and writers do each other no harm.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import Field
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.state.answer_record import read_answer, read_cost, read_pointer
+from pollux_flows.state.conversations import is_conversation
 from pollux_flows.state.identity import digest
 from pollux_flows.state.kinds import is_removable, kind_of, run_of
 from pollux_flows.state.leases import Clock, get_owner, strip_lease
@@ -147,6 +148,8 @@ def _is_valid(row: Row) -> bool:
                 Entry.from_record(record)
             case "owner":
                 UploadKey.model_validate(record)
+            case "conversation":
+                return is_conversation(record)
             case "account":
                 bytes.fromhex(record["salt"])
     except (ConfigurationError, LookupError, TypeError, ValueError):

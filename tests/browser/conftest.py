@@ -156,7 +156,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
 
     def is_deployed() -> bool | None:
-        return True if len(httpx.post(f"{origin}/api/deployments/filter", json={}).json()) >= 11 else None
+        return True if len(httpx.post(f"{origin}/api/deployments/filter", json={}).json()) >= 12 else None
 
     def is_up() -> bool | None:
         try:

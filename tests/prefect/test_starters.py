@@ -26,7 +26,7 @@ from pydantic import SecretStr
 
 from pollux_flows import Options, Source, flows
 from pollux_flows.blocks import PolluxProvider
-from pollux_flows.flows import acollect, afan_out, arealtime, asubmit
+from pollux_flows.flows import acollect, aconverse, afan_out, arealtime, asubmit
 from pollux_flows.simulator import Simulator
 from tests.loopback import MODELS
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, jobs_home, no_jobs_are_left, saved
@@ -434,6 +434,25 @@ async def test_the_deployments_own_schema_is_trusted(start: Start, gemini: dict[
     own = {"options": {"response_schema": f"{local_module}:Shape"}}
     state = await start(arealtime, {"prompt": "?", "provider": gemini, **own}, own=own)
     assert state.is_completed(), state
+
+
+# --- Tools --------------------------------------------------------------------------------------------------
+
+
+async def test_a_starter_chooses_no_function_that_the_model_calls(
+    start: Start, gemini: dict[str, Any], simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even of an installed package, unless the deployment or a setting names it."""
+    tool = "tests.prefect.weather:get_weather"
+    parameters = {"prompt": "Rain?", "provider": gemini, "conversation": "starters", "tools": [tool]}
+    for chosen in ("shutil:rmtree", "prefect.utilities.processutils:run_process", tool):
+        refused = why(await start(aconverse, {**parameters, "tools": [chosen]}))
+        assert refused.endswith(f"POLLUX_ALLOW_TOOLS={chosen}")
+    assert simulator.requests == []
+    assert (await start(aconverse, parameters, own={"tools": [tool]})).is_completed()
+    for allowed in (tool, "tests.prefect.weather", "tests"):
+        monkeypatch.setenv("POLLUX_ALLOW_TOOLS", allowed)
+        assert (await start(aconverse, parameters)).is_completed()
 
 
 # --- The web ------------------------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""converse: a conversation that goes on from run to run, with tools that the model calls."""
+
+from collections.abc import Sequence
+
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.flows.conversing import answer_turn
+from pollux_flows.flows.fields import OptionsField, SourceField
+from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.result import ResultEnvelope
+
+
+@sync_form("converse")
+async def converse(
+    prompt: str,
+    provider: PolluxProvider,
+    conversation: str | None = None,
+    *,
+    sources: Sequence[SourceField] = (),
+    options: OptionsField = None,
+    tools: Sequence[str] = (),
+    max_rounds: int = 10,
+    tool_timeout_s: float = 300.0,
+    max_cost_usd: float | None = None,
+) -> ResultEnvelope:
+    """Ask one thing in a conversation, which any later run goes on with by its name.
+
+    Args:
+        prompt: What is asked.
+        provider: The PolluxProvider that answers.
+        conversation: The name of the conversation to go on with, or to begin. Left out, one begins under a new name,
+            which the envelope and the page of the run show.
+        sources: What the prompt is about. Later prompts may refer to it.
+        options: How to answer this prompt.
+        tools: Python functions that the model may call, as import strings: my_package.tools:get_weather.
+        max_rounds: How many times the model may call tools before it answers.
+        tool_timeout_s: How long one call of a tool may take, in seconds.
+        max_cost_usd: The model is not asked again once its answers to this prompt have cost this much.
+    """
+    return await answer_turn(
+        prompt,
+        provider,
+        conversation,
+        sources,
+        options,
+        tools=tools,
+        max_rounds=max_rounds,
+        tool_timeout_s=tool_timeout_s,
+        max_cost_usd=max_cost_usd,
+    )
+
+
+aconverse = async_form(converse)

@@ -1,0 +1,195 @@
+"""Tools: typed Python functions, named by import string, that a model calls.
+
+Pydantic makes the declaration from the signature, and checks the arguments against it. Arguments that do not fit are
+told to the model, which writes better ones. A tool that raises fails the run, as an outage should: to tell the model,
+return a text that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import re
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import lru_cache, partial, wraps
+from typing import Any, Final, cast
+
+from prefect import get_run_logger, task
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from pollux_flows.access import check_tool
+from pollux_flows.errors import ConfigurationError, ToolError
+from pollux_flows.plain import replace_surrogates
+from pollux_flows.tasks import UNSTORED
+
+_IMPORT_STRING: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+# About a quarter of a large context.
+_LONGEST_RESULT: Final = 1_000_000
+_RETRY: Final = "Correct the tool where the flow runs. A retry of this run calls it again and pays for nothing twice."
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call."""
+
+    import_string: str
+    function: Callable[..., Any]
+    arguments: TypeAdapter[Any]
+    """Reads a JSON object as the positional and the named arguments of the function."""
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        """The tool as the model is told of it."""
+        described = {"description": doc} if (doc := inspect.getdoc(self.function)) else {}
+        return {"name": self.name, **described, "parameters": self.arguments.json_schema()}
+
+    def find_problem(self, arguments: str) -> str | None:
+        """Return why the arguments do not fit, in words for the model; None if they do."""
+        try:
+            self.arguments.validate_json(arguments)
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, each['loc'])) or 'arguments'}: {each['msg']}"
+                for each in error.errors(include_url=False, include_input=False)
+            ]
+            return f"Not called, as its arguments do not fit. {'; '.join(problems)}."
+        return None
+
+
+def load_tools(import_strings: Sequence[str]) -> list[Tool]:
+    """Import the tools, or raise which of them this run may not use, or cannot."""
+    tools = [load_tool(each) for each in import_strings]
+    names = [tool.name for tool in tools]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise ConfigurationError(
+            f"Two tools are called {min(doubled)!r}.", hint="A model tells them apart by name: rename one of them."
+        )
+    return tools
+
+
+def load_tool(import_string: str) -> Tool:
+    """Import one tool, if this run may."""
+    if not isinstance(import_string, str) or not _IMPORT_STRING.fullmatch(import_string):
+        raise ConfigurationError(
+            f"{import_string!r} does not name a tool.", hint="Write package.module:function, as text."
+        )
+    check_tool(import_string)
+    return _import_tool(import_string)
+
+
+@lru_cache(maxsize=256)
+def _import_tool(import_string: str) -> Tool:
+    module, _, path = import_string.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for step in path.split("."):
+            found = getattr(found, step)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a module may do anything when it is imported)
+        raise ConfigurationError(
+            f"The tool {import_string!r} cannot be imported here: {type(error).__name__}: {error}.",
+            hint="Write package.module:function, and install the package where the flow runs.",
+        ) from None
+    return Tool(import_string, found, _read_signature(import_string, found))
+
+
+def _read_signature(import_string: str, function: Any) -> TypeAdapter[Any]:
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
+        raise ConfigurationError(
+            f"The tool {import_string!r} is no Python function.", hint="Name a function, or wrap it in one."
+        )
+    parameters = inspect.signature(function).parameters
+    untyped = [name for name, each in parameters.items() if each.annotation is inspect.Parameter.empty]
+    if untyped:
+        raise ConfigurationError(
+            f"The tool {import_string!r} does not say of which type {untyped[0]} is.",
+            hint=f"Annotate it, such as {untyped[0]}: str. The model is told so.",
+        )
+
+    @wraps(function)
+    def read(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs
+
+    try:
+        # Of a function, Pydantic checks the arguments and then calls it. This one only returns them.
+        arguments = TypeAdapter[Any](cast(Any, read))
+        schema = arguments.json_schema()
+    except Exception as error:  # noqa: BLE001 (a type may write its schema itself)
+        raise ConfigurationError(
+            f"The arguments of the tool {import_string!r} have no JSON Schema: {error}",
+            hint="Keep to types that JSON has: text, numbers, booleans, lists, dicts and Pydantic models of them.",
+        ) from None
+    if schema.get("type") != "object":
+        raise ConfigurationError(
+            f"The tool {import_string!r} has parameters without a name, and a model names all of them.",
+            hint="Write it without * and / in front of its parameters.",
+        )
+    return arguments
+
+
+@task(name="tool", task_run_name="tool {import_string}", **UNSTORED)
+async def call_tool(import_string: str, arguments: str, timeout_s: float) -> str:
+    """Call a tool with arguments that fit, and return its result as text."""
+    tool = load_tool(import_string)
+    try:
+        result = await _call(tool, arguments, timeout_s)
+        text = result if isinstance(result, str) else to_json(result).decode()
+    except _LateError:
+        raise ToolError(f"The tool {tool.name!r} took longer than {timeout_s:g} seconds.", hint=_RETRY) from None
+    except PydanticSerializationError as error:
+        raise ToolError(
+            f"The result of the tool {tool.name!r} is not JSON: {error}.", hint="Let it return text, or JSON types."
+        ) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a tool may raise anything)
+        get_run_logger().error("The tool %s failed.", tool.name, exc_info=True)
+        raise ToolError(f"The tool {tool.name!r} failed: {type(error).__name__}: {error}.", hint=_RETRY) from None
+    if len(text) > _LONGEST_RESULT:
+        raise ToolError(
+            f"The result of the tool {tool.name!r} has {len(text):,} characters; {_LONGEST_RESULT:,} are the most.",
+            hint="Let it return less: what the model needs.",
+        )
+    return str(replace_surrogates(text))
+
+
+class _LateError(Exception):
+    """A tool has not returned in time."""
+
+
+async def _call(tool: Tool, arguments: str, timeout_s: float) -> Any:
+    args, kwargs = tool.arguments.validate_json(arguments)
+    call = partial(tool.function, *args, **kwargs)
+    calling = call() if inspect.iscoroutinefunction(tool.function) else asyncio.wrap_future(_start(call))
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            return await calling
+    except TimeoutError:  # which may be the tool's own
+        if limit.expired():
+            raise _LateError from None
+        raise
+
+
+def _start(call: Callable[[], Any]) -> Future[Any]:
+    """Call a function on a daemon thread, which holds up no process if it never returns."""
+    called: Future[Any] = Future()
+    called.set_running_or_notify_cancel()
+    context = copy_context()  # with the run that it is part of
+
+    def run() -> None:
+        try:
+            result = context.run(call)
+        except BaseException as error:  # noqa: BLE001 (raised where the result is awaited)
+            called.set_exception(error)
+        else:
+            called.set_result(result)
+
+    threading.Thread(target=run, name="pollux-tool", daemon=True).start()
+    return called

@@ -1,0 +1,113 @@
+"""Conversations: exchanges are added once and none is lost, whatever goes on at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.state import conversations
+from pollux_flows.state.conversations import (
+    Exchange,
+    RunRecords,
+    append_exchange,
+    check_size,
+    delete_conversation,
+    lease_conversation,
+    list_conversations,
+    load_conversation,
+)
+from pollux_flows.state.maintenance import remove_damaged
+from pollux_flows.state.store import Store
+
+
+def exchange(call: str, base: int = 0, model: str = "m") -> Exchange:
+    turns = [{"role": "user", "content": f"{call}?"}, {"role": "assistant", "content": "Yes.", "provider_state": {}}]
+    return Exchange(
+        run="r", call=call, at=1e9 + base, base=base, provider="openai", model=model, turns=turns, response_id=call
+    )
+
+
+async def test_an_exchange_is_added_once(store: Store) -> None:
+    await append_exchange(store, "a", exchange("one"))
+    again = await append_exchange(store, "a", exchange("one"))
+    assert [each.call for each in again.exchanges] == ["one"]
+    assert await load_conversation(store, "a") == again
+    assert await load_conversation(store, "b") is None
+
+
+async def test_none_is_lost_where_many_are_added_at_once(store: Store) -> None:
+    await asyncio.gather(*(append_exchange(store, "a", exchange(f"{n}")) for n in range(20)))
+    found = await load_conversation(store, "a")
+    assert found is not None
+    assert {each.call for each in found.exchanges} == {f"{n}" for n in range(20)}
+
+
+async def test_what_the_provider_stores_is_used_only_if_it_stores_all(store: Store) -> None:
+    await append_exchange(store, "a", exchange("one"))
+    await append_exchange(store, "a", exchange("two", 1))
+    found = await append_exchange(store, "a", exchange("late", 1))
+    assert found.response_id_for("openai", "m", 2) == "two"
+    assert found.response_id_for("openai", "m", 3) is None
+    assert found.response_id_for("openai", "other", 2) is None
+    assert "provider_state" in found.turns_for("openai", "m", 1)[1]
+    assert "provider_state" not in found.turns_for("anthropic", "m", 1)[1]
+
+
+async def test_they_are_listed_by_their_last_exchange(store: Store) -> None:
+    for name, base in (("old", 0), ("new", 5), ("middle", 3)):
+        await append_exchange(store, name, exchange("one", base))
+    assert [each.name for each in await list_conversations(store)] == ["new", "middle", "old"]
+    await delete_conversation(store, "new")
+    assert [each.name for each in await list_conversations(store)] == ["middle", "old"]
+
+
+async def test_a_lease_is_waited_for(store: Store) -> None:
+    order: list[str] = []
+    begun = asyncio.Event()
+
+    async def work(name: str) -> None:
+        async with lease_conversation(store, "a", name, lambda other: order.append(f"waits for {other}")):
+            order.append(name)
+            begun.set()
+            await asyncio.sleep(0.1)
+
+    first = asyncio.create_task(work("one"))
+    await begun.wait()
+    await asyncio.gather(first, work("two"))
+    assert order == ["one", "waits for one", "two"]
+
+
+async def test_a_conversation_is_not_asked_from_within_itself(store: Store) -> None:
+    async with lease_conversation(store, "a", "one", print), lease_conversation(store, "b", "one", print):
+        with pytest.raises(ConfigurationError, match="from within itself"):
+            async with lease_conversation(store, "a", "two", print):
+                pass
+
+
+async def test_what_cannot_be_read_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = await append_exchange(store, "a", exchange("one"))
+    (key,) = [each async for each in store.list_keys("conversation/")]
+    record = await store.get(key)
+    assert record is not None
+    await store.put(key, {**record, "conversation": {**record["conversation"], "version": 2, "new": 1}})
+    with pytest.raises(ConfigurationError, match="newer version"):
+        await append_exchange(store, "a", exchange("two", 1))
+    await store.put(key, {**record, "conversation": {"name": "a"}})
+    with pytest.raises(ConfigurationError, match="damaged"):
+        await load_conversation(store, "a")
+    assert (await remove_damaged(store)).left == [key]
+    monkeypatch.setattr(conversations, "_LARGEST", 100)
+    with pytest.raises(ConfigurationError, match="Begin another one"):
+        check_size(store, found)
+
+
+async def test_what_a_run_records_is_its_own(store: Store) -> None:
+    one, two = RunRecords(store, "one"), RunRecords(store, "two")
+    await asyncio.gather(*(one.add_base("a", "Why?", base) for base in (2, 0, 2)))
+    assert await one.load_bases("a", "Why?") == [0, 2]
+    assert await two.load_bases("a", "Why?") == []
+    await one.save_tool_result("answer", "call_0", "clear")
+    assert await one.load_tool_result("answer", "call_0") == "clear"
+    assert await two.load_tool_result("answer", "call_0") is None
