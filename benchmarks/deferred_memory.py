@@ -100,7 +100,7 @@ async def flows(provider: str, prompts: list[str], base_url: str, home: str) -> 
     report = await measured.step("collect", acollect([job]))
     assert report.rows[0].collected, report.rows
     with output.open() as lines:
-        assert sum(json.loads(line)["status"] == "succeeded" for line in lines) == len(prompts)
+        assert sum(json.loads(line)["status"] == "answered" for line in lines) == len(prompts)
     return measured
 
 

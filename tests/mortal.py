@@ -156,17 +156,24 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def find_function(step: str) -> tuple[Any, str]:
+    """Return the module or class that has a function, and the function's name; raise if it has none."""
+    module, _, path = step.partition(":")
+    owner: Any = import_module(module)
+    *outer, name = path.split(".")
+    for each in outer:
+        owner = getattr(owner, each)
+    getattr(owner, name)
+    return owner, name
+
+
 def _doom(death: Death) -> None:
     if death.after_s is not None:
         timer = threading.Timer(death.after_s, _die)
         timer.daemon = True
         timer.start()
         return
-    module, _, path = death.function.partition(":")
-    owner: Any = import_module(module)
-    *outer, name = path.split(".")
-    for each in outer:
-        owner = getattr(owner, each)
+    owner, name = find_function(death.function)
     function, calls = getattr(owner, name), itertools.count(1)
 
     async def waited(*arguments: Any, **named: Any) -> Any:

@@ -37,6 +37,7 @@ def test_the_examples_of_a_page_run(
 ) -> None:
     """One after the other, in one namespace."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as a script in this folder has it
     monkeypatch.setenv("GEMINI_API_KEY", "k")
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", world[0].base_url("gemini", origin=world[1]))
     if page != README:

@@ -22,7 +22,7 @@ import pytest
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator, serve
 from tests.loopback import SDKS
-from tests.mortal import Death, in_a_hurry
+from tests.mortal import Death, find_function, in_a_hurry
 from tests.prefect.life import BOTH, STEPS, Lane, Life, Phase, Trial
 
 KILLS = int(os.environ.get("TEST_BATCH_KILLS", "4"))
@@ -117,3 +117,9 @@ async def _run_concurrently(lane: Lane, kind: ProviderName) -> None:
     fetched = [entry.path for entry in lane.simulator.requests if entry.operation in {"batch.results", "file.content"}]
     assert len(set(fetched)) == len(fetched)
     assert "Traceback" not in life.describe(), "a job that another process works on is no failure"
+
+
+@pytest.mark.parametrize("step", sorted({step for some in STEPS.values() for step in some}))
+def test_every_step_names_a_function(step: str) -> None:
+    """Else the trials that die there, of which the suite has few, would not die."""
+    find_function(step)
