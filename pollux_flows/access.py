@@ -1,8 +1,8 @@
 """Access: which files, modules and addresses a run may reach.
 
 A program reaches whatever its user may. A run of a deployment is different: those who start it choose its parameters,
-and often have no account on the machine. The flows therefore enter `Limits` for such a run, and everything that opens
-a file, writes one or imports a module asks here first. Limits travel in a context variable, which threads must copy.
+and often have no account on the machine. The flows therefore apply `Restrictions` to such a run, and everything that
+opens a file, writes one or imports a module asks here first. They travel in a context variable: threads must copy it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BARE_PROTOCOL: Final = re.compile(r"[a-z0-9]+")
 
 
 @dataclass(frozen=True)
-class Limits:
+class Restrictions:
     """The files and modules that the parameters of a run may reach, besides those that `environment` allows."""
 
     folders: Sequence[str] = ()
@@ -89,28 +89,28 @@ class Limits:
         return [*_SYSTEM, *map(os.path.realpath, self.private)]
 
 
-_limits: Final[ContextVar[Limits | None]] = ContextVar("pollux_flows_limits", default=None)
+_restrictions: Final[ContextVar[Restrictions | None]] = ContextVar("pollux_flows_limits", default=None)
 _postponed: Final[ContextVar[bool]] = ContextVar("pollux_flows_postponed_schemas", default=False)
 
 
 @contextmanager
-def limited(limits: Limits | None) -> Iterator[None]:
-    """Apply these limits inside the block."""
-    token = _limits.set(limits)
+def apply_restrictions(restrictions: Restrictions | None) -> Iterator[None]:
+    """Apply these restrictions inside the block."""
+    token = _restrictions.set(restrictions)
     try:
         yield
     finally:
-        _limits.reset(token)
+        _restrictions.reset(token)
 
 
-def current_limits() -> Limits | None:
-    """Return the limits of the run at hand; None where there are none."""
-    return _limits.get()
+def current_restrictions() -> Restrictions | None:
+    """Return the restrictions of the run at hand; None where there are none."""
+    return _restrictions.get()
 
 
 @contextmanager
 def postponed_schemas() -> Iterator[None]:
-    """Import no `response_schema` within: the run that its limits depend on is not known yet."""
+    """Import no `response_schema` within: the run that its restrictions depend on is not known yet."""
     token = _postponed.set(True)
     try:
         yield
@@ -128,8 +128,8 @@ def are_schemas_postponed() -> bool:
 
 def check_protocols(address: str) -> None:
     """Refuse an address with a protocol that is not on the list, in any part of a chain."""
-    limits = current_limits()
-    environment = os.environ if limits is None else limits.environment
+    restrictions = current_restrictions()
+    environment = os.environ if restrictions is None else restrictions.environment
     more = environment.get(PROTOCOLS, "")
     allowed = _PROTOCOLS | {each.lower() for each in re.split(r"[\s,]+", more) if each}
     for part in address.split("::"):
@@ -154,48 +154,48 @@ def check_source(name: str) -> None:
     """Refuse a file that this run may not read."""
     if not is_path(name):
         check_protocols(name)
-    limits = current_limits()
-    if limits is None or name in limits.sources:
+    restrictions = current_restrictions()
+    if restrictions is None or name in restrictions.sources:
         return
     if is_path(name):
-        _check_path(limits, name, os.path.realpath(local_path(name)))
+        _check_path(restrictions, name, os.path.realpath(local_path(name)))
         return
     parts = name.split("::")
     for part in parts:
         kind = _protocol_of(part)
         if kind == "file" and part not in {"file", "local"}:
-            _check_path(limits, name, os.path.realpath(local_path(part)))
+            _check_path(restrictions, name, os.path.realpath(local_path(part)))
         # A plain web address is checked at each of its redirects, when it is opened.
         if kind in _WITH_HOSTS and (len(parts) > 1 or kind not in {"http", "https"}):
-            _check_host_is_named(limits, name, part)
+            _check_host_is_named(restrictions, name, part)
 
 
 def check_opened(name: str, descriptor: int) -> None:
     """Refuse a local file that, now that it is open, turns out to lie where this run may not read."""
-    limits = current_limits()
-    if limits is None or name in limits.sources:
+    restrictions = current_restrictions()
+    if restrictions is None or name in restrictions.sources:
         return
     real = os.path.realpath(local_path(name))
     with suppress(OSError):  # a link may have changed since; the system knows what was opened
         real = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 (the same)
-    _check_path(limits, name, real)
+    _check_path(restrictions, name, real)
 
 
-def _check_path(limits: Limits, name: str, real: str) -> None:
-    if (wanted := limits.why_closed(real)) is not None:
+def _check_path(restrictions: Restrictions, name: str, real: str) -> None:
+    if (wanted := restrictions.why_closed(real)) is not None:
         raise SourceError(
             f"{shown_file(name)!r} may not be read by a run of this deployment.",
             hint="Put the file into the folder that the flow is served from, or allow it. To allow it, set this where "
-            f"the flow runs: {limits.allow_line(PATHS, wanted)}",
+            f"the flow runs: {restrictions.allow_line(PATHS, wanted)}",
         )
 
 
-def _check_host_is_named(limits: Limits, name: str, part: str) -> None:
+def _check_host_is_named(restrictions: Restrictions, name: str, part: str) -> None:
     host = re.split(r"[/?#]", part.partition("://")[2], maxsplit=1)[0].rpartition("@")[2].partition(":")[0].lower()
-    if host not in re.split(r"[\s,]+", limits.environment.get(HOSTS, "").lower()):
+    if host not in re.split(r"[\s,]+", restrictions.environment.get(HOSTS, "").lower()):
         raise SourceError(
             f"{shown_file(name)!r} may not be read by a run of this deployment: where its host leads is not checked.",
-            hint=f"To allow it, set this where the flow runs: {limits.allow_line(HOSTS, host)}",
+            hint=f"To allow it, set this where the flow runs: {restrictions.allow_line(HOSTS, host)}",
         )
 
 
@@ -203,27 +203,27 @@ def _check_host_is_named(limits: Limits, name: str, part: str) -> None:
 
 
 def guards_output(output: str | None) -> bool:
-    """Check whether this output was chosen by the starter of a run that has limits."""
-    limits = current_limits()
-    return output is not None and limits is not None and not limits.trusts_output(output)
+    """Check whether this output was chosen by the starter of a run that has restrictions."""
+    restrictions = current_restrictions()
+    return output is not None and restrictions is not None and not restrictions.trusts_output(output)
 
 
 def check_output(output: str, path: str | None) -> None:
     """Refuse an output that this run may not write; `path` is its real path, where it is on this machine."""
-    limits = current_limits()
-    if limits is None or limits.trusts_output(output):
+    restrictions = current_restrictions()
+    if restrictions is None or restrictions.trusts_output(output):
         return
-    wanted = limits.why_closed(path) if path is not None else _why_closed_elsewhere(limits, output)
+    wanted = restrictions.why_closed(path) if path is not None else _why_closed_elsewhere(restrictions, output)
     if wanted is not None:
         raise ConfigurationError(
             f"output {shown(output)!r} may not be written by a run of this deployment.",
             hint="Write into the folder that the flow is served from, or allow it. To allow it, set this where the "
-            f"flow runs: {limits.allow_line(PATHS, wanted)}",
+            f"flow runs: {restrictions.allow_line(PATHS, wanted)}",
         )
 
 
-def _why_closed_elsewhere(limits: Limits, output: str) -> str | None:
-    named = [each.rstrip("/") for each in limits.named_paths() if not is_path(each)]
+def _why_closed_elsewhere(restrictions: Restrictions, output: str) -> str | None:
+    named = [each.rstrip("/") for each in restrictions.named_paths() if not is_path(each)]
     climbs = ".." in output.split("/")
     if not climbs and any(output == each or output.startswith(f"{each}/") for each in named):
         return None
@@ -246,11 +246,11 @@ def _is_within(path: str, folder: str) -> bool:
 
 def check_schema(name: str) -> None:
     """Refuse a `response_schema` whose module this run may not import."""
-    limits = current_limits()
-    if limits is None or name in limits.schemas:
+    restrictions = current_restrictions()
+    if restrictions is None or name in restrictions.schemas:
         return
     module = name.partition(":")[0]
-    if named := [each for each in re.split(r"[\s,]+", limits.environment.get(SCHEMAS, "")) if each]:
+    if named := [each for each in re.split(r"[\s,]+", restrictions.environment.get(SCHEMAS, "")) if each]:
         refused = not any(module == each or module.startswith(f"{each}.") for each in named)
         why = f"{SCHEMAS} does not name it"
     else:
@@ -262,7 +262,7 @@ def check_schema(name: str) -> None:
         raise ConfigurationError(
             f"response_schema {name!r} may not be imported by a run of this deployment: {why}.",
             hint="Pass the JSON Schema itself, or allow the module. To allow it, set this where the flow runs: "
-            f"{limits.allow_line(SCHEMAS, module)}",
+            f"{restrictions.allow_line(SCHEMAS, module)}",
         )
 
 
@@ -271,16 +271,16 @@ def check_tool(name: str) -> None:
 
     A function is more than a schema: among those of the installed packages are some that run any command.
     """
-    limits = current_limits()
-    if limits is None or name in limits.tools:
+    restrictions = current_restrictions()
+    if restrictions is None or name in restrictions.tools:
         return
     module = name.partition(":")[0]
-    named = [each for each in re.split(r"[\s,]+", limits.environment.get(TOOLS, "")) if each]
+    named = [each for each in re.split(r"[\s,]+", restrictions.environment.get(TOOLS, "")) if each]
     if not any(each in {name, module} or module.startswith(f"{each}.") for each in named):
         raise ConfigurationError(
             f"The tool {name!r} may not be called by a run of this deployment: {TOOLS} does not name it.",
             hint="Let the deployment itself name it, or allow it. To allow it, set this where the flow runs: "
-            f"{limits.allow_line(TOOLS, name)}",
+            f"{restrictions.allow_line(TOOLS, name)}",
         )
 
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from pollux_flows.access import current_limits
+from pollux_flows.access import current_restrictions
 from pollux_flows.base_url import check_address, check_base_url, is_own_host
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
@@ -240,9 +240,9 @@ def from_environment(name: str, *, dotenv: bool = True) -> str | None:
 
     Parent folders are not searched, and a deployed run reads no file: other people may have written either.
     """
-    limits = current_limits()
+    restrictions = current_restrictions()
     # A run may bring variables of its own, such as a key, but cannot decide where the worker's key goes.
-    environment = limits.environment if limits and name in _ADDRESS_VARIABLES else os.environ
+    environment = restrictions.environment if restrictions and name in _ADDRESS_VARIABLES else os.environ
     if value := environment.get(name, "").strip():
         return value
     file = Path(".env")

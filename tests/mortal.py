@@ -29,7 +29,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from pollux_flows.providers.anthropic import batch as anthropic
-from pollux_flows.providers.batches import Limits
+from pollux_flows.providers.batches import BatchLimits
 from pollux_flows.providers.gemini import batch as gemini
 from pollux_flows.providers.lines import Lines
 from pollux_flows.providers.openai import batch as openai
@@ -141,7 +141,7 @@ def _lived(
     patch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", _SETTLED_S)
     if place.split:
         for module in (openai, anthropic, gemini):
-            patch.setattr(module, "LIMITS", Limits(ROWS_A_BATCH, module.LIMITS.size_bytes))
+            patch.setattr(module, "LIMITS", BatchLimits(ROWS_A_BATCH, module.LIMITS.size_bytes))
     if death is not None:
         _doom(death)
     try:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source, SourceError
-from pollux_flows.access import Limits, check_opened, check_schema, check_source, limited
+from pollux_flows.access import Restrictions, apply_restrictions, check_opened, check_schema, check_source
 from pollux_flows.files.content import examine
 from pollux_flows.output import resolve_output
 
@@ -67,31 +67,37 @@ def test_a_setting_adds_protocols(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert asyncio.run(examine([Source.from_file(address)]))[0].size_bytes == 5
 
 
-# --- Limits -------------------------------------------------------------------------------------------------
+# --- Restrictions -------------------------------------------------------------------------------------------------
 
 
-def limits(folder: Path | str, paths: str = "", **more: str) -> Limits:
+def limits(folder: Path | str, paths: str = "", **more: str) -> Restrictions:
     environment = {"POLLUX_ALLOW_PATHS": paths} | {f"POLLUX_ALLOW_{key.upper()}": value for key, value in more.items()}
-    return Limits(folders=[str(folder)], environment=environment)
+    return Restrictions(folders=[str(folder)], environment=environment)
 
 
 @pytest.mark.parametrize("name", ["zip://a.txt::/etc/passwd", "zip://a.txt::file:///etc/passwd"])
 def test_every_part_of_a_chain_is_held_to_the_limits(name: str, tmp_path: Path) -> None:
-    with limited(limits(tmp_path, protocols="zip")), pytest.raises(SourceError, match="POLLUX_ALLOW_PATHS=/etc"):
+    with (
+        apply_restrictions(limits(tmp_path, protocols="zip")),
+        pytest.raises(SourceError, match="POLLUX_ALLOW_PATHS=/etc"),
+    ):
         check_source(name)
 
 
 @pytest.mark.parametrize("name", ["zip://a::https://intranet/a.zip", "sftp://intranet/a.pdf", "ssh://me@intranet:22/a"])
 def test_where_redirects_cannot_be_checked_a_host_is_named(name: str, tmp_path: Path) -> None:
-    with limited(limits(tmp_path, protocols="zip")), pytest.raises(SourceError, match="POLLUX_ALLOW_HOSTS=intranet"):
+    with (
+        apply_restrictions(limits(tmp_path, protocols="zip")),
+        pytest.raises(SourceError, match="POLLUX_ALLOW_HOSTS=intranet"),
+    ):
         check_source(name)
-    with limited(limits(tmp_path, protocols="zip", hosts="intranet")):
+    with apply_restrictions(limits(tmp_path, protocols="zip", hosts="intranet")):
         check_source(name)
 
 
 def test_a_root_folder_as_working_directory_opens_nothing() -> None:
     """As the workers of a pool may have it."""
-    with limited(limits("/")), pytest.raises(SourceError, match="POLLUX_ALLOW_PATHS=/etc"):
+    with apply_restrictions(limits("/")), pytest.raises(SourceError, match="POLLUX_ALLOW_PATHS=/etc"):
         check_source("/etc/hostname")
 
 
@@ -99,20 +105,20 @@ def test_a_root_folder_as_working_directory_opens_nothing() -> None:
 def test_an_allowed_root_leaves_the_system_closed(paths: str) -> None:
     """Until it is named itself."""
     for name in ("/proc/self/environ", "/proc/1/environ", "/dev/null", "/sys/kernel/notes"):
-        with limited(limits("/served", paths)), pytest.raises(SourceError, match="may not be read"):
+        with apply_restrictions(limits("/served", paths)), pytest.raises(SourceError, match="may not be read"):
             check_source(name)
-    with limited(limits("/served", paths)):
+    with apply_restrictions(limits("/served", paths)):
         check_source("/etc/hostname")
-    with limited(limits("/served", f"{paths}:/proc")):
+    with apply_restrictions(limits("/served", f"{paths}:/proc")):
         check_source("/proc/self/environ")
 
 
 def test_a_dot_file_is_allowed_by_its_name(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("secret")
-    with limited(limits(tmp_path)), pytest.raises(SourceError) as refused:
+    with apply_restrictions(limits(tmp_path)), pytest.raises(SourceError) as refused:
         check_source(str(tmp_path / ".env"))
     line = str(refused.value).rpartition("POLLUX_ALLOW_PATHS=")[2]
-    with limited(limits(tmp_path, line)):
+    with apply_restrictions(limits(tmp_path, line)):
         check_source(str(tmp_path / ".env"))
 
 
@@ -122,7 +128,7 @@ def test_a_link_that_is_swapped_before_it_is_opened_leads_nowhere(tmp_path: Path
     served.mkdir()
     secret.write_text("secret")
     (served / "a.txt").symlink_to(secret)
-    with limited(limits(served)), (served / "a.txt").open() as opened:
+    with apply_restrictions(limits(served)), (served / "a.txt").open() as opened:
         (served / "a.txt").unlink()
         (served / "a.txt").write_text("innocent")
         check_source(str(served / "a.txt"))
@@ -131,25 +137,28 @@ def test_a_link_that_is_swapped_before_it_is_opened_leads_nowhere(tmp_path: Path
 
 
 def test_files_are_read_on_threads_under_the_same_limits(tmp_path: Path) -> None:
-    with limited(limits(tmp_path)), pytest.raises(SourceError, match="may not be read"):
+    with apply_restrictions(limits(tmp_path)), pytest.raises(SourceError, match="may not be read"):
         asyncio.run(examine([Source.from_file("/proc/self/environ")]))
 
 
 @pytest.mark.parametrize("module", ["os", "sys", "antigravity", "__main__", "tests.documents", "no_such_package"])
 def test_only_installed_modules_are_imported(module: str, tmp_path: Path) -> None:
-    with limited(limits(tmp_path)), pytest.raises(ConfigurationError, match=f"POLLUX_ALLOW_SCHEMAS={module}$"):
+    with (
+        apply_restrictions(limits(tmp_path)),
+        pytest.raises(ConfigurationError, match=f"POLLUX_ALLOW_SCHEMAS={module}$"),
+    ):
         check_schema(f"{module}:Shape")
 
 
 def test_a_schema_is_checked_whenever_it_is_imported(tmp_path: Path) -> None:
     """Options that were made before the limits were known do not go round them."""
     options = Options(response_schema="tests.test_access:Unlisted")
-    with limited(limits(tmp_path)), pytest.raises(ConfigurationError, match="may not be imported"):
+    with apply_restrictions(limits(tmp_path)), pytest.raises(ConfigurationError, match="may not be imported"):
         options.response_json_schema()
 
 
 def test_a_setting_restricts_schemas(tmp_path: Path) -> None:
-    with limited(limits(tmp_path, schemas="my_models, httpx.models")):
+    with apply_restrictions(limits(tmp_path, schemas="my_models, httpx.models")):
         for allowed in ("my_models:A", "my_models.invoices:B", "httpx.models:C"):
             check_schema(allowed)
         for refused in ("httpx:A", "my_models_2:A", "pydantic:BaseModel"):

@@ -12,7 +12,7 @@ from hypothesis import given
 from pydantic import SecretStr
 
 from pollux_flows import Config, ConfigurationError, RetryPolicy
-from pollux_flows.access import Limits, limited
+from pollux_flows.access import Restrictions, apply_restrictions
 from pollux_flows.config import KEY_VARIABLES, PROVIDERS, URL_VARIABLES, ProviderName, Target
 from tests.documents import SENTINEL, configs, goes_through_json, policies, refused
 
@@ -512,7 +512,7 @@ def test_a_deployed_run_allows_itself_no_address(variable: str, monkeypatch: pyt
     """What it brought into its environment (its job variables) does not say where the worker's key goes."""
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
     monkeypatch.setenv(variable, ELSEWHERE)
-    with limited(Limits(environment={})):
+    with apply_restrictions(Restrictions(environment={})):
         assert Config(provider="openai", model="m").base_url is None
         with refused(ConfigurationError, "not sent to"):
             Config(provider="openai", model="m", base_url=ELSEWHERE)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pollux_flows import __version__
 from pollux_flows.cli.exit_codes import ExitCode
-from pollux_flows.cli.words import refuse
+from pollux_flows.cli.printing import refuse
 
 
 def _describe_usage_error(error: CycloptsError) -> Text:

@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pollux_flows.answer_rows import AnswerRow, csv_header, csv_lines, json_lines
-from pollux_flows.cli.words import Flag, refusals_in_words, refuse, say
+from pollux_flows.cli.printing import Flag, refusals_in_words, refuse, say
 from pollux_flows.run_answers import load_answers
 
 

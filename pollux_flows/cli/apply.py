@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from pollux_flows import blocks
 from pollux_flows.blocks.registration import aregister_block_types, has_current_form, read_document
-from pollux_flows.cli.words import refusals_in_words, say
+from pollux_flows.cli.printing import refusals_in_words, say
 from pollux_flows.config import from_environment
 from pollux_flows.document import advise, describe
 from pollux_flows.errors import ConfigurationError

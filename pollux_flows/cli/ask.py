@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from pollux_flows import flows
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli.console import shorten_log, show_run
-from pollux_flows.cli.words import Json, refusals_in_words, say
+from pollux_flows.cli.printing import Json, refusals_in_words, say
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
 from pollux_flows.pipeline.terms import Reuse

@@ -16,7 +16,7 @@ from pollux_flows.blocks.cache import format_time
 from pollux_flows.blocks.registration import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
 from pollux_flows.caching.sweep import delete_cache
-from pollux_flows.cli.words import Flag, Json, refusals_in_words, say
+from pollux_flows.cli.printing import Flag, Json, refusals_in_words, say
 from pollux_flows.config import KEY_VARIABLES, Config, Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.caches import BlockRegistry

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from cyclopts import App, Parameter
 
 from pollux_flows.blocks.cache import format_time
-from pollux_flows.cli.words import Json, refusals_in_words, say
+from pollux_flows.cli.printing import Json, refusals_in_words, say
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.pages import count_of
 from pollux_flows.state.conversations import (

@@ -21,9 +21,9 @@ from pollux_flows.address import shown
 from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.blocks.registration import load_saved_configs, read_documents
 from pollux_flows.cli.exit_codes import ExitCode
+from pollux_flows.cli.printing import NO_SERVER, is_silence, say
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
 from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
-from pollux_flows.cli.words import NO_SERVER, is_silence, say
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows import collect

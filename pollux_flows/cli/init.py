@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from pollux_flows.cli.words import refuse, say
+from pollux_flows.cli.printing import refuse, say
 from pollux_flows.config import KEY_VARIABLES
 
 FILES: Final = ("blocks/providers.yaml", "flows.py", "prefect.yaml", ".env.example")

@@ -18,7 +18,7 @@ from rich.text import Text
 from pollux_flows import flows
 from pollux_flows.cli.console import shorten_log
 from pollux_flows.cli.exit_codes import ExitCode
-from pollux_flows.cli.words import NO_SERVER, Flag, Json, is_silence, refusals_in_words, refuse, say
+from pollux_flows.cli.printing import NO_SERVER, Flag, Json, is_silence, refusals_in_words, refuse, say
 from pollux_flows.deferred.report import CollectReport, JobRow, row_of
 from pollux_flows.jobs.pages import format_age
 from pollux_flows.jobs.store import BlockJobStore

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from pollux_flows.access import PATHS
 from pollux_flows.address import is_path
 from pollux_flows.blocks.registration import register_block_types
-from pollux_flows.cli.words import refusals_in_words
+from pollux_flows.cli.printing import refusals_in_words
 from pollux_flows.deployments import deployments
 from pollux_flows.state.units import parse_duration
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pollux_flows.cli.words import Flag, Json, refusals_in_words, refuse, say
+from pollux_flows.cli.printing import Flag, Json, refusals_in_words, refuse, say
 from pollux_flows.pricing import dollars
 from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
 from pollux_flows.state.store import open_existing_store

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from pollux_flows.access import limited
+from pollux_flows.access import apply_restrictions
 from pollux_flows.deferred.job import Job
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.files.content import Content
 from pollux_flows.pipeline.attach import Attachments, FileOwner
 from pollux_flows.pipeline.cleanup import open_ledger, release_owner
 from pollux_flows.pipeline.plan import Plan, PlannedCall
-from pollux_flows.providers.batches import Limits, Rows
+from pollux_flows.providers.batches import BatchLimits, Rows
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session
 from pollux_flows.source import Source
@@ -55,7 +55,7 @@ class JobFiles:
         content = Content(
             sha256=await asyncio.to_thread(_hash, rows), size_bytes=rows.path.stat().st_size, mime_type=_ROWS
         )
-        with limited(None):  # a temporary file of ours, which no caller has named
+        with apply_restrictions(None):  # a temporary file of ours, which no caller has named
             return (await self.owner.file(self.session, source, content, purpose="batch")).file_id
 
 
@@ -78,7 +78,7 @@ async def release_files(job: Job, session: Session) -> None:
 
 
 def write_rows(
-    calls: Iterable[PlannedCall], make_row: MakeRow, limits: Limits, folder: Path, first_part: int = 0
+    calls: Iterable[PlannedCall], make_row: MakeRow, limits: BatchLimits, folder: Path, first_part: int = 0
 ) -> list[Rows]:
     """Write the rows of these calls in order, and begin another file where a batch takes no more."""
     written: list[Rows] = []
@@ -104,7 +104,7 @@ def write_rows(
     return written
 
 
-def check_row(line: bytes, limits: Limits, index: int) -> None:
+def check_row(line: bytes, limits: BatchLimits, index: int) -> None:
     """Raise a ConfigurationError if a row exceeds the limit of a batch."""
     if len(line) > limits.size_bytes:
         raise ConfigurationError(

@@ -28,7 +28,7 @@ from pollux_flows.pipeline.prefix import prefix_key
 from pollux_flows.pipeline.request import Request
 from pollux_flows.pipeline.retry import Attempts, attempt, retry_call
 from pollux_flows.providers.base import Call
-from pollux_flows.providers.batches import Batch, Limits, Rows
+from pollux_flows.providers.batches import Batch, BatchLimits, Rows
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session
 from pollux_flows.result import CallFailure
@@ -183,7 +183,7 @@ class _Submission:
         part = self._lock.job.parts[number]
         calls = self._plan.calls[part.first : part.first + part.count]
         make_row = self._row_maker(part.attempt + 1, caches=caches_part(self._lock.job, number, self._clock()))
-        limits = Limits(rows=part.count, size_bytes=1 << 62)
+        limits = BatchLimits(rows=part.count, size_bytes=1 << 62)
         (rows,) = await asyncio.to_thread(write_rows, calls, make_row, limits, self._folder, number)
         return rows
 

@@ -102,7 +102,7 @@ def is_reading() -> bool:
 def _start(work: Callable[[], T]) -> Future[T]:
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()  # from here on it cannot be cancelled
-    context = copy_context()  # with the limits of the run
+    context = copy_context()  # with the restrictions of the run
 
     def run() -> None:
         try:

@@ -1,4 +1,4 @@
-"""Hosts: refuses web addresses that lead to this machine or its network, in a run with limits.
+"""Hosts: refuses web addresses that lead to this machine or its network, in a run with restrictions.
 
 A name is resolved once, its addresses are checked, and the connection goes to one of those: between a check and a
 connection that resolved it anew, the name could come to mean another address. Each redirect is a request of its own.
@@ -14,7 +14,7 @@ from urllib.request import getproxies
 
 import httpx
 
-from pollux_flows.access import HOSTS, Limits
+from pollux_flows.access import HOSTS, Restrictions
 from pollux_flows.errors import SourceError
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
@@ -22,24 +22,24 @@ _PROXIES: Final = {"http", "https", "all"}
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-def limited_client(limits: Limits, timeout_s: float) -> httpx.Client:
-    """Return a client that connects to no address that the limits refuse."""
+def limited_client(restrictions: Restrictions, timeout_s: float) -> httpx.Client:
+    """Return a client that connects to no address that the restrictions refuse."""
     if getproxies().keys() & _PROXIES:  # a proxy resolves names itself: here they can be checked, but not pinned
-        hooks = {"request": [lambda request: _check_before_proxy(limits, request.url)]}
+        hooks = {"request": [lambda request: _check_before_proxy(restrictions, request.url)]}
         return httpx.Client(timeout=timeout_s, follow_redirects=True, event_hooks=hooks)
-    return httpx.Client(timeout=timeout_s, follow_redirects=True, transport=_PinnedTransport(limits))
+    return httpx.Client(timeout=timeout_s, follow_redirects=True, transport=_PinnedTransport(restrictions))
 
 
 class _PinnedTransport(httpx.HTTPTransport):
     """A transport that connects only to the checked addresses of a host, under its original name."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, restrictions: Restrictions) -> None:
         super().__init__()
-        self._limits = limits
+        self._restrictions = restrictions
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
-        addresses = public_addresses(self._limits, url.host, url.port or _PORTS.get(url.scheme, 443))
+        addresses = public_addresses(self._restrictions, url.host, url.port or _PORTS.get(url.scheme, 443))
         extensions = {**request.extensions, "sni_hostname": url.host}
         for address in addresses[:-1]:
             try:
@@ -49,22 +49,22 @@ class _PinnedTransport(httpx.HTTPTransport):
         return super().handle_request(_to(request, addresses[-1], extensions))
 
 
-def public_addresses(limits: Limits, host: str, port: int) -> list[str]:
+def public_addresses(restrictions: Restrictions, host: str, port: int) -> list[str]:
     """Return the addresses of a host, or raise a SourceError if one of them may not be asked."""
-    entries = [each for each in re.split(r"[\s,]+", limits.environment.get(HOSTS, "").lower()) if each]
+    entries = [each for each in re.split(r"[\s,]+", restrictions.environment.get(HOSTS, "").lower()) if each]
     found = list(dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     networks = [network for each in entries if (network := _network(each)) is not None]
     if host.lower().rstrip(".") in entries or all(_is_allowed(address, networks) for address in found):
         return found
     raise SourceError(
         f"{host!r} is on a private network, or on this machine: a run of this deployment may not read from it.",
-        hint=f"To allow it, set this where the flow runs: {limits.allow_line(HOSTS, host)}",
+        hint=f"To allow it, set this where the flow runs: {restrictions.allow_line(HOSTS, host)}",
     )
 
 
-def _check_before_proxy(limits: Limits, url: httpx.URL) -> None:
+def _check_before_proxy(restrictions: Restrictions, url: httpx.URL) -> None:
     try:
-        public_addresses(limits, url.host, url.port or 443)
+        public_addresses(restrictions, url.host, url.port or 443)
     except OSError:
         return  # a name that only the proxy knows
 

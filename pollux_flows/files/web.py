@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.access import current_limits
+from pollux_flows.access import current_restrictions
 from pollux_flows.files import file_threads
 from pollux_flows.files.decompress import UNPACKED, Unpacker
 
@@ -74,11 +74,11 @@ def headers(address: str) -> dict[str, Any]:
 
 
 def _client(timeout_s: float) -> httpx.Client:
-    """Return a client for web files, which follows redirects; in a run with limits, to permitted hosts only."""
-    if (limits := current_limits()) is not None:
+    """Return a client for web files, which follows redirects; in a run with restrictions, to permitted hosts only."""
+    if (restrictions := current_restrictions()) is not None:
         from pollux_flows.files.hosts import limited_client
 
-        client = limited_client(limits, timeout_s)
+        client = limited_client(restrictions, timeout_s)
     else:
         import httpx
 

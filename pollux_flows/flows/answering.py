@@ -21,8 +21,8 @@ from pollux_flows.caching.auto import cache_automatically
 from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, raise_if_error
-from pollux_flows.flows.limits import under_limits
 from pollux_flows.flows.prompts import read_prompts
+from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.flows.run_output import RunOutput, prepare_output
 from pollux_flows.handles import CacheHandle
 from pollux_flows.jobs.caches import BlockRegistry
@@ -142,7 +142,7 @@ class Answered(NamedTuple):
         return self.saved and self.saved.advice("What was answered is", "a retry asks only the others", "a retry")
 
 
-@under_limits
+@with_restrictions
 async def answer_calls(
     kind: str,
     prompts: Sequence[str | None],

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import AutoCache, OnPartial, answer_each
-from pollux_flows.flows.fields import OptionsField, SourceField
-from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.sync_and_async import async_form, sync_form
+from pollux_flows.flows.ui_forms import OptionsField, SourceField
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
 

@@ -7,8 +7,8 @@ from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.report import snapshot
 from pollux_flows.deferred.store import BusyError
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.flows.fields import JobField
-from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.sync_and_async import async_form, sync_form
+from pollux_flows.flows.ui_forms import JobField
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
 from pollux_flows.providers.session import open_session
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pollux_flows.deferred.report import CollectReport
-from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.sync_and_async import async_form, sync_form
 from pollux_flows.jobs.collector import collect_jobs
 
 

@@ -21,7 +21,7 @@ from pollux_flows import tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.errors import BudgetError, ConfigurationError, InternalError, ToolError, raise_if_error
 from pollux_flows.flows.answering import Answered, NotAnsweredError, answer_calls, publish_outcome
-from pollux_flows.flows.limits import under_limits
+from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.flows.tools import Tool, call_tool, load_tools
 from pollux_flows.options import Options
 from pollux_flows.pages import ConversationView, count_of
@@ -46,7 +46,7 @@ _TOO_LONG: Final = (
 )
 
 
-@under_limits
+@with_restrictions
 async def answer_turn(
     prompt: str,
     provider: PolluxProvider,

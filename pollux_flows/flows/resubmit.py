@@ -1,8 +1,8 @@
 """resubmit: submit again the prompts that have no answer."""
 
-from pollux_flows.flows.fields import JobField
-from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.submitting import submit_again
+from pollux_flows.flows.sync_and_async import async_form, sync_form
+from pollux_flows.flows.ui_forms import JobField
 
 
 @sync_form("resubmit")

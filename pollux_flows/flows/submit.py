@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.deferred.job import OnLost
-from pollux_flows.flows.fields import OptionsField, SourceField
-from pollux_flows.flows.forms import async_form, sync_form
 from pollux_flows.flows.submitting import submit_job
+from pollux_flows.flows.sync_and_async import async_form, sync_form
+from pollux_flows.flows.ui_forms import OptionsField, SourceField
 
 
 @sync_form("submit")

@@ -19,8 +19,8 @@ from pollux_flows.deferred.reconcile import reconcile
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest
 from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
 from pollux_flows.flows.answering import pass_opaque
-from pollux_flows.flows.limits import under_limits
 from pollux_flows.flows.prompts import read_prompts
+from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
@@ -39,7 +39,7 @@ from pollux_flows.state.slots import Chain, has_lapsed
 from pollux_flows.tasks import UNSTORED
 
 
-@under_limits
+@with_restrictions
 async def submit_job(
     prompts: Sequence[str | None],
     provider: PolluxProvider,

@@ -10,7 +10,7 @@ from pollux_flows.caching.sweep import sweep_caches
 from pollux_flows.capabilities import support
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.sync_and_async import async_form, sync_form
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.connection import read_server_time
 from pollux_flows.jobs.events import emit_cache_event

@@ -1,8 +1,8 @@
 """wait_for: the answers of a job that was submitted earlier."""
 
 from pollux_flows.flows.answering import OnPartial
-from pollux_flows.flows.fields import JobField
-from pollux_flows.flows.forms import async_form, sync_form
+from pollux_flows.flows.sync_and_async import async_form, sync_form
+from pollux_flows.flows.ui_forms import JobField
 from pollux_flows.flows.waiting import answers_of
 from pollux_flows.result import ResultEnvelope
 

@@ -8,9 +8,9 @@ from prefect import get_run_logger
 from pollux_flows import artifacts
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.caching.create import make_cache_request
-from pollux_flows.flows.fields import SourceField
-from pollux_flows.flows.forms import async_form, sync_form
-from pollux_flows.flows.limits import under_limits
+from pollux_flows.flows.restrictions import with_restrictions
+from pollux_flows.flows.sync_and_async import async_form, sync_form
+from pollux_flows.flows.ui_forms import SourceField
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.events import emit_cache_event
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
@@ -43,7 +43,7 @@ async def warm_cache(
 awarm_cache = async_form(warm_cache)
 
 
-@under_limits
+@with_restrictions
 async def _warm_cache(
     sources: Sequence[Source],
     provider: PolluxProvider,

@@ -22,7 +22,7 @@ ENDED: frozenset[BatchState] = frozenset({"completed", "failed", "cancelled", "e
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """The limits of one batch."""
 
     rows: int
@@ -87,7 +87,7 @@ class BatchModule(Protocol):
     """The interface of `batch.py`: a provider's batch system."""
 
     @property
-    def LIMITS(self) -> Limits: ...  # noqa: N802 (a constant of the module)
+    def LIMITS(self) -> BatchLimits: ...  # noqa: N802 (a constant of the module)
 
     @property
     def TAKES_A_FILE(self) -> bool:  # noqa: N802

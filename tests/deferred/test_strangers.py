@@ -6,7 +6,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from pollux_flows import collect_deferred, defer_many, inspect_deferred
-from pollux_flows.providers.batches import Limits
+from pollux_flows.providers.batches import BatchLimits
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, ONCE, MakeConfig
 
@@ -43,7 +43,7 @@ async def test_a_part_is_not_mistaken_for_another_of_the_same_job(
     settings = config("anthropic", retry=ONCE)
     sim.batch_s = 3600
     sim.fail(Fault(kind="drop"), operation="batch.create", contains="four")
-    monkeypatch.setattr("pollux_flows.providers.anthropic.batch.LIMITS", Limits(rows=3, size_bytes=1 << 20))
+    monkeypatch.setattr("pollux_flows.providers.anthropic.batch.LIMITS", BatchLimits(rows=3, size_bytes=1 << 20))
     monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     handle = await defer_many([*PROMPTS, "four", "five", "six"], config=settings)
     assert (await inspect_deferred(handle, config=settings)).pending == len(PROMPTS) * 2

@@ -12,8 +12,8 @@ from prefect.utilities.schema_tools.validation import validate
 from pydantic import TypeAdapter
 
 from pollux_flows import ConfigurationError, Options, Source, SourceError, flows
-from pollux_flows.flows.fields import OptionsField, SourceField
 from pollux_flows.flows.run_names import is_generated
+from pollux_flows.flows.ui_forms import OptionsField, SourceField
 
 SOURCE: TypeAdapter[Source] = TypeAdapter(SourceField)
 OPTIONS: TypeAdapter[Options | None] = TypeAdapter(OptionsField)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from pollux_flows import Source, SourceError
-from pollux_flows.access import Limits, limited
+from pollux_flows.access import Restrictions, apply_restrictions
 from pollux_flows.files.content import examine
 from pollux_flows.files.hosts import limited_client, public_addresses
 
@@ -72,8 +72,8 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return known
 
 
-def limits(**environment: str) -> Limits:
-    return Limits(environment={f"POLLUX_ALLOW_{name.upper()}": value for name, value in environment.items()})
+def limits(**environment: str) -> Restrictions:
+    return Restrictions(environment={f"POLLUX_ALLOW_{name.upper()}": value for name, value in environment.items()})
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.Mon
 
 async def test_a_name_that_leads_to_loopback_is_refused(site: Site, names: dict[str, list[str]]) -> None:
     names["innocent.example"] = ["127.0.0.1"]
-    with limited(limits()), pytest.raises(SourceError, match="private network"):
+    with apply_restrictions(limits()), pytest.raises(SourceError, match="private network"):
         await examine([Source.from_file(f"http://innocent.example:{site.port}/report.pdf")])
     assert site.asked == []
 
@@ -113,7 +113,7 @@ async def test_a_name_that_leads_to_loopback_is_refused(site: Site, names: dict[
 @pytest.mark.parametrize("entry", ["127.0.0.1", "127.0.0.0/8", "innocent.example", "other.example, innocent.example"])
 async def test_a_setting_allows_hosts_and_networks(site: Site, names: dict[str, list[str]], entry: str) -> None:
     names["innocent.example"] = ["127.0.0.1"]
-    with limited(limits(hosts=entry)):
+    with apply_restrictions(limits(hosts=entry)):
         await examine([Source.from_file(f"http://innocent.example:{site.port}/report.pdf")])
     assert site.asked == [("/report.pdf", f"innocent.example:{site.port}")]
 
@@ -122,7 +122,7 @@ async def test_each_redirect_is_checked(site: Site, names: dict[str, list[str]])
     """One that stays where it may go is followed, one that leaves it is not."""
     names |= {"allowed.example": ["127.0.0.1"], "metadata.example": ["127.0.0.1"]}
     moved = Source.from_file(f"http://allowed.example:{site.port}/moved")
-    with limited(limits(hosts="allowed.example")):
+    with apply_restrictions(limits(hosts="allowed.example")):
         for private in (f"http://metadata.example:{site.port}/secret", f"http://127.0.0.1:{site.port}/secret"):
             site.leads_to = private
             with pytest.raises(SourceError, match="private network"):
@@ -161,7 +161,7 @@ async def test_a_proxy_is_asked_for_no_private_address(
     names["allowed.example"] = ["93.184.215.14"]
     site.leads_to = "http://10.0.0.1/secret"
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{site.port}")
-    with limited(limits()), pytest.raises(SourceError, match="private network"):
+    with apply_restrictions(limits()), pytest.raises(SourceError, match="private network"):
         await examine([Source.from_file(address.format(port=site.port))])
     assert not [path for path, _ in site.asked if "secret" in path]
 

@@ -16,14 +16,14 @@ from pollux_flows.errors import APIError, InternalError
 from pollux_flows.providers import lines
 from pollux_flows.providers.anthropic import generate
 from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object, as_text
-from pollux_flows.providers.batches import Batch, BatchState, Limits, Result, Rows, paginate_list, parse_time
+from pollux_flows.providers.batches import Batch, BatchLimits, BatchState, Result, Rows, paginate_list, parse_time
 from pollux_flows.providers.errors import may_pass
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
 # 256 MB is the limit of the entire body.
-LIMITS: Final = Limits(rows=100_000, size_bytes=256_000_000 - 1000)
+LIMITS: Final = BatchLimits(rows=100_000, size_bytes=256_000_000 - 1000)
 TAKES_A_FILE: Final = False
 KEEPS_NAMES: Final = False
 # The response of a row is that of a call.

@@ -15,8 +15,8 @@ from pollux_flows.providers import lines
 from pollux_flows.providers.base import Call, UpstreamError, as_object, as_text
 from pollux_flows.providers.batches import (
     Batch,
+    BatchLimits,
     BatchState,
-    Limits,
     Result,
     Rows,
     RowStatus,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pollux_flows.providers.gemini.client import Connection
 
 # Google publishes no number of rows for this API; on Vertex the same service takes 200,000 a job.
-LIMITS: Final = Limits(rows=200_000, size_bytes=2_000_000_000)
+LIMITS: Final = BatchLimits(rows=200_000, size_bytes=2_000_000_000)
 TAKES_A_FILE: Final = True
 KEEPS_NAMES: Final = True
 # The response of a row is that of a call.

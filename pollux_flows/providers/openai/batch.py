@@ -11,8 +11,8 @@ from pollux_flows.providers.base import Call, UpstreamError, as_count, as_object
 from pollux_flows.providers.batches import (
     ENDED,
     Batch,
+    BatchLimits,
     BatchState,
-    Limits,
     Result,
     Rows,
     RowStatus,
@@ -25,7 +25,7 @@ from pollux_flows.providers.openai import generate
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-LIMITS: Final = Limits(rows=50_000, size_bytes=200_000_000)
+LIMITS: Final = BatchLimits(rows=50_000, size_bytes=200_000_000)
 TAKES_A_FILE: Final = True
 KEEPS_NAMES: Final = True
 # The response of a row is that of a call.

@@ -1,8 +1,8 @@
-"""Limits: what the parameters of a deployed run may reach, when the deployment itself does not name it.
+"""Restrictions: what the parameters of a deployed run may reach, when the deployment itself does not name it.
 
-Only a run that a deployment started, of a flow of ours, has limits. A person's own script has none, and neither has a
+Only a run that a deployment started, of a flow of ours, has restrictions. A person's own script has none, nor has a
 flow of theirs that calls ours: such a call is a run without a deployment. One that they start by `run_deployment` does
-have limits: its parameters came through the API, where any starter may name any run as the parent.
+have restrictions: its parameters came through the API, where any starter may name any run as the parent.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from prefect.filesystems import LocalFileSystem
 from prefect.results import aget_default_result_storage
 from prefect.settings import PREFECT_HOME
 
-from pollux_flows.access import Limits, current_limits, limited
+from pollux_flows.access import Restrictions, apply_restrictions, current_restrictions
 from pollux_flows.state.home import home
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_FORMS = "pollux_flows.flows.forms"
+_FORMS = "pollux_flows.flows.sync_and_async"
 
 
-def under_limits(work: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-    """Make a flow's function run within the limits of its run."""
+def with_restrictions(work: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+    """Make a flow's function run within the restrictions of its run."""
 
     @wraps(work)
     async def done(*args: P.args, **kwargs: P.kwargs) -> R:
-        # Limits hold for all that a run does, sub-flows included, which have no deployment of their own.
-        with limited(current_limits() or await _limits_of_run()):
+        # Restrictions hold for all that a run does, sub-flows included, which have no deployment of their own.
+        with apply_restrictions(current_restrictions() or await _restrictions_of_run()):
             return await work(*args, **kwargs)
 
     return done
 
 
-async def _limits_of_run() -> Limits | None:
+async def _restrictions_of_run() -> Restrictions | None:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
         return None
     if type(context.flow).__module__ != _FORMS:  # a deployed flow of theirs, in which ours is a plain function
         return None
     own = await _own_parameters(context.flow_run)
-    return Limits(
+    return Restrictions(
         folders=await _folders(),
         private=[str(PREFECT_HOME.value()), str(home())],
         environment=_environment(context.flow_run),

@@ -30,10 +30,10 @@ from prefect.utilities.callables import get_call_parameters
 
 from pollux_flows.access import postponed_schemas
 from pollux_flows.errors import ConfigurationError
-from pollux_flows.flows.fields import REQUIRED, form_signature
 from pollux_flows.flows.frozen_heap import frozen_heap
 from pollux_flows.flows.run_logs import shorten_logs_of
 from pollux_flows.flows.run_names import run_name
+from pollux_flows.flows.ui_forms import REQUIRED, form_signature
 from pollux_flows.scope import FlowCall, callers, remember
 from pollux_flows.serializer import DOCUMENTS
 
