@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -27,11 +26,11 @@ from pollux_flows.config import PROVIDERS
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.handles import CacheHandle
+from pollux_flows.import_string import IMPORT_STRING, INSTALL_HINT, import_named
 from pollux_flows.plain import JsonObject, Text, plain
 from pollux_flows.result import STATE, ResultEnvelope
 from pollux_flows.turn import read_turns
 
-_IMPORT_STRING: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _TOOL_FIELDS: Final = {"name": str, "description": str, "parameters": dict, "strict": bool}
 # What in a core schema of Pydantic is data, not a schema.
@@ -113,7 +112,7 @@ class Options(Document):
     @field_validator("response_schema")
     @classmethod
     def _usable_schema(cls, value: Any) -> Any:
-        if isinstance(value, str) and _IMPORT_STRING.fullmatch(value):
+        if isinstance(value, str) and IMPORT_STRING.fullmatch(value):
             if not are_schemas_postponed():
                 _schema_of(_find_model(value))
         elif isinstance(value, type) and issubclass(value, BaseModel):
@@ -290,18 +289,9 @@ def walk_core_schema(core_schema: Any, engine: str = "rust-regex") -> Iterator[t
 
 def _find_model(name: str) -> type[BaseModel]:
     check_schema(name)
-    hint = "Write package.module:Model, and install the package where the flow runs."
-    module, _, path = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for step in path.split("."):
-            found = getattr(found, step)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (a module may do anything when it is imported)
-        raise ConfigurationError(
-            f"response_schema {name!r} cannot be imported here: {type(error).__name__}: {error}.", hint=hint
-        ) from None
+    found = import_named(name, "response_schema")
     if not (isinstance(found, type) and issubclass(found, BaseModel)):
-        raise ConfigurationError(f"response_schema {name!r} is no Pydantic model.", hint=hint)
+        raise ConfigurationError(f"response_schema {name!r} is no Pydantic model.", hint=INSTALL_HINT)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Patience: reads files on daemon threads that can be abandoned.
+"""File threads: files are read on daemon threads that can be abandoned.
 
 A read that hangs, on a silent server or a lost mount, cannot be interrupted. An executor's thread would then block the
 shutdown of its event loop and of the process; these threads are abandoned and end with the process.
@@ -11,12 +11,12 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from contextvars import copy_context
+from concurrent.futures import wait
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from pollux_flows.address import shown_file
+from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import SourceError
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ async def run_on_thread(work: Callable[[Pulse], T], name: str = "", *, limit_s: 
     """
     async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(THREADS)):
         pulse = Pulse(name, limit_s)
-        working = asyncio.wrap_future(_start(lambda: work(pulse)))
+        working = asyncio.wrap_future(start_daemon(lambda: work(pulse), _THREAD))
         try:
             while not working.done():
                 await asyncio.wait({working}, timeout=pulse.patience())
@@ -85,7 +85,7 @@ async def run_on_thread(work: Callable[[Pulse], T], name: str = "", *, limit_s: 
 def run_and_wait(work: Callable[[Pulse], T], name: str) -> T:
     """Run `work` on another thread and block until its result; abandon that thread if it stalls."""
     pulse = Pulse(name)
-    working = _start(lambda: work(pulse))
+    working = start_daemon(lambda: work(pulse), _THREAD)
     try:
         while not wait([working], timeout=pulse.patience()).done:
             pass
@@ -97,23 +97,6 @@ def run_and_wait(work: Callable[[Pulse], T], name: str) -> T:
 def is_reading() -> bool:
     """Return whether the current thread is one of those that read files."""
     return threading.current_thread().name == _THREAD
-
-
-def _start(work: Callable[[], T]) -> Future[T]:
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()  # from here on it cannot be cancelled
-    context = copy_context()  # with the restrictions of the run
-
-    def run() -> None:
-        try:
-            result = context.run(work)
-        except BaseException as error:  # noqa: BLE001 (raised in the thread that waits)
-            done.set_exception(error)
-        else:
-            done.set_result(result)
-
-    threading.Thread(target=run, name=_THREAD, daemon=True).start()
-    return done
 
 
 def _stalled(name: str) -> SourceError:

@@ -8,13 +8,8 @@ return a text that says so.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
-import re
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from typing import Any, Final, cast
@@ -24,11 +19,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from pollux_flows.access import check_tool
+from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import ConfigurationError, ToolError
+from pollux_flows.import_string import IMPORT_STRING, import_named
 from pollux_flows.plain import replace_surrogates
 from pollux_flows.tasks import UNSTORED
 
-_IMPORT_STRING: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # About a quarter of a large context.
 _LONGEST_RESULT: Final = 1_000_000
 _RETRY: Final = "Correct the tool where the flow runs. A retry of this run calls it again and pays for nothing twice."
@@ -79,7 +75,7 @@ def load_tools(import_strings: Sequence[str]) -> list[Tool]:
 
 def load_tool(import_string: str) -> Tool:
     """Import one tool, if this run may."""
-    if not isinstance(import_string, str) or not _IMPORT_STRING.fullmatch(import_string):
+    if not isinstance(import_string, str) or not IMPORT_STRING.fullmatch(import_string):
         raise ConfigurationError(
             f"{import_string!r} does not name a tool.", hint="Write package.module:function, as text."
         )
@@ -89,16 +85,7 @@ def load_tool(import_string: str) -> Tool:
 
 @lru_cache(maxsize=256)
 def _import_tool(import_string: str) -> Tool:
-    module, _, path = import_string.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for step in path.split("."):
-            found = getattr(found, step)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (a module may do anything when it is imported)
-        raise ConfigurationError(
-            f"The tool {import_string!r} cannot be imported here: {type(error).__name__}: {error}.",
-            hint="Write package.module:function, and install the package where the flow runs.",
-        ) from None
+    found = import_named(import_string, "The tool")
     return Tool(import_string, found, _read_signature(import_string, found))
 
 
@@ -167,7 +154,8 @@ class _LateError(Exception):
 async def _call(tool: Tool, arguments: str, timeout_s: float) -> Any:
     args, kwargs = tool.arguments.validate_json(arguments)
     call = partial(tool.function, *args, **kwargs)
-    calling = call() if inspect.iscoroutinefunction(tool.function) else asyncio.wrap_future(_start(call))
+    is_async = inspect.iscoroutinefunction(tool.function)
+    calling = call() if is_async else asyncio.wrap_future(start_daemon(call, "pollux-tool"))
     try:
         async with asyncio.timeout(timeout_s) as limit:
             return await calling
@@ -175,21 +163,3 @@ async def _call(tool: Tool, arguments: str, timeout_s: float) -> Any:
         if limit.expired():
             raise _LateError from None
         raise
-
-
-def _start(call: Callable[[], Any]) -> Future[Any]:
-    """Call a function on a daemon thread, which holds up no process if it never returns."""
-    called: Future[Any] = Future()
-    called.set_running_or_notify_cancel()
-    context = copy_context()  # with the run that it is part of
-
-    def run() -> None:
-        try:
-            result = context.run(call)
-        except BaseException as error:  # noqa: BLE001 (raised where the result is awaited)
-            called.set_exception(error)
-        else:
-            called.set_result(result)
-
-    threading.Thread(target=run, name="pollux-tool", daemon=True).start()
-    return called

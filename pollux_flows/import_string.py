@@ -1,0 +1,26 @@
+"""Import strings: `package.module:name`, with which a run names a model or a tool."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any, Final
+
+from pollux_flows.errors import ConfigurationError
+
+IMPORT_STRING: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+INSTALL_HINT: Final = "Write package.module:name, and install the package where the flow runs."
+
+
+def import_named(name: str, what: str) -> Any:
+    """Return the object with this import string; raise a ConfigurationError about `what` where it cannot be had."""
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for step in path.split("."):
+            found = getattr(found, step)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a module may do anything when it is imported)
+        problem = f"{type(error).__name__}: {error}"
+    else:
+        return found
+    raise ConfigurationError(f"{what} {name!r} cannot be imported here: {problem}.", hint=INSTALL_HINT)
