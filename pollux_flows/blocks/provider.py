@@ -87,7 +87,7 @@ class PolluxProvider(Block):
         default=None,
         ge=1,
         title="Tokens per minute",
-        description="The most tokens that their answers may take in a minute, prompts included, as far as can be told "
+        description="The most tokens that their answers may take in a minute, prompts included, as far as is known "
         "in advance; empty for no bound.",
     )
 
@@ -98,6 +98,8 @@ class PolluxProvider(Block):
         In the schema of a flow, which the server checks a program's parameters by, None stays allowed.
         """
         schema = super().model_json_schema(*args, **settings)
+        for card in schema.get("definitions", {}).values():
+            card.pop("description", None)  # its docstring is for programmers; the field above it has a description
         for model in (schema, *schema.get("definitions", {}).values()):
             for field in model["properties"].values():
                 field.update(field.pop("anyOf", [{}])[0])
