@@ -15,6 +15,8 @@ from starlette.routing import Route
 
 SECRETS = {"openai": os.environ.get("OPENAI_WEBHOOK_SECRET"), "gemini": os.environ.get("GEMINI_WEBHOOK_SECRET")}
 
+MOST_BYTES = 1 << 20  # a webhook has a few hundred
+
 # Both providers sign as standardwebhooks.com describes. Nothing is sent, so no key is needed.
 verify_signature = OpenAI(api_key="none").webhooks.verify_signature
 
@@ -24,14 +26,17 @@ async def receive(request: Request) -> Response:
     provider = request.path_params["provider"]
     if not (secret := SECRETS.get(provider)):
         return Response("There is no secret for this provider.", status_code=404)
-    body = await request.body()
+    body = b""
+    async for piece in request.stream():
+        if len(body := body + piece) > MOST_BYTES:
+            return Response("This is no webhook.", status_code=413)
     try:
         verify_signature(body, request.headers, secret=secret)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         return Response(str(error), status_code=400)
     webhook = json.loads(body)
     resource = {"prefect.resource.id": f"{provider}.webhook"}
-    emit_event(f"{provider}.{webhook['type']}", resource, payload=webhook["data"])
+    emit_event(f"{provider}.{webhook['type']}", resource, payload=webhook.get("data") or {})
     return Response(status_code=204)
 
 

@@ -266,15 +266,15 @@ def check_schema(name: str) -> None:
         )
 
 
-def check_tool(name: str) -> None:
-    """Refuse a tool that this run may not import and let the model call.
+def check_tool(name: str, defined_in: str | None = None) -> None:
+    """Refuse a tool that this run may not import and let the model call; `defined_in` is its module, once imported.
 
     A function is more than a schema: among those of the installed packages are some that run any command.
     """
     restrictions = current_restrictions()
     if restrictions is None or name in restrictions.tools:
         return
-    module = name.partition(":")[0]
+    module = defined_in or name.partition(":")[0]
     named = [each for each in re.split(r"[\s,]+", restrictions.environment.get(TOOLS, "")) if each]
     if not any(each in {name, module} or module.startswith(f"{each}.") for each in named):
         raise ConfigurationError(

@@ -53,16 +53,19 @@ async def load_answers(run: str) -> list[AnswerRow]:
 
 
 async def _find_run(client: PrefectClient, run: str) -> FlowRun:
-    """Return the flow run of this id, or the latest of this name."""
+    """Return the flow run of this id, or the one of this name."""
     try:
         return await client.read_flow_run(UUID(run))
     except (ValueError, ObjectNotFound):
         named = FlowRunFilter(name=FlowRunFilterName(any_=[run]))
-        found = await client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
+        found = await client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=5)
     if not found:
         raise ConfigurationError(
             f"The Prefect server has no flow run {run!r}.", hint="Copy its name or its id from its page."
         )
+    if len(found) > 1:
+        ids = ", ".join(f"{each.id} ({each.expected_start_time:%Y-%m-%d %H:%M})" for each in found)
+        raise ConfigurationError(f"Several runs are called {run!r}.", hint=f"Pass the id of one. The latest are {ids}.")
     return found[0]
 
 

@@ -47,6 +47,8 @@ class Lineage:
     """The flow run that called this one."""
     asked: str
     """A digest of the flow's name and parameters; empty for a flow that is not one of ours."""
+    is_deep: bool
+    """True if a task, or another flow run, stands between the flow run at hand and the outermost one."""
 
     @property
     def scope(self) -> RunScope:
@@ -126,7 +128,8 @@ async def lineage() -> Lineage | None:
                 links.append(await _read_parent(client, parent))
     chain = tuple(each for link in reversed(links) for each in link.chain)
     caller = links[1] if len(links) > 1 else None
-    return Lineage(links[-1].run, chain, links[0].run, caller, call.asked if call else "")
+    is_deep = len(links) > 2 or any(link.tasks for link in links[1:])  # noqa: PLR2004 (itself and its caller)
+    return Lineage(links[-1].run, chain, links[0].run, caller, call.asked if call else "", is_deep)
 
 
 def task_scope() -> RunScope | None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from pollux_flows import ConfigurationError, Options, Source, SourceError
-from pollux_flows.access import Restrictions, apply_restrictions, check_opened, check_schema, check_source
+from pollux_flows.access import Restrictions, apply_restrictions, check_opened, check_schema, check_source, check_tool
 from pollux_flows.files.content import examine
 from pollux_flows.output import resolve_output
 
@@ -171,3 +171,12 @@ def test_a_running_program_has_no_limits(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("secret")
     check_source(str(tmp_path / ".env"))
     check_schema("os:path")
+
+
+def test_an_allowed_module_does_not_allow_what_it_imports(tmp_path: Path) -> None:
+    with apply_restrictions(limits(tmp_path, tools="mine, mine:other.named")):
+        check_tool("mine:own", defined_in="mine")
+        check_tool("mine:other.named", defined_in="other")
+        check_tool("mine:other.danger")  # it is imported to be looked at
+        with pytest.raises(ConfigurationError, match="POLLUX_ALLOW_TOOLS=mine:other"):
+            check_tool("mine:other.danger", defined_in="other")

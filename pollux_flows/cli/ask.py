@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json as json_format
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,19 +17,22 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli.console import shorten_log, show_run
 from pollux_flows.cli.printing import Json, refusals_in_words, say
 from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.options import Options
 from pollux_flows.pipeline.terms import Reuse
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.source import Source
 
 _STDIN: Final = "-"
+_TABLE: Final = re.compile(r".*\.(jsonl|csv)(#[^#/]+)?", re.IGNORECASE)
 
 Provider = Annotated[str, Parameter(("--provider", "-p"), help="The name of the saved PolluxProvider to ask.")]
 Prompts = Annotated[
     str | None,
     Parameter(
         "--prompts",
-        help="A file with one prompt per line, or a .json file with a list of prompts; - reads standard input.",
+        help="A file with one prompt per line, a .json file with a list, or a .jsonl or .csv file; a # names its "
+        "column, as in questions.csv#question; - reads standard input.",
         allow_leading_hyphen=True,
     ),
 ]
@@ -126,6 +130,8 @@ def _prompts(words: Sequence[str], file: str | None) -> list[str]:
 
 
 def _read(file: str) -> list[str]:
+    if _TABLE.fullmatch(file):
+        return [prompt or "" for prompt in asyncio.run(read_prompts((), file))]
     try:
         text = sys.stdin.read() if file == _STDIN else Path(file).read_text(encoding="utf-8")
         if not file.endswith(".json"):

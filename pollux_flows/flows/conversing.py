@@ -8,6 +8,7 @@ stopped; the turn is added to the conversation at its end, once.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,13 @@ async def answer_turn(
     here = await lineage()
     if here is None:
         raise InternalError("A turn of a conversation is answered outside a flow run.")
+    if here.is_deep:
+        # A retry finds answers by what they ask. Two tasks may ask one thing in turns that must not be confused.
+        raise ConfigurationError(
+            "A conversation is called within a task, or within a flow that another flow called.",
+            hint="Call converse in the outermost flow itself; aconverse with asyncio.gather runs several. Or start its "
+            "deployment with run_deployment(…, as_subflow=False).",
+        )
     store = open_store()
     turn = _Turn(
         prompt,
@@ -96,9 +104,11 @@ def _check(options: Options, max_rounds: int, tool_timeout_s: float) -> None:
             "The options declare tools, and nothing would run them.",
             hint='Pass the functions: tools=["my_package.tools:get_weather"]; or use continue_tool.',
         )
-    if max_rounds < 1 or tool_timeout_s <= 0:
+    if max_rounds < 1:
+        raise ConfigurationError(f"max_rounds is {max_rounds}.", hint="Pass 1 or more, or leave it out for 10.")
+    if not 0 < tool_timeout_s < math.inf:
         raise ConfigurationError(
-            "max_rounds or tool_timeout_s is not positive.", hint="Leave them out for 10 rounds and 300 seconds."
+            f"tool_timeout_s is {tool_timeout_s}.", hint="Pass a number of seconds, or leave it out for 300."
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
@@ -19,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from pollux_flows.access import check_tool
+from pollux_flows.address import shown_in
 from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import ConfigurationError, ToolError
 from pollux_flows.import_string import IMPORT_STRING, import_named
@@ -27,7 +29,10 @@ from pollux_flows.tasks import UNSTORED
 
 # About a quarter of a large context.
 _LONGEST_RESULT: Final = 1_000_000
-_RETRY: Final = "Correct the tool where the flow runs. A retry of this run calls it again and pays for nothing twice."
+_RETRY: Final = (
+    "Correct the tool where the flow runs, and retry this run: it calls the tool again. Answers are reused as long as "
+    "the names, parameters and docstrings of its tools stay the same."
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,10 @@ def load_tool(import_string: str) -> Tool:
             f"{import_string!r} does not name a tool.", hint="Write package.module:function, as text."
         )
     check_tool(import_string)
-    return _import_tool(import_string)
+    tool = _import_tool(import_string)
+    # A module also has the names that it imports, which those who allowed the module did not mean.
+    check_tool(import_string, defined_in=tool.function.__module__)
+    return tool
 
 
 @lru_cache(maxsize=256)
@@ -137,8 +145,10 @@ async def call_tool(import_string: str, arguments: str, timeout_s: float) -> str
             f"The result of the tool {tool.name!r} is not JSON: {error}.", hint="Let it return text, or JSON types."
         ) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 (a tool may raise anything)
-        get_run_logger().error("The tool %s failed.", tool.name, exc_info=True)
-        raise ToolError(f"The tool {tool.name!r} failed: {type(error).__name__}: {error}.", hint=_RETRY) from None
+        where = shown_in("".join(traceback.format_exception(error)))
+        get_run_logger().error("The tool %s failed.\n%s", tool.name, where)
+        problem = f"{type(error).__name__}: {shown_in(str(error))}"
+        raise ToolError(f"The tool {tool.name!r} failed: {problem}.", hint=_RETRY) from None
     if len(text) > _LONGEST_RESULT:
         raise ToolError(
             f"The result of the tool {tool.name!r} has {len(text):,} characters; {_LONGEST_RESULT:,} are the most.",

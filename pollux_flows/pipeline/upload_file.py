@@ -1,4 +1,4 @@
-"""Send: one file to its provider, again if that fails, with a note of whatever that may have left there."""
+"""Uploads one file to its provider, with retries, and records what a failed attempt may have left there."""
 
 from __future__ import annotations
 

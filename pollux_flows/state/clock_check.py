@@ -1,4 +1,4 @@
-"""Expiry: when expired records may be removed by processes whose clocks may be wrong.
+"""Clock check: when expired records may be removed by processes whose clocks may be wrong.
 
 By a clock that is 100 days ahead, every answer has expired. So no record is removed on a single look at the clock:
 

@@ -1,4 +1,4 @@
-"""Bounds: the settings for how long answers are stored, and how much space they may take."""
+"""Retention: the settings for how long answers are stored, and how much space they may take."""
 
 from __future__ import annotations
 

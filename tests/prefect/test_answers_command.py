@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prefect import flow
 
-from pollux_flows import APIError, Source
+from pollux_flows import APIError, ConfigurationError, Source
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
 from pollux_flows.flows import acollect, asubmit, broadcast, fan_out
@@ -37,7 +37,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 async def rows_of(flow_name: str) -> list[dict[str, Any]]:
     run = await newest_run(flow_name)
-    return [row.model_dump() for row in await load_answers(run.name)]
+    return [row.model_dump() for row in await load_answers(str(run.id))]
 
 
 async def test_a_failed_run_lists_what_came(provider: PolluxProvider, simulator: Simulator) -> None:
@@ -74,6 +74,8 @@ async def test_answers_that_were_reused_are_listed(provider: PolluxProvider) -> 
     for _ in range(2):
         fan_out(["one", "two"], provider, reuse="always")
     assert [row["status"] for row in await rows_of("fan-out")] == ["answered", "answered"]
+    with pytest.raises(ConfigurationError, match=r"Several runs are called .*Pass the id of one"):
+        await load_answers((await newest_run("fan-out")).name)
 
 
 async def test_a_deferred_run_lists_the_answers_of_its_job(saved: Saved) -> None:

@@ -134,6 +134,8 @@ def test_answers_are_printed(ask: Command, monkeypatch: pytest.MonkeyPatch) -> N
     read = ask("run", "--prompts", "prompts.txt", "-p", "cli")
     Path("prompts.json").write_text('["Why?", "How?"]')
     assert ask("run", "--prompts", "prompts.json", "-p", "cli") == read
+    Path("prompts.csv").write_text("id,question\n1,Why?\n2,How?\n")
+    assert ask("run", "--prompts", "prompts.csv#question", "-p", "cli") == read
     monkeypatch.setattr("sys.stdin", io.StringIO("Why?\nHow?\n"))
     assert ask("run", "--prompts", "-", "-p", "cli") == read
 

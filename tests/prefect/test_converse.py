@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow_async
 from prefect.states import Pending
@@ -388,3 +388,20 @@ def test_the_command(provider: PolluxProvider, commanded: Command) -> None:
         commanded("conversations", "delete", "On the command line") == "Deleted On the command line, of 1 exchange.\n"
     )
     assert "There is no conversation" in commanded("conversations", "show", "On the command line")
+
+
+def test_a_conversation_within_a_task_is_refused(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Two tasks may ask one thing in different turns; a retry could not tell their answers apart."""
+
+    @task
+    def ask(name: str | None) -> ResultEnvelope:
+        return converse("Go on.", provider, name)
+
+    @flow
+    def ask_in_tasks(name: str | None) -> ResultEnvelope:
+        return ask(name)
+
+    for name in (None, "story"):
+        with pytest.raises(ConfigurationError, match="within a task"):
+            ask_in_tasks(name)
+    assert simulator.requests == []

@@ -86,12 +86,12 @@ async def test_a_run_that_was_pruned_in_between(provider: PolluxProvider) -> Non
     async with get_client() as client:
         run = await client.read_flow_run((await newest_run("fan-out")).id)
         assert await client.read_flow_run_input(run.id, INPUT)
-        await confirm_store(Lineage(run, ((str(run.id), "the next attempt"),), run, None, ""))
+        await confirm_store(Lineage(run, ((str(run.id), "the next attempt"),), run, None, "", is_deep=False))
         store = open_store()
         await store.delete(*[key async for key, _ in store.scan("run/")])
         for attempt in ("and the next", "and one more"):
             with pytest.raises(ConfigurationError, match="was pruned"):
-                await confirm_store(Lineage(run, ((str(run.id), attempt),), run, None, ""))
+                await confirm_store(Lineage(run, ((str(run.id), attempt),), run, None, "", is_deep=False))
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
