@@ -178,5 +178,5 @@ def test_an_allowed_module_does_not_allow_what_it_imports(tmp_path: Path) -> Non
         check_tool("mine:own", defined_in="mine")
         check_tool("mine:other.named", defined_in="other")
         check_tool("mine:other.danger")  # it is imported to be looked at
-        with pytest.raises(ConfigurationError, match="POLLUX_ALLOW_TOOLS=mine:other"):
+        with pytest.raises(ConfigurationError, match="does not name it"):
             check_tool("mine:other.danger", defined_in="other")
