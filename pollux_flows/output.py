@@ -73,6 +73,7 @@ def resolve_output(output: str) -> str:
         check_no_credentials(output, path=is_path(output))
         if ":" in output:  # else a mere name would be read as a protocol
             access.check_protocols(output)
+        _check_protocol(output)
         if not is_folder:
             _check_ending(output, is_guarded=is_guarded)
         fs, path = fsspec.core.url_to_fs(output)
@@ -151,13 +152,16 @@ async def write_output(
         ) from None
 
 
-def _check_ending(output: str, *, is_guarded: bool) -> None:
+def _check_protocol(output: str) -> None:
     if protocol(output) in _READ_ONLY:
         raise ConfigurationError(
             f"output {shown(output)!r} cannot be written to: {protocol(output)} is only read from.",
             hint="Name a file, or an object such as s3://bucket/answers.jsonl.",
         )
-    # Those who may not write there are not told whether it is a folder.
+
+
+def _check_ending(output: str, *, is_guarded: bool) -> None:
+    # An error must not reveal to those who may not write there whether it is a folder.
     if not is_guarded and is_path(output) and Path(local_path(output)).expanduser().is_dir():
         raise ConfigurationError(
             f"output {shown(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."

@@ -110,6 +110,7 @@ def test_numbers_have_columns_of_their_own() -> None:
         ("answers.json", "ends with none of"),
         ("answers.csv.gz", "ends with none of"),
         ("https://example.com/answers.jsonl", "https is only read from"),
+        ("https://example.com/answers/", "https is only read from"),
         ("s3://a:b@c/d.csv", "password"),
         ("nowhere://x.csv", "cannot be used"),
     ],

@@ -257,7 +257,9 @@ class CollectorPass:
         """Write the output, the envelope and the page of a job, and return it with its manifest."""
         output = output_path(job.output, job.name) if job.output else None
         manifest = tally.make_manifest(oddities=oddities, output=output)
-        prompts = (await self._store.load_input(job)).prompts
+        shows_answers = job.count <= MOST_IN_ONE_ENVELOPE
+        needs_prompts = shows_answers or job.output is not None  # which are many, of a large job
+        prompts = (await self._store.load_input(job)).prompts if needs_prompts else []
         if job.output is not None:
             try:
                 await write_job_output(self._store.storage, job, job.output, prompts, manifest)
@@ -266,7 +268,7 @@ class CollectorPass:
                     raise  # until it can be written, or the job is cancelled
                 changes = {"output": None, "oddities": [*manifest.oddities, error.message]}
                 manifest = manifest.model_copy(update=changes)
-        if job.count <= MOST_IN_ONE_ENVELOPE:
+        if shows_answers:
             envelope = await self._store.make_envelope(job, manifest.oddities)
             await self._store.save_envelope(job, envelope)
             await pages.publish_job(job, manifest, prompts, envelope)
