@@ -16,11 +16,11 @@ from prefect.artifacts import (
     acreate_table_artifact,
     aupdate_progress_artifact,
 )
-from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from slugify import slugify
 
+from pollux_flows.jobs.connection import open_client
 from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_grid
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.result import Outcome, ResultEnvelope, SweepReport
@@ -63,15 +63,18 @@ async def _page_key() -> str:
     `pollux-fan-out-nightly` for a deployment, `pollux-weekly-report-fan-out` for a flow that calls fan-out.
     """
     here, context = await lineage(), FlowRunContext.get()
-    names = [] if context is None or context.flow is None else [context.flow.name]
-    if here is not None and not (here.is_outermost and here.outermost.deployment_id is None):
+    own = [] if context is None or context.flow is None else [context.flow.name]
+    names = list(own)
+    if here is not None:
         run = here.outermost
-        async with get_client() as client:
-            with suppress(ObjectNotFound):  # deleted since
-                if run.deployment_id is not None:
-                    names.insert(0, (await client.read_deployment(run.deployment_id)).name)
-            names.insert(0, (await client.read_flow(run.flow_id)).name)
-    words = dict.fromkeys(filter(None, map(slugify, names)))  # a deployment may bear the name of its flow
+        async with open_client() as client:
+            if not here.is_outermost:
+                names = [(await client.read_flow(run.flow_id)).name]
+            if run.deployment_id is not None:
+                with suppress(ObjectNotFound):  # deleted since
+                    names.append((await client.read_deployment(run.deployment_id)).name)
+    # A deployment may bear the name of its flow.
+    words = dict.fromkeys(filter(None, map(slugify, [*names, *own])))
     return "-".join(["pollux", *words])
 
 

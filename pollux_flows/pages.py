@@ -57,7 +57,7 @@ class RunInput:
     sources: Sequence[Source] = ()
     options: Options = field(default_factory=Options)
     each_source: bool = False
-    """Whether the prompts are about each source by itself."""
+    """True if the prompts are about each source by itself."""
     conversation: ConversationView | None = None
     """The conversation that the prompt is part of."""
 

@@ -87,7 +87,7 @@ def test_texts_come_back_from_both_formats_as_they_were() -> None:
     ],
 )
 def test_no_cell_is_a_formula(answer: str, cell: str) -> None:
-    """A spreadsheet would run it, and an answer may come from a text that somebody else wrote."""
+    """A spreadsheet would run it, and an answer may come from a text by a stranger."""
     (found,) = read_csv(csv_header() + csv_lines([row(1, answer)]))
     assert found["answer"] == cell
 
@@ -158,7 +158,7 @@ async def failing(rows: Sequence[AnswerRow]) -> AsyncIterator[Sequence[AnswerRow
 
 @pytest.mark.parametrize("earlier", [None, "the earlier answers\n"])
 async def test_a_file_is_never_there_in_part(earlier: str | None, tmp_path: Path) -> None:
-    """What is there stays, whatever happens on the way; nothing else is left behind."""
+    """An earlier file stays, whatever happens on the way; nothing else is left behind."""
     path = tmp_path / "answers.jsonl"
     if earlier is not None:
         path.write_text(earlier)

@@ -36,8 +36,7 @@ def answers(
 
 def _print_all(rows: Sequence[AnswerRow], *, json: bool, csv_: bool) -> None:
     if json:
-        for row in rows:
-            sys.stdout.write(json_lines([row]))
+        sys.stdout.write(json_lines(rows))
     elif csv_:
         sys.stdout.write(csv_header())
         sys.stdout.write(csv_lines(rows))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json as json_format
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,13 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli.console import shorten_log, show_run
 from pollux_flows.cli.printing import Json, refusals_in_words, say
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.flows.prompts import read_prompts
+from pollux_flows.flows.prompts import is_table, read_prompts
 from pollux_flows.options import Options
 from pollux_flows.pipeline.terms import Reuse
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.source import Source
 
 _STDIN: Final = "-"
-_TABLE: Final = re.compile(r".*\.(jsonl|csv)(#[^#/]+)?", re.IGNORECASE)
 
 Provider = Annotated[str, Parameter(("--provider", "-p"), help="The name of the saved PolluxProvider to ask.")]
 Prompts = Annotated[
@@ -130,7 +128,7 @@ def _prompts(words: Sequence[str], file: str | None) -> list[str]:
 
 
 def _read(file: str) -> list[str]:
-    if _TABLE.fullmatch(file):
+    if is_table(file):
         return [prompt or "" for prompt in asyncio.run(read_prompts((), file))]
     try:
         text = sys.stdin.read() if file == _STDIN else Path(file).read_text(encoding="utf-8")

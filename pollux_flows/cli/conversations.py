@@ -19,7 +19,7 @@ from pollux_flows.state.conversations import (
     load_conversation,
     read_name,
 )
-from pollux_flows.state.store import open_existing_store
+from pollux_flows.state.store import Store, open_existing_store
 from pollux_flows.turn import Turn, read_turns
 
 conversations = App(name="conversations", help="List the stored conversations, show one, and delete one.")
@@ -48,7 +48,7 @@ def list_(*, json: Json = False) -> None:
 def show(name: Name, *, json: Json = False) -> None:
     """Print a conversation, turn by turn."""
     with refusals_in_words():
-        found = asyncio.run(_load(name))
+        _, found = asyncio.run(_load(name))
         turns = read_turns([turn for each in found.exchanges for turn in each.turns], found.name)
     say(found.model_dump_json(indent=2) if json else "\n\n".join(_describe(turn) for turn in turns))
 
@@ -61,20 +61,19 @@ def delete(name: Name) -> None:
     say(f"Deleted {found.name}, of {count_of(len(found.exchanges), 'exchange')}.")
 
 
-async def _load(name: str) -> StoredConversation:
+async def _load(name: str) -> tuple[Store, StoredConversation]:
     store = open_existing_store()
     found = None if store is None else await load_conversation(store, read_name(name))
-    if found is None:
+    if store is None or found is None:
         raise ConfigurationError(
             f"There is no conversation {name!r}.", hint="List them with pollux-flows conversations."
         )
-    return found
+    return store, found
 
 
 async def _delete(name: str) -> StoredConversation:
-    found = await _load(name)
-    if (store := open_existing_store()) is not None:
-        await delete_conversation(store, found.name)
+    store, found = await _load(name)
+    await delete_conversation(store, found.name)
     return found
 
 

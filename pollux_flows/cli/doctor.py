@@ -55,7 +55,7 @@ class _Checkup:
     def __init__(self) -> None:
         self.code = ExitCode.DONE
         self.verdict = ""
-        """What to do about the first thing that is missing, or what to try when nothing is."""
+        """The next step: for the first thing that is missing or, when nothing is, a run to try."""
 
     def _report(self, what: str, finding: str, mark: Mark = "ok", todo: str = "") -> None:
         """Print what was found; `todo` is what to type or do before a run can be tried."""

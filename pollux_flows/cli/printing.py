@@ -1,4 +1,4 @@
-"""Words: how all commands print, and how they refuse: in one line, with an exit code."""
+"""Printing: how all commands print, and how they refuse: in one line, with an exit code."""
 
 from __future__ import annotations
 

@@ -22,6 +22,12 @@ _COLUMN: Final = "prompt"
 _MOST_BYTES: Final = 256 << 20
 
 
+def is_table(name: str) -> bool:
+    """Return whether this names a file with a prompt in a field or column: .jsonl or .csv."""
+    file = _FILE.fullmatch(name)
+    return file is not None and file["kind"].lower() in {"jsonl", "csv"}
+
+
 async def read_prompts(prompts: Sequence[str | None], prompts_from: str | None) -> Sequence[str | None]:
     """Return the prompts of a run: the items themselves, or those that `prompts_from` names."""
     if prompts_from is None or not prompts_from.strip():

@@ -103,7 +103,7 @@ def test_refusals(
     """Of a run that is not there, and of one whose answers are elsewhere."""
     with pytest.raises(SystemExit, match="has no flow run 'nope'"):
         printed(capsys, "nope")
-    fan_out(["one"], provider)
+    fan_out(["asked here alone"], provider)
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "elsewhere"))
     with pytest.raises(SystemExit, match="has no answers of the run"):
-        printed(capsys, "one · fan-out · gpt-4.1-mini")
+        printed(capsys, "asked here alone · fan-out · gpt-4.1-mini")

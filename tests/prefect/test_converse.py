@@ -269,7 +269,7 @@ async def test_killed_around_the_append(
 async def test_killed_while_others_go_on(
     death: Death, provider: PolluxProvider, simulator: Simulator, home: Path
 ) -> None:
-    """What was answered to the shorter conversation is not asked again, and its turn is added behind theirs."""
+    """An answer to the shorter conversation is not asked for again, and its turn is added behind theirs."""
     turn = await worker(provider, home, prompt=RAIN, conversation="shared", tools=[WEATHER])
     assert not await turn.start(death).ended(30)
     assert len(generated(simulator)) == 1

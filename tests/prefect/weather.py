@@ -40,7 +40,7 @@ def get_news(topic: str) -> str:
 
 
 def sleep(seconds: int) -> str:  # noqa: ARG001 (the model chooses it)
-    """Take longer than anybody waits."""
+    """Take longer than a run waits."""
     time.sleep(30)
     return "awake"
 

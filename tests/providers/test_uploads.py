@@ -1,4 +1,4 @@
-"""Uploads run beside everything else: one that hangs stops nobody, and many small ones cost little."""
+"""Uploads run beside everything else: one that hangs stops no other, and many small ones cost little."""
 
 from __future__ import annotations
 
