@@ -40,15 +40,16 @@ FLOORS: tuple[set[str], ...] = (
     {"capabilities", "claude", "pricing", "answer_rows", "output"},
     {"files", "ratelimit", "schemas", "state"},
     {"providers"},
+    {"tables"},
     {"pipeline"},
-    {"deferred", "caching", "realtime"},
+    {"deferred", "caching", "realtime", "mapping"},
     {"blocks"},
-    {"serializer", "scope", "run_store", "pages", "artifacts", "tasks", "jobs", "run_answers"},
+    {"serializer", "scope", "run_store", "pages", "map_page", "artifacts", "tasks", "jobs", "run_answers"},
     {"flows"},
     {"deployments"},
     {"cli", "demo", "__init__"},
 )
-ENGINE: set[str] = set().union(*FLOORS[:7])
+ENGINE: set[str] = set().union(*FLOORS[:8])
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 
 

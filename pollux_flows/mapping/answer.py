@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
 from pollux_flows.access import apply_restrictions, current_restrictions
 from pollux_flows.answer_rows import AnswerRow
 from pollux_flows.config import Config
-from pollux_flows.document import CLEAN_INPUT, Record
+from pollux_flows.document import Record
 from pollux_flows.mapping.questions import Questions, plan_questions, read_questions
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.pipeline.execute import QueuePlace, open_execution
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.providers.session import Session
-from pollux_flows.result import Outcome
+from pollux_flows.result import CallFailure, Outcome
 from pollux_flows.state.slots import RunScope
 from pollux_flows.tables.table import Chunk, read_chunk
 from pollux_flows.tables.template import RowError
 
 UNUSABLE_ROW: Final = "unusable_row"
 """The status of a row that cannot be asked: a cell is empty, or a source cannot be read."""
+
+NOT_ASKED: Final = "no answer"
+"""The status of a row that was not asked, because all calls before it failed."""
+
+Came = Literal["asked", "reused", "not_asked", "unusable"]
+"""How a row came to its answer, or to none: asked by this run, found, not asked, or impossible to ask."""
 
 OnOutcome = Callable[[Outcome], None]
 
@@ -34,9 +40,10 @@ class MappedAnswer(Record):
 
     identity: str | None = Field(description="The identity of its call; None for a row that cannot be asked.")
     row: AnswerRow
-    is_asked_here: bool = Field(default=True, description="False if another run had asked it.")
+    came: Came = "asked"
     paid_here: bool = Field(default=False, description="True if the run at hand has paid for it, in any attempt.")
     cost_unknown: str | None = None
+    failure: CallFailure | None = None
 
 
 class ChunkAnswers(Record):
@@ -46,15 +53,15 @@ class ChunkAnswers(Record):
     places: list[int]
 
     @property
-    def has_answers(self) -> bool:
-        """True unless calls were made and none of them was answered."""
-        asked = [each for each in self.answers if each.identity is not None]
-        return not asked or any(each.row.answer is not None for each in asked)
+    def lacks_all_answers(self) -> bool:
+        """True if calls were made and none of them was answered."""
+        called = [each for each in self.answers if each.identity is not None]
+        return bool(called) and all(each.row.answer is None for each in called)
 
     @property
-    def first_failure(self) -> AnswerRow | None:
-        """The first row without a usable answer."""
-        return next((each.row for each in self.answers if each.row.error is not None), None)
+    def first_failure(self) -> CallFailure | None:
+        """The failure of the first call that failed."""
+        return next((each.failure for each in self.answers if each.failure and each.identity is not None), None)
 
 
 async def answer_chunk(
@@ -89,35 +96,46 @@ def _collect(
     for index, (question, outcome) in enumerate(zip(questions.asked, outcomes, strict=True)):
         reading = readings[index] if readings else None
         misfit = f"The answer does not fit response_schema: {reading.problem}" if reading and reading.problem else None
+        number, value = first + question.row + 1, reading and reading.value
         answers.append(
-            MappedAnswer.model_validate(
-                {
-                    "identity": outcome.identity,
-                    "row": AnswerRow.of(
-                        first + question.row + 1,
-                        None,
-                        outcome,
-                        structured=reading and reading.value,
-                        misfit=misfit,
-                    ),
-                    "is_asked_here": outcome.reused != "always",
-                    "paid_here": outcome.answer is not None and outcome.reused != "always",
-                    "cost_unknown": outcome.cost_unknown,
-                },
-                context=CLEAN_INPUT,
+            MappedAnswer.model_construct(
+                identity=outcome.identity,
+                row=AnswerRow.of(number, None, outcome, structured=value, misfit=misfit),
+                came="reused" if outcome.reused == "always" else "asked" if outcome.attempts else "not_asked",
+                paid_here=outcome.answer is not None and outcome.reused != "always",
+                cost_unknown=outcome.cost_unknown,
+                failure=outcome.problem,
             )
         )
     places: list[int] = []
     refused: dict[tuple[str, str | None], int] = {}
     for index, place in enumerate(questions.places):
-        if isinstance(place, RowError):
-            number = refused.setdefault((place.message, place.hint), len(answers))
-            if number == len(answers):
-                answers.append(MappedAnswer(identity=None, row=_refused(first + index + 1, place)))
-            place = number  # noqa: PLW2901
-        places.append(place)
-    return ChunkAnswers(answers=answers, places=places)
+        if isinstance(place, int):
+            places.append(place)
+            continue
+        number = refused.setdefault((place.message, place.hint), len(answers))
+        if number == len(answers):
+            answers.append(_refuse(first + index, place))
+        places.append(number)
+    return ChunkAnswers.model_construct(answers=answers, places=places)
 
 
-def _refused(number: int, error: RowError) -> AnswerRow:
-    return AnswerRow(number=number, prompt=None, status=UNUSABLE_ROW, error=error.message, hint=error.hint)
+def leave_out(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
+    """Return the answers of a chunk that is not asked, because all calls of one before it failed."""
+    is_budget = failure.kind == "budget"
+    message = failure.message if is_budget else f"Not asked: no call before it was answered. {failure.message}"
+    row = AnswerRow(
+        number=chunk.first + 1,
+        prompt=None,
+        status=failure.kind if is_budget else NOT_ASKED,
+        error=message,
+        hint=failure.hint,
+    )
+    answer = MappedAnswer(identity=None, row=row, came="not_asked", failure=failure)
+    return ChunkAnswers(answers=[answer], places=[0] * chunk.rows)
+
+
+def _refuse(index: int, error: RowError) -> MappedAnswer:
+    row = AnswerRow(number=index + 1, prompt=None, status=UNUSABLE_ROW, error=error.message, hint=error.hint)
+    failure = CallFailure(index=index, kind="source", message=error.message, hint=error.hint)
+    return MappedAnswer(identity=None, row=row, came="unusable", failure=failure)
