@@ -39,7 +39,7 @@ FLOORS: tuple[set[str], ...] = (
     },
     {"capabilities", "claude", "pricing", "answer_rows", "output"},
     {"files", "ratelimit", "schemas", "state"},
-    {"providers"},
+    {"providers", "tables"},
     {"pipeline"},
     {"deferred", "caching", "realtime"},
     {"blocks"},
