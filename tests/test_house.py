@@ -39,8 +39,7 @@ FLOORS: tuple[set[str], ...] = (
     },
     {"capabilities", "claude", "pricing", "answer_rows", "output"},
     {"files", "ratelimit", "schemas", "state"},
-    {"providers"},
-    {"tables"},
+    {"providers", "tables"},
     {"pipeline"},
     {"deferred", "caching", "realtime", "mapping"},
     {"blocks"},
@@ -49,7 +48,7 @@ FLOORS: tuple[set[str], ...] = (
     {"deployments"},
     {"cli", "demo", "__init__"},
 )
-ENGINE: set[str] = set().union(*FLOORS[:8])
+ENGINE: set[str] = set().union(*FLOORS[:7])
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 
 

@@ -179,7 +179,7 @@ class ChunkRunner:
                 _shared.reset(token)
 
     async def _start(self, chunk: Chunk, turns: asyncio.Semaphore) -> ChunkAnswers:
-        title = f"rows {chunk.first + 1:,} to {chunk.first + chunk.rows:,}"
+        title = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,}"
         if not self._is_local:
             future = cast(Any, map_chunk).submit(chunk, self._run, title)
             found = await asyncio.to_thread(future.result, raise_on_failure=False)

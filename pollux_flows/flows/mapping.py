@@ -157,7 +157,7 @@ class _Mapping:
     ) -> None:
         rows: list[dict[str, Any]] = []
         cells = zip(read_chunk(chunk, self.kept), tally.add(answers), strict=True)
-        for number, (row, (answer, is_reused)) in enumerate(cells, start=chunk.first + 1):
+        for number, (row, (answer, is_reused)) in enumerate(cells, start=chunk.first_row + 1):
             highlights.add(number, answer)
             rows.append(row | self.columns.cells(answer, is_reused=is_reused))
         writer.write(rows)

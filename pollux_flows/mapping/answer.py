@@ -82,10 +82,10 @@ async def answer_chunk(
     with apply_restrictions(current_restrictions() or spec.restrict()):
         rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)
         questions = await asyncio.to_thread(read_questions, rows, spec)
-        plan = await plan_questions(questions, spec, first_row=chunk.first, limit_s=config.timeout_s)
+        plan = await plan_questions(questions, spec, first_row=chunk.first_row, limit_s=config.timeout_s)
         async with open_execution(plan, config, terms, scope, session=session) as execution:
             outcomes = await execution.answer_calls(plan.calls, on_outcome, turn)
-    return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first, config.timeout_s)
+    return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
 
 
 def _collect(
@@ -125,7 +125,7 @@ def leave_out(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
     is_budget = failure.kind == "budget"
     message = failure.message if is_budget else f"Not asked: no call before it was answered. {failure.message}"
     row = AnswerRow(
-        number=chunk.first + 1,
+        number=chunk.first_row + 1,
         prompt=None,
         status=failure.kind if is_budget else NOT_ASKED,
         error=message,

@@ -114,7 +114,7 @@ async def _examine(
                 request = make_request(None, target=spec.target, sources=[source], options=spec.options)
                 return (await read_sources(request, limit_s=limit_s))[0]
             except PolluxError as error:
-                return RowError(error.message, error.hint)
+                return RowError(error.message, hint=error.hint or "")
 
     return dict(zip(sources, await asyncio.gather(*map(examine, sources)), strict=True))
 
@@ -132,12 +132,12 @@ def _read_sources(column: str, cell: Any) -> list[Source]:
             case {"uri": str() as uri}:
                 return [_with_type(uri, str(cell.get("mime_type") or ""))]
     except PolluxError as error:
-        raise RowError(f"{column}: {error.message}", error.hint) from None
+        raise RowError(f"{column}: {error.message}", hint=error.hint or "") from None
     if cell is None or isinstance(cell, str):
-        raise RowError(f"{column} is empty.", "Fill it in, or leave the row out.")
+        raise RowError(f"{column} is empty.", hint="Fill it in, or leave the row out.")
     raise RowError(
         f"{column} holds a {type(cell).__name__}, which is no source.",
-        "Write a text, a path, an address, an object with uri and mime_type, or a list of these.",
+        hint="Write a text, a path, an address, an object with uri and mime_type, or a list of these.",
     )
 
 
