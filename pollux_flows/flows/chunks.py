@@ -207,7 +207,5 @@ def _share_limits(config: Config, shares: int) -> dict[str, int | None]:
 
 def _count_workers(runner: Any) -> int:
     """Return how many tasks the cluster of a task runner works on at once, as far as that can be found out."""
-    client = getattr(runner, "client", None)
-    if hasattr(client, "nthreads"):  # Dask
-        return max(1, sum(client.nthreads().values()))
-    return _ON_CLUSTER
+    count_threads = getattr(getattr(runner, "client", None), "nthreads", None)  # of Dask
+    return _ON_CLUSTER if count_threads is None else max(1, sum(count_threads().values()))

@@ -114,7 +114,9 @@ async def map_table(
     await _publish(spec, report, highlights)
     if tally.first_failure is not None and (on_partial == "fail" or not report.answered):
         error = tally.first_failure.error(config.provider)
-        error.message = f"{report.unanswered:,} of {count_of(report.rows, 'row')} have no answer. The first: {error.message}"
+        error.message = (
+            f"{report.unanswered:,} of {count_of(report.rows, 'row')} have no answer. The first: {error.message}"
+        )
         raise error
     return report
 
@@ -194,7 +196,7 @@ async def _open_output(
     with tempfile.TemporaryDirectory(prefix="pollux-") as folder:
         file = Path(folder) / f"table{_ending_of(table)}"
         yield _Place(str(file), name)
-        await storage.awrite_path(name, await asyncio.to_thread(file.read_bytes))
+        await storage.write_path(name, await asyncio.to_thread(file.read_bytes))
 
 
 def _ending_of(table: str) -> str:
@@ -222,7 +224,9 @@ def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:
 
 
 async def _publish(spec: MapSpec, report: MapReport, highlights: Highlights) -> None:
-    advice = "**Retry** this run, or start it again: rows with an answer are not asked again." if report.unanswered else None
+    advice = (
+        "**Retry** this run, or start it again: rows with an answer are not asked again." if report.unanswered else None
+    )
     page = render_map(spec.target, spec.prompt, report, highlights, advice)
     await artifacts.publish_page(page, f"{spec.target.model}: {count_of(report.rows, 'row')}")
     get_run_logger().info(map_line(report))

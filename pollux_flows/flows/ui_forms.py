@@ -40,7 +40,18 @@ _TITLES: Final = {
 }
 REQUIRED: Final[Any] = MISSING
 """The default of a parameter that has none, behind one that has."""
-_FIRST: Final = ("table", "prompt", "prompts", "prompts_from", "provider", "conversation", "sources", "options", "job", "jobs")
+_FIRST: Final = (
+    "table",
+    "prompt",
+    "prompts",
+    "prompts_from",
+    "provider",
+    "conversation",
+    "sources",
+    "options",
+    "job",
+    "jobs",
+)
 _HIDDEN: Final = {"calls_per_task"}
 _SWITCH: Final = {"on": True, "off": False}
 _FIELD_TYPES: Final[dict[str, dict[str, Any]]] = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from pydantic import Field
@@ -12,9 +14,10 @@ from pollux_flows.access import apply_restrictions, current_restrictions
 from pollux_flows.answer_rows import AnswerRow
 from pollux_flows.config import Config
 from pollux_flows.document import Record
-from pollux_flows.mapping.questions import Questions, plan_questions, read_questions
+from pollux_flows.mapping.questions import Question, Questions, plan_questions, read_questions
 from pollux_flows.mapping.spec import MapSpec
-from pollux_flows.pipeline.execute import QueuePlace, open_execution
+from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution
+from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.providers.session import Session
@@ -79,13 +82,60 @@ async def answer_chunk(
 
     `turn` is closed once all calls stand in line.
     """
+    async with _open_chunk(chunk, spec, config, terms, scope, session) as (questions, execution):
+        outcomes = await execution.answer_calls(execution.plan.calls, on_outcome, turn)
+    return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
+
+
+@dataclass(frozen=True)
+class LookedUpChunk:
+    """The questions of a chunk, and the answers that are saved already."""
+
+    questions: Questions
+    plan: Plan
+    found: dict[int, Outcome]
+    first_row: int
+
+    @property
+    def missing(self) -> list[tuple[PlannedCall, Question]]:
+        """The calls without a saved answer, each with what it asks."""
+        pairs = zip(self.plan.calls, self.questions.asked, strict=True)
+        return [(call, question) for call, question in pairs if call.index not in self.found]
+
+    def collect(self, spec: MapSpec, failures: Mapping[str, CallFailure], *, limit_s: float) -> ChunkAnswers:
+        """Return an answer a row: the saved one, or the failure of its call, by identity."""
+        outcomes = [self.found.get(call.index) or _fail(call, failures) for call in self.plan.calls]
+        return _collect(self.questions, outcomes, spec, self.first_row, limit_s)
+
+
+async def look_up_chunk(
+    chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope
+) -> LookedUpChunk:
+    """Read the rows of a chunk and the answers that are saved. Nothing is asked."""
+    async with _open_chunk(chunk, spec, config, terms, scope, None) as (questions, execution):
+        found = await execution.answers.load_reusable(execution.plan.calls)
+        return LookedUpChunk(questions, execution.plan, found, chunk.first_row)
+
+
+@asynccontextmanager
+async def _open_chunk(
+    chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope, session: Session | None
+) -> AsyncIterator[tuple[Questions, Execution]]:
+    """Read the rows of a chunk and plan its calls. What its rows name is opened within the restrictions of a table."""
     with apply_restrictions(current_restrictions() or spec.restrict()):
         rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)
         questions = await asyncio.to_thread(read_questions, rows, spec)
         plan = await plan_questions(questions, spec, first_row=chunk.first_row, limit_s=config.timeout_s)
         async with open_execution(plan, config, terms, scope, session=session) as execution:
-            outcomes = await execution.answer_calls(plan.calls, on_outcome, turn)
-    return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
+            yield questions, execution
+
+
+def _fail(call: PlannedCall, failures: Mapping[str, CallFailure]) -> Outcome:
+    failure = failures.get(call.identity)
+    if failure is None:
+        message, hint = "The batch brought no answer to this row.", "Run again: it asks what has no answer."
+        failure = CallFailure(index=call.index, kind="missing", message=message, hint=hint, retryable=True)
+    return Outcome(index=call.index, identity=call.identity, failure=failure, attempts=1)
 
 
 def _collect(

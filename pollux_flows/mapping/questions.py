@@ -102,9 +102,7 @@ async def plan_questions(questions: Questions, spec: MapSpec, *, first_row: int 
     return plan.model_construct(**{**dict(plan), "calls": calls})
 
 
-async def _examine(
-    sources: Sequence[Source], spec: MapSpec, limit_s: float
-) -> dict[Source, Content | RowError | None]:
+async def _examine(sources: Sequence[Source], spec: MapSpec, limit_s: float) -> dict[Source, Content | RowError | None]:
     """Return the content of each source that is a file, None for the others, or why it cannot be used."""
     at_once = asyncio.Semaphore(_READS_AT_ONCE)
 
@@ -143,6 +141,8 @@ def _read_sources(column: str, cell: Any) -> list[Source]:
 
 def _with_type(uri: str, mime_type: str) -> Source:
     source = Source.from_pasted(uri)
-    return source.model_copy(update={"mime_type": mime_type, "trust_mime_type": source.source_type == "file"}) if (
-        mime_type
-    ) else source
+    return (
+        source.model_copy(update={"mime_type": mime_type, "trust_mime_type": source.source_type == "file"})
+        if (mime_type)
+        else source
+    )

@@ -30,10 +30,14 @@ class MapReport(Record):
     table: str
     output: str
     rows: int
-    asked: int = Field(default=0, description="Rows that this run asked about, in any attempt, with or without success.")
+    asked: int = Field(
+        default=0, description="Rows that this run asked about, in any attempt, with or without success."
+    )
     reused: int = Field(default=0, description="Rows whose answer an earlier run had paid for.")
     duplicates: int = Field(default=0, description="Rows that ask what an earlier row of the table asks.")
-    not_asked: int = Field(default=0, description="Rows that were not asked: the budget was spent, or all calls failed.")
+    not_asked: int = Field(
+        default=0, description="Rows that were not asked: the budget was spent, or all calls failed."
+    )
     unusable: int = Field(default=0, description="Rows that could not be asked: an empty cell, an unreadable source.")
     statuses: dict[str, int] = Field(default_factory=dict, description="How many rows have which status.")
     cost_usd: float | None = Field(default=None, description="What this run paid, in all attempts; None if unknown.")

@@ -204,7 +204,9 @@ class Execution:
         """Return the provider's session and the plan's attachments, opened by the first call."""
         async with self._opening:
             if self._opened is None:
-                session = self._session or await self._stack.enter_async_context(open_session(self.config))
+                session = self._session
+                if session is None:
+                    session = await self._stack.enter_async_context(open_session(self.config))
                 attachments = await self._stack.enter_async_context(open_attachments(self.plan, session, uuid4().hex))
                 self._opened = session, attachments
         return self._opened
