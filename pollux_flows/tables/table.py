@@ -69,7 +69,12 @@ class Table:
 
 
 def scan_table(
-    address: str, *, rows_per_chunk: int, limit: int | None = None, need: Sequence[str] = (), id_column: str | None = None
+    address: str,
+    *,
+    rows_per_chunk: int,
+    limit: int | None = None,
+    need: Sequence[str] = (),
+    id_column: str | None = None,
 ) -> Table:
     """Read a table through once and cut it into chunks; raise an error for what cannot be used.
 

@@ -61,7 +61,9 @@ class Template:
     def render(self, row: Mapping[str, Any]) -> str:
         """Return the prompt for a row; raise a RowError for a null or a blank prompt."""
         filled = {name: _cell(name, row.get(name)) for name in self.columns}
-        parts = [part for literal, name in zip(self._literals, self._names, strict=False) for part in (literal, filled[name])]
+        parts = [
+            part for literal, name in zip(self._literals, self._names, strict=False) for part in (literal, filled[name])
+        ]
         prompt = "".join([*parts, self._literals[-1]])
         if not prompt.strip():
             raise RowError("The prompt of this row is blank.", hint="Fill its cells, or remove the row.")
