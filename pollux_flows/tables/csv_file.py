@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from pollux_flows.errors import SourceError
@@ -57,10 +56,3 @@ class CsvRows:
                 f"{self._lines.name!r} is not CSV in the row that begins at line {start:,}: {error}.",
                 hint='Put quotes around a cell with a quote or a line break, and write a quote in it as "".',
             ) from None
-
-
-def csv_text(lines: Iterable[Iterable[Any]]) -> str:
-    """Return lines of CSV."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\r\n").writerows(lines)
-    return text.getvalue()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pollux_flows.address import shown_file
 from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.tables.cells import to_json_text
+from pollux_flows.tables.column_types import ColumnType, Kind
 from pollux_flows.tables.copies import Copies
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def parquet_file(file: IO[bytes], address: str) -> Iterator[pq.ParquetFile]:
     pa = load_pyarrow()
     try:
         yield pa.parquet.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=1 << 16, pre_buffer=False)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
     else:
         return
@@ -119,14 +121,83 @@ def _batches(parquet: pq.ParquetFile, row_group: int, columns: Sequence[str]) ->
 
 def _for_python(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return a batch with values that Python has: nanoseconds become text, a dictionary's codes its values."""
-    types = load_pyarrow().types
     pa = load_pyarrow()
     for number, field in enumerate(batch.schema):
-        kind = field.type
-        if types.is_dictionary(kind):
-            kind = kind.value_type
-        elif types.is_temporal(kind) and getattr(kind, "unit", None) == "ns":
-            kind = pa.string()
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        kind = pa.string() if _is_nanoseconds(kind) else kind
         if kind != field.type:
             batch = batch.set_column(number, pa.field(field.name, kind), batch.column(number).cast(kind))
     return batch
+
+
+def _is_nanoseconds(kind: pa.DataType) -> bool:
+    return load_pyarrow().types.is_temporal(kind) and getattr(kind, "unit", None) == "ns"
+
+
+# --- Writing ------------------------------------------------------------------------------------------------
+
+_GROUP_ROWS: Final = 50_000
+_GROUP_BYTES: Final = 32 << 20
+
+
+class ParquetRows:
+    """Rows that are written to a parquet file in row groups; those of `as_json` as the text of their JSON."""
+
+    def __init__(self, file: IO[bytes], schema: pa.Schema, as_json: Collection[str]) -> None:
+        self._pa, self._schema, self._as_json = load_pyarrow(), schema, as_json
+        self._writer = self._pa.parquet.ParquetWriter(self._pa.PythonFile(file, mode="w"), schema)
+        self._waiting: list[pa.Table] = []
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        arrays = [self._array(field, [row.get(field.name) for row in rows]) for field in self._schema]
+        self._waiting.append(self._pa.Table.from_arrays(arrays, schema=self._schema))
+        if (
+            sum(each.num_rows for each in self._waiting) >= _GROUP_ROWS
+            or sum(each.nbytes for each in self._waiting) >= _GROUP_BYTES
+        ):
+            self._write_group()
+
+    def close(self) -> None:
+        """Write what a reader needs at the end of the file; the file itself stays open."""
+        self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        if self._waiting:
+            self._writer.write_table(self._pa.concat_tables(self._waiting), row_group_size=1 << 30)
+            self._waiting = []
+
+    def _array(self, field: pa.Field, values: list[Any]) -> pa.Array:
+        if field.name in self._as_json:
+            values = [None if value is None else to_json_text(value) for value in values]
+        try:
+            if _is_nanoseconds(field.type):  # these were read as text
+                return self._pa.array(values, self._pa.string()).cast(field.type)
+            return self._pa.array(values, field.type)
+        except (self._pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise ConfigurationError(
+                f"Column {field.name!r} has a value that parquet cannot hold as {field.type}: {error}.",
+                hint="Write the output as .jsonl.",
+            ) from None
+
+
+def output_schema(
+    columns: Sequence[str],
+    schema: pa.Schema | None,
+    types: Mapping[str, ColumnType],
+    added: Sequence[tuple[str, Kind]],
+) -> pa.Schema:
+    """Return the schema of a table with added columns; refuse a column of mixed types."""
+    pa = load_pyarrow()
+    kinds = {"text": pa.string(), "json": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    if schema is None:
+        for column, (_, mixed) in types.items():
+            if mixed:
+                raise ConfigurationError(
+                    f"Column {column!r} {mixed}: it cannot be a column of parquet.", hint="Write the output as .jsonl."
+                )
+        texts = ColumnType("text")
+        schema = pa.schema([pa.field(column, kinds[types.get(column, texts).kind]) for column in columns])
+    for name, kind in added:
+        schema = schema.append(pa.field(name, kinds[kind]))
+    return schema
