@@ -65,6 +65,12 @@ class Manifest(Record):
         return {bucket: count for bucket in BUCKETS if (count := getattr(self, bucket))}
 
 
+class _AnyManifest(Record):
+    """The part of a manifest that tells whose it is: that of answers, or of a table with answers."""
+
+    output: str | None = None
+
+
 def resolve_output(output: str, endings: Sequence[str] = _ENDINGS, *, advice: str = _ADVICE) -> str:
     """Return `output` as an absolute place, or raise a ConfigurationError, before anything is asked or submitted.
 
@@ -176,8 +182,8 @@ def _check_ending(output: str, endings: Sequence[str], advice: str, *, is_guarde
         )
 
 
-def write_manifest(path: str, manifest: Manifest) -> None:
-    """Write the manifest of the output at `path`."""
+def write_manifest(path: str, manifest: Record) -> None:
+    """Write the manifest of the output at `path`, which it names in its field `output`."""
     file = NewFile(manifest_path(path))
     try:
         file.write(f"{manifest.model_dump_json(indent=2)}\n".encode())
@@ -201,7 +207,7 @@ def check_replaceable(output: str) -> None:
     if not any(fs.exists(place) for place in places):
         return
     try:
-        written = Manifest.model_validate_json(fs.cat_file(places[1])).output or ""
+        written = _AnyManifest.model_validate_json(fs.cat_file(places[1])).output or ""
     except (FileNotFoundError, ConfigurationError):
         written = ""
     if output not in {written, os.path.realpath(written)}:
