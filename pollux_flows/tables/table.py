@@ -90,7 +90,7 @@ def scan_table(
 
 
 def read_chunk(chunk: Chunk, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a chunk as dicts with these columns, or with all. Refuses a file that changed since the scan."""
+    """Return the rows of a chunk as dicts with these columns, or with all; refuse a file that has changed."""
     columns = list(chunk.columns if columns is None else dict.fromkeys(columns))
     if opening.stamp(chunk.address, table=chunk.table) != chunk.version:
         raise _changed(chunk)
@@ -178,11 +178,11 @@ class _Scan:
         columns = found.columns
         if cuts:
             self._check_columns(columns)
-        whole = Chunk(
+        shape = Chunk(
             table=self.table, address=address, format=kind, columns=tuple(columns), first_row=0, rows=0, version=version
         )
         chunks = [
-            whole.model_copy(update={"first_row": first, "rows": rows, "start": start, "end": end})
+            shape.model_copy(update={"first_row": first, "rows": rows, "start": start, "end": end})
             for first, rows, start, end in cuts
         ]
         rows = sum(chunk.rows for chunk in chunks)
@@ -221,8 +221,8 @@ class _Scan:
         chunks: list[Chunk] = []
         number = 0
         for file, version, sizes in zip(files, versions, groups, strict=True):
-            for group, size in enumerate(sizes):
-                size = size if self.limit is None else min(size, self.limit - number)
+            for group, group_rows in enumerate(sizes):
+                size = group_rows if self.limit is None else min(group_rows, self.limit - number)
                 for offset in range(0, size, self.rows_per_chunk):
                     rows = min(self.rows_per_chunk, size - offset)
                     chunks.append(
