@@ -95,12 +95,12 @@ def test_ids_must_differ_however_far_apart(ending: str, tmp_path: Path) -> None:
 
 @FORMATS
 def test_an_id_must_be_there(ending: str, tmp_path: Path) -> None:
-    rows = [{"id": "a", "text": "x"}, {"id": None, "text": "x"}]
+    rows: list[dict[str, Any]] = [{"id": "a", "text": "x"}, {"id": None, "text": "x"}]
     assert "Row 2" in refusal(write(tmp_path / f"t.{ending}", rows), id_column="id").message
 
 
 def test_ids_of_different_types_differ(tmp_path: Path) -> None:
-    rows = [{"id": 1}, {"id": "1"}, {"id": True}, {"id": [1]}]
+    rows: list[dict[str, Any]] = [{"id": 1}, {"id": "1"}, {"id": True}, {"id": [1]}]
     assert scan_table(write(tmp_path / "t.jsonl", rows), rows_per_chunk=10, id_column="id").rows == 4
 
 
@@ -235,7 +235,7 @@ def test_a_cell_may_be_huge(tmp_path: Path) -> None:
 
 
 def test_json_keeps_its_types_and_a_missing_key_is_null(tmp_path: Path) -> None:
-    rows = [{"a": 1, "b": "01"}, {"b": 1.5, "c": [{"x": None}]}, {"a": 10**30, "d": True}]
+    rows: list[dict[str, Any]] = [{"a": 1, "b": "01"}, {"b": 1.5, "c": [{"x": None}]}, {"a": 10**30, "d": True}]
     table = scan_table(write(tmp_path / "t.jsonl", rows), rows_per_chunk=2)
     assert table.columns == ["a", "b", "c", "d"]
     empty = dict.fromkeys("abcd")

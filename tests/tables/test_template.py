@@ -123,6 +123,6 @@ def test_bytes_are_no_text() -> None:
         render("{a}", a=b"%PDF")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda each: st.lists(each, max_size=3)))
 def test_nested_values_come_back_from_the_prompt(value: Any) -> None:
     assert json.loads(render("{a}", a=[value])) == [value]

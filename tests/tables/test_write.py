@@ -118,11 +118,12 @@ def in_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def test_types_of_json_become_types_of_parquet(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"i": 1, "f": 1, "b": True, "t": "x", "n": None, "o": {"x": 1}},
         {"i": 2**60, "f": 0.5, "b": None, "t": "ä", "n": None, "o": [1]},
     ]
     table = copy(in_jsonl(tmp_path / "t.jsonl", rows), f"{tmp_path}/o.parquet")
+    assert table.schema is not None
     assert [str(field.type) for field in table.schema] == ["int64", "double", "bool", "string", "string", "string"]
     assert read_all(table)[0] == rows[0] | {"f": 1.0, "o": '{"x": 1}'}
     assert read_all(copy(str(tmp_path / "t.jsonl"), f"{tmp_path}/o.jsonl")) == rows
@@ -245,7 +246,7 @@ table = scan_table(sys.argv[1], rows_per_chunk=10)
 for output in sys.argv[2:]:
     file = TableWriter(resolve_table_output(output), table, [])
     for _ in range(20):
-        file.write(read_chunk(table.chunks[0]) * 5000)
+        file.write(read_chunk(table.chunks[0]) * 500)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
