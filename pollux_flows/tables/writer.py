@@ -6,9 +6,11 @@ stays.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 from uuid import uuid4
@@ -19,7 +21,15 @@ from pollux_flows import access
 from pollux_flows.address import shown
 from pollux_flows.answer_rows import csv_text, inert
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.output import NewFile, check_replaceable, check_writable, is_local, resolve_output
+from pollux_flows.output import (
+    NewFile,
+    check_replaceable,
+    check_writable,
+    is_local,
+    lock_unfinished,
+    remove_abandoned,
+    resolve_output,
+)
 from pollux_flows.plain import replace_surrogates
 from pollux_flows.tables.cells import is_null, to_json_text, to_text
 from pollux_flows.tables.column_types import Kind
@@ -74,7 +84,8 @@ class TableWriter:
 
     def __init__(self, output: str, table: Table, added: Sequence[AddedColumn]) -> None:
         names = [*table.columns, *(column.name for column in added)]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
             raise ConfigurationError(
                 f"The output would have two columns {twice!r}.", hint="Name the added column otherwise."
             )
@@ -193,7 +204,10 @@ class _Folder:
     def __init__(self, output: str, schema: pa.Schema, as_json: frozenset[str]) -> None:
         self._folder = Path(output)
         self._written_as = self._folder.with_name(f"{self._folder.name}.{uuid4().hex[:8]}.unfinished")
+        remove_abandoned(str(self._folder))
         self._written_as.mkdir(parents=True)
+        self._lock = os.open(self._written_as, os.O_RDONLY)
+        lock_unfinished(self._lock)
         self._schema, self._as_json = schema, as_json
         self._part_count = self._rows_in_part = 0
         self._part = self._next_part()
@@ -212,10 +226,13 @@ class _Folder:
         if self._folder.exists():
             self._folder.replace(earlier)
         self._written_as.replace(self._folder)
+        os.close(self._lock)
         shutil.rmtree(earlier, ignore_errors=True)
 
     def discard(self) -> None:
         self._part.discard()
+        with suppress(OSError):
+            os.close(self._lock)
         shutil.rmtree(self._written_as, ignore_errors=True)
 
     def _next_part(self) -> _ParquetFile:

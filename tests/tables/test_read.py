@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import random
 import sys
+import threading
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +165,46 @@ def test_a_deployed_run_reads_only_what_it_may(ending: str, tmp_path: Path) -> N
             read_chunk(table.chunks[0])
     with apply_restrictions(Restrictions(sources=frozenset({outside}), environment={})):
         assert read_all(scan_table(outside, rows_per_chunk=10)) == ROWS
+
+
+class Site(BaseHTTPRequestHandler):
+    """Gives a file with its version, and knows nothing of ranges."""
+
+    body = b""
+    downloads = 0
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("ETag", hashlib.sha256(self.body).hexdigest())
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        type(self).downloads += 1
+        self.do_HEAD()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@FORMATS
+def test_a_table_on_the_web_is_downloaded_once(ending: str, site: str, tmp_path: Path) -> None:
+    Site.body = Path(write(tmp_path / f"t.{ending}", ROWS)).read_bytes()
+    Site.downloads = 0
+    table = scan_table(f"{site}/t.{ending}?key=secret", rows_per_chunk=5)
+    assert (read_all(table), Site.downloads) == (ROWS, 1)
+    Site.body = Path(write(tmp_path / f"t.{ending}", ROWS[1:])).read_bytes()
+    with pytest.raises(SourceError, match="changed") as refused:
+        read_chunk(table.chunks[0])
+    assert "secret" not in str(refused.value)
 
 
 # --- Text ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux_flows import ConfigurationError
@@ -88,6 +88,7 @@ def test_csv_comes_back_byte_for_byte(tmp_path: Path) -> None:
     assert (tmp_path / "out.csv").read_bytes() == Path(path).read_bytes()
 
 
+@settings(max_examples=15)
 @given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
 def test_any_text_goes_through_all_formats(rows: list[tuple[str, str]], tmp_path: Path) -> None:
     table = copy(in_csv(tmp_path / "t.csv", [("a", "b"), *rows]), f"{tmp_path}/1.jsonl")
@@ -243,22 +244,33 @@ import os, signal, sys
 from pollux_flows.tables.table import read_chunk, scan_table
 from pollux_flows.tables.writer import TableWriter, resolve_table_output
 table = scan_table(sys.argv[1], rows_per_chunk=10)
-for output in sys.argv[2:]:
-    file = TableWriter(resolve_table_output(output), table, [])
-    for _ in range(20):
-        file.write(read_chunk(table.chunks[0]) * 500)
+files = [TableWriter(resolve_table_output(output), table, []) for output in sys.argv[2:]]
+for file in files:
+    file.write(read_chunk(table.chunks[0]) * 20000)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_killed_run_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_nothing_under_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor, once another run writes there, under any other."""
     names = ["o.csv", "o.jsonl", "o.parquet", "f/"]
     (tmp_path / "o.csv").write_text("earlier")
-    arguments = [in_csv(tmp_path / "t.csv"), *(f"{tmp_path}/{name}" for name in names)]
+    path = in_csv(tmp_path / "t.csv")
+    arguments = [path, *(f"{tmp_path}/{name}" for name in names)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "o.csv").read_text() == "earlier"
     assert not [name for name in names[1:] if (tmp_path / name).exists()]
+    assert len(list(tmp_path.glob("*.unfinished"))) == 4
+    monkeypatch.setattr("pollux_flows.output._ABANDONED_S", -1.0)
+    table = scan_table(path, rows_per_chunk=10)
+    alive = [TableWriter(resolve_table_output(f"{tmp_path}/{name}"), table, []) for name in names]
+    for name in names:
+        copy(path, f"{tmp_path}/{name}")
+    for file in alive:  # others that write there are left alone
+        file.write(read_chunk(table.chunks[0]))
+        file.complete()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["f", "o.csv", "o.jsonl", "o.parquet", "t.csv"]
 
 
 def test_an_address_is_written_to(tmp_path: Path) -> None:
