@@ -68,6 +68,8 @@ def read_rows(
     if parquet.metadata.row_group(row_group).num_rows == count:
         table = pa.Table.from_batches(_batches(parquet, row_group, columns))
     else:
+        # The group's own numbers are part of the key: some file systems tell no more of a file than its size.
+        key = f"{key} {parquet.metadata.row_group(row_group).to_dict()}"
         copy = _groups.load(key, lambda file: _copy_group(file, parquet, row_group, columns))
         ends = copy.index
         first, last = bisect_right(ends, offset), bisect_right(ends, offset + count - 1)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Format = Literal["csv", "jsonl", "parquet"]
 
 _FORMATS: Final[dict[str, Format]] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+# Of a chunk: rows may be large.
 _MOST_BYTES: Final = 16 << 20
 
 
@@ -78,7 +79,8 @@ def scan_table(
 ) -> Table:
     """Read a table through once and cut it into chunks; raise an error for what cannot be used.
 
-    `need` are the columns that must be there. The values of `id_column` must be there and differ.
+    `need` are the columns that must be there. The values of `id_column` must be there and differ. A chunk has fewer
+    rows than `rows_per_chunk` at the end of a file or row group, and where rows are large.
     """
     kind, place = table_format(address), opening.absolute(address)
     ids = None if id_column is None else _Ids(id_column, shown_file(address))
@@ -103,7 +105,7 @@ def read_chunk(chunk: Chunk, columns: Sequence[str] | None = None) -> list[dict[
             lines = TextLines(file, chunk.address, start=chunk.start, end=chunk.end)
             found = CsvRows(lines, chunk.columns) if chunk.format == "csv" else JsonRows(lines, chunk.columns)
             rows = list(found)
-            if len(columns) < len(chunk.columns) or tuple(columns) != chunk.columns:
+            if tuple(columns) != chunk.columns:
                 rows = [{column: row[column] for column in columns} for row in rows]
     if len(rows) != chunk.rows:
         raise _changed(chunk)
@@ -211,20 +213,22 @@ class _Scan:
         files = opening.parquet_files(address, table=self.table) if is_folder else [address]
         versions = [opening.stamp(file, table=self.table) for file in files]
         schemas: list[pa.Schema] = []
-        groups: list[list[int]] = []
+        groups: list[list[tuple[int, int]]] = []  # of each file, with their rows and the bytes of a row
         for file in files:
             with self._opened_parquet(file) as source:
                 schemas.append(source.schema_arrow)
-                groups.append([source.metadata.row_group(each).num_rows for each in range(source.num_row_groups)])
+                found = [source.metadata.row_group(each) for each in range(source.num_row_groups)]
+                groups.append([(each.num_rows, each.total_byte_size // max(1, each.num_rows)) for each in found])
         schema = parquet.unify(schemas, files)
         self._check_columns(schema.names)
         chunks: list[Chunk] = []
         number = 0
         for file, version, sizes in zip(files, versions, groups, strict=True):
-            for group, group_rows in enumerate(sizes):
+            for group, (group_rows, row_bytes) in enumerate(sizes):
                 size = group_rows if self.limit is None else min(group_rows, self.limit - number)
-                for offset in range(0, size, self.rows_per_chunk):
-                    rows = min(self.rows_per_chunk, size - offset)
+                step = max(1, min(self.rows_per_chunk, _MOST_BYTES // max(1, row_bytes)))
+                for offset in range(0, size, step):
+                    rows = min(step, size - offset)
                     chunks.append(
                         Chunk(
                             table=self.table,

@@ -269,7 +269,7 @@ def test_a_csv_that_is_none_is_refused(content: bytes, shown: str, tmp_path: Pat
 
 
 def test_a_cell_may_be_huge(tmp_path: Path) -> None:
-    rows = [{"a": "x" * (5 << 20), "b": "1"}, {"a": 'y"\n' * 9, "b": "2"}]
+    rows = [{"a": "x" * (1 << 20), "b": "1"}, {"a": 'y"\n' * 9, "b": "2"}]
     for name in ("t.csv", "t.jsonl", "t.parquet"):
         assert read_all(scan_table(write(tmp_path / name, rows), rows_per_chunk=1)) == rows
 
@@ -400,6 +400,15 @@ def test_parquet_alone_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert refusal(addresses["parquet"]).hint == "Install it with: pip install 'pollux-flows[tables]'"
     assert read_all(scan_table(addresses["csv"], rows_per_chunk=9)) == ROWS
     assert read_all(scan_table(addresses["jsonl"], rows_per_chunk=9)) == ROWS
+
+
+@FORMATS
+def test_large_rows_make_small_chunks(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pollux_flows.tables.table._MOST_BYTES", 16 << 10)
+    rows = [{"a": f"{number}{'x' * (1 << 10)}"} for number in range(40)]
+    table = scan_table(write(tmp_path / f"t.{ending}", rows), rows_per_chunk=1000)
+    assert [chunk.rows for chunk in table.chunks] in ([16, 16, 8], [15, 15, 10])
+    assert read_chunk(table.chunks[1]) == rows[table.chunks[1].first_row :][: table.chunks[1].rows]
 
 
 # --- Size ---------------------------------------------------------------------------------------------------
