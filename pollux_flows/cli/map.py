@@ -29,7 +29,8 @@ def map_(
         list[str] | None, Parameter(("--source-column", "-s"), help="A column with sources. Can be repeated.")
     ] = None,
     columns: Annotated[
-        list[str] | None, Parameter("--column", help="A column to write to the output, instead of all. Can be repeated.")
+        list[str] | None,
+        Parameter("--column", help="A column to write to the output, instead of all. Can be repeated."),
     ] = None,
     answer_column: Annotated[str, Parameter(help="The column for the answers.")] = "answer",
     system: System = None,
@@ -37,7 +38,8 @@ def map_(
     max_tokens: Annotated[int | None, Parameter(help="The most tokens that an answer may have.")] = None,
     batch: Annotated[bool, Parameter(help="Use the provider's batches, at a lower price.", show_default=False)] = False,
     reuse: Annotated[
-        Reuse, Parameter(help="Which stored answers to use: those of any run (always), of this one (run), none (never).")
+        Reuse,
+        Parameter(help="Which stored answers to use: those of any run (always), of this one (run), none (never)."),
     ] = "always",
     max_cost_usd: Annotated[float | None, Parameter(help="What the answers may cost at most.")] = None,
     limit: Annotated[int | None, Parameter(help="How many rows to read.")] = None,

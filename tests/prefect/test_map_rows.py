@@ -6,16 +6,16 @@ import asyncio
 import csv
 import json
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from prefect import flow
 from pydantic import BaseModel
 
-from pollux_flows import ConfigurationError, Options, PolluxError
+from pollux_flows import Options, PolluxError
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
 from pollux_flows.flows import amap_rows, map_rows
@@ -129,7 +129,8 @@ def test_a_retried_run_asks_only_rows_without_an_answer(provider: PolluxProvider
 
 
 def test_rows_that_cannot_be_asked_have_a_reason_and_do_not_fail_the_others(provider: PolluxProvider) -> None:
-    rows = [{"title": "a", "n": 1}, {"title": None, "n": 2}, {"title": "c"}, {"title": "d", "n": 4.5}]
+    rows: list[dict[str, Any]] = [{"title": "a", "n": 1}, {"title": None, "n": 2}, {"title": "c"}]
+    rows.append({"title": "d", "n": 4.5})
     report = map_rows(write_lines("in.jsonl", rows), "{title} {n}", provider, "out.jsonl")
     found = read_lines("out.jsonl")
     assert [row["answer_status"] for row in found] == ["answered", "unusable_row", "unusable_row", "answered"]
@@ -293,7 +294,7 @@ async def test_batches_ask_about_sources_of_their_own(simulator: Simulator, save
 
 
 def test_the_command_maps_a_table(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
-    asyncio.run(cast(Coroutine[Any, Any, PolluxProvider], saved("openai")))
+    asyncio.run(saved("openai"))
     write_csv("in.csv", REVIEWS[:3])
     words = ["map", "in.csv", "--prompt", PROMPT, "-p", "deferred-openai", "-o", "out.csv"]
     with pytest.raises(SystemExit) as ended:
