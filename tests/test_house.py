@@ -39,11 +39,11 @@ FLOORS: tuple[set[str], ...] = (
     },
     {"capabilities", "claude", "pricing", "answer_rows", "output"},
     {"files", "ratelimit", "schemas", "state"},
-    {"providers"},
+    {"providers", "tables"},
     {"pipeline"},
-    {"deferred", "caching", "realtime"},
+    {"deferred", "caching", "realtime", "mapping"},
     {"blocks"},
-    {"serializer", "scope", "run_store", "pages", "artifacts", "tasks", "jobs", "run_answers"},
+    {"serializer", "scope", "run_store", "pages", "map_page", "artifacts", "tasks", "jobs", "run_answers"},
     {"flows"},
     {"deployments"},
     {"cli", "demo", "__init__"},
@@ -201,7 +201,7 @@ def loaded_after(code: str) -> set[str]:
 
 HEAVY = {
     "prefect", "openai", "anthropic", "google.genai", "httpx", "httpx2", "jsonschema", "diskcache", "dotenv",
-    "genai_prices",
+    "genai_prices", "pyarrow", "pandas", "polars",
 }  # fmt: skip
 
 
@@ -240,7 +240,7 @@ NAMES = {
     "continue_tool", "defer", "defer_many", "inspect_deferred", "collect_deferred", "cancel_deferred",
 }  # fmt: skip
 FLOWS = {
-    "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast",
+    "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast", "map_rows",
     "submit", "collect", "cancel", "resubmit", "deferred", "wait_for", "converse",
 }  # fmt: skip
 
