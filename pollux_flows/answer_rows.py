@@ -9,12 +9,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from pollux_flows.result import Outcome, as_json
+from pollux_flows.result import Outcome, ResultEnvelope, as_json
 
 _TOKENS: Final = (
     "input_tokens",
@@ -100,6 +100,34 @@ class AnswerRow(BaseModel):
         )
 
 
+def envelope_rows(envelope: ResultEnvelope, prompts: Sequence[str | None] | None = None) -> Iterator[AnswerRow]:
+    """Iterate over the rows of an envelope, with what it says about each of its prompts."""
+    calls, raw = (envelope.diagnostics.get(name, []) for name in ("calls", "raw_responses"))
+    for index, text in enumerate(envelope.answers):
+        call, answer = _item(calls, index) or {}, _item(raw, index) or {}
+        failure, misfit = _item(envelope.errors, index), call.get("misfit")
+        yield AnswerRow(
+            number=index + 1,
+            prompt=_item(prompts, index),
+            status=failure.kind if failure else "invalid_output" if misfit else "answered",
+            answer=None if failure and not text else text,
+            structured=as_json(_item(envelope.structured, index)),
+            reasoning=_item(envelope.reasoning, index),
+            error=failure.message if failure else misfit,
+            hint=failure and failure.hint,
+            finish_reason=answer.get("finish_reason"),
+            usage=_in_order(answer.get("usage", {})),
+            cost_usd=call.get("cost_usd"),
+            reused=call.get("reused") == "always",
+        )
+
+
+def flat(row: AnswerRow) -> dict[str, Any]:
+    """Return a row as a dict with the keys of CSV_COLUMNS."""
+    fields = row.model_dump(mode="json")
+    return {name: fields.get(name, row.usage.get(name)) for name in CSV_COLUMNS}
+
+
 def json_lines(rows: Iterable[AnswerRow]) -> str:
     """Return rows as lines of JSON."""
     return "".join(f"{row.model_dump_json()}\n" for row in rows)
@@ -116,7 +144,7 @@ def csv_lines(rows: Iterable[AnswerRow]) -> str:
     A text that a spreadsheet would run as a formula gets a ' in front, and so does one that begins as if it had one. To
     read the text, take one ' away from each cell that begins with ' and then, after any more of them, such a character.
     """
-    return _csv(_cells(row.model_dump(mode="json")) for row in rows)
+    return _csv(map(_cells, rows))
 
 
 def _csv(lines: Iterable[Iterable[Any]]) -> str:
@@ -126,15 +154,14 @@ def _csv(lines: Iterable[Iterable[Any]]) -> str:
     return text.getvalue()
 
 
-def _cells(row: Mapping[str, Any]) -> Iterable[Any]:
-    structured = row["structured"]
-    row = {
-        **row,
-        **row["usage"],
-        "structured": None if structured is None else json.dumps(structured, ensure_ascii=False),
-        "reused": json.dumps(row["reused"]),
-    }
-    return (_inert(value) if isinstance(value := row.get(name), str) else value for name in CSV_COLUMNS)
+def _cells(row: AnswerRow) -> Iterable[Any]:
+    structured = None if row.structured is None else json.dumps(row.structured, ensure_ascii=False)
+    cells = {**flat(row), "structured": structured, "reused": json.dumps(row.reused)}
+    return (_inert(value) if isinstance(value, str) else value for value in cells.values())
+
+
+def _item(values: Sequence[Any] | None, index: int) -> Any:
+    return values[index] if values else None
 
 
 def _in_order(usage: Mapping[str, int]) -> dict[str, int]:
