@@ -9,12 +9,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from pollux_flows.result import Outcome, as_json
+from pollux_flows.result import Outcome, ResultEnvelope, as_json
 
 _TOKENS: Final = (
     "input_tokens",
@@ -98,6 +98,38 @@ class AnswerRow(BaseModel):
             cost_usd=outcome.cost_usd,
             reused=outcome.reused == "always",
         )
+
+
+def _item(values: Sequence[Any] | None, index: int) -> Any:
+    return values[index] if values else None
+
+
+def envelope_rows(envelope: ResultEnvelope, prompts: Sequence[str | None] | None = None) -> Iterator[AnswerRow]:
+    """Iterate over the rows of an envelope, with what it says about each of its prompts."""
+    calls, raw = (envelope.diagnostics.get(name, []) for name in ("calls", "raw_responses"))
+    for index, text in enumerate(envelope.answers):
+        call, answer = _item(calls, index) or {}, _item(raw, index) or {}
+        failure, misfit = _item(envelope.errors, index), call.get("misfit")
+        yield AnswerRow(
+            number=index + 1,
+            prompt=_item(prompts, index),
+            status=failure.kind if failure else "invalid_output" if misfit else "answered",
+            answer=None if failure and not text else text,
+            structured=as_json(_item(envelope.structured, index)),
+            reasoning=_item(envelope.reasoning, index),
+            error=failure.message if failure else misfit,
+            hint=failure and failure.hint,
+            finish_reason=answer.get("finish_reason"),
+            usage=_in_order(answer.get("usage", {})),
+            cost_usd=call.get("cost_usd"),
+            reused=call.get("reused") == "always",
+        )
+
+
+def flat(row: AnswerRow) -> dict[str, Any]:
+    """Return a row as a dict with the keys of CSV_COLUMNS."""
+    fields = row.model_dump(mode="json")
+    return {name: fields.get(name, row.usage.get(name)) for name in CSV_COLUMNS}
 
 
 def json_lines(rows: Iterable[AnswerRow]) -> str:

@@ -31,13 +31,15 @@ FLOORS: tuple[set[str], ...] = (
         "address",
         "source",
         "options",
+        "answer_rows",
         "daemon_thread",
+        "frames",
         "handles",
         "import_string",
         "result",
         "turn",
     },
-    {"capabilities", "claude", "pricing", "answer_rows", "output"},
+    {"capabilities", "claude", "pricing", "output"},
     {"files", "ratelimit", "schemas", "state"},
     {"providers", "tables"},
     {"pipeline"},
@@ -49,6 +51,8 @@ FLOORS: tuple[set[str], ...] = (
     {"cli", "demo", "__init__"},
 )
 ENGINE: set[str] = set().union(*FLOORS[:7])
+# Packages that a fresh install does not have.
+OPTIONAL = {"pandas", "polars", "numpy", "pyarrow", "dask", "distributed", "prefect_dask", "ray", "prefect_ray"}
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 
 
@@ -208,14 +212,19 @@ HEAVY = {
 def test_importing_the_package_costs_next_to_nothing() -> None:
     """No Prefect, no SDK, not even Pydantic, until a name is used."""
     loaded = loaded_after("import pollux_flows")
-    assert loaded & (HEAVY | {"pydantic", "pydantic_core", "asyncio"}) == set()
+    assert loaded & (HEAVY | OPTIONAL | {"pydantic", "pydantic_core", "asyncio"}) == set()
     assert {name for name in loaded if name.startswith("pollux_flows.")} == set()
 
 
 def test_using_every_name_loads_no_prefect_and_no_sdk() -> None:
     """The engine starts without them; the SDK of the chosen provider comes with the first call."""
     loaded = loaded_after("from pollux_flows import *\nConfig(provider='openai', model='m', api_key='sk-1')")
-    assert loaded & {"prefect", "openai", "anthropic", "google.genai"} == set()
+    assert loaded & (OPTIONAL | {"prefect", "openai", "anthropic", "google.genai"}) == set()
+
+
+def test_flows_and_commands_load_no_optional_package() -> None:
+    """They start without; a table or a cluster brings its own."""
+    assert loaded_after("from pollux_flows.flows import *\nimport pollux_flows.cli") & OPTIONAL == set()
 
 
 def test_the_list_of_prices_waits_until_a_price_is_asked_for() -> None:

@@ -21,6 +21,7 @@ from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
 from pollux_flows.flows.answering import pass_opaque
 from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.restrictions import with_restrictions
+from pollux_flows.frames import Column
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
@@ -41,7 +42,7 @@ from pollux_flows.tasks import UNSTORED
 
 @with_restrictions
 async def submit_job(
-    prompts: Sequence[str | None],
+    prompts: Sequence[str | None] | Column,
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,

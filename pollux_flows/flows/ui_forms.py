@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, cast, get_args, get_origin
 
 from prefect.utilities.callables import parameter_docstrings
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -19,6 +19,7 @@ from pydantic_core import MISSING
 
 from pollux_flows.blocks.deferred_job import PolluxDeferredJob
 from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.frames import Column
 from pollux_flows.options import Options
 from pollux_flows.source import Source, SourceType, VideoSettings
 
@@ -239,6 +240,11 @@ def _read_job(value: Any) -> Any:
     """Return the name of a job that was picked as a block."""
     return value.job.get("name") if isinstance(value, PolluxDeferredJob) else value
 
+
+if TYPE_CHECKING:
+    PromptsField = Sequence[str] | Column
+else:  # a column becomes a list before Prefect sees it
+    PromptsField = Sequence[str]
 
 # The cards are shown only; what they send is read by the functions above.
 SourceField = Annotated[Source, BeforeValidator(_read_source, json_schema_input_type=_SourceCard)]

@@ -11,6 +11,7 @@ from pollux_flows import capabilities
 from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.frames import Column, column_to_list
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import Conversation, conversation
 from pollux_flows.plain import Text
@@ -44,7 +45,7 @@ class Request(Document):
 
 
 def make_request(
-    prompts: str | Sequence[str | None] | None,
+    prompts: str | Sequence[str | None] | Column | None,
     *,
     target: Target,
     sources: Sequence[Source] = (),
@@ -86,11 +87,13 @@ def make_request(
 
 
 def _prompts(prompts: Any) -> list[str | None]:
+    prompts = column_to_list(prompts, "prompts")
     if prompts is None or isinstance(prompts, str):
         prompts = [prompts]
     if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Sequence):
         raise ConfigurationError(
-            f"prompts cannot be a {type(prompts).__name__}.", hint="Pass a string or a list of strings."
+            f"prompts cannot be a {type(prompts).__name__}.",
+            hint="Pass a string, a list of strings or a column of a table.",
         )
     for index, prompt in enumerate(prompts):
         where = "The prompt" if len(prompts) == 1 else f"prompts[{index}]"

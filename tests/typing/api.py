@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
+import polars as pl
 from pydantic import BaseModel, SecretStr
 
 from pollux_flows import (
@@ -112,6 +113,8 @@ def answers(envelope: ResultEnvelope) -> None:
     assert_type(envelope["status"], Any)
     assert_type(envelope.get("metrics", {}), Any)
     assert_type("reasoning" in envelope, bool)
+    assert_type(envelope.to_rows(["Why?"]), list[dict[str, Any]])
+    assert_type(pl.DataFrame(envelope.to_rows())["answer"], pl.Series)
 
 
 def errors(error: RateLimitError) -> None:
@@ -147,6 +150,16 @@ async def calls(config: Config, source: Source) -> None:
     assert_type(handle, CacheHandle)
     assert_type(handle.expires_at, float)
     Options(cache=handle)
+
+
+async def columns(config: Config, provider: PolluxProvider, table: pl.DataFrame) -> None:
+    """A column of a table stands where a list of prompts does; a table does not."""
+    assert_type(await run_many(table["question"], config=config), ResultEnvelope)
+    assert_type(await defer_many(table["question"], config=config), DeferredHandle)
+    assert_type(fan_out(table["question"], provider), ResultEnvelope)
+    assert_type(await abroadcast(table["question"], [], provider), list[ResultEnvelope])
+    assert_type(await asubmit(table["question"], provider), str)
+    await run_many(table, config=config)  # type: ignore[arg-type]
 
 
 async def later(config: Config, source: Source) -> None:
