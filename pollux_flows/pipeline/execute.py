@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
 from pollux_flows.config import Config
-from pollux_flows.errors import PolluxError, raise_if_error
+from pollux_flows.errors import APIError, PolluxError, raise_if_error
 from pollux_flows.handles import CacheHandle
 from pollux_flows.pipeline.answers import Answers, MayAsk
-from pollux_flows.pipeline.attach import Attachments, open_attachments
+from pollux_flows.pipeline.attach import Attachments, open_attachments, text_size
 from pollux_flows.pipeline.cache_use import CacheUse, strip_cached_options
 from pollux_flows.pipeline.caches import CacheRegistry
 from pollux_flows.pipeline.conversation import attach_history
@@ -21,11 +22,13 @@ from pollux_flows.pipeline.prefix import WarmUps, prefix_key
 from pollux_flows.pipeline.retry import Attempts, attempt, retry_call
 from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.terms import Terms
+from pollux_flows.pipeline.worst_case import WorstCase, find_worst_case
 from pollux_flows.pricing import cost_of
 from pollux_flows.providers.base import Call
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import Answer, CallFailure, Outcome
+from pollux_flows.state.budget import Reservation
 from pollux_flows.state.journal import CallLeasedError
 from pollux_flows.state.slots import RunScope
 
@@ -48,7 +51,7 @@ async def open_execution(
     """
     async with AsyncExitStack() as stack:
         terms = terms or Terms()
-        answers = Answers(config.target, terms, scope, plan.facts)
+        answers = Answers(config.target, terms, scope, plan.facts, concurrency=config.request_concurrency)
         execution = Execution(plan, config, answers, stack, caches)
         run = (scope.flow_run or scope.run) if scope else terms.run_key
         execution.created_by = f"run {run or uuid4().hex}"
@@ -87,6 +90,7 @@ class Execution:
         self.plan = plan
         self._warm_ups = WarmUps(plan)
         self._prefix_keys: dict[int | None, str | None] = {}
+        self._worst_cases: dict[int | None, WorstCase] = {}
         self._cache_uses: dict[int | None, CacheUse] = {}
 
     @property
@@ -166,6 +170,31 @@ class Execution:
         for sources, planned in asked.items():
             call = self.make_call(planned, attachments.pretended(sources))
             await retry_call(partial(session.check, call), self.config)  # a look at what would be sent is no call
+        if self.answers.spending.limit_usd is not None:
+            await self.check_budget(calls, self.answers.spending.limit_usd)
+
+    async def check_budget(self, calls: Sequence[PlannedCall], limit_usd: float) -> None:
+        """Find the worst case of these calls, and refuse a limit below that of the cheapest of them."""
+        session, attachments = await self.open_session()
+        shortest: dict[int | None, PlannedCall] = {}
+        for planned in calls:
+            found = shortest.setdefault(planned.source, planned)
+            if len(planned.prompt or "") < len(found.prompt or ""):
+                shortest[planned.source] = planned
+        for source, planned in shortest.items():
+            if source not in self._worst_cases:
+                sources = _sources(self.plan, planned)
+                call = replace(self.make_call(planned, attachments.pretended(sources)), prompt=planned.prompt and "")
+                body = session.provider.generate.request(call)
+                sizes = [text_size(self.plan, index) for index in sources]
+                self._worst_cases[source] = find_worst_case(self.plan.target, call, body, sizes)
+        cheapest = min(shortest.values(), key=self.find_worst_case)
+        if self.find_worst_case(cheapest) > limit_usd:
+            raise self._worst_cases[cheapest.source].refusal(cheapest.prompt, limit_usd)
+
+    def find_worst_case(self, planned: PlannedCall) -> float:
+        """Return the most that this call may cost, where the run has a budget."""
+        return self._worst_cases[planned.source].usd(planned.prompt)
 
     def make_call(
         self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None
@@ -207,6 +236,7 @@ class _CallRun:
         self._sources: Sequence[int] = ()
         self._materials: tuple[Material, ...] = ()
         self._saved: Outcome | None = None
+        self._reservation = Reservation()
 
     async def run(self) -> Outcome:
         """Ask, or wait for the answer where another execution asks; a call that cannot be made fails alone."""
@@ -228,14 +258,17 @@ class _CallRun:
         has_reattached = False
         while True:
             await self._prepare(attachments)
-            attempts: Attempts[Answer] = await attempt(
-                partial(self._generate, session),
-                policy=config.retry,
-                timeout_s=config.timeout_s,
-                slot=session.slot,
-                start=self._start,
-                save=self._save,
-            )
+            try:
+                attempts: Attempts[Answer] = await attempt(
+                    partial(self._generate, session),
+                    policy=config.retry,
+                    timeout_s=config.timeout_s,
+                    slot=session.slot,
+                    start=self._start,
+                    save=self._save,
+                )
+            finally:
+                self._reservation.end()
             if await self._use.replace_lost(self._cache, attempts.error):
                 continue
             if has_reattached or not await attachments.lost(attempts.error, self._sources, self._materials):
@@ -246,22 +279,37 @@ class _CallRun:
         """Get the cache that lives now, and the materials that are sent beside it. A creation needs a slot itself."""
         plan = self._execution.plan
         self._cache = await self._use.acquire()
-        self._answers.add_caches(self._use.used)
+        self._answers.spending.add_caches(self._use.used)
         # What the cache holds is not sent along; what was attached to earlier turns is.
         self._sources = _sources(plan, self._planned)[plan.own_sources if self._use.holds_sources else 0 :]
         self._materials = await attachments.materials(self._sources)
 
-    async def _start(self) -> None:
-        """Leave the line, with a slot of the provider in hand, and check once more that the call may be made."""
-        self._place.close()
-        await self._check_permission()
+    async def _start(self, attempts: int) -> None:
+        """Leave the line, with a slot of the provider in hand, check once more that the call may be made, and reserve.
+
+        It reserves for one attempt at a time, as long as it has the slot: others may wait for it with theirs.
+        """
+        if attempts == 0:
+            self._place.close()
+            await self._check_permission()
+        self._reservation = await self._answers.spending.reserve(
+            partial(self._execution.find_worst_case, self._planned)
+        )
 
     async def _generate(self, session: Session) -> Answer:
-        return await session.generate(self._execution.make_call(self._planned, self._materials, self._cache))
+        call = self._execution.make_call(self._planned, self._materials, self._cache)
+        self._reservation.mark_sent()
+        try:
+            return await session.generate(call)
+        except APIError as error:  # what was refused is not billed
+            self._reservation.settle(None if error.outcome_unknown else 0.0)
+            raise
 
     async def _save(self, attempts: Attempts[Answer]) -> None:
         """Save the answer before the slot is released."""
-        self._saved = await self._answers.save_outcome(self._make_outcome(attempts))
+        outcome = self._make_outcome(attempts)
+        self._answers.spending.settle(self._reservation, outcome)
+        self._saved = await self._answers.save_outcome(outcome)
 
     def _make_outcome(self, attempts: Attempts[Answer]) -> Outcome:
         plan, answer, error = self._execution.plan, attempts.result, attempts.error
@@ -279,6 +327,7 @@ class _CallRun:
             duration_s=round(attempts.elapsed_s, 3),
             cost_usd=cost and cost.usd,
             cost_unknown=cost and cost.unknown,
+            counted_in=self._answers.spending.ledger,
         )
 
 
