@@ -57,8 +57,8 @@ async def attempt(
     keeps no other call from going ahead. The clock starts when the slot is first held: waiting
     for a turn is not the provider's time. What is not `repeatable` is tried again only if it was surely not done.
     `start` is called before each attempt, with the slot in hand and the number of attempts made; an error of it ends
-    all. But where an attempt may have been done unseen, a BudgetError ends it with that. `save` gets the result while the slot is
-    still held, so that there are never more unsaved results than slots.
+    all. But where an attempt may have been done unseen, a BudgetError ends it with that. `save` gets the result while
+    the slot is still held, so that there are never more unsaved results than slots.
     """
     attempts: Attempts[T] = Attempts()
     while True:
