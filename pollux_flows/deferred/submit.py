@@ -49,7 +49,7 @@ async def check_plan(session: Session, plan: Plan) -> None:
     """Check the longest call as the provider would receive it, before any upload."""
     materials = Attachments(plan, session).pretended(range(len(plan.sources)))
     longest = max(plan.calls, key=lambda call: len(call.prompt or ""))
-    call = _make_call(plan, longest, materials)
+    call = make_call(plan, longest, materials)
     await retry_call(partial(session.check, call), session.config)
     check_row(session.batches.row(call, row_key(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS, longest.index)
 
@@ -193,7 +193,7 @@ class _Submission:
         key = prefix_key(plan, range(len(plan.sources)))
 
         def make_row(planned: PlannedCall, number: int) -> bytes:
-            call = _make_call(plan, planned, materials, key=key, caches=caches)
+            call = make_call(plan, planned, materials, key=key, caches=caches)
             return make(call, row_key(tag_of(submission, number, attempt), planned.index))
 
         return make_row
@@ -259,7 +259,7 @@ async def _remove_unsent(lock: JobLock, session: Session) -> bool:
     return True
 
 
-def _make_call(
+def make_call(
     plan: Plan,
     planned: PlannedCall,
     materials: Sequence[Material],
@@ -267,6 +267,7 @@ def _make_call(
     key: str | None = None,
     caches: bool = False,
 ) -> Call:
+    """Return the call that a row of a batch is made from."""
     options = plan.options.model_copy(update={"cache_ttl": "1h"}) if caches else plan.options
     return Call(
         model=plan.target.model,

@@ -10,9 +10,7 @@ from pollux_flows.errors import BudgetError, ConfigurationError
 from pollux_flows.pipeline.savings import UsedCache, cache_cost
 from pollux_flows.pricing import cost_of, dollars
 from pollux_flows.result import Answer, Billing, Outcome
-from pollux_flows.state.budget import Budget, BudgetLedger, Reservation, reserve
-from pollux_flows.state.identity import digest
-from pollux_flows.state.retention import retention_s
+from pollux_flows.state.budget import Budget, Reservation, open_run_ledger, reserve
 from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Store
 
@@ -49,11 +47,8 @@ class Spending:
                 f"max_cost_usd cannot be enforced: {unknown}",
                 hint="Leave max_cost_usd out, or use a model with a price.",
             )
-        ledger = None
-        if scope is not None:
-            # A flow run that is part of another has a budget of its own.
-            self.ledger = digest("run", scope.place or scope.flow_run or scope.run)
-            ledger = BudgetLedger(store, f"budget/{self.ledger}", ttl_s=retention_s())
+        ledger = None if scope is None else open_run_ledger(store, scope)
+        self.ledger = ledger and ledger.key
         self._budgets = [Budget(limit_usd, self._refuse, ledger, elsewhere_usd=spent_usd, concurrency=concurrency)]
 
     @property
@@ -108,9 +103,10 @@ class Spending:
         for budget in self._budgets:
             await budget.close()
 
-    def _refuse(self, spent_usd: float, usd: float) -> BudgetError:
+    def _refuse(self, spent_usd: float, lost_usd: float, usd: float) -> BudgetError:
+        lost = f" (and up to {dollars(lost_usd)} for batches, and calls of a killed process)" if lost_usd else ""
         return BudgetError(
-            f"Not asked: the run has cost {dollars(spent_usd)} so far, this call may cost up to {dollars(usd)}, and"
+            f"Not asked: the run has cost {dollars(spent_usd)} so far{lost}, this call may cost up to {dollars(usd)}, and"
             f" max_cost_usd is {dollars(self._budgets[0].limit_usd)}.",
             hint="Raise max_cost_usd and run again.",
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -63,16 +63,18 @@ class WorstCase:
     kinds: tuple[str, ...]
     every_tier: bool
     batch: bool = False
+    _known: dict[int, float] = field(default_factory=dict, compare=False)
 
     def usd(self, prompt: str | None) -> float:
         """Return the most that a call with this prompt costs."""
-        tokens = self.input_tokens if self.is_window else self.input_tokens + len((prompt or "").encode())
-        return self._price(tokens, self.output_tokens)
+        tokens = self._count(prompt)
+        if tokens not in self._known:  # prompts of a run are often as long as one another
+            self._known[tokens] = self._price(tokens, self.output_tokens)
+        return self._known[tokens]
 
     def refusal(self, prompt: str | None, limit_usd: float, limit_name: str = "max_cost_usd") -> BudgetError:
         """Return the error for a limit that is below the worst case of a call with this prompt."""
-        most = self.usd(prompt)
-        tokens = self.input_tokens if self.is_window else self.input_tokens + len((prompt or "").encode())
+        most, tokens = self.usd(prompt), self._count(prompt)
         asking, one = self._price(tokens, 0), self._price(tokens, 1_000_000) - self._price(tokens, 0)
         room = math.floor((limit_usd - asking) / one * 1_000_000) if one else 0
         shorter = f"Set Options(max_tokens={room}) or less, or raise" if room > 0 else "Raise"
@@ -81,6 +83,9 @@ class WorstCase:
             f" output), and {limit_name} is {dollars(limit_usd)}.",
             hint=f"{shorter} {limit_name} to {dollars_up(most)} or more.",
         )
+
+    def _count(self, prompt: str | None) -> int:
+        return self.input_tokens if self.is_window else self.input_tokens + len((prompt or "").encode())
 
     def _price(self, input_tokens: int, output_tokens: int) -> float:
         cost = cost_at_most(

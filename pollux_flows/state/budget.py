@@ -24,17 +24,21 @@ from uuid import uuid4
 
 from pollux_flows.errors import BudgetError, PolluxError
 from pollux_flows.state import leases
+from pollux_flows.state.identity import digest
 from pollux_flows.state.leases import LEASE_S, Clock
 from pollux_flows.state.process import this_process
+from pollux_flows.state.retention import retention_s
+from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Json, Store, damaged_record_error
 
+RUN_PREFIX: Final = "budget/"
 # A tranche is for so many calls beyond those under way, at their average cost.
 _CALLS_AHEAD: Final = 50
 # Amounts are sums of floating-point numbers; no token costs as little as this.
 _NOTHING: Final = 1e-13
 
-Refuse = Callable[[float, float], BudgetError]
-"""Returns the error for a call, from the amount that is spent and the call's worst case."""
+Refuse = Callable[[float, float, float], BudgetError]
+"""Returns the error for a call, from what is spent, what stays reserved elsewhere, and the worst case of the call."""
 
 
 @dataclass(frozen=True)
@@ -84,27 +88,26 @@ class BudgetLedger:
                 return Tranche(ahead, spent, elsewhere, any(map(self._is_at_work, others.values())))
             self._found = await self._store.get(self.key)
 
-    async def reserve(self, limit_usd: float, usd: float) -> Tranche | None:
-        """Reserve an amount for something that outlives this process; None if not so much is left."""
+    async def reserve(self, limit_usd: float, usd: float) -> float:
+        """Reserve an amount for a job that outlives this process, once, and return what is left; below 0: it is not."""
         while True:
-            self._found = await self._store.get(self.key)
-            spent, others = self._read(self._found)
-            elsewhere = sum(tranche["usd"] for tranche in others.values())
-            if usd > limit_usd - spent - elsewhere + _NOTHING:
-                return None
+            found = await self._store.get(self.key)
+            spent, others = self._read(found)
+            left = limit_usd - spent - sum(tranche["usd"] for tranche in others.values()) - usd
+            is_reserved = self._token in (found or {}).get("tranches", {})
+            if is_reserved or left < -_NOTHING:
+                return max(left, 0.0) if is_reserved else left
             record = {"at": self._clock(), "spent": spent, "tranches": others | {self._token: {"usd": usd}}}
-            if await self._store.swap(self.key, self._found, record, self._ttl_s):
-                return Tranche(0.0, spent, elsewhere, others_work=False)
+            if await self._store.swap(self.key, found, record, self._ttl_s):
+                return max(left, 0.0)
 
     async def settle(self, usd: float) -> None:
-        """Replace the reservation of this token by what was paid. A second time, nothing is left to replace."""
+        """Replace what is reserved for a job by what it cost. It stays in the ledger, so that it is reserved once."""
         while True:
-            self._found = await self._store.get(self.key)
-            if self._token not in (self._found or {}).get("tranches", {}):
-                return
-            spent, others = self._read(self._found)
-            record = {"at": self._clock(), "spent": spent + usd, "tranches": others}
-            if await self._store.swap(self.key, self._found, record, self._ttl_s):
+            found = await self._store.get(self.key)
+            spent, others = self._read(found)
+            record = {"at": self._clock(), "spent": spent, "tranches": others | {self._token: {"usd": usd}}}
+            if await self._store.swap(self.key, found, record, self._ttl_s):
                 return
 
     def _make_tranche(self, usd: float) -> dict[str, Json]:
@@ -126,6 +129,12 @@ class BudgetLedger:
         except (KeyError, TypeError, ValueError):
             raise damaged_record_error(self.key, self._store.where) from None
         return spent, {token: tranche for token, tranche in tranches.items() if token != self._token}
+
+
+def open_run_ledger(store: Store, scope: RunScope, token: str | None = None) -> BudgetLedger:
+    """Return the ledger of a run: of a flow run that is part of another, one of its own."""
+    name = digest("run", scope.place or scope.flow_run or scope.run)
+    return BudgetLedger(store, f"{RUN_PREFIX}{name}", ttl_s=retention_s(), token=token)
 
 
 def read_ledger(record: Json) -> tuple[float, dict[str, Json]]:
@@ -235,8 +244,9 @@ class Budget:
             others_work = self._found is not None and self._found.others_work
             # What has settled while the ledger was asked has left room.
             if not self._open and not others_work and not self._changed.is_set():
-                spent = self._spent + self.elsewhere_usd + (self._found.spent_usd if self._found else 0.0)
-                self._refused = usd, self._refuse(spent, usd)
+                found = self._found or Tranche(0.0, 0.0, 0.0, others_work=False)
+                spent = self._spent + self.elsewhere_usd + found.spent_usd
+                self._refused = usd, self._refuse(spent, found.reserved_elsewhere_usd, usd)
                 raise self._refused[1]
             with suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses) if self._ledger else None):

@@ -54,7 +54,7 @@ async def cost_of_one(config: Config, sim: Simulator) -> float:
 
 
 def kinds(outcomes: list[Outcome]) -> list[str | None]:
-    return [outcome.failure and outcome.failure.kind for outcome in outcomes]
+    return [outcome.failure.kind if outcome.failure else None for outcome in outcomes]
 
 
 async def ledger() -> dict[str, Any]:
