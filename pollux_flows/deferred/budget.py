@@ -14,7 +14,7 @@ from pollux_flows.deferred.warm import goes_first
 from pollux_flows.errors import BudgetError
 from pollux_flows.pipeline.attach import Attachments, text_size
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.worst_case import find_worst_case
+from pollux_flows.pipeline.worst_case import WorstCase, find_worst_case
 from pollux_flows.pricing import dollars, dollars_up
 from pollux_flows.providers.session import Session
 from pollux_flows.result import Outcome
@@ -25,13 +25,17 @@ from pollux_flows.state.store import Store
 
 def price_job(plan: Plan, session: Session) -> float:
     """Return the most that the calls of a plan cost as a batch, or raise where that is not known."""
-    sources = range(len(plan.sources))
-    materials = Attachments(plan, session).pretended(sources)
-    call = make_call(plan, plan.calls[0], materials, caches=goes_first(plan))
-    call = replace(call, prompt=call.prompt and "")
-    body, sizes = session.provider.generate.request(call), [text_size(plan, index) for index in sources]
-    worst_case = find_worst_case(plan.target, call, body, sizes, batch=True)
-    return sum(worst_case.usd(planned.prompt) for planned in plan.calls)
+    attachments, worst_cases = Attachments(plan, session), dict[tuple[int, ...], WorstCase]()
+    total = 0.0
+    for planned in plan.calls:
+        sources = tuple(plan.sources_of(planned))
+        if sources not in worst_cases:
+            call = make_call(plan, planned, attachments.pretended(sources), caches=goes_first(plan))
+            call = replace(call, prompt=call.prompt and "")
+            body, sizes = session.provider.generate.request(call), [text_size(plan, index) for index in sources]
+            worst_cases[sources] = find_worst_case(plan.target, call, body, sizes, batch=True)
+        total += worst_cases[sources].usd(planned.prompt)
+    return total
 
 
 def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
@@ -40,7 +44,9 @@ def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
         raise _refusal(plan, most, limit_usd, limit_usd)
 
 
-async def reserve_job(store: Store, scope: RunScope, job: str, plan: Plan, session: Session, limit_usd: float) -> None:
+async def reserve_job(
+    store: Store, scope: RunScope, job: str, plan: Plan, session: Session, *, limit_usd: float
+) -> None:
     """Reserve what a job may cost in the budget of its run, or raise if not so much is left.
 
     A job that is reserved, or settled, is not reserved again.

@@ -181,7 +181,7 @@ class Execution:
             if planned.sources is None:
                 await self.check_call(planned)
         if self.answers.spending.limit_usd is not None:
-            self.check_budget(calls, self.answers.spending.limit_usd)
+            await self.check_budget(calls, self.answers.spending.limit_usd)
 
     async def check_call(self, planned: PlannedCall) -> None:
         """Refuse what only the finished request of a call shows, before a file is uploaded for it."""
@@ -189,8 +189,9 @@ class Execution:
         call = self.make_call(planned, attachments.pretended(self.plan.sources_of(planned)))
         await retry_call(partial(session.check, call), self.config)  # a look at what would be sent is no call
 
-    def check_budget(self, calls: Sequence[PlannedCall], limit_usd: float) -> None:
+    async def check_budget(self, calls: Sequence[PlannedCall], limit_usd: float) -> None:
         """Refuse a limit below the worst case of the cheapest call. One with sources of its own is refused alone."""
+        await self.open_session()
         calls = [planned for planned in calls if planned.sources is None]
         cheapest = min(calls, key=self.find_worst_case, default=None)
         if cheapest is not None and self.find_worst_case(cheapest) > limit_usd:

@@ -48,7 +48,7 @@ class Spending:
                 hint="Leave max_cost_usd out, or use a model with a price.",
             )
         ledger = None if scope is None else open_run_ledger(store, scope)
-        self.ledger = ledger and ledger.key
+        self.ledger = None if ledger is None else ledger.key
         self._budgets = [Budget(limit_usd, self._refuse, ledger, elsewhere_usd=spent_usd, concurrency=concurrency)]
 
     @property
@@ -106,7 +106,7 @@ class Spending:
     def _refuse(self, spent_usd: float, lost_usd: float, usd: float) -> BudgetError:
         lost = f" (and up to {dollars(lost_usd)} for batches, and calls of a killed process)" if lost_usd else ""
         return BudgetError(
-            f"Not asked: the run has cost {dollars(spent_usd)} so far{lost}, this call may cost up to {dollars(usd)}, and"
-            f" max_cost_usd is {dollars(self._budgets[0].limit_usd)}.",
+            f"Not asked: the run has cost {dollars(spent_usd)} so far{lost}, this call may cost up to {dollars(usd)}, "
+            f"and max_cost_usd is {dollars(self._budgets[0].limit_usd)}.",
             hint="Raise max_cost_usd and run again.",
         )

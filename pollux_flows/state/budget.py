@@ -93,7 +93,7 @@ class BudgetLedger:
         while True:
             found = await self._store.get(self.key)
             spent, others = self._read(found)
-            left = limit_usd - spent - sum(tranche["usd"] for tranche in others.values()) - usd
+            left: float = limit_usd - spent - sum(tranche["usd"] for tranche in others.values()) - usd
             is_reserved = self._token in (found or {}).get("tranches", {})
             if is_reserved or left < -_NOTHING:
                 return max(left, 0.0) if is_reserved else left
