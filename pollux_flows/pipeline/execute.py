@@ -195,7 +195,7 @@ class Execution:
         calls = [planned for planned in calls if planned.sources is None]
         cheapest = min(calls, key=self.find_worst_case, default=None)
         if cheapest is not None and self.find_worst_case(cheapest) > limit_usd:
-            raise self._worst_cases[tuple(self.plan.sources_of(cheapest))].refusal(cheapest.prompt, limit_usd)
+            raise self._worst_cases[tuple(self.plan.sources_of(cheapest))].budget_error(cheapest.prompt, limit_usd)
 
     def find_worst_case(self, planned: PlannedCall) -> float:
         """Return the most that this call may cost, once the session is open."""

@@ -72,7 +72,7 @@ class WorstCase:
             self._known[tokens] = self._price(tokens, self.output_tokens)
         return self._known[tokens]
 
-    def refusal(self, prompt: str | None, limit_usd: float, limit_name: str = "max_cost_usd") -> BudgetError:
+    def budget_error(self, prompt: str | None, limit_usd: float, limit_name: str = "max_cost_usd") -> BudgetError:
         """Return the error for a limit that is below the worst case of a call with this prompt."""
         most, tokens = self.usd(prompt), self._count(prompt)
         asking, one = self._price(tokens, 0), self._price(tokens, 1_000_000) - self._price(tokens, 0)
