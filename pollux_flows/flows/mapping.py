@@ -226,10 +226,7 @@ def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:
 
 
 async def _publish(spec: MapSpec, report: MapReport, highlights: Highlights) -> None:
-    advice = (
-        "**Retry** this run, or start it again: rows with an answer are not asked again." if report.unanswered else None
-    )
-    page = render_map(spec.target, spec.prompt, report, highlights, advice)
+    page = render_map(spec.target, spec.prompt, report, highlights)
     await artifacts.publish_page(page, f"{spec.target.model}: {count_of(report.rows, 'row')}")
     get_run_logger().info(map_line(report))
 

@@ -94,7 +94,7 @@ def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) not in {Union, UnionType}:
         return None
     types = [each for each in get_args(annotation) if each is not NoneType]
-    is_simple = len(types) == 1 and (types[0] in {str, int, float} or get_origin(types[0]) is Literal)
+    is_simple = len(types) == 1 and (types[0] in {str, int, float} or get_origin(types[0]) in {Literal, Sequence})
     return types[0] if is_simple else None
 
 

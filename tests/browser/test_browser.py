@@ -97,6 +97,24 @@ def test_a_retry_asks_only_the_prompt_that_failed(screen: Screen, world: World) 
     screen.shoot("retried-answers")
 
 
+def test_a_table_gets_an_answer_in_each_row(screen: Screen, world: World) -> None:
+    table = world.folder / "reviews.csv"
+    table.write_text("title,body\nPump,It leaks.\nValve,\nPipe,It holds.\n")
+    open_form(screen, world, "map-rows")
+    screen.fill("Table", str(table))
+    screen.fill("Prompt", "Summarize {title}: {body}")
+    screen.fill("Output", str(world.folder / "answers.csv"))
+    pick_provider(screen)
+    screen.shoot("map-filled")
+    submit(screen)
+    run = world.wait_for("map-rows", "Completed")
+    screen.open(world.page_of(run))
+    screen.shows("Simulated answer to: Summarize Pipe: It holds.")
+    screen.shows("1 of 3 rows without a usable answer")
+    screen.shoot("map-answers")
+    assert len((world.folder / "answers.csv").read_text().splitlines()) == 4
+
+
 def test_a_deferred_run_gets_its_answers_on_its_own_page(screen: Screen, world: World) -> None:
     """Its run is suspended, and the schedule of `collect` resumes it."""
     world.simulator.batch_s = 3600

@@ -70,6 +70,7 @@ def test_optional_numbers_and_texts_are_one_input() -> None:
     assert fields["max_cost_usd"]["type"] == "number"
     assert fields["prompts_from"]["type"] == "string"
     assert "default" not in fields["max_age"]
+    assert form(flows.map_rows)["properties"]["columns"]["type"] == "array"
 
 
 @pytest.mark.parametrize(
