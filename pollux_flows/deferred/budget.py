@@ -40,7 +40,9 @@ def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
         raise _refusal(plan, most, limit_usd, limit_usd)
 
 
-async def reserve_job(store: Store, scope: RunScope, job: str, plan: Plan, session: Session, limit_usd: float) -> None:
+async def reserve_job(
+    store: Store, scope: RunScope, job: str, *, plan: Plan, session: Session, limit_usd: float
+) -> None:
     """Reserve what a job may cost in the budget of its run, or raise if not so much is left.
 
     A job that is reserved, or settled, is not reserved again.

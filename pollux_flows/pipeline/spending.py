@@ -106,7 +106,7 @@ class Spending:
     def _refuse(self, spent_usd: float, lost_usd: float, usd: float) -> BudgetError:
         lost = f" (and up to {dollars(lost_usd)} for batches, and calls of a killed process)" if lost_usd else ""
         return BudgetError(
-            f"Not asked: the run has cost {dollars(spent_usd)} so far{lost}, this call may cost up to {dollars(usd)}, and"
-            f" max_cost_usd is {dollars(self._budgets[0].limit_usd)}.",
+            f"Not asked: the run has cost {dollars(spent_usd)} so far{lost}, this call may cost up to {dollars(usd)},"
+            f" and max_cost_usd is {dollars(self._budgets[0].limit_usd)}.",
             hint="Raise max_cost_usd and run again.",
         )
