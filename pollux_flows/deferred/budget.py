@@ -7,14 +7,14 @@ cost.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import cache
 
 from pollux_flows.deferred.submit import make_call
 from pollux_flows.deferred.warm import goes_first
 from pollux_flows.errors import BudgetError
 from pollux_flows.pipeline.attach import Attachments, text_size
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.worst_case import find_worst_case
+from pollux_flows.pipeline.worst_case import WorstCase, find_worst_case
 from pollux_flows.pricing import dollars, dollars_up
 from pollux_flows.providers.session import Session
 from pollux_flows.result import Outcome
@@ -25,13 +25,16 @@ from pollux_flows.state.store import Store
 
 def price_job(plan: Plan, session: Session) -> float:
     """Return the most that the calls of a plan cost as a batch, or raise where that is not known."""
-    sources = range(len(plan.sources))
-    materials = Attachments(plan, session).pretended(sources)
-    call = make_call(plan, plan.calls[0], materials, caches=goes_first(plan))
-    call = replace(call, prompt=call.prompt and "")
-    body, sizes = session.provider.generate.request(call), [text_size(plan, index) for index in sources]
-    worst_case = find_worst_case(plan.target, call, body, sizes, batch=True)
-    return sum(worst_case.usd(planned.prompt) for planned in plan.calls)
+    attachments, caches = Attachments(plan, session), goes_first(plan)
+
+    @cache
+    def find(sources: tuple[int, ...]) -> WorstCase:
+        first = plan.calls[0].model_copy(update={"prompt": ""})
+        call = make_call(plan, first, attachments.pretended(sources), caches=caches)
+        sizes = [text_size(plan, index) for index in sources]
+        return find_worst_case(plan.target, call, session.provider.generate.request(call), sizes, batch=True)
+
+    return sum(find(tuple(plan.sources_of(planned))).usd(planned.prompt) for planned in plan.calls)
 
 
 def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
