@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from pollux_flows.config import Target
 from pollux_flows.errors import BudgetError, ConfigurationError
 from pollux_flows.pipeline.savings import UsedCache, cache_cost
-from pollux_flows.pricing import cost_of, dollars
+from pollux_flows.pipeline.worst_case import WorstCase
+from pollux_flows.pricing import cost_of
 from pollux_flows.result import Answer, Billing, Outcome
 from pollux_flows.state.budget import Budget, Reservation, open_run_ledger, reserve
 from pollux_flows.state.slots import RunScope
@@ -49,12 +50,12 @@ class Spending:
             )
         ledger = None if scope is None else open_run_ledger(store, scope)
         self.ledger = None if ledger is None else ledger.key
-        self._budgets = [Budget(limit_usd, self._refuse, ledger, elsewhere_usd=spent_usd, concurrency=concurrency)]
+        self._budgets = [Budget(limit_usd, ledger, elsewhere_usd=spent_usd, concurrency=concurrency)]
 
     @property
-    def limit_usd(self) -> float | None:
-        """The limit of the run, if it has one."""
-        return self._budgets[0].limit_usd if self._budgets else None
+    def is_limited(self) -> bool:
+        """Return whether calls need room in a budget."""
+        return bool(self._budgets)
 
     def count_found(self, outcome: Outcome) -> None:
         """Count an answer of an earlier attempt, unless the ledger has it: attempts without a budget have none."""
@@ -65,10 +66,17 @@ class Spending:
             self._uncounted[outcome.identity] = outcome.paid_usd
             self._budgets[0].elsewhere_usd += outcome.paid_usd
 
-    async def reserve(self, find_worst_case: Callable[[], float]) -> Reservation:
+    def check_fits(self, worst_case: WorstCase, prompt: str | None) -> None:
+        """Refuse a call whose worst case is above a limit, whatever is spent."""
+        for budget in self._budgets:
+            if worst_case.usd(prompt) > budget.limit_usd:
+                raise worst_case.budget_error(prompt, budget.limit_usd, budget.name)
+
+    async def reserve(self, worst_case: WorstCase, prompt: str | None) -> Reservation:
         """Reserve the worst case of a call, once there is room for it, or raise why it may not be made."""
         self.check()
-        return await reserve(self._budgets, find_worst_case()) if self._budgets else Reservation()
+        self.check_fits(worst_case, prompt)
+        return await reserve(self._budgets, worst_case.usd(prompt))
 
     def settle(self, reservation: Reservation, outcome: Outcome) -> None:
         """Count the cost of an answer in place of its reservation, with what earlier attempts paid for the call."""
@@ -102,11 +110,3 @@ class Spending:
         """Report what was spent to the other processes of the run, and give back the rest."""
         for budget in self._budgets:
             await budget.close()
-
-    def _refuse(self, spent_usd: float, lost_usd: float, usd: float) -> BudgetError:
-        lost = f" (and up to {dollars(lost_usd)} for batches, and calls of a killed process)" if lost_usd else ""
-        return BudgetError(
-            f"Not asked: the run has cost {dollars(spent_usd)} so far{lost}, this call may cost up to {dollars(usd)}, "
-            f"and max_cost_usd is {dollars(self._budgets[0].limit_usd)}.",
-            hint="Raise max_cost_usd and run again.",
-        )

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
 
 from pollux_flows.errors import BudgetError, PolluxError
+from pollux_flows.pricing import dollars
 from pollux_flows.state import leases
 from pollux_flows.state.identity import digest
 from pollux_flows.state.leases import LEASE_S, Clock
@@ -36,9 +37,6 @@ RUN_PREFIX: Final = "budget/"
 _CALLS_AHEAD: Final = 50
 # Amounts are sums of floating-point numbers; no token costs as little as this.
 _NOTHING: Final = 1e-13
-
-Refuse = Callable[[float, float, float], BudgetError]
-"""Returns the error for a call, from what is spent, what stays reserved elsewhere, and the worst case of the call."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +157,18 @@ class Budget:
     def __init__(
         self,
         limit_usd: float,
-        refuse: Refuse,
         ledger: BudgetLedger | None = None,
         *,
+        name: str = "max_cost_usd",
         elsewhere_usd: float = 0.0,
         concurrency: int = 1,
     ) -> None:
         self.limit_usd = limit_usd
+        self.name = name
+        """The limit's name, for errors."""
         self.elsewhere_usd = elsewhere_usd
         """What counts against the limit and is in no ledger."""
-        self._refuse, self._ledger, self._concurrency = refuse, ledger, concurrency
+        self._ledger, self._concurrency = ledger, concurrency
         self._spent = 0.0  # since the ledger was written
         self._reserved = 0.0
         self._open = 0
@@ -244,13 +244,21 @@ class Budget:
             others_work = self._found is not None and self._found.others_work
             # What has settled while the ledger was asked has left room.
             if not self._open and not others_work and not self._changed.is_set():
-                found = self._found or Tranche(0.0, 0.0, 0.0, others_work=False)
-                spent = self._spent + self.elsewhere_usd + found.spent_usd
-                self._refused = usd, self._refuse(spent, found.reserved_elsewhere_usd, usd)
+                self._refused = usd, self._refuse(usd)
                 raise self._refused[1]
             with suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses) if self._ledger else None):
                     await self._changed.wait()
+
+    def _refuse(self, usd: float) -> BudgetError:
+        found = self._found or Tranche(0.0, 0.0, 0.0, others_work=False)
+        spent, lost = self._spent + self.elsewhere_usd + found.spent_usd, found.reserved_elsewhere_usd
+        more = f" (and up to {dollars(lost)} for batches, and calls of a killed process)" if lost > _NOTHING else ""
+        return BudgetError(
+            f"Not asked: the run has cost {dollars(spent)} so far{more}, this call may cost up to {dollars(usd)}, and"
+            f" {self.name} is {dollars(self.limit_usd)}.",
+            hint=f"Raise {self.name} and run again.",
+        )
 
     async def _ask_ledger(self, usd: float) -> None:
         if self._ledger is None:
