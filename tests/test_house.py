@@ -42,13 +42,14 @@ FLOORS: tuple[set[str], ...] = (
     {"providers"},
     {"pipeline"},
     {"deferred", "caching", "realtime"},
+    {"estimation"},
     {"blocks"},
     {"serializer", "scope", "run_store", "pages", "artifacts", "tasks", "jobs", "run_answers"},
     {"flows"},
     {"deployments"},
     {"cli", "demo", "__init__"},
 )
-ENGINE: set[str] = set().union(*FLOORS[:7])
+ENGINE: set[str] = set().union(*FLOORS[:8])
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 
 

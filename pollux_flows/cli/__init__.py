@@ -98,6 +98,11 @@ for _room, _commands in {
 
         Collect its answers with pollux-flows collect.""",
     },
+    "estimate": {
+        "estimate": """Estimate calls, tokens, cost and time of a run, a broadcast or a batch, before anything is spent.
+
+        The provider counts the tokens of a sample, if it can; that is free. Nothing is generated or uploaded."""
+    },
     "answers": {"answers": "Print all prompts of a run with their answers, also of one that failed or was cancelled."},
     "jobs": {
         "jobs": "List the deferred jobs. No provider is called.",

@@ -76,10 +76,10 @@ def run(
 ) -> None:
     """Ask prompts and print the answers, as a run of the flow `fan-out`."""
     with refusals_in_words():
-        asked = _prompts(prompt, prompts)
-        options = _options(system, schema)
-        block = asyncio.run(_load_provider(provider))
-        about = _sources(sources)
+        asked = read_prompt_arguments(prompt, prompts)
+        options = make_options(system, schema)
+        block = asyncio.run(load_provider(provider))
+        about = make_sources(sources)
         try:
             with show_run():
                 envelope = flows.fan_out(
@@ -104,23 +104,24 @@ def submit(
 ) -> None:
     """Submit prompts as a batch, and print the name of the job."""
     with refusals_in_words():
-        asked = _prompts(prompt, prompts)
-        options = _options(system, schema)
-        block = asyncio.run(_load_provider(provider))
-        about = _sources(sources)
+        asked = read_prompt_arguments(prompt, prompts)
+        options = make_options(system, schema)
+        block = asyncio.run(load_provider(provider))
+        about = make_sources(sources)
         with shorten_log():
             job = flows.submit(asked, block, about, options, output=output, resubmit=resubmit)
         say(job)
 
 
-async def _load_provider(name: str) -> PolluxProvider:
+async def load_provider(name: str) -> PolluxProvider:
     """Return the saved provider, once it is known that it can be used here: before a run is started for it."""
     provider = await PolluxProvider.named(name)
     await provider.config()
     return provider
 
 
-def _prompts(words: Sequence[str], file: str | None) -> list[str]:
+def read_prompt_arguments(words: Sequence[str], file: str | None) -> list[str]:
+    """Return the prompts of a command: its words, or those in the file that it names."""
     if bool(words) == (file is not None):
         problem = "There are prompts and a file of prompts." if words else "There is no prompt."
         raise ConfigurationError(problem, hint="Write prompts, or name a file with --prompts.")
@@ -148,7 +149,8 @@ def _read(file: str) -> list[str]:
     return found
 
 
-def _sources(names: Sequence[str] | None) -> list[Source]:
+def make_sources(names: Sequence[str] | None) -> list[Source]:
+    """Return the sources that a command names."""
     return [_source(each) for each in names or ()]
 
 
@@ -161,8 +163,10 @@ def _source(name: str) -> Source:
     return Source.from_file(name)
 
 
-def _options(system: str | None, schema: str | None) -> Options:
-    return Options(system_instruction=system, response_schema=None if schema is None else _schema(schema))
+def make_options(system: str | None, schema: str | None, max_tokens: int | None = None) -> Options:
+    """Return the options that a command names."""
+    shape = None if schema is None else _schema(schema)
+    return Options(system_instruction=system, response_schema=shape, max_tokens=max_tokens)
 
 
 def _schema(name: str) -> object:

@@ -5,6 +5,7 @@ from pollux_flows.flows.cancel import acancel, cancel
 from pollux_flows.flows.collect import acollect, collect
 from pollux_flows.flows.converse import aconverse, converse
 from pollux_flows.flows.deferred import adeferred, deferred
+from pollux_flows.flows.estimate import aestimate, estimate
 from pollux_flows.flows.fan_in import afan_in, fan_in
 from pollux_flows.flows.fan_out import afan_out, fan_out
 from pollux_flows.flows.realtime import arealtime, realtime
@@ -20,6 +21,7 @@ __all__ = [
     "acollect",
     "aconverse",
     "adeferred",
+    "aestimate",
     "afan_in",
     "afan_out",
     "arealtime",
@@ -33,6 +35,7 @@ __all__ = [
     "collect",
     "converse",
     "deferred",
+    "estimate",
     "fan_in",
     "fan_out",
     "realtime",

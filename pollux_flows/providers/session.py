@@ -15,6 +15,7 @@ from pollux_flows.providers.batches import Batch, BatchModule, Rows
 from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.redaction import Redactor
 from pollux_flows.providers.registry import Provider, find_provider
+from pollux_flows.providers.tokens import TokenCount
 from pollux_flows.providers.uploads import FilesModule, UploadThreads
 from pollux_flows.ratelimit import limiter
 from pollux_flows.result import Answer
@@ -50,6 +51,10 @@ class Session:
             answer = await self.ask("generate", self.provider.generate.generate(self.client, call))
             asking.tokens = answer.usage.get("total_tokens")
         return answer
+
+    async def count_tokens(self, call: Call) -> TokenCount:
+        """Have the provider count the input tokens of a call, which is free, and has limits of its own."""
+        return await self.ask("metadata", self._require(self.provider.tokens).count(self.client, call))
 
     async def upload(self, operation: Callable[[Any], Awaitable[T]]) -> T:
         """Run an operation with a client on an upload thread, and return its result."""

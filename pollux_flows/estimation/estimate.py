@@ -1,0 +1,42 @@
+"""Estimate: what a run is expected to take, and where each number comes from."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from pollux_flows.config import Target
+from pollux_flows.document import Record
+
+
+class Amount(Record):
+    """A number that is not known yet: the least, the expected and the most of it."""
+
+    low: int | float | None = None
+    expected: int | float | None = None
+    worst: int | float | None = None
+    unknown: str | None = Field(default=None, description="Why one of these is not known.")
+
+    @model_validator(mode="after")
+    def _explained(self) -> Amount:
+        if None in {self.low, self.expected, self.worst} and self.unknown is None:
+            raise ValueError("an amount that is not known says why")
+        return self
+
+
+class Estimate(Record):
+    """What a run is expected to take. Nothing was generated for it."""
+
+    target: Target = Field(description="The provider and the model that would be asked.")
+    calls: int = Field(description="How many calls the run makes.")
+    duplicates: int = Field(description="How many of them ask what an earlier one asks.")
+    reused: int = Field(description="How many are answered in the journal already.")
+    to_ask: int = Field(description="How many would be asked, and paid for.")
+    input_tokens: Amount = Field(description="Of the calls to ask.")
+    output_tokens: Amount = Field(description="Of the calls to ask, thinking included.")
+    cost_usd: Amount = Field(description="If they are asked now.")
+    batch_cost_usd: Amount = Field(description="If they are submitted as a batch.")
+    duration_s: Amount = Field(description="The time that it takes within the account's limits.")
+    caching: str = Field(description="Whether caching what the calls share would make them cheaper.")
+    counted: int = Field(description="For how many calls the provider has counted the tokens.")
+    prices: str = Field(description="The price list.")
+    assumptions: list[str] = Field(description="Where each number comes from.")
