@@ -238,11 +238,12 @@ NAMES = {
     "Config", "RetryPolicy", "Source", "Options", "ResultEnvelope", "CacheHandle", "run", "run_many", "create_cache",
     "PolluxError", "ConfigurationError", "SourceError", "PlanningError", "InternalError", "APIError", "RateLimitError",
     "BudgetError", "CacheError", "DeferredNotReadyError", "DeferredHandle", "DeferredSnapshot",
+    "Estimate", "estimate_many",
     "continue_tool", "defer", "defer_many", "inspect_deferred", "collect_deferred", "cancel_deferred",
 }  # fmt: skip
 FLOWS = {
     "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast",
-    "submit", "collect", "cancel", "resubmit", "deferred", "wait_for", "converse",
+    "submit", "collect", "cancel", "resubmit", "deferred", "wait_for", "converse", "estimate",
 }  # fmt: skip
 
 

@@ -84,8 +84,13 @@ def estimate_tokens(source: Source, content: Content | None) -> int | None:
     kind = content.mime_type.partition("/")[0]
     if kind == "image":
         return _IMAGE_TOKENS
-    is_text = content.utf8 or content.mime_type.endswith("json")
-    return content.size_bytes // _BYTES_PER_TOKEN.get("text" if is_text else kind, _BYTES_PER_TOKEN["application"])
+    kind = "text" if is_text(content) else kind
+    return content.size_bytes // _BYTES_PER_TOKEN.get(kind, _BYTES_PER_TOKEN["application"])
+
+
+def is_text(content: Content) -> bool:
+    """Return whether a file is read as its text. A PDF is not, although its bytes may be ASCII."""
+    return (content.utf8 and content.mime_type != "application/pdf") or content.mime_type.endswith("json")
 
 
 def _find_obstacle(plan: Plan, calls: Sequence[PlannedCall]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pollux_flows.config import Target
 from pollux_flows.document import Record
@@ -15,12 +15,6 @@ class Amount(Record):
     expected: int | float | None = None
     worst: int | float | None = None
     unknown: str | None = Field(default=None, description="Why one of these is not known.")
-
-    @model_validator(mode="after")
-    def _explained(self) -> Amount:
-        if None in {self.low, self.expected, self.worst} and self.unknown is None:
-            raise ValueError("an amount that is not known says why")
-        return self
 
 
 class Estimate(Record):

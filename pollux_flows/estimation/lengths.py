@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pollux_flows.caching.auto import estimate_tokens
+from pollux_flows.caching.auto import estimate_tokens, is_text
 from pollux_flows.estimation.work import Sampled
 from pollux_flows.pipeline.attach import delivery_of
 from pollux_flows.pipeline.plan import Plan
@@ -90,8 +90,8 @@ def source_indexes(plan: Plan, source: int | None) -> Sequence[int]:
 def is_uploaded(plan: Plan, index: int) -> bool:
     """Return whether a source would be uploaded, and is not counted: a text that is not too long can be sent along."""
     content = plan.contents[index]
-    is_text = content is not None and content.utf8 and content.size_bytes <= LARGEST_TEXT
-    return delivery_of(plan, index) == "upload" and not is_text
+    can_be_text = content is not None and content.utf8 and is_text(content) and content.size_bytes <= LARGEST_TEXT
+    return delivery_of(plan, index) == "upload" and not can_be_text
 
 
 def describe_sources(sample: Sequence[Sampled]) -> list[str]:
