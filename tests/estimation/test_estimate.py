@@ -33,10 +33,10 @@ async def test_few_calls_are_all_counted(sim: Simulator, config: MakeConfig, pro
         response_schema={"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
         max_tokens=500,
     )
-    how = {"sources": [Source.from_text("The north plant made 1,200 pumps.")], "options": options}
-    estimate = await estimate_many(["Why?", "And how many?"], config=config(provider), **how)
+    prompts, sources = ["Why?", "And how many?"], [Source.from_text("The north plant made 1,200 pumps.")]
+    estimate = await estimate_many(prompts, config=config(provider), sources=sources, options=options)
     assert operations(sim) == {"count_tokens"}
-    envelope = await run_many(["Why?", "And how many?"], config=config(provider), **how)
+    envelope = await run_many(prompts, config=config(provider), sources=sources, options=options)
     count = envelope.usage["input_tokens"]
     assert estimate.input_tokens == Amount(low=count, expected=count, worst=count)
     assert estimate.assumptions[0] == f"Input: {provider} has counted the tokens of every call."
