@@ -9,6 +9,7 @@ from typing import Final
 
 from pollux_flows.claude import BUDGETS
 from pollux_flows.config import Target
+from pollux_flows.estimation.estimate import Amount
 from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN
 from pollux_flows.estimation.schema_size import ITEMS, TEXT_CHARACTERS, size_of_answer
 from pollux_flows.options import Options
@@ -30,6 +31,12 @@ class AnswerLength:
     why: list[str]
     unknown: str | None = None
     """Why the worst case is not known."""
+
+    def total(self, calls: int) -> Amount:
+        """Return the tokens of so many answers."""
+        worst = None if self.worst is None else self.worst * calls
+        low, expected = round(self.low * calls), round(self.expected * calls)
+        return Amount(low=low, expected=expected, worst=worst, unknown=self.unknown)
 
 
 def estimate_answer(target: Target, options: Options, earlier: Sequence[Outcome]) -> AnswerLength:

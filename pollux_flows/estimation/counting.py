@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pollux_flows.config import Config
-from pollux_flows.errors import APIError
+from pollux_flows.errors import APIError, raise_if_error
 from pollux_flows.estimation.lengths import Length, is_uploaded, source_indexes
 from pollux_flows.files.content import load
 from pollux_flows.pipeline.answers import Answers
@@ -57,7 +57,8 @@ async def count_tokens(lengths: Sequence[Length], config: Config) -> Counts:
                 if counts.problem is None:
                     await counter.count(place, lengths[place], counts)
 
-        await asyncio.gather(*map(count, others))
+        for each in await asyncio.gather(*map(count, others), return_exceptions=True):
+            raise_if_error(each)
     return counts
 
 

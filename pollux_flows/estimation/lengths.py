@@ -27,6 +27,8 @@ class Length:
     sampled: Sampled
     countable: float
     """Of what the provider can count."""
+    prompt: float
+    """Of the prompt, which is a part of that."""
     uploads: float
     """Of files that would be uploaded, which is not done to count them."""
     size: int
@@ -57,8 +59,10 @@ class _PlanLengths:
             parts = [self._of_source(index) for index in source_indexes(self._plan, source)]
             self._sums[source] = (sum(p[0] for p in parts), sum(p[1] for p in parts), sum(p[2] for p in parts))
         countable, uploads, size = self._sums[source]
-        characters = self._characters + len(sampled.call.prompt or "")
-        return Length(sampled, countable + characters / CHARACTERS_PER_TOKEN, uploads, size + characters)
+        prompt = len(sampled.call.prompt or "")
+        characters = self._characters + prompt
+        countable += characters / CHARACTERS_PER_TOKEN
+        return Length(sampled, countable, prompt / CHARACTERS_PER_TOKEN, uploads, size + characters)
 
     def _of_source(self, index: int) -> tuple[float, float, int]:
         plan = self._plan

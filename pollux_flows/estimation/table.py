@@ -35,9 +35,11 @@ def make_table(estimate: Estimate) -> list[Row]:
 
 def describe_calls(estimate: Estimate) -> str:
     """Return how many calls there are, and how many of them would be asked."""
-    parts = [f"{estimate.to_ask:,} of {estimate.calls:,} calls to ask"]
+    every = "" if estimate.to_ask == estimate.calls else f"of {estimate.calls:,} "
+    parts = [f"{estimate.to_ask:,} {every}{'call' if estimate.calls == 1 else 'calls'} to ask"]
     parts += [f"{estimate.reused:,} answered already"] if estimate.reused else []
-    parts += [f"{estimate.duplicates:,} duplicates"] if estimate.duplicates else []
+    if number := estimate.duplicates:
+        parts.append(f"{number:,} {'duplicate' if number == 1 else 'duplicates'}")
     return ", ".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
@@ -30,7 +31,7 @@ async def test_few_calls_are_all_counted(sim: Simulator, config: MakeConfig, pro
     """With instructions, tools, schema and sources: the count is the bill."""
     options = Options(
         system_instruction="Be brief.",
-        response_schema={"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        response_schema={"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
         max_tokens=500,
     )
     prompts, sources = ["Why?", "And how many?"], [Source.from_text("The north plant made 1,200 pumps.")]
@@ -68,7 +69,7 @@ async def test_providers_without_a_counter_are_not_asked(
     assert estimate.input_tokens.expected == 100
     assert estimate.cost_usd.expected is None
     assert estimate.cost_usd.unknown is not None
-    assert estimate.batch_cost_usd.unknown == f"{provider} has no batches."
+    assert "does not support" in str(estimate.batch_cost_usd.unknown)
 
 
 async def test_a_file_is_not_uploaded_to_be_counted(sim: Simulator, config: MakeConfig, tmp_path: Path) -> None:
@@ -209,3 +210,29 @@ def test_the_size_of_an_answer() -> None:
     assert 0 < size_of_answer(recursive).expected < 200
     assert size_of_answer({"enum": ["a", "bbb"]}).expected == 4
     assert size_of_answer({"type": "object", "additionalProperties": {"type": "integer"}}).expected > 20
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "caching", "calls"),
+    [
+        ("openai", "gpt-4.1-mini", {}, 60),  # caches by itself; writes are free
+        ("openai", "gpt-5.6", {}, 60),  # bills writes, too
+        ("anthropic", "claude-opus-4-6", {"implicit_caching": "warm"}, 30),
+        ("anthropic", "claude-opus-4-6", {"implicit_caching": "warm", "cache_ttl": "1h"}, 30),
+        ("anthropic", "claude-opus-4-6", {"implicit_caching": True}, 60),
+        ("anthropic", "claude-opus-4-6", {}, 1),  # a single call writes for the next turn
+        ("anthropic", "claude-opus-4-6", {}, 20),
+    ],
+)
+async def test_what_calls_share_is_priced_as_the_provider_caches_it(  # noqa: PLR0917 (fixtures and cases)
+    sim: Simulator, config: MakeConfig, provider: ProviderName, model: str, caching: Any, calls: int
+) -> None:
+    """The first calls write, the others read."""
+    sim.latency_s = 0.05  # the first ones leave before any is answered
+    sources = [Source.from_text("A long report. " * 4_000)]
+    prompts = [f"Question {number}: what does it say?" for number in range(calls)]
+    made, options = config(provider, model=model), Options(max_tokens=16, **caching)
+    estimate = await estimate_many(prompts, sources=sources, config=made, options=options)
+    bill = (await run_many(prompts, sources=sources, config=made, options=options)).metrics["cost_usd"]
+    assert estimate.cost_usd.expected == pytest.approx(bill, rel=0.15)
+    assert any(line.startswith("Prompt caching:") for line in estimate.assumptions) == (calls != 20)
