@@ -14,6 +14,7 @@ from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.caching.registry import open_registry
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
+from pollux_flows.frames import Column
 from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import with_results
@@ -59,7 +60,7 @@ async def run(
 
 
 async def run_many(
-    prompts: str | Sequence[str | None] | None = None,
+    prompts: str | Sequence[str | None] | Column | None = None,
     *,
     sources: Sequence[Source] = (),
     config: Config,
@@ -71,6 +72,8 @@ async def run_many(
     max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
     """Ask several things about the same sources, side by side. Answers come in prompt order.
+
+    `prompts` is a list, or a column of a table of pandas, polars or Arrow.
 
     The first call that failed is raised, after all of them have ended and every answer was saved; what they
     brought is the error's `envelope`.

@@ -18,6 +18,7 @@ from pollux_flows import capabilities, claude
 from pollux_flows.caching.sweep import delete_temporary
 from pollux_flows.caching.worth import price_cache, price_prefix
 from pollux_flows.files.content import Content
+from pollux_flows.files.mime import is_text_like
 from pollux_flows.pipeline.caches import CacheChoice, CacheRequest
 from pollux_flows.pipeline.execute import Execution
 from pollux_flows.pipeline.plan import Plan, PlannedCall
@@ -84,13 +85,8 @@ def estimate_tokens(source: Source, content: Content | None) -> int | None:
     kind = content.mime_type.partition("/")[0]
     if kind == "image":
         return _IMAGE_TOKENS
-    kind = "text" if is_text(content) else kind
+    kind = "text" if is_text_like(content.mime_type) else kind
     return content.size_bytes // _BYTES_PER_TOKEN.get(kind, _BYTES_PER_TOKEN["application"])
-
-
-def is_text(content: Content) -> bool:
-    """Return whether a file is read as its text. A PDF is not, although its bytes may be ASCII."""
-    return (content.utf8 and content.mime_type != "application/pdf") or content.mime_type.endswith("json")
 
 
 def _find_obstacle(plan: Plan, calls: Sequence[PlannedCall]) -> str | None:

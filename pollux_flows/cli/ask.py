@@ -77,9 +77,9 @@ def run(
     """Ask prompts and print the answers, as a run of the flow `fan-out`."""
     with refusals_in_words():
         asked = read_prompt_arguments(prompt, prompts)
-        options = make_options(system, schema)
+        options = read_options(system, schema)
         block = asyncio.run(load_provider(provider))
-        about = make_sources(sources)
+        about = read_sources(sources)
         try:
             with show_run():
                 envelope = flows.fan_out(
@@ -105,9 +105,9 @@ def submit(
     """Submit prompts as a batch, and print the name of the job."""
     with refusals_in_words():
         asked = read_prompt_arguments(prompt, prompts)
-        options = make_options(system, schema)
+        options = read_options(system, schema)
         block = asyncio.run(load_provider(provider))
-        about = make_sources(sources)
+        about = read_sources(sources)
         with shorten_log():
             job = flows.submit(asked, block, about, options, output=output, resubmit=resubmit)
         say(job)
@@ -149,7 +149,7 @@ def _read(file: str) -> list[str]:
     return found
 
 
-def make_sources(names: Sequence[str] | None) -> list[Source]:
+def read_sources(names: Sequence[str] | None) -> list[Source]:
     """Return the sources that a command names."""
     return [_source(each) for each in names or ()]
 
@@ -163,8 +163,8 @@ def _source(name: str) -> Source:
     return Source.from_file(name)
 
 
-def make_options(system: str | None, schema: str | None, max_tokens: int | None = None) -> Options:
-    """Return the options that a command names."""
+def read_options(system: str | None, schema: str | None, max_tokens: int | None = None) -> Options:
+    """Return the options that a command was called with."""
     shape = None if schema is None else _schema(schema)
     return Options(system_instruction=system, response_schema=shape, max_tokens=max_tokens)
 

@@ -16,9 +16,9 @@ from pollux_flows.cli.ask import (
     Sources,
     System,
     load_provider,
-    make_options,
-    make_sources,
+    read_options,
     read_prompt_arguments,
+    read_sources,
 )
 from pollux_flows.cli.printing import Flag, Json, refusals_in_words, say
 from pollux_flows.estimation.api import estimate_many
@@ -47,9 +47,9 @@ def estimate(
     """Estimate calls, tokens, cost and time of a run."""
     with refusals_in_words():
         asked = read_prompt_arguments(prompt, prompts)
-        options = make_options(system, schema, max_tokens)
+        options = read_options(system, schema, max_tokens)
         block = asyncio.run(load_provider(provider))
-        about = make_sources(sources)
+        about = read_sources(sources)
 
         async def make() -> Estimate:
             config = await block.config()

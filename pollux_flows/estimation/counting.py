@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -10,14 +11,14 @@ from typing import Final
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, raise_if_error
-from pollux_flows.estimation.lengths import Length, is_uploaded, source_indexes
+from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, Length, is_too_large, source_indexes
 from pollux_flows.files.content import load
+from pollux_flows.files.mime import is_text_like
 from pollux_flows.pipeline.answers import Answers
 from pollux_flows.pipeline.attach import Attachments, delivery_of
 from pollux_flows.pipeline.execute import Execution
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.terms import Terms
-from pollux_flows.providers.base import Call
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.registry import find_provider
 from pollux_flows.providers.session import Session, open_session
@@ -26,6 +27,9 @@ from pollux_flows.providers.tokens import TokenCount
 _MOST_CALLS: Final = 20
 _MOST_BYTES: Final = 32 << 20
 _AT_ONCE: Final = 4
+# Sources up to so many bytes are sent with each call, larger ones with one.
+_SMALL: Final = 4_096
+_Group = tuple[int, int | None]
 
 
 @dataclass
@@ -44,32 +48,42 @@ async def count_tokens(lengths: Sequence[Length], config: Config) -> Counts:
     if provider.tokens is None:
         _check_request(lengths[0], config)
         return Counts(problem=f"{config.provider} has no counter of tokens.")
+    chosen = _choose(lengths)
     counts = Counts()
     async with open_session(config) as session, AsyncExitStack() as stack:
-        counter = _Counter(session, stack)
-        first, *others = _choose(lengths)
-        # A server without a counter is asked once.
-        await counter.count(first, lengths[first], counts)
+        counter = _Counter(session, stack, [lengths[place] for place in chosen])
         room = asyncio.Semaphore(_AT_ONCE)
 
         async def count(place: int) -> None:
             async with room:
-                if counts.problem is None:
-                    await counter.count(place, lengths[place], counts)
+                if counts.problem is not None:
+                    return
+                try:
+                    if (found := await counter.count(lengths[place])) is not None:
+                        counts.by_place[place] = found
+                except APIError as error:
+                    counts.problem = error.message
 
-        for each in await asyncio.gather(*map(count, others), return_exceptions=True):
+        await count(chosen[0])  # a server without a counter is asked once
+        for each in await asyncio.gather(*map(count, chosen[1:]), return_exceptions=True):
             raise_if_error(each)
     return counts
 
 
 def _choose(lengths: Sequence[Length]) -> list[int]:
     """Return the places of calls of all lengths, the shortest and the longest included, within what may be sent."""
-    mean = sum(each.size for each in lengths) / len(lengths)
-    most = max(1, min(_MOST_CALLS, len(lengths), int(_MOST_BYTES / max(1.0, mean))))
     order = sorted(range(len(lengths)), key=lambda place: lengths[place].tokens)
-    if most == 1:
-        return [order[len(order) // 2]]
-    return [order[round(step * (len(order) - 1) / (most - 1))] for step in range(most)]
+    for most in range(min(_MOST_CALLS, len(order)), 1, -1):
+        chosen = [order[round(step * (len(order) - 1) / (most - 1))] for step in range(most)]
+        shared = {_group(lengths[place]): lengths[place].shared for place in chosen}
+        if sum(shared.values()) + CHARACTERS_PER_TOKEN * sum(lengths[place].prompt for place in chosen) <= _MOST_BYTES:
+            return chosen
+    return [order[len(order) // 2]]
+
+
+def _group(length: Length) -> _Group:
+    """Return what the call shares with others: its plan, and the source that it is about."""
+    return id(length.sampled.plan), length.sampled.call.source
 
 
 def _check_request(length: Length, config: Config) -> None:
@@ -87,42 +101,59 @@ def _execution(plan: Plan, config: Config) -> Execution:
 
 
 class _Counter:
-    """Counts calls over one connection; what the calls of a plan share is made ready once."""
+    """Counts calls over one connection. Sources that several of them are about are sent once."""
 
-    def __init__(self, session: Session, stack: AsyncExitStack) -> None:
+    def __init__(self, session: Session, stack: AsyncExitStack, lengths: Sequence[Length]) -> None:
         self._session, self._stack = session, stack
+        self._calls = Counter(map(_group, lengths))
         self._plans: dict[int, tuple[Execution, Attachments]] = {}
+        self._sources: dict[_Group, asyncio.Task[int]] = {}
 
-    async def count(self, place: int, length: Length, counts: Counts) -> None:
-        """Add the count of this call to the others, or why the provider does not count it."""
-        call = await self._make_call(length)
-        if call is None:
-            return
-        try:
-            counts.by_place[place] = await self._session.count_tokens(call)
-        except APIError as error:
-            counts.problem = error.message
+    async def count(self, length: Length) -> TokenCount | None:
+        """Return the count of this call; None if nothing of it can be counted."""
+        plan, planned = length.sampled
+        if any(is_too_large(plan, index) for index in range(plan.own_sources, len(plan.sources))):
+            return None
+        if planned.prompt is None or length.shared <= _SMALL or self._calls[_group(length)] == 1:
+            return await self._count(length)
+        if (group := _group(length)) not in self._sources:
+            self._sources[group] = asyncio.create_task(self._count_sources(length))
+        sources = await self._sources[group]
+        count = await self._count(length, with_sources=False)
+        return count and TokenCount(sources + count.input_tokens, count.cached_tokens)
 
-    async def _make_call(self, length: Length) -> Call | None:
-        """Return the call as it would be made, but without files to upload; None if nothing is left of it."""
+    async def _count_sources(self, length: Length) -> int:
+        """Return how many tokens a call has more with its sources than without."""
+        complete, bare = await self._count(length), await self._count(length, with_sources=False)
+        return complete.input_tokens - bare.input_tokens if complete and bare else 0
+
+    async def _count(self, length: Length, *, with_sources: bool = True) -> TokenCount | None:
         plan, planned = length.sampled
         if id(plan) not in self._plans:
             attachments = Attachments(plan, self._session)
             self._stack.push_async_callback(attachments.close)
             self._plans[id(plan)] = _execution(plan, self._session.config), attachments
         execution, attachments = self._plans[id(plan)]
-        indexes = [index for index in source_indexes(plan, planned.source) if not is_uploaded(plan, index)]
-        said = range(plan.own_sources, len(plan.sources))
-        if any(is_uploaded(plan, index) for index in said) or (not indexes and planned.prompt is None):
+        indexes = [
+            index
+            for index in source_indexes(plan, planned.source)
+            if not is_too_large(plan, index) and (with_sources or index >= plan.own_sources)
+        ]
+        if not indexes and planned.prompt is None:
             return None
-        materials = [await self._material(plan, index, attachments) for index in indexes]
-        return execution.make_call(planned, tuple(materials), plan.options.cache_handle)
+        materials = [await self._make_material(plan, index, attachments) for index in indexes]
+        return await self._session.count_tokens(
+            execution.make_call(planned, tuple(materials), plan.options.cache_handle)
+        )
 
-    async def _material(self, plan: Plan, index: int, attachments: Attachments) -> Material:
+    async def _make_material(self, plan: Plan, index: int, attachments: Attachments) -> Material:
+        """Return a source as it is sent, or with its content where it would be an uploaded file."""
         content = plan.contents[index]
         if content is None or delivery_of(plan, index) != "upload":
             (material,) = await attachments.materials([index])
             return material
         source = plan.sources[index]
         data = await load(source, content, limit_s=self._session.config.timeout_s)
-        return Material(source, content.mime_type, text=data.decode())
+        if content.utf8 and is_text_like(content.mime_type):
+            return Material(source, content.mime_type, text=data.decode())
+        return Material(source, content.mime_type, data=data)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pollux_flows.caching.auto import estimate_tokens, is_text
+from pollux_flows.caching.auto import estimate_tokens
 from pollux_flows.estimation.work import Sampled
 from pollux_flows.pipeline.attach import delivery_of
 from pollux_flows.pipeline.plan import Plan
@@ -16,8 +16,8 @@ from pollux_flows.plain import canonical
 CHARACTERS_PER_TOKEN: Final = 4
 # A page at an address: some take a hundred tokens, some a hundred thousand.
 ADDRESS_TOKENS: Final = 1_000
-LARGEST_TEXT: Final = 4 << 20
-"""The most bytes of a text file that is sent along to be counted, although the call would upload it."""
+LARGEST_SENT: Final = 8 << 20
+"""The most bytes of a file that is sent along to be counted, although the call would upload it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Length:
     prompt: float
     """Of the prompt, which is a part of that."""
     uploads: float
-    """Of files that would be uploaded, which is not done to count them."""
-    size: int
-    """The bytes of what it takes to have the call counted, about."""
+    """Of files that are too large to be counted without an upload."""
+    shared: int
+    """The bytes of the sources that it takes to have the call counted."""
 
     @property
     def tokens(self) -> float:
@@ -62,7 +62,7 @@ class _PlanLengths:
         prompt = len(sampled.call.prompt or "")
         characters = self._characters + prompt
         countable += characters / CHARACTERS_PER_TOKEN
-        return Length(sampled, countable, prompt / CHARACTERS_PER_TOKEN, uploads, size + characters)
+        return Length(sampled, countable, prompt / CHARACTERS_PER_TOKEN, uploads, size)
 
     def _of_source(self, index: int) -> tuple[float, float, int]:
         plan = self._plan
@@ -70,7 +70,7 @@ class _PlanLengths:
         tokens = estimate_tokens(source, content)
         if tokens is None:
             return ADDRESS_TOKENS, 0.0, 0
-        if is_uploaded(plan, index):
+        if is_too_large(plan, index):
             return 0.0, tokens, 0
         return tokens, 0.0, len(source.text or "") if content is None else content.size_bytes
 
@@ -91,11 +91,10 @@ def source_indexes(plan: Plan, source: int | None) -> Sequence[int]:
     return range(len(plan.sources)) if source is None else [source]
 
 
-def is_uploaded(plan: Plan, index: int) -> bool:
-    """Return whether a source would be uploaded, and is not counted: a text that is not too long can be sent along."""
+def is_too_large(plan: Plan, index: int) -> bool:
+    """Return whether a source would have to be uploaded to be counted; a smaller one can be sent along."""
     content = plan.contents[index]
-    can_be_text = content is not None and content.utf8 and is_text(content) and content.size_bytes <= LARGEST_TEXT
-    return delivery_of(plan, index) == "upload" and not can_be_text
+    return content is not None and content.size_bytes > LARGEST_SENT and delivery_of(plan, index) == "upload"
 
 
 def describe_sources(sample: Sequence[Sampled]) -> list[str]:
@@ -106,15 +105,15 @@ def describe_sources(sample: Sequence[Sampled]) -> list[str]:
         for index in source_indexes(plan, call.source):
             if (id(plan), index) not in seen:
                 seen.add((id(plan), index))
-                if is_uploaded(plan, index):
+                if is_too_large(plan, index):
                     kinds["upload"] += 1
                 elif estimate_tokens(plan.sources[index], plan.contents[index]) is None:
                     kinds["address"] += 1
     found = []
     if number := kinds["upload"]:
         found.append(
-            f"{number} of the sources would be uploaded, and a file is not uploaded to be counted: its tokens are "
-            "estimated from its size, and may be a few times more or fewer."
+            f"{number} of the sources are too large to be counted without an upload: their tokens are estimated from "
+            "their size, and may be a few times more or fewer."
         )
     if number := kinds["address"]:
         found.append(

@@ -8,6 +8,7 @@ from pollux_flows.flows.deferred import adeferred, deferred
 from pollux_flows.flows.estimate import aestimate, estimate
 from pollux_flows.flows.fan_in import afan_in, fan_in
 from pollux_flows.flows.fan_out import afan_out, fan_out
+from pollux_flows.flows.map_rows import amap_rows, map_rows
 from pollux_flows.flows.realtime import arealtime, realtime
 from pollux_flows.flows.resubmit import aresubmit, resubmit
 from pollux_flows.flows.submit import asubmit, submit
@@ -24,6 +25,7 @@ __all__ = [
     "aestimate",
     "afan_in",
     "afan_out",
+    "amap_rows",
     "arealtime",
     "aresubmit",
     "asubmit",
@@ -38,6 +40,7 @@ __all__ = [
     "estimate",
     "fan_in",
     "fan_out",
+    "map_rows",
     "realtime",
     "resubmit",
     "submit",

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import AutoCache, OnPartial, answer_each
 from pollux_flows.flows.sync_and_async import async_form, sync_form
-from pollux_flows.flows.ui_forms import OptionsField, SourceField
+from pollux_flows.flows.ui_forms import OptionsField, PromptsField, SourceField
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
 
 
 @sync_form("broadcast")
 async def broadcast(
-    prompts: Sequence[str],
+    prompts: PromptsField,
     sources: Sequence[SourceField],
     provider: PolluxProvider,
     options: OptionsField = None,

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import Cache, OnPartial, answer
 from pollux_flows.flows.sync_and_async import async_form, sync_form
-from pollux_flows.flows.ui_forms import OptionsField, SourceField
+from pollux_flows.flows.ui_forms import OptionsField, PromptsField, SourceField
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
 
 
 @sync_form("fan-out")
 async def fan_out(
-    prompts: Sequence[str],
+    prompts: PromptsField,
     provider: PolluxProvider,
     sources: Sequence[SourceField] = (),
     options: OptionsField = None,

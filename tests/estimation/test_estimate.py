@@ -72,16 +72,36 @@ async def test_providers_without_a_counter_are_not_asked(
     assert "does not support" in str(estimate.batch_cost_usd.unknown)
 
 
-async def test_a_file_is_not_uploaded_to_be_counted(sim: Simulator, config: MakeConfig, tmp_path: Path) -> None:
-    """Its tokens are estimated by its size, and those of a text file are counted as text."""
+@with_counter
+async def test_files_are_counted_without_an_upload(
+    sim: Simulator, config: MakeConfig, provider: ProviderName, tmp_path: Path
+) -> None:
+    """They are sent along, once for all calls about them. One that is too large for that is estimated by its size."""
     (tmp_path / "report.pdf").write_bytes(b"%PDF-1.7\n" + b"x" * 99_991)
     (tmp_path / "notes.txt").write_text("x" * 4_000)
-    sources = [Source.from_file(str(tmp_path / name)) for name in ("report.pdf", "notes.txt")]
-    estimate = await estimate_many(["four"], sources=sources, config=config("gemini"))
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 992)
+    sources = [Source.from_file(str(tmp_path / name)) for name in ("report.pdf", "notes.txt", "image.png")]
+    prompts = [f"Question {number}?" for number in range(12)]
+    made, options = config(provider), Options(max_tokens=16)
+    estimate = await estimate_many(prompts, sources=sources, config=made, options=options)
     assert operations(sim) == {"count_tokens"}
     assert not sim.files
-    assert estimate.input_tokens.expected == 500 + 1_000 + 1
-    assert any("1 of the sources would be uploaded" in line for line in estimate.assumptions)
+    assert sum("png" in str(each.body) for each in sim.requests) == 1
+    assert len(sim.requests) == 12 + 2
+    bill = await run_many(prompts, sources=sources, config=made, options=options)
+    assert estimate.input_tokens.expected == bill.usage["input_tokens"]
+
+
+async def test_a_large_file_is_estimated_by_its_size(sim: Simulator, config: MakeConfig, tmp_path: Path) -> None:
+    """And the estimate says so."""
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"x" * (9 << 20))
+    estimate = await estimate_many(
+        ["four"], sources=[Source.from_file(str(tmp_path / "film.mp4"))], config=config("gemini")
+    )
+    assert operations(sim) == {"count_tokens"}
+    assert estimate.input_tokens.expected == 1 + (9 << 20) // 1_000
+    assert estimate.input_tokens.low != estimate.input_tokens.worst
+    assert any("too large to be counted without an upload" in line for line in estimate.assumptions)
 
 
 async def test_each_source_by_itself(sim: Simulator, config: MakeConfig) -> None:
