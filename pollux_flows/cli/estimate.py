@@ -21,10 +21,12 @@ from pollux_flows.cli.ask import (
     read_sources,
 )
 from pollux_flows.cli.printing import Flag, Json, refusals_in_words, say
-from pollux_flows.estimation.api import estimate_many
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.estimation.api import estimate_many, estimate_table
 from pollux_flows.estimation.estimate import Estimate
 from pollux_flows.estimation.table import describe_calls, list_unknowns, make_table
-from pollux_flows.pipeline.terms import Reuse
+from pollux_flows.flows.mapping import make_spec
+from pollux_flows.pipeline.terms import Reuse, Terms
 
 
 def estimate(
@@ -38,10 +40,20 @@ def estimate(
     system: System = None,
     schema: Schema = None,
     max_tokens: Annotated[int | None, Parameter(help="The longest answer, in tokens.")] = None,
+    table: Annotated[
+        str | None, Parameter(help="Estimate the prompt over each row of this table: columns stand in braces.")
+    ] = None,
+    source_columns: Annotated[
+        list[str] | None, Parameter("--source-column", help="A column of the table with sources. Can be repeated.")
+    ] = None,
+    limit: Annotated[int | None, Parameter(help="How many rows of the table to read.")] = None,
     reuse: Annotated[
-        Reuse,
-        Parameter(help="Which stored answers would not be asked for again: those of any run (always), or none."),
-    ] = "run",
+        Reuse | None,
+        Parameter(
+            help="Which stored answers would not be asked for again: those of any run (always, which is usual for a "
+            "table), or none (run, never)."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Estimate calls, tokens, cost and time of a run."""
@@ -53,9 +65,18 @@ def estimate(
 
         async def make() -> Estimate:
             config = await block.config()
-            return await estimate_many(
-                asked, sources=about, config=config, options=options, each_source=each_source, reuse=reuse
-            )
+            if table is None:
+                return await estimate_many(
+                    asked, sources=about, config=config, options=options, each_source=each_source, reuse=reuse or "run"
+                )
+            if len(asked) > 1 or about:
+                raise ConfigurationError(
+                    "A table has one prompt, and its columns say what it is about.",
+                    hint="Write one prompt, and name columns with --source-column.",
+                )
+            spec = make_spec(asked[0], source_columns or (), config.target, options)
+            terms = Terms(reuse=reuse or "always")
+            return await estimate_table(table, spec, config=config, terms=terms, limit=limit)
 
         found = asyncio.run(make())
     if json:

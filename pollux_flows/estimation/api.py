@@ -1,7 +1,8 @@
-"""estimate_many: what run_many would take, without Prefect."""
+"""Estimates without Prefect: of what run_many would take, and of a table."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -10,13 +11,16 @@ from pollux_flows.caching.registry import open_registry
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.estimation.estimate import Estimate
-from pollux_flows.estimation.estimating import estimate_plan
+from pollux_flows.estimation.estimating import estimate_calls, estimate_plan
+from pollux_flows.estimation.rows import ROWS_PER_CHUNK, find_rows_work
+from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.options import Options
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.source import Source
+from pollux_flows.tables.table import scan_table
 
 
 async def estimate_many(
@@ -43,3 +47,14 @@ async def estimate_many(
     )
     contents = await read_sources(request, limit_s=config.timeout_s)
     return await estimate_plan(make_plan(request, contents, cache_request=requested.request), config, terms)
+
+
+async def estimate_table(
+    table: str, spec: MapSpec, *, config: Config, terms: Terms, limit: int | None = None, id_column: str | None = None
+) -> Estimate:
+    """Return what `map_rows` is expected to take for a table. Every row is read; nothing is generated or uploaded."""
+    spec.check()
+    scanned = await asyncio.to_thread(
+        scan_table, table, rows_per_chunk=ROWS_PER_CHUNK, limit=limit, need=spec.columns, id_column=id_column
+    )
+    return await estimate_calls(await find_rows_work(scanned, spec, config, terms), config)

@@ -11,7 +11,7 @@ from typing import Final
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, raise_if_error
-from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, Length, is_too_large, source_indexes
+from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, Length, is_too_large
 from pollux_flows.files.content import load
 from pollux_flows.files.mime import is_text_like
 from pollux_flows.pipeline.answers import Answers
@@ -29,7 +29,7 @@ _MOST_BYTES: Final = 32 << 20
 _AT_ONCE: Final = 4
 # Sources up to so many bytes are sent with each call, larger ones with one.
 _SMALL: Final = 4_096
-_Group = tuple[int, int | None]
+_Group = tuple[int, tuple[int, ...]]
 
 
 @dataclass
@@ -82,16 +82,17 @@ def _choose(lengths: Sequence[Length]) -> list[int]:
 
 
 def _group(length: Length) -> _Group:
-    """Return what the call shares with others: its plan, and the source that it is about."""
-    return id(length.sampled.plan), length.sampled.call.source
+    """Return what the call may share with others: its plan, and the sources that it is about."""
+    plan, call = length.sampled
+    return id(plan), tuple(plan.sources_of(call))
 
 
 def _check_request(length: Length, config: Config) -> None:
     """Refuse what only a finished request shows, as the run would."""
     plan, call = length.sampled
     execution = _execution(plan, config)
-    sources = source_indexes(plan, call.source)
-    pretended = tuple(Material(plan.sources[index], plan.sources[index].mime_type, text="") for index in sources)
+    sources = (plan.sources[index] for index in plan.sources_of(call))
+    pretended = tuple(Material(source, source.mime_type, text="") for source in sources)
     find_provider(config.provider).generate.request(execution.make_call(call, pretended, plan.options.cache_handle))
 
 
@@ -136,7 +137,7 @@ class _Counter:
         execution, attachments = self._plans[id(plan)]
         indexes = [
             index
-            for index in source_indexes(plan, planned.source)
+            for index in plan.sources_of(planned)
             if not is_too_large(plan, index) and (with_sources or index >= plan.own_sources)
         ]
         if not indexes and planned.prompt is None:

@@ -22,8 +22,9 @@ class Estimate(Record):
 
     target: Target = Field(description="The provider and the model that would be asked.")
     calls: int = Field(description="How many calls the run makes.")
-    duplicates: int = Field(description="How many of them ask what an earlier one asks.")
+    duplicates: int = Field(description="How many of them ask what an earlier one asks; of a table, once in all.")
     reused: int = Field(description="How many are answered in the journal already.")
+    unusable: int = Field(default=0, description="How many rows of a table cannot be asked.")
     to_ask: int = Field(description="How many would be asked, and paid for.")
     input_tokens: Amount = Field(description="Of the calls to ask.")
     output_tokens: Amount = Field(description="Of the calls to ask, thinking included.")

@@ -45,6 +45,7 @@ async def estimate_calls(work: Work, config: Config) -> Estimate:
         calls=work.calls,
         duplicates=work.duplicates,
         reused=work.reused,
+        unusable=work.unusable,
         to_ask=work.to_ask,
         input_tokens=tokens_in,
         output_tokens=tokens_out,
@@ -65,6 +66,7 @@ def _estimate_nothing(work: Work, config: Config) -> Estimate:
         calls=work.calls,
         duplicates=work.duplicates,
         reused=work.reused,
+        unusable=work.unusable,
         to_ask=0,
         input_tokens=tokens,
         output_tokens=tokens,
@@ -81,7 +83,7 @@ def _estimate_nothing(work: Work, config: Config) -> Estimate:
 def _advise_caching(work: Work, config: Config) -> str:
     plan = work.whole_plan
     if plan is None:
-        return "Not looked at: the calls are of different requests."
+        return "Not looked at: a table's rows share no sources."
     choice = plan_cache(plan, [each.call for each in work.sample], config.request_concurrency).cache_choice
     if choice is None or choice.mode == "none":
         return f'cache="auto" would cache nothing: {choice.why if choice else "it is not known why"}.'
@@ -103,6 +105,7 @@ def _list_assumptions(
             yield f"It has not counted more: {counts.problem}"
     if sampled != asked:
         yield f"{sampled:,} calls stand for all {asked:,}."
+    yield from work.why
     yield from describe_sources(work.sample)
     yield from answer.why
     if prefixes.why:

@@ -110,7 +110,8 @@ def find_prefixes(work: Work, inputs: Inputs, config: Config) -> Prefixes:
     read, written = [0.0] * count, [0.0] * count
     plans = {id(each.plan): each.plan for each in work.sample}
     plan = next(iter(plans.values()), None)
-    if plan is None or len(plans) > 1 or not _caches(plan):
+    has_own = any(each.call.sources is not None for each in work.sample)
+    if plan is None or len(plans) > 1 or has_own or not _caches(plan):
         return Prefixes(read, written)
     groups = defaultdict[int | None, list[int]](list)
     for place, each in enumerate(work.sample):

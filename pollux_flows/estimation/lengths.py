@@ -50,15 +50,14 @@ class _PlanLengths:
         values = [value for value in (options.tools, schema) if value]
         characters = sum(map(len, texts)) + sum(len(canonical(value)) for value in values)
         self._characters = characters
-        self._sources: dict[int, tuple[float, float, int]] = {}
-        self._sums: dict[int | None, tuple[float, float, int]] = {}
+        self._sums: dict[tuple[int, ...], tuple[float, float, int]] = {}
 
     def measure(self, sampled: Sampled) -> Length:
-        source = sampled.call.source
-        if source not in self._sums:
-            parts = [self._of_source(index) for index in source_indexes(self._plan, source)]
-            self._sums[source] = (sum(p[0] for p in parts), sum(p[1] for p in parts), sum(p[2] for p in parts))
-        countable, uploads, size = self._sums[source]
+        sources = tuple(self._plan.sources_of(sampled.call))
+        if sources not in self._sums:
+            parts = list(map(self._of_source, sources))
+            self._sums[sources] = (sum(p[0] for p in parts), sum(p[1] for p in parts), sum(p[2] for p in parts))
+        countable, uploads, size = self._sums[sources]
         prompt = len(sampled.call.prompt or "")
         characters = self._characters + prompt
         countable += characters / CHARACTERS_PER_TOKEN
@@ -86,11 +85,6 @@ def measure_calls(sample: Sequence[Sampled]) -> list[Length]:
     return lengths
 
 
-def source_indexes(plan: Plan, source: int | None) -> Sequence[int]:
-    """Return which sources a call about this one (None: about all) sends."""
-    return range(len(plan.sources)) if source is None else [source]
-
-
 def is_too_large(plan: Plan, index: int) -> bool:
     """Return whether a source would have to be uploaded to be counted; a smaller one can be sent along."""
     content = plan.contents[index]
@@ -102,7 +96,7 @@ def describe_sources(sample: Sequence[Sampled]) -> list[str]:
     kinds: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     for plan, call in sample:
-        for index in source_indexes(plan, call.source):
+        for index in plan.sources_of(call):
             if (id(plan), index) not in seen:
                 seen.add((id(plan), index))
                 if is_too_large(plan, index):

@@ -40,6 +40,8 @@ def describe_calls(estimate: Estimate) -> str:
     parts += [f"{estimate.reused:,} answered already"] if estimate.reused else []
     if number := estimate.duplicates:
         parts.append(f"{number:,} {'duplicate' if number == 1 else 'duplicates'}")
+    if estimate.unusable:
+        parts.append(f"{estimate.unusable:,} that cannot be asked")
     return ", ".join(parts)
 
 

@@ -15,7 +15,8 @@ from pollux_flows.state.store import open_store
 
 # Each record holds an entire answer: so many are in memory at a time.
 _AT_ONCE: Final = 500
-_MOST_EARLIER: Final = 200
+MOST_EARLIER: Final = 200
+"""So many earlier answers are enough to learn from."""
 
 
 class Sampled(NamedTuple):
@@ -37,6 +38,9 @@ class Work:
     to_ask: int
     duplicates: int = 0
     reused: int = 0
+    unusable: int = 0
+    why: Sequence[str] = ()
+    """What is assumed about these numbers."""
     earlier: Sequence[Outcome] = field(default=(), repr=False)
 
     @property
@@ -60,10 +64,10 @@ async def find_work(plan: Plan, terms: Terms) -> Work:
             calls = plan.calls[start : start + _AT_ONCE]
             found = await load_earlier(calls, terms.max_age)
             reused |= {call.index for call in calls if call.identity in found}
-            earlier += list(found.values())[: _MOST_EARLIER - len(earlier)]
+            earlier += list(found.values())[: MOST_EARLIER - len(earlier)]
     to_ask = [call for call in plan.calls if call.index not in reused]
     # What is asked again has been answered before: by another run, or too long ago to be reused.
-    again = list((await load_earlier(spread(to_ask, _MOST_EARLIER))).values())
+    again = list((await load_earlier(spread(to_ask, MOST_EARLIER))).values())
     return Work(
         sample=[Sampled(plan, call) for call in to_ask],
         calls=len(plan.calls),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -15,10 +16,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow_async
 
-from pollux_flows import Config, Estimate, Options, Source, estimate_many
+from pollux_flows import Config, ConfigurationError, Estimate, Options, Source, estimate_many
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
-from pollux_flows.flows import aestimate, estimate, estimating
+from pollux_flows.flows import aestimate, estimate, estimating, map_rows
 from pollux_flows.flows.estimating import is_approved, wait_for_approval
 from pollux_flows.simulator import Simulator
 from tests.prefect.test_served import until
@@ -53,7 +54,11 @@ def test_prompts_may_be_pasted(provider: PolluxProvider) -> None:
 
 
 def test_the_command(
-    provider: PolluxProvider, simulator: Simulator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    provider: PolluxProvider,
+    simulator: Simulator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """For people and for programs. It starts no run."""
     provider.save("estimating", overwrite=True)
@@ -72,7 +77,26 @@ def test_the_command(
     assert "- Input: openai has counted the tokens of every call." in printed
     found = Estimate.model_validate_json(command(*PROMPTS, "-p", "estimating", "--json"))
     assert json.loads(command(*PROMPTS, "-p", "estimating", "--json"))["calls"] == found.calls == 2
+    (tmp_path / "t.csv").write_text("name\nAnn\nBob\n")
+    rows = command("Greet {name}", "-p", "estimating", "--table", str(tmp_path / "t.csv"), "--limit", "1")
+    assert rows.startswith("openai gpt-4.1-mini: 1 call to ask\n")
     assert {each.operation for each in simulator.requests} == {"count_tokens"}
+
+
+def test_a_table_costs_what_was_expected(provider: PolluxProvider, simulator: Simulator, tmp_path: Path) -> None:
+    """Estimated, then mapped."""
+    lines = ["id,review", *(f'{number},"{"It broke. " * (number % 7 + 30)}{number}"' for number in range(60))]
+    (tmp_path / "reviews.csv").write_text("\n".join(lines))
+    table, prompt = str(tmp_path / "reviews.csv"), "Is this a complaint? {review}"
+    options = Options(response_schema={"type": "object", "properties": {"is_complaint": {"type": "boolean"}}})
+    expected = estimate(provider=provider, table=table, prompt=prompt, options=options)
+    assert (expected.calls, expected.to_ask, expected.counted) == (60, 60, 20)
+    assert {each.operation for each in simulator.requests} == {"count_tokens"}
+    report = map_rows(table, prompt, provider, str(tmp_path / "out.csv"), options=options)
+    assert expected.cost_usd.expected == pytest.approx(report.cost_usd, rel=0.15)
+    assert estimate(provider=provider, table=table, prompt=prompt, options=options).to_ask == 0
+    with pytest.raises(ConfigurationError, match="A table has one prompt"):
+        estimate(["Why?"], provider, table=table, prompt=prompt)
 
 
 async def an_estimate() -> Estimate:
