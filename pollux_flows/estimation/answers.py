@@ -39,20 +39,20 @@ class AnswerLength:
         return Amount(low=low, expected=expected, worst=worst, unknown=self.unknown)
 
 
-def estimate_answer(target: Target, options: Options, earlier: Sequence[Outcome]) -> AnswerLength:
-    """Return how many tokens the answer to one call takes, and what that is assumed from."""
-    worst = options.max_tokens
-    unknown = None if worst else f"Without max_tokens, the longest answer of {target.model} is not known."
-    found = sorted(tokens for each in earlier if (tokens := _output_tokens(each)) is not None)
+def estimate_answer(target: Target, options: Options, earlier: Sequence[Outcome], worst: int | None) -> AnswerLength:
+    """Return how many tokens the answer to one call takes, and what that is assumed from. `worst` is the most."""
+    found = [tokens for each in earlier if (tokens := _output_tokens(each)) is not None]
     if found:
-        low, expected = float(found[0]), math.fsum(found) / len(found)
+        low, expected = float(min(found)), math.fsum(found) / len(found)
         why = [f"Output: earlier answers to these prompts ({len(found):,} in the journal) took {expected:,.0f} tokens."]
     else:
         low, expected, why = _assume(options)
-    if worst is not None and expected > worst:
-        expected = float(worst)
-        why.append(f"No answer is longer than max_tokens ({worst:,}).")
-    return AnswerLength(min(low, expected), expected, worst, why, unknown)
+    if worst is None:
+        unknown = f"Without max_tokens, the longest answer of {target.model} is not known."
+        return AnswerLength(low, expected, None, why, unknown)
+    limit = "max_tokens" if options.max_tokens else "the model's limit"
+    why.append(f"Worst case: answers of {worst:,} tokens, by {limit}.")
+    return AnswerLength(min(low, worst), min(expected, worst), worst, why)
 
 
 def _assume(options: Options) -> tuple[float, float, list[str]]:

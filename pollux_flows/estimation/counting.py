@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, raise_if_error
 from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, Length, is_too_large
+from pollux_flows.estimation.work import Sampled
 from pollux_flows.files.content import load
 from pollux_flows.files.mime import is_text_like
 from pollux_flows.pipeline.answers import Answers
@@ -40,13 +41,21 @@ class Counts:
     problem: str | None = None
 
 
+def make_request_body(sampled: Sampled, config: Config) -> dict[str, Any]:
+    """Return the request of a call, without the content of its sources; refuse what only a finished request shows."""
+    plan, call = sampled
+    sources = (plan.sources[index] for index in plan.sources_of(call))
+    pretended = tuple(Material(source, source.mime_type, text="") for source in sources)
+    made = _execution(plan, config).make_call(call, pretended, plan.options.cache_handle)
+    return find_provider(config.provider).generate.request(made)
+
+
 async def count_tokens(lengths: Sequence[Length], config: Config) -> Counts:
     """Have the provider count up to twenty of these calls. Where it does not, the result says why."""
     if not lengths:
         return Counts()
     provider = find_provider(config.provider)
     if provider.tokens is None:
-        _check_request(lengths[0], config)
         return Counts(problem=f"{config.provider} has no counter of tokens.")
     chosen = _choose(lengths)
     counts = Counts()
@@ -85,15 +94,6 @@ def _group(length: Length) -> _Group:
     """Return what the call may share with others: its plan, and the sources that it is about."""
     plan, call = length.sampled
     return id(plan), tuple(plan.sources_of(call))
-
-
-def _check_request(length: Length, config: Config) -> None:
-    """Refuse what only a finished request shows, as the run would."""
-    plan, call = length.sampled
-    execution = _execution(plan, config)
-    sources = (plan.sources[index] for index in plan.sources_of(call))
-    pretended = tuple(Material(source, source.mime_type, text="") for source in sources)
-    find_provider(config.provider).generate.request(execution.make_call(call, pretended, plan.options.cache_handle))
 
 
 def _execution(plan: Plan, config: Config) -> Execution:

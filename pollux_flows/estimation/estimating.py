@@ -8,7 +8,7 @@ from typing import Final
 from pollux_flows.caching.auto import plan_cache
 from pollux_flows.config import Config
 from pollux_flows.estimation.answers import AnswerLength, estimate_answer
-from pollux_flows.estimation.counting import Counts, count_tokens
+from pollux_flows.estimation.counting import Counts, count_tokens, make_request_body
 from pollux_flows.estimation.durations import estimate_duration
 from pollux_flows.estimation.estimate import Amount, Estimate
 from pollux_flows.estimation.inputs import Inputs, Prefixes, find_prefixes
@@ -17,6 +17,7 @@ from pollux_flows.estimation.prices import Prices
 from pollux_flows.estimation.work import Work, find_work
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.terms import Terms
+from pollux_flows.pipeline.worst_case import find_output_limit
 from pollux_flows.pricing import price_table
 
 _NOTHING_TO_COUNT: Final = "All of it would have to be uploaded to be counted."
@@ -31,12 +32,12 @@ async def estimate_calls(work: Work, config: Config) -> Estimate:
     """Return what these calls are expected to take, from a sample of them. Nothing is generated or uploaded."""
     if not work.sample:
         return _estimate_nothing(work, config)
-    options = work.sample[0].plan.options
+    options, body = work.sample[0].plan.options, make_request_body(work.sample[0], config)
     lengths = measure_calls(work.sample)
     counts = await count_tokens(lengths, config)
     inputs = Inputs.of(lengths, counts)
     prefixes = find_prefixes(work, inputs, config)
-    answer = estimate_answer(config.target, options, work.earlier)
+    answer = estimate_answer(config.target, options, work.earlier, find_output_limit(config.target, body))
     prices = Prices(config.target, options, inputs, prefixes, answer, work.scale)
     tokens_in, tokens_out = inputs.total(work.scale), answer.total(work.to_ask)
     duration, limits = estimate_duration(work, config, tokens_in, tokens_out)
