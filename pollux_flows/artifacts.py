@@ -20,8 +20,10 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from slugify import slugify
 
+from pollux_flows.estimation.estimate import Estimate
+from pollux_flows.estimation.table import describe_calls, describe_cost
 from pollux_flows.jobs.connection import open_client
-from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_grid
+from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_estimate, render_grid
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.result import Outcome, ResultEnvelope, SweepReport
 from pollux_flows.scope import lineage
@@ -88,6 +90,17 @@ async def publish_cache(name: str, record: CacheRecord) -> None:
             markdown=render_cache(record),
             key=name,
             description=f"{record.target.model}: {', '.join(record.contents)}",
+        )
+
+
+async def publish_estimate(estimate: Estimate) -> None:
+    """Publish the page of an estimate, beside the one that the run leaves at its end."""
+    async with best_effort():
+        key = await _page_key()
+        await acreate_markdown_artifact(
+            markdown=render_estimate(estimate),
+            key=key if key.endswith("estimate") else f"{key}-estimate",
+            description=f"{estimate.target.model}: {describe_calls(estimate)}, {describe_cost(estimate)}",
         )
 
 

@@ -22,6 +22,7 @@ from pollux_flows import artifacts
 from pollux_flows.address import shown
 from pollux_flows.artifacts import show_progress
 from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, InternalError
 from pollux_flows.flows.answering import OnPartial
 from pollux_flows.flows.chunks import ChunkRunner, MapRun
@@ -78,14 +79,7 @@ async def map_table(
     _check_counts(limit=limit, rows_per_chunk=rows_per_chunk)
     Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd)
     config = await provider.config()
-    spec = MapSpec(
-        prompt=prompt,
-        source_columns=list(source_columns),
-        target=config.target,
-        options=options or Options(),
-        folders=[os.getcwd()],  # noqa: PTH109 (paths are compared as text)
-        private=[str(PREFECT_HOME.value()), str(home())],
-    )
+    spec = make_spec(prompt, source_columns, config.target, options)
     spec.check()
     answer_columns = AnswerColumns(answer_column, spec.options)
     async with _open_output(output, table, here, if_exists) as place:
@@ -128,6 +122,18 @@ async def map_table(
         error.message = f"{without} The first: {error.message}"
         raise error
     return report
+
+
+def make_spec(prompt: str, source_columns: Sequence[str], target: Target, options: Options | None) -> MapSpec:
+    """Return how the rows of a table become calls. Paths in it lead nowhere but to the working folder and below."""
+    return MapSpec(
+        prompt=prompt,
+        source_columns=list(source_columns),
+        target=target,
+        options=options or Options(),
+        folders=[os.getcwd()],  # noqa: PTH109 (paths are compared as text)
+        private=[str(PREFECT_HOME.value()), str(home())],
+    )
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,8 @@ async def _open_chunk(
     chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope, *, session: Session | None = None
 ) -> AsyncIterator[tuple[Questions, Execution]]:
     """Read the rows of a chunk and plan its calls. What its rows name is opened within the restrictions of a table."""
+    rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)  # the table itself is named by the caller
     with apply_restrictions(current_restrictions() or spec.restrict()):
-        rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)
         questions = await asyncio.to_thread(read_questions, rows, spec)
         plan = await plan_questions(questions, spec, first_row=chunk.first_row, limit_s=config.timeout_s)
         async with open_execution(plan, config, terms, scope, session=session) as execution:

@@ -1,0 +1,71 @@
+"""Prices: what the calls to ask cost, now and as a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pollux_flows import capabilities
+from pollux_flows.config import Target
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.estimation.answers import AnswerLength
+from pollux_flows.estimation.estimate import Amount
+from pollux_flows.estimation.inputs import InputGroup, Inputs, Prefixes
+from pollux_flows.options import Options
+from pollux_flows.pricing import Cost, cost_of, total
+from pollux_flows.result import Answer, Billing
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What it takes to price the calls of a run."""
+
+    target: Target
+    options: Options
+    inputs: Inputs
+    prefixes: Prefixes
+    answer: AnswerLength
+    scale: float
+
+    def price(self, *, batch: bool = False) -> Amount:
+        """Return the low, the expected and the worst cost of all calls."""
+        if batch and (refusal := self._find_batch_refusal()) is not None:
+            return Amount(unknown=refusal)
+        if self.target.provider == "openrouter":
+            return Amount(unknown="OpenRouter's price depends on the route that it takes: it is known with the answer.")
+        inputs, answer = self.inputs, self.answer
+        low = self._add(inputs.low, answer.low, batch=batch)
+        expected = self._add(1.0, answer.expected, batch=batch)
+        if answer.worst is None:
+            worst = Cost(None, answer.unknown)
+        else:
+            worst = self._add(inputs.worst, answer.worst, batch=batch, reads_cache=False)
+        unknown = expected.unknown or low.unknown or worst.unknown
+        return Amount(low=low.usd, expected=expected.usd, worst=worst.usd, unknown=unknown)
+
+    def _find_batch_refusal(self) -> str | None:
+        """Return why these calls cannot be submitted as a batch, or None if they can."""
+        try:
+            capabilities.check_deferred(self.target, self.options)
+        except ConfigurationError as error:
+            return error.message
+        return None
+
+    def _add(self, factor: float, output: float, *, batch: bool, reads_cache: bool = True) -> Cost:
+        costs = []
+        for group in self.inputs.group(self.prefixes):
+            answer = self._make_answer(group, factor, output, reads_cache=reads_cache and not batch)
+            cost = cost_of(self.target, answer, batch=batch)
+            costs.append(cost if cost.usd is None else Cost(cost.usd * group.calls * self.scale))
+        return total(costs)
+
+    def _make_answer(self, group: InputGroup, factor: float, output: float, *, reads_cache: bool) -> Answer:
+        """Return an answer with the tokens of a call of this group."""
+        sent = round(group.tokens * factor)
+        # Of what the options name, a price is known in any case.
+        read = group.read if reads_cache else self.inputs.cached
+        written = round(group.written * factor) if reads_cache else 0
+        usage = {"input_tokens": sent, "cached_tokens": min(round(read * factor), sent), "output_tokens": round(output)}
+        billing = Billing(long_cache_write_tokens=written if self.options.cache_ttl == "1h" else 0)
+        return Answer(
+            text="", finish_reason="stop", usage={**usage, "cache_write_tokens": min(written, sent)}, billing=billing
+        )
