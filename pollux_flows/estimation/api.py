@@ -20,7 +20,7 @@ from pollux_flows.pipeline.read import read_sources
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.source import Source
-from pollux_flows.tables.table import scan_table
+from pollux_flows.tables.table import Table, scan_table
 
 
 async def estimate_many(
@@ -57,4 +57,9 @@ async def estimate_table(
     scanned = await asyncio.to_thread(
         scan_table, table, rows_per_chunk=ROWS_PER_CHUNK, limit=limit, need=spec.columns, id_column=id_column
     )
+    return await estimate_scanned(scanned, spec, config, terms)
+
+
+async def estimate_scanned(scanned: Table, spec: MapSpec, config: Config, terms: Terms) -> Estimate:
+    """Return what `map_rows` is expected to take for a table that was scanned."""
     return await estimate_calls(await find_rows_work(scanned, spec, config, terms), config)

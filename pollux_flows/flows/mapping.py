@@ -24,7 +24,9 @@ from pollux_flows.artifacts import show_progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, InternalError
+from pollux_flows.estimation.api import estimate_scanned
 from pollux_flows.flows.answering import OnPartial
+from pollux_flows.flows.approval import require_approval
 from pollux_flows.flows.chunks import ChunkRunner, MapRun
 from pollux_flows.flows.mapping_batch import BatchRunner
 from pollux_flows.flows.restrictions import with_restrictions
@@ -71,6 +73,7 @@ async def map_table(
     on_partial: OnPartial,
     if_exists: Literal["replace", "error"],
     rows_per_chunk: int | None,
+    needs_approval: bool,
 ) -> MapReport:
     """Answer the rows of a table and write it with the answers. All that can be refused is refused before a call."""
     here = await lineage()
@@ -102,6 +105,9 @@ async def map_table(
             provider.model,
         )
         await confirm_store(here)
+        if needs_approval:
+            own_terms = Terms(reuse=reuse, max_age=max_age)
+            await require_approval(lambda: estimate_scanned(scanned, spec, config, own_terms))
         terms, scope = _make_terms(here, reuse, max_age, max_cost_usd), _make_scope(here, reuse)
         run = MapRun(spec, terms, scope, await store_id(open_store()), provider.name)
         mapping = _Mapping(scanned, kept, answer_columns)

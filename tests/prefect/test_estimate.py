@@ -19,9 +19,10 @@ from prefect.flow_engine import run_flow_async
 from pollux_flows import Config, ConfigurationError, Estimate, Options, Source, estimate_many
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
-from pollux_flows.flows import aestimate, estimate, estimating, map_rows
-from pollux_flows.flows.estimating import is_approved, wait_for_approval
+from pollux_flows.flows import aestimate, amap_rows, approval, estimate, map_rows
+from pollux_flows.flows.approval import is_approved, wait_for_approval
 from pollux_flows.simulator import Simulator
+from tests.prefect.test_flows import newest_run
 from tests.prefect.test_served import until
 
 PROMPTS = ["What fell short?", "What should the board know?"]
@@ -89,12 +90,12 @@ def test_a_table_costs_what_was_expected(provider: PolluxProvider, simulator: Si
     (tmp_path / "reviews.csv").write_text("\n".join(lines))
     table, prompt = str(tmp_path / "reviews.csv"), "Is this a complaint? {review}"
     options = Options(response_schema={"type": "object", "properties": {"is_complaint": {"type": "boolean"}}})
-    expected = estimate(provider=provider, table=table, prompt=prompt, options=options)
+    expected = estimate([], provider, table=table, prompt=prompt, options=options)
     assert (expected.calls, expected.to_ask, expected.counted) == (60, 60, 20)
     assert {each.operation for each in simulator.requests} == {"count_tokens"}
     report = map_rows(table, prompt, provider, str(tmp_path / "out.csv"), options=options)
     assert expected.cost_usd.expected == pytest.approx(report.cost_usd, rel=0.15)
-    assert estimate(provider=provider, table=table, prompt=prompt, options=options).to_ask == 0
+    assert estimate([], provider, table=table, prompt=prompt, options=options).to_ask == 0
     with pytest.raises(ConfigurationError, match="A table has one prompt"):
         estimate(["Why?"], provider, table=table, prompt=prompt)
 
@@ -132,7 +133,7 @@ async def resume(run_id: UUID) -> None:
 
 async def test_a_run_is_paused_until_a_person_approves(monkeypatch: pytest.MonkeyPatch) -> None:
     """One without a deployment waits where it is."""
-    monkeypatch.setattr(estimating, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(approval, "_LOOK_EVERY_S", 0.1)
     async with get_client() as client:
         run = await client.create_flow_run(paying, name=f"approved-{uuid4()}")
         resuming = asyncio.create_task(resume(run.id))
@@ -158,3 +159,29 @@ async def test_a_deployed_run_is_suspended_until_a_person_approves() -> None:
         assert await start(run) == "paid"
         assert (await client.read_flow_run(run.id)).labels["pollux-approval"] is True
         await client.delete_deployment(deployment)
+
+
+async def test_a_table_waits_for_approval(
+    provider: PolluxProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is generated before, and nothing is asked twice after."""
+    monkeypatch.setattr(approval, "_LOOK_EVERY_S", 0.1)
+    table = tmp_path / "t.csv"
+    table.write_text("name\nAnn\nBob\n")
+    simulator.reset()
+    running = asyncio.create_task(
+        amap_rows(str(table), "Greet {name}", provider, str(tmp_path / "out.csv"), require_approval=True)
+    )
+    run: list[FlowRun] = []
+
+    async def is_paused() -> bool:
+        run[:] = [await newest_run("map-rows")]
+        return run[0].state is not None and run[0].state.is_paused()
+
+    await until(is_paused)
+    assert {each.operation for each in simulator.requests} == {"count_tokens"}
+    assert not (tmp_path / "out.csv").exists()
+    await resume(run[0].id)
+    report = await asyncio.wait_for(running, 60)
+    assert (report.asked, report.answered) == (2, 2)
+    assert (await page_of("pollux-map-rows")).count("Greet")
