@@ -137,6 +137,16 @@ class PolluxProvider(Block):
         """The name it is saved under."""
         return self._block_document_name
 
+    @property
+    def reference(self) -> dict[str, Any]:
+        """The saved block as a parameter of a deployment or of a run that it starts; the key stays on the server."""
+        if self._block_document_id is None:
+            raise ConfigurationError(
+                "Only a saved PolluxProvider can be referred to.",
+                hint="Save it with PolluxProvider(…).save('a-name'), or load it with PolluxProvider.load('a-name').",
+            )
+        return {"$ref": {"block_document_id": str(self._block_document_id)}}
+
     async def config(self) -> Config:
         """The Config for calls made now, with the key from this block, the saved one, or the environment."""
         key = await self._key()
