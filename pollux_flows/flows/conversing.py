@@ -69,9 +69,9 @@ async def answer_turn(
     if here is None:
         raise InternalError("A turn of a conversation is answered outside a flow run.")
     if here.is_deep:
-        # A retry finds answers by what they ask. Two tasks may ask one thing in turns that must not be confused.
         raise ConfigurationError(
-            "A conversation is called within a task, or within a flow that another flow called.",
+            "A conversation cannot go on within a task, or within a flow that another flow calls: a retry finds answers "
+            "by what they ask, and could not tell apart two turns that ask the same.",
             hint="Call converse in the outermost flow itself; aconverse with asyncio.gather runs several. Or start its "
             "deployment with run_deployment(…, as_subflow=False).",
         )
