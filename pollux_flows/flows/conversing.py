@@ -70,8 +70,8 @@ async def answer_turn(
         raise InternalError("A turn of a conversation is answered outside a flow run.")
     if here.is_deep:
         raise ConfigurationError(
-            "A conversation cannot go on within a task, or within a flow that another flow calls: a retry finds answers "
-            "by what they ask, and could not tell apart two turns that ask the same.",
+            "A conversation cannot go on within a task, or within a flow that another flow calls: a retry finds "
+            "answers by what they ask, and could not tell apart two turns that ask the same.",
             hint="Call converse in the outermost flow itself; aconverse with asyncio.gather runs several. Or start its "
             "deployment with run_deployment(…, as_subflow=False).",
         )
