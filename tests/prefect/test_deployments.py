@@ -9,7 +9,9 @@ from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.importtools import import_object
 
@@ -62,6 +64,24 @@ def test_what_is_deployed_again_is_as_it_was() -> None:
             client.delete_deployment(each)
     assert again == ids
     assert [data_of(each) for each in after] == [data_of(each) for each in before]
+
+
+def test_what_people_did_to_schedules_stays_when_flows_are_served_again() -> None:
+    """One that was switched off stays off, and one that was added is still there."""
+    with get_client(sync_client=True) as client:
+        ids = {each.name: UUID(str(each.apply())) for each in deployments() if each.name in {"collect", "realtime"}}
+        (schedule,) = client.read_deployment(ids["collect"]).schedules
+        client.update_deployment_schedule(ids["collect"], schedule.id, active=False)
+        added = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 0 1 1 *"))
+        client.create_deployment_schedules(ids["realtime"], [added])
+        for each in deployments():
+            if each.name in ids:
+                each.apply()
+        after = {name: client.read_deployment(each) for name, each in ids.items()}
+        for deployment in ids.values():
+            client.delete_deployment(deployment)
+    assert [each.active for each in after["collect"].schedules] == [False]
+    assert [each.active for each in after["realtime"].schedules] == [True]
 
 
 def data_of(deployment: DeploymentResponse) -> dict[str, Any]:
