@@ -45,8 +45,8 @@ def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEE
         resubmit,
         warm_cache,
     )
-    # By its slug, a schedule is found again when it is deployed again; by its anchor, it keeps its times. A field that is
-    # not set here is not sent then: `active`, so that a schedule that a person switched off stays off.
+    # By its slug, a schedule is found again when it is deployed again; by its anchor, it keeps its times. `active` is
+    # not set, and so not sent then: a schedule that a person switched off stays off.
     collecting = Create(schedule=IntervalSchedule(interval=collect_every, anchor_date=_ANCHOR), slug=collect.name)
     sweeping = Create(schedule=CronSchedule(cron=sweep_at), slug=sweep.name)
     on_demand = [flow.to_deployment(flow.name) for flow in on_request]
