@@ -27,6 +27,7 @@ from pollux_flows.flows import (
 # A look at all jobs costs a few requests, however many they are. Runs may overlap.
 _COLLECT_EVERY: Final = timedelta(minutes=10)
 _ANCHOR: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_TAGS: Final = ["pollux"]
 _SWEEP_AT: Final = "17 3 * * *"
 
 
@@ -49,12 +50,12 @@ def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEE
     # not set, and so not sent then: a schedule that a person switched off stays off.
     collecting = Create(schedule=IntervalSchedule(interval=collect_every, anchor_date=_ANCHOR), slug=collect.name)
     sweeping = Create(schedule=CronSchedule(cron=sweep_at), slug=sweep.name)
-    on_demand = [flow.to_deployment(flow.name) for flow in on_request]
+    on_demand = [flow.to_deployment(flow.name, tags=_TAGS) for flow in on_request]
     for deployment in on_demand:
         # So that schedules that people added on the server stay.
         deployment.model_fields_set.discard("schedules")
     return [
-        collect.to_deployment(collect.name, schedules=[collecting]),
-        sweep.to_deployment(sweep.name, schedules=[sweeping]),
+        collect.to_deployment(collect.name, tags=_TAGS, schedules=[collecting]),
+        sweep.to_deployment(sweep.name, tags=_TAGS, schedules=[sweeping]),
         *on_demand,
     ]

@@ -35,15 +35,19 @@ def in_words(planned: Any) -> dict[str, Any]:
 
 
 def test_the_file_names_what_is_served() -> None:
-    """With the same schedules, and flows that can be found wherever the package is installed."""
+    """With the same tags and schedules, and flows that can be found wherever the package is installed."""
     said = {
         each["name"]: (
             load_flow_from_entrypoint(each["entrypoint"]).name,
+            each["tags"],
             each.get("schedules", []),
         )
         for each in yaml.safe_load(FILE.read_text())["deployments"]
     }
-    served = {each.name: (each.flow_name, [in_words(one) for one in each.schedules or []]) for each in deployments()}
+    served = {
+        each.name: (each.flow_name, each.tags, [in_words(one) for one in each.schedules or []])
+        for each in deployments()
+    }
     assert said == served
 
 
