@@ -9,12 +9,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from pollux_flows.result import Outcome, as_json
+from pollux_flows.result import Outcome, ResultEnvelope, as_json
 
 _TOKENS: Final = (
     "input_tokens",
@@ -100,6 +100,38 @@ class AnswerRow(BaseModel):
         )
 
 
+def _item(values: Sequence[Any] | None, index: int) -> Any:
+    return values[index] if values else None
+
+
+def envelope_rows(envelope: ResultEnvelope, prompts: Sequence[str | None] | None = None) -> Iterator[AnswerRow]:
+    """Iterate over the rows of an envelope, with what it says about each of its prompts."""
+    calls, raw = (envelope.diagnostics.get(name, []) for name in ("calls", "raw_responses"))
+    for index, text in enumerate(envelope.answers):
+        call, answer = _item(calls, index) or {}, _item(raw, index) or {}
+        failure, misfit = _item(envelope.errors, index), call.get("misfit")
+        yield AnswerRow(
+            number=index + 1,
+            prompt=_item(prompts, index),
+            status=failure.kind if failure else "invalid_output" if misfit else "answered",
+            answer=None if failure and not text else text,
+            structured=as_json(_item(envelope.structured, index)),
+            reasoning=_item(envelope.reasoning, index),
+            error=failure.message if failure else misfit,
+            hint=failure and failure.hint,
+            finish_reason=answer.get("finish_reason"),
+            usage=_in_order(answer.get("usage", {})),
+            cost_usd=call.get("cost_usd"),
+            reused=call.get("reused") == "always",
+        )
+
+
+def flat(row: AnswerRow) -> dict[str, Any]:
+    """Return a row as a dict with the keys of CSV_COLUMNS."""
+    fields = row.model_dump(mode="json")
+    return {name: fields.get(name, row.usage.get(name)) for name in CSV_COLUMNS}
+
+
 def json_lines(rows: Iterable[AnswerRow]) -> str:
     """Return rows as lines of JSON."""
     return "".join(f"{row.model_dump_json()}\n" for row in rows)
@@ -107,7 +139,7 @@ def json_lines(rows: Iterable[AnswerRow]) -> str:
 
 def csv_header() -> str:
     """Return the first line of a CSV file with rows."""
-    return _csv([CSV_COLUMNS])
+    return csv_text([CSV_COLUMNS])
 
 
 def csv_lines(rows: Iterable[AnswerRow]) -> str:
@@ -116,10 +148,11 @@ def csv_lines(rows: Iterable[AnswerRow]) -> str:
     A text that a spreadsheet would run as a formula gets a ' in front, and so does one that begins as if it had one. To
     read the text, take one ' away from each cell that begins with ' and then, after any more of them, such a character.
     """
-    return _csv(_cells(row.model_dump(mode="json")) for row in rows)
+    return csv_text(_cells(row.model_dump(mode="json")) for row in rows)
 
 
-def _csv(lines: Iterable[Iterable[Any]]) -> str:
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """Return lines of CSV."""
     text = io.StringIO(newline="")
     # As RFC 4180 has it. With a mere line feed, Python 3.11 does not quote a carriage return.
     csv.writer(text, lineterminator="\r\n").writerows(lines)
@@ -134,12 +167,13 @@ def _cells(row: Mapping[str, Any]) -> Iterable[Any]:
         "structured": None if structured is None else json.dumps(structured, ensure_ascii=False),
         "reused": json.dumps(row["reused"]),
     }
-    return (_inert(value) if isinstance(value := row.get(name), str) else value for name in CSV_COLUMNS)
+    return (inert(value) if isinstance(value := row.get(name), str) else value for name in CSV_COLUMNS)
 
 
 def _in_order(usage: Mapping[str, int]) -> dict[str, int]:
     return {name: usage[name] for name in (*_TOKENS, *usage) if name in usage}
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
+    """Return a text as a CSV cell that no spreadsheet runs as a formula: with a ' in front, where it might."""
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

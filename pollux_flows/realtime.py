@@ -14,6 +14,7 @@ from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.caching.registry import open_registry
 from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
+from pollux_flows.frames import Column
 from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import with_results
@@ -59,7 +60,7 @@ async def run(
 
 
 async def run_many(
-    prompts: str | Sequence[str | None] | None = None,
+    prompts: str | Sequence[str | None] | Column | None = None,
     *,
     sources: Sequence[Source] = (),
     config: Config,
@@ -72,6 +73,8 @@ async def run_many(
 ) -> ResultEnvelope:
     """Ask several things about the same sources, side by side. Answers come in prompt order.
 
+    `prompts` is a list, or a column of a table of pandas, polars or Arrow.
+
     The first call that failed is raised, after all of them have ended and every answer was saved; what they
     brought is the error's `envelope`.
 
@@ -80,8 +83,8 @@ async def run_many(
 
     Every answer is saved. `run_key` names the run that these calls belong to: a later call with the same key asks only
     what is not answered yet. `reuse="always"` takes another run's answer to the same call as well, unless that is older
-    than `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. Once the answers of a run, and the
-    caches that it created, have cost `max_cost_usd`, no new call starts.
+    than `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. The answers of a run, and the caches
+    that it creates, cost no more than `max_cost_usd`: a call is made only if its worst case fits.
     """
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
@@ -21,6 +21,7 @@ from pollux_flows.errors import (
     RateLimitError,
     SourceError,
 )
+from pollux_flows.frames import Column, column_to_list
 
 STATE: Final = "_conversation_state"
 """Under this key an envelope carries the conversation that it is part of."""
@@ -147,6 +148,24 @@ class ResultEnvelope(Record):
         """Return the answer, or all of them with a blank line between."""
         return "\n\n".join(self.answers)
 
+    def to_rows(self, prompts: Sequence[str | None] | Column | None = None) -> list[dict[str, Any]]:
+        """Return a dict a prompt, as pandas, polars and Arrow make tables of: status, answer, error, tokens, cost.
+
+        The columns are those of an output in CSV, but a structured answer is a dict. Pass the `prompts` to have them
+        beside their answers. For `polars.DataFrame(rows, infer_schema_length=None)`, it looks at all rows for types.
+        """
+        from pollux_flows.answer_rows import envelope_rows, flat
+
+        asked = [prompts] if isinstance(prompts, str) else column_to_list(prompts, "prompts")
+        if asked is not None and len(asked) != len(self.answers):
+            raise ConfigurationError(
+                f"The envelope has {len(self.answers)} answers, and prompts has {len(asked)} items.",
+                hint="Pass the list of prompts that was asked.",
+            )
+        unknown = {"source", "source_name"} if asked is not None else {"source", "source_name", "prompt"}
+        rows = map(flat, envelope_rows(self, asked))
+        return [{name: value for name, value in row.items() if name not in unknown} for row in rows]
+
     def __getitem__(self, key: str) -> Any:
         if key not in self:
             raise KeyError(key)
@@ -238,6 +257,7 @@ class Outcome(Record):
     cost_usd: float | None = Field(default=None, description="What the answer cost; None where that is unknown.")
     cost_unknown: str | None = Field(default=None, description="Why the cost is unknown.")
     paid_before_usd: float = Field(default=0.0, description="What this run paid for earlier answers to the same call.")
+    counted_in: str | None = Field(default=None, description="The ledger of the run's budget that counts its cost.")
     reused: Literal["run", "always"] | None = Field(
         default=None, description="Not asked for now: this run had the answer already, or another one had."
     )
@@ -247,6 +267,11 @@ class Outcome(Record):
     def at(self, index: int) -> Outcome:
         """Return the outcome with another prompt's index."""
         return self if self.index == index else BaseModel.model_copy(self, update={"index": index})
+
+    @property
+    def paid_usd(self) -> float:
+        """Return what is known to have been paid for this answer and earlier ones to the same call."""
+        return (self.cost_usd or 0.0) + self.paid_before_usd
 
     @property
     def problem(self) -> CallFailure | None:

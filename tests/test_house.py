@@ -31,24 +31,28 @@ FLOORS: tuple[set[str], ...] = (
         "address",
         "source",
         "options",
+        "answer_rows",
         "daemon_thread",
+        "frames",
         "handles",
         "import_string",
         "result",
         "turn",
     },
-    {"capabilities", "claude", "pricing", "answer_rows", "output"},
+    {"capabilities", "claude", "pricing", "output"},
     {"files", "ratelimit", "schemas", "state"},
-    {"providers"},
+    {"providers", "tables"},
     {"pipeline"},
-    {"deferred", "caching", "realtime"},
+    {"deferred", "caching", "realtime", "mapping"},
     {"blocks"},
-    {"serializer", "scope", "run_store", "pages", "artifacts", "tasks", "jobs", "run_answers"},
+    {"serializer", "scope", "run_store", "pages", "map_page", "artifacts", "tasks", "jobs", "run_answers"},
     {"flows"},
     {"deployments"},
     {"cli", "demo", "__init__"},
 )
 ENGINE: set[str] = set().union(*FLOORS[:7])
+# Packages that a fresh install does not have.
+OPTIONAL = {"pandas", "polars", "numpy", "pyarrow", "dask", "distributed", "prefect_dask", "ray", "prefect_ray"}
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 
 
@@ -201,21 +205,26 @@ def loaded_after(code: str) -> set[str]:
 
 HEAVY = {
     "prefect", "openai", "anthropic", "google.genai", "httpx", "httpx2", "jsonschema", "diskcache", "dotenv",
-    "genai_prices",
+    "genai_prices", "pyarrow", "pandas", "polars",
 }  # fmt: skip
 
 
 def test_importing_the_package_costs_next_to_nothing() -> None:
     """No Prefect, no SDK, not even Pydantic, until a name is used."""
     loaded = loaded_after("import pollux_flows")
-    assert loaded & (HEAVY | {"pydantic", "pydantic_core", "asyncio"}) == set()
+    assert loaded & (HEAVY | OPTIONAL | {"pydantic", "pydantic_core", "asyncio"}) == set()
     assert {name for name in loaded if name.startswith("pollux_flows.")} == set()
 
 
 def test_using_every_name_loads_no_prefect_and_no_sdk() -> None:
     """The engine starts without them; the SDK of the chosen provider comes with the first call."""
     loaded = loaded_after("from pollux_flows import *\nConfig(provider='openai', model='m', api_key='sk-1')")
-    assert loaded & {"prefect", "openai", "anthropic", "google.genai"} == set()
+    assert loaded & (OPTIONAL | {"prefect", "openai", "anthropic", "google.genai"}) == set()
+
+
+def test_flows_and_commands_load_no_optional_package() -> None:
+    """They start without; a table or a cluster brings its own."""
+    assert loaded_after("from pollux_flows.flows import *\nimport pollux_flows.cli") & OPTIONAL == set()
 
 
 def test_the_list_of_prices_waits_until_a_price_is_asked_for() -> None:
@@ -240,7 +249,7 @@ NAMES = {
     "continue_tool", "defer", "defer_many", "inspect_deferred", "collect_deferred", "cancel_deferred",
 }  # fmt: skip
 FLOWS = {
-    "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast",
+    "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast", "map_rows",
     "submit", "collect", "cancel", "resubmit", "deferred", "wait_for", "converse",
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from pollux_flows.deferred.results import Results, download, make_envelope, with
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest, StateJobStore
 from pollux_flows.deferred.submit import check_plan, check_request, create_job, submit_created_job
 from pollux_flows.errors import APIError, ConfigurationError, DeferredNotReadyError, SourceError
+from pollux_flows.frames import Column
 from pollux_flows.handles import DeferredHandle, DeferredSnapshot
 from pollux_flows.options import Options
 from pollux_flows.pipeline.cleanup import store_of
@@ -55,7 +56,7 @@ async def defer(
 
 
 async def defer_many(
-    prompts: str | Sequence[str | None] | None = None,
+    prompts: str | Sequence[str | None] | Column | None = None,
     *,
     sources: Sequence[Source] = (),
     config: Config,

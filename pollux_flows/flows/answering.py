@@ -24,6 +24,7 @@ from pollux_flows.errors import ConfigurationError, PolluxError, raise_if_error
 from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.flows.run_output import RunOutput, prepare_output
+from pollux_flows.frames import Column
 from pollux_flows.handles import CacheHandle
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.events import emit_cache_changes
@@ -54,7 +55,7 @@ OnPartial = Literal["fail", "complete"]
 
 async def answer(
     kind: str,
-    prompts: Sequence[str | None],
+    prompts: Sequence[str | None] | Column,
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,
@@ -85,7 +86,7 @@ async def answer(
 
 
 async def answer_each(
-    prompts: Sequence[str | None],
+    prompts: Sequence[str | None] | Column,
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,
@@ -145,7 +146,7 @@ class Answered(NamedTuple):
 @with_restrictions
 async def answer_calls(
     kind: str,
-    prompts: Sequence[str | None],
+    prompts: Sequence[str | None] | Column,
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,

@@ -7,14 +7,14 @@ from pollux_flows.deferred.job import OnLost
 from pollux_flows.flows.answering import OnPartial
 from pollux_flows.flows.submitting import submit_job
 from pollux_flows.flows.sync_and_async import async_form, sync_form
-from pollux_flows.flows.ui_forms import OptionsField, SourceField
+from pollux_flows.flows.ui_forms import OptionsField, PromptsField, SourceField
 from pollux_flows.flows.waiting import answers_of_retried
 from pollux_flows.result import ResultEnvelope
 
 
 @sync_form("deferred")
 async def deferred(
-    prompts: Sequence[str],
+    prompts: PromptsField,
     provider: PolluxProvider,
     sources: Sequence[SourceField] = (),
     options: OptionsField = None,

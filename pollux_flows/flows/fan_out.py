@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import Cache, OnPartial, answer
 from pollux_flows.flows.sync_and_async import async_form, sync_form
-from pollux_flows.flows.ui_forms import OptionsField, SourceField
+from pollux_flows.flows.ui_forms import OptionsField, PromptsField, SourceField
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.result import ResultEnvelope
 
 
 @sync_form("fan-out")
 async def fan_out(
-    prompts: Sequence[str],
+    prompts: PromptsField,
     provider: PolluxProvider,
     sources: Sequence[SourceField] = (),
     options: OptionsField = None,
@@ -42,7 +42,7 @@ async def fan_out(
         reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
             earlier run's as well; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
-        max_cost_usd: No new call starts once the answers, and caches that the run created, have cost this much.
+        max_cost_usd: The most that answers, and caches that the run creates, cost. A call is made if it surely fits.
         on_partial: When some prompts have no answer, "fail" the run, so that it can be retried, or "complete" it.
         calls_per_task: How many calls a task run makes; empty for one each, up to 32 task runs.
     """

@@ -16,6 +16,7 @@ from pollux_flows.address import shown_file
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.files import place
 from pollux_flows.files.file_threads import Pulse, run_on_thread
+from pollux_flows.frames import Column, column_to_list
 
 _FILE: Final = re.compile(r"(?P<name>\S.*\.(?P<kind>txt|jsonl|csv))(#(?P<column>[^#/]+))?", re.IGNORECASE)
 _COLUMN: Final = "prompt"
@@ -28,11 +29,12 @@ def is_table(name: str) -> bool:
     return file is not None and file["kind"].lower() in {"jsonl", "csv"}
 
 
-async def read_prompts(prompts: Sequence[str | None], prompts_from: str | None) -> Sequence[str | None]:
+async def read_prompts(prompts: Sequence[str | None] | Column, prompts_from: str | None) -> Sequence[str | None]:
     """Return the prompts of a run: the items themselves, or those that `prompts_from` names."""
+    items: Sequence[str | None] = column_to_list(prompts, "prompts")
     if prompts_from is None or not prompts_from.strip():
-        return prompts
-    if prompts:
+        return items
+    if items:
         raise ConfigurationError(
             "prompts and prompts_from exclude each other.", hint="Keep the list, or the place to read prompts from."
         )

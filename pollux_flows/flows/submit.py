@@ -6,12 +6,12 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.deferred.job import OnLost
 from pollux_flows.flows.submitting import submit_job
 from pollux_flows.flows.sync_and_async import async_form, sync_form
-from pollux_flows.flows.ui_forms import OptionsField, SourceField
+from pollux_flows.flows.ui_forms import OptionsField, PromptsField, SourceField
 
 
 @sync_form("submit")
 async def submit(
-    prompts: Sequence[str],
+    prompts: PromptsField,
     provider: PolluxProvider,
     sources: Sequence[SourceField] = (),
     options: OptionsField = None,

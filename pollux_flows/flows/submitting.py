@@ -21,6 +21,7 @@ from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
 from pollux_flows.flows.answering import pass_opaque
 from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.restrictions import with_restrictions
+from pollux_flows.frames import Column
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
@@ -41,11 +42,12 @@ from pollux_flows.tasks import UNSTORED
 
 @with_restrictions
 async def submit_job(
-    prompts: Sequence[str | None],
+    prompts: Sequence[str | None] | Column,
     provider: PolluxProvider,
     sources: Sequence[Source],
     options: Options | None,
     *,
+    sources_by_prompt: Sequence[Sequence[int]] | None = None,
     prompts_from: str | None = None,
     output: str | None = None,
     resubmit: int = 0,
@@ -56,7 +58,7 @@ async def submit_job(
     store = await BlockJobStore.open()
     if (here := await lineage()) is None:
         raise InternalError("Deferred work is submitted by a flow, and no flow run is at hand.")
-    asking = _Asking(prompts, sources, options, output, resubmit, on_lost, here.sub_flow_chain)
+    asking = _Asking(prompts, sources, options, sources_by_prompt, output, resubmit, on_lost, here.sub_flow_chain)
     # A retry of this run, or its resumption a week later, finds the job that was submitted.
     async for name in _names(here):
         job = await store.find(name)
@@ -152,6 +154,7 @@ class _Asking:
     prompts: Sequence[str | None]
     sources: Sequence[Source]
     options: Options | None
+    sources_by_prompt: Sequence[Sequence[int]] | None
     output: str | None
     resubmit: int
     on_lost: OnLost
@@ -171,7 +174,13 @@ async def _create_job(
             f"resubmit is {asking.resubmit}.", hint="Pass 0, or how often what failed is tried again."
         )
     output = None if asking.output is None else resolve_output(asking.output)
-    asked = await tasks.request(pass_opaque(asking.prompts), config.target, pass_opaque(asking.sources), asking.options)
+    asked = await tasks.request(
+        pass_opaque(asking.prompts),
+        config.target,
+        pass_opaque(asking.sources),
+        asking.options,
+        sources_by_prompt=pass_opaque(asking.sources_by_prompt),
+    )
     submission.check_request(asked)
     plan = await tasks.plan(pass_opaque(asked))
     async with open_session(config) as session:

@@ -34,6 +34,7 @@ from pollux_flows.flows.frozen_heap import frozen_heap
 from pollux_flows.flows.run_logs import shorten_logs_of
 from pollux_flows.flows.run_names import run_name
 from pollux_flows.flows.ui_forms import REQUIRED, form_signature
+from pollux_flows.frames import column_to_list
 from pollux_flows.scope import FlowCall, callers, remember
 from pollux_flows.serializer import DOCUMENTS
 
@@ -47,6 +48,8 @@ class _FlowSettings(TypedDict):
     result_serializer: Serializer[Any]
 
 
+# Arguments of a call that are no parameters of the flow.
+_SETTINGS: Final = frozenset({"return_state", "wait_for"})
 _STORED: Final[_FlowSettings] = {"persist_result": True, "result_serializer": DOCUMENTS}
 
 
@@ -56,10 +59,16 @@ class _Form(Flow[P, R], Generic[P, R]):
         """The signature that Prefect makes the form of a deployment from."""
         return form_signature(self.fn)
 
-    def _serialized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name, with a column of prompts as a list: no JSON has columns."""
+        parameters = get_call_parameters(self.fn, args, kwargs)
+        if "prompts" in parameters:
+            parameters["prompts"] = column_to_list(parameters["prompts"], "prompts")
+        return parameters
+
+    def _serialized(self, parameters: dict[str, Any]) -> bytes:
         """The parameters as JSON, or a short refusal of what the server would refuse with all of it quoted."""
-        own = {name: value for name, value in kwargs.items() if name not in {"return_state", "wait_for"}}
-        serialized = orjson.dumps(self.serialize_parameters(get_call_parameters(self.fn, args, own)))
+        serialized = orjson.dumps(self.serialize_parameters(parameters))
         size, most = len(serialized), get_current_settings().server.api.max_parameter_size
         if most and size > most:
             raise ConfigurationError(
@@ -70,19 +79,24 @@ class _Form(Flow[P, R], Generic[P, R]):
         return serialized
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        asked = hashlib.sha256(f"{self.name}\n".encode() + self._serialized(args, kwargs)).hexdigest()
-        return self._run(args, kwargs, FlowCall(asked, callers()))
+        settings = {name: kwargs.pop(name) for name in _SETTINGS & kwargs.keys()}
+        parameters = self._parameters(args, kwargs)
+        asked = hashlib.sha256(f"{self.name}\n".encode() + self._serialized(parameters)).hexdigest()
+        return self._run(parameters, settings, FlowCall(asked, callers()))
 
-    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: FlowCall) -> Any:
+    async def _run(self, parameters: dict[str, Any], settings: dict[str, Any], call: FlowCall) -> Any:
         """Run on one connection, and ask the server only once where results are stored."""
         async with _connection():
             flow = copy(self)
             flow.fn = _named_after(cast(Any, self.fn), call.asked)
             flow.result_storage = self.result_storage or await aget_default_result_storage()
             # Of a run that was retried and has returned a state, Prefect raises the error of the first attempt.
-            wants_state = kwargs.pop("return_state", False)
+            wants_state = settings.pop("return_state", False)
             with frozen_heap(), remember(call):
-                run = cast(Coroutine[Any, Any, State[Any]], Flow.__call__(flow, *args, return_state=True, **kwargs))
+                run = cast(
+                    Coroutine[Any, Any, State[Any]],
+                    Flow.__call__(flow, return_state=True, **parameters, **settings),
+                )
                 state = await run
             return state if wants_state else await state.aresult()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, cast, get_args, get_origin
 
 from prefect.utilities.callables import parameter_docstrings
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -19,11 +19,17 @@ from pydantic_core import MISSING
 
 from pollux_flows.blocks.deferred_job import PolluxDeferredJob
 from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.frames import Column
 from pollux_flows.options import Options
 from pollux_flows.source import Source, SourceType, VideoSettings
 
 _TITLES: Final = {
     "prompts_from": "Prompts from",
+    "answer_column": "Column for the answers",
+    "id_column": "Id column",
+    "if_exists": "When the output exists",
+    "limit": "Rows at most",
+    "rows_per_chunk": "Rows per task run",
     "max_age": "Max age (seconds)",
     "max_cost_usd": "Budget (USD)",
     "on_partial": "When some prompts fail",
@@ -36,7 +42,18 @@ _LEAST: Final = {"max_age": 0, "max_cost_usd": 0, "max_rounds": 1, "ttl_seconds"
 """The least that a number may be: the form says so at its field, before a run is started."""
 REQUIRED: Final[Any] = MISSING
 """The default of a parameter that has none, behind one that has."""
-_FIRST: Final = ("prompt", "prompts", "prompts_from", "provider", "conversation", "sources", "options", "job", "jobs")
+_FIRST: Final = (
+    "table",
+    "prompt",
+    "prompts",
+    "prompts_from",
+    "provider",
+    "conversation",
+    "sources",
+    "options",
+    "job",
+    "jobs",
+)
 _HIDDEN: Final = {"calls_per_task"}
 _SWITCH: Final = {"on": True, "off": False}
 _FIELD_TYPES: Final[dict[str, dict[str, Any]]] = {
@@ -225,6 +242,11 @@ def _read_job(value: Any) -> Any:
     """Return the name of a job that was picked as a block."""
     return value.job.get("name") if isinstance(value, PolluxDeferredJob) else value
 
+
+if TYPE_CHECKING:
+    PromptsField = Sequence[str] | Column
+else:  # a column becomes a list before Prefect sees it
+    PromptsField = Sequence[str]
 
 # The cards are shown only; what they send is read by the functions above.
 SourceField = Annotated[Source, BeforeValidator(_read_source, json_schema_input_type=_SourceCard)]

@@ -11,6 +11,7 @@ from pollux_flows import capabilities
 from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.frames import Column, column_to_list
 from pollux_flows.options import Options
 from pollux_flows.pipeline.conversation import Conversation, conversation
 from pollux_flows.plain import Text
@@ -24,12 +25,14 @@ _ARGUMENTS: Final = "Write {'type': 'object', 'properties': {'name': {'type': 's
 class Request(Document):
     """Prompts and sources, known to be answerable by the provider as far as can be told without asking it.
 
-    Every prompt is asked about all sources together, or, with `each_source`, about each of them by itself.
+    Every prompt is asked about all sources together or, with `each_source`, about each of them by itself, or, with
+    `sources_by_prompt`, about sources of its own.
     """
 
     prompts: list[Text | None]
     sources: list[Source]
     each_source: bool = False
+    sources_by_prompt: list[list[int]] | None = Field(default=None, exclude_if=lambda lists: lists is None)
     target: Target
     options: Options
     # Not mentioned where there is none: what older versions wrote and read has no such field.
@@ -42,12 +45,13 @@ class Request(Document):
 
 
 def make_request(
-    prompts: str | Sequence[str | None] | None,
+    prompts: str | Sequence[str | None] | Column | None,
     *,
     target: Target,
     sources: Sequence[Source] = (),
     options: Options | None = None,
     each_source: bool = False,
+    sources_by_prompt: Sequence[Sequence[int]] | None = None,
 ) -> Request:
     """Validate and normalise. No prompts at all is a legal request for nothing; `None` is one call without a prompt."""
     options = Options() if options is None else _typed("options", options, Options)
@@ -62,11 +66,12 @@ def make_request(
         prompts=prompts,
         sources=checked_sources(sources),
         each_source=each_source,
+        sources_by_prompt=None if sources_by_prompt is None else [list(each) for each in sources_by_prompt],
         target=target,
         options=options,
         said=said or Conversation(),
     )
-    if said is not None and each_source:
+    if said is not None and (each_source or sources_by_prompt is not None):
         raise ConfigurationError(
             "A conversation cannot be about each source by itself.", hint="Go on with each of its envelopes by itself."
         )
@@ -74,16 +79,21 @@ def make_request(
     if None in request.prompts and not (request.sources or asked_before):
         raise ConfigurationError("There is nothing to send: no prompt and no source.", hint="Write a prompt.")
     _check_schema(request.options)
-    capabilities.check(request.target, request.options, request.sources, request.said.turns)
+    asked_about = [range(len(request.sources))] if sources_by_prompt is None else {*map(tuple, sources_by_prompt)}
+    for about in asked_about:
+        its = [request.sources[index] for index in about]
+        capabilities.check(request.target, request.options, its, request.said.turns)
     return request
 
 
 def _prompts(prompts: Any) -> list[str | None]:
+    prompts = column_to_list(prompts, "prompts")
     if prompts is None or isinstance(prompts, str):
         prompts = [prompts]
     if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Sequence):
         raise ConfigurationError(
-            f"prompts cannot be a {type(prompts).__name__}.", hint="Pass a string or a list of strings."
+            f"prompts cannot be a {type(prompts).__name__}.",
+            hint="Pass a string, a list of strings or a column of a table.",
         )
     for index, prompt in enumerate(prompts):
         where = "The prompt" if len(prompts) == 1 else f"prompts[{index}]"

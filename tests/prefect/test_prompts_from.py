@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
+import polars as pl
 import pytest
 
 from pollux_flows import ConfigurationError, SourceError
 from pollux_flows.blocks import PolluxProvider
-from pollux_flows.flows import broadcast, fan_out
+from pollux_flows.flows import broadcast, fan_out, submit
 from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.source import Source
 
@@ -42,6 +44,19 @@ async def test_pasted_lines_are_prompts() -> None:
 async def test_items_are_never_split() -> None:
     assert await read_prompts(["one\ntwo"], None) == ["one\ntwo"]
     assert await read_prompts(["one\ntwo"], "  ") == ["one\ntwo"]
+
+
+def test_a_column_is_a_list_of_prompts(provider: PolluxProvider) -> None:
+    """As a list would be: in the parameters of the run, in its name and in the answers."""
+    asked = pl.DataFrame({"question": ["What is it?", "And why?"]})["question"]
+    listed = fan_out(asked.to_list(), provider)
+    assert fan_out(asked, provider).answers == listed.answers
+    (told,) = broadcast(asked.to_pandas(), [Source.from_text("A pump.")], provider)
+    assert len(told.answers) == 2
+    with pytest.raises(ConfigurationError, match="prompts is a table"):
+        fan_out(asked.to_frame(), provider)  # type: ignore[call-overload]
+    with pytest.raises(ConfigurationError, match="prompts has no value in 1 of its 2 rows; the first is row 2"):
+        submit(pd.Series(["What is it?", None]), provider)
 
 
 @pytest.mark.parametrize(

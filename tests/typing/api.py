@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
+import polars as pl
 from pydantic import BaseModel, SecretStr
 
 from pollux_flows import (
@@ -48,11 +49,13 @@ from pollux_flows.flows import (
     deferred,
     fan_in,
     fan_out,
+    map_rows,
     realtime,
     resubmit,
     submit,
     wait_for,
 )
+from pollux_flows.mapping.report import MapReport
 
 
 class Invoice(BaseModel):
@@ -110,6 +113,8 @@ def answers(envelope: ResultEnvelope) -> None:
     assert_type(envelope["status"], Any)
     assert_type(envelope.get("metrics", {}), Any)
     assert_type("reasoning" in envelope, bool)
+    assert_type(envelope.to_rows(["Why?"]), list[dict[str, Any]])
+    assert_type(pl.DataFrame(envelope.to_rows())["answer"], pl.Series)
 
 
 def errors(error: RateLimitError) -> None:
@@ -145,6 +150,16 @@ async def calls(config: Config, source: Source) -> None:
     assert_type(handle, CacheHandle)
     assert_type(handle.expires_at, float)
     Options(cache=handle)
+
+
+async def columns(config: Config, provider: PolluxProvider, table: pl.DataFrame) -> None:
+    """A column of a table stands where a list of prompts does; a table does not."""
+    assert_type(await run_many(table["question"], config=config), ResultEnvelope)
+    assert_type(await defer_many(table["question"], config=config), DeferredHandle)
+    assert_type(fan_out(table["question"], provider), ResultEnvelope)
+    assert_type(await abroadcast(table["question"], [], provider), list[ResultEnvelope])
+    assert_type(await asubmit(table["question"], provider), str)
+    await run_many(table, config=config)  # type: ignore[arg-type]
 
 
 async def later(config: Config, source: Source) -> None:
@@ -188,6 +203,7 @@ async def flows(provider: PolluxProvider, source: Source) -> None:
     assert_type(fan_out(["Why?", "How?"], provider, sources=[source], options=options), ResultEnvelope)
     assert_type(fan_out(["Why?"], provider, [source], cache="auto", output="answers.csv"), ResultEnvelope)
     assert_type(fan_in("Why?", [source], provider, options=options), ResultEnvelope)
+    assert_type(map_rows("in.csv", "{a}", provider, "out.csv", source_columns=["b"]), MapReport)
     assert_type(broadcast(["Why?"], [source], provider, options=options), list[ResultEnvelope])
 
     assert_type(await arealtime("Why?", provider, sources=[source], options=options), ResultEnvelope)

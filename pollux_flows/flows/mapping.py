@@ -1,0 +1,240 @@
+"""Mapping: the way of a table through its prompt, a chunk at a time, to a table with answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import fsspec
+from prefect import get_run_logger
+from prefect.filesystems import LocalFileSystem
+from prefect.results import aget_default_result_storage
+from prefect.settings import PREFECT_HOME
+
+from pollux_flows import artifacts
+from pollux_flows.address import shown
+from pollux_flows.artifacts import show_progress
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.errors import ConfigurationError, InternalError
+from pollux_flows.flows.answering import OnPartial
+from pollux_flows.flows.chunks import ChunkRunner, MapRun
+from pollux_flows.flows.mapping_batch import BatchRunner
+from pollux_flows.flows.restrictions import with_restrictions
+from pollux_flows.map_page import Highlights, map_line, render_map
+from pollux_flows.mapping.answer import ChunkAnswers
+from pollux_flows.mapping.columns import AnswerColumns
+from pollux_flows.mapping.report import MapReport, Tally
+from pollux_flows.mapping.spec import MapSpec
+from pollux_flows.options import Options
+from pollux_flows.output import write_manifest
+from pollux_flows.pages import count_of
+from pollux_flows.pipeline.terms import Reuse, Terms
+from pollux_flows.run_store import confirm_store, store_id
+from pollux_flows.scope import Lineage, lineage
+from pollux_flows.state.home import home
+from pollux_flows.state.slots import RunScope
+from pollux_flows.state.store import open_store
+from pollux_flows.tables.table import Chunk, Table, read_chunk, scan_table
+from pollux_flows.tables.writer import TableWriter, resolve_table_output
+
+Delivery = Literal["realtime", "deferred"]
+"""How the calls of a table are delivered: at once, or as the provider's batches."""
+
+_ROWS_PER_CHUNK: Final = 1000
+
+
+@with_restrictions
+async def map_table(
+    table: str,
+    prompt: str,
+    provider: PolluxProvider,
+    output: str | None,
+    *,
+    id_column: str | None,
+    source_columns: Sequence[str],
+    columns: Sequence[str] | None,
+    answer_column: str,
+    options: Options | None,
+    delivery: Delivery,
+    reuse: Reuse,
+    max_age: float | None,
+    max_cost_usd: float | None,
+    limit: int | None,
+    on_partial: OnPartial,
+    if_exists: Literal["replace", "error"],
+    rows_per_chunk: int | None,
+) -> MapReport:
+    """Answer the rows of a table and write it with the answers. All that can be refused is refused before a call."""
+    here = await lineage()
+    if here is None:
+        raise InternalError("A table is mapped by a flow, and no flow run is at hand.")
+    _check_counts(limit=limit, rows_per_chunk=rows_per_chunk)
+    Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd)
+    config = await provider.config()
+    spec = MapSpec(
+        prompt=prompt,
+        source_columns=list(source_columns),
+        target=config.target,
+        options=options or Options(),
+        folders=[os.getcwd()],  # noqa: PTH109 (paths are compared as text)
+        private=[str(PREFECT_HOME.value()), str(home())],
+    )
+    spec.check()
+    answer_columns = AnswerColumns(answer_column, spec.options)
+    async with _open_output(output, table, here, if_exists) as place:
+        scanned = await asyncio.to_thread(
+            scan_table,
+            table,
+            rows_per_chunk=rows_per_chunk or _ROWS_PER_CHUNK,
+            limit=limit,
+            need=[*spec.columns, *(columns or ())],
+            id_column=id_column,
+        )
+        kept = list(columns or scanned.columns)
+        answer_columns.check_names(kept)
+        get_run_logger().info(
+            "Planned %s of %s, in %s, for %s %s.",
+            count_of(scanned.rows, "row"),
+            shown(table),
+            count_of(len(scanned.chunks), "chunk"),
+            provider.provider,
+            provider.model,
+        )
+        await confirm_store(here)
+        terms, scope = _make_terms(here, reuse, max_age, max_cost_usd), _make_scope(here, reuse)
+        run = MapRun(spec, terms, scope, await store_id(open_store()), provider.name)
+        mapping = _Mapping(scanned, kept, answer_columns)
+        async with show_progress(scanned.rows, "Rows answered") as progress:
+            runner = (
+                ChunkRunner(config, run, progress)
+                if delivery == "realtime"
+                else BatchRunner(provider, config, run, progress)
+            )
+            report = await mapping.write(place, runner)
+    await _publish(spec, report, mapping.highlights)
+    failure = mapping.tally.first_failure
+    if failure is not None and (on_partial == "fail" or not report.answered):
+        if isinstance(runner, BatchRunner):
+            await runner.mark_failed()
+        error = failure.error(config.provider)
+        without = f"{report.unanswered:,} of {count_of(report.rows, 'row')} have no answer."
+        error.message = f"{without} The first: {error.message}"
+        raise error
+    return report
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """A table that was scanned, on its way to its output."""
+
+    table: Table
+    kept: Sequence[str]
+    columns: AnswerColumns
+    tally: Tally = field(default_factory=Tally)
+    highlights: Highlights = field(default_factory=Highlights)
+
+    async def write(self, place: _Place, runner: ChunkRunner | BatchRunner) -> MapReport:
+        """Write the rows with their answers as they come."""
+        kept = replace(self.table, columns=list(self.kept))
+        writer = await asyncio.to_thread(TableWriter, place.path, kept, self.columns.added)
+        with writer:
+            async for chunk, answers in runner.answer(self.table.chunks):
+                await asyncio.to_thread(self._write_chunk, writer, chunk, answers)
+            report = self.tally.report(self.table.address, place.shown)
+            # First: an attempt that follows a killed one recognises the output by it.
+            await asyncio.to_thread(write_manifest, place.path, report)
+            await asyncio.to_thread(writer.complete)
+        return report
+
+    def _write_chunk(self, writer: TableWriter, chunk: Chunk, answers: ChunkAnswers) -> None:
+        rows: list[dict[str, Any]] = []
+        cells = zip(read_chunk(chunk, self.kept), self.tally.add(answers), strict=True)
+        for number, (row, (answer, is_reused)) in enumerate(cells, start=chunk.first_row + 1):
+            self.highlights.add(number, answer)
+            rows.append(row | self.columns.cells(answer, is_reused=is_reused))
+        writer.write(rows)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the output is written, and how people are told of it."""
+
+    path: str
+    shown: str
+
+
+@asynccontextmanager
+async def _open_output(
+    output: str | None, table: str, here: Lineage, if_exists: Literal["replace", "error"]
+) -> AsyncIterator[_Place]:
+    """Yield the place of the output; without one, a file in the result storage of the run."""
+    if output is not None:
+        path = await asyncio.to_thread(resolve_table_output, output)
+        if if_exists == "error" and await asyncio.to_thread(_exists, path):
+            raise ConfigurationError(
+                f"The output {shown(path)!r} exists already.",
+                hint="Name another one, or pass if_exists='replace'.",
+            )
+        yield _Place(path, path)
+        return
+    storage = await aget_default_result_storage()
+    name = f"pollux-tables/{here.flow_run.id}{_ending_of(table)}"
+    if isinstance(storage, LocalFileSystem) and storage.basepath:
+        path = await asyncio.to_thread(resolve_table_output, f"{storage.basepath}/{name}")
+        yield _Place(path, path)
+        return
+    with tempfile.TemporaryDirectory(prefix="pollux-") as folder:
+        file = Path(folder) / f"table{_ending_of(table)}"
+        yield _Place(str(file), name)
+        await storage.write_path(name, await asyncio.to_thread(file.read_bytes))
+
+
+def _exists(path: str) -> bool:
+    files, place = fsspec.core.url_to_fs(path)
+    return bool(files.exists(place))
+
+
+def _ending_of(table: str) -> str:
+    """Return the ending of an output in the format of the table."""
+    ending = Path(table).suffix.lower()
+    return ending if ending in {".csv", ".jsonl"} else ".jsonl" if ending == ".ndjson" else ".parquet"
+
+
+def _make_terms(here: Lineage, reuse: Reuse, max_age: float | None, max_cost_usd: float | None) -> Terms:
+    """Return terms by which rows of one run share their answers, however often they are asked.
+
+    Identical rows are asked once, so a row takes any answer to its call. What `reuse` decides is how old that may be:
+    any age, or no older than the outermost run, or no older than the run at hand.
+    """
+    began = (here.flow_run if reuse == "never" else here.outermost).start_time
+    since = time.time() if began is None else began.timestamp()
+    if reuse == "always":
+        return Terms(reuse="always", since=None if max_age is None else since - max_age, max_cost_usd=max_cost_usd)
+    return Terms(reuse="always", since=since, max_cost_usd=max_cost_usd)
+
+
+def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:
+    run = here.flow_run if reuse == "never" else here.outermost
+    return RunScope(str(run.id), (), str(here.flow_run.id))
+
+
+async def _publish(spec: MapSpec, report: MapReport, highlights: Highlights) -> None:
+    advice = (
+        "**Retry** this run, or start it again: rows with an answer are not asked again." if report.unanswered else None
+    )
+    page = render_map(spec.target, spec.prompt, report, highlights, advice)
+    await artifacts.publish_page(page, f"{spec.target.model}: {count_of(report.rows, 'row')}")
+    get_run_logger().info(map_line(report))
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigurationError(f"{name} is {count}.", hint="Pass 1 or more, or leave it out.")
