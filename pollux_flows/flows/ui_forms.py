@@ -39,6 +39,8 @@ _TITLES: Final = {
     "ttl_seconds": "Lifetime (seconds)",
     "tool_timeout_s": "Tool timeout (seconds)",
 }
+_LEAST: Final = {"max_age": 0, "max_cost_usd": 0, "max_rounds": 1, "ttl_seconds": 1}
+"""The least that a number may be: the form says so at its field, before a run is started."""
 REQUIRED: Final[Any] = MISSING
 """The default of a parameter that has none, behind one that has."""
 _FIRST: Final = (
@@ -85,7 +87,7 @@ def _describe(parameter: inspect.Parameter, description: str | None) -> inspect.
     field = Field(
         default=... if default is inspect.Parameter.empty else default,
         description=description,
-        json_schema_extra={"title": title},
+        json_schema_extra={"title": title, **({"minimum": _LEAST[name]} if name in _LEAST else {})},
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field, annotation=annotation)
 

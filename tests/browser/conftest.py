@@ -91,13 +91,13 @@ class Screen:
         """Open a page of the UI, and wait until it is there."""
         self.page.goto(f"{self._origin}{path}", wait_until="networkidle")
 
-    def shoot(self, name: str) -> None:
-        """Write a screenshot of the page in its full height."""
+    def shoot(self, name: str, part: Locator | None = None) -> None:
+        """Write a screenshot of the page in its full height, or of a part of it."""
         self.page.wait_for_timeout(500)  # for its last transition
         height = self.page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(each => each.scrollHeight))")
         self.page.set_viewport_size({"width": 1300, "height": min(max(900, height), 4000)})
         SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png")
+        (part or self.page).screenshot(path=SHOTS / f"{name}.png")
         self.page.set_viewport_size({"width": 1300, "height": 900})
 
     def field(self, title: str) -> Locator:

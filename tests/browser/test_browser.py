@@ -59,6 +59,25 @@ def test_every_form_opens(screen: Screen, world: World) -> None:
         screen.shoot(f"form-{deployment['name']}")
 
 
+def test_the_options_that_people_set_come_first(screen: Screen, world: World) -> None:
+    open_form(screen, world, "fan-out")
+    options = screen.field("Options")
+    options.get_by_text("set", exact=True).click()
+    screen.fill("System instruction", "Answer in one sentence.")
+    screen.pick(screen.field("Reasoning effort").locator("button").last, "low")
+    titles = options.locator(".schema-form-property__label").all_inner_texts()
+    assert [title.removesuffix(" (Optional)") for title in titles] == [
+        "Options",
+        "System instruction",
+        "Structured answer",
+        "Reasoning effort",
+        "Max tokens",
+        "Temperature",
+        "More",
+    ]
+    screen.shoot("options", options)
+
+
 def test_prompts_are_pasted_and_a_source_is_a_link(screen: Screen, world: World) -> None:
     open_form(screen, world, "fan-out")
     screen.fill("Prompts from", "What is it?\nWho wrote it?\nWhy?")
