@@ -100,6 +100,10 @@ class AnswerRow(BaseModel):
         )
 
 
+def _item(values: Sequence[Any] | None, index: int) -> Any:
+    return values[index] if values else None
+
+
 def envelope_rows(envelope: ResultEnvelope, prompts: Sequence[str | None] | None = None) -> Iterator[AnswerRow]:
     """Iterate over the rows of an envelope, with what it says about each of its prompts."""
     calls, raw = (envelope.diagnostics.get(name, []) for name in ("calls", "raw_responses"))
@@ -144,7 +148,7 @@ def csv_lines(rows: Iterable[AnswerRow]) -> str:
     A text that a spreadsheet would run as a formula gets a ' in front, and so does one that begins as if it had one. To
     read the text, take one ' away from each cell that begins with ' and then, after any more of them, such a character.
     """
-    return _csv(map(_cells, rows))
+    return _csv(_cells(row.model_dump(mode="json")) for row in rows)
 
 
 def _csv(lines: Iterable[Iterable[Any]]) -> str:
@@ -154,14 +158,15 @@ def _csv(lines: Iterable[Iterable[Any]]) -> str:
     return text.getvalue()
 
 
-def _cells(row: AnswerRow) -> Iterable[Any]:
-    structured = None if row.structured is None else json.dumps(row.structured, ensure_ascii=False)
-    cells = {**flat(row), "structured": structured, "reused": json.dumps(row.reused)}
-    return (_inert(value) if isinstance(value, str) else value for value in cells.values())
-
-
-def _item(values: Sequence[Any] | None, index: int) -> Any:
-    return values[index] if values else None
+def _cells(row: Mapping[str, Any]) -> Iterable[Any]:
+    structured = row["structured"]
+    row = {
+        **row,
+        **row["usage"],
+        "structured": None if structured is None else json.dumps(structured, ensure_ascii=False),
+        "reused": json.dumps(row["reused"]),
+    }
+    return (_inert(value) if isinstance(value := row.get(name), str) else value for name in CSV_COLUMNS)
 
 
 def _in_order(usage: Mapping[str, int]) -> dict[str, int]:
