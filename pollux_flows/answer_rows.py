@@ -139,7 +139,7 @@ def json_lines(rows: Iterable[AnswerRow]) -> str:
 
 def csv_header() -> str:
     """Return the first line of a CSV file with rows."""
-    return _csv([CSV_COLUMNS])
+    return csv_text([CSV_COLUMNS])
 
 
 def csv_lines(rows: Iterable[AnswerRow]) -> str:
@@ -148,10 +148,11 @@ def csv_lines(rows: Iterable[AnswerRow]) -> str:
     A text that a spreadsheet would run as a formula gets a ' in front, and so does one that begins as if it had one. To
     read the text, take one ' away from each cell that begins with ' and then, after any more of them, such a character.
     """
-    return _csv(_cells(row.model_dump(mode="json")) for row in rows)
+    return csv_text(_cells(row.model_dump(mode="json")) for row in rows)
 
 
-def _csv(lines: Iterable[Iterable[Any]]) -> str:
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """Return lines of CSV."""
     text = io.StringIO(newline="")
     # As RFC 4180 has it. With a mere line feed, Python 3.11 does not quote a carriage return.
     csv.writer(text, lineterminator="\r\n").writerows(lines)
@@ -166,12 +167,13 @@ def _cells(row: Mapping[str, Any]) -> Iterable[Any]:
         "structured": None if structured is None else json.dumps(structured, ensure_ascii=False),
         "reused": json.dumps(row["reused"]),
     }
-    return (_inert(value) if isinstance(value := row.get(name), str) else value for name in CSV_COLUMNS)
+    return (inert(value) if isinstance(value := row.get(name), str) else value for name in CSV_COLUMNS)
 
 
 def _in_order(usage: Mapping[str, int]) -> dict[str, int]:
     return {name: usage[name] for name in (*_TOKENS, *usage) if name in usage}
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
+    """Return a text as a CSV cell that no spreadsheet runs as a formula: with a ' in front, where it might."""
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

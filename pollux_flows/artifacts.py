@@ -51,9 +51,12 @@ async def publish_answers(
             if run_input.each_source
             else render_answers(run_input, envelopes[0], advice, output)
         )
-        await acreate_markdown_artifact(
-            markdown=page, key=await _page_key(), description=headline(run_input, envelopes)
-        )
+        await publish_page(page, headline(run_input, envelopes))
+
+
+async def publish_page(page: str, description: str) -> None:
+    """Publish the page of the run at hand. The UI shows the pages of one flow and deployment as a history."""
+    await acreate_markdown_artifact(markdown=page, key=await _page_key(), description=description)
 
 
 async def _page_key() -> str:

@@ -11,7 +11,7 @@ import posixpath
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Final, Literal, cast, get_args
+from typing import IO, Any, Final, Literal, get_args
 from uuid import uuid4
 
 import fsspec
@@ -31,6 +31,7 @@ BUCKETS: Final[tuple[Bucket, ...]] = get_args(Bucket)
 _CSV: Final = ".csv"
 # A file of another kind could be one that a program runs or obeys.
 _ENDINGS: Final = (".jsonl", ".ndjson", _CSV)
+_ADVICE: Final = ".jsonl for lines of JSON, with .csv for a table, or with a slash for a folder"
 _READ_ONLY: Final = {"http", "https", "github"}
 # These show an object when it is closed. A disk, a local one or a server's, shows a file from its first byte.
 _OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
@@ -64,8 +65,11 @@ class Manifest(Record):
         return {bucket: count for bucket in BUCKETS if (count := getattr(self, bucket))}
 
 
-def resolve_output(output: str) -> str:
-    """Return `output` as an absolute place, or raise a ConfigurationError, before anything is asked or submitted."""
+def resolve_output(output: str, endings: Sequence[str] = _ENDINGS, *, advice: str = _ADVICE) -> str:
+    """Return `output` as an absolute place, or raise a ConfigurationError, before anything is asked or submitted.
+
+    The name of a file must have one of these `endings`; `advice` says what each is for.
+    """
     if not output.strip():
         raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
     is_folder, is_guarded = output.endswith("/"), access.guards_output(output)
@@ -75,7 +79,7 @@ def resolve_output(output: str) -> str:
             access.check_protocols(output)
         _check_protocol(output)
         if not is_folder:
-            _check_ending(output, is_guarded=is_guarded)
+            _check_ending(output, endings, advice, is_guarded=is_guarded)
         fs, path = fsspec.core.url_to_fs(output)
     except SourceError as error:
         raise ConfigurationError(f"output cannot be used: {error.message}", hint=error.hint) from None
@@ -85,11 +89,11 @@ def resolve_output(output: str) -> str:
             hint="Write a path, or an address such as s3://bucket/answers.jsonl, whose package is installed.",
         ) from None
     if is_guarded:
-        path = os.path.realpath(path) if _is_local(fs) else path
-        access.check_output(output, path if _is_local(fs) else None)
+        path = os.path.realpath(path) if is_local(fs) else path
+        access.check_output(output, path if is_local(fs) else None)
         if not is_folder:
-            _check_replaceable(path if _is_local(fs) else output)
-    if not _is_local(fs):
+            check_replaceable(path if is_local(fs) else output)
+    if not is_local(fs):
         return output
     return f"{path}/" if is_folder else str(path)  # a collector may run in another directory
 
@@ -102,10 +106,10 @@ def output_path(output: str, name: str) -> str:
 def check_writable(path: str) -> None:
     """Raise a ConfigurationError if no file can be created at `path`. Only this machine is asked."""
     fs, _ = fsspec.core.url_to_fs(path)
-    if not _is_local(fs):
+    if not is_local(fs):
         return
     try:
-        _NewFile(path).discard()
+        NewFile(path.removesuffix("/")).discard()
     except OSError as error:
         raise ConfigurationError(
             f"output {shown(path)!r} cannot be written to: {type(error).__name__}: {error}",
@@ -131,19 +135,19 @@ async def write_output(
     lines = csv_lines if is_csv else json_lines
     try:
         if is_guarded:
-            await asyncio.to_thread(_check_replaceable, path)
-            await asyncio.to_thread(_write_manifest, path, manifest)
-        file = await asyncio.to_thread(_NewFile, path)
+            await asyncio.to_thread(check_replaceable, path)
+            await asyncio.to_thread(write_manifest, path, manifest)
+        file = await asyncio.to_thread(NewFile, path)
         try:
             if is_csv:
-                file.write(csv_header())
+                file.write(csv_header().encode())
             async for rows in pieces:
-                file.write(await asyncio.to_thread(lines, rows))
+                file.write((await asyncio.to_thread(lines, rows)).encode())
             await asyncio.to_thread(file.complete)
         except BaseException:
             file.discard()
             raise
-        await asyncio.to_thread(_write_manifest, path, manifest)
+        await asyncio.to_thread(write_manifest, path, manifest)
     except PolluxError:
         raise
     except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
@@ -160,38 +164,39 @@ def _check_protocol(output: str) -> None:
         )
 
 
-def _check_ending(output: str, *, is_guarded: bool) -> None:
+def _check_ending(output: str, endings: Sequence[str], advice: str, *, is_guarded: bool) -> None:
     # An error must not reveal to those who may not write there whether it is a folder.
     if not is_guarded and is_path(output) and Path(local_path(output)).expanduser().is_dir():
         raise ConfigurationError(
             f"output {shown(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."
         )
-    if not output.lower().endswith(_ENDINGS):
+    if not output.lower().endswith(tuple(endings)):
         raise ConfigurationError(
-            f"output {shown(output)!r} ends with none of {', '.join(_ENDINGS)}.",
-            hint="End it with .jsonl for lines of JSON, with .csv for a table, or with a slash for a folder.",
+            f"output {shown(output)!r} ends with none of {', '.join(endings)}.", hint=f"End it with {advice}."
         )
 
 
-def _write_manifest(path: str, manifest: Manifest) -> None:
-    file = _NewFile(_manifest_path(path))
+def write_manifest(path: str, manifest: Manifest) -> None:
+    """Write the manifest of the output at `path`."""
+    file = NewFile(manifest_path(path))
     try:
-        file.write(manifest.model_dump_json(indent=2) + "\n")
+        file.write(f"{manifest.model_dump_json(indent=2)}\n".encode())
         file.complete()
     except BaseException:
         file.discard()
         raise
 
 
-def _manifest_path(path: str) -> str:
-    return f"{path.removesuffix('.jsonl')}.manifest.json"
+def manifest_path(path: str) -> str:
+    """Return the place of the manifest of an output: beside it."""
+    return f"{path.removesuffix('/').removesuffix('.jsonl')}.manifest.json"
 
 
-def _check_replaceable(output: str) -> None:
+def check_replaceable(output: str) -> None:
     """Raise a ConfigurationError for a link, and for a file without a manifest, which no run has written."""
     fs, _ = fsspec.core.url_to_fs(output)
-    places = [output, _manifest_path(output)]
-    if _is_local(fs) and any(os.path.realpath(place) != place for place in places):
+    places = [output, manifest_path(output)]
+    if is_local(fs) and any(os.path.realpath(place) != place for place in places):
         raise ConfigurationError(f"output {shown(output)!r} is a link.", hint="Name the file that it points to.")
     if not any(fs.exists(place) for place in places):
         return
@@ -206,28 +211,28 @@ def _check_replaceable(output: str) -> None:
         )
 
 
-class _NewFile:
-    """A text file that appears under its name, in place of an earlier one, once it is complete."""
+class NewFile:
+    """A file that appears under its name, in place of an earlier one, once it is complete."""
 
     def __init__(self, url: str) -> None:
         self._fs, self._path = fsspec.core.url_to_fs(url)
-        self._is_local = _is_local(self._fs)
+        self._is_local = is_local(self._fs)
         # Two writers of one file have a name each: the later one replaces what the earlier one wrote.
         unfinished = f"{self._path}.{uuid4().hex[:8]}.unfinished"
         self._written_as = self._path if protocol(url) in _OBJECT_STORES else unfinished
         if self._is_local:
             self._fs.makedirs(posixpath.dirname(self._path), exist_ok=True)
-        self._file = cast(IO[str], self._fs.open(self._written_as, "w", encoding="utf-8", newline=""))
+        self.file: IO[bytes] = self._fs.open(self._written_as, "wb")
 
-    def write(self, text: str) -> None:
-        self._file.write(text)
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
 
     def complete(self) -> None:
         """Give the file its name."""
         if self._is_local:
-            self._file.flush()
-            os.fsync(self._file.fileno())  # else a crash of the machine could leave its name without its contents
-        self._file.close()
+            self.file.flush()
+            os.fsync(self.file.fileno())  # else a crash of the machine could leave its name without its contents
+        self.file.close()
         if self._is_local:
             os.replace(self._written_as, self._path)  # noqa: PTH105 (a path of fsspec's)
         elif self._written_as != self._path:
@@ -237,12 +242,13 @@ class _NewFile:
         """Leave nothing behind, as far as that is possible: the error that led here is the one to report."""
         with suppress(Exception):
             if self._written_as == self._path:
-                cast(Any, self._file).detach().discard()  # closing it would save it
+                self.file.discard()  # type: ignore[attr-defined]  # closing it would save it
                 return
-            self._file.close()
+            self.file.close()
         with suppress(Exception):
             self._fs.rm_file(self._written_as)
 
 
-def _is_local(fs: Any) -> bool:
+def is_local(fs: Any) -> bool:
+    """Return whether this fsspec file system is that of this machine."""
     return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))

@@ -22,6 +22,7 @@ from pollux_flows.deferred.results import Item
 from pollux_flows.deferred.store import JobRequest
 from pollux_flows.document import Document
 from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
+from pollux_flows.mapping.report import MapReport
 from pollux_flows.options import Options
 from pollux_flows.output import Manifest
 from pollux_flows.pipeline.caches import CacheRecord, CacheRequest
@@ -54,6 +55,7 @@ KINDS: Final[dict[str, Kind]] = {
     "job-request": Kind(JobRequest),
     "job-row": Kind(JobRow),
     "manifest": Kind(Manifest),
+    "map-report": Kind(MapReport),
     "options": Kind(Options),
     "outcome": Kind(Outcome),
     "plan": Kind(Plan),

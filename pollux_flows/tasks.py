@@ -56,9 +56,17 @@ async def request(
     sources: Sequence[Source] = (),
     options: Options | None = None,
     each_source: bool = False,
+    sources_by_prompt: Sequence[Sequence[int]] | None = None,
 ) -> Request:
     """Validate and normalise what is asked."""
-    return make_request(prompts, target=target, sources=sources, options=options, each_source=each_source)
+    return make_request(
+        prompts,
+        target=target,
+        sources=sources,
+        options=options,
+        each_source=each_source,
+        sources_by_prompt=sources_by_prompt,
+    )
 
 
 @task(name="plan", task_run_name="plan", **UNSTORED)

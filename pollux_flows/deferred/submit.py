@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,8 +47,8 @@ def check_request(request: Request) -> None:
 
 async def check_plan(session: Session, plan: Plan) -> None:
     """Check the longest call as the provider would receive it, before any upload."""
-    materials = Attachments(plan, session).pretended(range(len(plan.sources)))
     longest = max(plan.calls, key=lambda call: len(call.prompt or ""))
+    materials = Attachments(plan, session).pretended(plan.sources_of(longest))
     call = _make_call(plan, longest, materials)
     await retry_call(partial(session.check, call), session.config)
     check_row(session.batches.row(call, row_key(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS, longest.index)
@@ -190,10 +190,12 @@ class _Submission:
     def _row_maker(self, attempt: int, *, caches: bool) -> MakeRow:
         plan, materials = self._plan, self._materials
         make, submission = self._session.batches.row, self._lock.job.submission
-        key = prefix_key(plan, range(len(plan.sources)))
+        key = cache(lambda sources: prefix_key(plan, sources))
 
         def make_row(planned: PlannedCall, number: int) -> bytes:
-            call = _make_call(plan, planned, materials, key=key, caches=caches)
+            sources = tuple(plan.sources_of(planned))
+            its = [materials[each] for each in sources]
+            call = _make_call(plan, planned, its, key=key(sources), caches=caches)
             return make(call, row_key(tag_of(submission, number, attempt), planned.index))
 
         return make_row

@@ -70,14 +70,35 @@ def version(name: str) -> Any:
         status = _status(name)
         settled = time.time() - status.st_mtime > _SETTLED_S
         return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] if settled else None
-    try:
-        info = explain_errors(name, lambda: _info(name))
-    except SourceError:
-        return None  # the error is raised when the file is read
-    tags = {field: str(info[field]) for field in (*_TAGS, *_TIMES) if info.get(field) is not None}
+    info = _info_if_possible(name)
     written = [_seconds(info[field]) for field in _TIMES if info.get(field) is not None]
     settled = all(at is not None and time.time() - at > _SETTLED_ELSEWHERE_S for at in written)
-    return {"size": info.get("size", info.get("content-length")), **tags} if tags and settled else None
+    found = _size_and_tags(info)
+    return found if len(found) > 1 and settled else None
+
+
+def stamp(name: str) -> dict[str, Any]:
+    """Return the size of a file and its time or tag, if any; each machine that shares the file finds the same ones.
+
+    A change within one tick of the file's clock goes unnoticed.
+    """
+    explain_errors(name, partial(access.check_source, name))
+    if protocol(name) == "file":
+        status = _status(name)
+        return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return _size_and_tags(_info_if_possible(name))
+
+
+def _info_if_possible(name: str) -> dict[str, Any]:
+    try:
+        return explain_errors(name, lambda: _info(name))
+    except SourceError:
+        return {}  # the error is raised when the file is read
+
+
+def _size_and_tags(info: dict[str, Any]) -> dict[str, Any]:
+    tags = {field: str(info[field]) for field in (*_TAGS, *_TIMES) if info.get(field) is not None}
+    return {"size": info.get("size", info.get("content-length")), **tags}
 
 
 class _File:

@@ -7,6 +7,7 @@ from pollux_flows.flows.converse import aconverse, converse
 from pollux_flows.flows.deferred import adeferred, deferred
 from pollux_flows.flows.fan_in import afan_in, fan_in
 from pollux_flows.flows.fan_out import afan_out, fan_out
+from pollux_flows.flows.map_rows import amap_rows, map_rows
 from pollux_flows.flows.realtime import arealtime, realtime
 from pollux_flows.flows.resubmit import aresubmit, resubmit
 from pollux_flows.flows.submit import asubmit, submit
@@ -22,6 +23,7 @@ __all__ = [
     "adeferred",
     "afan_in",
     "afan_out",
+    "amap_rows",
     "arealtime",
     "aresubmit",
     "asubmit",
@@ -35,6 +37,7 @@ __all__ = [
     "deferred",
     "fan_in",
     "fan_out",
+    "map_rows",
     "realtime",
     "resubmit",
     "submit",

@@ -52,7 +52,9 @@ async def _restrictions_of_run() -> Restrictions | None:
         folders=await _folders(),
         private=[str(PREFECT_HOME.value()), str(home())],
         environment=_environment(context.flow_run),
-        sources=frozenset(_texts([each.get(name) for each in own for name in ("sources", "options", "prompts_from")])),
+        sources=frozenset(
+            _texts([each.get(name) for each in own for name in ("sources", "options", "prompts_from", "table")])
+        ),
         outputs=frozenset(_texts([each.get("output") for each in own])),
         schemas=frozenset(_texts([each.get("options") for each in own])),
         tools=frozenset(_texts([each.get("tools") for each in own])),

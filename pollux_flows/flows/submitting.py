@@ -47,6 +47,7 @@ async def submit_job(
     sources: Sequence[Source],
     options: Options | None,
     *,
+    sources_by_prompt: Sequence[Sequence[int]] | None = None,
     prompts_from: str | None = None,
     output: str | None = None,
     resubmit: int = 0,
@@ -57,7 +58,7 @@ async def submit_job(
     store = await BlockJobStore.open()
     if (here := await lineage()) is None:
         raise InternalError("Deferred work is submitted by a flow, and no flow run is at hand.")
-    asking = _Asking(prompts, sources, options, output, resubmit, on_lost, here.sub_flow_chain)
+    asking = _Asking(prompts, sources, options, sources_by_prompt, output, resubmit, on_lost, here.sub_flow_chain)
     # A retry of this run, or its resumption a week later, finds the job that was submitted.
     async for name in _names(here):
         job = await store.find(name)
@@ -153,6 +154,7 @@ class _Asking:
     prompts: Sequence[str | None]
     sources: Sequence[Source]
     options: Options | None
+    sources_by_prompt: Sequence[Sequence[int]] | None
     output: str | None
     resubmit: int
     on_lost: OnLost
@@ -172,7 +174,13 @@ async def _create_job(
             f"resubmit is {asking.resubmit}.", hint="Pass 0, or how often what failed is tried again."
         )
     output = None if asking.output is None else resolve_output(asking.output)
-    asked = await tasks.request(pass_opaque(asking.prompts), config.target, pass_opaque(asking.sources), asking.options)
+    asked = await tasks.request(
+        pass_opaque(asking.prompts),
+        config.target,
+        pass_opaque(asking.sources),
+        asking.options,
+        sources_by_prompt=pass_opaque(asking.sources_by_prompt),
+    )
     submission.check_request(asked)
     plan = await tasks.plan(pass_opaque(asked))
     async with open_session(config) as session:

@@ -25,6 +25,12 @@ from pollux_flows.source import Source, SourceType, VideoSettings
 
 _TITLES: Final = {
     "prompts_from": "Prompts from",
+    "answer_column": "Column for the answers",
+    "id_column": "Id column",
+    "if_exists": "When the output exists",
+    "limit": "Rows at most",
+    "require_approval": "Wait for approval",
+    "rows_per_chunk": "Rows per task run",
     "max_age": "Max age (seconds)",
     "max_cost_usd": "Budget (USD)",
     "on_partial": "When some prompts fail",
@@ -35,7 +41,18 @@ _TITLES: Final = {
 }
 REQUIRED: Final[Any] = MISSING
 """The default of a parameter that has none, behind one that has."""
-_FIRST: Final = ("prompt", "prompts", "prompts_from", "provider", "conversation", "sources", "options", "job", "jobs")
+_FIRST: Final = (
+    "table",
+    "prompt",
+    "prompts",
+    "prompts_from",
+    "provider",
+    "conversation",
+    "sources",
+    "options",
+    "job",
+    "jobs",
+)
 _HIDDEN: Final = {"calls_per_task"}
 _SWITCH: Final = {"on": True, "off": False}
 _FIELD_TYPES: Final[dict[str, dict[str, Any]]] = {

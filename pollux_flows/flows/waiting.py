@@ -33,24 +33,51 @@ _PATIENCE_S: Final = 120.0
 
 async def answers_of_retried(job: Job, *, on_partial: OnPartial, options: Options | None) -> ResultEnvelope:
     """The answers of the job that this run has submitted. If it failed for what is missing, a retry asks that again."""
-    here = await lineage()
-    now = here.attempt if here else ""
-    failed_before = job.failed_in not in {None, now} and not (job.manifest and job.manifest.has_all_answers)
-    if failed_before and on_partial == "fail":
-        await submit_again(job.name)
-        await _note(job.name, {"failed_in": None})  # once an attempt, however often it is resumed
+    if on_partial == "fail":
+        await resubmit_if_failed(job)
     try:
         return await answers_of(job.name, on_partial=on_partial, options=options, retry="a retry asks only the others")
     except PolluxError as error:
         if error.envelope is not None:
-            await _note(job.name, {"failed_in": now})
+            await mark_failed(job)
         raise
+
+
+async def resubmit_if_failed(job: Job) -> None:
+    """Submit the unanswered prompts of a job again if an earlier attempt at this run has failed for them."""
+    failed_before = job.failed_in not in {None, await _attempt()}
+    if failed_before and not (job.manifest and job.manifest.has_all_answers):
+        await submit_again(job.name)
+        await _note(job.name, {"failed_in": None})  # once an attempt, however often it is resumed
+
+
+async def mark_failed(job: Job) -> None:
+    """Record that the attempt at hand failed for prompts without an answer, so that a retry submits them again."""
+    await _note(job.name, {"failed_in": await _attempt()})
+
+
+async def _attempt() -> str:
+    here = await lineage()
+    return here.attempt if here else ""
 
 
 async def answers_of(
     name: str, *, on_partial: OnPartial = "fail", options: Options | None = None, retry: str | None = None
 ) -> ResultEnvelope:
-    """The answers of the job, once they are there; with `options`, as instances of the caller's model.
+    """The answers of the job, once they are there; with `options`, as instances of the caller's model."""
+    store, job = await BlockJobStore.open(), await wait_until_complete(name)
+    envelope = await store.load_envelope(job)
+    retry = retry or f"resubmit({name!r}) asks only the others"
+    saved = None if job.manifest and job.manifest.has_all_answers else await store.find_saved(job)
+    advice = saved and saved.advice("What was answered is", retry, "a new run")
+    output = shown(job.manifest.output) if job.manifest and job.manifest.output else None
+    run_input = await store.load_input(job)
+    await publish_outcome(run_input, [envelope], on_partial, advice=advice, output=output)
+    return await asyncio.to_thread(with_instances, envelope, options or job.options)
+
+
+async def wait_until_complete(name: str) -> Job:
+    """Wait for a job, and return it once it is complete.
 
     A run of a deployment is suspended until `collect` resumes it. Any other looks itself, ever more seldom.
     """
@@ -60,7 +87,7 @@ async def answers_of(
     for pause in _pauses():
         job = await store.get(name)
         if job.is_complete:
-            break
+            return job
         if job.state == "ambiguous":
             raise _lost(job)
         if (run_id := suspendable_run()) is not None and await _noted(store, name, run_id):
@@ -78,14 +105,7 @@ async def answers_of(
                 raise _needs_a_person(job, problems[0])
             if not (await store.get(name)).is_complete:
                 await asyncio.sleep(pause)
-    envelope = await store.load_envelope(job)
-    retry = retry or f"resubmit({name!r}) asks only the others"
-    saved = None if job.manifest and job.manifest.has_all_answers else await store.find_saved(job)
-    advice = saved and saved.advice("What was answered is", retry, "a new run")
-    output = shown(job.manifest.output) if job.manifest and job.manifest.output else None
-    run_input = await store.load_input(job)
-    await publish_outcome(run_input, [envelope], on_partial, advice=advice, output=output)
-    return await asyncio.to_thread(with_instances, envelope, options or job.options)
+    raise AssertionError
 
 
 def _lost(job: Job) -> ConfigurationError:

@@ -187,7 +187,8 @@ class Answers:
         if terms.reuse != "always":
             return {}
         found = await self._own(calls) if own is None else own
-        found = await self._journal.load_reusable([name for name in names if name not in found], terms.max_age) | found
+        missing = [name for name in names if name not in found]
+        found = await self._journal.load_reusable(missing, terms.max_age, terms.since or 0.0) | found
         good = {name: outcome for name, outcome in found.items() if outcome.problem is None}
         self._answered |= good.keys()
         return {call.index: good[call.identity].at(call.index) for call in calls if call.identity in good}

@@ -40,16 +40,18 @@ async def open_execution(
     scope: RunScope | None = None,
     *,
     caches: CacheRegistry | None = None,
+    session: Session | None = None,
 ) -> AsyncIterator[Execution]:
     """Open what the calls of a plan share, and close it whatever happens.
 
-    The provider is met when the first call needs it. Without a `scope`, the run is the one that the terms name. With
-    `caches`, the plan's cache is made, extended and made again as its calls need it.
+    The provider is met when the first call needs it, unless an open `session` is passed, which stays open. Without a
+    `scope`, the run is the one that the terms name. With `caches`, the plan's cache is made, extended and made again as
+    its calls need it.
     """
     async with AsyncExitStack() as stack:
         terms = terms or Terms()
         answers = Answers(config.target, terms, scope, plan.facts)
-        execution = Execution(plan, config, answers, stack, caches)
+        execution = Execution(plan, config, answers, stack, caches, session)
         run = (scope.flow_run or scope.run) if scope else terms.run_key
         execution.created_by = f"run {run or uuid4().hex}"
         try:
@@ -68,7 +70,13 @@ class Execution:
     """The calls of a plan on their way: one connection, each file uploaded once, each answer saved as it comes."""
 
     def __init__(
-        self, plan: Plan, config: Config, answers: Answers, stack: AsyncExitStack, caches: CacheRegistry | None = None
+        self,
+        plan: Plan,
+        config: Config,
+        answers: Answers,
+        stack: AsyncExitStack,
+        caches: CacheRegistry | None = None,
+        session: Session | None = None,
     ) -> None:
         self.answers = answers
         self.config = config
@@ -76,6 +84,7 @@ class Execution:
         self.created_by: str | None = None
         """The creator that the records of its caches name."""
         self._stack = stack
+        self._session = session
         self._opening = asyncio.Lock()
         self._opened: tuple[Session, Attachments] | None = None
         # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
@@ -86,7 +95,7 @@ class Execution:
         """Make the calls of this plan: before the first, one that caches otherwise may replace it."""
         self.plan = plan
         self._warm_ups = WarmUps(plan)
-        self._prefix_keys: dict[int | None, str | None] = {}
+        self._prefix_keys: dict[tuple[int, ...], str | None] = {}
         self._cache_uses: dict[int | None, CacheUse] = {}
 
     @property
@@ -161,18 +170,24 @@ class Execution:
         """Refuse what only a finished request shows, for each set of sources that calls are made about."""
         await self.answers.begin()
         await self.cache.open()
+        asked = {tuple(self.plan.sources_of(planned)): planned for planned in reversed(calls)}
+        for planned in asked.values():
+            if planned.sources is None:
+                await self.check_call(planned)
+
+    async def check_call(self, planned: PlannedCall) -> None:
+        """Refuse what only the finished request of a call shows, before a file is uploaded for it."""
         session, attachments = await self.open_session()
-        asked = {tuple(_sources(self.plan, planned)): planned for planned in reversed(calls)}
-        for sources, planned in asked.items():
-            call = self.make_call(planned, attachments.pretended(sources))
-            await retry_call(partial(session.check, call), self.config)  # a look at what would be sent is no call
+        call = self.make_call(planned, attachments.pretended(self.plan.sources_of(planned)))
+        await retry_call(partial(session.check, call), self.config)  # a look at what would be sent is no call
 
     def make_call(
         self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None
     ) -> Call:
         plan, own = self.plan, len(materials) - len(self.plan.said.attached)
-        if planned.source not in self._prefix_keys:
-            self._prefix_keys[planned.source] = prefix_key(plan, _sources(plan, planned))
+        sources = tuple(plan.sources_of(planned))
+        if sources not in self._prefix_keys:
+            self._prefix_keys[sources] = prefix_key(plan, sources)
         return Call(
             model=plan.target.model,
             materials=materials[:own],
@@ -180,7 +195,7 @@ class Execution:
             options=plan.options if cache is None else strip_cached_options(plan.options, cache),
             implicit_caching=self._warm_ups.caches(planned.source),
             is_one_of_many=plan.sharing > 1,
-            prefix_key=self._prefix_keys[planned.source],
+            prefix_key=self._prefix_keys[sources],
             history=tuple(attach_history(plan.said.turns, materials[own:])),
             response_id=plan.said.response_id,
         )
@@ -189,7 +204,9 @@ class Execution:
         """Return the provider's session and the plan's attachments, opened by the first call."""
         async with self._opening:
             if self._opened is None:
-                session = await self._stack.enter_async_context(open_session(self.config))
+                session = self._session
+                if session is None:
+                    session = await self._stack.enter_async_context(open_session(self.config))
                 attachments = await self._stack.enter_async_context(open_attachments(self.plan, session, uuid4().hex))
                 self._opened = session, attachments
         return self._opened
@@ -223,6 +240,8 @@ class _CallRun:
     async def _ask(self) -> Outcome:
         """Ask the provider until it answers, with a new cache or new files where it lost those."""
         await self._answers.check_may_ask()  # before a file is uploaded for it
+        if self._planned.sources is not None:  # of calls with sources of their own, an unusable one fails alone
+            await self._execution.check_call(self._planned)
         config = self._execution.config
         session, attachments = await self._execution.open_session()
         has_reattached = False
@@ -248,7 +267,7 @@ class _CallRun:
         self._cache = await self._use.acquire()
         self._answers.add_caches(self._use.used)
         # What the cache holds is not sent along; what was attached to earlier turns is.
-        self._sources = _sources(plan, self._planned)[plan.own_sources if self._use.holds_sources else 0 :]
+        self._sources = plan.sources_of(self._planned)[plan.own_sources if self._use.holds_sources else 0 :]
         self._materials = await attachments.materials(self._sources)
 
     async def _start(self) -> None:
@@ -308,7 +327,3 @@ def unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
 
 def _ignore(_: Outcome) -> None:
     pass
-
-
-def _sources(plan: Plan, planned: PlannedCall) -> Sequence[int]:
-    return range(len(plan.sources)) if planned.source is None else [planned.source]

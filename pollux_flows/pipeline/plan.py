@@ -33,6 +33,11 @@ class PlannedCall(Document):
     index: int
     prompt: str | None
     source: int | None = None  # the one source it is about; None for all of them
+    sources: list[int] | None = Field(
+        default=None,
+        exclude_if=lambda sources: sources is None,
+        description="The sources it is about, where each call has its own; None elsewhere.",
+    )
     identity: str
     request: str = Field(default="", description="The identity of what it shares with the other calls of its request.")
     occurrence: int = Field(default=0, description="How many identical calls the plan has before this one.")
@@ -77,6 +82,12 @@ class Plan(Document):
     def own_sources(self) -> int:
         """How many of the sources the prompts are about; the others were attached to the turns before."""
         return len(self.sources) - len(self.said.attached)
+
+    def sources_of(self, call: PlannedCall) -> Sequence[int]:
+        """Return the sources that are sent with a call, those of earlier turns included."""
+        if call.sources is not None:
+            return call.sources
+        return range(len(self.sources)) if call.source is None else [call.source]
 
     @property
     def facts(self) -> RunFacts:
@@ -156,7 +167,10 @@ def make_plan(
     for source in range(len(request.sources)) if request.each_source else (None,):
         about = own if source is None else [own[source]]
         shared = request_identity(request.target, request.options, about, said)
-        for prompt in request.prompts:
+        for index, prompt in enumerate(request.prompts):
+            its = None if request.sources_by_prompt is None else request.sources_by_prompt[index]
+            if its is not None:
+                shared = request_identity(request.target, request.options, [own[each] for each in its], said)
             occurrence = seen[shared, prompt]
             seen[shared, prompt] += 1
             calls.append(
@@ -164,6 +178,7 @@ def make_plan(
                     index=len(calls),
                     prompt=prompt,
                     source=source,
+                    sources=its,
                     identity=call_identity(shared, prompt, occurrence),
                     request=shared,
                     occurrence=occurrence,

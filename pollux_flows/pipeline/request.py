@@ -25,12 +25,14 @@ _ARGUMENTS: Final = "Write {'type': 'object', 'properties': {'name': {'type': 's
 class Request(Document):
     """Prompts and sources, known to be answerable by the provider as far as can be told without asking it.
 
-    Every prompt is asked about all sources together, or, with `each_source`, about each of them by itself.
+    Every prompt is asked about all sources together or, with `each_source`, about each of them by itself, or, with
+    `sources_by_prompt`, about sources of its own.
     """
 
     prompts: list[Text | None]
     sources: list[Source]
     each_source: bool = False
+    sources_by_prompt: list[list[int]] | None = Field(default=None, exclude_if=lambda lists: lists is None)
     target: Target
     options: Options
     # Not mentioned where there is none: what older versions wrote and read has no such field.
@@ -49,6 +51,7 @@ def make_request(
     sources: Sequence[Source] = (),
     options: Options | None = None,
     each_source: bool = False,
+    sources_by_prompt: Sequence[Sequence[int]] | None = None,
 ) -> Request:
     """Validate and normalise. No prompts at all is a legal request for nothing; `None` is one call without a prompt."""
     options = Options() if options is None else _typed("options", options, Options)
@@ -63,11 +66,12 @@ def make_request(
         prompts=prompts,
         sources=checked_sources(sources),
         each_source=each_source,
+        sources_by_prompt=None if sources_by_prompt is None else [list(each) for each in sources_by_prompt],
         target=target,
         options=options,
         said=said or Conversation(),
     )
-    if said is not None and each_source:
+    if said is not None and (each_source or sources_by_prompt is not None):
         raise ConfigurationError(
             "A conversation cannot be about each source by itself.", hint="Go on with each of its envelopes by itself."
         )
@@ -75,7 +79,10 @@ def make_request(
     if None in request.prompts and not (request.sources or asked_before):
         raise ConfigurationError("There is nothing to send: no prompt and no source.", hint="Write a prompt.")
     _check_schema(request.options)
-    capabilities.check(request.target, request.options, request.sources, request.said.turns)
+    asked_about = [range(len(request.sources))] if sources_by_prompt is None else {*map(tuple, sources_by_prompt)}
+    for about in asked_about:
+        its = [request.sources[index] for index in about]
+        capabilities.check(request.target, request.options, its, request.said.turns)
     return request
 
 

@@ -22,6 +22,9 @@ class Terms(Document):
     max_age: StrictFloat | None = Field(
         default=None, ge=0, description="With reuse='always': how old another run's answer may be, in seconds."
     )
+    since: StrictFloat | None = Field(
+        default=None, ge=0, description="With reuse='always': answers of other runs from before this time do not count."
+    )
     run_key: Text | None = Field(default=None, min_length=1, description="The run that these calls belong to.")
     max_cost_usd: StrictFloat | None = Field(
         default=None, ge=0, description="No new call starts once the answers have cost this much."

@@ -69,14 +69,19 @@ class Journal:
         records = await self.store.get_many(keys)
         return {keys[key]: read_answer(key, record, self.store.where, "run") for key, record in records.items()}
 
-    async def load_reusable(self, calls: Sequence[str], max_age_s: float | None) -> dict[str, Outcome]:
-        """Return the latest outcomes of these calls in any run, as far as they are saved and not too old."""
+    async def load_reusable(
+        self, calls: Sequence[str], max_age_s: float | None, since: float = 0.0
+    ) -> dict[str, Outcome]:
+        """Return the latest outcomes of these calls in any run, as far as they are saved and not too old.
+
+        Those from before `since`, a time of the clock, do not count.
+        """
         pointers, where = {pointer_key(call): call for call in calls}, self.store.where
-        since = None if max_age_s is None else self.clock() - max_age_s
+        since = since if max_age_s is None else max(since, self.clock() - max_age_s)
         places: dict[str, str] = {}
         for key, record in (await self.store.get_many(pointers)).items():
             pointer = read_pointer(key, record, where)
-            if since is None or pointer.at >= since:
+            if pointer.at >= since:
                 places[pointer.place] = pointers[key]
         records = await self.store.get_many(places)
         return {places[key]: read_answer(key, record, where, "always") for key, record in records.items()}

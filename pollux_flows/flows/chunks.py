@@ -1,0 +1,211 @@
+"""Chunks: the chunks of a table as task runs, in the process of the flow or on the cluster of its task runner.
+
+In the process of the flow, all chunks share one connection and its limits, and the next one starts when all calls of
+the one before stand in line. On a cluster, so many chunks are under way at once as it has workers, and each has its
+share of the limits. Either way their answers are passed on in the order of the table, and those that wait for their
+turn are few: memory does not grow with the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, closing
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from prefect import task
+from prefect.context import FlowRunContext
+from prefect.states import Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from pollux_flows.artifacts import Progress
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.config import Config
+from pollux_flows.errors import ConfigurationError, raise_if_error
+from pollux_flows.mapping.answer import ChunkAnswers, answer_chunk, leave_out
+from pollux_flows.mapping.spec import MapSpec
+from pollux_flows.pipeline.execute import QueuePlace
+from pollux_flows.pipeline.terms import Terms
+from pollux_flows.providers.session import Session, open_session
+from pollux_flows.run_store import store_id
+from pollux_flows.state.slots import RunScope
+from pollux_flows.state.store import STATE_URL, open_store
+from pollux_flows.tables.table import Chunk
+from pollux_flows.tasks import UNSTORED
+
+_IN_PROCESS: Final = 3
+"""How many chunks are under way at once in the process of the flow: one asks, the next reads, one is written."""
+_ON_CLUSTER: Final = 4
+"""How many are under way at once on a cluster that does not say how many workers it has."""
+
+
+@dataclass(frozen=True)
+class MapRun:
+    """The parts of a run over a table that all its chunks need, without a key. It travels to other machines."""
+
+    spec: MapSpec
+    terms: Terms
+    scope: RunScope
+    store: str
+    """The name of the state that the answers are saved in."""
+    provider: str | None
+    """The name of the saved PolluxProvider."""
+    limits: dict[str, int | None]
+    """The part of the provider's limits that one chunk may use."""
+
+
+@dataclass(frozen=True)
+class _Shared:
+    session: Session
+    config: Config
+    progress: Progress
+    loop: asyncio.AbstractEventLoop
+
+
+_shared: ContextVar[_Shared | None] = ContextVar("pollux_flows_shared_chunks", default=None)
+_turn: ContextVar[QueuePlace | None] = ContextVar("pollux_flows_chunk_turn", default=None)
+
+
+@task(name="map-chunk", task_run_name="{title}", **UNSTORED)
+async def map_chunk(chunk: Chunk, run: MapRun, title: str) -> ChunkAnswers:  # noqa: ARG001 (the title is its name)
+    """Answer the rows of a chunk."""
+    return await _map_chunk(chunk, run)
+
+
+async def _map_chunk(chunk: Chunk, run: MapRun) -> ChunkAnswers:
+    """Answer the rows of a chunk. A task on another machine is pickled with all that it refers to, but for this."""
+    shared = _shared.get()
+    if shared is None or shared.loop is not asyncio.get_running_loop():
+        answers = await answer_chunk(chunk, run.spec, await _config_elsewhere(run), run.terms, run.scope)
+    else:
+        answers = await answer_chunk(
+            chunk,
+            run.spec,
+            shared.config,
+            run.terms,
+            run.scope,
+            session=shared.session,
+            on_outcome=shared.progress.add,
+            turn=_turn.get(),
+        )
+    # For people who look at the run; the flow takes the answers as they are.
+    return _mark_failed(answers, chunk) if answers.lacks_all_answers else answers
+
+
+async def _config_elsewhere(run: MapRun) -> Config:
+    """Return the connection for a chunk on a worker, which must see the answers of the others."""
+    store = open_store()
+    if await store_id(store) != run.store:
+        raise ConfigurationError(
+            f"This worker saves answers in another state ({store.where}) than the flow run.",
+            hint=f"Let all machines share one: {STATE_URL}=redis://… in the environment of each.",
+        )
+    if run.provider is None:
+        config = Config(**run.spec.target.model_dump())
+    else:
+        config = await (await PolluxProvider.named(run.provider)).config()
+    return config.model_copy(update=run.limits)
+
+
+def _mark_failed(answers: ChunkAnswers, chunk: Chunk) -> ChunkAnswers:
+    """Return the answers as the data of a failed state."""
+    first = answers.first_failure
+    message = f"None of {chunk.rows:,} rows has an answer. {first.message if first else ''}"
+    # To Prefect, a task that returns a state has ended in it.
+    return cast(ChunkAnswers, Failed(data=_Unquoted.model_construct(**dict(answers)), message=message))
+
+
+class _Unquoted(ChunkAnswers):
+    """Answers that are not quoted in the log, where Prefect shows the data of a failed state."""
+
+    def __repr__(self) -> str:
+        return f"{len(self.places)} rows"
+
+
+class ChunkRunner:
+    """Runs the chunks of a table on the task runner of the flow run."""
+
+    def __init__(self, config: Config, make_run: Callable[[dict[str, int | None]], MapRun], progress: Progress) -> None:
+        context = FlowRunContext.get()
+        self._runner = None if context is None else context.task_runner
+        self._is_local = self._runner is None or isinstance(self._runner, ThreadPoolTaskRunner)
+        self._config, self._progress = config, progress
+        self._at_once = _IN_PROCESS if self._is_local else min(_count_workers(self._runner), config.request_concurrency)
+        self._run = make_run({} if self._is_local else _share_limits(config, self._at_once))
+
+    async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
+        """Yield the chunks with their answers, in order. Once no call of one is answered, no other is asked."""
+        under_way: deque[tuple[Chunk, asyncio.Task[ChunkAnswers]]] = deque()
+        left, refused = deque(chunks), None
+        async with self._share() as turns:
+            try:
+                while left or under_way:
+                    while left and refused is None and len(under_way) < self._at_once:
+                        chunk = left.popleft()
+                        under_way.append((chunk, asyncio.create_task(self._start(chunk, turns))))
+                    if under_way:
+                        chunk, answering = under_way.popleft()
+                        answers = await answering
+                        if answers.lacks_all_answers:
+                            refused = refused or answers.first_failure
+                    elif refused is not None:
+                        chunk = left.popleft()
+                        answers = leave_out(chunk, refused)
+                        self._progress.advance(chunk.rows)
+                    yield chunk, answers
+            except asyncio.CancelledError:
+                for _, answering in under_way:
+                    answering.cancel()
+                raise
+            finally:  # what they ask for is paid, and saved
+                await asyncio.gather(*(answering for _, answering in under_way), return_exceptions=True)
+
+    @asynccontextmanager
+    async def _share(self) -> AsyncIterator[asyncio.Semaphore]:
+        """Open the connection that chunks in this process share, and yield the line in which they wait."""
+        turns = asyncio.Semaphore(1)
+        if not self._is_local:
+            yield turns
+            return
+        async with open_session(self._config) as session:
+            shared = _Shared(session, self._config, self._progress, asyncio.get_running_loop())
+            token = _shared.set(shared)
+            try:
+                yield turns
+            finally:
+                _shared.reset(token)
+
+    async def _start(self, chunk: Chunk, turns: asyncio.Semaphore) -> ChunkAnswers:
+        title = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,}"
+        if not self._is_local:
+            future = cast(Any, map_chunk).submit(chunk, self._run, title)
+            found = await asyncio.to_thread(future.result, raise_on_failure=False)
+            answers = cast(ChunkAnswers, raise_if_error(found))
+            self._progress.advance(chunk.rows)
+            return answers
+        await turns.acquire()
+        with closing(QueuePlace(turns)) as turn:
+            token = _turn.set(turn)
+            try:
+                state = await cast(Coroutine[Any, Any, Any], map_chunk(chunk, self._run, title, return_state=True))
+            finally:
+                _turn.reset(token)
+        answers = cast(ChunkAnswers, raise_if_error(await state.aresult(raise_on_failure=False)))
+        self._progress.advance(chunk.rows - sum(each.identity is not None for each in answers.answers))
+        return answers
+
+
+def _share_limits(config: Config, shares: int) -> dict[str, int | None]:
+    """Return the part of the limits that one of so many chunks at once may use."""
+    names = ("request_concurrency", "requests_per_minute", "tokens_per_minute")
+    limits = {name: getattr(config, name) for name in names}
+    return {name: limit and max(1, limit // shares) for name, limit in limits.items()}
+
+
+def _count_workers(runner: Any) -> int:
+    """Return how many tasks the cluster of a task runner works on at once, as far as that can be found out."""
+    count_threads = getattr(getattr(runner, "client", None), "nthreads", None)  # of Dask
+    return _ON_CLUSTER if count_threads is None else max(1, sum(count_threads().values()))

@@ -1,0 +1,83 @@
+"""map_rows: one prompt over each row of a table."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.flows.answering import OnPartial
+from pollux_flows.flows.mapping import Delivery, map_table
+from pollux_flows.flows.sync_and_async import async_form, sync_form
+from pollux_flows.flows.ui_forms import OptionsField
+from pollux_flows.mapping.report import MapReport
+from pollux_flows.pipeline.terms import Reuse
+
+
+@sync_form("map-rows")
+async def map_rows(
+    table: str,
+    prompt: str,
+    provider: PolluxProvider,
+    output: str | None = None,
+    *,
+    id_column: str | None = None,
+    source_columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+    answer_column: str = "answer",
+    options: OptionsField = None,
+    delivery: Delivery = "realtime",
+    reuse: Reuse = "always",
+    max_age: float | None = None,
+    max_cost_usd: float | None = None,
+    limit: int | None = None,
+    on_partial: OnPartial = "complete",
+    if_exists: Literal["replace", "error"] = "replace",
+    rows_per_chunk: int | None = None,
+    require_approval: bool = False,
+) -> MapReport:
+    """Ask one prompt over each row of a table, and write the table with the answers as further columns.
+
+    Args:
+        table: A .parquet, .jsonl or .csv file, or a folder of parquet with a slash at its end; on this machine, or an
+            address such as s3://bucket/reviews.parquet.
+        prompt: The prompt, with columns in braces, as in "Summarize {title}: {body}". Write {{ for a brace.
+        provider: The PolluxProvider that answers.
+        output: Where the table with the answers is written, in one of these formats; empty for the result storage.
+        id_column: A column that is to name each row once; a table that names one twice is refused.
+        source_columns: Columns with sources that the prompt is about: texts, paths, addresses, or lists of them.
+        columns: Which columns of the table the output has, besides the answers; empty for all.
+        answer_column: The name of the column for the answers. The other columns of an answer are named after it.
+        options: How to answer.
+        delivery: "realtime", or "deferred" for batches, which cost less and take up to a day.
+        reuse: Which answers are not asked for again: "always", those of any run; "run", those of this run, when it is
+            retried; "never", none.
+        max_age: With "always", how old another run's answer may be, in seconds.
+        max_cost_usd: What the answers may cost at most. Rows that are not asked for that have the status "budget".
+        limit: How many rows to read; empty for all.
+        on_partial: When some rows have no answer, "complete" the run, or "fail" it, so that it can be retried.
+        if_exists: What to do when there is an output already: "replace" it once the new one is complete, or "error".
+        rows_per_chunk: How many rows a task run takes; empty for 1,000.
+        require_approval: Wait, before anything is asked, until a person has seen the estimate and resumes the run.
+    """
+    return await map_table(
+        table,
+        prompt,
+        provider,
+        output,
+        id_column=id_column,
+        source_columns=source_columns,
+        columns=columns,
+        answer_column=answer_column,
+        options=options,
+        delivery=delivery,
+        reuse=reuse,
+        max_age=max_age,
+        max_cost_usd=max_cost_usd,
+        limit=limit,
+        on_partial=on_partial,
+        if_exists=if_exists,
+        rows_per_chunk=rows_per_chunk,
+        require_approval=require_approval,
+    )
+
+
+amap_rows = async_form(map_rows)

@@ -1,0 +1,130 @@
+"""Mapping by batches: the rows without an answer become one deferred job, whose answers are saved for the table.
+
+The run is suspended while the provider works. When it is resumed it starts from its first line, finds its job by its
+name, and saves what the job brought under the identities of the rows' calls. From then on a row finds its answer as it
+finds any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from prefect import get_run_logger
+
+from pollux_flows.access import apply_restrictions, current_restrictions
+from pollux_flows.artifacts import Progress
+from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.capabilities import check_deferred
+from pollux_flows.config import Config
+from pollux_flows.deferred.answers import read_pieces
+from pollux_flows.deferred.job import Job
+from pollux_flows.deferred.results import Item
+from pollux_flows.flows.chunks import MapRun
+from pollux_flows.flows.submitting import submit_job
+from pollux_flows.flows.waiting import mark_failed, resubmit_if_failed, wait_until_complete
+from pollux_flows.jobs.store import BlockJobStore
+from pollux_flows.mapping.answer import ChunkAnswers, look_up_chunk
+from pollux_flows.mapping.questions import Question
+from pollux_flows.pages import count_of
+from pollux_flows.result import CallFailure
+from pollux_flows.source import Source
+from pollux_flows.state.journal import Journal
+from pollux_flows.state.store import open_store
+from pollux_flows.tables.table import Chunk
+
+_SAVES_AT_ONCE: Final = 500
+
+
+@dataclass
+class BatchRunner:
+    """Answers the chunks of a table by a deferred job."""
+
+    provider: PolluxProvider
+    config: Config
+    run: MapRun
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        check_deferred(self.run.spec.target, self.run.spec.options)
+        self.job: Job | None = None
+
+    async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
+        """Yield the chunks with their answers, in order, once the job is complete."""
+        run, limit_s = self.run, self.config.timeout_s
+        failures = await self._run_job(await self._find_unanswered(chunks))
+        for chunk in chunks:
+            found = await look_up_chunk(chunk, run.spec, self.config, run.terms, run.scope)
+            yield chunk, await asyncio.to_thread(found.collect, run.spec, failures, limit_s=limit_s)
+            self.progress.advance(chunk.rows)
+
+    async def mark_failed(self) -> None:
+        """Let a retry of the run submit again what was not answered."""
+        if self.job is not None:
+            await mark_failed(self.job)
+
+    async def _find_unanswered(self, chunks: Sequence[Chunk]) -> dict[str, Question]:
+        """Return what has no saved answer, by identity, each question once."""
+        run = self.run
+        missing: dict[str, Question] = {}
+        for chunk in chunks:
+            found = await look_up_chunk(chunk, run.spec, self.config, run.terms, run.scope)
+            missing |= {call.identity: question for call, question in found.missing if call.identity not in missing}
+        return missing
+
+    async def _run_job(self, missing: Mapping[str, Question]) -> dict[str, CallFailure]:
+        """Submit a job for these questions, wait for it and save its answers. Return its failures by identity."""
+        if not missing:
+            return {}
+        get_run_logger().info("Submitting %s as a batch.", count_of(len(missing), "question"))
+        sources: dict[Source, int] = {}
+        for question in missing.values():
+            for source in question.sources:
+                sources.setdefault(source, len(sources))
+        spec = self.run.spec
+        with apply_restrictions(current_restrictions() or spec.restrict()):
+            job = await submit_job(
+                [question.prompt for question in missing.values()],
+                self.provider,
+                list(sources),
+                spec.options,
+                sources_by_prompt=[[sources[each] for each in question.sources] for question in missing.values()]
+                if spec.source_columns
+                else None,
+            )
+        await resubmit_if_failed(job)
+        self.job = await wait_until_complete(job.name)
+        return await self._save_answers(self.job)
+
+    async def _save_answers(self, job: Job) -> dict[str, CallFailure]:
+        """Save the answers of a complete job for the calls of the table. Doing it again changes nothing."""
+        store = await BlockJobStore.open()
+        plan = await asyncio.to_thread((await store.load_request(job.name)).plan, job)
+        identities = {call.index: call.identity for call in plan.calls}
+        journal = Journal(open_store(), self.run.scope.run)
+        await journal.begin()
+        failures: dict[str, CallFailure] = {}
+        async for items in read_pieces(store.storage, job):
+            saved = await journal.load_own([identities[item.outcome.index] for item in items])
+            new = iter([item for item in items if identities[item.outcome.index] not in saved])
+            while some := list(islice(new, _SAVES_AT_ONCE)):
+                await asyncio.gather(*(_save(journal, identities[item.outcome.index], item) for item in some))
+            failures |= {
+                identities[item.outcome.index]: item.outcome.problem for item in items if item.outcome.problem is not None
+            }
+        return failures
+
+
+async def _save(journal: Journal, identity: str, item: Item) -> None:
+    """Save an answer of a job with all that was paid for it."""
+    if item.outcome.answer is None:
+        return
+    paid_before = sum(outcome.cost_usd or 0.0 for outcome in item.earlier)
+    outcome = item.outcome.model_copy(update={"identity": identity, "paid_before_usd": paid_before})
+    if outcome.problem is None:
+        await journal.save_answer(identity, outcome)
+    else:
+        await journal.save_error(identity, outcome)

@@ -1,0 +1,191 @@
+"""Answer: a chunk of a table, from its place in the file to an answer a row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pydantic import Field
+
+from pollux_flows.access import apply_restrictions, current_restrictions
+from pollux_flows.answer_rows import AnswerRow
+from pollux_flows.config import Config
+from pollux_flows.document import Record
+from pollux_flows.mapping.questions import Question, Questions, plan_questions, read_questions
+from pollux_flows.mapping.spec import MapSpec
+from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution
+from pollux_flows.pipeline.plan import Plan, PlannedCall
+from pollux_flows.pipeline.structured import read_answers
+from pollux_flows.pipeline.terms import Terms
+from pollux_flows.providers.session import Session
+from pollux_flows.result import CallFailure, Outcome
+from pollux_flows.state.slots import RunScope
+from pollux_flows.tables.table import Chunk, read_chunk
+from pollux_flows.tables.template import RowError
+
+UNUSABLE_ROW: Final = "unusable_row"
+"""The status of a row that cannot be asked: a cell is empty, or a source cannot be read."""
+
+NOT_ASKED: Final = "no answer"
+"""The status of a row that was not asked, because all calls before it failed."""
+
+Came = Literal["asked", "reused", "not_asked", "unusable"]
+"""How a row came to its answer, or to none: asked by this run, found, not asked, or impossible to ask."""
+
+OnOutcome = Callable[[Outcome], None]
+
+
+class MappedAnswer(Record):
+    """The answer of a question, or the reason why there is none."""
+
+    identity: str | None = Field(description="The identity of its call; None for a row that cannot be asked.")
+    row: AnswerRow
+    came: Came = "asked"
+    paid_here: bool = Field(default=False, description="True if the run at hand has paid for it, in any attempt.")
+    cost_unknown: str | None = None
+    failure: CallFailure | None = None
+
+
+class ChunkAnswers(Record):
+    """The answers of a chunk, and for each of its rows the number of its answer."""
+
+    answers: list[MappedAnswer]
+    places: list[int]
+
+    @property
+    def lacks_all_answers(self) -> bool:
+        """True if calls were made and none of them was answered."""
+        called = [each for each in self.answers if each.identity is not None]
+        return bool(called) and all(each.row.answer is None for each in called)
+
+    @property
+    def first_failure(self) -> CallFailure | None:
+        """The failure of the first call that failed."""
+        return next((each.failure for each in self.answers if each.failure and each.identity is not None), None)
+
+
+async def answer_chunk(
+    chunk: Chunk,
+    spec: MapSpec,
+    config: Config,
+    terms: Terms,
+    scope: RunScope,
+    *,
+    session: Session | None = None,
+    on_outcome: OnOutcome | None = None,
+    turn: QueuePlace | None = None,
+) -> ChunkAnswers:
+    """Read the rows of a chunk, ask what is not answered yet, and return an answer a row.
+
+    `turn` is closed once all calls stand in line.
+    """
+    async with _open_chunk(chunk, spec, config, terms, scope, session) as (questions, execution):
+        outcomes = await execution.answer_calls(execution.plan.calls, on_outcome, turn)
+    return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
+
+
+@dataclass(frozen=True)
+class LookedUpChunk:
+    """The questions of a chunk, and the answers that are saved already."""
+
+    questions: Questions
+    plan: Plan
+    found: dict[int, Outcome]
+    first_row: int
+
+    @property
+    def missing(self) -> list[tuple[PlannedCall, Question]]:
+        """The calls without a saved answer, each with what it asks."""
+        pairs = zip(self.plan.calls, self.questions.asked, strict=True)
+        return [(call, question) for call, question in pairs if call.index not in self.found]
+
+    def collect(self, spec: MapSpec, failures: Mapping[str, CallFailure], *, limit_s: float) -> ChunkAnswers:
+        """Return an answer a row: the saved one, or the failure of its call, by identity."""
+        outcomes = [self.found.get(call.index) or _fail(call, failures) for call in self.plan.calls]
+        return _collect(self.questions, outcomes, spec, self.first_row, limit_s)
+
+
+async def look_up_chunk(
+    chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope
+) -> LookedUpChunk:
+    """Read the rows of a chunk and the answers that are saved. Nothing is asked."""
+    async with _open_chunk(chunk, spec, config, terms, scope, None) as (questions, execution):
+        found = await execution.answers.load_reusable(execution.plan.calls)
+        return LookedUpChunk(questions, execution.plan, found, chunk.first_row)
+
+
+@asynccontextmanager
+async def _open_chunk(
+    chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope, session: Session | None
+) -> AsyncIterator[tuple[Questions, Execution]]:
+    """Read the rows of a chunk and plan its calls. What its rows name is opened within the restrictions of a table."""
+    with apply_restrictions(current_restrictions() or spec.restrict()):
+        rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)
+        questions = await asyncio.to_thread(read_questions, rows, spec)
+        plan = await plan_questions(questions, spec, first_row=chunk.first_row, limit_s=config.timeout_s)
+        async with open_execution(plan, config, terms, scope, session=session) as execution:
+            yield questions, execution
+
+
+def _fail(call: PlannedCall, failures: Mapping[str, CallFailure]) -> Outcome:
+    failure = failures.get(call.identity)
+    if failure is None:
+        message, hint = "The batch brought no answer to this row.", "Run again: it asks what has no answer."
+        failure = CallFailure(index=call.index, kind="missing", message=message, hint=hint, retryable=True)
+    return Outcome(index=call.index, identity=call.identity, failure=failure, attempts=1)
+
+
+def _collect(
+    questions: Questions, outcomes: Sequence[Outcome], spec: MapSpec, first: int, limit_s: float
+) -> ChunkAnswers:
+    readings = read_answers(spec.options, [outcome.answer for outcome in outcomes], limit_s=limit_s)
+    answers: list[MappedAnswer] = []
+    for index, (question, outcome) in enumerate(zip(questions.asked, outcomes, strict=True)):
+        reading = readings[index] if readings else None
+        misfit = f"The answer does not fit response_schema: {reading.problem}" if reading and reading.problem else None
+        number, value = first + question.row + 1, reading and reading.value
+        answers.append(
+            MappedAnswer.model_construct(
+                identity=outcome.identity,
+                row=AnswerRow.of(number, None, outcome, structured=value, misfit=misfit),
+                came="reused" if outcome.reused == "always" else "asked" if outcome.attempts else "not_asked",
+                paid_here=outcome.answer is not None and outcome.reused != "always",
+                cost_unknown=outcome.cost_unknown,
+                failure=outcome.problem,
+            )
+        )
+    places: list[int] = []
+    refused: dict[tuple[str, str | None], int] = {}
+    for index, place in enumerate(questions.places):
+        if isinstance(place, int):
+            places.append(place)
+            continue
+        number = refused.setdefault((place.message, place.hint), len(answers))
+        if number == len(answers):
+            answers.append(_refuse(first + index, place))
+        places.append(number)
+    return ChunkAnswers.model_construct(answers=answers, places=places)
+
+
+def leave_out(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
+    """Return the answers of a chunk that is not asked, because all calls of one before it failed."""
+    is_budget = failure.kind == "budget"
+    message = failure.message if is_budget else f"Not asked: no call before it was answered. {failure.message}"
+    row = AnswerRow(
+        number=chunk.first_row + 1,
+        prompt=None,
+        status=failure.kind if is_budget else NOT_ASKED,
+        error=message,
+        hint=failure.hint,
+    )
+    answer = MappedAnswer(identity=None, row=row, came="not_asked", failure=failure)
+    return ChunkAnswers(answers=[answer], places=[0] * chunk.rows)
+
+
+def _refuse(index: int, error: RowError) -> MappedAnswer:
+    row = AnswerRow(number=index + 1, prompt=None, status=UNUSABLE_ROW, error=error.message, hint=error.hint)
+    failure = CallFailure(index=index, kind="source", message=error.message, hint=error.hint)
+    return MappedAnswer(identity=None, row=row, came="unusable", failure=failure)

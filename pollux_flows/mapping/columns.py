@@ -1,0 +1,93 @@
+"""Columns: the columns that a mapped table has beside those of its input, all named after the answer's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pollux_flows.answer_rows import AnswerRow
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.options import Options
+from pollux_flows.tables.writer import AddedColumn, Kind
+
+_ABOUT: Final[dict[str, Kind]] = {
+    "status": "text",
+    "error": "text",
+    "hint": "text",
+    "input_tokens": "int",
+    "output_tokens": "int",
+    "cost_usd": "float",
+    "reused": "bool",
+}
+_KINDS: Final[dict[object, Kind]] = {"string": "text", "integer": "int", "number": "float", "boolean": "bool"}
+
+
+class AnswerColumns:
+    """The columns of answers: `answer`, a typed one for each field of the response schema, and what it took."""
+
+    def __init__(self, name: str, options: Options) -> None:
+        self._name = name
+        self._fields = _fields_of(options.response_json_schema())
+
+    @property
+    def added(self) -> list[AddedColumn]:
+        """The columns, in order."""
+        fields = [AddedColumn(f"{self._name}.{field}", kind) for field, kind in self._fields.items()]
+        about = [AddedColumn(f"{self._name}_{name}", kind) for name, kind in _ABOUT.items()]
+        return [AddedColumn(self._name, "text"), *fields, *about]
+
+    def check_names(self, columns: Sequence[str]) -> None:
+        """Refuse a table that has one of these columns already."""
+        if taken := [each.name for each in self.added if each.name in columns]:
+            raise ConfigurationError(
+                f"The table has a column {taken[0]!r} already.",
+                hint="Pass another answer_column, after which all columns of the answers are named.",
+            )
+
+    def cells(self, row: AnswerRow, *, is_reused: bool) -> dict[str, Any]:
+        """Return the cells of one row. The answer of a row that was answered before took nothing now."""
+        values = row.structured if isinstance(row.structured, Mapping) else {"value": row.structured}
+        cells: dict[str, Any] = {self._name: row.answer}
+        for field in self._fields:
+            cells[f"{self._name}.{field}"] = values.get(field)
+        about = {
+            "status": row.status,
+            "error": row.error,
+            "hint": row.hint,
+            "input_tokens": row.usage.get("input_tokens"),
+            "output_tokens": row.usage.get("output_tokens"),
+            "cost_usd": row.cost_usd,
+            "reused": is_reused,
+        }
+        return cells | {f"{self._name}_{name}": value for name, value in about.items()}
+
+
+def _fields_of(schema: Mapping[str, Any] | None) -> dict[str, Kind]:
+    """Return the kind of column for each field of the answers; one column `value` where they are no objects."""
+    if schema is None:
+        return {}
+    properties = _resolve(schema, schema).get("properties")
+    if not isinstance(properties, Mapping) or not properties:
+        return {"value": _kind_of(schema, schema)}
+    return {str(name): _kind_of(each, schema) for name, each in properties.items()}
+
+
+def _kind_of(field: Any, schema: Mapping[str, Any]) -> Kind:
+    """Return the kind of column for a field: that of its type, where it has a single one besides null."""
+    field = _resolve(field, schema)
+    branches = [_resolve(each, schema) for each in field.get("anyOf", [field])]
+    kinds = {kind for branch in branches for kind in _as_list(branch.get("type", "any"))} - {"null"}
+    return _KINDS.get(next(iter(kinds)), "json") if len(kinds) == 1 else "json"
+
+
+def _resolve(field: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Follow a reference within the schema."""
+    for _ in range(len(schema.get("$defs", ())) + 1):
+        if not isinstance(field, Mapping) or "$ref" not in field:
+            break
+        field = schema.get("$defs", {}).get(str(field["$ref"]).rpartition("/")[2], {})
+    return field if isinstance(field, Mapping) else {}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,148 @@
+"""Questions: what each row of a chunk asks. Rows that ask the same share a question; a row that cannot ask has a reason.
+
+A cell of a source column holds a text, a path, an address, a YouTube link or an arXiv id, as a person would paste it;
+or an object with `uri` and `mime_type`, or with the fields of a Source; or a list of these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pollux_flows.errors import PolluxError
+from pollux_flows.files.content import Content
+from pollux_flows.mapping.spec import MapSpec
+from pollux_flows.pipeline.plan import Plan, make_plan
+from pollux_flows.pipeline.read import read_sources
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.source import Source
+from pollux_flows.tables.template import RowError
+
+_READS_AT_ONCE: Final = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt with its sources, and the first row of the chunk that asks it."""
+
+    row: int
+    prompt: str
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass
+class Questions:
+    """The questions of a chunk, and for each of its rows the number of its question or the reason why it has none."""
+
+    asked: list[Question] = field(default_factory=list)
+    places: list[int | RowError] = field(default_factory=list)
+
+    def refuse(self, refused: Mapping[Source, RowError]) -> None:
+        """Give the rows whose sources cannot be used a reason instead of their question."""
+        reasons = {
+            number: refused[source]
+            for number, question in enumerate(self.asked)
+            for source in question.sources
+            if source in refused
+        }
+        left = [number for number in range(len(self.asked)) if number not in reasons]
+        renumbered = {number: new for new, number in enumerate(left)}
+        self.asked = [self.asked[number] for number in left]
+        self.places = [
+            place if isinstance(place, RowError) else reasons.get(place) or renumbered[place] for place in self.places
+        ]
+
+
+def read_questions(rows: Sequence[Mapping[str, Any]], spec: MapSpec) -> Questions:
+    """Return what these rows ask. Nothing that they name is opened."""
+    questions = Questions()
+    numbers: dict[tuple[str, tuple[Source, ...]], int] = {}
+    for index, row in enumerate(rows):
+        try:
+            prompt = spec.template.render(row)
+            sources = tuple(source for name in spec.source_columns for source in _read_sources(name, row.get(name)))
+        except RowError as error:
+            questions.places.append(error)
+            continue
+        number = numbers.setdefault((prompt, sources), len(numbers))
+        if number == len(questions.asked):
+            questions.asked.append(Question(index, prompt, sources))
+        questions.places.append(number)
+    return questions
+
+
+async def plan_questions(questions: Questions, spec: MapSpec, *, first_row: int = 0, limit_s: float) -> Plan:
+    """Read the sources of the questions, refuse the rows whose sources cannot be used, and plan a call a question.
+
+    A call has the number of the first row that asks it, counted from `first_row`.
+    """
+    sources = list(dict.fromkeys(source for question in questions.asked for source in question.sources))
+    examined = await _examine(sources, spec, limit_s)
+    refused = {source: found for source, found in examined.items() if isinstance(found, RowError)}
+    if refused:
+        questions.refuse(refused)
+    usable = {source: number for number, source in enumerate(each for each in sources if each not in refused)}
+    request = make_request(
+        [question.prompt for question in questions.asked],
+        target=spec.target,
+        sources=list(usable),
+        options=spec.options,
+        sources_by_prompt=[[usable[source] for source in question.sources] for question in questions.asked]
+        if spec.source_columns
+        else None,
+    )
+    contents = [found if isinstance(found := examined[source], Content) else None for source in usable]
+    plan = await asyncio.to_thread(make_plan, request, contents)
+    calls = [
+        call.model_construct(**{**dict(call), "index": first_row + question.row})
+        for call, question in zip(plan.calls, questions.asked, strict=True)
+    ]
+    return plan.model_construct(**{**dict(plan), "calls": calls})
+
+
+async def _examine(sources: Sequence[Source], spec: MapSpec, limit_s: float) -> dict[Source, Content | RowError | None]:
+    """Return the content of each source that is a file, None for the others, or why it cannot be used."""
+    at_once = asyncio.Semaphore(_READS_AT_ONCE)
+
+    async def examine(source: Source) -> Content | RowError | None:
+        async with at_once:
+            try:
+                request = make_request(None, target=spec.target, sources=[source], options=spec.options)
+                return (await read_sources(request, limit_s=limit_s))[0]
+            except PolluxError as error:
+                return RowError(error.message, hint=error.hint or "")
+
+    return dict(zip(sources, await asyncio.gather(*map(examine, sources)), strict=True))
+
+
+def _read_sources(column: str, cell: Any) -> list[Source]:
+    """Return the sources in a cell."""
+    if isinstance(cell, list | tuple):
+        return [source for each in cell for source in _read_sources(column, each)]
+    try:
+        match cell:
+            case str() if cell.strip():
+                return [Source.from_pasted(cell)]
+            case {"source_type": str()}:
+                return [Source.model_validate({name: value for name, value in cell.items() if value is not None})]
+            case {"uri": str() as uri}:
+                return [_with_type(uri, str(cell.get("mime_type") or ""))]
+    except PolluxError as error:
+        raise RowError(f"{column}: {error.message}", hint=error.hint or "") from None
+    if cell is None or isinstance(cell, str):
+        raise RowError(f"{column} is empty.", hint="Fill it in, or leave the row out.")
+    raise RowError(
+        f"{column} holds a {type(cell).__name__}, which is no source.",
+        hint="Write a text, a path, an address, an object with uri and mime_type, or a list of these.",
+    )
+
+
+def _with_type(uri: str, mime_type: str) -> Source:
+    source = Source.from_pasted(uri)
+    return (
+        source.model_copy(update={"mime_type": mime_type, "trust_mime_type": source.source_type == "file"})
+        if (mime_type)
+        else source
+    )

@@ -1,0 +1,109 @@
+"""Report: what became of the rows of a table, in numbers that add up."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from pydantic import Field
+
+from pollux_flows.answer_rows import AnswerRow
+from pollux_flows.document import Record
+from pollux_flows.mapping.answer import ChunkAnswers
+from pollux_flows.pricing import Cost, total
+from pollux_flows.result import CallFailure
+
+ANSWERED: Final = "answered"
+_DIGEST_BYTES: Final = 16
+_KINDS: Final = ("asked", "reused", "duplicates", "not_asked", "unusable")
+
+
+class MapReport(Record):
+    """The outcome of a mapped table.
+
+    The counts of `statuses` add up to `rows`, and so do `asked`, `reused`, `duplicates`, `not_asked` and `unusable`.
+    """
+
+    table: str
+    output: str
+    rows: int
+    asked: int = Field(
+        default=0, description="Rows that this run asked about, in any attempt, with or without success."
+    )
+    reused: int = Field(default=0, description="Rows whose answer an earlier run had paid for.")
+    duplicates: int = Field(default=0, description="Rows that ask what an earlier row of the table asks.")
+    not_asked: int = Field(
+        default=0, description="Rows that were not asked: the budget was spent, or all calls failed."
+    )
+    unusable: int = Field(default=0, description="Rows that could not be asked: an empty cell, an unreadable source.")
+    statuses: dict[str, int] = Field(default_factory=dict, description="How many rows have which status.")
+    cost_usd: float | None = Field(default=None, description="What this run paid, in all attempts; None if unknown.")
+    cost_unknown: str | None = None
+    usage: dict[str, int] = Field(default_factory=dict, description="The tokens of the answers that it paid for.")
+    duration_s: float = 0.0
+    finished_at: float = 0.0
+
+    @property
+    def answered(self) -> int:
+        """The number of rows with a usable answer."""
+        return self.statuses.get(ANSWERED, 0)
+
+    @property
+    def unanswered(self) -> int:
+        """The number of rows without one."""
+        return self.rows - self.answered
+
+
+class Tally:
+    """Counts rows as their answers come. It remembers 16 bytes of each question, to pay no duplicate twice."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.first_failure: CallFailure | None = None
+        self._seen: set[bytes] = set()
+        self._kinds: Counter[str] = Counter()
+        self._statuses: Counter[str] = Counter()
+        self._usage: Counter[str] = Counter()
+        self._costs: list[Cost] = []
+        self._began = time.monotonic()
+
+    def add(self, chunk: ChunkAnswers) -> Iterator[tuple[AnswerRow, bool]]:
+        """Count the rows of a chunk, and yield the answer of each and whether it is reused."""
+        costs: list[Cost] = []
+        for place in chunk.places:
+            answer = chunk.answers[place]
+            kind: str = answer.came
+            if answer.identity is not None:
+                name = hashlib.blake2b(answer.identity.encode(), digest_size=_DIGEST_BYTES).digest()
+                is_new = name not in self._seen
+                self._seen.add(name)
+                kind = kind if is_new or kind == "not_asked" else "duplicates"
+                if is_new and answer.paid_here:
+                    costs.append(Cost(answer.row.cost_usd, answer.cost_unknown))
+                    self._usage.update(answer.row.usage)
+            self.rows += 1
+            self._kinds[kind] += 1
+            self._statuses[answer.row.status] += 1
+            if self.first_failure is None:
+                self.first_failure = answer.failure
+            yield answer.row, kind in {"reused", "duplicates"}
+        self._costs.append(total(costs))
+
+    def report(self, table: str, output: str) -> MapReport:
+        """Return the numbers so far."""
+        cost = total(self._costs)
+        return MapReport(
+            table=table,
+            output=output,
+            rows=self.rows,
+            **{kind: self._kinds[kind] for kind in _KINDS},
+            statuses=dict(self._statuses.most_common()),
+            cost_usd=cost.usd,
+            cost_unknown=cost.unknown,
+            usage=dict(self._usage),
+            duration_s=round(time.monotonic() - self._began, 3),
+            finished_at=time.time(),
+        )

@@ -1,0 +1,74 @@
+"""MapSpec: how the rows of a table become calls. It travels as JSON, so that a chunk can be answered anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Final
+
+from pydantic import Field
+
+from pollux_flows import capabilities
+from pollux_flows.access import Restrictions
+from pollux_flows.config import Target
+from pollux_flows.document import Document
+from pollux_flows.errors import ConfigurationError
+from pollux_flows.options import Options
+from pollux_flows.plain import Text
+from pollux_flows.tables.template import Template
+
+_ONE_ANSWER: Final = "Each row is asked once. Use converse for tools and conversations that go on."
+
+
+class MapSpec(Document):
+    """A prompt over the rows of a table: the template, the columns with sources, and how to answer."""
+
+    prompt: Text = Field(description="The template, with columns in braces.")
+    source_columns: list[Text] = Field(default_factory=list)
+    target: Target
+    options: Options = Options()
+    folders: list[Text] = Field(default_factory=list, description="The folders that paths in the table may lead to.")
+    private: list[Text] = Field(default_factory=list, description="The folders that they may not lead to.")
+
+    @cached_property
+    def template(self) -> Template:
+        """The parsed prompt."""
+        return Template.parse(self.prompt)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that calls depend on."""
+        return list(dict.fromkeys([*self.template.columns, *self.source_columns]))
+
+    def check(self) -> None:
+        """Refuse options that make no sense for rows, before the table is read."""
+        options = self.options
+        _ = self.template
+        for name in ("tools", "tool_choice", "continue_from", "cache"):
+            if getattr(options, name) is not None:
+                raise ConfigurationError(f"{name} cannot be used with a table.", hint=_ONE_ANSWER)
+        if options.history is not None and self.source_columns:
+            raise ConfigurationError(
+                "A history cannot be combined with source columns.", hint="Leave one of the two out."
+            )
+        capabilities.check(self.target, options, [])
+
+    def restrict(self, environment: dict[str, str] | None = None) -> Restrictions:
+        """Return what the rows may reach: a table often comes from strangers, so its paths are checked in scripts too.
+
+        What the options name was checked before.
+        """
+        schema = self.options.response_schema
+        return Restrictions(
+            folders=self.folders,
+            private=self.private,
+            environment=dict(os.environ) if environment is None else environment,
+            schemas=frozenset(_import_strings(schema)),
+        )
+
+
+def _import_strings(schema: Any) -> Sequence[str]:
+    if isinstance(schema, type):
+        return [f"{schema.__module__}:{schema.__qualname__}"]
+    return [schema] if isinstance(schema, str) else []

@@ -1,0 +1,51 @@
+"""Cells: the values of a table as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from datetime import date, time, timedelta
+from math import isfinite
+from typing import Any, Final
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def is_null(value: Any) -> bool:
+    """Return whether a cell is null: None, or a number that is not one."""
+    return value is None or (isinstance(value, float) and value != value)  # noqa: PLR0124 (NaN alone differs from itself)
+
+
+def to_json(value: Any) -> Any:
+    """Return a cell as JSON: dates as ISO text, decimals as text, bytes as base64, NaN as null."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if isfinite(value) else None if is_null(value) else f"{'-' if value < 0 else ''}Infinity"
+        case date() | time():
+            return value.isoformat()
+        case timedelta():
+            return f"PT{value / timedelta(seconds=1):.6f}".rstrip("0").rstrip(".") + "S"
+        case bytes() | bytearray() | memoryview():
+            return b64encode(value).decode()
+        case Mapping():
+            return {str(to_json(key)): to_json(item) for key, item in value.items()}
+        case list() | tuple():
+            return [to_json(item) for item in value]
+        case _:
+            return str(value)  # a decimal, a UUID
+
+
+def to_text(value: Any) -> str:
+    """Return a cell as text: a text as it is, anything else as JSON writes it, without quotes around a date."""
+    if type(value) is str:
+        return value
+    found = to_json(value)
+    return found if isinstance(found, str) else to_json_text(found)
+
+
+def to_json_text(value: Any) -> str:
+    """Return a cell as the text of its JSON."""
+    return _encode(to_json(value))

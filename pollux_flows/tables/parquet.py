@@ -1,0 +1,203 @@
+"""Parquet: row groups, read a part at a time. All of pyarrow is used from here."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from pollux_flows.address import shown_file
+from pollux_flows.errors import ConfigurationError, SourceError
+from pollux_flows.tables.cells import to_json_text
+from pollux_flows.tables.column_types import ColumnType, Kind
+from pollux_flows.tables.copies import Copies
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_BATCH_BYTES: Final = 4 << 20
+_BATCH_ROWS: Final = 4096
+# Of the row groups that were read last, batch by batch, with the row behind each batch.
+_groups: Final[Copies[list[int]]] = Copies(most=4)
+
+
+def load_pyarrow() -> Any:
+    """Import pyarrow, or raise a ConfigurationError that says how to install it."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigurationError(
+            "Parquet needs the package pyarrow.", hint="Install it with: pip install 'pollux-flows[tables]'"
+        ) from None
+    return pyarrow
+
+
+@contextmanager
+def parquet_file(file: IO[bytes], address: str) -> Iterator[pq.ParquetFile]:
+    """Read a parquet file; errors in its bytes are SourceErrors."""
+    pa = load_pyarrow()
+    try:
+        yield pa.parquet.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=1 << 16, pre_buffer=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+    else:
+        return
+    raise SourceError(
+        f"{shown_file(address)!r} cannot be read as parquet: {reason}.", hint="Check the file, or write it again."
+    )
+
+
+def column_values(parquet: pq.ParquetFile, column: str) -> Iterator[Any]:
+    """Iterate over the values of a column."""
+    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[column], use_threads=False):
+        yield from _for_python(batch).column(0).to_pylist()
+
+
+def read_rows(
+    parquet: pq.ParquetFile, row_group: int, offset: int, count: int, columns: Sequence[str], *, key: str
+) -> list[dict[str, Any]]:
+    """Return rows of a row group. The first reading of a part of a group copies it, under `key`.
+
+    Parquet can only be read from the beginning of a row group, and many files have a single one.
+    """
+    pa = load_pyarrow()
+    if parquet.metadata.row_group(row_group).num_rows == count:
+        table = pa.Table.from_batches(_batches(parquet, row_group, columns))
+    else:
+        copy = _groups.load(key, lambda file: _copy_group(file, parquet, row_group, columns))
+        ends = copy.index
+        first, last = bisect_right(ends, offset), bisect_right(ends, offset + count - 1)
+        with pa.ipc.open_file(pa.PythonFile(copy.opened(), mode="r")) as batches:
+            table = pa.Table.from_batches([batches.get_batch(number) for number in range(first, last + 1)])
+        table = table.slice(offset - (ends[first - 1] if first else 0), count)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def unify(schemas: Sequence[pa.Schema], addresses: Sequence[str]) -> pa.Schema:
+    """Return one schema for the files of a folder, or raise a SourceError that names two that do not fit."""
+    pa, first = load_pyarrow(), schemas[0]
+    for schema, address in zip(schemas, addresses, strict=True):
+        if set(schema.names) != set(first.names):
+            differing = ", ".join(sorted(set(schema.names) ^ set(first.names)))
+            raise SourceError(
+                f"{shown_file(addresses[0])!r} and {shown_file(address)!r} have different columns: {differing}.",
+                hint="Write them with equal columns, or name one of them.",
+            )
+        try:
+            pa.unify_schemas([first, schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise SourceError(
+                f"{shown_file(addresses[0])!r} and {shown_file(address)!r} have columns of different types: {error}.",
+                hint="Write them with equal types, or name one of them.",
+            ) from None
+    return pa.unify_schemas(list(schemas), promote_options="permissive") if len(schemas) > 1 else first
+
+
+def _copy_group(file: IO[bytes], parquet: pq.ParquetFile, row_group: int, columns: Sequence[str]) -> list[int]:
+    pa = load_pyarrow()
+    sizes: list[int] = []
+    writer = None
+    for batch in _batches(parquet, row_group, columns):
+        writer = writer or pa.ipc.new_file(file, batch.schema)
+        writer.write_batch(batch)
+        sizes.append(batch.num_rows)
+    if writer:
+        writer.close()
+    return list(accumulate(sizes))
+
+
+def _batches(parquet: pq.ParquetFile, row_group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    group = parquet.metadata.row_group(row_group)
+    fitting = max(1, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size))
+    for batch in parquet.iter_batches(
+        batch_size=min(_BATCH_ROWS, fitting), row_groups=[row_group], columns=list(columns), use_threads=False
+    ):
+        yield _for_python(batch.select(list(columns)))
+
+
+def _for_python(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch with values that Python has: nanoseconds become text, a dictionary's codes its values."""
+    pa = load_pyarrow()
+    for number, field in enumerate(batch.schema):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        kind = pa.string() if _is_nanoseconds(kind) else kind
+        if kind != field.type:
+            batch = batch.set_column(number, pa.field(field.name, kind), batch.column(number).cast(kind))
+    return batch
+
+
+def _is_nanoseconds(kind: pa.DataType) -> bool:
+    return load_pyarrow().types.is_temporal(kind) and getattr(kind, "unit", None) == "ns"
+
+
+# --- Writing ------------------------------------------------------------------------------------------------
+
+_GROUP_ROWS: Final = 50_000
+_GROUP_BYTES: Final = 32 << 20
+
+
+class ParquetRows:
+    """Rows that are written to a parquet file in row groups; those of `as_json` as the text of their JSON."""
+
+    def __init__(self, file: IO[bytes], schema: pa.Schema, as_json: Collection[str]) -> None:
+        self._pa, self._schema, self._as_json = load_pyarrow(), schema, as_json
+        self._writer = self._pa.parquet.ParquetWriter(self._pa.PythonFile(file, mode="w"), schema)
+        self._waiting: list[pa.Table] = []
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        arrays = [self._array(field, [row.get(field.name) for row in rows]) for field in self._schema]
+        self._waiting.append(self._pa.Table.from_arrays(arrays, schema=self._schema))
+        if (
+            sum(each.num_rows for each in self._waiting) >= _GROUP_ROWS
+            or sum(each.nbytes for each in self._waiting) >= _GROUP_BYTES
+        ):
+            self._write_group()
+
+    def close(self) -> None:
+        """Write what a reader needs at the end of the file; the file itself stays open."""
+        self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        if self._waiting:
+            self._writer.write_table(self._pa.concat_tables(self._waiting), row_group_size=1 << 30)
+            self._waiting = []
+
+    def _array(self, field: pa.Field, values: list[Any]) -> pa.Array:
+        if field.name in self._as_json:
+            values = [None if value is None else to_json_text(value) for value in values]
+        try:
+            if _is_nanoseconds(field.type):  # these were read as text
+                return self._pa.array(values, self._pa.string()).cast(field.type)
+            return self._pa.array(values, field.type)
+        except (self._pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise ConfigurationError(
+                f"Column {field.name!r} has a value that parquet cannot hold as {field.type}: {error}.",
+                hint="Write the output as .jsonl.",
+            ) from None
+
+
+def output_schema(
+    columns: Sequence[str],
+    schema: pa.Schema | None,
+    types: Mapping[str, ColumnType],
+    added: Sequence[tuple[str, Kind]],
+) -> pa.Schema:
+    """Return the schema of a table with added columns; refuse a column of mixed types."""
+    pa = load_pyarrow()
+    kinds = {"text": pa.string(), "json": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    if schema is None:
+        for column, (_, mixed) in types.items():
+            if mixed:
+                raise ConfigurationError(
+                    f"Column {column!r} {mixed}: it cannot be a column of parquet.", hint="Write the output as .jsonl."
+                )
+        texts = ColumnType("text")
+        schema = pa.schema([pa.field(column, kinds[types.get(column, texts).kind]) for column in columns])
+    for name, kind in added:
+        schema = schema.append(pa.field(name, kinds[kind]))
+    return schema

@@ -1,0 +1,242 @@
+"""Table writer: the columns of a table with new ones behind them, in a file or in a folder of parquet files.
+
+It grows as rows come, under another name. It appears under its own once it is complete; until then an earlier one stays.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
+from uuid import uuid4
+
+import fsspec
+
+from pollux_flows import access
+from pollux_flows.address import shown
+from pollux_flows.answer_rows import csv_text, inert
+from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.output import NewFile, check_replaceable, check_writable, is_local, resolve_output
+from pollux_flows.plain import replace_surrogates
+from pollux_flows.tables.cells import is_null, to_json, to_json_text, to_text
+from pollux_flows.tables.column_types import Kind
+from pollux_flows.tables.parquet import ParquetRows, load_pyarrow, output_schema
+from pollux_flows.tables.table import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PARQUET: Final = ".parquet"
+_ENDINGS: Final = (_PARQUET, ".jsonl", ".ndjson", ".csv")
+_ADVICE: Final = ".parquet, with .jsonl for lines of JSON, with .csv, or with a slash for a folder of .parquet files"
+_PART: Final = re.compile(r"part-\d{5}\.parquet")
+_PART_ROWS: Final = 250_000
+
+
+class AddedColumn(NamedTuple):
+    """A column of the output that the table does not have."""
+
+    name: str
+    kind: Kind
+
+
+class _Rows(Protocol):
+    """Rows in one of the formats."""
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def complete(self) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+def resolve_table_output(output: str) -> str:
+    """Return `output` as an absolute place, or raise a ConfigurationError if no table can be written there."""
+    resolved = resolve_output(output, _ENDINGS, advice=_ADVICE)
+    is_folder = resolved.endswith("/")
+    if is_folder or resolved.lower().endswith(_PARQUET):
+        load_pyarrow()
+    if is_folder:
+        _check_folder(resolved)
+    check_writable(resolved.removesuffix("/"))
+    return resolved
+
+
+class TableWriter:
+    """Writes the rows of a table, in order, with added columns; one thread at a time.
+
+    `output` is what `resolve_table_output` returned. Cells of the table are written as they were read. In CSV, a text in
+    an added column that a spreadsheet would run as a formula is made inert.
+    """
+
+    def __init__(self, output: str, table: Table, added: Sequence[AddedColumn]) -> None:
+        names = [*table.columns, *(column.name for column in added)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigurationError(
+                f"The output would have two columns {twice!r}.", hint="Name the added column otherwise."
+            )
+        self._output = output
+        self._is_guarded = access.guards_output(output)
+        self._is_complete = False
+        self._rows = self._explain(lambda: _open_rows(output, table, added))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows. A key that is missing is a null."""
+        self._explain(lambda: self._rows.write(rows))
+
+    def complete(self) -> None:
+        """Give the output its name, in place of an earlier one."""
+        if self._is_guarded:
+            check_replaceable(self._output.removesuffix("/"))
+        self._explain(self._rows.complete)
+        self._is_complete = True
+
+    def discard(self) -> None:
+        """Remove what was written, unless it is complete."""
+        if not self._is_complete:
+            self._rows.discard()
+
+    def _explain(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except PolluxError:
+            raise
+        except Exception as error:  # noqa: BLE001 (each file system, and pyarrow, has errors of its own)
+            raise ConfigurationError(
+                f"The table could not be written to {shown(self._output)!r}: {type(error).__name__}: {error}",
+                hint="Make room there or name another place, and run again: answers are reused.",
+            ) from None
+
+
+def _open_rows(output: str, table: Table, added: Sequence[AddedColumn]) -> _Rows:
+    name = output.lower()
+    if name.endswith(("/", _PARQUET)):
+        schema = output_schema(table.columns, table.schema, table.types, [(each.name, each.kind) for each in added])
+        as_json = frozenset(each.name for each in added if each.kind == "json")
+        as_json |= {column for column, each in table.types.items() if each.kind == "json"}
+        return _Folder(output, schema, as_json) if name.endswith("/") else _ParquetFile(output, schema, as_json)
+    if name.endswith(".csv"):
+        return _CsvFile(output, table.columns, added)
+    return _JsonLines(output, table.columns, added)
+
+
+class _TextFile:
+    def __init__(self, output: str, columns: Sequence[str], added: Sequence[AddedColumn]) -> None:
+        self._columns, self._added = list(columns), list(added)
+        self._file = NewFile(output)
+
+    def complete(self) -> None:
+        self._file.complete()
+
+    def discard(self) -> None:
+        self._file.discard()
+
+
+class _CsvFile(_TextFile):
+    def __init__(self, output: str, columns: Sequence[str], added: Sequence[AddedColumn]) -> None:
+        super().__init__(output, columns, added)
+        self._file.write(csv_text([[*self._columns, *(column.name for column in added)]]).encode())
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._file.write(csv_text(map(self._cells, rows)).encode())
+
+    def _cells(self, row: Mapping[str, Any]) -> list[str]:
+        cells = ["" if is_null(value := row.get(column)) else to_text(value) for column in self._columns]
+        for column, kind in self._added:
+            value = replace_surrogates(row.get(column))
+            text = "" if is_null(value) else to_json_text(value) if kind == "json" else to_text(value)
+            cells.append(inert(text))
+        return cells
+
+
+class _JsonLines(_TextFile):
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        names = [column.name for column in self._added]
+        lines = [
+            to_json_text(
+                {column: row.get(column) for column in self._columns}
+                | {name: replace_surrogates(row.get(name)) for name in names}
+            )
+            for row in rows
+        ]
+        self._file.write("".join(f"{line}\n" for line in lines).encode())
+
+
+class _ParquetFile:
+    def __init__(self, output: str, schema: pa.Schema, as_json: frozenset[str]) -> None:
+        self._file = NewFile(output)
+        self._rows = ParquetRows(self._file.file, schema, as_json)
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._rows.write(rows)
+
+    def complete(self) -> None:
+        self._rows.close()
+        self._file.complete()
+
+    def discard(self) -> None:
+        self._file.discard()
+
+
+class _Folder:
+    """Parquet files in a folder, which is given its name when all are written."""
+
+    def __init__(self, output: str, schema: pa.Schema, as_json: frozenset[str]) -> None:
+        self._folder = Path(output)
+        self._written_as = self._folder.with_name(f"{self._folder.name}.{uuid4().hex[:8]}.unfinished")
+        self._written_as.mkdir(parents=True)
+        self._schema, self._as_json = schema, as_json
+        self._part_count = self._rows_in_part = 0
+        self._part = self._next_part()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self._rows_in_part and self._rows_in_part + len(rows) > _PART_ROWS:
+            self._part.complete()
+            self._part = self._next_part()
+        self._part.write(rows)
+        self._rows_in_part += len(rows)
+
+    def complete(self) -> None:
+        self._part.complete()
+        _check_folder(str(self._folder))
+        earlier = self._folder.with_name(f"{self._written_as.name}.earlier")
+        if self._folder.exists():
+            self._folder.replace(earlier)
+        self._written_as.replace(self._folder)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+    def discard(self) -> None:
+        self._part.discard()
+        shutil.rmtree(self._written_as, ignore_errors=True)
+
+    def _next_part(self) -> _ParquetFile:
+        name = f"part-{self._part_count:05}.parquet"
+        self._part_count, self._rows_in_part = self._part_count + 1, 0
+        return _ParquetFile(str(self._written_as / name), self._schema, self._as_json)
+
+
+def _check_folder(output: str) -> None:
+    """Refuse a folder that cannot be replaced: one elsewhere, and one with files that no writer left."""
+    fs, path = fsspec.core.url_to_fs(output)
+    if not is_local(fs):
+        raise ConfigurationError(
+            f"output {shown(output)!r} is a folder on another system, which cannot be replaced at once.",
+            hint="Name a file, such as s3://bucket/answers.parquet.",
+        )
+    if access.guards_output(output):
+        check_replaceable(output.removesuffix("/"))
+    folder = Path(path)
+    others = sorted(each.name for each in folder.iterdir() if not _PART.fullmatch(each.name)) if folder.is_dir() else []
+    if others:
+        raise ConfigurationError(
+            f"output {shown(output)!r} is a folder with other files, such as {others[0]!r}.",
+            hint="Name a folder of its own: the output replaces it.",
+        )
