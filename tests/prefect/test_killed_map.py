@@ -1,0 +1,109 @@
+"""Tests of a map_rows that is killed: the rerun asks for no more than was under way, and its output is complete.
+
+A process that maps a table is killed by SIGKILL at a seeded moment, or at a seeded step of its output, and started
+again. Two seeds each time; `make map-kills` tries twenty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.flows import amap_rows
+from pollux_flows.simulator import Simulator
+from tests.loopback import MODELS
+from tests.mortal import Death, Mortal, find_function, started
+
+SEEDS: Final = int(os.environ.get("TEST_MAP_KILLS", "2"))
+ROWS: Final = 400
+CONCURRENCY: Final = 20
+LATENCY_S: Final = 0.02
+_HUNG_S: Final = 120.0
+_WRITER: Final = "pollux_flows.tables.writer:TableWriter"
+STEPS: Final = (
+    f"{_WRITER}.write",
+    f"{_WRITER}.complete",
+    "pollux_flows.flows.mapping:write_report",
+    "pollux_flows.flows.mapping:scan_table",
+)
+
+
+async def run_map(table: str, output: str, base_url: str) -> None:
+    provider = PolluxProvider(
+        provider="openai",
+        model=MODELS["openai"],
+        api_key="sk-killed-map",
+        base_url=base_url,
+        request_concurrency=CONCURRENCY,
+    )
+    report = await amap_rows(table, "Say it: {text}", provider, output, rows_per_chunk=50)
+    assert report.answered == ROWS
+
+
+def choose_death(seed: int) -> tuple[int | None, Death | None]:
+    """Return after how many requests the process is killed, or at which step it dies."""
+    chance = random.Random(seed)  # noqa: S311 (no secret)
+    if seed % 2 == 0:
+        return chance.randrange(ROWS), None
+    step = chance.choice(STEPS)
+    return None, Death(step, chance.choice(("before", "after")), chance.randint(1, 8) if step.endswith(".write") else 1)
+
+
+def read_output(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of an output, but for which of them were answered before."""
+    return pq.read_table(path).drop_columns(["answer_reused"]).to_pylist()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_a_map_that_is_killed_pays_for_nothing_twice(
+    world: tuple[Simulator, str], simulator: Simulator, tmp_path: Path, seed: int
+) -> None:
+    simulator.latency_s = LATENCY_S
+    table, output, said = tmp_path / "table.parquet", tmp_path / "out.parquet", tmp_path / "said"
+    pq.write_table(pa.table({"number": range(ROWS), "text": [f"row {row}" for row in range(ROWS)]}), table)
+    base_url = simulator.base_url("openai", origin=world[1])
+
+    def start(home: str, output: Path, death: Death | None = None) -> Mortal:
+        arguments = (str(table), str(output), base_url)
+        return started(run_map, *arguments, death=death, home=tmp_path / home, said=said)
+
+    moment, death = choose_death(seed)
+    killed = start("home", output, death)
+    while moment is not None and _count(simulator).total() <= moment and killed.process.exitcode is None:
+        await asyncio.sleep(0.002)
+    if moment is not None:
+        killed.process.kill()
+    assert not await killed.ended(_HUNG_S)
+    left = output.exists() and read_output(output)
+
+    assert await start("home", output).ended(_HUNG_S)
+    asked = _count(simulator)
+    assert len(asked) == ROWS
+    assert asked.total() <= ROWS + CONCURRENCY
+
+    simulator.reset()
+    assert await start("another-home", undisturbed := tmp_path / "undisturbed.parquet").ended(_HUNG_S)
+    assert read_output(output) == read_output(undisturbed)
+    assert left in (False, read_output(undisturbed))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_names_a_function(step: str) -> None:
+    find_function(step)
+
+
+def _count(simulator: Simulator) -> Counter[str]:
+    """How often each row was asked; a request that was cut off on its way is not counted."""
+    entries = [entry for entry in simulator.requests if entry.operation == "generate" and entry.body]
+    return Counter(json.dumps(entry.body["input"]) for entry in entries)

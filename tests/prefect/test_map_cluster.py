@@ -1,0 +1,120 @@
+"""Tests of a table on a cluster of two Dask workers: the limits of the provider hold, and each row is paid for once.
+
+A few hundred rows in the suite; `make cluster` maps 5,000.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from distributed import LocalCluster
+from prefect_dask.task_runners import DaskTaskRunner
+
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.flows import amap_rows
+from pollux_flows.mapping.report import MapReport
+from tests.loopback import MODELS, Reply, good, http, scripted, until
+
+ROOT: Final = Path(__file__).parents[2]
+ROWS: Final = int(os.environ.get("TEST_CLUSTER_ROWS", "300"))
+WORKERS: Final = 2
+CONCURRENCY: Final = 10
+LATENCY_S: Final = 0.02
+
+
+@dataclass
+class Provider:
+    """Counts how often each row is asked, and how many requests are under way at once."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    under_way: int = 0
+    most: int = 0
+
+    def choose(self, body: bytes) -> Reply:
+        prompt = json.dumps(json.loads(body)["input"])
+        self.asked[prompt] += 1
+
+        async def reply(writer: asyncio.StreamWriter) -> None:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            await asyncio.sleep(LATENCY_S)
+            self.under_way -= 1
+            writer.write(http(good("openai", "fine", usage={"input_tokens": 10, "output_tokens": 5})))
+
+        return reply
+
+    @property
+    def requests(self) -> int:
+        return sum(self.asked.values())
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Two workers that share a state, each a process with one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLLUX_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PREFECT_LOGGING_TO_API_ENABLED", "false")
+        with LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as made:
+            yield made
+
+
+@asynccontextmanager
+async def mapping(
+    cluster: LocalCluster, folder: Path, name: str
+) -> AsyncIterator[tuple[Provider, asyncio.Task[MapReport]]]:
+    """Start to map a table on the cluster, with a counting provider."""
+    provider = Provider()
+    table = folder / "table.parquet"
+    pq.write_table(pa.table({"number": range(ROWS), "text": [f"{name}, row {row}" for row in range(ROWS)]}), table)
+    flow: Any = amap_rows.with_options(task_runner=DaskTaskRunner(address=cluster.scheduler_address))
+    async with scripted(provider.choose, by_body=True) as server:
+        block = PolluxProvider(
+            provider="openai",
+            model=MODELS["openai"],
+            api_key="sk-cluster",
+            base_url=f"{server.origin}/v1",
+            request_concurrency=CONCURRENCY,
+        )
+        await block.asave(name, overwrite=True)
+        run = flow(str(table), "Say it: {text}", block, str(folder / "out.parquet"), rows_per_chunk=max(20, ROWS // 12))
+        yield provider, asyncio.create_task(run)
+    output = pq.read_table(folder / "out.parquet").to_pylist()
+    assert [row["number"] for row in output] == [*range(ROWS)]
+    assert {(row["answer"], row["answer_status"]) for row in output} == {("fine", "answered")}
+
+
+@pytest.mark.timeout(600)
+async def test_every_row_is_paid_for_once_within_the_limits(cluster: LocalCluster, tmp_path: Path) -> None:
+    async with mapping(cluster, tmp_path, "map-cluster") as (provider, run):
+        report = await run
+    assert report.answered == ROWS
+    assert set(provider.asked.values()) == {1}
+    assert len(provider.asked) == ROWS
+    assert CONCURRENCY / WORKERS < provider.most <= CONCURRENCY
+
+
+@pytest.mark.timeout(600)
+async def test_a_worker_that_is_killed_costs_no_more_than_it_had_under_way(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    async with mapping(cluster, tmp_path, "map-cluster-killed") as (provider, run):
+        await until(lambda: provider.requests > ROWS / 3 or run.done(), within_s=120)
+        os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+        report = await run
+    assert report.answered == ROWS
+    assert len(provider.asked) == ROWS
+    assert provider.requests <= ROWS + CONCURRENCY // WORKERS
+    assert provider.most <= CONCURRENCY
