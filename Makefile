@@ -50,10 +50,10 @@ cache-kills: $(READY)  ## kill the creator of a cache at a hundred moments
 	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py tests/prefect/test_killed_caches.py
 
 map-kills: $(READY)  ## kill a run over a table at twenty moments
-	TEST_MAP_KILLS=20 $(BIN)/pytest -q --timeout 3600 tests/prefect/test_killed_map.py
+	TEST_MAP_KILLS=20 $(BIN)/pytest -q tests/prefect/test_killed_map.py
 
 cluster: $(READY)  ## map 5,000 rows on two Dask workers, and again while one of them is killed
-	TEST_CLUSTER_ROWS=5000 $(BIN)/pytest -q --timeout 3600 tests/prefect/test_map_cluster.py
+	TEST_CLUSTER_ROWS=5000 $(BIN)/pytest -q tests/prefect/test_map_cluster.py
 
 parents: $(READY)  ## retry parents of all shapes at random moments, two hundred times
 	TEST_PARENTS=200 $(BIN)/pytest -q --timeout 3600 tests/prefect/test_retried_parents.py

@@ -112,6 +112,7 @@ async def test_a_worker_that_is_killed_costs_no_more_than_it_had_under_way(
 ) -> None:
     async with mapping(cluster, tmp_path, "map-cluster-killed") as (provider, run):
         await until(lambda: provider.requests > ROWS / 3 or run.done(), within_s=120)
+        assert not run.done()
         os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
         report = await run
     assert report.answered == ROWS
