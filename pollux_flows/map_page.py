@@ -67,7 +67,7 @@ def _failures(report: MapReport, failed: Sequence[AnswerRow], advice: str | None
     if not failed:
         return []
     lines = [f"## {report.unanswered:,} of {count_of(report.rows, 'row')} without a usable answer", ""]
-    lines += [f"- {count:,} × **{status}**" for status, count in report.statuses.items() if status != ANSWERED]
+    lines += [f"- {count:,} times **{status}**" for status, count in report.statuses.items() if status != ANSWERED]
     lines += ["", "The first of them:", ""]
     for row in failed:
         problem = " ".join(filter(None, [row.error, row.hint]))

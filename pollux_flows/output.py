@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import posixpath
+import re
+import shutil
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +36,7 @@ _CSV: Final = ".csv"
 _ENDINGS: Final = (".jsonl", ".ndjson", _CSV)
 _ADVICE: Final = ".jsonl for lines of JSON, with .csv for a table, or with a slash for a folder"
 _READ_ONLY: Final = {"http", "https", "github"}
+_ABANDONED_S: Final = 60.0
 # These show an object when it is closed. A disk, a local one or a server's, shows a file from its first byte.
 _OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 
@@ -63,6 +67,12 @@ class Manifest(Record):
     def counts(self) -> dict[Bucket, int]:
         """The number of prompts in each bucket that is not empty."""
         return {bucket: count for bucket in BUCKETS if (count := getattr(self, bucket))}
+
+
+class _AnyManifest(Record):
+    """The part of a manifest that tells whose it is: that of answers, or of a table with answers."""
+
+    output: str | None = None
 
 
 def resolve_output(output: str, endings: Sequence[str] = _ENDINGS, *, advice: str = _ADVICE) -> str:
@@ -176,8 +186,8 @@ def _check_ending(output: str, endings: Sequence[str], advice: str, *, is_guarde
         )
 
 
-def write_manifest(path: str, manifest: Manifest) -> None:
-    """Write the manifest of the output at `path`."""
+def write_manifest(path: str, manifest: Record) -> None:
+    """Write the manifest of the output at `path`, which it names in its field `output`."""
     file = NewFile(manifest_path(path))
     try:
         file.write(f"{manifest.model_dump_json(indent=2)}\n".encode())
@@ -201,7 +211,7 @@ def check_replaceable(output: str) -> None:
     if not any(fs.exists(place) for place in places):
         return
     try:
-        written = Manifest.model_validate_json(fs.cat_file(places[1])).output or ""
+        written = _AnyManifest.model_validate_json(fs.cat_file(places[1])).output or ""
     except (FileNotFoundError, ConfigurationError):
         written = ""
     if output not in {written, os.path.realpath(written)}:
@@ -222,7 +232,10 @@ class NewFile:
         self._written_as = self._path if protocol(url) in _OBJECT_STORES else unfinished
         if self._is_local:
             self._fs.makedirs(posixpath.dirname(self._path), exist_ok=True)
+            remove_abandoned(self._path)
         self.file: IO[bytes] = self._fs.open(self._written_as, "wb")
+        if self._is_local:
+            lock_unfinished(self.file.fileno())
 
     def write(self, data: bytes) -> None:
         self.file.write(data)
@@ -247,6 +260,36 @@ class NewFile:
             self.file.close()
         with suppress(Exception):
             self._fs.rm_file(self._written_as)
+
+
+def lock_unfinished(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed; return False if another writer has."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def remove_abandoned(path: str) -> None:
+    """Remove the unfinished files and folders that killed writers of this output have left."""
+    pattern = re.compile(rf"{re.escape(Path(path).name)}\.[0-9a-f]{{8}}\.unfinished")
+    with suppress(OSError):
+        for entry in Path(path).parent.iterdir():
+            # One that was just made may not be locked yet.
+            if pattern.fullmatch(entry.name) and time.time() - entry.lstat().st_mtime > _ABANDONED_S:
+                _remove_if_unlocked(entry)
+
+
+def _remove_if_unlocked(entry: Path) -> None:
+    descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        if lock_unfinished(descriptor):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def is_local(fs: Any) -> bool:

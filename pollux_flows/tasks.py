@@ -56,6 +56,7 @@ async def request(
     sources: Sequence[Source] = (),
     options: Options | None = None,
     each_source: bool = False,
+    *,
     sources_by_prompt: Sequence[Sequence[int]] | None = None,
 ) -> Request:
     """Validate and normalise what is asked."""

@@ -205,7 +205,7 @@ def loaded_after(code: str) -> set[str]:
 
 HEAVY = {
     "prefect", "openai", "anthropic", "google.genai", "httpx", "httpx2", "jsonschema", "diskcache", "dotenv",
-    "genai_prices",
+    "genai_prices", "pyarrow", "pandas", "polars",
 }  # fmt: skip
 
 

@@ -98,6 +98,11 @@ for _room, _commands in {
 
         Collect its answers with pollux-flows collect.""",
     },
+    "map": {
+        "map_": """Ask one prompt over each row of a table, and write the table with the answers.
+
+        A row that was answered before is not asked again: after Ctrl-C, the next call goes on.""",
+    },
     "answers": {"answers": "Print all prompts of a run with their answers, also of one that failed or was cancelled."},
     "jobs": {
         "jobs": "List the deferred jobs. No provider is called.",
@@ -117,4 +122,4 @@ for _room, _commands in {
 }.items():
     for _name, _help in _commands.items():
         _paragraphs = [" ".join(each.split()) for each in _help.split("\n\n")]
-        app.command(f"pollux_flows.cli.{_room}:{_name}", name=_name, help="\n\n".join(_paragraphs))
+        app.command(f"pollux_flows.cli.{_room}:{_name}", name=_name.rstrip("_"), help="\n\n".join(_paragraphs))

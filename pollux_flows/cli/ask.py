@@ -77,8 +77,8 @@ def run(
     """Ask prompts and print the answers, as a run of the flow `fan-out`."""
     with refusals_in_words():
         asked = _prompts(prompt, prompts)
-        options = _options(system, schema)
-        block = asyncio.run(_load_provider(provider))
+        options = read_options(system, schema)
+        block = asyncio.run(load_provider(provider))
         about = _sources(sources)
         try:
             with show_run():
@@ -105,15 +105,15 @@ def submit(
     """Submit prompts as a batch, and print the name of the job."""
     with refusals_in_words():
         asked = _prompts(prompt, prompts)
-        options = _options(system, schema)
-        block = asyncio.run(_load_provider(provider))
+        options = read_options(system, schema)
+        block = asyncio.run(load_provider(provider))
         about = _sources(sources)
         with shorten_log():
             job = flows.submit(asked, block, about, options, output=output, resubmit=resubmit)
         say(job)
 
 
-async def _load_provider(name: str) -> PolluxProvider:
+async def load_provider(name: str) -> PolluxProvider:
     """Return the saved provider, once it is known that it can be used here: before a run is started for it."""
     provider = await PolluxProvider.named(name)
     await provider.config()
@@ -161,8 +161,10 @@ def _source(name: str) -> Source:
     return Source.from_file(name)
 
 
-def _options(system: str | None, schema: str | None) -> Options:
-    return Options(system_instruction=system, response_schema=None if schema is None else _schema(schema))
+def read_options(system: str | None, schema: str | None, max_tokens: int | None = None) -> Options:
+    """Return the options that a command was called with."""
+    shape = None if schema is None else _schema(schema)
+    return Options(system_instruction=system, response_schema=shape, max_tokens=max_tokens)
 
 
 def _schema(name: str) -> object:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
 from prefect import task
@@ -53,8 +53,8 @@ class MapRun:
     """The name of the state that the answers are saved in."""
     provider: str | None
     """The name of the saved PolluxProvider."""
-    limits: dict[str, int | None]
-    """The part of the provider's limits that one chunk may use."""
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+    """The part of the provider's limits that a chunk on a cluster may use."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class _Unquoted(ChunkAnswers):
 class ChunkRunner:
     """Runs the chunks of a table on the task runner of the flow run."""
 
-    def __init__(self, config: Config, make_run: Callable[[dict[str, int | None]], MapRun], progress: Progress) -> None:
+    def __init__(self, config: Config, run: MapRun, progress: Progress) -> None:
         context = FlowRunContext.get()
         self._runner = None if context is None else context.task_runner
         self._is_local = self._runner is None or isinstance(self._runner, ThreadPoolTaskRunner)
         self._config, self._progress = config, progress
         self._at_once = _IN_PROCESS if self._is_local else min(_count_workers(self._runner), config.request_concurrency)
-        self._run = make_run({} if self._is_local else _share_limits(config, self._at_once))
+        self._run = run if self._is_local else replace(run, limits=_share_limits(config, self._at_once))
 
     async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
         """Yield the chunks with their answers, in order. Once no call of one is answered, no other is asked."""

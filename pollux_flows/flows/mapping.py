@@ -8,10 +8,11 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import fsspec
 from prefect import get_run_logger
 from prefect.filesystems import LocalFileSystem
 from prefect.results import aget_default_result_storage
@@ -21,10 +22,10 @@ from pollux_flows import artifacts
 from pollux_flows.address import shown
 from pollux_flows.artifacts import show_progress
 from pollux_flows.blocks.provider import PolluxProvider
-from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, InternalError
 from pollux_flows.flows.answering import OnPartial
 from pollux_flows.flows.chunks import ChunkRunner, MapRun
+from pollux_flows.flows.mapping_batch import BatchRunner
 from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.map_page import Highlights, map_line, render_map
 from pollux_flows.mapping.answer import ChunkAnswers
@@ -32,7 +33,7 @@ from pollux_flows.mapping.columns import AnswerColumns
 from pollux_flows.mapping.report import MapReport, Tally
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.options import Options
-from pollux_flows.output import write_report
+from pollux_flows.output import write_manifest
 from pollux_flows.pages import count_of
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.run_store import confirm_store, store_id
@@ -41,7 +42,7 @@ from pollux_flows.state.home import home
 from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import open_store
 from pollux_flows.tables.table import Chunk, Table, read_chunk, scan_table
-from pollux_flows.tables.writer import TableWriter, output_exists, resolve_table_output
+from pollux_flows.tables.writer import TableWriter, resolve_table_output
 
 Delivery = Literal["realtime", "deferred"]
 """How the calls of a table are delivered: at once, or as the provider's batches."""
@@ -108,59 +109,56 @@ async def map_table(
             provider.model,
         )
         await confirm_store(here)
-        mapping = _Mapping(scanned, kept, answer_columns, config, provider.name, spec, _make_scope(here, reuse))
-        terms = _make_terms(here, reuse, max_age, max_cost_usd)
-        report, tally, highlights = await mapping.write(place, terms)
-    await _publish(spec, report, highlights)
-    if tally.first_failure is not None and (on_partial == "fail" or not report.answered):
-        error = tally.first_failure.error(config.provider)
-        error.message = (
-            f"{report.unanswered:,} of {count_of(report.rows, 'row')} have no answer. The first: {error.message}"
-        )
+        terms, scope = _make_terms(here, reuse, max_age, max_cost_usd), _make_scope(here, reuse)
+        run = MapRun(spec, terms, scope, await store_id(open_store()), provider.name)
+        mapping = _Mapping(scanned, kept, answer_columns)
+        async with show_progress(scanned.rows, "Rows answered") as progress:
+            runner = (
+                ChunkRunner(config, run, progress)
+                if delivery == "realtime"
+                else BatchRunner(provider, config, run, progress)
+            )
+            report = await mapping.write(place, runner)
+    await _publish(spec, report, mapping.highlights)
+    failure = mapping.tally.first_failure
+    if failure is not None and (on_partial == "fail" or not report.answered):
+        if isinstance(runner, BatchRunner):
+            await runner.mark_failed()
+        error = failure.error(config.provider)
+        without = f"{report.unanswered:,} of {count_of(report.rows, 'row')} have no answer."
+        error.message = f"{without} The first: {error.message}"
         raise error
     return report
 
 
 @dataclass(frozen=True)
 class _Mapping:
-    """A table that was looked at, and all that its run needs."""
+    """A table that was scanned, on its way to its output."""
 
     table: Table
     kept: Sequence[str]
     columns: AnswerColumns
-    config: Config
-    provider: str | None
-    spec: MapSpec
-    scope: RunScope
+    tally: Tally = field(default_factory=Tally)
+    highlights: Highlights = field(default_factory=Highlights)
 
-    async def write(self, place: _Place, terms: Terms) -> tuple[MapReport, Tally, Highlights]:
-        """Answer all chunks and write the output as they come."""
-        tally, highlights = Tally(), Highlights()
-        store = await store_id(open_store())
-
-        def make_run(limits: dict[str, int | None]) -> MapRun:
-            return MapRun(self.spec, terms, self.scope, store, self.provider, limits)
-
-        writer = await asyncio.to_thread(TableWriter, place.path, self.kept, self.table, self.columns.added)
-        try:
-            async with show_progress(self.table.rows, "Rows answered") as progress:
-                async for chunk, answers in ChunkRunner(self.config, make_run, progress).answer(self.table.chunks):
-                    await asyncio.to_thread(self._write_chunk, writer, chunk, answers, tally, highlights)
+    async def write(self, place: _Place, runner: ChunkRunner | BatchRunner) -> MapReport:
+        """Write the rows with their answers as they come."""
+        kept = replace(self.table, columns=list(self.kept))
+        writer = await asyncio.to_thread(TableWriter, place.path, kept, self.columns.added)
+        with writer:
+            async for chunk, answers in runner.answer(self.table.chunks):
+                await asyncio.to_thread(self._write_chunk, writer, chunk, answers)
+            report = self.tally.report(self.table.address, place.shown)
+            # First: an attempt that follows a killed one recognises the output by it.
+            await asyncio.to_thread(write_manifest, place.path, report)
             await asyncio.to_thread(writer.complete)
-        except BaseException:
-            await asyncio.shield(asyncio.to_thread(writer.discard))
-            raise
-        report = tally.report(self.table.address, place.shown)
-        await asyncio.to_thread(write_report, place.path, report)
-        return report, tally, highlights
+        return report
 
-    def _write_chunk(
-        self, writer: TableWriter, chunk: Chunk, answers: ChunkAnswers, tally: Tally, highlights: Highlights
-    ) -> None:
+    def _write_chunk(self, writer: TableWriter, chunk: Chunk, answers: ChunkAnswers) -> None:
         rows: list[dict[str, Any]] = []
-        cells = zip(read_chunk(chunk, self.kept), tally.add(answers), strict=True)
+        cells = zip(read_chunk(chunk, self.kept), self.tally.add(answers), strict=True)
         for number, (row, (answer, is_reused)) in enumerate(cells, start=chunk.first_row + 1):
-            highlights.add(number, answer)
+            self.highlights.add(number, answer)
             rows.append(row | self.columns.cells(answer, is_reused=is_reused))
         writer.write(rows)
 
@@ -180,7 +178,7 @@ async def _open_output(
     """Yield the place of the output; without one, a file in the result storage of the run."""
     if output is not None:
         path = await asyncio.to_thread(resolve_table_output, output)
-        if if_exists == "error" and await asyncio.to_thread(output_exists, path):
+        if if_exists == "error" and await asyncio.to_thread(_exists, path):
             raise ConfigurationError(
                 f"The output {shown(path)!r} exists already.",
                 hint="Name another one, or pass if_exists='replace'.",
@@ -190,13 +188,18 @@ async def _open_output(
     storage = await aget_default_result_storage()
     name = f"pollux-tables/{here.flow_run.id}{_ending_of(table)}"
     if isinstance(storage, LocalFileSystem) and storage.basepath:
-        path = await asyncio.to_thread(resolve_table_output, str(Path(storage.basepath).expanduser() / name))
+        path = await asyncio.to_thread(resolve_table_output, f"{storage.basepath}/{name}")
         yield _Place(path, path)
         return
     with tempfile.TemporaryDirectory(prefix="pollux-") as folder:
         file = Path(folder) / f"table{_ending_of(table)}"
         yield _Place(str(file), name)
         await storage.write_path(name, await asyncio.to_thread(file.read_bytes))
+
+
+def _exists(path: str) -> bool:
+    files, place = fsspec.core.url_to_fs(path)
+    return bool(files.exists(place))
 
 
 def _ending_of(table: str) -> str:

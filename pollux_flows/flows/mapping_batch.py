@@ -109,11 +109,14 @@ class BatchRunner:
         failures: dict[str, CallFailure] = {}
         async for items in read_pieces(store.storage, job):
             saved = await journal.load_own([identities[item.outcome.index] for item in items])
-            new = iter([item for item in items if identities[item.outcome.index] not in saved])
+            answered = {identity for identity, outcome in saved.items() if outcome.problem is None}
+            new = iter([item for item in items if identities[item.outcome.index] not in answered])
             while some := list(islice(new, _SAVES_AT_ONCE)):
                 await asyncio.gather(*(_save(journal, identities[item.outcome.index], item) for item in some))
             failures |= {
-                identities[item.outcome.index]: item.outcome.problem for item in items if item.outcome.problem is not None
+                identities[item.outcome.index]: item.outcome.problem
+                for item in items
+                if item.outcome.problem is not None
             }
         return failures
 

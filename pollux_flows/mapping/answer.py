@@ -82,7 +82,7 @@ async def answer_chunk(
 
     `turn` is closed once all calls stand in line.
     """
-    async with _open_chunk(chunk, spec, config, terms, scope, session) as (questions, execution):
+    async with _open_chunk(chunk, spec, config, terms, scope, session=session) as (questions, execution):
         outcomes = await execution.answer_calls(execution.plan.calls, on_outcome, turn)
     return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
 
@@ -108,22 +108,20 @@ class LookedUpChunk:
         return _collect(self.questions, outcomes, spec, self.first_row, limit_s)
 
 
-async def look_up_chunk(
-    chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope
-) -> LookedUpChunk:
+async def look_up_chunk(chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope) -> LookedUpChunk:
     """Read the rows of a chunk and the answers that are saved. Nothing is asked."""
-    async with _open_chunk(chunk, spec, config, terms, scope, None) as (questions, execution):
+    async with _open_chunk(chunk, spec, config, terms, scope) as (questions, execution):
         found = await execution.answers.load_reusable(execution.plan.calls)
         return LookedUpChunk(questions, execution.plan, found, chunk.first_row)
 
 
 @asynccontextmanager
 async def _open_chunk(
-    chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope, session: Session | None
+    chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope, *, session: Session | None = None
 ) -> AsyncIterator[tuple[Questions, Execution]]:
     """Read the rows of a chunk and plan its calls. What its rows name is opened within the restrictions of a table."""
+    rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)
     with apply_restrictions(current_restrictions() or spec.restrict()):
-        rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)
         questions = await asyncio.to_thread(read_questions, rows, spec)
         plan = await plan_questions(questions, spec, first_row=chunk.first_row, limit_s=config.timeout_s)
         async with open_execution(plan, config, terms, scope, session=session) as execution:

@@ -8,7 +8,8 @@ from typing import Any, Final
 from pollux_flows.answer_rows import AnswerRow
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
-from pollux_flows.tables.writer import AddedColumn, Kind
+from pollux_flows.tables.column_types import Kind
+from pollux_flows.tables.writer import AddedColumn
 
 _ABOUT: Final[dict[str, Kind]] = {
     "status": "text",

@@ -1,4 +1,4 @@
-"""Questions: what each row of a chunk asks. Rows that ask the same share a question; a row that cannot ask has a reason.
+"""Questions: what each row of a chunk asks. Equal rows share a question, and a row that cannot ask has a reason.
 
 A cell of a source column holds a text, a path, an address, a YouTube link or an arXiv id, as a person would paste it;
 or an object with `uri` and `mime_type`, or with the fields of a Source; or a list of these.

@@ -51,7 +51,7 @@ async def open_execution(
     async with AsyncExitStack() as stack:
         terms = terms or Terms()
         answers = Answers(config.target, terms, scope, plan.facts)
-        execution = Execution(plan, config, answers, stack, caches, session)
+        execution = Execution(plan, config, answers, stack, caches=caches, session=session)
         run = (scope.flow_run or scope.run) if scope else terms.run_key
         execution.created_by = f"run {run or uuid4().hex}"
         try:
@@ -75,6 +75,7 @@ class Execution:
         config: Config,
         answers: Answers,
         stack: AsyncExitStack,
+        *,
         caches: CacheRegistry | None = None,
         session: Session | None = None,
     ) -> None:

@@ -9,8 +9,6 @@ from datetime import date, time, timedelta
 from math import isfinite
 from typing import Any, Final
 
-_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-
 
 def is_null(value: Any) -> bool:
     """Return whether a cell is null: None, or a number that is not one."""
@@ -38,6 +36,9 @@ def to_json(value: Any) -> Any:
             return str(value)  # a decimal, a UUID
 
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=to_json).encode
+
+
 def to_text(value: Any) -> str:
     """Return a cell as text: a text as it is, anything else as JSON writes it, without quotes around a date."""
     if type(value) is str:
@@ -48,4 +49,7 @@ def to_text(value: Any) -> str:
 
 def to_json_text(value: Any) -> str:
     """Return a cell as the text of its JSON."""
-    return _encode(to_json(value))
+    try:
+        return _encode(value)
+    except (TypeError, ValueError):  # a key that is no text, a number that JSON does not have
+        return _encode(to_json(value))

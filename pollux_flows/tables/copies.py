@@ -1,7 +1,7 @@
 """Copies: temporary files from which any number of readers read at any place.
 
-They are for data that can itself only be read from its beginning: a file on the web, a row group of a parquet file. They
-have no name, so that they vanish with their process, however it ends.
+They are for data that can itself only be read from its beginning: a file on the web, a row group of a parquet file.
+They have no name, so that they vanish with their process, however it ends.
 """
 
 from __future__ import annotations

@@ -72,8 +72,9 @@ def stamp(address: str, *, table: str) -> str:
 
 
 def absolute(table: str) -> str:
-    """Return the address of a table for a process in any directory."""
+    """Return the address of a table for a process in any directory, with a slash behind a folder's."""
     check_no_credentials(table, path=is_path(table))
+    place.explain_errors(table, partial(access.check_source, table))  # before it shows whether it is a folder
     if not is_path(table):
         return table
     path = os.path.abspath(local_path(table))  # noqa: PTH100 (a slash at its end, and links, stay)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pollux_flows.address import shown_file
 from pollux_flows.errors import ConfigurationError, SourceError
-from pollux_flows.tables.cells import to_json_text
+from pollux_flows.tables.cells import to_json_text, to_text
 from pollux_flows.tables.column_types import ColumnType, Kind
 from pollux_flows.tables.copies import Copies
 
@@ -27,6 +27,7 @@ _groups: Final[Copies[list[int]]] = Copies(most=4)
 def load_pyarrow() -> Any:
     """Import pyarrow, or raise a ConfigurationError that says how to install it."""
     try:
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError:
         raise ConfigurationError(
@@ -67,6 +68,8 @@ def read_rows(
     if parquet.metadata.row_group(row_group).num_rows == count:
         table = pa.Table.from_batches(_batches(parquet, row_group, columns))
     else:
+        # The group's own numbers are part of the key: some file systems tell no more of a file than its size.
+        key = f"{key} {parquet.metadata.row_group(row_group).to_dict()}"
         copy = _groups.load(key, lambda file: _copy_group(file, parquet, row_group, columns))
         ends = copy.index
         first, last = bisect_right(ends, offset), bisect_right(ends, offset + count - 1)
@@ -120,18 +123,38 @@ def _batches(parquet: pq.ParquetFile, row_group: int, columns: Sequence[str]) ->
 
 
 def _for_python(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch with values that Python has: nanoseconds become text, a dictionary's codes its values."""
+    """Return a batch with values that Python has, a dictionary's values instead of its codes."""
     pa = load_pyarrow()
     for number, field in enumerate(batch.schema):
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        kind = pa.string() if _is_nanoseconds(kind) else kind
-        if kind != field.type:
-            batch = batch.set_column(number, pa.field(field.name, kind), batch.column(number).cast(kind))
+        values = batch.column(number)
+        if pa.types.is_dictionary(field.type):
+            values = values.cast(field.type.value_type)
+        if pa.types.is_temporal(values.type) and getattr(values.type, "unit", None) == "ns":
+            values = _without_nanoseconds(values)
+        if values.type != field.type:
+            batch = batch.set_column(number, pa.field(field.name, values.type), values)
     return batch
 
 
-def _is_nanoseconds(kind: pa.DataType) -> bool:
-    return load_pyarrow().types.is_temporal(kind) and getattr(kind, "unit", None) == "ns"
+def _without_nanoseconds(values: pa.Array) -> pa.Array:
+    """Return timestamps as microseconds or, where that would lose a digit, as ISO text; times then as numbers."""
+    pa, kind = load_pyarrow(), values.type
+    is_timestamp = pa.types.is_timestamp(kind)
+    coarser = (
+        pa.timestamp("us", kind.tz)
+        if is_timestamp
+        else pa.time64("us")
+        if pa.types.is_time(kind)
+        else pa.duration("us")
+    )
+    try:
+        return values.cast(coarser)
+    except pa.ArrowInvalid:
+        return (
+            pa.compute.replace_substring(values.cast(pa.string()), " ", "T")
+            if is_timestamp
+            else values.cast(pa.int64())
+        )
 
 
 # --- Writing ------------------------------------------------------------------------------------------------
@@ -162,6 +185,12 @@ class ParquetRows:
         self._write_group()
         self._writer.close()
 
+    def discard(self) -> None:
+        """Let go of the file, which is still open: the writer would close itself, later, in the garbage."""
+        self._waiting = []
+        with suppress(Exception):
+            self._writer.close()
+
     def _write_group(self) -> None:
         if self._waiting:
             self._writer.write_table(self._pa.concat_tables(self._waiting), row_group_size=1 << 30)
@@ -171,8 +200,9 @@ class ParquetRows:
         if field.name in self._as_json:
             values = [None if value is None else to_json_text(value) for value in values]
         try:
-            if _is_nanoseconds(field.type):  # these were read as text
-                return self._pa.array(values, self._pa.string()).cast(field.type)
+            if self._pa.types.is_timestamp(field.type) and any(isinstance(value, str) for value in values):
+                texts = [value if value is None else to_text(value) for value in values]
+                return self._pa.array(texts, self._pa.string()).cast(field.type)
             return self._pa.array(values, field.type)
         except (self._pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise ConfigurationError(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Format = Literal["csv", "jsonl", "parquet"]
 
 _FORMATS: Final[dict[str, Format]] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+# Of a chunk: rows may be large.
 _MOST_BYTES: Final = 16 << 20
 
 
@@ -78,7 +79,8 @@ def scan_table(
 ) -> Table:
     """Read a table through once and cut it into chunks; raise an error for what cannot be used.
 
-    `need` are the columns that must be there. The values of `id_column` must be there and differ.
+    `need` are the columns that must be there. The values of `id_column` must be there and differ. A chunk has fewer
+    rows than `rows_per_chunk` at the end of a file or row group, and where rows are large.
     """
     kind, place = table_format(address), opening.absolute(address)
     ids = None if id_column is None else _Ids(id_column, shown_file(address))
@@ -90,7 +92,7 @@ def scan_table(
 
 
 def read_chunk(chunk: Chunk, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a chunk as dicts with these columns, or with all. Refuses a file that changed since the scan."""
+    """Return the rows of a chunk as dicts with these columns, or with all; refuse a file that has changed."""
     columns = list(chunk.columns if columns is None else dict.fromkeys(columns))
     if opening.stamp(chunk.address, table=chunk.table) != chunk.version:
         raise _changed(chunk)
@@ -103,7 +105,7 @@ def read_chunk(chunk: Chunk, columns: Sequence[str] | None = None) -> list[dict[
             lines = TextLines(file, chunk.address, start=chunk.start, end=chunk.end)
             found = CsvRows(lines, chunk.columns) if chunk.format == "csv" else JsonRows(lines, chunk.columns)
             rows = list(found)
-            if len(columns) < len(chunk.columns) or tuple(columns) != chunk.columns:
+            if tuple(columns) != chunk.columns:
                 rows = [{column: row[column] for column in columns} for row in rows]
     if len(rows) != chunk.rows:
         raise _changed(chunk)
@@ -178,11 +180,11 @@ class _Scan:
         columns = found.columns
         if cuts:
             self._check_columns(columns)
-        whole = Chunk(
+        shape = Chunk(
             table=self.table, address=address, format=kind, columns=tuple(columns), first_row=0, rows=0, version=version
         )
         chunks = [
-            whole.model_copy(update={"first_row": first, "rows": rows, "start": start, "end": end})
+            shape.model_copy(update={"first_row": first, "rows": rows, "start": start, "end": end})
             for first, rows, start, end in cuts
         ]
         rows = sum(chunk.rows for chunk in chunks)
@@ -211,20 +213,22 @@ class _Scan:
         files = opening.parquet_files(address, table=self.table) if is_folder else [address]
         versions = [opening.stamp(file, table=self.table) for file in files]
         schemas: list[pa.Schema] = []
-        groups: list[list[int]] = []
+        groups: list[list[tuple[int, int]]] = []  # of each file, with their rows and the bytes of a row
         for file in files:
             with self._opened_parquet(file) as source:
                 schemas.append(source.schema_arrow)
-                groups.append([source.metadata.row_group(each).num_rows for each in range(source.num_row_groups)])
+                found = [source.metadata.row_group(each) for each in range(source.num_row_groups)]
+                groups.append([(each.num_rows, each.total_byte_size // max(1, each.num_rows)) for each in found])
         schema = parquet.unify(schemas, files)
         self._check_columns(schema.names)
         chunks: list[Chunk] = []
         number = 0
         for file, version, sizes in zip(files, versions, groups, strict=True):
-            for group, size in enumerate(sizes):
-                size = size if self.limit is None else min(size, self.limit - number)
-                for offset in range(0, size, self.rows_per_chunk):
-                    rows = min(self.rows_per_chunk, size - offset)
+            for group, (group_rows, row_bytes) in enumerate(sizes):
+                size = group_rows if self.limit is None else min(group_rows, self.limit - number)
+                step = max(1, min(self.rows_per_chunk, _MOST_BYTES // max(1, row_bytes)))
+                for offset in range(0, size, step):
+                    rows = min(step, size - offset)
                     chunks.append(
                         Chunk(
                             table=self.table,

@@ -11,7 +11,12 @@ from pollux_flows.errors import SourceError
 LARGEST_ROW: Final = 64 << 20
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
 # The longer marks first: that of UTF-32 begins with that of UTF-16.
-_OTHER_MARKS: Final = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))  # fmt: skip
+_OTHER_MARKS: Final = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 class TextLines:
@@ -28,7 +33,7 @@ class TextLines:
             file.seek(start)
             return
         mark = file.read(4)
-        for known, encoding in _OTHER_MARKS:
+        for known, encoding in _OTHER_MARKS.items():
             if mark.startswith(known):
                 raise SourceError(f"{self.name!r} is encoded as {encoding}.", hint="Save it as UTF-8.")
         self.position = len(_UTF8_MARK) if mark.startswith(_UTF8_MARK) else 0

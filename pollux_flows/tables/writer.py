@@ -1,13 +1,16 @@
 """Table writer: the columns of a table with new ones behind them, in a file or in a folder of parquet files.
 
-It grows as rows come, under another name. It appears under its own once it is complete; until then an earlier one stays.
+It grows as rows come, under another name. It appears under its own once it is complete, and until then an earlier one
+stays.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 from uuid import uuid4
@@ -18,9 +21,17 @@ from pollux_flows import access
 from pollux_flows.address import shown
 from pollux_flows.answer_rows import csv_text, inert
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.output import NewFile, check_replaceable, check_writable, is_local, resolve_output
+from pollux_flows.output import (
+    NewFile,
+    check_replaceable,
+    check_writable,
+    is_local,
+    lock_unfinished,
+    remove_abandoned,
+    resolve_output,
+)
 from pollux_flows.plain import replace_surrogates
-from pollux_flows.tables.cells import is_null, to_json, to_json_text, to_text
+from pollux_flows.tables.cells import is_null, to_json_text, to_text
 from pollux_flows.tables.column_types import Kind
 from pollux_flows.tables.parquet import ParquetRows, load_pyarrow, output_schema
 from pollux_flows.tables.table import Table
@@ -67,17 +78,18 @@ def resolve_table_output(output: str) -> str:
 class TableWriter:
     """Writes the rows of a table, in order, with added columns; one thread at a time.
 
-    `output` is what `resolve_table_output` returned. Cells of the table are written as they were read. In CSV, a text in
-    an added column that a spreadsheet would run as a formula is made inert.
+    `output` is what `resolve_table_output` returned. Cells of the table are written as they were read. In CSV, a text
+    in an added column that a spreadsheet would run as a formula is made inert.
     """
 
     def __init__(self, output: str, table: Table, added: Sequence[AddedColumn]) -> None:
         names = [*table.columns, *(column.name for column in added)]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
             raise ConfigurationError(
                 f"The output would have two columns {twice!r}.", hint="Name the added column otherwise."
             )
-        self._output = output
+        self._output, self._added = output, [column.name for column in added]
         self._is_guarded = access.guards_output(output)
         self._is_complete = False
         self._rows = self._explain(lambda: _open_rows(output, table, added))
@@ -90,7 +102,9 @@ class TableWriter:
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows. A key that is missing is a null."""
-        self._explain(lambda: self._rows.write(rows))
+        # Much of what is added was written by a provider.
+        clean = [{**row, **{name: replace_surrogates(row.get(name)) for name in self._added}} for row in rows]
+        self._explain(lambda: self._rows.write(clean))
 
     def complete(self) -> None:
         """Give the output its name, in place of an earlier one."""
@@ -149,24 +163,21 @@ class _CsvFile(_TextFile):
         self._file.write(csv_text(map(self._cells, rows)).encode())
 
     def _cells(self, row: Mapping[str, Any]) -> list[str]:
-        cells = ["" if is_null(value := row.get(column)) else to_text(value) for column in self._columns]
+        cells = [_cell(row.get(column)) for column in self._columns]
         for column, kind in self._added:
-            value = replace_surrogates(row.get(column))
-            text = "" if is_null(value) else to_json_text(value) if kind == "json" else to_text(value)
-            cells.append(inert(text))
+            value = row.get(column)
+            cells.append(inert(to_json_text(value) if kind == "json" and value is not None else _cell(value)))
         return cells
+
+
+def _cell(value: Any) -> str:
+    return "" if is_null(value) else to_text(value)
 
 
 class _JsonLines(_TextFile):
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        names = [column.name for column in self._added]
-        lines = [
-            to_json_text(
-                {column: row.get(column) for column in self._columns}
-                | {name: replace_surrogates(row.get(name)) for name in names}
-            )
-            for row in rows
-        ]
+        names = [*self._columns, *(column.name for column in self._added)]
+        lines = [to_json_text({name: row.get(name) for name in names}) for row in rows]
         self._file.write("".join(f"{line}\n" for line in lines).encode())
 
 
@@ -183,6 +194,7 @@ class _ParquetFile:
         self._file.complete()
 
     def discard(self) -> None:
+        self._rows.discard()
         self._file.discard()
 
 
@@ -192,7 +204,10 @@ class _Folder:
     def __init__(self, output: str, schema: pa.Schema, as_json: frozenset[str]) -> None:
         self._folder = Path(output)
         self._written_as = self._folder.with_name(f"{self._folder.name}.{uuid4().hex[:8]}.unfinished")
+        remove_abandoned(str(self._folder))
         self._written_as.mkdir(parents=True)
+        self._lock = os.open(self._written_as, os.O_RDONLY)
+        lock_unfinished(self._lock)
         self._schema, self._as_json = schema, as_json
         self._part_count = self._rows_in_part = 0
         self._part = self._next_part()
@@ -211,10 +226,13 @@ class _Folder:
         if self._folder.exists():
             self._folder.replace(earlier)
         self._written_as.replace(self._folder)
+        os.close(self._lock)
         shutil.rmtree(earlier, ignore_errors=True)
 
     def discard(self) -> None:
         self._part.discard()
+        with suppress(OSError):
+            os.close(self._lock)
         shutil.rmtree(self._written_as, ignore_errors=True)
 
     def _next_part(self) -> _ParquetFile:

@@ -61,7 +61,7 @@ STEPS: dict[Phase, tuple[str, ...]] = {
         "pollux_flows.providers.lines:Lines.write",
         f"{_JOBS}.store:ResultStorage.put",
         f"{_JOBS}.collector:write_job_output",
-        "pollux_flows.output:_NewFile.complete",
+        "pollux_flows.output:NewFile.complete",
         f"{_JOBS}.pages:publish_job",
         f"{_JOBS}.collector:release_files",
         f"{_SESSION}.delete_file",

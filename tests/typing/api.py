@@ -49,11 +49,13 @@ from pollux_flows.flows import (
     deferred,
     fan_in,
     fan_out,
+    map_rows,
     realtime,
     resubmit,
     submit,
     wait_for,
 )
+from pollux_flows.mapping.report import MapReport
 
 
 class Invoice(BaseModel):
@@ -201,6 +203,7 @@ async def flows(provider: PolluxProvider, source: Source) -> None:
     assert_type(fan_out(["Why?", "How?"], provider, sources=[source], options=options), ResultEnvelope)
     assert_type(fan_out(["Why?"], provider, [source], cache="auto", output="answers.csv"), ResultEnvelope)
     assert_type(fan_in("Why?", [source], provider, options=options), ResultEnvelope)
+    assert_type(map_rows("in.csv", "{a}", provider, "out.csv", source_columns=["b"]), MapReport)
     assert_type(broadcast(["Why?"], [source], provider, options=options), list[ResultEnvelope])
 
     assert_type(await arealtime("Why?", provider, sources=[source], options=options), ResultEnvelope)

@@ -1,0 +1,307 @@
+"""map_rows: one prompt over each row of a table, asked once, and a table with the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from prefect import flow
+from pydantic import BaseModel
+
+from pollux_flows import Options, PolluxError
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.cli import app
+from pollux_flows.flows import amap_rows, map_rows
+from pollux_flows.mapping.report import MapReport
+from pollux_flows.simulator import Fault, Simulator
+from tests.prefect.jobs import Saved, no_jobs_are_left, saved
+from tests.prefect.test_flows import artifacts_of, newest_run
+
+__all__ = ["no_jobs_are_left", "saved"]
+
+PROMPT = "Summarize {title}: {body}"
+REVIEWS = [{"title": f"T{number}", "body": f'line "{number}",\nand more'} for number in range(25)]
+
+
+class Review(BaseModel):
+    stars: int
+    summary: str
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def write_csv(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    with Path(name).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return name
+
+
+def write_lines(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    Path(name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return name
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    with Path(name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+def prompts_asked(simulator: Simulator, since: int = 0) -> list[str]:
+    asked = [request.body for request in simulator.requests if request.operation == "generate"][since:]
+    return [str(body["input"][-1]["content"][-1]["text"]) for body in asked]
+
+
+def check_sums(report: MapReport) -> None:
+    counts = (report.asked, report.reused, report.duplicates, report.not_asked, report.unusable)
+    assert sum(counts) == sum(report.statuses.values()) == report.rows
+
+
+def test_a_table_comes_back_with_its_rows_in_order_and_an_answer_in_each(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
+    report = map_rows(write_csv("in.csv", REVIEWS), PROMPT, provider, "out.csv", rows_per_chunk=10)
+    rows = read_csv("out.csv")
+    assert [{name: row[name] for name in ("title", "body")} for row in rows] == REVIEWS
+    assert all(row["title"] in row["answer"] and row["answer_status"] == "answered" for row in rows)
+    assert len(prompts_asked(simulator)) == report.asked == report.answered == 25
+    assert report.cost_usd == pytest.approx(sum(float(row["answer_cost_usd"]) for row in rows))
+    assert MapReport.model_validate_json(Path("out.csv.manifest.json").read_bytes()) == report
+    check_sums(report)
+
+
+def test_equal_rows_are_asked_once_wherever_they_stand(provider: PolluxProvider, simulator: Simulator) -> None:
+    rows = [{"word": word} for word in ["a", "b", "a", "c", "a", "b", "a", "a"]]
+    for reuse in ("always", "run", "never"):
+        simulator.reset()
+        report = map_rows(
+            write_csv("in.csv", rows), "Define {word}", provider, "out.jsonl", rows_per_chunk=3, reuse=reuse
+        )
+        assert Counter(prompts_asked(simulator)) == {f"Define {word}": 1 for word in "abc"}, reuse
+        assert (report.asked, report.duplicates) == (3, 5)
+        assert len({row["answer"] for row in read_lines("out.jsonl")}) == 3
+        check_sums(report)
+
+
+def test_a_second_run_asks_what_is_new_or_was_not_answered(provider: PolluxProvider, simulator: Simulator) -> None:
+    simulator.fail(Fault(status=400, message="not now"), contains="T3:", times=1)
+    first = map_rows(write_csv("in.csv", REVIEWS), PROMPT, provider, "out.csv")
+    assert (first.answered, first.statuses["api_error"]) == (24, 1)
+    assert "not now" in read_csv("out.csv")[3]["answer_error"]
+    longer = [{"title": "new", "body": "one"}, *reversed(REVIEWS)]
+    second = map_rows(write_csv("in.csv", longer), PROMPT, provider, "out.csv")
+    assert sorted(prompts_asked(simulator, 25)) == ['Summarize T3: line "3",\nand more', "Summarize new: one"]
+    assert (second.asked, second.reused, second.unanswered) == (2, 24, 0)
+    assert Counter(row["answer_reused"] for row in read_csv("out.csv")) == {"true": 24, "false": 2}
+    assert map_rows("in.csv", PROMPT, provider, "out.csv").asked == 0
+    assert len(prompts_asked(simulator)) == 27
+    aged = map_rows("in.csv", PROMPT, provider, "out.csv", max_age=0.0)
+    assert aged.asked == 26
+
+
+def test_a_retried_run_asks_only_rows_without_an_answer(provider: PolluxProvider, simulator: Simulator) -> None:
+    table = write_csv("in.csv", REVIEWS)
+    for reuse in ("run", "never"):
+        simulator.reset()
+        run = map_rows.with_options(retries=1, retry_delay_seconds=0)
+        simulator.fail(Fault(status=400), contains="T4:", times=1)
+        report = run(table, PROMPT, provider, "out.csv", reuse=reuse, on_partial="fail", rows_per_chunk=10)
+        assert (report.asked, report.unanswered) == (25, 0)
+        assert Counter(prompts_asked(simulator)).most_common(2)[0][1] == 2
+        assert len(prompts_asked(simulator)) == 26
+
+
+def test_rows_that_cannot_be_asked_have_a_reason_and_do_not_fail_the_others(provider: PolluxProvider) -> None:
+    rows: list[dict[str, Any]] = [{"title": "a", "n": 1}, {"title": None, "n": 2}, {"title": "c"}]
+    rows.append({"title": "d", "n": 4.5})
+    report = map_rows(write_lines("in.jsonl", rows), "{title} {n}", provider, "out.jsonl")
+    found = read_lines("out.jsonl")
+    assert [row["answer_status"] for row in found] == ["answered", "unusable_row", "unusable_row", "answered"]
+    assert "'title'" in found[1]["answer_error"]
+    assert found[1]["answer"] is None
+    assert (report.unusable, report.unanswered) == (2, 2)
+    check_sums(report)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "problem"),
+    [
+        ("{0.__class__}", {}, "attribute"),
+        ("{title:>10}", {}, "format"),
+        ("{titel}", {}, "title"),
+        ("{title}", {"id_column": "kind"}, "same id"),
+        ("{title}", {"limit": 0}, "limit is 0"),
+        ("{title}", {"rows_per_chunk": 0}, "rows_per_chunk is 0"),
+        ("{title}", {"source_columns": ["photo"]}, "no column 'photo'"),
+        ("{title}", {"output": "out.txt"}, "ends with none of"),
+        ("{title}", {"answer_column": "title"}, "has a column 'title' already"),
+        ("{title}", {"options": Options(tools=[{"name": "look"}])}, "tools cannot be used"),
+        ("{title}", {"output": "there.csv", "if_exists": "error"}, "exists already"),
+        ("{title}", {"columns": ["tittle"]}, "no column 'tittle'"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_asked(
+    prompt: str, more: dict[str, Any], problem: str, provider: PolluxProvider, simulator: Simulator
+) -> None:
+    write_csv("in.csv", [{"title": "a", "kind": "x"}, {"title": "b", "kind": "x"}])
+    Path("there.csv").touch()
+    with pytest.raises(PolluxError) as refusal:
+        map_rows("in.csv", prompt, provider, more.pop("output", "out.csv"), **more)
+    assert problem in str(refusal.value)
+    assert refusal.value.hint
+    assert simulator.requests == []
+    assert not Path("out.csv").exists()
+
+
+def test_an_empty_table_is_refused(provider: PolluxProvider) -> None:
+    Path("in.csv").write_text("title\n")
+    with pytest.raises(PolluxError, match="no rows"):
+        map_rows("in.csv", "{title}", provider, "out.csv")
+
+
+def test_fields_of_the_response_schema_are_typed_columns(provider: PolluxProvider) -> None:
+    map_rows(
+        write_csv("in.csv", REVIEWS[:3]),
+        PROMPT,
+        provider,
+        "out.parquet",
+        columns=["title"],
+        answer_column="review",
+        options=Options(response_schema=Review),
+    )
+    table = pq.read_table("out.parquet")
+    assert table.column_names[:4] == ["title", "review", "review.stars", "review.summary"]
+    assert [str(table.schema.field(name).type) for name in ("review.stars", "review.summary")] == ["int64", "string"]
+    rows = table.to_pylist()
+    assert [json.loads(row["review"])["stars"] for row in rows] == [row["review.stars"] for row in rows]
+    assert {row["review_status"] for row in rows} == {"answered"}
+
+
+def test_sources_come_from_columns_and_stay_within_the_working_folder(
+    provider: PolluxProvider, simulator: Simulator, tmp_path: Path
+) -> None:
+    Path("note.txt").write_text("the note")
+    (tmp_path / "secret.txt").write_text("the secret")
+    rows: list[dict[str, Any]] = [
+        {"about": "a text of some words"},
+        {"about": "./note.txt"},
+        {"about": ["./note.txt", "and a text"]},
+        {"about": {"uri": "./note.txt", "mime_type": "text/plain"}},
+        {"about": "../secret.txt"},
+        {"about": str(tmp_path / "secret.txt")},
+        {"about": "./missing.txt"},
+        {"about": None},
+        {"about": 7},
+    ]
+    report = map_rows(
+        write_lines("in.jsonl", rows), "What is it?", provider, "out.jsonl", source_columns=["about"], rows_per_chunk=5
+    )
+    statuses = [row["answer_status"] for row in read_lines("out.jsonl")]
+    assert statuses == ["answered"] * 4 + ["unusable_row"] * 5
+    sent = json.dumps([request.body for request in simulator.requests])
+    assert "the note" in sent
+    assert "the secret" not in sent
+    assert report.answered == 4
+    check_sums(report)
+    assert map_rows("in.jsonl", "What is it?", provider, "out.jsonl", source_columns=["about"]).asked == 0
+
+
+async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxProvider, simulator: Simulator) -> None:
+    simulator.fail(Fault(status=401), times=None)
+    rows = [{"n": number} for number in range(100)]
+    run = await amap_rows(write_csv("in.csv", rows), "{n}", provider, "out.csv", rows_per_chunk=10, return_state=True)
+    assert run.is_failed()
+    assert len(prompts_asked(simulator)) <= 30
+    statuses = Counter(row["answer_status"] for row in read_csv("out.csv"))
+    assert statuses["no answer"] >= 70
+    assert statuses.total() == 100
+    (page,) = [each for each in await artifacts_of(await newest_run("map-rows")) if each.type == "markdown"]
+    assert "without a usable answer" in str(page.data)
+
+
+def test_without_an_output_it_goes_to_the_result_storage(provider: PolluxProvider) -> None:
+    report = map_rows(write_csv("in.csv", REVIEWS[:2]), PROMPT, provider)
+    assert "pollux-tables" in report.output
+    assert len(read_csv(report.output)) == 2
+
+
+def test_a_flow_of_theirs_gets_the_report_and_a_retry_does_not_pay_again(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
+    table = write_csv("in.csv", REVIEWS)
+    attempts: list[int] = []
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def nightly() -> MapReport:
+        report = map_rows(table, PROMPT, provider, "out.csv", reuse="run")
+        attempts.append(report.rows)
+        if len(attempts) == 1:
+            raise RuntimeError("after it was paid")
+        return report
+
+    assert nightly().answered == 25
+    assert len(prompts_asked(simulator)) == 25
+
+
+async def test_a_table_goes_through_batches(simulator: Simulator, saved: Saved) -> None:
+    provider = await saved("openai")
+    simulator.fail(Fault(status=400), contains="T3:", times=1)
+    rows = [*REVIEWS, REVIEWS[0], {"title": "", "body": "x"}]
+    table = write_csv("in.csv", rows)
+    report = await amap_rows(table, PROMPT, provider, "out.jsonl", rows_per_chunk=10, delivery="deferred")
+    assert (report.rows, report.asked, report.duplicates, report.unusable) == (27, 25, 1, 1)
+    assert prompts_asked(simulator) == []
+    found = read_lines("out.jsonl")
+    assert all(row["title"] in row["answer"] for row in found if row["answer_status"] == "answered")
+    again = await amap_rows(table, PROMPT, provider, "out.jsonl", rows_per_chunk=10)
+    assert again.asked == 25 - report.answered + report.duplicates
+    assert again.unanswered == 1
+    check_sums(report)
+
+
+async def test_batches_ask_about_sources_of_their_own(simulator: Simulator, saved: Saved) -> None:
+    provider = await saved("anthropic")
+    rows = [{"text": f"This is about number {number}."} for number in range(4)]
+    report = await amap_rows(
+        write_csv("in.csv", rows),
+        "What is it?",
+        provider,
+        "out.jsonl",
+        source_columns=["text"],
+        delivery="deferred",
+        options=Options(max_tokens=100),
+    )
+    assert report.answered == 4
+    sent = [json.dumps(request.body) for request in simulator.requests if request.operation == "batch.create"]
+    assert sum(body.count("This is about number") for body in sent) == 4
+
+
+def test_the_command_maps_a_table(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(saved("openai"))
+    write_csv("in.csv", REVIEWS[:3])
+    words = ["map", "in.csv", "--prompt", PROMPT, "-p", "deferred-openai", "-o", "out.csv"]
+    with pytest.raises(SystemExit) as ended:
+        app([*words, "--json"])
+    assert ended.value.code == 0
+    assert MapReport.model_validate_json(capsys.readouterr().out).answered == 3
+    with pytest.raises(SystemExit) as ended:
+        app([*words[:3], "{nope}", *words[4:]])
+    assert ended.value.code == 2
+    assert "no column 'nope'" in capsys.readouterr().err
