@@ -6,7 +6,6 @@ again. Two seeds each time; `make map-kills` tries twenty.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
@@ -21,7 +20,7 @@ import pytest
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import amap_rows
 from pollux_flows.simulator import Simulator
-from tests.loopback import MODELS
+from tests.loopback import MODELS, until
 from tests.mortal import Death, Mortal, find_function, started
 
 SEEDS: Final = int(os.environ.get("TEST_MAP_KILLS", "2"))
@@ -80,9 +79,8 @@ async def test_a_map_that_is_killed_pays_for_nothing_twice(
 
     moment, death = choose_death(seed)
     killed = start("home", output, death)
-    while moment is not None and _count(simulator).total() <= moment and killed.process.exitcode is None:
-        await asyncio.sleep(0.002)
     if moment is not None:
+        await until(lambda: _count(simulator).total() > moment, within_s=_HUNG_S)
         killed.process.kill()
     assert not await killed.ended(_HUNG_S)
     left = output.exists() and read_output(output)
