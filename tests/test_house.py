@@ -249,7 +249,7 @@ NAMES = {
     "continue_tool", "defer", "defer_many", "inspect_deferred", "collect_deferred", "cancel_deferred",
 }  # fmt: skip
 FLOWS = {
-    "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast",
+    "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast", "map_rows",
     "submit", "collect", "cancel", "resubmit", "deferred", "wait_for", "converse",
 }  # fmt: skip
 

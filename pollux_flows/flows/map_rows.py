@@ -32,7 +32,6 @@ async def map_rows(
     on_partial: OnPartial = "complete",
     if_exists: Literal["replace", "error"] = "replace",
     rows_per_chunk: int | None = None,
-    require_approval: bool = False,
 ) -> MapReport:
     """Ask one prompt over each row of a table, and write the table with the answers as further columns.
 
@@ -56,7 +55,6 @@ async def map_rows(
         on_partial: When some rows have no answer, "complete" the run, or "fail" it, so that it can be retried.
         if_exists: What to do when there is an output already: "replace" it once the new one is complete, or "error".
         rows_per_chunk: How many rows a task run takes; empty for 1,000.
-        require_approval: Wait, before anything is asked, until a person has seen the estimate and resumes the run.
     """
     return await map_table(
         table,
@@ -76,7 +74,6 @@ async def map_rows(
         on_partial=on_partial,
         if_exists=if_exists,
         rows_per_chunk=rows_per_chunk,
-        require_approval=require_approval,
     )
 
 

@@ -70,7 +70,6 @@ async def map_table(
     on_partial: OnPartial,
     if_exists: Literal["replace", "error"],
     rows_per_chunk: int | None,
-    require_approval: bool,
 ) -> MapReport:
     """Answer the rows of a table and write it with the answers. All that can be refused is refused before a call."""
     here = await lineage()

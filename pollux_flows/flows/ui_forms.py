@@ -29,7 +29,6 @@ _TITLES: Final = {
     "id_column": "Id column",
     "if_exists": "When the output exists",
     "limit": "Rows at most",
-    "require_approval": "Wait for approval",
     "rows_per_chunk": "Rows per task run",
     "max_age": "Max age (seconds)",
     "max_cost_usd": "Budget (USD)",

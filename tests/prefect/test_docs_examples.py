@@ -19,6 +19,7 @@ __all__ = ["no_jobs_are_left"]
 SAID = {
     "README.md": "Simulated answer to: What fell short?",
     "ask.md": "Simulated answer to: Which plant made more?",
+    "tables.md": "Valve,It holds.,Simulated answer to: Summarize Valve: It holds.",
     "conversations.md": "Simulated answer from the results of: get_weather",
 }
 
