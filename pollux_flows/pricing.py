@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The providers that bill by a price list, and their ids in the table.
 _LISTS: Final[dict[ProviderName, str]] = {"gemini": "google", "openai": "openai", "anthropic": "anthropic"}
+# A route of OpenRouter may cost more than the model is listed for: the list serves for estimates alone.
+_ESTIMATES: Final[dict[ProviderName, str]] = {**_LISTS, "openrouter": "openrouter"}
 # The values by which providers report a request at the usual price.
 _USUAL_TIERS: Final = {None, "standard", "default"}
 _USUAL_SPEEDS: Final = {None, "standard"}
@@ -115,6 +117,42 @@ def input_prices(target: Target, prompt_tokens: int) -> InputPrices | None:
     return InputPrices(float(_usd_for(prices["input_mtok"], _MILLION, prompt_tokens)), *others)
 
 
+def cost_at_most(
+    target: Target,
+    input_tokens: int,
+    output_tokens: int,
+    *,
+    kinds: Collection[str] = ("input_mtok",),
+    every_tier: bool = False,
+    batch: bool = False,
+) -> Cost:
+    """Return the list price of a call whose tokens are all of the dearest of the `kinds` of input.
+
+    With `every_tier` it is that of the dearest service tier or speed.
+    """
+    if target.provider not in _ESTIMATES:
+        return Cost(None, "The cost of an answer from a local server is not known.")
+    table, names, day = _ESTIMATES[target.provider], _names(target.model, None), datetime.now(UTC).date()
+    terms: list[tuple[tuple[str, str], ...]] = [(("processing", "batch"),) if batch else ()]
+    if every_tier and not batch:
+        terms += _tiers(table, names[0])
+    most = Decimal(0)
+    for each in terms:
+        prices = _prices(table, names, each, day)
+        if isinstance(prices, str):
+            return Cost(None, prices)
+        written = [_usd_for(prices[kind], input_tokens, input_tokens) for kind in kinds if kind in prices]
+        most = max(most, max(written) + _usd_for(prices["output_mtok"], output_tokens, input_tokens))
+    return Cost(float(most))
+
+
+def context_window(target: Target) -> int | None:
+    """Return how many tokens the model takes at once; None where the list does not say."""
+    table = _ESTIMATES.get(target.provider)
+    model = None if table is None else _model(table, target.model.removeprefix("models/"))
+    return None if model is None else model.context_window
+
+
 def total(costs: Iterable[Cost]) -> Cost:
     """Return the sum of the costs; unknown if any of them is."""
     costs = list(costs)
@@ -131,6 +169,13 @@ def dollars(usd: float) -> str:
         return f"{sign}${usd:,.2f}"
     few = Decimal(f"{usd:.2g}")
     return f"{sign}${few:.2f}" if few >= Decimal("0.1") else f"{sign}${few:f}"
+
+
+def dollars_up(usd: float) -> str:
+    """Format an amount for people, rounded up: a limit of that much is enough."""
+    exact = Decimal(usd)
+    digits = Decimal(1).scaleb(exact.adjusted() - 1) if exact else Decimal(1)
+    return dollars(float(exact.quantize(min(digits, Decimal("0.01")), ROUND_CEILING)))
 
 
 def price_table() -> str:
@@ -206,6 +251,14 @@ def _prices(
         # Free models among them: the list marks a free price and an unknown one alike, by leaving it out.
         return f"{price_table()} has no price by tokens of text for the model {names[0]!r}."
     return prices
+
+
+@lru_cache(maxsize=64)
+def _tiers(table: str, name: str) -> list[tuple[tuple[str, str], ...]]:
+    """Return the conditions under which the model has other prices than the usual ones, batches aside."""
+    model = _model(table, name)
+    variants = (model and model.price_variants) or ()
+    return [tuple(variant.when.items()) for variant in variants if "processing" not in variant.when]
 
 
 def _model(table: str, name: str) -> ModelInfo | None:

@@ -83,8 +83,8 @@ async def run_many(
 
     Every answer is saved. `run_key` names the run that these calls belong to: a later call with the same key asks only
     what is not answered yet. `reuse="always"` takes another run's answer to the same call as well, unless that is older
-    than `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. Once the answers of a run, and the
-    caches that it created, have cost `max_cost_usd`, no new call starts.
+    than `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. The answers of a run, and the caches
+    that it creates, cost no more than `max_cost_usd`: a call is made only if its worst case fits.
     """
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")

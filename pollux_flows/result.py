@@ -257,6 +257,7 @@ class Outcome(Record):
     cost_usd: float | None = Field(default=None, description="What the answer cost; None where that is unknown.")
     cost_unknown: str | None = Field(default=None, description="Why the cost is unknown.")
     paid_before_usd: float = Field(default=0.0, description="What this run paid for earlier answers to the same call.")
+    counted_in: str | None = Field(default=None, description="The ledger of the run's budget that counts its cost.")
     reused: Literal["run", "always"] | None = Field(
         default=None, description="Not asked for now: this run had the answer already, or another one had."
     )
@@ -266,6 +267,11 @@ class Outcome(Record):
     def at(self, index: int) -> Outcome:
         """Return the outcome with another prompt's index."""
         return self if self.index == index else BaseModel.model_copy(self, update={"index": index})
+
+    @property
+    def paid_usd(self) -> float:
+        """Return what is known to have been paid for this answer and earlier ones to the same call."""
+        return (self.cost_usd or 0.0) + self.paid_before_usd
 
     @property
     def problem(self) -> CallFailure | None:

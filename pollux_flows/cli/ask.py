@@ -69,7 +69,7 @@ def run(
         Parameter(help="Which stored answers to use: those of this run, of any run (always), or none (never)."),
     ] = "run",
     max_cost_usd: Annotated[
-        float | None, Parameter(help="Start no new call once the answers have cost this much.")
+        float | None, Parameter(help="The most that the answers cost, in US dollars. A call is made if it surely fits.")
     ] = None,
     output: Output = None,
     json: Json = False,

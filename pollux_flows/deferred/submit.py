@@ -49,7 +49,7 @@ async def check_plan(session: Session, plan: Plan) -> None:
     """Check the longest call as the provider would receive it, before any upload."""
     longest = max(plan.calls, key=lambda call: len(call.prompt or ""))
     materials = Attachments(plan, session).pretended(plan.sources_of(longest))
-    call = _make_call(plan, longest, materials)
+    call = make_call(plan, longest, materials)
     await retry_call(partial(session.check, call), session.config)
     check_row(session.batches.row(call, row_key(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS, longest.index)
 
@@ -195,7 +195,7 @@ class _Submission:
         def make_row(planned: PlannedCall, number: int) -> bytes:
             sources = tuple(plan.sources_of(planned))
             its = [materials[each] for each in sources]
-            call = _make_call(plan, planned, its, key=key(sources), caches=caches)
+            call = make_call(plan, planned, its, key=key(sources), caches=caches)
             return make(call, row_key(tag_of(submission, number, attempt), planned.index))
 
         return make_row
@@ -261,7 +261,7 @@ async def _remove_unsent(lock: JobLock, session: Session) -> bool:
     return True
 
 
-def _make_call(
+def make_call(
     plan: Plan,
     planned: PlannedCall,
     materials: Sequence[Material],
@@ -269,6 +269,7 @@ def _make_call(
     key: str | None = None,
     caches: bool = False,
 ) -> Call:
+    """Return the call that a row of a batch is made from."""
     options = plan.options.model_copy(update={"cache_ttl": "1h"}) if caches else plan.options
     return Call(
         model=plan.target.model,

@@ -34,7 +34,7 @@ async def converse(
         tools: Python functions that the model may call, as import strings: my_package.tools:get_weather.
         max_rounds: How many times the model may call tools before it answers.
         tool_timeout_s: How long one call of a tool may take, in seconds.
-        max_cost_usd: The model is not asked again once its answers to this prompt have cost this much.
+        max_cost_usd: The most that the answers to this prompt cost. The model is asked if that surely fits.
     """
     return await answer_turn(
         prompt,

@@ -224,7 +224,7 @@ class _Turn:
         reused_only: bool = False,
     ) -> Answered:
         """Ask the model once."""
-        spent = sum((each.cost_usd or 0.0) + each.paid_before_usd for each in self.outcomes)
+        spent = sum(each.paid_usd for each in self.outcomes if each.counted_in is None)
         unknown = next((each.cost_unknown for each in self.outcomes if each.cost_unknown), None)
         if self.max_cost_usd is not None and unknown is not None:
             raise BudgetError(

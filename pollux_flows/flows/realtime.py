@@ -37,7 +37,7 @@ async def realtime(
         reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
             earlier run's as well; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
-        max_cost_usd: No new call starts once the answers, and caches that the run created, have cost this much.
+        max_cost_usd: The most that answers, and caches that the run creates, cost. A call is made if it surely fits.
     """
     return await answer(
         "realtime",

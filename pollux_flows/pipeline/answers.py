@@ -14,7 +14,6 @@ from pollux_flows.config import Target
 from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.plan import PlannedCall
 from pollux_flows.pipeline.saved_answers import Saved, look_for
-from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
@@ -22,7 +21,7 @@ from pollux_flows.state.adoption import adopt_answers
 from pollux_flows.state.fallback_files import write_fallback_file
 from pollux_flows.state.index import RunFacts
 from pollux_flows.state.journal import CallLeasedError, Journal
-from pollux_flows.state.leases import LeaseLostError
+from pollux_flows.state.leases import LeaseLostError, run_to_completion
 from pollux_flows.state.slots import RunScope, Slot, Slots
 from pollux_flows.state.store import open_store
 
@@ -38,7 +37,13 @@ class Answers:
     """The answers of one run, on its terms."""
 
     def __init__(
-        self, target: Target, terms: Terms, scope: RunScope | None = None, facts: RunFacts | None = None
+        self,
+        target: Target,
+        terms: Terms,
+        scope: RunScope | None = None,
+        facts: RunFacts | None = None,
+        *,
+        concurrency: int = 1,
     ) -> None:
         store = open_store()
         self._terms = terms
@@ -51,7 +56,14 @@ class Answers:
         self._asked: set[str] = set()
         self._answered: set[str] = set()
         self._beginning: asyncio.Task[None] | None = None
-        self._spending = Spending(terms.max_cost_usd, target, terms.spent_usd)
+        self.spending = Spending(
+            terms.max_cost_usd,
+            target,
+            store=store,
+            scope=self._scope,
+            spent_usd=terms.spent_usd,
+            concurrency=concurrency,
+        )
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         self._has_begun = False
         # Cleared while an answer cannot be saved: no new call is made. `_broken` is why it could not be.
@@ -72,8 +84,9 @@ class Answers:
         # Also what the run paid for in an earlier attempt and cannot use.
         own = await self._own(calls)
         earlier = {name: outcome for name, outcome in own.items() if name not in self._paid}
-        self._spending.add(earlier.values())
-        self._paid |= {name: (each.cost_usd or 0.0) + each.paid_before_usd for name, each in earlier.items()}
+        for each in earlier.values():
+            self.spending.count_found(each)
+        self._paid |= {name: each.paid_usd for name, each in earlier.items()}
         if self._scope is not None:
             await self._journal.write_index(calls, self._scope.flow_run)
         return await self._found(calls, own)
@@ -84,17 +97,14 @@ class Answers:
             self._beginning = asyncio.create_task(self._journal.begin(complete=None if self._slots else False))
         await asyncio.shield(self._beginning)
 
-    def add_caches(self, caches: Iterable[UsedCache]) -> None:
-        """Count what caches cost that the run created."""
-        self._spending.add_caches(caches)
-
     async def look_for_saved(self, outcomes: Iterable[Outcome]) -> Saved | None:
         """Look whether the answers among these are still in the store; None if none of them was saved."""
         saved = [outcome for outcome in outcomes if outcome.problem is None and outcome.save_error is None]
         return await look_for(self._journal, saved) if saved else None
 
     async def close(self) -> None:
-        """Release the leases on calls that were not answered."""
+        """Release the leases on calls that were not answered, and what is reserved of the budget."""
+        await run_to_completion(self.spending.close())
         if self._slots is not None:
             asked = {slot.identity for slot in self._taken.values()}
             await self._slots.close(complete=asked <= self._answered)
@@ -141,7 +151,6 @@ class Answers:
 
     async def save_outcome(self, outcome: Outcome) -> Outcome:
         """Save the outcome of a call; where that is not possible, return it with the reason."""
-        self._spending.add([outcome])
         if paid_before := self._paid.get(outcome.identity):
             outcome = outcome.model_copy(update={"paid_before_usd": paid_before})
         return await self._save(outcome)
@@ -163,16 +172,20 @@ class Answers:
     def _reusable(self, planned: PlannedCall, slot: Slot) -> Outcome | None:
         """The answer in this slot as the outcome of the call, unless it has none, or none that is of use."""
         outcome = slot.outcome
-        self._spending.add_cost(slot.spent_usd)
+        for each in slot.passed_over:
+            self.spending.count_found(each)
         if outcome is None:
             return None
-        self._spending.add([outcome])
+        self.spending.count_found(outcome)
         if outcome.problem is None:
             self._answered.add(slot.identity)
             paid_before = outcome.paid_before_usd + slot.spent_usd
-            return outcome.model_copy(update={"index": planned.index, "paid_before_usd": paid_before})
+            counted_in = outcome.counted_in if outcome.counted_in == self.spending.ledger else None
+            return outcome.model_copy(
+                update={"index": planned.index, "paid_before_usd": paid_before, "counted_in": counted_in}
+            )
         # The slot of an answer that a provider blocked, or left empty, is asked again: that is what a retry is for.
-        self._paid[slot.identity] = (outcome.cost_usd or 0.0) + outcome.paid_before_usd
+        self._paid[slot.identity] = outcome.paid_usd
         return None
 
     async def _may_ask_in_slot(self, slots: Slots, slot: Slot) -> None:
@@ -203,7 +216,7 @@ class Answers:
         await self._well.wait()
         if self._broken is not None:
             raise self._broken
-        self._spending.check()
+        self.spending.check()
 
     async def _save(self, outcome: Outcome) -> Outcome:
         save = self._journal.save_answer if outcome.problem is None else self._journal.save_error

@@ -208,6 +208,14 @@ def delivery_of(plan: Plan, index: int) -> Delivery:
     return delivery(plan.sources[index], _mime_type(plan, index), content.size_bytes if content else None)
 
 
+def text_size(plan: Plan, index: int) -> int:
+    """Return how many bytes of text a source of the plan sends; 0 for one that travels otherwise."""
+    if delivery_of(plan, index) != "text":
+        return 0
+    content = plan.contents[index]
+    return len((plan.sources[index].text or "").encode()) if content is None else content.size_bytes
+
+
 def _mime_type(plan: Plan, index: int) -> str:
     content = plan.contents[index]
     return plan.sources[index].mime_type if content is None else content.mime_type

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from dataclasses import replace
 from functools import partial
+from typing import cast
 from uuid import uuid4
 
 from pollux_flows.config import Config
-from pollux_flows.errors import PolluxError, raise_if_error
+from pollux_flows.errors import APIError, PolluxError, raise_if_error
 from pollux_flows.handles import CacheHandle
 from pollux_flows.pipeline.answers import Answers, MayAsk
-from pollux_flows.pipeline.attach import Attachments, open_attachments
+from pollux_flows.pipeline.attach import Attachments, open_attachments, text_size
 from pollux_flows.pipeline.cache_use import CacheUse, strip_cached_options
 from pollux_flows.pipeline.caches import CacheRegistry
 from pollux_flows.pipeline.conversation import attach_history
@@ -21,11 +23,13 @@ from pollux_flows.pipeline.prefix import WarmUps, prefix_key
 from pollux_flows.pipeline.retry import Attempts, attempt, retry_call
 from pollux_flows.pipeline.savings import UsedCache
 from pollux_flows.pipeline.terms import Terms
+from pollux_flows.pipeline.worst_case import WorstCase, find_worst_case
 from pollux_flows.pricing import cost_of
 from pollux_flows.providers.base import Call
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.result import Answer, CallFailure, Outcome
+from pollux_flows.state.budget import Reservation
 from pollux_flows.state.journal import CallLeasedError
 from pollux_flows.state.slots import RunScope
 
@@ -50,7 +54,7 @@ async def open_execution(
     """
     async with AsyncExitStack() as stack:
         terms = terms or Terms()
-        answers = Answers(config.target, terms, scope, plan.facts)
+        answers = Answers(config.target, terms, scope, plan.facts, concurrency=config.request_concurrency)
         execution = Execution(plan, config, answers, stack, caches=caches, session=session)
         run = (scope.flow_run or scope.run) if scope else terms.run_key
         execution.created_by = f"run {run or uuid4().hex}"
@@ -97,6 +101,7 @@ class Execution:
         self.plan = plan
         self._warm_ups = WarmUps(plan)
         self._prefix_keys: dict[tuple[int, ...], str | None] = {}
+        self._worst_cases: dict[tuple[int, ...], WorstCase] = {}
         self._cache_uses: dict[int | None, CacheUse] = {}
 
     @property
@@ -175,12 +180,33 @@ class Execution:
         for planned in asked.values():
             if planned.sources is None:
                 await self.check_call(planned)
+        if self.answers.spending.limit_usd is not None:
+            await self.check_budget(calls, self.answers.spending.limit_usd)
 
     async def check_call(self, planned: PlannedCall) -> None:
         """Refuse what only the finished request of a call shows, before a file is uploaded for it."""
         session, attachments = await self.open_session()
         call = self.make_call(planned, attachments.pretended(self.plan.sources_of(planned)))
         await retry_call(partial(session.check, call), self.config)  # a look at what would be sent is no call
+
+    async def check_budget(self, calls: Sequence[PlannedCall], limit_usd: float) -> None:
+        """Refuse a limit below the worst case of the cheapest call. One with sources of its own is refused alone."""
+        await self.open_session()
+        calls = [planned for planned in calls if planned.sources is None]
+        cheapest = min(calls, key=self.find_worst_case, default=None)
+        if cheapest is not None and self.find_worst_case(cheapest) > limit_usd:
+            raise self._worst_cases[tuple(self.plan.sources_of(cheapest))].refusal(cheapest.prompt, limit_usd)
+
+    def find_worst_case(self, planned: PlannedCall) -> float:
+        """Return the most that this call may cost, once the session is open."""
+        sources = tuple(self.plan.sources_of(planned))
+        if sources not in self._worst_cases:
+            session, attachments = cast(tuple[Session, Attachments], self._opened)
+            call = replace(self.make_call(planned, attachments.pretended(sources)), prompt=planned.prompt and "")
+            body = session.provider.generate.request(call)
+            sizes = [text_size(self.plan, index) for index in sources]
+            self._worst_cases[sources] = find_worst_case(self.plan.target, call, body, sizes)
+        return self._worst_cases[sources].usd(planned.prompt)
 
     def make_call(
         self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None
@@ -225,6 +251,7 @@ class _CallRun:
         self._sources: Sequence[int] = ()
         self._materials: tuple[Material, ...] = ()
         self._saved: Outcome | None = None
+        self._reservation = Reservation()
 
     async def run(self) -> Outcome:
         """Ask, or wait for the answer where another execution asks; a call that cannot be made fails alone."""
@@ -248,14 +275,17 @@ class _CallRun:
         has_reattached = False
         while True:
             await self._prepare(attachments)
-            attempts: Attempts[Answer] = await attempt(
-                partial(self._generate, session),
-                policy=config.retry,
-                timeout_s=config.timeout_s,
-                slot=session.slot,
-                start=self._start,
-                save=self._save,
-            )
+            try:
+                attempts: Attempts[Answer] = await attempt(
+                    partial(self._generate, session),
+                    policy=config.retry,
+                    timeout_s=config.timeout_s,
+                    slot=session.slot,
+                    start=self._start,
+                    save=self._save,
+                )
+            finally:
+                self._reservation.end()
             if await self._use.replace_lost(self._cache, attempts.error):
                 continue
             if has_reattached or not await attachments.lost(attempts.error, self._sources, self._materials):
@@ -266,22 +296,37 @@ class _CallRun:
         """Get the cache that lives now, and the materials that are sent beside it. A creation needs a slot itself."""
         plan = self._execution.plan
         self._cache = await self._use.acquire()
-        self._answers.add_caches(self._use.used)
+        self._answers.spending.add_caches(self._use.used)
         # What the cache holds is not sent along; what was attached to earlier turns is.
         self._sources = plan.sources_of(self._planned)[plan.own_sources if self._use.holds_sources else 0 :]
         self._materials = await attachments.materials(self._sources)
 
-    async def _start(self) -> None:
-        """Leave the line, with a slot of the provider in hand, and check once more that the call may be made."""
-        self._place.close()
-        await self._check_permission()
+    async def _start(self, attempts: int) -> None:
+        """Leave the line, with a slot of the provider in hand, check once more that the call may be made, and reserve.
+
+        It reserves for one attempt at a time, as long as it has the slot: others may wait for it with theirs.
+        """
+        if attempts == 0:
+            self._place.close()
+            await self._check_permission()
+        self._reservation = await self._answers.spending.reserve(
+            partial(self._execution.find_worst_case, self._planned)
+        )
 
     async def _generate(self, session: Session) -> Answer:
-        return await session.generate(self._execution.make_call(self._planned, self._materials, self._cache))
+        call = self._execution.make_call(self._planned, self._materials, self._cache)
+        self._reservation.mark_sent()
+        try:
+            return await session.generate(call)
+        except APIError as error:  # what was refused is not billed
+            self._reservation.settle(None if error.outcome_unknown else 0.0)
+            raise
 
     async def _save(self, attempts: Attempts[Answer]) -> None:
         """Save the answer before the slot is released."""
-        self._saved = await self._answers.save_outcome(self._make_outcome(attempts))
+        outcome = self._make_outcome(attempts)
+        self._answers.spending.settle(self._reservation, outcome)
+        self._saved = await self._answers.save_outcome(outcome)
 
     def _make_outcome(self, attempts: Attempts[Answer]) -> Outcome:
         plan, answer, error = self._execution.plan, attempts.result, attempts.error
@@ -299,6 +344,7 @@ class _CallRun:
             duration_s=round(attempts.elapsed_s, 3),
             cost_usd=cost and cost.usd,
             cost_unknown=cost and cost.unknown,
+            counted_in=self._answers.spending.ledger,
         )
 
 

@@ -232,7 +232,7 @@ def _course(outcome: Outcome) -> dict[str, Any]:
         if not getattr(outcome, name)
     }
     elsewhere = {"attempts", "duration_s", "waited_s"} if outcome.reused else set()
-    left_out = {"answer", "failure", "index", "identity", "paid_before_usd"} | unsaid | elsewhere
+    left_out = {"answer", "failure", "index", "identity", "paid_before_usd", "counted_in"} | unsaid | elsewhere
     return outcome.model_dump(mode="json", exclude=left_out)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
 from pollux_flows.config import Config, RetryPolicy
-from pollux_flows.errors import APIError
+from pollux_flows.errors import APIError, BudgetError
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ async def attempt(
     timeout_s: float,
     slot: AbstractAsyncContextManager[object],
     repeatable: bool = True,
-    start: Callable[[], Awaitable[None]] | None = None,
+    start: Callable[[int], Awaitable[None]] | None = None,
     save: Callable[[Attempts[T]], Awaitable[None]] | None = None,
 ) -> Attempts[T]:
     """Try until it works, until trying is pointless, or until time is up.
@@ -56,18 +56,15 @@ async def attempt(
     The slot is held while a request is under way and released while waiting, so that a call that has to wait
     keeps no other call from going ahead. The clock starts when the slot is first held: waiting
     for a turn is not the provider's time. What is not `repeatable` is tried again only if it was surely not done.
-    `start` is called once, with the slot in hand and before the clock starts; an error of it ends all. `save` gets the
-    result while the slot is still held, so that there are never more unsaved results than slots.
+    `start` is called before each attempt, with the slot in hand and the number of attempts made; an error of it ends
+    all. But where an attempt may have been done unseen, a BudgetError ends it with that. `save` gets the result while
+    the slot is still held, so that there are never more unsaved results than slots.
     """
     attempts: Attempts[T] = Attempts()
     while True:
         async with slot:
-            if attempts.number == 0:
-                if start is not None:
-                    await start()
-                attempts.started = time.monotonic()
-            elif attempts.elapsed_s >= timeout_s:
-                return attempts  # time ran out while it stood in line: what failed before is what there is to say
+            if not await _may_start(attempts, start, timeout_s):
+                return attempts  # what failed before is what there is to say
             await _try_once(operation, attempts, timeout_s)
             if attempts.error is None and save is not None:
                 await save(attempts)
@@ -91,6 +88,20 @@ async def retry_call(operation: Callable[[], Awaitable[T]], config: Config) -> T
         operation, policy=config.retry, timeout_s=config.timeout_s, slot=nullcontext()
     )
     return attempts.unwrap()
+
+
+async def _may_start(attempts: Attempts[T], start: Callable[[int], Awaitable[None]] | None, timeout_s: float) -> bool:
+    """Return whether the next attempt may be made, or raise why not; time may run out while it stands in line."""
+    try:
+        if start is not None:
+            await start(attempts.number)
+    except BudgetError:
+        if attempts.unknown == 0:
+            raise
+        return False
+    if attempts.number == 0:
+        attempts.started = time.monotonic()
+    return attempts.number == 0 or attempts.elapsed_s < timeout_s
 
 
 async def _try_once(operation: Callable[[], Awaitable[T]], attempts: Attempts[T], timeout_s: float) -> None:

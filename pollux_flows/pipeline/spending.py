@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pollux_flows.config import Target
@@ -10,6 +10,9 @@ from pollux_flows.errors import BudgetError, ConfigurationError
 from pollux_flows.pipeline.savings import UsedCache, cache_cost
 from pollux_flows.pricing import cost_of, dollars
 from pollux_flows.result import Answer, Billing, Outcome
+from pollux_flows.state.budget import Budget, Reservation, open_run_ledger, reserve
+from pollux_flows.state.slots import RunScope
+from pollux_flows.state.store import Store
 
 # If even this has no price, none of the model's answers has.
 _PLAIN: Final = Answer(
@@ -18,52 +21,92 @@ _PLAIN: Final = Answer(
 
 
 class Spending:
-    """Counts what this process has seen of one run."""
+    """The budget of one run, for one execution of its calls. Without a limit, nothing is counted."""
 
-    def __init__(self, most_usd: float | None, target: Target, spent_usd: float = 0.0) -> None:
-        self._most_usd = most_usd
-        self._spent_usd = spent_usd
+    def __init__(
+        self,
+        limit_usd: float | None,
+        target: Target,
+        *,
+        store: Store,
+        scope: RunScope | None = None,
+        spent_usd: float = 0.0,
+        concurrency: int = 1,
+    ) -> None:
+        self.ledger: str | None = None
+        """The ledger of the run's budget, with which its answers are marked; None for a run without a name."""
+        self._budgets: list[Budget] = []
         self._cache_costs: dict[str, float] = {}
+        self._uncounted: dict[str, float] = {}
         self._unknown: str | None = None
         self._target = target
-        if most_usd is not None and (unknown := cost_of(target, _PLAIN).unknown):
+        if limit_usd is None:
+            return
+        if unknown := cost_of(target, _PLAIN).unknown:
             raise ConfigurationError(
                 f"max_cost_usd cannot be enforced: {unknown}",
                 hint="Leave max_cost_usd out, or use a model with a price.",
             )
+        ledger = None if scope is None else open_run_ledger(store, scope)
+        self.ledger = None if ledger is None else ledger.key
+        self._budgets = [Budget(limit_usd, self._refuse, ledger, elsewhere_usd=spent_usd, concurrency=concurrency)]
 
-    def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Add the cost of answers that this run has paid for, in this attempt or an earlier one."""
-        for outcome in outcomes:
-            if outcome.answer is not None and outcome.reused != "always":
-                self._spent_usd += (outcome.cost_usd or 0.0) + outcome.paid_before_usd
-                self._unknown = self._unknown or outcome.cost_unknown
+    @property
+    def limit_usd(self) -> float | None:
+        """The limit of the run, if it has one."""
+        return self._budgets[0].limit_usd if self._budgets else None
 
-    def add_cost(self, usd: float) -> None:
-        """Add the cost of answers that are of no use."""
-        self._spent_usd += usd
+    def count_found(self, outcome: Outcome) -> None:
+        """Count an answer of an earlier attempt, unless the ledger has it: attempts without a budget have none."""
+        if not self._budgets or outcome.answer is None:
+            return
+        self._unknown = self._unknown or outcome.cost_unknown
+        if outcome.counted_in is None or outcome.counted_in != self.ledger:
+            self._uncounted[outcome.identity] = outcome.paid_usd
+            self._budgets[0].elsewhere_usd += outcome.paid_usd
+
+    async def reserve(self, find_worst_case: Callable[[], float]) -> Reservation:
+        """Reserve the worst case of a call, once there is room for it, or raise why it may not be made."""
+        self.check()
+        return await reserve(self._budgets, find_worst_case()) if self._budgets else Reservation()
+
+    def settle(self, reservation: Reservation, outcome: Outcome) -> None:
+        """Count the cost of an answer in place of its reservation, with what earlier attempts paid for the call."""
+        reservation.settle(outcome.cost_usd)
+        self._unknown = self._unknown or outcome.cost_unknown
+        # It is saved with their cost, and marked as counted.
+        if paid_before := self._uncounted.pop(outcome.identity, 0.0):
+            self._budgets[0].elsewhere_usd -= paid_before
+            self._budgets[0].spend(paid_before)
 
     def add_caches(self, caches: Iterable[UsedCache]) -> None:
         """Add the cost of the run's caches: the contents and the storage of those that it created."""
-        if self._most_usd is None:
-            return
         for cache in caches:
             cost = cache_cost(self._target, cache)
+            for budget in self._budgets:
+                budget.spend((cost.usd or 0.0) - self._cache_costs.get(cache.name, 0.0))
             self._cache_costs[cache.name] = cost.usd or 0.0
             self._unknown = self._unknown or cost.unknown
 
     def check(self) -> None:
-        """Refuse a new call once the run has cost its limit, or once the cost is unknown."""
-        if self._most_usd is None:
-            return
-        if self._unknown is not None:
+        """Refuse a new call once the limit is reached, or once the cost is unknown."""
+        if self._budgets and self._unknown is not None:
             raise BudgetError(
                 f"Not asked: max_cost_usd cannot be enforced any more. {self._unknown}",
                 hint="Leave max_cost_usd out and run again.",
             )
-        spent = self._spent_usd + sum(self._cache_costs.values())
-        if spent >= self._most_usd:
-            raise BudgetError(
-                f"Not asked: the run has cost {dollars(spent)} so far, and max_cost_usd is {dollars(self._most_usd)}.",
-                hint="Raise max_cost_usd and run again.",
-            )
+        for budget in self._budgets:
+            budget.check()
+
+    async def close(self) -> None:
+        """Report what was spent to the other processes of the run, and give back the rest."""
+        for budget in self._budgets:
+            await budget.close()
+
+    def _refuse(self, spent_usd: float, lost_usd: float, usd: float) -> BudgetError:
+        lost = f" (and up to {dollars(lost_usd)} for batches, and calls of a killed process)" if lost_usd else ""
+        return BudgetError(
+            f"Not asked: the run has cost {dollars(spent_usd)} so far{lost}, this call may cost up to {dollars(usd)}, "
+            f"and max_cost_usd is {dollars(self._budgets[0].limit_usd)}.",
+            hint="Raise max_cost_usd and run again.",
+        )

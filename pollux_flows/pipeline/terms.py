@@ -27,7 +27,9 @@ class Terms(Document):
     )
     run_key: Text | None = Field(default=None, min_length=1, description="The run that these calls belong to.")
     max_cost_usd: StrictFloat | None = Field(
-        default=None, ge=0, description="No new call starts once the answers have cost this much."
+        default=None,
+        ge=0,
+        description="The answers cost no more than this: a call is not made while its worst case might exceed it.",
     )
 
     spent_usd: StrictFloat = Field(default=0.0, ge=0, description="What earlier rounds of the run have cost.")

@@ -114,7 +114,9 @@ class Journal:
         earlier = (await self.load_own([call])).get(call)
         if earlier is not None and earlier.problem is None:
             paid = earlier.paid_before_usd + (outcome.cost_usd or 0.0)
-            outcome = earlier.model_copy(update={"paid_before_usd": paid})
+            # A budget counts both or, of two that differ in that, both once more.
+            counted_in = earlier.counted_in if earlier.counted_in == outcome.counted_in else None
+            outcome = earlier.model_copy(update={"paid_before_usd": paid, "counted_in": counted_in})
         await self.store.put(key, make_answer_record(key, outcome, now), self._retention_s)
         await self.store.add(pointer_key(call), {"at": now, "place": key}, self._retention_s)
 

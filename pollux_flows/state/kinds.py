@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_RUN: Final = re.compile(r"(?:run|slot|taker|index|adopted|turn|tool)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
+_RUN: Final = re.compile(r"(?:run|slot|taker|index|adopted|turn|tool|budget)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)
 _KINDS: Final = {
     "answer": "pointer",
     "slot": "slot",
@@ -26,9 +26,10 @@ _KINDS: Final = {
     "job": "job",
     "asked": "job",
     "cache": "cache",
+    "budget": "budget",
 }
 # Without most other kinds, what is at a provider would never be deleted or collected. A conversation is for people.
-_REMOVABLE: Final = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash", "turn"}
+_REMOVABLE: Final = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash", "turn", "budget"}
 
 
 def kind_of(key: str) -> str:

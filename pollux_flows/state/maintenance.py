@@ -13,6 +13,7 @@ import math
 import time
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Final
 
 from pydantic import Field
@@ -20,6 +21,7 @@ from pydantic import Field
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.state.answer_record import read_answer, read_cost, read_pointer
+from pollux_flows.state.budget import read_ledger
 from pollux_flows.state.conversations import is_conversation
 from pollux_flows.state.identity import digest
 from pollux_flows.state.kinds import is_removable, kind_of, run_of
@@ -36,6 +38,7 @@ _CHECK_EVERY_S: Final = 60.0
 _RETRIED_S: Final = 86_400.0
 # A disk gives back whole pages, and those of an index: hardly more than so many bytes for each of a record.
 _BYTES_FREED: Final = 3.0
+_READERS: Final[dict[str, Callable[[Json], object]]] = {"budget": read_ledger, "owner": UploadKey.model_validate}
 _checked_at: Final[dict[str, float]] = {}
 
 
@@ -137,6 +140,8 @@ def _is_valid(row: Row) -> bool:
         return False
     try:
         get_owner(record, time.time())
+        if read := _READERS.get(kind_of(key)):
+            read(record)
         match kind_of(key):
             case "answer":
                 read_answer(key, record, "")
@@ -146,8 +151,6 @@ def _is_valid(row: Row) -> bool:
                 _ = record["run"] + "", record["at"] + 0.0
             case "upload" if strip_lease(record):
                 Entry.from_record(record)
-            case "owner":
-                UploadKey.model_validate(record)
             case "conversation":
                 return is_conversation(record)
             case "account":

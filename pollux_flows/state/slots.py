@@ -73,8 +73,13 @@ class Slot:
     taker: str
     outcome: Outcome | None = None
     """The answer that an earlier attempt paid for."""
-    spent_usd: float = 0.0
-    """The cost of answers to this question that earlier attempts paid for and that are not reused."""
+    passed_over: tuple[Outcome, ...] = ()
+    """Answers to this question that earlier attempts paid for and that are not reused."""
+
+    @property
+    def spent_usd(self) -> float:
+        """Return the cost of the answers that are not reused."""
+        return sum(outcome.paid_usd for outcome in self.passed_over)
 
 
 @dataclass(frozen=True)
@@ -267,11 +272,11 @@ class Slots:
                 listed[ordinal] = token
             else:
                 listed.append(token)
-        costs = sum(_cost(question.answers[ordinal]) for ordinal in spent)
+        passed_over = tuple(question.answers[ordinal] for ordinal in spent)
         slots: dict[int, Slot] = {}
         for call, ordinal in zip(question.calls, ordinals, strict=False):
             outcome = question.answers.get(ordinal)
-            slots[call.index] = Slot(question.identity(ordinal), token, outcome, costs if not slots else 0.0)
+            slots[call.index] = Slot(question.identity(ordinal), token, outcome, () if slots else passed_over)
         return _Choice(listed, slots, dead)
 
     def _is_reused_by_prefect(self, taker: _Taker) -> bool:
@@ -327,10 +332,6 @@ def has_lapsed(take: Chain, asker: Chain) -> bool:
 
 def _ttl_of_taker(_: Json) -> float:
     return retention_s()
-
-
-def _cost(outcome: Outcome) -> float:
-    return (outcome.cost_usd or 0.0) + outcome.paid_before_usd
 
 
 def _check_record(key: str, record: Json | None, where: str) -> Json | None:

@@ -17,6 +17,7 @@ from pollux_flows.pipeline.caches import CacheChoice, CacheRecord, cache_name
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Fault, Simulator
+from tests.budgets import SHORT
 from tests.loopback import MakeConfig, asked
 
 FLASH = Target(provider="gemini", model="gemini-2.5-flash")
@@ -268,8 +269,8 @@ async def test_anthropic_writes_once(config: MakeConfig, sim: Simulator) -> None
 
 async def test_its_cost_counts_against_the_budget(gemini: Config, sim: Simulator) -> None:
     """The contents cost $0.003, and no answer is asked for beyond that."""
-    with pytest.raises(BudgetError, match=r"the run has cost \$0.003\d* so far, and max_cost_usd is \$0.002"):
-        await run_many(PROMPTS, sources=[document()], config=gemini, cache="auto", max_cost_usd=0.002)
+    with pytest.raises(BudgetError, match=r"the run has cost \$0.003\d* so far, this call may cost up to \$0.01"):
+        await run_many(PROMPTS, sources=[document()], config=gemini, options=SHORT, cache="auto", max_cost_usd=0.013)
     assert asked(sim) == []
 
 

@@ -450,7 +450,11 @@ async def test_a_cache_that_is_made_again_counts_against_the_budget(
     """Its price is looked at before the call is made again."""
     handle = await named(gemini, registry)
     sim.gemini_caches.clear()
-    (outcome,) = await executed(with_handle(gemini, handle, ["a"]), gemini, registry, max_cost_usd=1e-9)
+    plan = with_handle(gemini, handle, ["a"])
+    async with open_execution(plan, gemini, caches=registry) as execution:
+        await execution.check_budget(plan.calls, 1.0)
+        budget = execution.find_worst_case(plan.calls[0])
+    (outcome,) = await executed(plan, gemini, registry, max_cost_usd=budget)
     assert outcome.failure is not None
     assert "max_cost_usd" in outcome.failure.message
     assert len(created(sim)) == 2

@@ -33,6 +33,7 @@ from pollux_flows.state import redis
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.maintenance import is_complete
 from pollux_flows.state.store import open_store
+from tests.budgets import SHORT, worst_case
 from tests.executing import execute_plan
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
 from tests.state.places import at_work
@@ -51,8 +52,10 @@ def openai(config: MakeConfig) -> Config:
     return config("openai")
 
 
-async def outcomes(config: Config, terms: Terms, prompts: list[str] = PROMPTS) -> list[Outcome]:
-    return await execute_plan(make_plan(make_request(prompts, target=config.target)), config, terms)
+async def outcomes(
+    config: Config, terms: Terms, prompts: list[str] = PROMPTS, options: Options | None = None
+) -> list[Outcome]:
+    return await execute_plan(make_plan(make_request(prompts, target=config.target, options=options)), config, terms)
 
 
 def reused(envelope: ResultEnvelope) -> list[str | None]:
@@ -249,20 +252,23 @@ async def test_a_run_stops_at_its_budget(config: MakeConfig, sim: Simulator) -> 
     settings = config("openai", request_concurrency=1)
     (first,) = await outcomes(settings, Terms(run_key="one"), PROMPTS[:1])
     assert first.cost_usd
-    found = await outcomes(settings, Terms(run_key="k", max_cost_usd=1.5 * first.cost_usd))
+    budget = 1.5 * first.cost_usd + await worst_case(settings, "second", of=3)
+    found = await outcomes(settings, Terms(run_key="k", max_cost_usd=budget), options=SHORT)
     assert [outcome.failure and outcome.failure.kind for outcome in found] == [None, None, "budget"]
     with pytest.raises(BudgetError, match="max_cost_usd is"):
-        await run_many(PROMPTS, config=settings, run_key="k", max_cost_usd=1.5 * first.cost_usd)
+        await run_many(PROMPTS, config=settings, options=SHORT, run_key="k", max_cost_usd=budget)
     assert len(asked(sim)) == 3
-    await run_many(PROMPTS, config=settings, run_key="k", max_cost_usd=1.0)
+    await run_many(PROMPTS, config=settings, options=SHORT, run_key="k", max_cost_usd=1.0)
     assert len(asked(sim)) == 4
 
 
 @pytest.mark.parametrize("terms", [{}, {"reuse": "never"}])
 async def test_what_was_paid_for_and_is_of_no_use_was_paid_for(openai: Config, sim: Simulator, terms: Any) -> None:
     """A run that is tried again and again, and blocked each time, comes to an end."""
+    prompt = "[[simulate: blocked]] why?"
+    budget = await worst_case(openai, prompt)
     for _ in range(3):
-        await outcomes(openai, Terms(run_key="k", max_cost_usd=1e-9, **terms), ["[[simulate: blocked]] why?"])
+        await outcomes(openai, Terms(run_key="k", max_cost_usd=budget, **terms), [prompt], SHORT)
     assert len(asked(sim)) == 1
 
 
@@ -274,10 +280,11 @@ async def test_a_budget_holds_over_all_attempts_of_a_run(
     openai: Config, sim: Simulator, prompt: str, reuse: Reuse
 ) -> None:
     """Whatever became of the answers: each was paid for."""
-    (probe,) = await outcomes(openai, Terms(), [prompt])
+    (probe,) = await outcomes(openai, Terms(), [prompt], SHORT)
     assert probe.cost_usd is not None
+    budget = 2.5 * probe.cost_usd + await worst_case(openai, prompt)
     for _ in range(6):
-        (last,) = await outcomes(openai, Terms(run_key="k", reuse=reuse, max_cost_usd=2.5 * probe.cost_usd), [prompt])
+        (last,) = await outcomes(openai, Terms(run_key="k", reuse=reuse, max_cost_usd=budget), [prompt], SHORT)
     assert last.failure is not None
     assert last.failure.kind == "budget"
     assert len(asked(sim)) == 1 + 3
@@ -297,8 +304,9 @@ async def test_an_answer_stays_when_asking_again_brings_none(openai: Config, sim
 
 async def test_what_others_paid_for_is_not_in_the_budget(openai: Config, sim: Simulator) -> None:
     """An answer that cost this run nothing leaves it its money."""
-    await run_many(PROMPTS, config=openai)
-    envelope = await run_many([*PROMPTS, "new"], config=openai, reuse="always", max_cost_usd=1e-9)
+    await run_many(PROMPTS, config=openai, options=SHORT)
+    budget = await worst_case(openai, "new", of=4)
+    envelope = await run_many([*PROMPTS, "new"], config=openai, options=SHORT, reuse="always", max_cost_usd=budget)
     assert envelope.status == "ok"
     assert len(asked(sim)) == 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,7 @@ from pollux_flows.flows import afan_out, broadcast, fan_out, realtime
 from pollux_flows.simulator import Fault, Logged, Simulator
 from pollux_flows.source import Source
 from pollux_flows.tasks import execute, extract, plan, request
+from tests.budgets import SHORT, worst_case
 from tests.prefect.test_flows import artifacts_of, newest_run
 from tests.prefect.test_served import finished, started, until
 
@@ -197,10 +199,15 @@ def test_a_budget_for_a_flow(provider: PolluxProvider, simulator: Simulator) -> 
     """The tasks of a run share it."""
     alone = provider.model_copy(update={"request_concurrency": 1})
     cost = realtime(PROMPTS[0], alone).metrics["cost_usd"]
-    envelope = fan_out(PROMPTS, alone, max_cost_usd=1.5 * cost, on_partial="complete")
+    budget = 1.5 * cost + asyncio.run(_worst_case(alone))
+    envelope = fan_out(PROMPTS, alone, options=SHORT, max_cost_usd=budget, on_partial="complete")
     kinds = [failure.kind for failure in envelope.errors or [] if failure]
     assert kinds == ["budget"]
     assert len(asked(simulator)) == 3
+
+
+async def _worst_case(provider: PolluxProvider) -> float:
+    return await worst_case(await provider.config(), max(PROMPTS, key=len), of=len(PROMPTS))
 
 
 async def test_a_task_a_call_or_a_chunk(provider: PolluxProvider) -> None:

@@ -1,0 +1,150 @@
+"""Worst case: the most that a call may cost, known before it is made.
+
+A token of text is a byte at least, so a request has no more tokens than its JSON has bytes, and what a provider writes
+around it. Of other sources, and of what is stored at the provider, nothing is known but that the model takes no more
+than its context window. The answer has `max_tokens` at most or, without it, as many as the model can write.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from pollux_flows.config import ProviderName, Target
+from pollux_flows.errors import BudgetError, ConfigurationError
+from pollux_flows.pricing import context_window, cost_at_most, dollars, dollars_up
+from pollux_flows.providers.base import Call
+
+# A provider writes roles and separators around each part, and instructions of its own around tools and schemas.
+_AROUND: Final = 256
+_AROUND_TOOLS: Final = 1_024
+# Lists round 1,048,576 down to a million.
+_ROUNDED_DOWN: Final = 1.05
+# By model family, as the providers publish it: how many tokens an answer has at most, thinking included.
+_OUTPUTS: Final[tuple[tuple[ProviderName, str, int], ...]] = (
+    ("gemini", r"gemini-2\.0", 8_192),
+    ("gemini", r"gemini-(2\.5|3)(?!.*image)", 65_536),
+    ("openai", r"gpt-4o", 16_384),
+    ("openai", r"gpt-4\.1", 32_768),
+    ("openai", r"gpt-5(\.[12])?(-mini|-nano|-codex)?(-\d{4}.*)?$", 128_000),
+    ("openai", r"o[134](-mini)?(-\d{4}.*)?$", 100_000),
+)
+# The list does not say it of this family.
+_WINDOWS: Final[tuple[tuple[ProviderName, str, int], ...]] = (("gemini", r"gemini-(2\.5|3)", 1_048_576),)
+# Under these names a request says how long the answer may be.
+_LIMITS: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
+# Raw options by which a provider adds input that is not in the request.
+_ADDING: Final = {
+    "tools",
+    "conversation",
+    "previous_response_id",
+    "prompt",
+    "cached_content",
+    "cachedContent",
+    "plugins",
+}
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The most that the calls of one request may cost, by their prompts."""
+
+    target: Target
+    input_tokens: int
+    """Without the prompt, unless `is_window`."""
+    output_tokens: int
+    is_window: bool
+    kinds: tuple[str, ...]
+    every_tier: bool
+    batch: bool = False
+    _known: dict[int, float] = field(default_factory=dict, compare=False)
+
+    def usd(self, prompt: str | None) -> float:
+        """Return the most that a call with this prompt costs."""
+        tokens = self._count(prompt)
+        if tokens not in self._known:  # prompts of a run are often as long as one another
+            self._known[tokens] = self._price(tokens, self.output_tokens)
+        return self._known[tokens]
+
+    def refusal(self, prompt: str | None, limit_usd: float, limit_name: str = "max_cost_usd") -> BudgetError:
+        """Return the error for a limit that is below the worst case of a call with this prompt."""
+        most, tokens = self.usd(prompt), self._count(prompt)
+        asking, one = self._price(tokens, 0), self._price(tokens, 1_000_000) - self._price(tokens, 0)
+        room = math.floor((limit_usd - asking) / one * 1_000_000) if one else 0
+        shorter = f"Set Options(max_tokens={room}) or less, or raise" if room > 0 else "Raise"
+        return BudgetError(
+            f"Not asked: one call may cost up to {dollars(most)} ({tokens:,} tokens of input, {self.output_tokens:,} of"
+            f" output), and {limit_name} is {dollars(limit_usd)}.",
+            hint=f"{shorter} {limit_name} to {dollars_up(most)} or more.",
+        )
+
+    def _count(self, prompt: str | None) -> int:
+        return self.input_tokens if self.is_window else self.input_tokens + len((prompt or "").encode())
+
+    def _price(self, input_tokens: int, output_tokens: int) -> float:
+        cost = cost_at_most(
+            self.target, input_tokens, output_tokens, kinds=self.kinds, every_tier=self.every_tier, batch=self.batch
+        )
+        if cost.usd is None:
+            raise _cannot_be_enforced(cost.unknown or "", "Leave max_cost_usd out, or use a model with a price.")
+        return cost.usd
+
+
+def find_worst_case(
+    target: Target, call: Call, body: Mapping[str, Any], text_bytes: Iterable[int], *, batch: bool = False
+) -> WorstCase:
+    """Return the worst case of calls like this one, which has an empty prompt, or raise where none is known.
+
+    `body` is its request, and `text_bytes` the sizes of those sources whose text is not in it yet.
+    """
+    raw = (call.options.provider_options or {}).get(target.provider, {})
+    window = _find(_WINDOWS, target) or context_window(target)
+    window = None if window is None else math.ceil(window * _ROUNDED_DOWN)
+    is_stored = call.response_id is not None or call.options.cache_handle is not None or bool(_ADDING & raw.keys())
+    hears = any(material.text is None for material in call.everything)
+    if is_stored or hears:
+        if window is None:
+            raise _cannot_be_enforced(
+                f"It is not known how many tokens {target.model} takes at most, as sources other than text may have.",
+                "Leave max_cost_usd out, or send the sources as text.",
+            )
+        input_tokens = window
+    else:
+        around = _AROUND + (_AROUND_TOOLS if call.options.tools or call.options.response_schema else 0)
+        json = to_json(dict(body), exclude_none=True, serialize_unknown=True, inf_nan_mode="null")
+        input_tokens = len(json) + sum(text_bytes) + around
+    output_tokens = _read_limit(body) or _find(_OUTPUTS, target) or window
+    if output_tokens is None:
+        raise _cannot_be_enforced(
+            f"It is not known how long an answer of {target.model} may be.", "Set Options(max_tokens=…)."
+        )
+    kinds = ["input_mtok"]
+    if target.provider != "anthropic" or call.implicit_caching or raw:
+        kinds.append("cache_write_mtok")
+    if call.options.cache_ttl == "1h" or raw:
+        kinds.append("cache_write_1h_mtok")
+    if hears:
+        kinds.append("input_audio_mtok")
+    return WorstCase(target, input_tokens, output_tokens, is_stored or hears, tuple(kinds), bool(raw), batch)
+
+
+def _read_limit(body: Mapping[str, Any]) -> int | None:
+    """Return how long the answer may be by the request; Gemini's has that within its `config`."""
+    config = body.get("config")
+    fields: Mapping[str, Any] = dict(config) if isinstance(config, BaseModel) else body
+    return next((limit for name in _LIMITS if isinstance(limit := fields.get(name), int)), None)
+
+
+def _find(families: Iterable[tuple[ProviderName, str, int]], target: Target) -> int | None:
+    model = target.model.removeprefix("models/")
+    return next((size for name, models, size in families if name == target.provider and re.match(models, model)), None)
+
+
+def _cannot_be_enforced(why: str, hint: str) -> ConfigurationError:
+    return ConfigurationError(f"max_cost_usd cannot be enforced: {why}", hint=hint)

@@ -1,0 +1,332 @@
+"""Budget: an amount that is never exceeded, because each call reserves its worst case before it is made.
+
+What a call cost replaces its reservation. Where not enough is left for another, calls wait until those under way have
+settled, and are refused once nothing is under way.
+
+A run of several processes, and of several attempts, has a ledger in the store: one record with what is spent, and a
+tranche for each process that has reserved something. A process reserves ahead, for many calls, so that few of them ask
+the store, and its tranche shrinks near the end. Spent and all tranches together are never above the limit.
+
+The tranche of a process that died stays reserved: calls under way may have been billed, and what it had settled since
+it last wrote is known to no other process. So a kill costs the budget that much, at the most, and never too little is
+counted. The lease in a tranche says whether its process is at work, for those that wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+from uuid import uuid4
+
+from pollux_flows.errors import BudgetError, PolluxError
+from pollux_flows.state import leases
+from pollux_flows.state.identity import digest
+from pollux_flows.state.leases import LEASE_S, Clock
+from pollux_flows.state.process import this_process
+from pollux_flows.state.retention import retention_s
+from pollux_flows.state.slots import RunScope
+from pollux_flows.state.store import Json, Store, damaged_record_error
+
+RUN_PREFIX: Final = "budget/"
+# A tranche is for so many calls beyond those under way, at their average cost.
+_CALLS_AHEAD: Final = 50
+# Amounts are sums of floating-point numbers; no token costs as little as this.
+_NOTHING: Final = 1e-13
+
+Refuse = Callable[[float, float, float], BudgetError]
+"""Returns the error for a call, from what is spent, what stays reserved elsewhere, and the worst case of the call."""
+
+
+@dataclass(frozen=True)
+class Tranche:
+    """What a process has reserved in a ledger, and what the others have done."""
+
+    ahead_usd: float
+    """How much may be spent beyond what is under way."""
+    spent_usd: float
+    reserved_elsewhere_usd: float
+    others_work: bool
+    """True if a process that is alive may give something back."""
+
+
+class BudgetLedger:
+    """The record of one budget in a store, for one process."""
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        *,
+        ttl_s: float | None = None,
+        clock: Clock = time.time,
+        lease_s: float = LEASE_S,
+        token: str | None = None,
+    ) -> None:
+        self.key, self.lease_s = key, lease_s
+        self._store, self._ttl_s, self._clock = store, ttl_s, clock
+        self._token = token or uuid4().hex
+        self._found: Json | None = None
+
+    async def exchange(
+        self, limit_usd: float, *, spent_usd: float, held_usd: float, least_usd: float = 0.0, most_usd: float = 0.0
+    ) -> Tranche:
+        """Report what was spent, and reserve what is held and, where there is room, `least_usd` to `most_usd` more."""
+        while True:
+            spent, others = self._read(self._found)
+            spent += spent_usd
+            elsewhere = sum(tranche["usd"] for tranche in others.values())
+            left = limit_usd - spent - elsewhere - held_usd
+            ahead = _share(left, least_usd, most_usd)
+            tranches = others | self._make_tranche(held_usd + ahead)
+            record = {"at": self._clock(), "spent": spent, "tranches": tranches}
+            if await self._store.swap(self.key, self._found, record, self._ttl_s):
+                self._found = record
+                return Tranche(ahead, spent, elsewhere, any(map(self._is_at_work, others.values())))
+            self._found = await self._store.get(self.key)
+
+    async def reserve(self, limit_usd: float, usd: float) -> float:
+        """Reserve an amount for a job that outlives this process, once, and return what is left; below 0: it is not."""
+        while True:
+            found = await self._store.get(self.key)
+            spent, others = self._read(found)
+            left: float = limit_usd - spent - sum(tranche["usd"] for tranche in others.values()) - usd
+            is_reserved = self._token in (found or {}).get("tranches", {})
+            if is_reserved or left < -_NOTHING:
+                return max(left, 0.0) if is_reserved else left
+            record = {"at": self._clock(), "spent": spent, "tranches": others | {self._token: {"usd": usd}}}
+            if await self._store.swap(self.key, found, record, self._ttl_s):
+                return max(left, 0.0)
+
+    async def settle(self, usd: float) -> None:
+        """Replace what is reserved for a job by what it cost. It stays in the ledger, so that it is reserved once."""
+        while True:
+            found = await self._store.get(self.key)
+            spent, others = self._read(found)
+            record = {"at": self._clock(), "spent": spent, "tranches": others | {self._token: {"usd": usd}}}
+            if await self._store.swap(self.key, found, record, self._ttl_s):
+                return
+
+    def _make_tranche(self, usd: float) -> dict[str, Json]:
+        if usd <= _NOTHING:
+            return {}
+        until = self._clock() + self.lease_s
+        lease = {"owner": self.key, "token": self._token, "until": until, "process": this_process()}
+        return {self._token: {"usd": usd, "lease": lease}}
+
+    def _is_at_work(self, tranche: Json) -> bool:
+        return leases.get_owner(tranche, self._clock()) is not None
+
+    def _read(self, record: Json | None) -> tuple[float, dict[str, Json]]:
+        """Return what is spent, and the tranches of others."""
+        try:
+            spent, tranches = read_ledger(record or {"spent": 0.0, "tranches": {}})
+            for tranche in tranches.values():
+                self._is_at_work(tranche)
+        except (KeyError, TypeError, ValueError):
+            raise damaged_record_error(self.key, self._store.where) from None
+        return spent, {token: tranche for token, tranche in tranches.items() if token != self._token}
+
+
+def open_run_ledger(store: Store, scope: RunScope, token: str | None = None) -> BudgetLedger:
+    """Return the ledger of a run: of a flow run that is part of another, one of its own."""
+    name = digest("run", scope.place or scope.flow_run or scope.run)
+    return BudgetLedger(store, f"{RUN_PREFIX}{name}", ttl_s=retention_s(), token=token)
+
+
+def read_ledger(record: Json) -> tuple[float, dict[str, Json]]:
+    """Return what is spent by this record, and its tranches, or raise KeyError, TypeError or ValueError."""
+    tranches = {str(token): {**tranche, "usd": float(tranche["usd"])} for token, tranche in record["tranches"].items()}
+    return float(record["spent"]), tranches
+
+
+def _share(left: float, least: float, most: float) -> float:
+    """Return how much of what is left to reserve: half of it, so that others find some, but at least `least`."""
+    if left < least - _NOTHING:
+        return 0.0
+    return max(least, min(most, left / 2))
+
+
+class Budget:
+    """A limit on what the calls of this process may cost, together with those of all that share its ledger.
+
+    It belongs to one event loop, and is closed at the end.
+    """
+
+    def __init__(
+        self,
+        limit_usd: float,
+        refuse: Refuse,
+        ledger: BudgetLedger | None = None,
+        *,
+        elsewhere_usd: float = 0.0,
+        concurrency: int = 1,
+    ) -> None:
+        self.limit_usd = limit_usd
+        self.elsewhere_usd = elsewhere_usd
+        """What counts against the limit and is in no ledger."""
+        self._refuse, self._ledger, self._concurrency = refuse, ledger, concurrency
+        self._spent = 0.0  # since the ledger was written
+        self._reserved = 0.0
+        self._open = 0
+        self._tranche = 0.0
+        self._found: Tranche | None = None
+        self._count, self._settled = 0, 0.0
+        self._refused: tuple[float, BudgetError] | None = None
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._renewing: asyncio.Task[None] | None = None
+        self._was_used = False
+
+    async def reserve(self, usd: float) -> None:
+        """Reserve the worst case of a call, once there is room for it, or raise why there is none.
+
+        Those that wait stand in line, and the first of them asks the store.
+        """
+        async with self._turn:
+            if not self._fits(usd):
+                await self._wait_for_room(usd)
+            self._reserved += usd
+            self._open += 1
+            self._was_used = True
+
+    def settle(self, reserved_usd: float, usd: float) -> None:
+        """End a reservation, with what the call cost."""
+        self._open -= 1
+        self._reserved = self._reserved - reserved_usd if self._open else 0.0
+        self._count += usd > 0
+        self.spend(usd)
+
+    def spend(self, usd: float) -> None:
+        """Count a cost that was not reserved."""
+        self._spent += usd
+        self._settled += usd
+        self._changed.set()
+
+    def check(self) -> None:
+        """Raise why nothing more may be spent, as far as that is known."""
+        if self._refused is not None:
+            raise self._refused[1]
+
+    async def close(self) -> None:
+        """Report what was spent, and give back the rest. A call that was not settled stays reserved in full."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        if self._ledger is None or (self._found is None and not self._spent):
+            return
+        self._spent += self._reserved
+        self._reserved, self._open = 0.0, 0
+        with suppress(PolluxError):  # the tranche then stays reserved
+            async with self._turn:
+                await self._exchange()
+
+    @property
+    def _room(self) -> float:
+        if self._ledger is None:
+            return self.limit_usd - self.elsewhere_usd - self._spent - self._reserved
+        return self._tranche - self._spent - self._reserved
+
+    def _fits(self, usd: float) -> bool:
+        return usd <= self._room + _NOTHING
+
+    async def _wait_for_room(self, usd: float) -> None:
+        pauses = leases.backoff_pauses()
+        while True:
+            if self._refused is not None and usd >= self._refused[0]:
+                raise self._refused[1]
+            self._changed.clear()
+            await self._ask_ledger(usd)
+            if self._fits(usd):
+                return
+            others_work = self._found is not None and self._found.others_work
+            # What has settled while the ledger was asked has left room.
+            if not self._open and not others_work and not self._changed.is_set():
+                found = self._found or Tranche(0.0, 0.0, 0.0, others_work=False)
+                spent = self._spent + self.elsewhere_usd + found.spent_usd
+                self._refused = usd, self._refuse(spent, found.reserved_elsewhere_usd, usd)
+                raise self._refused[1]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(next(pauses) if self._ledger else None):
+                    await self._changed.wait()
+
+    async def _ask_ledger(self, usd: float) -> None:
+        if self._ledger is None:
+            return
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew_repeatedly(self._ledger.lease_s / 8))
+        await self._exchange(usd, usd + self._ahead(usd))
+
+    def _ahead(self, usd: float) -> float:
+        """Return what the next calls will cost: at their average cost so far, or else at their worst."""
+        if not self._count:
+            return usd * min(self._concurrency, _CALLS_AHEAD)
+        return self._settled / self._count * _CALLS_AHEAD
+
+    async def _exchange(self, least_usd: float = 0.0, most_usd: float = 0.0) -> None:
+        """Write the ledger, and read what the tranche is now. Reservations wait meanwhile; settlements do not."""
+        if self._ledger is not None:  # to the end, or what was spent would be reported twice
+            await leases.run_to_completion(self._write_ledger(self._ledger, least_usd, most_usd))
+
+    async def _write_ledger(self, ledger: BudgetLedger, least_usd: float, most_usd: float) -> None:
+        spent, reserved = self._spent, self._reserved
+        # Should it fail, nothing is reserved before another has worked: it may have been written all the same.
+        self._tranche = 0.0
+        self._found = await ledger.exchange(
+            self.limit_usd - self.elsewhere_usd,
+            spent_usd=spent,
+            held_usd=reserved,
+            least_usd=least_usd,
+            most_usd=most_usd,
+        )
+        self._spent -= spent
+        self._tranche = reserved + self._found.ahead_usd
+
+    async def _renew_repeatedly(self, every_s: float) -> None:
+        """Renew the lease on the tranche, and give back what is not used, for which others may wait."""
+        while True:
+            await asyncio.sleep(every_s)
+            async with self._turn:
+                if not self._tranche > _NOTHING:
+                    continue
+                ahead = min(max(self._room, 0.0), self._ahead(0.0)) if self._was_used else 0.0
+                self._was_used = False
+                with suppress(PolluxError):  # the next call says so
+                    await self._exchange(0.0, ahead)
+
+
+class Reservation:
+    """The worst case of one attempt at a call, reserved in all its budgets until it is settled."""
+
+    def __init__(self, budgets: Sequence[Budget] = (), usd: float = 0.0) -> None:
+        self._budgets, self._usd = budgets, usd
+        self._is_sent = False
+
+    def mark_sent(self) -> None:
+        """Note that the call may be billed from now on."""
+        self._is_sent = True
+
+    def settle(self, usd: float | None) -> None:
+        """Replace the reservation by the cost, which may be all of it where it is unknown. Only once."""
+        budgets, self._budgets = self._budgets, ()
+        for budget in budgets:
+            budget.settle(self._usd, self._usd if usd is None else usd)
+
+    def end(self) -> None:
+        """End it, unless it is settled: a call that was sent counts in full, any other as nothing."""
+        self.settle(None if self._is_sent else 0.0)
+
+
+async def reserve(budgets: Sequence[Budget], usd: float) -> Reservation:
+    """Reserve the worst case of a call in each of the budgets, once there is room, or raise why there is none."""
+    reserved: list[Budget] = []
+    try:
+        for budget in budgets:
+            await budget.reserve(usd)
+            reserved.append(budget)
+    except BaseException:
+        Reservation(reserved, usd).end()
+        raise
+    return Reservation(reserved, usd)

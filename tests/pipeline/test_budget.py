@@ -1,0 +1,289 @@
+"""A budget is never exceeded: each call reserves its worst case before it is made."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux_flows import BudgetError, Config, ConfigurationError, Options, RetryPolicy, Source, run, run_many
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.pipeline.terms import Terms
+from pollux_flows.result import Outcome
+from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state.store import open_store
+from tests.budgets import SHORT, bill, worst_case
+from tests.executing import execute_plan
+from tests.loopback import KEY, ONCE, MakeConfig, asked, good, http, scripted, until
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = Options(max_tokens=200)
+# Long prompts, so that answers cost something beside their worst case.
+PROMPTS = [f"{number:04} " + "why? " * 60 for number in range(120)]
+CONCURRENCY = 50
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def openai(config: MakeConfig) -> Config:
+    return config("openai", request_concurrency=CONCURRENCY)
+
+
+async def execute(config: Config, prompts: list[str], terms: Terms, options: Options = OPTIONS) -> list[Outcome]:
+    return await execute_plan(make_plan(make_request(prompts, target=config.target, options=options)), config, terms)
+
+
+async def cost_of_one(config: Config, sim: Simulator) -> float:
+    """What one of the prompts costs."""
+    await run(PROMPTS[0], config=config, options=OPTIONS)
+    usd = bill(sim)
+    sim.reset()
+    return usd
+
+
+def kinds(outcomes: list[Outcome]) -> list[str | None]:
+    return [outcome.failure.kind if outcome.failure else None for outcome in outcomes]
+
+
+async def ledger() -> dict[str, Any]:
+    """The only ledger in the store."""
+    (record,) = [record async for _, record in open_store().scan("budget/")]
+    return record
+
+
+# --- Never above ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terms", [{}, {"run_key": "k"}, {"run_key": "k", "reuse": "always"}])
+async def test_half_the_bill_is_missed_by_less_than_one_worst_case(
+    openai: Config, sim: Simulator, terms: dict[str, Any]
+) -> None:
+    """With fifty calls under way, of which some are refused and asked again."""
+    most = await worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
+    budget = (await cost_of_one(openai, sim)) * len(PROMPTS) / 2
+    assert budget > 3 * most
+    sim.latency_s = 0.01
+    sim.fail(Fault(status=429), times=20)
+    found = await execute(openai, PROMPTS, Terms(max_cost_usd=budget, **terms))
+    assert budget - most < bill(sim) <= budget
+    assert set(kinds(found)) == {None, "budget"}
+    assert sum(outcome.cost_usd or 0.0 for outcome in found if not outcome.reused) == pytest.approx(bill(sim))
+
+
+async def test_a_refused_call_says_what_is_left(config: MakeConfig) -> None:
+    alone = config("openai", request_concurrency=1)
+    most = await worst_case(alone, "why?", of=3)
+    with pytest.raises(
+        BudgetError,
+        match=r"has cost \$0.0000\d+ so far, this call may cost up to \$0.00018, and max_cost_usd is \$0.00018",
+    ):
+        await run_many(["why?"] * 3, config=alone, options=SHORT, max_cost_usd=1.01 * most)
+
+
+async def test_an_attempt_of_unknown_outcome_stays_counted_in_full(config: MakeConfig, sim: Simulator) -> None:
+    """It may have been billed. So may each of its retries, which need room of their own."""
+    alone = config("openai", request_concurrency=1, retry=RetryPolicy(max_attempts=9, initial_delay_s=0.0))
+    most = await worst_case(alone, "why?")
+    sim.fail(Fault(kind="drop_after"), times=None)
+    (outcome,) = await execute(alone, ["why?"], Terms(max_cost_usd=3.5 * most, run_key="k"), SHORT)
+    assert (outcome.attempts, outcome.unknown_attempts) == (3, 3)
+    assert outcome.failure is not None
+    assert outcome.failure.outcome_unknown
+    assert len(asked(sim)) == 3
+    assert (await ledger())["spent"] == pytest.approx(3 * most)
+
+
+async def test_a_call_that_was_refused_costs_nothing(config: MakeConfig, sim: Simulator) -> None:
+    alone = config("openai", request_concurrency=1, retry=ONCE)
+    most = await worst_case(alone, "why?", of=9)
+    sim.fail(Fault(status=400), times=4)
+    sim.fail(Fault(status=429), times=4)
+    found = await execute(alone, ["why?"] * 9, Terms(max_cost_usd=most), SHORT)
+    assert kinds(found) == [*["api_error"] * 4, *["rate_limit"] * 4, None]
+
+
+async def test_more_output_than_was_asked_for_is_counted() -> None:
+    """A provider that does not hold to max_tokens is found out by its first answer."""
+    usage = {"input_tokens": 10, "output_tokens": 1_000, "total_tokens": 1_010}
+    async with scripted(http(good("openai", usage=usage))) as server:
+        alone = server.config("openai", request_concurrency=1)
+        most = await worst_case(alone, "why?", of=3)
+        found = await execute(alone, ["why?"] * 3, Terms(max_cost_usd=9 * most), SHORT)
+        assert (found[0].cost_usd or 0.0) > 9 * most
+        assert kinds(found) == [None, "budget", "budget"]
+        assert len(server.requests) == 1
+
+
+async def test_a_cancelled_call_stays_counted_in_full(config: MakeConfig, sim: Simulator) -> None:
+    alone = config("openai", request_concurrency=1)
+    most = await worst_case(alone, "why?")
+    sim.latency_s = 5.0
+    asking = asyncio.create_task(execute(alone, ["why?"], Terms(max_cost_usd=most, run_key="k"), SHORT))
+    await until(lambda: len(asked(sim)) == 1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert (await ledger())["spent"] == pytest.approx(most)
+
+
+# --- Refused before anything is sent --------------------------------------------------------------------------
+
+
+async def test_a_budget_below_one_call_is_refused(openai: Config, sim: Simulator) -> None:
+    """With both amounts, and what would do: a shorter answer, or more money."""
+    with pytest.raises(
+        BudgetError, match=r"one call may cost up to \$0.0018 .*, and max_cost_usd is \$0.0005\."
+    ) as raised:
+        await run("why?", config=openai, options=Options(max_tokens=1_000), max_cost_usd=5e-4)
+    hint = raised.value.hint or ""
+    assert sim.requests == []
+    shorter = int(hint.partition("max_tokens=")[2].partition(")")[0])
+    await run("why?", config=openai, options=Options(max_tokens=shorter), max_cost_usd=5e-4)
+    enough = float(hint.partition("to $")[2].split()[0])
+    await run("why?", config=openai, options=Options(max_tokens=1_000), max_cost_usd=enough)
+
+
+async def test_without_max_tokens_the_model_is_known_to_stop(openai: Config, sim: Simulator) -> None:
+    with pytest.raises(BudgetError, match=r"\$0.053 \(\d+ tokens of input, 32,768 of output\)"):
+        await run("why?", config=openai, max_cost_usd=0.05)
+    assert sim.requests == []
+
+
+async def test_an_unknown_maximum_is_refused(config: MakeConfig, sim: Simulator) -> None:
+    """With what to do about it."""
+    for settings, options, hint in (
+        (config("openai", model="gpt-5.5-cyber"), Options(), "max_tokens"),
+        (
+            config("openai", model="gpt-5.5-cyber"),
+            Options(max_tokens=100, provider_options={"openai": {"tools": []}}),
+            "text",
+        ),
+    ):
+        with pytest.raises(ConfigurationError, match=r"max_cost_usd cannot be enforced: It is not known") as raised:
+            await run("why?", config=settings, options=options, max_cost_usd=100.0)
+        assert hint in (raised.value.hint or "")
+    assert asked(sim) == []
+
+
+async def test_a_source_that_is_no_text_counts_as_all_that_the_model_takes(config: MakeConfig, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with pytest.raises(BudgetError, match=r"1,050,000 tokens of input"):
+        await run("why?", source=Source.from_file(image), config=config("openai"), options=SHORT, max_cost_usd=0.1)
+    text = Source.from_text("Why? " * 1_000)
+    with pytest.raises(BudgetError, match=r"\(5,\d\d\d tokens of input"):
+        await run("why?", source=text, config=config("openai"), options=SHORT, max_cost_usd=0.001)
+
+
+# --- All attempts, all processes ------------------------------------------------------------------------------
+
+
+async def test_what_an_attempt_paid_counts_once(config: MakeConfig, sim: Simulator) -> None:
+    """A retry finds it in the ledger, and its answers in the journal."""
+    alone = config("openai", request_concurrency=1, retry=ONCE)
+    prompts = [f"p{number}" for number in range(6)]
+    most = await worst_case(alone, "p0", of=6)
+    sim.fail(Fault(status=400), contains="p5")
+    first = await execute(alone, prompts, Terms(run_key="k", max_cost_usd=1.0), SHORT)
+    paid = bill(sim)
+    assert (await ledger())["spent"] == pytest.approx(paid)
+    again = await execute(alone, prompts, Terms(run_key="k", max_cost_usd=paid + 1.01 * most), SHORT)
+    assert kinds(first) == [*[None] * 5, "api_error"]
+    assert kinds(again) == [None] * 6
+    assert (await ledger())["spent"] == pytest.approx(bill(sim))
+    more = await execute(alone, [*prompts, "p6"], Terms(run_key="k", max_cost_usd=bill(sim) + 0.99 * most), SHORT)
+    assert kinds(more) == [*[None] * 6, "budget"]
+
+
+async def test_what_attempts_without_a_budget_paid_counts_too(config: MakeConfig, sim: Simulator) -> None:
+    """As did those of earlier versions, which had no ledger."""
+    alone = config("openai", request_concurrency=1)
+    most = await worst_case(alone, "p0", of=3)
+    await execute(alone, ["p0", "p1"], Terms(run_key="k"), SHORT)
+    assert [key async for key in open_store().list_keys("budget/")] == []
+    for more, expected in ((0.99, "budget"), (1.01, None)):
+        found = await execute(
+            alone, ["p0", "p1", "p2"], Terms(run_key="k", max_cost_usd=bill(sim) + more * most), SHORT
+        )
+        assert kinds(found) == [None, None, expected]
+
+
+PROGRAM = textwrap.dedent("""
+    import asyncio, json, sys
+    from pollux_flows import BudgetError, Config, Options, run_many
+    config, prompts, terms = map(json.loads, sys.argv[1:4])
+    sys.stdout.write("ready")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    try:
+        asyncio.run(run_many(prompts, config=Config(**config), options=Options(max_tokens=200), **terms))
+    except BudgetError as error:
+        sys.stdout.write(error.message)
+""")
+
+
+def started(config: Config, prompts: list[str], **terms: Any) -> subprocess.Popen[str]:
+    """A process that waits for a line before it begins."""
+    settings = {**config.model_dump(mode="json"), "api_key": KEY}
+    command = [sys.executable, "-c", PROGRAM, *map(json.dumps, (settings, prompts, terms))]
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def begin(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == "ready"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+@pytest.mark.timeout(120)
+async def test_two_processes_of_a_run_share_its_budget(openai: Config, sim: Simulator) -> None:
+    most = await worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
+    budget = (await cost_of_one(openai, sim)) * len(PROMPTS) / 2
+    sim.latency_s = 0.02
+    both = [started(openai, part, run_key="k", max_cost_usd=budget) for part in (PROMPTS[:60], PROMPTS[60:])]
+    begin(*both)
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert any("max_cost_usd is" in each for each in said)
+    assert budget - 2 * most < bill(sim) <= budget
+    assert (await ledger())["tranches"] == {}
+    assert (await ledger())["spent"] == pytest.approx(bill(sim))
+
+
+@pytest.mark.timeout(120)
+async def test_a_killed_process_costs_no_more_than_it_had_reserved(openai: Config, sim: Simulator) -> None:
+    """Its calls may have been billed; nothing more is asked than the rest allows."""
+    most = await worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
+    budget = 60 * most
+    sim.latency_s = 0.05
+    killed = started(openai, PROMPTS, run_key="k", max_cost_usd=budget)
+    begin(killed)
+    await until(lambda: len(asked(sim)) >= 70)
+    killed.kill()
+    killed.wait()
+    sim.latency_s = 0.0
+    lost = sum(tranche["usd"] for tranche in (await ledger())["tranches"].values())
+    assert 0 < lost <= budget
+    found = await execute(openai, PROMPTS, Terms(run_key="k", max_cost_usd=budget))
+    assert bill(sim) <= budget
+    record = await ledger()
+    assert record["spent"] + lost <= budget + 1e-9
+    if "budget" in kinds(found):
+        assert record["spent"] + lost > budget - most

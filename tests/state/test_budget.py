@@ -1,0 +1,268 @@
+"""Budgets and their ledger: spent and reserved together are never above the limit."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pollux_flows.errors import BudgetError, ConfigurationError
+from pollux_flows.state.budget import Budget, BudgetLedger, Reservation, reserve
+from pollux_flows.state.maintenance import remove_damaged, survey
+from pollux_flows.state.process import this_process
+from pollux_flows.state.store import Store
+from tests.state.places import Clock, at_once, opened
+
+KEY = f"budget/{'a' * 64}"
+LIMIT = 10.0
+
+
+def refuse(spent: float, _: float, usd: float) -> BudgetError:
+    return BudgetError(f"{spent:g} spent, {usd:g} asked for.")
+
+
+async def totals(store: Store) -> tuple[float, float]:
+    """What is spent, and what is reserved."""
+    record = await store.get(KEY) or {"spent": 0.0, "tranches": {}}
+    return record["spent"], sum(tranche["usd"] for tranche in record["tranches"].values())
+
+
+@pytest.fixture
+def make(store: Store) -> Callable[..., Budget]:
+    """Make the budget of a process."""
+
+    def make(limit: float = LIMIT) -> Budget:
+        return Budget(limit, refuse, BudgetLedger(store, KEY))
+
+    return make
+
+
+# --- One process ----------------------------------------------------------------------------------------------
+
+
+async def test_without_a_ledger_a_budget_is_in_memory() -> None:
+    budget = Budget(LIMIT, refuse)
+    first = await reserve([budget], 6.0)
+    waiting = asyncio.create_task(reserve([budget], 6.0))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()  # something is under way, so there may be room
+    first.settle(1.0)
+    (await waiting).settle(5.0)
+    with pytest.raises(BudgetError, match="6 spent, 6 asked for"):
+        await reserve([budget], 6.0)
+    (await reserve([budget], 4.0)).end()
+
+
+async def test_a_reservation_is_settled_once() -> None:
+    budget = Budget(LIMIT, refuse)
+    reservation = await reserve([budget], 6.0)
+    reservation.settle(1.0)
+    reservation.settle(1.0)
+    reservation.end()
+    (await reserve([budget], 9.0)).end()
+
+
+async def test_a_call_that_was_sent_counts_in_full() -> None:
+    budget = Budget(LIMIT, refuse)
+    for is_sent in (False, True):
+        reservation = await reserve([budget], 6.0)
+        if is_sent:
+            reservation.mark_sent()
+        reservation.end()
+    with pytest.raises(BudgetError, match="6 spent"):
+        await reserve([budget], 6.0)
+
+
+async def test_a_call_needs_room_in_each_of_its_budgets() -> None:
+    wide, narrow = Budget(LIMIT, refuse), Budget(1.0, refuse)
+    with pytest.raises(BudgetError, match="0 spent, 6 asked for"):
+        await reserve([wide, narrow], 6.0)
+    (await reserve([wide], LIMIT)).end()
+
+
+# --- The ledger -----------------------------------------------------------------------------------------------
+
+
+async def test_a_process_asks_the_store_for_many_calls_at_once(store: Store, make: Callable[..., Budget]) -> None:
+    """Not once a call."""
+    budget, written = make(1000.0), set[str]()
+    for _ in range(500):
+        (await reserve([budget], 1.0)).settle(0.1)
+        written.add(str(await store.get(KEY)))
+    assert len(written) < 500 / 25
+    await budget.close()
+    assert sum(await totals(store)) == pytest.approx(50.0)
+
+
+async def test_what_is_not_used_is_given_back(store: Store, make: Callable[..., Budget]) -> None:
+    budget = make()
+    (await reserve([budget], 1.0)).settle(0.5)
+    assert await totals(store) != (0.5, 0.0)
+    await budget.close()
+    assert await totals(store) == (0.5, 0.0)
+
+
+async def test_another_attempt_finds_what_is_spent(make: Callable[..., Budget]) -> None:
+    first = make()
+    (await reserve([first], 6.0)).settle(6.0)
+    await first.close()
+    with pytest.raises(BudgetError, match="6 spent, 5 asked for"):
+        await reserve([make()], 5.0)
+    (await reserve([make()], 4.0)).end()
+
+
+async def test_a_process_waits_for_what_another_has_under_way(make: Callable[..., Budget]) -> None:
+    one, other = make(), make()
+    first = await reserve([one], 6.0)
+    waiting = asyncio.create_task(reserve([other], 6.0))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    first.settle(1.0)
+    await one.close()
+    assert isinstance(await waiting, Reservation)
+    await other.close()
+
+
+async def test_a_process_that_has_nothing_to_do_gives_back_what_it_reserved_ahead(store: Store) -> None:
+    """Or another would wait for it, and it maybe for an answer of that other."""
+    idle, other = (Budget(LIMIT, refuse, BudgetLedger(store, KEY, lease_s=2.0), concurrency=9) for _ in range(2))
+    (await reserve([idle], 1.0)).settle(0.5)
+    assert (await totals(store))[1] > 4
+    (await reserve([other], 9.0)).end()
+    for budget in (idle, other):
+        await budget.close()
+
+
+async def test_a_process_that_died_keeps_what_it_had_reserved(store: Store, clock: Clock) -> None:
+    """Calls of it may be billed. No process waits for it."""
+    machine, *_ = this_process()
+    lease = {"owner": KEY, "token": "dead", "until": clock() + 60, "process": [machine, "1", "0"]}
+    record = {"at": clock(), "spent": 1.0, "tranches": {"dead": {"usd": 4.0, "lease": lease}}}
+    await store.put(KEY, record)
+    budget = Budget(LIMIT, refuse, BudgetLedger(store, KEY, clock=clock))
+    with pytest.raises(BudgetError, match="1 spent, 6 asked for"):
+        await reserve([budget], 6.0)
+    (await reserve([budget], 5.0)).settle(5.0)
+    await budget.close()
+    assert await totals(store) == (6.0, 4.0)
+
+
+async def test_a_process_that_comes_back_late_goes_on_with_its_tranche(store: Store, clock: Clock) -> None:
+    """Nothing of it was given to others."""
+    late = Budget(LIMIT, refuse, BudgetLedger(store, KEY, clock=clock))
+    reservation = await reserve([late], 6.0)
+    clock.now += 3600
+    with pytest.raises(BudgetError):
+        await reserve([Budget(LIMIT, refuse, BudgetLedger(store, KEY, clock=clock))], 6.0)
+    reservation.settle(2.0)
+    await late.close()
+    assert await totals(store) == (2.0, 0.0)
+
+
+async def test_a_job_is_reserved_until_it_is_settled(store: Store, make: Callable[..., Budget]) -> None:
+    """By any process, and once."""
+    one, other = (BudgetLedger(store, KEY, token=f"job {number}") for number in (1, 2))
+    for _ in range(2):
+        assert await one.reserve(LIMIT, 7.0) == 3.0
+    assert await other.reserve(LIMIT, 7.0) == -4.0
+    with pytest.raises(BudgetError):  # and not waited for
+        await reserve([make()], 7.0)
+    for _ in range(2):
+        await one.settle(2.0)
+        await one.reserve(LIMIT, 7.0)
+    assert await totals(store) == (0.0, 2.0)
+
+
+async def test_a_damaged_ledger_is_an_error(store: Store, make: Callable[..., Budget]) -> None:
+    """It is never taken for an empty one."""
+    await store.put(KEY, {"spent": "much", "tranches": {}})
+    with pytest.raises(ConfigurationError, match="damaged"):
+        await reserve([make()], 1.0)
+    assert (await survey(store)).records == {"budget": 1}
+    assert (await remove_damaged(store)).removed == [KEY]
+
+
+# --- Never above ----------------------------------------------------------------------------------------------
+
+
+def spend(address: str, limit: float, seed: int, _: float) -> float:
+    """Spend as much as the budget allows, with ten calls at a time, and return that."""
+    chance, spent = random.Random(seed), 0.0  # noqa: S311 (no secret)
+
+    async def call(budget: Budget) -> None:
+        nonlocal spent
+        while True:
+            try:
+                reservation = await reserve([budget], 0.3)
+            except BudgetError:
+                return
+            await asyncio.sleep(chance.random() / 100)
+            usd = chance.choice([0.0, 0.1, 0.2, 0.3])
+            spent += usd
+            reservation.settle(usd)
+
+    async def main() -> None:
+        budget = Budget(limit, refuse, BudgetLedger(opened(address), KEY), concurrency=10)
+        await asyncio.gather(*(call(budget) for _ in range(10)))
+        await budget.close()
+
+    asyncio.run(main())
+    return spent
+
+
+def test_four_processes_spend_all_of_a_budget_and_no_more(address: str) -> None:
+    limit = 20.0
+    spent = sum(at_once(4, partial(spend, address, limit)))
+    assert limit - 4 * 0.3 < spent <= limit + 1e-9
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(["ask", "settle", "tick", "die"]), st.floats(0.05, 4.0)),
+        max_size=30,
+    )
+)
+async def test_in_any_order_nothing_is_spent_beyond_the_limit(
+    store: Store, steps: list[tuple[int, str, float]]
+) -> None:
+    """Three processes, each of which may die and be followed by another."""
+    await store.delete(KEY)
+    ledgers = [BudgetLedger(store, KEY) for _ in range(3)]
+    held, unreported, ahead = [0.0] * 3, [0.0] * 3, [0.0] * 3
+    spent = lost = 0.0
+    for process, action, usd in steps:
+        match action:
+            case "ask":
+                tranche = await ledgers[process].exchange(
+                    LIMIT, spent_usd=unreported[process], held_usd=held[process], least_usd=usd, most_usd=3 * usd
+                )
+                unreported[process], ahead[process] = 0.0, tranche.ahead_usd
+                if tranche.ahead_usd >= usd:
+                    held[process] += usd
+                    ahead[process] -= usd
+            case "settle":
+                cost = held[process] / 2
+                spent += cost
+                unreported[process] += cost
+                ahead[process] += held[process] - cost
+                held[process] = 0.0
+            case "tick":
+                tranche = await ledgers[process].exchange(
+                    LIMIT, spent_usd=unreported[process], held_usd=held[process], most_usd=ahead[process]
+                )
+                unreported[process], ahead[process] = 0.0, tranche.ahead_usd
+            case _:  # what was under way may be billed in full
+                spent += held[process]
+                lost += ahead[process]
+                held[process] = unreported[process] = ahead[process] = 0.0
+                ledgers[process] = BudgetLedger(store, KEY)
+        assert spent + sum(held) <= LIMIT + 1e-9
+        recorded, reserved = await totals(store)
+        assert recorded + reserved <= LIMIT + 1e-9
+        assert spent + sum(held) + sum(ahead) + lost == pytest.approx(recorded + reserved)
