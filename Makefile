@@ -49,8 +49,8 @@ batch-kills: $(READY)  ## kill whoever submits or collects a batch, two hundred 
 cache-kills: $(READY)  ## kill the creator of a cache at a hundred moments
 	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py tests/prefect/test_killed_caches.py
 
-map-kills: $(READY)  ## kill a run over a table at twenty moments
-	TEST_MAP_KILLS=20 $(BIN)/pytest -q tests/prefect/test_killed_map.py
+map-kills: $(READY)  ## kill a run over a table of 2,000 rows at twenty moments
+	TEST_MAP_KILLS=20 TEST_MAP_ROWS=2000 $(BIN)/pytest -q tests/prefect/test_killed_map.py
 
 cluster: $(READY)  ## map 5,000 rows on two Dask workers, and again while one of them is killed
 	TEST_CLUSTER_ROWS=5000 $(BIN)/pytest -q tests/prefect/test_map_cluster.py

@@ -26,7 +26,7 @@ from tests.loopback import MODELS, until
 from tests.mortal import Death, Mortal, find_function, started
 
 SEEDS: Final = int(os.environ.get("TEST_MAP_KILLS", "2"))
-ROWS: Final = 400
+ROWS: Final = int(os.environ.get("TEST_MAP_ROWS", "400"))
 CONCURRENCY: Final = 20
 LATENCY_S: Final = 0.02
 _HUNG_S: Final = 120.0
@@ -47,7 +47,7 @@ async def run_map(table: str, output: str, base_url: str) -> None:
         base_url=base_url,
         request_concurrency=CONCURRENCY,
     )
-    report = await amap_rows(table, "Say it: {text}", provider, output, rows_per_chunk=50)
+    report = await amap_rows(table, "Say it: {text}", provider, output, rows_per_chunk=ROWS // 8)
     assert report.answered == ROWS
 
 

@@ -25,6 +25,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import amap_rows
 from pollux_flows.mapping.report import MapReport
+from tests.budgets import INPUT_USD, OUTPUT_USD, SHORT, worst_case
 from tests.loopback import MODELS, Reply, good, http, scripted, until
 
 ROOT: Final = Path(__file__).parents[2]
@@ -32,6 +33,8 @@ ROWS: Final = int(os.environ.get("TEST_CLUSTER_ROWS", "240"))
 WORKERS: Final = 2
 CONCURRENCY: Final = 10
 LATENCY_S: Final = 0.02
+USAGE: Final = {"input_tokens": 300, "output_tokens": 16}
+ROW_USD: Final = 300 * INPUT_USD + 16 * OUTPUT_USD
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Provider:
             self.most = max(self.most, self.under_way)
             await asyncio.sleep(LATENCY_S)
             self.under_way -= 1
-            writer.write(http(good("openai", "fine", usage={"input_tokens": 10, "output_tokens": 5})))
+            writer.write(http(good("openai", "fine", usage=USAGE)))
 
         return reply
 
@@ -72,13 +75,28 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
             yield made
 
 
+@dataclass
+class Mapping:
+    """A table on its way through the cluster."""
+
+    provider: Provider
+    run: asyncio.Task[MapReport]
+    worst_case_usd: float
+    """The most that one call may cost."""
+    output: Path
+
+    def count_statuses(self) -> Counter[str]:
+        """Return how many rows of the output have which status; they are in order, and have an answer or none."""
+        rows = pq.read_table(self.output).to_pylist()
+        assert [row["number"] for row in rows] == [*range(ROWS)]
+        assert all((row["answer"] == "fine") == (row["answer_status"] == "answered") for row in rows)
+        return Counter(row["answer_status"] for row in rows)
+
+
 @asynccontextmanager
-async def mapping(
-    cluster: LocalCluster, folder: Path, name: str
-) -> AsyncIterator[tuple[Provider, asyncio.Task[MapReport]]]:
+async def mapping(cluster: LocalCluster, folder: Path, name: str, **settings: Any) -> AsyncIterator[Mapping]:
     """Start to map a table on the cluster, with a counting provider."""
-    provider = Provider()
-    table = folder / "table.parquet"
+    provider, table, output = Provider(), folder / "table.parquet", folder / "out.parquet"
     pq.write_table(pa.table({"number": range(ROWS), "text": [f"{name}, row {row}" for row in range(ROWS)]}), table)
     runner: Any = DaskTaskRunner(address=cluster.scheduler_address)  # whose futures Prefect types more narrowly
     flow: Any = amap_rows.with_options(task_runner=runner)
@@ -91,33 +109,44 @@ async def mapping(
             request_concurrency=CONCURRENCY,
         )
         await block.asave(name, overwrite=True)
-        run = flow(str(table), "Say it: {text}", block, str(folder / "out.parquet"), rows_per_chunk=ROWS // 8)
-        yield provider, asyncio.create_task(run)
-    output = pq.read_table(folder / "out.parquet").to_pylist()
-    assert [row["number"] for row in output] == [*range(ROWS)]
-    assert {(row["answer"], row["answer_status"]) for row in output} == {("fine", "answered")}
+        worst = await worst_case(await block.config(), f"Say it: {name}, row {ROWS - 1}")
+        settings |= {"options": SHORT, "rows_per_chunk": ROWS // 8}
+        run = flow(str(table), "Say it: {text}", block, str(output), **settings)
+        yield Mapping(provider, asyncio.create_task(run), worst, output)
 
 
 @pytest.mark.timeout(600)
 async def test_every_row_is_paid_for_once_within_the_limits(cluster: LocalCluster, tmp_path: Path) -> None:
-    async with mapping(cluster, tmp_path, "map-cluster") as (provider, run):
-        report = await run
-    assert report.answered == ROWS
-    assert set(provider.asked.values()) == {1}
-    assert len(provider.asked) == ROWS
-    assert CONCURRENCY / WORKERS < provider.most <= CONCURRENCY
+    async with mapping(cluster, tmp_path, "map-cluster") as mapped:
+        await mapped.run
+    assert mapped.count_statuses() == {"answered": ROWS}
+    assert len(mapped.provider.asked) == mapped.provider.requests == ROWS
+    assert CONCURRENCY / WORKERS < mapped.provider.most <= CONCURRENCY
 
 
 @pytest.mark.timeout(600)
 async def test_a_worker_that_is_killed_costs_no_more_than_it_had_under_way(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    async with mapping(cluster, tmp_path, "map-cluster-killed") as (provider, run):
-        await until(lambda: provider.requests > ROWS / 3 or run.done(), within_s=120)
-        assert not run.done()
+    async with mapping(cluster, tmp_path, "map-cluster-killed") as mapped:
+        await until(lambda: mapped.provider.requests > ROWS / 3 or mapped.run.done(), within_s=120)
+        assert not mapped.run.done()
         os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
-        report = await run
-    assert report.answered == ROWS
-    assert len(provider.asked) == ROWS
-    assert provider.requests <= ROWS + CONCURRENCY // WORKERS
-    assert provider.most <= CONCURRENCY
+        await mapped.run
+    assert mapped.count_statuses() == {"answered": ROWS}
+    assert len(mapped.provider.asked) == ROWS
+    assert mapped.provider.requests <= ROWS + CONCURRENCY // WORKERS
+    assert mapped.provider.most <= CONCURRENCY
+
+
+@pytest.mark.timeout(600)
+async def test_a_budget_holds_over_all_workers(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Each worker ends short of it by one worst case at the most; the output names the rows that were not asked."""
+    budget = ROWS * ROW_USD / 2
+    async with mapping(cluster, tmp_path, "map-cluster-budget", max_cost_usd=budget) as mapped:
+        report = await mapped.run
+    bill = mapped.provider.requests * ROW_USD
+    assert report.cost_usd == pytest.approx(bill)
+    assert budget - WORKERS * mapped.worst_case_usd <= bill <= budget
+    asked = mapped.provider.requests
+    assert mapped.count_statuses() == {"answered": asked, "budget": ROWS - asked}
