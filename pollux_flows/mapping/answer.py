@@ -29,7 +29,7 @@ from pollux_flows.tables.template import RowError
 UNUSABLE_ROW: Final = "unusable_row"
 """The status of a row that cannot be asked: a cell is empty, or a source cannot be read."""
 
-NOT_ASKED: Final = "no answer"
+NOT_ASKED: Final = "not_asked"
 """The status of a row that was not asked, because all calls before it failed."""
 
 Came = Literal["asked", "reused", "not_asked", "unusable"]
