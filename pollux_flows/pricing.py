@@ -133,7 +133,7 @@ def cost_at_most(
     if target.provider not in _ESTIMATES:
         return Cost(None, "The cost of an answer from a local server is not known.")
     table, names, day = _ESTIMATES[target.provider], _names(target.model, None), datetime.now(UTC).date()
-    terms = [(("processing", "batch"),) if batch else ()]
+    terms: list[tuple[tuple[str, str], ...]] = [(("processing", "batch"),) if batch else ()]
     if every_tier and not batch:
         terms += _tiers(table, names[0])
     most = Decimal(0)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import MISSING
 
+from pollux_flows.blocks.budget import PolluxBudget
 from pollux_flows.blocks.deferred_job import PolluxDeferredJob
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.frames import Column
@@ -32,6 +33,7 @@ _TITLES: Final = {
     "rows_per_chunk": "Rows per task run",
     "max_age": "Max age (seconds)",
     "max_cost_usd": "Budget (USD)",
+    "budget": "Shared budget",
     "on_partial": "When some prompts fail",
     "on_lost": "When the batch seems lost",
     "reuse": "Reuse answers",
@@ -94,7 +96,7 @@ def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) not in {Union, UnionType}:
         return None
     types = [each for each in get_args(annotation) if each is not NoneType]
-    is_simple = len(types) == 1 and (types[0] in {str, int, float} or get_origin(types[0]) is Literal)
+    is_simple = len(types) == 1 and (types[0] in {str, int, float, PolluxBudget} or get_origin(types[0]) is Literal)
     return types[0] if is_simple else None
 
 
