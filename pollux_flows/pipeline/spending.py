@@ -56,7 +56,7 @@ class Spending:
             )
         if limit_usd is not None:
             ledger = None if scope is None else open_run_ledger(store, scope)
-            self.ledger = ledger and ledger.key
+            self.ledger = None if ledger is None else ledger.key
             self._run = Budget(limit_usd, ledger, elsewhere_usd=spent_usd, concurrency=concurrency)
 
     @property
@@ -102,10 +102,12 @@ class Spending:
             self._run.elsewhere_usd += outcome.paid_usd
 
     def check_fits(self, worst_case: WorstCase, prompt: str | None) -> None:
-        """Refuse a call whose worst case is above a limit, whatever is spent."""
+        """Refuse a call whose worst case is above a limit, or above what is known to be left."""
+        usd = worst_case.usd(prompt)
         for budget in self._find_budgets():
-            if worst_case.usd(prompt) > budget.limit_usd:
+            if usd > budget.limit_usd:
                 raise worst_case.refusal(prompt, budget.limit_usd, budget.name)
+            budget.check(usd)
 
     async def reserve(self, worst_case: WorstCase, prompt: str | None) -> Reservation:
         """Reserve the worst case of a call, once there is room for it, or raise why it may not be made."""
@@ -133,14 +135,12 @@ class Spending:
             self._unknown = self._unknown or cost.unknown
 
     def check(self) -> None:
-        """Refuse a new call once the limit is reached, or once the cost is unknown."""
+        """Refuse a new call once the cost of one is unknown."""
         if self.is_limited and self._unknown is not None:
             raise BudgetError(
                 f"Not asked: {self._name} cannot be enforced any more. {self._unknown}",
                 hint="Leave it out and run again.",
             )
-        for budget in self._find_budgets() if self.is_limited else ():
-            budget.check()
 
     async def close(self) -> None:
         """Report what was spent to the other processes of the run, and give back the rest."""

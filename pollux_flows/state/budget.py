@@ -93,7 +93,7 @@ class BudgetLedger:
         while True:
             found = await self._store.get(self.key)
             spent, others = self._read(found)
-            left = limit_usd - spent - sum(tranche["usd"] for tranche in others.values()) - usd
+            left: float = limit_usd - spent - sum(tranche["usd"] for tranche in others.values()) - usd
             is_reserved = self._token in (found or {}).get("tranches", {})
             if is_reserved or left < -_NOTHING:
                 return max(left, 0.0) if is_reserved else left
@@ -217,9 +217,9 @@ class Budget:
         self._settled += usd
         self._changed.set()
 
-    def check(self) -> None:
-        """Raise why nothing more may be spent, as far as that is known."""
-        if self._refused is not None:
+    def check(self, usd: float) -> None:
+        """Raise if a call that may cost no more than this one was refused."""
+        if self._refused is not None and usd >= self._refused[0]:
             raise self._refused[1]
 
     async def close(self) -> None:
@@ -246,8 +246,7 @@ class Budget:
     async def _wait_for_room(self, usd: float) -> None:
         pauses = leases.backoff_pauses()
         while True:
-            if self._refused is not None and usd >= self._refused[0]:
-                raise self._refused[1]
+            self.check(usd)
             self._changed.clear()
             await self._ask_ledger(usd)
             if self._fits(usd):

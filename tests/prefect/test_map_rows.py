@@ -223,6 +223,30 @@ def test_sources_come_from_columns_and_stay_within_the_working_folder(
     assert map_rows("in.jsonl", "What is it?", provider, "out.jsonl", source_columns=["about"]).asked == 0
 
 
+def test_a_budget_is_never_exceeded_and_names_the_rows_that_were_not_asked(
+    provider: PolluxProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [{"n": number, "text": "a word " * (number % 9)} for number in range(1, 200)]
+    options, table = Options(max_tokens=60), write_csv("in.csv", rows)
+    bill = map_rows(table, "{n} {text}", provider, "out.csv", options=options).cost_usd
+    assert bill is not None
+    monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "another"))
+    report = map_rows(
+        table, "{n} {text}", provider, "out.csv", options=options, max_cost_usd=bill / 2, rows_per_chunk=30
+    )
+    found = read_csv("out.csv")
+    spent = sum(float(row["answer_cost_usd"] or 0) for row in found)
+    assert report.cost_usd == pytest.approx(spent)
+    assert (
+        bill / 2 - 0.0004 < spent <= bill / 2
+    )  # 60 tokens of this model cost 0.0001, and a request of 600 bytes 0.0003
+    assert Counter(row["answer_status"] for row in found) == report.statuses
+    assert report.not_asked == report.statuses["budget"] > 50
+    with pytest.raises(PolluxError, match="max_cost_usd"):
+        map_rows(table, "Again: {n} {text}", provider, "out.csv", options=options, max_cost_usd=1e-6)
+    check_sums(report)
+
+
 async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxProvider, simulator: Simulator) -> None:
     simulator.fail(Fault(status=401), times=None)
     rows = [{"n": number} for number in range(100)]
