@@ -135,8 +135,8 @@ def test_a_record_of_today_is_read() -> None:
 PARTS = {
     "Attached", "Billing", "CacheChoice", "Chunk", "ChunkAnswers", "Content", "Conversation", "DamageReport", "Entry",
     "Exchange", "Failure", "Leftover", "MapSpec", "MappedAnswer", "Ownership", "Part", "PlannedCall", "Pruned",
-    "Record", "RetryPolicy", "RunSummary", "StoredConversation", "Survey", "SweptFile", "Terms", "ToolCall", "Turn",
-    "UploadKey", "Uploaded", "UsedCache", "VideoSettings", "_AnyManifest", "_Unquoted",
+    "Record", "RetryPolicy", "RunSummary", "SharedBudget", "StoredConversation", "Survey", "SweptFile", "Terms",
+    "ToolCall", "Turn", "UploadKey", "Uploaded", "UsedCache", "VideoSettings", "_AnyManifest", "_Unquoted",
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ async def converse(
         max_rounds=max_rounds,
         tool_timeout_s=tool_timeout_s,
         max_cost_usd=max_cost_usd,
-        budget=budget and budget.limits(),
+        budget=None if budget is None else budget.limits(),
     )
 
 

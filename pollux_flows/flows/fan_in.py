@@ -48,7 +48,9 @@ async def fan_in(
         provider,
         sources,
         options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=budget and budget.limits()),
+        terms=Terms(
+            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
+        ),
         output=output,
         cache=cache,
     )

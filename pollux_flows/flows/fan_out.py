@@ -55,7 +55,9 @@ async def fan_out(
         provider,
         sources,
         options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=budget and budget.limits()),
+        terms=Terms(
+            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
+        ),
         prompts_from=prompts_from,
         output=output,
         cache=cache,
