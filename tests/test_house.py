@@ -287,7 +287,7 @@ def exported(module: str) -> set[str]:
 def test_every_flow_is_there_in_both_forms() -> None:
     """Sync, and async with an `a` in front."""
     assert exported("flows/__init__.py") == FLOWS | {f"a{name}" for name in FLOWS}
-    assert exported("blocks/__init__.py") == {"PolluxCache", "PolluxDeferredJob", "PolluxProvider"}
+    assert exported("blocks/__init__.py") == {"PolluxBudget", "PolluxCache", "PolluxDeferredJob", "PolluxProvider"}
 
 
 def test_the_four_phases_are_tasks() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pollux_flows.blocks.budget import PolluxBudget
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import AutoCache, OnPartial, answer_each
 from pollux_flows.flows.sync_and_async import async_form, sync_form
@@ -23,6 +24,7 @@ async def broadcast(
     reuse: Reuse = "run",
     max_age: float | None = None,
     max_cost_usd: float | None = None,
+    budget: PolluxBudget | None = None,
     on_partial: OnPartial = "fail",
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
@@ -43,6 +45,7 @@ async def broadcast(
             earlier run's as well; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
         max_cost_usd: The most that answers, and caches that the run creates, cost. A call is made if it surely fits.
+        budget: A PolluxBudget that the run shares with others. A call must fit into both.
         on_partial: When some prompts have no answer, "fail" the run, so that it can be retried, or "complete" it.
         calls_per_task: How many calls a task run makes; empty for one each, up to 32 task runs.
     """
@@ -51,7 +54,9 @@ async def broadcast(
         provider,
         sources,
         options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+        terms=Terms(
+            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
+        ),
         prompts_from=prompts_from,
         output=output,
         cache=cache,

@@ -28,7 +28,7 @@ from pollux_flows.flows.tools import Tool, call_tool, load_tools
 from pollux_flows.options import Options
 from pollux_flows.pages import ConversationView, count_of
 from pollux_flows.pipeline.conversation import VERSION, with_results
-from pollux_flows.pipeline.terms import Terms
+from pollux_flows.pipeline.terms import SharedBudget, Terms
 from pollux_flows.pricing import Cost, total
 from pollux_flows.result import STATE, Outcome, ResultEnvelope
 from pollux_flows.scope import lineage
@@ -60,6 +60,7 @@ async def answer_turn(
     max_rounds: int,
     tool_timeout_s: float,
     max_cost_usd: float | None,
+    budget: SharedBudget | None,
 ) -> ResultEnvelope:
     """Answer one prompt in a conversation, add the exchange to it, and return the envelope of the answer."""
     options = options or Options()
@@ -86,6 +87,7 @@ async def answer_turn(
         {tool.name: tool for tool in load_tools(tools)},
         tool_timeout_s,
         max_cost_usd,
+        budget,
         store,
         RunRecords(store, here.scope.run),
     )
@@ -131,6 +133,7 @@ class _Turn:
     tools: Mapping[str, Tool]
     tool_timeout_s: float
     max_cost_usd: float | None
+    budget: SharedBudget | None
     store: Store
     records: RunRecords
     rounds: list[ResultEnvelope] = field(default_factory=list)
@@ -229,14 +232,14 @@ class _Turn:
         """Ask the model once."""
         spent = sum(each.paid_usd for each in self.outcomes if each.counted_in is None)
         unknown = next((each.cost_unknown for each in self.outcomes if each.cost_unknown), None)
-        if self.max_cost_usd is not None and unknown is not None:
+        if (self.max_cost_usd is not None or self.budget is not None) and unknown is not None:
             raise BudgetError(
-                f"Not asked: max_cost_usd cannot be enforced any more. {unknown}",
-                hint="Leave max_cost_usd out and run again.",
+                f"Not asked: the budget cannot be enforced any more. {unknown}",
+                hint="Leave it out and run again.",
             )
         declared = [tool.declaration for tool in self.tools.values()] or None
         options = self.options.model_copy(update={"continue_from": dict(after), "tools": declared})
-        terms = Terms(max_cost_usd=self.max_cost_usd, spent_usd=spent)
+        terms = Terms(max_cost_usd=self.max_cost_usd, budget=self.budget, spent_usd=spent)
         answered = await answer_calls(
             "converse", prompts, self.provider, sources, options, terms=terms, reused_only=reused_only
         )

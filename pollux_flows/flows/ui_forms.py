@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import MISSING
 
+from pollux_flows.blocks.budget import PolluxBudget
 from pollux_flows.blocks.deferred_job import PolluxDeferredJob
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.frames import Column
@@ -33,6 +34,7 @@ _TITLES: Final = {
     "rows_per_chunk": "Rows per task run",
     "max_age": "Max age (seconds)",
     "max_cost_usd": "Budget (USD)",
+    "budget": "Shared budget",
     "on_partial": "When some prompts fail",
     "on_lost": "When the batch seems lost",
     "reuse": "Reuse answers",
@@ -97,7 +99,8 @@ def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) not in {Union, UnionType}:
         return None
     types = [each for each in get_args(annotation) if each is not NoneType]
-    is_simple = len(types) == 1 and (types[0] in {str, int, float} or get_origin(types[0]) in {Literal, Sequence})
+    simple, generic = {str, int, float, PolluxBudget}, {Literal, Sequence}
+    is_simple = len(types) == 1 and (types[0] in simple or get_origin(types[0]) in generic)
     return types[0] if is_simple else None
 
 

@@ -255,6 +255,7 @@ class _CallRun:
         self._sources: Sequence[int] = ()
         self._materials: tuple[Material, ...] = ()
         self._saved: Outcome | None = None
+        self._worst_case: WorstCase | None = None
         self._reservation = Reservation()
 
     async def run(self) -> Outcome:
@@ -274,6 +275,9 @@ class _CallRun:
         await self._answers.check_may_ask()  # before a file is uploaded for it
         if self._planned.sources is not None:  # of calls with sources of their own, an unusable one fails alone
             await self._execution.check_call(self._planned)
+        if self._answers.spending.is_limited:
+            self._worst_case = await self._execution.find_worst_case(self._planned)
+            self._answers.spending.check_fits(self._worst_case, self._planned.prompt)
         config = self._execution.config
         session, attachments = await self._execution.open_session()
         has_reattached = False
@@ -313,9 +317,8 @@ class _CallRun:
         if attempts == 0:
             self._place.close()
             await self._check_permission()
-        if self._answers.spending.is_limited:
-            worst_case = await self._execution.find_worst_case(self._planned)
-            self._reservation = await self._answers.spending.reserve(worst_case, self._planned.prompt)
+        if self._worst_case is not None:
+            self._reservation = await self._answers.spending.reserve(self._worst_case, self._planned.prompt)
 
     async def _generate(self, session: Session) -> Answer:
         call = self._execution.make_call(self._planned, self._materials, self._cache)

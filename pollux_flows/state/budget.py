@@ -33,6 +33,8 @@ from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Json, Store, damaged_record_error
 
 RUN_PREFIX: Final = "budget/"
+# Runs that began on a day may end on a later one.
+_DAY_STORED_S: Final = 7 * 86_400.0
 # A tranche is for so many calls beyond those under way, at their average cost.
 _CALLS_AHEAD: Final = 50
 # Amounts are sums of floating-point numbers; no token costs as little as this.
@@ -135,6 +137,12 @@ def open_run_ledger(store: Store, scope: RunScope, token: str | None = None) -> 
     return BudgetLedger(store, f"{RUN_PREFIX}{name}", ttl_s=retention_s(), token=token)
 
 
+def open_shared_ledger(store: Store, budget: str, provider: str | None, day: str | None) -> BudgetLedger:
+    """Return the ledger of a budget that runs share by its name: for one day, or for all days."""
+    key = f"shared-budget/{digest('budget', budget)}/{provider or 'all'}/{day or 'total'}"
+    return BudgetLedger(store, key, ttl_s=None if day is None else _DAY_STORED_S)
+
+
 def read_ledger(record: Json) -> tuple[float, dict[str, Json]]:
     """Return what is spent by this record, and its tranches, or raise KeyError, TypeError or ValueError."""
     tranches = {str(token): {**tranche, "usd": float(tranche["usd"])} for token, tranche in record["tranches"].items()}
@@ -160,6 +168,8 @@ class Budget:
         ledger: BudgetLedger | None = None,
         *,
         name: str = "max_cost_usd",
+        spender: str = "the run has",
+        hint: str = "Raise max_cost_usd and run again.",
         elsewhere_usd: float = 0.0,
         concurrency: int = 1,
     ) -> None:
@@ -168,6 +178,7 @@ class Budget:
         """The limit's name, for errors."""
         self.elsewhere_usd = elsewhere_usd
         """What counts against the limit and is in no ledger."""
+        self._spender, self._hint = spender, hint
         self._ledger, self._concurrency = ledger, concurrency
         self._spent = 0.0  # since the ledger was written
         self._reserved = 0.0
@@ -206,9 +217,9 @@ class Budget:
         self._settled += usd
         self._changed.set()
 
-    def check(self) -> None:
-        """Raise why nothing more may be spent, as far as that is known."""
-        if self._refused is not None:
+    def check(self, usd: float) -> None:
+        """Raise if a call that may cost no more than this one was refused."""
+        if self._refused is not None and usd >= self._refused[0]:
             raise self._refused[1]
 
     async def close(self) -> None:
@@ -235,8 +246,7 @@ class Budget:
     async def _wait_for_room(self, usd: float) -> None:
         pauses = leases.backoff_pauses()
         while True:
-            if self._refused is not None and usd >= self._refused[0]:
-                raise self._refused[1]
+            self.check(usd)
             self._changed.clear()
             await self._ask_ledger(usd)
             if self._fits(usd):
@@ -255,9 +265,9 @@ class Budget:
         spent, lost = self._spent + self.elsewhere_usd + found.spent_usd, found.reserved_elsewhere_usd
         more = f" (and up to {dollars(lost)} for batches, and calls of a killed process)" if lost > _NOTHING else ""
         return BudgetError(
-            f"Not asked: the run has cost {dollars(spent)} so far{more}, this call may cost up to {dollars(usd)}, and"
-            f" {self.name} is {dollars(self.limit_usd)}.",
-            hint=f"Raise {self.name} and run again.",
+            f"Not asked: {self._spender} cost {dollars(spent)} so far{more}, this call may cost up to {dollars(usd)},"
+            f" and {self.name} is {dollars(self.limit_usd)}.",
+            hint=self._hint,
         )
 
     async def _ask_ledger(self, usd: float) -> None:

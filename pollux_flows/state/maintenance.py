@@ -38,7 +38,11 @@ _CHECK_EVERY_S: Final = 60.0
 _RETRIED_S: Final = 86_400.0
 # A disk gives back whole pages, and those of an index: hardly more than so many bytes for each of a record.
 _BYTES_FREED: Final = 3.0
-_READERS: Final[dict[str, Callable[[Json], object]]] = {"budget": read_ledger, "owner": UploadKey.model_validate}
+_READERS: Final[dict[str, Callable[[Json], object]]] = {
+    "budget": read_ledger,
+    "shared budget": read_ledger,
+    "owner": UploadKey.model_validate,
+}
 _checked_at: Final[dict[str, float]] = {}
 
 

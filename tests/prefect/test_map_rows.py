@@ -326,7 +326,7 @@ async def test_a_deployed_run_is_suspended_while_its_batch_is_answered(simulator
         write_csv("in.csv", [{"title": "late", "body": "row"}, *reversed(REVIEWS)])
         await acollect()
         run = await client.read_flow_run(run.id)
-        report = await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
+        report: Any = await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
         await client.delete_deployment(deployment)
     assert (report.rows, report.asked, report.statuses) == (26, 26, {"answered": 25, "missing": 1})
     assert all(row["title"] in row["answer"] for row in read_csv("out.csv")[1:])
