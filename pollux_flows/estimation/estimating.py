@@ -94,6 +94,7 @@ def _advise_caching(work: Work, config: Config) -> str:
 def _list_assumptions(
     work: Work, config: Config, counts: Counts, answer: AnswerLength, prefixes: Prefixes
 ) -> Iterator[str]:
+    is_routed = config.provider == "openrouter"
     counted, sampled, asked = len(counts.by_place), len(work.sample), work.to_ask
     if not counted:
         yield f"Input: by length, {CHARACTERS_PER_TOKEN} characters a token. {counts.problem or _NOTHING_TO_COUNT}"
@@ -111,4 +112,5 @@ def _list_assumptions(
     yield from answer.why
     if prefixes.why:
         yield prefixes.why
-    yield f"Prices: {price_table()}."
+    routes = ", in which OpenRouter's are those of the model: a route may cost more" if is_routed else ""
+    yield f"Prices: {price_table()}{routes}."

@@ -11,7 +11,7 @@ from pollux_flows.estimation.answers import AnswerLength
 from pollux_flows.estimation.estimate import Amount
 from pollux_flows.estimation.inputs import InputGroup, Inputs, Prefixes
 from pollux_flows.options import Options
-from pollux_flows.pricing import Cost, cost_of, total
+from pollux_flows.pricing import Cost, cost_at_most, cost_of, total
 from pollux_flows.result import Answer, Billing
 
 
@@ -30,8 +30,6 @@ class Prices:
         """Return the low, the expected and the worst cost of all calls."""
         if batch and (refusal := self._find_batch_refusal()) is not None:
             return Amount(unknown=refusal)
-        if self.target.provider == "openrouter":
-            return Amount(unknown="OpenRouter's price depends on the route that it takes: it is known with the answer.")
         inputs, answer = self.inputs, self.answer
         low = self._add(inputs.low, answer.low, batch=batch)
         expected = self._add(1.0, answer.expected, batch=batch)
@@ -53,19 +51,26 @@ class Prices:
     def _add(self, factor: float, output: float, *, batch: bool, reads_cache: bool = True) -> Cost:
         costs = []
         for group in self.inputs.group(self.prefixes):
-            answer = self._make_answer(group, factor, output, reads_cache=reads_cache and not batch)
-            cost = cost_of(self.target, answer, batch=batch)
-            costs.append(cost if cost.usd is None else Cost(cost.usd * group.calls * self.scale))
+            cost = self._price_call(group, factor, output, batch=batch, reads_cache=reads_cache and not batch)
+            if cost.usd is None:
+                return cost
+            costs.append(Cost(cost.usd * group.calls * self.scale))
         return total(costs)
 
-    def _make_answer(self, group: InputGroup, factor: float, output: float, *, reads_cache: bool) -> Answer:
-        """Return an answer with the tokens of a call of this group."""
+    def _price_call(self, group: InputGroup, factor: float, output: float, *, batch: bool, reads_cache: bool) -> Cost:
+        """Return the price of a call of this group, as if it had been answered."""
         sent = round(group.tokens * factor)
+        if self.target.provider == "openrouter":  # which says what it charged only with the answer
+            return cost_at_most(self.target, sent, round(output))
         # Of what the options name, a price is known in any case.
         read = group.read if reads_cache else self.inputs.cached
-        written = round(group.written * factor) if reads_cache else 0
-        usage = {"input_tokens": sent, "cached_tokens": min(round(read * factor), sent), "output_tokens": round(output)}
+        written = min(round(group.written * factor), sent) if reads_cache else 0
+        usage = {
+            "input_tokens": sent,
+            "output_tokens": round(output),
+            "cached_tokens": min(round(read * factor), sent),
+            "cache_write_tokens": written,
+        }
         billing = Billing(long_cache_write_tokens=written if self.options.cache_ttl == "1h" else 0)
-        return Answer(
-            text="", finish_reason="stop", usage={**usage, "cache_write_tokens": min(written, sent)}, billing=billing
-        )
+        answer = Answer(text="", finish_reason="stop", usage=usage, billing=billing)
+        return cost_of(self.target, answer, batch=batch)

@@ -89,12 +89,12 @@ def test_a_table_costs_what_was_expected(provider: PolluxProvider, simulator: Si
     (tmp_path / "reviews.csv").write_text("\n".join(lines))
     table, prompt = str(tmp_path / "reviews.csv"), "Is this a complaint? {review}"
     options = Options(response_schema={"type": "object", "properties": {"is_complaint": {"type": "boolean"}}})
-    expected = estimate(provider=provider, table=table, prompt=prompt, options=options)
+    expected = estimate([], provider, table=table, prompt=prompt, options=options)
     assert (expected.calls, expected.to_ask, expected.counted) == (60, 60, 20)
     assert {each.operation for each in simulator.requests} == {"count_tokens"}
     report = map_rows(table, prompt, provider, str(tmp_path / "out.csv"), options=options)
     assert expected.cost_usd.expected == pytest.approx(report.cost_usd, rel=0.15)
-    assert estimate(provider=provider, table=table, prompt=prompt, options=options).to_ask == 0
+    assert estimate([], provider, table=table, prompt=prompt, options=options).to_ask == 0
     with pytest.raises(ConfigurationError, match="A table has one prompt"):
         estimate(["Why?"], provider, table=table, prompt=prompt)
 
