@@ -11,8 +11,9 @@ from pollux_flows.estimation.answers import AnswerLength, estimate_answer
 from pollux_flows.estimation.counting import Counts, count_tokens, make_request_body
 from pollux_flows.estimation.durations import estimate_duration
 from pollux_flows.estimation.estimate import Amount, Estimate
-from pollux_flows.estimation.inputs import Inputs, Prefixes, find_prefixes
+from pollux_flows.estimation.inputs import Inputs
 from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, describe_sources, measure_calls
+from pollux_flows.estimation.prefixes import Prefixes, find_prefixes
 from pollux_flows.estimation.prices import Prices
 from pollux_flows.estimation.work import Work, find_work
 from pollux_flows.pipeline.plan import Plan

@@ -9,7 +9,8 @@ from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.estimation.answers import AnswerLength
 from pollux_flows.estimation.estimate import Amount
-from pollux_flows.estimation.inputs import InputGroup, Inputs, Prefixes
+from pollux_flows.estimation.inputs import InputGroup, Inputs
+from pollux_flows.estimation.prefixes import Prefixes
 from pollux_flows.options import Options
 from pollux_flows.pricing import Cost, cost_at_most, cost_of, total
 from pollux_flows.result import Answer, Billing

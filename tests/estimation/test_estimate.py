@@ -263,3 +263,13 @@ async def test_what_calls_share_is_priced_as_the_provider_caches_it(  # noqa: PL
     bill = (await run_many(prompts, sources=sources, config=made, options=options)).metrics["cost_usd"]
     assert estimate.cost_usd.expected == pytest.approx(bill, rel=0.15)
     assert any(line.startswith("Prompt caching:") for line in estimate.assumptions) == (calls != 20)
+
+
+async def test_writes_are_billed_that_nothing_reads(sim: Simulator, config: MakeConfig) -> None:
+    """By GPT-5.6: of prompts that share nothing, too."""
+    assert not sim.requests
+    prompts = [f"{number} " + "x" * 20_000 for number in range(5)]
+    made, options = config("openai", model="gpt-5.6"), Options(max_tokens=16)
+    estimate = await estimate_many(prompts, config=made, options=options)
+    bill = (await run_many(prompts, config=made, options=options)).metrics["cost_usd"]
+    assert estimate.cost_usd.expected == pytest.approx(bill, rel=0.05)
