@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from pollux_flows import claude
@@ -40,6 +40,22 @@ class Prefixes:
     read: Sequence[float]
     written: Sequence[float]
     why: str | None = None
+    is_warm: bool = False
+    """True if a first call writes for all others, as it does in batches, too."""
+    writes_all: bool = False
+    """True if each call pays for writing all that it sends, and not only what others may read."""
+
+    def read_nothing(self) -> Prefixes:
+        """Return the worst case: each call writes what it could have read."""
+        written = [read + written for read, written in zip(self.read, self.written, strict=True)]
+        return replace(self, read=[0.0] * len(written), written=written)
+
+    def in_batch(self) -> Prefixes:
+        """Return what the calls of a batch read and write: none of them waits for another."""
+        if self.is_warm:
+            return self
+        alone = self.read_nothing()
+        return alone if self.writes_all else replace(alone, written=alone.read)
 
 
 def find_prefixes(work: Work, inputs: Tokens, config: Config) -> Prefixes:
@@ -48,7 +64,8 @@ def find_prefixes(work: Work, inputs: Tokens, config: Config) -> Prefixes:
     plan = work.sample[0].plan
     if not (plan.target.provider == "openai" or caches_prefix(plan)):
         return Prefixes(read, written)
-    minimum, writes_all = _find_minimum(plan), _writes_all(plan)
+    minimum = _find_minimum(plan)
+    writes_all = plan.target.provider == "openai" and bills_cache_writes(plan.target.model)
     if writes_all:
         written = [tokens if tokens >= minimum else 0.0 for tokens in inputs.expected]
     for places in _find_alike(work):
@@ -62,7 +79,14 @@ def find_prefixes(work: Work, inputs: Tokens, config: Config) -> Prefixes:
         for place in places:
             read[place] = tokens * (1 - first)
             written[place] = inputs.expected[place] - read[place] if writes_all else tokens * first
-    return Prefixes(read, written, _describe(plan, read, written, config))
+    if any(read):
+        who = "first call" if goes_warm(plan) else f"first {config.request_concurrency} calls"
+        why = f"Prompt caching: the {who} about the same sources write what the others read."
+    elif any(written) and (writes_all or plan.target.provider == "anthropic"):
+        why = "Prompt caching: calls write what they send, which costs more."
+    else:
+        why = None
+    return Prefixes(read, written, why, goes_warm(plan), writes_all)
 
 
 def _find_alike(work: Work) -> list[list[int]]:
@@ -81,16 +105,3 @@ def _find_minimum(plan: Plan) -> int:
     if plan.target.provider == "openai":
         return OPENAI_LEAST
     return claude.cache_minimum(plan.target.model) or _HIGHEST_MINIMUM
-
-
-def _writes_all(plan: Plan) -> bool:
-    """Return whether each call writes, and pays for, all that it sends, and not only what others may read."""
-    return plan.target.provider == "openai" and bills_cache_writes(plan.target.model)
-
-
-def _describe(plan: Plan, read: Sequence[float], written: Sequence[float], config: Config) -> str | None:
-    if any(read):
-        who = "first call" if goes_warm(plan) else f"first {config.request_concurrency} calls"
-        return f"Prompt caching: the {who} about the same sources write what the others read."
-    is_billed = plan.target.provider == "anthropic" or _writes_all(plan)
-    return "Prompt caching: calls write what they send, which costs more." if is_billed and any(written) else None
