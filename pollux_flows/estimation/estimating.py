@@ -83,7 +83,7 @@ def _estimate_nothing(work: Work, config: Config) -> Estimate:
 
 
 def _advise_caching(work: Work, config: Config) -> str:
-    plan = work.whole_plan
+    plan = work.only_plan
     if plan is None:
         return "Not looked at: a table's rows share no sources."
     choice = plan_cache(plan, [each.call for each in work.sample], config.request_concurrency).cache_choice
