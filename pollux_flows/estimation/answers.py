@@ -50,8 +50,8 @@ def estimate_answer(target: Target, options: Options, earlier: Sequence[Outcome]
     if worst is None:
         unknown = f"Without max_tokens, the longest answer of {target.model} is not known."
         return AnswerLength(low, expected, None, why, unknown)
-    limit = "max_tokens" if options.max_tokens else "the model's limit"
-    why.append(f"Worst case: answers of {worst:,} tokens, by {limit}.")
+    limit = "max_tokens" if options.max_tokens else "the most that is possible without max_tokens"
+    why.append(f"Worst case: answers of {worst:,} tokens, {limit}.")
     return AnswerLength(min(low, worst), min(expected, worst), worst, why)
 
 

@@ -11,8 +11,9 @@ from pollux_flows.estimation.answers import AnswerLength, estimate_answer
 from pollux_flows.estimation.counting import Counts, count_tokens, make_request_body
 from pollux_flows.estimation.durations import estimate_duration
 from pollux_flows.estimation.estimate import Amount, Estimate
-from pollux_flows.estimation.inputs import Inputs, Prefixes, find_prefixes
+from pollux_flows.estimation.inputs import Inputs
 from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, describe_sources, measure_calls
+from pollux_flows.estimation.prefixes import Prefixes, find_prefixes
 from pollux_flows.estimation.prices import Prices
 from pollux_flows.estimation.work import Work, find_work
 from pollux_flows.pipeline.plan import Plan
@@ -82,7 +83,7 @@ def _estimate_nothing(work: Work, config: Config) -> Estimate:
 
 
 def _advise_caching(work: Work, config: Config) -> str:
-    plan = work.whole_plan
+    plan = work.only_plan
     if plan is None:
         return "Not looked at: a table's rows share no sources."
     choice = plan_cache(plan, [each.call for each in work.sample], config.request_concurrency).cache_choice
@@ -94,6 +95,7 @@ def _advise_caching(work: Work, config: Config) -> str:
 def _list_assumptions(
     work: Work, config: Config, counts: Counts, answer: AnswerLength, prefixes: Prefixes
 ) -> Iterator[str]:
+    is_routed = config.provider == "openrouter"
     counted, sampled, asked = len(counts.by_place), len(work.sample), work.to_ask
     if not counted:
         yield f"Input: by length, {CHARACTERS_PER_TOKEN} characters a token. {counts.problem or _NOTHING_TO_COUNT}"
@@ -111,4 +113,5 @@ def _list_assumptions(
     yield from answer.why
     if prefixes.why:
         yield prefixes.why
-    yield f"Prices: {price_table()}."
+    routes = ", in which OpenRouter's are those of the model: a route may cost more" if is_routed else ""
+    yield f"Prices: {price_table()}{routes}."

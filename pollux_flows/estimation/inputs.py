@@ -1,29 +1,22 @@
-"""Inputs: the input tokens of all calls, from the counts of a few, and how many of them a prompt cache takes."""
+"""Inputs: the input tokens of all calls, from the counts of a few."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pollux_flows import claude
-from pollux_flows.config import Config
 from pollux_flows.estimation.counting import Counts
 from pollux_flows.estimation.estimate import Amount
 from pollux_flows.estimation.lengths import Length
-from pollux_flows.estimation.work import Work
-from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.prefix import OPENAI_LEAST, caches_prefix, goes_warm
+from pollux_flows.estimation.prefixes import Prefixes
 
 # How far tokens may be from a count by length: less for plain English, more for code and for other scripts.
 _FEWER: Final = 0.75
 _MORE: Final = 2.0
 # Calls are priced in so many groups of similar length: some prices depend on the length of the prompt.
 _GROUPS: Final = 64
-# Where it is not known from how many tokens on a model caches.
-_HIGHEST_MINIMUM: Final = 4_096
 
 
 class InputGroup(NamedTuple):
@@ -93,51 +86,3 @@ class Inputs:
                 for values in (self.expected, prefixes.read, prefixes.written)
             )
             yield InputGroup(len(places), tokens, self.cached + read, written)
-
-
-@dataclass(frozen=True)
-class Prefixes:
-    """The tokens of each call that prompt caching reads or writes, on average: the first calls write, others read."""
-
-    read: Sequence[float]
-    written: Sequence[float]
-    why: str | None = None
-
-
-def find_prefixes(work: Work, inputs: Inputs, config: Config) -> Prefixes:
-    """Return what prompt caching takes from calls that begin alike, if the provider or the options cache that."""
-    count = len(work.sample)
-    read, written = [0.0] * count, [0.0] * count
-    plans = {id(each.plan): each.plan for each in work.sample}
-    plan = next(iter(plans.values()), None)
-    has_own = any(each.call.sources is not None for each in work.sample)
-    if plan is None or len(plans) > 1 or has_own or not _caches(plan):
-        return Prefixes(read, written)
-    groups = defaultdict[int | None, list[int]](list)
-    for place, each in enumerate(work.sample):
-        groups[each.call.source].append(place)
-    for places in groups.values():
-        calls = len(places) * work.scale
-        # What one call writes is all that it sends: no other shares it.
-        own = 0.0 if calls > 1 else inputs.prompts[places[0]]
-        tokens = min(inputs.expected[place] - inputs.prompts[place] - inputs.cached for place in places) + own
-        if tokens < _find_minimum(plan):
-            continue
-        first = min(1.0, (1 if goes_warm(plan) else config.request_concurrency) / calls)
-        for place in places:
-            read[place], written[place] = tokens * (1 - first), tokens * first
-    if not any(written):
-        return Prefixes(read, written)
-    who = "first call" if goes_warm(plan) else f"first {config.request_concurrency} calls"
-    return Prefixes(read, written, f"Prompt caching: the {who} about the same sources write what the others read.")
-
-
-def _caches(plan: Plan) -> bool:
-    return plan.target.provider == "openai" or caches_prefix(plan)
-
-
-def _find_minimum(plan: Plan) -> int:
-    """Return from how many tokens on a prefix is cached."""
-    if plan.target.provider == "openai":
-        return OPENAI_LEAST
-    return claude.cache_minimum(plan.target.model) or _HIGHEST_MINIMUM

@@ -92,7 +92,7 @@ def is_too_large(plan: Plan, index: int) -> bool:
 
 
 def describe_sources(sample: Sequence[Sampled]) -> list[str]:
-    """Return what is assumed about sources whose length the provider does not count, or nobody knows."""
+    """Return what is assumed about sources whose length is not counted, or not known."""
     kinds: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     for plan, call in sample:

@@ -9,9 +9,10 @@ from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.estimation.answers import AnswerLength
 from pollux_flows.estimation.estimate import Amount
-from pollux_flows.estimation.inputs import InputGroup, Inputs, Prefixes
+from pollux_flows.estimation.inputs import InputGroup, Inputs
+from pollux_flows.estimation.prefixes import Prefixes
 from pollux_flows.options import Options
-from pollux_flows.pricing import Cost, cost_of, total
+from pollux_flows.pricing import Cost, cost_at_most, cost_of, total
 from pollux_flows.result import Answer, Billing
 
 
@@ -30,15 +31,12 @@ class Prices:
         """Return the low, the expected and the worst cost of all calls."""
         if batch and (refusal := self._find_batch_refusal()) is not None:
             return Amount(unknown=refusal)
-        if self.target.provider == "openrouter":
-            return Amount(unknown="OpenRouter's price depends on the route that it takes: it is known with the answer.")
-        inputs, answer = self.inputs, self.answer
-        low = self._add(inputs.low, answer.low, batch=batch)
-        expected = self._add(1.0, answer.expected, batch=batch)
-        if answer.worst is None:
-            worst = Cost(None, answer.unknown)
-        else:
-            worst = self._add(inputs.worst, answer.worst, batch=batch, reads_cache=False)
+        inputs, answer, prefixes = self.inputs, self.answer, self.prefixes.in_batch() if batch else self.prefixes
+        low = self._add(inputs.low, answer.low, prefixes, batch=batch)
+        expected = self._add(1.0, answer.expected, prefixes, batch=batch)
+        worst = Cost(None, answer.unknown)
+        if answer.worst is not None:
+            worst = self._add(inputs.worst, answer.worst, prefixes.read_nothing(), batch=batch)
         unknown = expected.unknown or low.unknown or worst.unknown
         return Amount(low=low.usd, expected=expected.usd, worst=worst.usd, unknown=unknown)
 
@@ -50,22 +48,28 @@ class Prices:
             return error.message
         return None
 
-    def _add(self, factor: float, output: float, *, batch: bool, reads_cache: bool = True) -> Cost:
+    def _add(self, factor: float, output: float, prefixes: Prefixes, *, batch: bool) -> Cost:
+        """Return the cost of all calls, with input tokens times the factor and so many of output."""
         costs = []
-        for group in self.inputs.group(self.prefixes):
-            answer = self._make_answer(group, factor, output, reads_cache=reads_cache and not batch)
-            cost = cost_of(self.target, answer, batch=batch)
-            costs.append(cost if cost.usd is None else Cost(cost.usd * group.calls * self.scale))
+        for group in self.inputs.group(prefixes):
+            cost = self._price_call(group, factor, output, batch=batch)
+            if cost.usd is None:
+                return cost
+            costs.append(Cost(cost.usd * group.calls * self.scale))
         return total(costs)
 
-    def _make_answer(self, group: InputGroup, factor: float, output: float, *, reads_cache: bool) -> Answer:
-        """Return an answer with the tokens of a call of this group."""
+    def _price_call(self, group: InputGroup, factor: float, output: float, *, batch: bool) -> Cost:
+        """Return the price of a call of this group, as if it had been answered."""
         sent = round(group.tokens * factor)
-        # Of what the options name, a price is known in any case.
-        read = group.read if reads_cache else self.inputs.cached
-        written = round(group.written * factor) if reads_cache else 0
-        usage = {"input_tokens": sent, "cached_tokens": min(round(read * factor), sent), "output_tokens": round(output)}
+        if self.target.provider == "openrouter":  # which says what it charged only with the answer
+            return cost_at_most(self.target, sent, round(output))
+        written = min(round(group.written * factor), sent)
+        usage = {
+            "input_tokens": sent,
+            "output_tokens": round(output),
+            "cached_tokens": min(round(group.read * factor), sent - written),
+            "cache_write_tokens": written,
+        }
         billing = Billing(long_cache_write_tokens=written if self.options.cache_ttl == "1h" else 0)
-        return Answer(
-            text="", finish_reason="stop", usage={**usage, "cache_write_tokens": min(written, sent)}, billing=billing
-        )
+        answer = Answer(text="", finish_reason="stop", usage=usage, billing=billing)
+        return cost_of(self.target, answer, batch=batch)

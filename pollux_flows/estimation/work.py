@@ -49,7 +49,7 @@ class Work:
         return self.to_ask / len(self.sample) if self.sample else 0.0
 
     @property
-    def whole_plan(self) -> Plan | None:
+    def only_plan(self) -> Plan | None:
         """Return the plan of all calls to ask, unless the sample stands for others."""
         plans = {id(each.plan): each.plan for each in self.sample}
         return next(iter(plans.values())) if len(plans) == 1 and self.to_ask == len(self.sample) else None

@@ -59,17 +59,24 @@ async def test_without_a_counter_length_decides(sim: Simulator, config: MakeConf
     assert KEY not in estimate.model_dump_json()
 
 
-@pytest.mark.parametrize("provider", ["openrouter", "local"])
-async def test_providers_without_a_counter_are_not_asked(
-    sim: Simulator, config: MakeConfig, provider: ProviderName
-) -> None:
-    """Their price is not known, in words."""
-    estimate = await estimate_many(["x" * 400], config=config(provider), options=Options(max_tokens=10))
+async def test_a_local_server_is_not_asked(sim: Simulator, config: MakeConfig) -> None:
+    """It has no counter, and its price is not known, in words."""
+    estimate = await estimate_many(["x" * 400], config=config("local"), options=Options(max_tokens=10))
     assert not sim.requests
     assert estimate.input_tokens.expected == 100
     assert estimate.cost_usd.expected is None
-    assert estimate.cost_usd.unknown is not None
+    assert estimate.cost_usd.unknown == "The cost of an answer from a local server is not known."
     assert "does not support" in str(estimate.batch_cost_usd.unknown)
+
+
+async def test_openrouter_is_estimated_by_its_list(sim: Simulator, config: MakeConfig) -> None:
+    """It says what it charged only with an answer."""
+    prompts = ["x" * 4_000 + str(number) for number in range(10)]
+    estimate = await estimate_many(prompts, config=config("openrouter"), options=Options(max_tokens=50))
+    assert not sim.requests
+    envelope = await run_many(prompts, config=config("openrouter"), options=Options(max_tokens=50))
+    assert estimate.cost_usd.expected == pytest.approx(envelope.metrics["cost_usd"], rel=0.15)
+    assert any("a route may cost more" in line for line in estimate.assumptions)
 
 
 @with_counter
@@ -256,3 +263,14 @@ async def test_what_calls_share_is_priced_as_the_provider_caches_it(  # noqa: PL
     bill = (await run_many(prompts, sources=sources, config=made, options=options)).metrics["cost_usd"]
     assert estimate.cost_usd.expected == pytest.approx(bill, rel=0.15)
     assert any(line.startswith("Prompt caching:") for line in estimate.assumptions) == (calls != 20)
+    assert (estimate.cost_usd.worst or 0) >= bill
+
+
+async def test_writes_are_billed_that_nothing_reads(sim: Simulator, config: MakeConfig) -> None:
+    """By GPT-5.6: of prompts that share nothing, too."""
+    assert not sim.requests
+    prompts = [f"{number} " + "x" * 20_000 for number in range(5)]
+    made, options = config("openai", model="gpt-5.6"), Options(max_tokens=16)
+    estimate = await estimate_many(prompts, config=made, options=options)
+    bill = (await run_many(prompts, config=made, options=options)).metrics["cost_usd"]
+    assert estimate.cost_usd.expected == pytest.approx(bill, rel=0.05)

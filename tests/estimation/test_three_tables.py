@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel
 
-from pollux_flows import Config, Estimate, Options, estimate_many, run_many
+from pollux_flows import Config, Estimate, Options, collect_deferred, defer_many, estimate_many, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.pipeline.terms import Reuse
 from pollux_flows.simulator import Simulator
@@ -76,3 +76,15 @@ async def test_short_prompts_of_which_some_are_answered(
     estimate, bill = await estimate_and_run(sim, config(provider), prompts, reuse="always")
     assert (estimate.calls, estimate.reused, estimate.to_ask) == (120, 20, 100)
     assert estimate.cost_usd.expected == pytest.approx(bill, rel=0.15)
+
+
+@with_counter
+async def test_a_batch_costs_what_was_expected(sim: Simulator, config: MakeConfig, provider: ProviderName) -> None:
+    """About half of what the same calls cost now."""
+    sim.batch_s = 0.0
+    prompts, options = texts(30, f"batch {provider}", (100, 500)), Options(max_tokens=50)
+    estimate = await estimate_many(prompts, config=config(provider), options=options)
+    handle = await defer_many(prompts, config=config(provider), options=options)
+    envelope = await collect_deferred(handle, config=config(provider))
+    assert estimate.batch_cost_usd.expected == pytest.approx(envelope.metrics["cost_usd"], rel=0.15)
+    assert estimate.batch_cost_usd.expected == pytest.approx((estimate.cost_usd.expected or 0) / 2, rel=0.01)
