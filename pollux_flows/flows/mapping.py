@@ -66,9 +66,7 @@ async def map_table(
     answer_column: str,
     options: Options | None,
     delivery: Delivery,
-    reuse: Reuse,
-    max_age: float | None,
-    max_cost_usd: float | None,
+    terms: Terms,
     limit: int | None,
     on_partial: OnPartial,
     if_exists: Literal["replace", "error"],
@@ -80,7 +78,6 @@ async def map_table(
     if here is None:
         raise InternalError("A table is mapped by a flow, and no flow run is at hand.")
     _check_counts(limit=limit, rows_per_chunk=rows_per_chunk)
-    Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd)
     config = await provider.config()
     spec = make_spec(prompt, source_columns, config.target, options)
     spec.check()
@@ -106,10 +103,9 @@ async def map_table(
         )
         await confirm_store(here)
         if needs_approval:
-            own_terms = Terms(reuse=reuse, max_age=max_age)
-            await require_approval(lambda: estimate_scanned(scanned, spec, config, own_terms))
-        terms, scope = _make_terms(here, reuse, max_age, max_cost_usd), _make_scope(here, reuse)
-        run = MapRun(spec, terms, scope, await store_id(open_store()), provider.name)
+            await require_approval(lambda: estimate_scanned(scanned, spec, config, terms))
+        scope = _make_scope(here, terms.reuse)
+        run = MapRun(spec, _share_answers(terms, here), scope, await store_id(open_store()), provider.name)
         mapping = _Mapping(scanned, kept, answer_columns)
         async with show_progress(scanned.rows, "Rows answered") as progress:
             runner = (
@@ -219,17 +215,17 @@ def _ending_of(table: str) -> str:
     return ending if ending in {".csv", ".jsonl"} else ".jsonl" if ending == ".ndjson" else ".parquet"
 
 
-def _make_terms(here: Lineage, reuse: Reuse, max_age: float | None, max_cost_usd: float | None) -> Terms:
-    """Return terms by which rows of one run share their answers, however often they are asked.
+def _share_answers(terms: Terms, here: Lineage) -> Terms:
+    """Return the terms of a run whose equal rows share an answer.
 
-    Identical rows are asked once, so a row takes any answer to its call. What `reuse` decides is how old that may be:
-    any age, or no older than the outermost run, or no older than the run at hand.
+    So a row takes any answer to its call. What `reuse` decides is how old that may be: any age, or no older than the
+    outermost run, or no older than the run at hand.
     """
-    began = (here.flow_run if reuse == "never" else here.outermost).start_time
-    since = time.time() if began is None else began.timestamp()
-    if reuse == "always":
-        return Terms(reuse="always", since=None if max_age is None else since - max_age, max_cost_usd=max_cost_usd)
-    return Terms(reuse="always", since=since, max_cost_usd=max_cost_usd)
+    began = (here.flow_run if terms.reuse == "never" else here.outermost).start_time
+    since: float | None = time.time() if began is None else began.timestamp()
+    if terms.reuse == "always":
+        since = None if since is None or terms.max_age is None else since - terms.max_age
+    return terms.model_copy(update={"reuse": "always", "max_age": None, "since": since})
 
 
 def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -19,11 +21,14 @@ from prefect.flow_engine import run_flow_async
 from pollux_flows import Config, ConfigurationError, Estimate, Options, Source, estimate_many
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
-from pollux_flows.flows import aestimate, amap_rows, approval, estimate, map_rows
+from pollux_flows.flows import aestimate, afan_out, amap_rows, approval, asubmit, estimate, map_rows
 from pollux_flows.flows.approval import is_approved, wait_for_approval
 from pollux_flows.simulator import Simulator
+from tests.prefect.jobs import no_jobs_are_left
 from tests.prefect.test_flows import newest_run
 from tests.prefect.test_served import until
+
+__all__ = ["no_jobs_are_left"]
 
 PROMPTS = ["What fell short?", "What should the board know?"]
 
@@ -161,27 +166,38 @@ async def test_a_deployed_run_is_suspended_until_a_person_approves() -> None:
         await client.delete_deployment(deployment)
 
 
-async def test_a_table_waits_for_approval(
-    provider: PolluxProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.usefixtures("no_jobs_are_left")
+@pytest.mark.parametrize("kind", ["map-rows", "fan-out", "submit"])
+async def test_a_run_that_requires_approval_asks_nothing_before(
+    kind: str,
+    provider: PolluxProvider,
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """Nothing is generated before, and nothing is asked twice after."""
     monkeypatch.setattr(approval, "_LOOK_EVERY_S", 0.1)
     table = tmp_path / "t.csv"
     table.write_text("name\nAnn\nBob\n")
-    simulator.reset()
-    running = asyncio.create_task(
-        amap_rows(str(table), "Greet {name}", provider, str(tmp_path / "out.csv"), require_approval=True)
-    )
+    prompts = ["Greet Ann", "Greet Bob"]
+    asking: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "map-rows": lambda: amap_rows(
+            str(table), "Greet {name}", provider, str(tmp_path / "out.csv"), require_approval=True
+        ),
+        "fan-out": lambda: afan_out(prompts, provider, require_approval=True),
+        "submit": lambda: asubmit(prompts, provider, require_approval=True),
+    }
+    running = asyncio.create_task(asking[kind]())
     run: list[FlowRun] = []
 
     async def is_paused() -> bool:
-        run[:] = [await newest_run("map-rows")]
-        return run[0].state is not None and run[0].state.is_paused()
+        with suppress(IndexError):  # it has not begun
+            run[:] = [await newest_run(kind)]
+        return any(each.state is not None and each.state.is_paused() for each in run)
 
     await until(is_paused)
     assert {each.operation for each in simulator.requests} == {"count_tokens"}
-    assert not (tmp_path / "out.csv").exists()
+    assert (await page_of(f"pollux-{kind}-estimate")).startswith("**2 calls to ask")
     await resume(run[0].id)
-    report = await asyncio.wait_for(running, 60)
-    assert (report.asked, report.answered) == (2, 2)
-    assert (await page_of("pollux-map-rows")).count("Greet")
+    await asyncio.wait_for(running, 60)
+    asked = [each for each in simulator.requests if each.operation in {"generate", "batch.create"}]
+    assert len(asked) == (1 if kind == "submit" else 2)
