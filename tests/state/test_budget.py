@@ -212,7 +212,7 @@ def spend(address: str, limit: float, seed: int, _: float) -> float:
 
 
 def test_four_processes_spend_all_of_a_budget_and_no_more(address: str) -> None:
-    limit = 20.0
+    limit = 8.0
     spent = sum(at_once(4, partial(spend, address, limit)))
     assert limit - 4 * 0.3 < spent <= limit + 1e-9
 
