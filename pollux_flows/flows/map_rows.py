@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from pollux_flows.blocks.budget import PolluxBudget
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import OnPartial
 from pollux_flows.flows.mapping import Delivery, map_table
@@ -28,6 +29,7 @@ async def map_rows(
     reuse: Reuse = "always",
     max_age: float | None = None,
     max_cost_usd: float | None = None,
+    budget: PolluxBudget | None = None,
     limit: int | None = None,
     on_partial: OnPartial = "complete",
     if_exists: Literal["replace", "error"] = "replace",
@@ -51,6 +53,7 @@ async def map_rows(
             retried; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
         max_cost_usd: What the answers may cost at most. Rows that are not asked for that have the status "budget".
+        budget: A PolluxBudget that the run shares with others. A call must fit into both. Not for "deferred".
         limit: How many rows to read; empty for all.
         on_partial: When some rows have no answer, "complete" the run, or "fail" it, so that it can be retried.
         if_exists: What to do when there is an output already: "replace" it once the new one is complete, or "error".
@@ -70,6 +73,7 @@ async def map_rows(
         reuse=reuse,
         max_age=max_age,
         max_cost_usd=max_cost_usd,
+        budget=None if budget is None else budget.limits(),
         limit=limit,
         on_partial=on_partial,
         if_exists=if_exists,

@@ -35,7 +35,7 @@ from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.options import Options
 from pollux_flows.output import write_manifest
 from pollux_flows.pages import count_of
-from pollux_flows.pipeline.terms import Reuse, Terms
+from pollux_flows.pipeline.terms import Reuse, SharedBudget, Terms
 from pollux_flows.run_store import confirm_store, store_id
 from pollux_flows.scope import Lineage, lineage
 from pollux_flows.state.home import home
@@ -66,6 +66,7 @@ async def map_table(
     reuse: Reuse,
     max_age: float | None,
     max_cost_usd: float | None,
+    budget: SharedBudget | None,
     limit: int | None,
     on_partial: OnPartial,
     if_exists: Literal["replace", "error"],
@@ -77,6 +78,11 @@ async def map_table(
         raise InternalError("A table is mapped by a flow, and no flow run is at hand.")
     _check_counts(limit=limit, rows_per_chunk=rows_per_chunk)
     Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd)
+    if budget is not None and delivery == "deferred":
+        raise ConfigurationError(
+            "A PolluxBudget holds for calls that are made now, and delivery is 'deferred'.",
+            hint="Leave budget out, and pass max_cost_usd, which holds for a batch, too.",
+        )
     config = await provider.config()
     spec = MapSpec(
         prompt=prompt,
@@ -108,7 +114,7 @@ async def map_table(
             provider.model,
         )
         await confirm_store(here)
-        terms, scope = _make_terms(here, reuse, max_age, max_cost_usd), _make_scope(here, reuse)
+        terms, scope = _make_terms(here, reuse, max_age, max_cost_usd, budget), _make_scope(here, reuse)
         run = MapRun(spec, terms, scope, await store_id(open_store()), provider.name)
         mapping = _Mapping(scanned, kept, answer_columns)
         async with show_progress(scanned.rows, "Rows answered") as progress:
@@ -207,7 +213,9 @@ def _ending_of(table: str) -> str:
     return ending if ending in {".csv", ".jsonl"} else ".jsonl" if ending == ".ndjson" else ".parquet"
 
 
-def _make_terms(here: Lineage, reuse: Reuse, max_age: float | None, max_cost_usd: float | None) -> Terms:
+def _make_terms(
+    here: Lineage, reuse: Reuse, max_age: float | None, max_cost_usd: float | None, budget: SharedBudget | None
+) -> Terms:
     """Return terms by which rows of one run share their answers, however often they are asked.
 
     Identical rows are asked once, so a row takes any answer to its call. What `reuse` decides is how old that may be:
@@ -215,9 +223,8 @@ def _make_terms(here: Lineage, reuse: Reuse, max_age: float | None, max_cost_usd
     """
     began = (here.flow_run if reuse == "never" else here.outermost).start_time
     since = time.time() if began is None else began.timestamp()
-    if reuse == "always":
-        return Terms(reuse="always", since=None if max_age is None else since - max_age, max_cost_usd=max_cost_usd)
-    return Terms(reuse="always", since=since, max_cost_usd=max_cost_usd)
+    oldest = since if reuse != "always" else None if max_age is None else since - max_age
+    return Terms(reuse="always", since=oldest, max_cost_usd=max_cost_usd, budget=budget)
 
 
 def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:
