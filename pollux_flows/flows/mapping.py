@@ -78,6 +78,11 @@ async def map_table(
     if here is None:
         raise InternalError("A table is mapped by a flow, and no flow run is at hand.")
     _check_counts(limit=limit, rows_per_chunk=rows_per_chunk)
+    if terms.budget is not None and delivery == "deferred":
+        raise ConfigurationError(
+            "A PolluxBudget holds for calls that are made now, and delivery is 'deferred'.",
+            hint="Leave budget out, and pass max_cost_usd, which holds for a batch, too.",
+        )
     config = await provider.config()
     spec = make_spec(prompt, source_columns, config.target, options)
     spec.check()

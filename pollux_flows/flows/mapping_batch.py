@@ -23,7 +23,6 @@ from pollux_flows.config import Config
 from pollux_flows.deferred.answers import read_pieces
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.results import Item
-from pollux_flows.errors import ConfigurationError
 from pollux_flows.flows.chunks import MapRun
 from pollux_flows.flows.submitting import submit_job
 from pollux_flows.flows.waiting import mark_failed, resubmit_if_failed, wait_until_complete
@@ -51,10 +50,6 @@ class BatchRunner:
 
     def __post_init__(self) -> None:
         check_deferred(self.run.spec.target, self.run.spec.options)
-        if self.run.terms.budget is not None:
-            raise ConfigurationError(
-                "A PolluxBudget does not hold for batches.", hint="Pass max_cost_usd, or delivery='realtime'."
-            )
         self.job: Job | None = None
 
     async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
@@ -96,6 +91,7 @@ class BatchRunner:
                 self.provider,
                 list(sources),
                 spec.options,
+                max_cost_usd=self.run.terms.max_cost_usd,
                 sources_by_prompt=[[sources[each] for each in question.sources] for question in missing.values()]
                 if spec.source_columns
                 else None,

@@ -97,7 +97,8 @@ class Spending:
         if not self.is_limited or outcome.answer is None:
             return
         self._unknown = self._unknown or outcome.cost_unknown
-        if self._run is not None and (outcome.counted_in is None or outcome.counted_in != self.ledger):
+        is_counted = outcome.counted_in is not None and outcome.counted_in == self.ledger
+        if self._run is not None and not is_counted and outcome.identity not in self._uncounted:
             self._uncounted[outcome.identity] = outcome.paid_usd
             self._run.elsewhere_usd += outcome.paid_usd
 

@@ -223,7 +223,7 @@ class Budget:
             raise self._refused[1]
 
     async def close(self) -> None:
-        """Report what was spent, and give back the rest. A call that was not settled stays reserved in full."""
+        """Report what was spent, and give back the rest. A call that was not settled counts in full."""
         if self._renewing is not None:
             self._renewing.cancel()
         if self._ledger is None or (self._found is None and not self._spent):
@@ -307,7 +307,7 @@ class Budget:
         while True:
             await asyncio.sleep(every_s)
             async with self._turn:
-                if not self._tranche > _NOTHING:
+                if max(self._tranche, self._reserved) <= _NOTHING:
                     continue
                 ahead = min(max(self._room, 0.0), self._ahead(0.0)) if self._was_used else 0.0
                 self._was_used = False

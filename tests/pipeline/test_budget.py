@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pollux_flows import BudgetError, Config, ConfigurationError, Options, RetryPolicy, Source, run, run_many
+from pollux_flows.config import ProviderName
 from pollux_flows.pipeline import spending
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
@@ -137,6 +138,30 @@ async def test_a_cancelled_call_stays_counted_in_full(config: MakeConfig, sim: S
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert (await ledger())["spent"] == pytest.approx(most)
+
+
+@pytest.mark.parametrize("provider", ["gemini", "openai", "anthropic", "openrouter"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"system_instruction": "Antworte auf Deutsch: 日本語もいいです。" * 9},
+        {"response_schema": {"type": "object", "properties": {"why": {"type": "string"}}, "required": ["why"]}},
+        {"tools": [{"name": "find", "description": "Find it.", "parameters": {"type": "object", "properties": {}}}]},
+        {"history": [{"role": "user", "content": "Who?" * 50}, {"role": "assistant", "content": "Nobody. " * 50}]},
+    ],
+    ids=lambda options: next(iter(options), "plain"),
+)
+async def test_no_call_costs_more_than_its_worst_case(
+    config: MakeConfig, provider: ProviderName, options: dict[str, Any]
+) -> None:
+    """Whatever it is made of, and for each provider."""
+    settings, prompt = config(provider), "Почему небо голубое? " * 20
+    limited = Options(max_tokens=500, **options)
+    most = await worst_case(settings, prompt, limited)
+    (outcome,) = await execute(settings, [prompt], Terms(max_cost_usd=most), limited)
+    assert outcome.cost_usd is not None
+    assert 0 < outcome.cost_usd <= most
 
 
 # --- Refused before anything is sent --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pollux_flows.errors import BudgetError, ConfigurationError
-from pollux_flows.state.budget import Budget, BudgetLedger, Reservation, reserve
+from pollux_flows.state.budget import Budget, BudgetLedger, Reservation, open_run_ledger, reserve
 from pollux_flows.state.maintenance import remove_damaged, survey
 from pollux_flows.state.process import this_process
+from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Store
 from tests.state.places import Clock, at_once, opened
 
@@ -183,6 +185,24 @@ async def test_a_damaged_ledger_is_an_error(store: Store, make: Callable[..., Bu
     assert (await remove_damaged(store)).removed == [KEY]
 
 
+def test_a_flow_run_within_another_has_a_budget_of_its_own(store: Store) -> None:
+    """A retry of the outer one finds it again by its place there."""
+    outer = RunScope("run", flow_run="run")
+    keys = [
+        open_run_ledger(store, scope).key
+        for scope in (
+            outer,
+            replace(outer, chain=(("run", "again"),)),
+            replace(outer, flow_run="sub 1", place="task 1"),
+            replace(outer, flow_run="sub 2", place="task 2"),
+            replace(outer, flow_run="sub 3", place="task 1"),
+        )
+    ]
+    assert keys[0] == keys[1]
+    assert keys[2] == keys[4]
+    assert len(set(keys)) == 3
+
+
 # --- Never above ----------------------------------------------------------------------------------------------
 
 
@@ -212,7 +232,7 @@ def spend(address: str, limit: float, seed: int, _: float) -> float:
 
 
 def test_four_processes_spend_all_of_a_budget_and_no_more(address: str) -> None:
-    limit = 20.0
+    limit = 8.0
     spent = sum(at_once(4, partial(spend, address, limit)))
     assert limit - 4 * 0.3 < spent <= limit + 1e-9
 
