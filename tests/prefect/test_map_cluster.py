@@ -30,6 +30,7 @@ from tests.loopback import MODELS, Reply, good, http, scripted, until
 
 ROOT: Final = Path(__file__).parents[2]
 ROWS: Final = int(os.environ.get("TEST_CLUSTER_ROWS", "240"))
+CHUNK: Final = ROWS // 8
 WORKERS: Final = 2
 CONCURRENCY: Final = 10
 LATENCY_S: Final = 0.02
@@ -41,17 +42,22 @@ ROW_USD: Final = 300 * INPUT_USD + 16 * OUTPUT_USD
 class Provider:
     """Counts how often each row is asked, and how many requests are under way at once."""
 
+    held: int = 0
+    """The first so many rows are answered once two chunks of others have been asked."""
     asked: Counter[str] = field(default_factory=Counter)
     under_way: int = 0
     most: int = 0
 
     def choose(self, body: bytes) -> Reply:
-        prompt = json.dumps(json.loads(body)["input"])
+        prompt = json.loads(body)["input"][0]["content"][0]["text"]
         self.asked[prompt] += 1
+        is_held = int(prompt.rpartition(" ")[2]) < self.held
 
         async def reply(writer: asyncio.StreamWriter) -> None:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
+            if is_held:
+                await until(lambda: len(self.asked) > self.held + 2 * CHUNK, within_s=60)
             await asyncio.sleep(LATENCY_S)
             self.under_way -= 1
             writer.write(http(good("openai", "fine", usage=USAGE)))
@@ -94,9 +100,11 @@ class Mapping:
 
 
 @asynccontextmanager
-async def mapping(cluster: LocalCluster, folder: Path, name: str, **settings: Any) -> AsyncIterator[Mapping]:
+async def mapping(
+    cluster: LocalCluster, folder: Path, name: str, *, held: int = 0, **settings: Any
+) -> AsyncIterator[Mapping]:
     """Start to map a table on the cluster, with a counting provider."""
-    provider, table, output = Provider(), folder / "table.parquet", folder / "out.parquet"
+    provider, table, output = Provider(held), folder / "table.parquet", folder / "out.parquet"
     pq.write_table(pa.table({"number": range(ROWS), "text": [f"{name}, row {row}" for row in range(ROWS)]}), table)
     runner: Any = DaskTaskRunner(address=cluster.scheduler_address)  # whose futures Prefect types more narrowly
     flow: Any = amap_rows.with_options(task_runner=runner)
@@ -110,14 +118,15 @@ async def mapping(cluster: LocalCluster, folder: Path, name: str, **settings: An
         )
         await block.asave(name, overwrite=True)
         worst = await worst_case(await block.config(), f"Say it: {name}, row {ROWS - 1}")
-        settings |= {"options": SHORT, "rows_per_chunk": ROWS // 8}
+        settings |= {"options": SHORT, "rows_per_chunk": CHUNK}
         run = flow(str(table), "Say it: {text}", block, str(output), **settings)
         yield Mapping(provider, asyncio.create_task(run), worst, output)
 
 
 @pytest.mark.timeout(600)
 async def test_every_row_is_paid_for_once_within_the_limits(cluster: LocalCluster, tmp_path: Path) -> None:
-    async with mapping(cluster, tmp_path, "map-cluster") as mapped:
+    """A chunk that takes long does not hold up the other worker."""
+    async with mapping(cluster, tmp_path, "map-cluster", held=CHUNK) as mapped:
         await mapped.run
     assert mapped.count_statuses() == {"answered": ROWS}
     assert len(mapped.provider.asked) == mapped.provider.requests == ROWS
