@@ -95,7 +95,6 @@ class BatchRunner:
                 sources_by_prompt=[[sources[each] for each in question.sources] for question in missing.values()]
                 if spec.source_columns
                 else None,
-                max_cost_usd=self.run.terms.max_cost_usd,
             )
         await resubmit_if_failed(job)
         self.job = await wait_until_complete(job.name)
