@@ -14,9 +14,10 @@ from pollux_flows.access import apply_restrictions, current_restrictions
 from pollux_flows.answer_rows import AnswerRow
 from pollux_flows.config import Config
 from pollux_flows.document import Record
+from pollux_flows.errors import BudgetError
 from pollux_flows.mapping.questions import Question, Questions, plan_questions, read_questions
 from pollux_flows.mapping.spec import MapSpec
-from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution
+from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution, unasked
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.pipeline.terms import Terms
@@ -83,7 +84,13 @@ async def answer_chunk(
     `turn` is closed once all calls stand in line.
     """
     async with _open_chunk(chunk, spec, config, terms, scope, session=session) as (questions, execution):
-        outcomes = await execution.answer_calls(execution.plan.calls, on_outcome, turn)
+        calls = execution.plan.calls
+        try:
+            outcomes = await execution.answer_calls(calls, on_outcome, turn)
+        except BudgetError as error:
+            if chunk.first_row == 0:  # nothing is paid yet: the budget is refused
+                raise
+            outcomes = [unasked(call, error) for call in calls]
     return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
 
 
