@@ -19,8 +19,7 @@ async def worst_case(config: Config, prompt: str, options: Options = SHORT, *, o
     """Return the worst case of a call, of so many that share its options."""
     plan = make_plan(make_request([prompt] * of, target=config.target, options=options))
     async with open_execution(plan, config) as execution:
-        await execution.check_budget(plan.calls, 1e9)
-        return execution.find_worst_case(plan.calls[0])
+        return (await execution.find_worst_case(plan.calls[0])).usd(prompt)
 
 
 def bill(sim: Simulator) -> float:

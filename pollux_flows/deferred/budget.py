@@ -7,7 +7,7 @@ cost.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import cache
 
 from pollux_flows.deferred.submit import make_call
 from pollux_flows.deferred.warm import goes_first
@@ -25,17 +25,16 @@ from pollux_flows.state.store import Store
 
 def price_job(plan: Plan, session: Session) -> float:
     """Return the most that the calls of a plan cost as a batch, or raise where that is not known."""
-    attachments, worst_cases = Attachments(plan, session), dict[tuple[int, ...], WorstCase]()
-    total = 0.0
-    for planned in plan.calls:
-        sources = tuple(plan.sources_of(planned))
-        if sources not in worst_cases:
-            call = make_call(plan, planned, attachments.pretended(sources), caches=goes_first(plan))
-            call = replace(call, prompt=call.prompt and "")
-            body, sizes = session.provider.generate.request(call), [text_size(plan, index) for index in sources]
-            worst_cases[sources] = find_worst_case(plan.target, call, body, sizes, batch=True)
-        total += worst_cases[sources].usd(planned.prompt)
-    return total
+    attachments, caches = Attachments(plan, session), goes_first(plan)
+
+    @cache
+    def find(sources: tuple[int, ...]) -> WorstCase:
+        first = plan.calls[0].model_copy(update={"prompt": ""})
+        call = make_call(plan, first, attachments.pretended(sources), caches=caches)
+        sizes = [text_size(plan, index) for index in sources]
+        return find_worst_case(plan.target, call, session.provider.generate.request(call), sizes, batch=True)
+
+    return sum(find(tuple(plan.sources_of(planned))).usd(planned.prompt) for planned in plan.calls)
 
 
 def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
@@ -45,7 +44,7 @@ def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
 
 
 async def reserve_job(
-    store: Store, scope: RunScope, job: str, plan: Plan, session: Session, *, limit_usd: float
+    store: Store, scope: RunScope, job: str, *, plan: Plan, session: Session, limit_usd: float
 ) -> None:
     """Reserve what a job may cost in the budget of its run, or raise if not so much is left.
 

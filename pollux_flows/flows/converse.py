@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pollux_flows.blocks.budget import PolluxBudget
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.conversing import answer_turn
 from pollux_flows.flows.sync_and_async import async_form, sync_form
@@ -21,6 +22,7 @@ async def converse(
     max_rounds: int = 10,
     tool_timeout_s: float = 300.0,
     max_cost_usd: float | None = None,
+    budget: PolluxBudget | None = None,
 ) -> ResultEnvelope:
     """Ask one thing in a conversation, which any later run goes on with by its name.
 
@@ -35,6 +37,7 @@ async def converse(
         max_rounds: How many times the model may call tools before it answers.
         tool_timeout_s: How long one call of a tool may take, in seconds.
         max_cost_usd: The most that the answers to this prompt cost. The model is asked if that surely fits.
+        budget: A PolluxBudget that the run shares with others. A call must fit into both.
     """
     return await answer_turn(
         prompt,
@@ -46,6 +49,7 @@ async def converse(
         max_rounds=max_rounds,
         tool_timeout_s=tool_timeout_s,
         max_cost_usd=max_cost_usd,
+        budget=None if budget is None else budget.limits(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pollux_flows.blocks.budget import PolluxBudget
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import Cache, OnPartial, answer
 from pollux_flows.flows.sync_and_async import async_form, sync_form
@@ -23,7 +24,9 @@ async def fan_out(
     reuse: Reuse = "run",
     max_age: float | None = None,
     max_cost_usd: float | None = None,
+    budget: PolluxBudget | None = None,
     on_partial: OnPartial = "fail",
+    require_approval: bool = False,
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """Ask many things about the same sources.
@@ -43,7 +46,9 @@ async def fan_out(
             earlier run's as well; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
         max_cost_usd: The most that answers, and caches that the run creates, cost. A call is made if it surely fits.
+        budget: A PolluxBudget that the run shares with others. A call must fit into both.
         on_partial: When some prompts have no answer, "fail" the run, so that it can be retried, or "complete" it.
+        require_approval: Before anything is asked, wait until a person has seen the estimate and resumes the run.
         calls_per_task: How many calls a task run makes; empty for one each, up to 32 task runs.
     """
     return await answer(
@@ -52,11 +57,14 @@ async def fan_out(
         provider,
         sources,
         options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+        terms=Terms(
+            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
+        ),
         prompts_from=prompts_from,
         output=output,
         cache=cache,
         on_partial=on_partial,
+        needs_approval=require_approval,
         calls_per_task=calls_per_task,
     )
 

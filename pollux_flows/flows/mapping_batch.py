@@ -91,6 +91,7 @@ class BatchRunner:
                 self.provider,
                 list(sources),
                 spec.options,
+                max_cost_usd=self.run.terms.max_cost_usd,
                 sources_by_prompt=[[sources[each] for each in question.sources] for question in missing.values()]
                 if spec.source_columns
                 else None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pollux_flows.blocks.budget import PolluxBudget
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import Cache, answer
 from pollux_flows.flows.sync_and_async import async_form, sync_form
@@ -22,6 +23,7 @@ async def realtime(
     reuse: Reuse = "run",
     max_age: float | None = None,
     max_cost_usd: float | None = None,
+    budget: PolluxBudget | None = None,
 ) -> ResultEnvelope:
     """Ask one thing, about some sources or none.
 
@@ -38,6 +40,7 @@ async def realtime(
             earlier run's as well; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
         max_cost_usd: The most that answers, and caches that the run creates, cost. A call is made if it surely fits.
+        budget: A PolluxBudget that the run shares with others. A call must fit into both.
     """
     return await answer(
         "realtime",
@@ -45,7 +48,9 @@ async def realtime(
         provider,
         sources,
         options,
-        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd),
+        terms=Terms(
+            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
+        ),
         output=output,
         cache=cache,
     )

@@ -20,6 +20,8 @@ async def submit(
     output: str | None = None,
     resubmit: int = 0,
     on_lost: OnLost = "submit",
+    max_cost_usd: float | None = None,
+    require_approval: bool = False,
 ) -> str:
     """Submit prompts about the same sources, and return the name of the PolluxDeferredJob that `collect` collects.
 
@@ -35,6 +37,8 @@ async def submit(
         resubmit: How often failed prompts that may succeed the next time are submitted again by themselves.
         on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
             again, "report" leaves that to a person.
+        max_cost_usd: Submit nothing if the answers may cost more than this, at batch prices.
+        require_approval: Before anything is sent, wait until a person has seen the estimate and resumes the run.
     """
     job = await submit_job(
         prompts,
@@ -45,6 +49,8 @@ async def submit(
         output=output,
         resubmit=resubmit,
         on_lost=on_lost,
+        max_cost_usd=max_cost_usd,
+        needs_approval=require_approval,
     )
     return job.name
 

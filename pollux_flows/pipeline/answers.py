@@ -61,6 +61,7 @@ class Answers:
             target,
             store=store,
             scope=self._scope,
+            shared=terms.budget,
             spent_usd=terms.spent_usd,
             concurrency=concurrency,
         )

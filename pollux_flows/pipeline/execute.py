@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import cast
 from uuid import uuid4
 
 from pollux_flows.config import Config
@@ -180,8 +179,8 @@ class Execution:
         for planned in asked.values():
             if planned.sources is None:
                 await self.check_call(planned)
-        if self.answers.spending.limit_usd is not None:
-            await self.check_budget(calls, self.answers.spending.limit_usd)
+        if self.answers.spending.is_limited:
+            await self.check_budget([planned for planned in calls if planned.sources is None])
 
     async def check_call(self, planned: PlannedCall) -> None:
         """Refuse what only the finished request of a call shows, before a file is uploaded for it."""
@@ -189,24 +188,29 @@ class Execution:
         call = self.make_call(planned, attachments.pretended(self.plan.sources_of(planned)))
         await retry_call(partial(session.check, call), self.config)  # a look at what would be sent is no call
 
-    async def check_budget(self, calls: Sequence[PlannedCall], limit_usd: float) -> None:
-        """Refuse a limit below the worst case of the cheapest call. One with sources of its own is refused alone."""
-        await self.open_session()
-        calls = [planned for planned in calls if planned.sources is None]
-        cheapest = min(calls, key=self.find_worst_case, default=None)
-        if cheapest is not None and self.find_worst_case(cheapest) > limit_usd:
-            raise self._worst_cases[tuple(self.plan.sources_of(cheapest))].refusal(cheapest.prompt, limit_usd)
+    async def check_budget(self, calls: Sequence[PlannedCall]) -> None:
+        """Refuse a budget below the worst case of the cheapest of these calls."""
+        shortest: dict[int | None, PlannedCall] = {}
+        for planned in calls:
+            found = shortest.setdefault(planned.source, planned)
+            if len(planned.prompt or "") < len(found.prompt or ""):
+                shortest[planned.source] = planned
+        worst_cases = [(await self.find_worst_case(planned), planned.prompt) for planned in shortest.values()]
+        if worst_cases:
+            self.answers.spending.check_fits(*min(worst_cases, key=lambda each: each[0].usd(each[1])))
 
-    def find_worst_case(self, planned: PlannedCall) -> float:
-        """Return the most that this call may cost, once the session is open."""
+    async def find_worst_case(self, planned: PlannedCall) -> WorstCase:
+        """Return the worst case of the calls about the same sources as this one."""
         sources = tuple(self.plan.sources_of(planned))
-        if sources not in self._worst_cases:
-            session, attachments = cast(tuple[Session, Attachments], self._opened)
-            call = replace(self.make_call(planned, attachments.pretended(sources)), prompt=planned.prompt and "")
-            body = session.provider.generate.request(call)
-            sizes = [text_size(self.plan, index) for index in sources]
-            self._worst_cases[sources] = find_worst_case(self.plan.target, call, body, sizes)
-        return self._worst_cases[sources].usd(planned.prompt)
+        if (known := self._worst_cases.get(sources)) is not None:
+            return known
+        session, attachments = await self.open_session()
+        call = replace(self.make_call(planned, attachments.pretended(sources)), prompt=planned.prompt and "")
+        sizes = [text_size(self.plan, index) for index in sources]
+        found = find_worst_case(self.plan.target, call, session.provider.generate.request(call), sizes)
+        if planned.sources is None:  # else no other call is about the same
+            self._worst_cases[sources] = found
+        return found
 
     def make_call(
         self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None
@@ -251,6 +255,7 @@ class _CallRun:
         self._sources: Sequence[int] = ()
         self._materials: tuple[Material, ...] = ()
         self._saved: Outcome | None = None
+        self._worst_case: WorstCase | None = None
         self._reservation = Reservation()
 
     async def run(self) -> Outcome:
@@ -270,6 +275,9 @@ class _CallRun:
         await self._answers.check_may_ask()  # before a file is uploaded for it
         if self._planned.sources is not None:  # of calls with sources of their own, an unusable one fails alone
             await self._execution.check_call(self._planned)
+        if self._answers.spending.is_limited:
+            self._worst_case = await self._execution.find_worst_case(self._planned)
+            self._answers.spending.check_fits(self._worst_case, self._planned.prompt)
         config = self._execution.config
         session, attachments = await self._execution.open_session()
         has_reattached = False
@@ -309,9 +317,8 @@ class _CallRun:
         if attempts == 0:
             self._place.close()
             await self._check_permission()
-        self._reservation = await self._answers.spending.reserve(
-            partial(self._execution.find_worst_case, self._planned)
-        )
+        if self._worst_case is not None:
+            self._reservation = await self._answers.spending.reserve(self._worst_case, self._planned.prompt)
 
     async def _generate(self, session: Session) -> Answer:
         call = self._execution.make_call(self._planned, self._materials, self._cache)

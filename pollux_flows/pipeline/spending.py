@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Final
 
 from pollux_flows.config import Target
 from pollux_flows.errors import BudgetError, ConfigurationError
 from pollux_flows.pipeline.savings import UsedCache, cache_cost
-from pollux_flows.pricing import cost_of, dollars
+from pollux_flows.pipeline.terms import SharedBudget
+from pollux_flows.pipeline.worst_case import WorstCase
+from pollux_flows.pricing import cost_of
 from pollux_flows.result import Answer, Billing, Outcome
-from pollux_flows.state.budget import Budget, Reservation, open_run_ledger, reserve
+from pollux_flows.state.budget import Budget, Reservation, open_run_ledger, open_shared_ledger, reserve
 from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Store
 
@@ -21,7 +24,7 @@ _PLAIN: Final = Answer(
 
 
 class Spending:
-    """The budget of one run, for one execution of its calls. Without a limit, nothing is counted."""
+    """The budgets of one run, for one execution of its calls. Without any, nothing is counted."""
 
     def __init__(
         self,
@@ -30,83 +33,121 @@ class Spending:
         *,
         store: Store,
         scope: RunScope | None = None,
+        shared: SharedBudget | None = None,
         spent_usd: float = 0.0,
         concurrency: int = 1,
     ) -> None:
         self.ledger: str | None = None
         """The ledger of the run's budget, with which its answers are marked; None for a run without a name."""
-        self._budgets: list[Budget] = []
+        self._run: Budget | None = None
+        self._shared: dict[str, Budget] = {}
+        self._sharing, self._store, self._concurrency = shared, store, concurrency
         self._cache_costs: dict[str, float] = {}
         self._uncounted: dict[str, float] = {}
         self._unknown: str | None = None
         self._target = target
-        if limit_usd is None:
+        self._name = "max_cost_usd" if limit_usd is not None or shared is None else f"The budget {shared.name!r}"
+        if not self.is_limited and limit_usd is None:
             return
         if unknown := cost_of(target, _PLAIN).unknown:
             raise ConfigurationError(
-                f"max_cost_usd cannot be enforced: {unknown}",
-                hint="Leave max_cost_usd out, or use a model with a price.",
+                f"{self._name} cannot be enforced: {unknown}",
+                hint="Leave it out, or use a model with a price.",
             )
-        ledger = None if scope is None else open_run_ledger(store, scope)
-        self.ledger = None if ledger is None else ledger.key
-        self._budgets = [Budget(limit_usd, self._refuse, ledger, elsewhere_usd=spent_usd, concurrency=concurrency)]
+        if limit_usd is not None:
+            ledger = None if scope is None else open_run_ledger(store, scope)
+            self.ledger = None if ledger is None else ledger.key
+            self._run = Budget(limit_usd, ledger, elsewhere_usd=spent_usd, concurrency=concurrency)
 
     @property
-    def limit_usd(self) -> float | None:
-        """The limit of the run, if it has one."""
-        return self._budgets[0].limit_usd if self._budgets else None
+    def is_limited(self) -> bool:
+        """Return whether calls need room in a budget."""
+        return self._run is not None or self._sharing is not None
+
+    def _find_budgets(self) -> list[Budget]:
+        """Return the budgets that a call needs room in: of a budget a day, that of today."""
+        budgets = [] if self._run is None else [self._run]
+        if (shared := self._sharing) is None:
+            return budgets
+        today = _today()
+        again = f"Raise the budget {shared.name!r}, or run again after midnight (UTC)."
+        for day, limit_usd, what, hint in (
+            (today, shared.usd_per_day, "daily", again),
+            (None, shared.usd_in_total, "total", f"Raise the budget {shared.name!r}."),
+        ):
+            if limit_usd is None:
+                continue
+            ledger = open_shared_ledger(
+                self._store, shared.name, self._target.provider if shared.each_provider else None, day
+            )
+            if ledger.key not in self._shared:  # yesterday's stays, for the calls that were made then
+                self._shared[ledger.key] = Budget(
+                    limit_usd,
+                    ledger,
+                    name=f"the {what} budget {shared.name!r}",
+                    spender="the runs that share it have",
+                    hint=hint,
+                    concurrency=self._concurrency,
+                )
+            budgets.append(self._shared[ledger.key])
+        return budgets
 
     def count_found(self, outcome: Outcome) -> None:
         """Count an answer of an earlier attempt, unless the ledger has it: attempts without a budget have none."""
-        if not self._budgets or outcome.answer is None:
+        if not self.is_limited or outcome.answer is None:
             return
         self._unknown = self._unknown or outcome.cost_unknown
-        if outcome.counted_in is None or outcome.counted_in != self.ledger:
+        is_counted = outcome.counted_in is not None and outcome.counted_in == self.ledger
+        if self._run is not None and not is_counted and outcome.identity not in self._uncounted:
             self._uncounted[outcome.identity] = outcome.paid_usd
-            self._budgets[0].elsewhere_usd += outcome.paid_usd
+            self._run.elsewhere_usd += outcome.paid_usd
 
-    async def reserve(self, find_worst_case: Callable[[], float]) -> Reservation:
+    def check_fits(self, worst_case: WorstCase, prompt: str | None) -> None:
+        """Refuse a call whose worst case is above a limit, or above what is known to be left."""
+        usd = worst_case.usd(prompt)
+        for budget in self._find_budgets():
+            if usd > budget.limit_usd:
+                raise worst_case.budget_error(prompt, budget.limit_usd, budget.name)
+            budget.check(usd)
+
+    async def reserve(self, worst_case: WorstCase, prompt: str | None) -> Reservation:
         """Reserve the worst case of a call, once there is room for it, or raise why it may not be made."""
         self.check()
-        return await reserve(self._budgets, find_worst_case()) if self._budgets else Reservation()
+        self.check_fits(worst_case, prompt)
+        return await reserve(self._find_budgets(), worst_case.usd(prompt))
 
     def settle(self, reservation: Reservation, outcome: Outcome) -> None:
         """Count the cost of an answer in place of its reservation, with what earlier attempts paid for the call."""
         reservation.settle(outcome.cost_usd)
         self._unknown = self._unknown or outcome.cost_unknown
         # It is saved with their cost, and marked as counted.
-        if paid_before := self._uncounted.pop(outcome.identity, 0.0):
-            self._budgets[0].elsewhere_usd -= paid_before
-            self._budgets[0].spend(paid_before)
+        if self._run is not None and (paid_before := self._uncounted.pop(outcome.identity, 0.0)):
+            self._run.elsewhere_usd -= paid_before
+            self._run.spend(paid_before)
 
     def add_caches(self, caches: Iterable[UsedCache]) -> None:
         """Add the cost of the run's caches: the contents and the storage of those that it created."""
-        for cache in caches:
+        budgets = self._find_budgets()
+        for cache in caches if budgets else ():
             cost = cache_cost(self._target, cache)
-            for budget in self._budgets:
+            for budget in budgets:
                 budget.spend((cost.usd or 0.0) - self._cache_costs.get(cache.name, 0.0))
             self._cache_costs[cache.name] = cost.usd or 0.0
             self._unknown = self._unknown or cost.unknown
 
     def check(self) -> None:
-        """Refuse a new call once the limit is reached, or once the cost is unknown."""
-        if self._budgets and self._unknown is not None:
+        """Refuse a new call once the cost of one is unknown."""
+        if self.is_limited and self._unknown is not None:
             raise BudgetError(
-                f"Not asked: max_cost_usd cannot be enforced any more. {self._unknown}",
-                hint="Leave max_cost_usd out and run again.",
+                f"Not asked: {self._name} cannot be enforced any more. {self._unknown}",
+                hint="Leave it out and run again.",
             )
-        for budget in self._budgets:
-            budget.check()
 
     async def close(self) -> None:
         """Report what was spent to the other processes of the run, and give back the rest."""
-        for budget in self._budgets:
+        for budget in filter(None, [self._run, *self._shared.values()]):
             await budget.close()
 
-    def _refuse(self, spent_usd: float, lost_usd: float, usd: float) -> BudgetError:
-        lost = f" (and up to {dollars(lost_usd)} for batches, and calls of a killed process)" if lost_usd else ""
-        return BudgetError(
-            f"Not asked: the run has cost {dollars(spent_usd)} so far{lost}, this call may cost up to {dollars(usd)}, "
-            f"and max_cost_usd is {dollars(self._budgets[0].limit_usd)}.",
-            hint="Raise max_cost_usd and run again.",
-        )
+
+def _today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"

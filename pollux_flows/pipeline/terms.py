@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Literal
 
-from pydantic import Field, StrictFloat, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictFloat, field_validator, model_validator
 
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
@@ -13,6 +13,15 @@ from pollux_flows.plain import Text
 
 Reuse = Literal["run", "always", "never"]
 """Which earlier answers to the same call count: this run's own, those of any run, or none."""
+
+
+class SharedBudget(Document):
+    """A budget that runs share by its name, with all that use the same state."""
+
+    name: Text = Field(min_length=1, description="Its name.")
+    usd_per_day: StrictFloat | None = Field(default=None, ge=0, description="The most that one day (UTC) may cost.")
+    usd_in_total: StrictFloat | None = Field(default=None, ge=0, description="The most that all days may cost.")
+    each_provider: StrictBool = Field(default=False, description="Whether each provider has the amounts by itself.")
 
 
 class Terms(Document):
@@ -32,6 +41,7 @@ class Terms(Document):
         description="The answers cost no more than this: a call is not made while its worst case might exceed it.",
     )
 
+    budget: SharedBudget | None = Field(default=None, description="A budget that the run shares with others.")
     spent_usd: StrictFloat = Field(default=0.0, ge=0, description="What earlier rounds of the run have cost.")
 
     @field_validator("max_age", mode="before")

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
 
 from pollux_flows.errors import BudgetError, PolluxError
+from pollux_flows.pricing import dollars
 from pollux_flows.state import leases
 from pollux_flows.state.identity import digest
 from pollux_flows.state.leases import LEASE_S, Clock
@@ -32,13 +33,12 @@ from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Json, Store, damaged_record_error
 
 RUN_PREFIX: Final = "budget/"
+# Runs that began on a day may end on a later one.
+_DAY_STORED_S: Final = 7 * 86_400.0
 # A tranche is for so many calls beyond those under way, at their average cost.
 _CALLS_AHEAD: Final = 50
 # Amounts are sums of floating-point numbers; no token costs as little as this.
 _NOTHING: Final = 1e-13
-
-Refuse = Callable[[float, float, float], BudgetError]
-"""Returns the error for a call, from what is spent, what stays reserved elsewhere, and the worst case of the call."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,12 @@ def open_run_ledger(store: Store, scope: RunScope, token: str | None = None) -> 
     return BudgetLedger(store, f"{RUN_PREFIX}{name}", ttl_s=retention_s(), token=token)
 
 
+def open_shared_ledger(store: Store, budget: str, provider: str | None, day: str | None) -> BudgetLedger:
+    """Return the ledger of a budget that runs share by its name: for one day, or for all days."""
+    key = f"shared-budget/{digest('budget', budget)}/{provider or 'all'}/{day or 'total'}"
+    return BudgetLedger(store, key, ttl_s=None if day is None else _DAY_STORED_S)
+
+
 def read_ledger(record: Json) -> tuple[float, dict[str, Json]]:
     """Return what is spent by this record, and its tranches, or raise KeyError, TypeError or ValueError."""
     tranches = {str(token): {**tranche, "usd": float(tranche["usd"])} for token, tranche in record["tranches"].items()}
@@ -159,16 +165,21 @@ class Budget:
     def __init__(
         self,
         limit_usd: float,
-        refuse: Refuse,
         ledger: BudgetLedger | None = None,
         *,
+        name: str = "max_cost_usd",
+        spender: str = "the run has",
+        hint: str = "Raise max_cost_usd and run again.",
         elsewhere_usd: float = 0.0,
         concurrency: int = 1,
     ) -> None:
         self.limit_usd = limit_usd
+        self.name = name
+        """The limit's name, for errors."""
         self.elsewhere_usd = elsewhere_usd
         """What counts against the limit and is in no ledger."""
-        self._refuse, self._ledger, self._concurrency = refuse, ledger, concurrency
+        self._spender, self._hint = spender, hint
+        self._ledger, self._concurrency = ledger, concurrency
         self._spent = 0.0  # since the ledger was written
         self._reserved = 0.0
         self._open = 0
@@ -206,13 +217,13 @@ class Budget:
         self._settled += usd
         self._changed.set()
 
-    def check(self) -> None:
-        """Raise why nothing more may be spent, as far as that is known."""
-        if self._refused is not None:
+    def check(self, usd: float) -> None:
+        """Raise if a call that may cost no more than this one was refused."""
+        if self._refused is not None and usd >= self._refused[0]:
             raise self._refused[1]
 
     async def close(self) -> None:
-        """Report what was spent, and give back the rest. A call that was not settled stays reserved in full."""
+        """Report what was spent, and give back the rest. A call that was not settled counts in full."""
         if self._renewing is not None:
             self._renewing.cancel()
         if self._ledger is None or (self._found is None and not self._spent):
@@ -235,8 +246,7 @@ class Budget:
     async def _wait_for_room(self, usd: float) -> None:
         pauses = leases.backoff_pauses()
         while True:
-            if self._refused is not None and usd >= self._refused[0]:
-                raise self._refused[1]
+            self.check(usd)
             self._changed.clear()
             await self._ask_ledger(usd)
             if self._fits(usd):
@@ -244,13 +254,21 @@ class Budget:
             others_work = self._found is not None and self._found.others_work
             # What has settled while the ledger was asked has left room.
             if not self._open and not others_work and not self._changed.is_set():
-                found = self._found or Tranche(0.0, 0.0, 0.0, others_work=False)
-                spent = self._spent + self.elsewhere_usd + found.spent_usd
-                self._refused = usd, self._refuse(spent, found.reserved_elsewhere_usd, usd)
+                self._refused = usd, self._refuse(usd)
                 raise self._refused[1]
             with suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses) if self._ledger else None):
                     await self._changed.wait()
+
+    def _refuse(self, usd: float) -> BudgetError:
+        found = self._found or Tranche(0.0, 0.0, 0.0, others_work=False)
+        spent, lost = self._spent + self.elsewhere_usd + found.spent_usd, found.reserved_elsewhere_usd
+        more = f" (and up to {dollars(lost)} for batches, and calls of a killed process)" if lost > _NOTHING else ""
+        return BudgetError(
+            f"Not asked: {self._spender} cost {dollars(spent)} so far{more}, this call may cost up to {dollars(usd)},"
+            f" and {self.name} is {dollars(self.limit_usd)}.",
+            hint=self._hint,
+        )
 
     async def _ask_ledger(self, usd: float) -> None:
         if self._ledger is None:
@@ -289,7 +307,7 @@ class Budget:
         while True:
             await asyncio.sleep(every_s)
             async with self._turn:
-                if not self._tranche > _NOTHING:
+                if max(self._tranche, self._reserved) <= _NOTHING:
                     continue
                 ahead = min(max(self._room, 0.0), self._ahead(0.0)) if self._was_used else 0.0
                 self._was_used = False

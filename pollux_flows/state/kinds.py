@@ -27,6 +27,7 @@ _KINDS: Final = {
     "asked": "job",
     "cache": "cache",
     "budget": "budget",
+    "shared-budget": "shared budget",
 }
 # Without most other kinds, what is at a provider would never be deleted or collected. A conversation is for people.
 _REMOVABLE: Final = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash", "turn", "budget"}

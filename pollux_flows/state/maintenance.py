@@ -38,7 +38,11 @@ _CHECK_EVERY_S: Final = 60.0
 _RETRIED_S: Final = 86_400.0
 # A disk gives back whole pages, and those of an index: hardly more than so many bytes for each of a record.
 _BYTES_FREED: Final = 3.0
-_READERS: Final[dict[str, Callable[[Json], object]]] = {"budget": read_ledger, "owner": UploadKey.model_validate}
+_READERS: Final[dict[str, Callable[[Json], object]]] = {
+    "budget": read_ledger,
+    "shared budget": read_ledger,
+    "owner": UploadKey.model_validate,
+}
 _checked_at: Final[dict[str, float]] = {}
 
 
@@ -121,11 +125,11 @@ class DamageReport(Record):
     """The keys of damaged records."""
 
     removed: list[str] = Field(default_factory=list)
-    left: list[str] = Field(default_factory=list, description="Records of files at a provider and of their owners.")
+    left: list[str] = Field(default_factory=list, description="Records about providers, and conversations.")
 
 
 async def remove_damaged(store: Store, *, dry_run: bool = False) -> DamageReport:
-    """Remove the damaged records, except those about files at a provider."""
+    """Remove the damaged records, except those about what is at a provider, and conversations."""
     damaged = [row async for row in store.list_rows() if not row.expired and not _is_valid(row)]
     removable = [row for row in damaged if is_removable(row.key)]
     removed = removable if dry_run else await store.delete_rows(removable)

@@ -452,8 +452,7 @@ async def test_a_cache_that_is_made_again_counts_against_the_budget(
     sim.gemini_caches.clear()
     plan = with_handle(gemini, handle, ["a"])
     async with open_execution(plan, gemini, caches=registry) as execution:
-        await execution.check_budget(plan.calls, 1.0)
-        budget = execution.find_worst_case(plan.calls[0])
+        budget = (await execution.find_worst_case(plan.calls[0])).usd("a")
     (outcome,) = await executed(plan, gemini, registry, max_cost_usd=budget)
     assert outcome.failure is not None
     assert "max_cost_usd" in outcome.failure.message

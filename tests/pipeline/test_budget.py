@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from pollux_flows import BudgetError, Config, ConfigurationError, Options, RetryPolicy, Source, run, run_many
+from pollux_flows.config import ProviderName
+from pollux_flows.pipeline import spending
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
-from pollux_flows.pipeline.terms import Terms
+from pollux_flows.pipeline.terms import SharedBudget, Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.store import open_store
@@ -138,6 +140,30 @@ async def test_a_cancelled_call_stays_counted_in_full(config: MakeConfig, sim: S
     assert (await ledger())["spent"] == pytest.approx(most)
 
 
+@pytest.mark.parametrize("provider", ["gemini", "openai", "anthropic", "openrouter"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"system_instruction": "Antworte auf Deutsch: 日本語もいいです。" * 9},
+        {"response_schema": {"type": "object", "properties": {"why": {"type": "string"}}, "required": ["why"]}},
+        {"tools": [{"name": "find", "description": "Find it.", "parameters": {"type": "object", "properties": {}}}]},
+        {"history": [{"role": "user", "content": "Who?" * 50}, {"role": "assistant", "content": "Nobody. " * 50}]},
+    ],
+    ids=lambda options: next(iter(options), "plain"),
+)
+async def test_no_call_costs_more_than_its_worst_case(
+    config: MakeConfig, provider: ProviderName, options: dict[str, Any]
+) -> None:
+    """Whatever it is made of, and for each provider."""
+    settings, prompt = config(provider), "Почему небо голубое? " * 20
+    limited = Options(max_tokens=500, **options)
+    most = await worst_case(settings, prompt, limited)
+    (outcome,) = await execute(settings, [prompt], Terms(max_cost_usd=most), limited)
+    assert outcome.cost_usd is not None
+    assert 0 < outcome.cost_usd <= most
+
+
 # --- Refused before anything is sent --------------------------------------------------------------------------
 
 
@@ -171,7 +197,7 @@ async def test_an_unknown_maximum_is_refused(config: MakeConfig, sim: Simulator)
             "text",
         ),
     ):
-        with pytest.raises(ConfigurationError, match=r"max_cost_usd cannot be enforced: It is not known") as raised:
+        with pytest.raises(ConfigurationError, match=r"No budget can be enforced: It is not known") as raised:
             await run("why?", config=settings, options=options, max_cost_usd=100.0)
         assert hint in (raised.value.hint or "")
     assert asked(sim) == []
@@ -218,6 +244,58 @@ async def test_what_attempts_without_a_budget_paid_counts_too(config: MakeConfig
             alone, ["p0", "p1", "p2"], Terms(run_key="k", max_cost_usd=bill(sim) + more * most), SHORT
         )
         assert kinds(found) == [None, None, expected]
+
+
+# --- Budgets that runs share ------------------------------------------------------------------------------------
+
+
+async def test_runs_share_a_budget_by_its_name(config: MakeConfig, sim: Simulator) -> None:
+    """A run without a name, too; and what runs without the budget cost is not in it."""
+    alone = config("openai", request_concurrency=1)
+    most = await worst_case(alone, "why?")
+    await execute(alone, ["why?"], Terms(), SHORT)
+    cost = bill(sim)
+    for name, expected in (("a", [None, None, "budget"]), ("b", [None])):
+        shared = SharedBudget(name=name, usd_in_total=most + 1.5 * cost)
+        for kind in expected:
+            assert kinds(await execute(alone, ["why?"], Terms(budget=shared), SHORT)) == [kind]
+    assert len(asked(sim)) == 4
+
+
+async def test_a_call_must_fit_into_both_budgets(config: MakeConfig, sim: Simulator) -> None:
+    alone = config("openai", request_concurrency=1)
+    most = await worst_case(alone, "why?", of=2)
+    for limit, total, said in ((1.0, 0.9, "total budget 'team' is"), (0.9, 1.0, "max_cost_usd is")):
+        shared = SharedBudget(name="team", usd_in_total=total * most)
+        with pytest.raises(BudgetError, match=said):
+            await execute(alone, ["why?"], Terms(max_cost_usd=limit * most, budget=shared, run_key="k"), SHORT)
+    assert asked(sim) == []
+
+
+async def test_a_daily_budget_begins_anew_each_day(
+    config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within a run that goes on past midnight."""
+    alone = config("openai", request_concurrency=1)
+    terms = Terms(budget=SharedBudget(name="team", usd_per_day=1.01 * await worst_case(alone, "why?", of=4)))
+    found = await execute(alone, ["why?"] * 4, terms, SHORT)
+    assert kinds(found) == [None, "budget", "budget", "budget"]
+    assert found[1].failure is not None
+    assert "after midnight (UTC)" in (found[1].failure.hint or "")
+    days = iter([f"day {number}" for number in range(1_000)])
+    monkeypatch.setattr(spending, "_today", lambda: next(days))
+    assert kinds(await execute(alone, ["why?"] * 4, terms, SHORT)) == [None] * 4
+    assert len(asked(sim)) == 5
+
+
+async def test_each_provider_may_have_a_budget_by_itself(config: MakeConfig) -> None:
+    openai, gemini = config("openai", request_concurrency=1), config("gemini", request_concurrency=1)
+    amount = 1.01 * await worst_case(openai, "why?")
+    for is_each, expected in ((True, None), (False, "budget")):
+        terms = Terms(budget=SharedBudget(name=f"{is_each}", usd_in_total=amount, each_provider=is_each))
+        assert kinds(await execute(openai, ["why?"], terms, SHORT)) == [None]
+        assert kinds(await execute(openai, ["why?"], terms, SHORT)) == ["budget"]
+        assert kinds(await execute(gemini, ["why?"], terms, Options(max_tokens=300))) == [expected]
 
 
 PROGRAM = textwrap.dedent("""

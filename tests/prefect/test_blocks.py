@@ -12,7 +12,7 @@ from prefect.client.schemas.actions import BlockDocumentCreate, BlockSchemaCreat
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 
 from pollux_flows import Source
-from pollux_flows.blocks import PolluxCache, PolluxDeferredJob, PolluxProvider
+from pollux_flows.blocks import PolluxBudget, PolluxCache, PolluxDeferredJob, PolluxProvider
 from pollux_flows.blocks.registration import aregister_block_types, has_current_form
 from pollux_flows.flows import realtime, submit, warm_cache
 from tests.prefect.jobs import no_jobs_are_left
@@ -20,7 +20,7 @@ from tests.prefect.jobs import no_jobs_are_left
 pytestmark = pytest.mark.usefixtures(no_jobs_are_left.__name__)
 
 
-@pytest.mark.parametrize("block", [PolluxProvider, PolluxCache, PolluxDeferredJob])
+@pytest.mark.parametrize("block", [PolluxProvider, PolluxBudget, PolluxCache, PolluxDeferredJob])
 class TestStandards(BlockStandardTestSuite):
     """Prefect's standards: descriptions that are sentences, a link, an example that loads the block."""
 
@@ -37,13 +37,23 @@ def save_cache(provider: PolluxProvider) -> str:
     return warm_cache([Source.from_text("A long report. " * 500)], provider)
 
 
+def save_budget(_: PolluxProvider) -> str:
+    PolluxBudget(usd_per_day=10.0).save("of-examples", overwrite=True)
+    return "of-examples"
+
+
 def submit_job(provider: PolluxProvider) -> str:
     return submit(["Why?"], provider)
 
 
 @pytest.mark.parametrize(
     ("kind", "save"),
-    [(PolluxProvider, lambda _: "of-examples"), (PolluxCache, save_cache), (PolluxDeferredJob, submit_job)],
+    [
+        (PolluxProvider, lambda _: "of-examples"),
+        (PolluxBudget, save_budget),
+        (PolluxCache, save_cache),
+        (PolluxDeferredJob, submit_job),
+    ],
 )
 def test_the_example_runs(
     kind: type[Block], save: Callable[[PolluxProvider], str], capsys: pytest.CaptureFixture[str]
