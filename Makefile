@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test browser pictures docs check bench fresh-install kills batch-kills cache-kills parents format clean
+.PHONY: demo test browser pictures docs check bench fresh-install kills batch-kills cache-kills map-kills cluster parents format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
@@ -48,6 +48,12 @@ batch-kills: $(READY)  ## kill whoever submits or collects a batch, two hundred 
 
 cache-kills: $(READY)  ## kill the creator of a cache at a hundred moments
 	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py tests/prefect/test_killed_caches.py
+
+map-kills: $(READY)  ## kill a run over a table of 2,000 rows at twenty moments
+	TEST_MAP_KILLS=20 TEST_MAP_ROWS=2000 $(BIN)/pytest -q tests/prefect/test_killed_map.py
+
+cluster: $(READY)  ## map 5,000 rows on two Dask workers, and again while one of them is killed
+	TEST_CLUSTER_ROWS=5000 $(BIN)/pytest -q tests/prefect/test_map_cluster.py
 
 parents: $(READY)  ## retry parents of all shapes at random moments, two hundred times
 	TEST_PARENTS=200 $(BIN)/pytest -q --timeout 3600 tests/prefect/test_retried_parents.py

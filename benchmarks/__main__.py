@@ -17,7 +17,7 @@ os.environ |= {"PREFECT_LOGGING_LEVEL": "WARNING", "DO_NOT_TRACK": "1", "PREFECT
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
-from benchmarks import fan_out
+from benchmarks import fan_out, map_rows
 from pollux_flows import Config, run
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import arealtime, realtime
@@ -40,6 +40,7 @@ def main() -> None:
     file_cost()
     fan_out.compare(1_000, repetitions=5)
     fan_out.compare(10_000, repetitions=1)
+    map_rows.compare(10_000)
 
 
 def import_cost() -> None:

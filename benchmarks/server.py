@@ -1,17 +1,25 @@
-"""A provider that always answers the same after a while, and costs the machine next to nothing."""
+"""A provider that always answers the same after a while, and costs the machine next to nothing.
+
+It runs in a process of its own, and writes how many requests have come for each line of its input.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+MODEL = "gpt-4.1-mini"
 ANSWER = {
     "id": "resp_1",
     "object": "response",
     "created_at": 1,
     "status": "completed",
-    "model": "gpt-4.1-mini",
+    "model": MODEL,
     "output": [
         {
             "type": "message",
@@ -36,18 +44,55 @@ _BODY = json.dumps(ANSWER).encode()
 _REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
 
 
+@dataclass
+class Server:
+    """It, for whoever started it."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+    @property
+    def requests(self) -> int:
+        """How many have come."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+
+@contextmanager
+def serve(latency_s: float) -> Iterator[Server]:
+    """Start one that answers after so long."""
+    command = [sys.executable, "-m", "benchmarks.server", str(latency_s)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield Server(process.stdout.readline().strip(), process)
+        finally:
+            process.kill()
+
+
 async def main(latency_s: float) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    requests = 0
+
+    def tell() -> None:
+        sys.stdin.readline()
+        print(requests, flush=True)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
+                requests += 1
                 await asyncio.sleep(latency_s)
                 writer.write(_REPLY)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    asyncio.get_running_loop().add_reader(sys.stdin, tell)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
     await server.serve_forever()
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         RateLimitError,
         SourceError,
     )
+    from pollux_flows.estimation.api import estimate_many
+    from pollux_flows.estimation.estimate import Estimate
     from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
     from pollux_flows.options import Options
     from pollux_flows.realtime import continue_tool, run, run_many
@@ -40,6 +42,7 @@ __all__ = [
     "DeferredHandle",
     "DeferredNotReadyError",
     "DeferredSnapshot",
+    "Estimate",
     "InternalError",
     "Options",
     "PlanningError",
@@ -55,6 +58,7 @@ __all__ = [
     "create_cache",
     "defer",
     "defer_many",
+    "estimate_many",
     "inspect_deferred",
     "run",
     "run_many",
@@ -65,6 +69,8 @@ _HOMES = {
     "source": ("Source",),
     "options": ("Options",),
     "result": ("ResultEnvelope",),
+    "estimation.api": ("estimate_many",),
+    "estimation.estimate": ("Estimate",),
     "handles": ("CacheHandle", "DeferredHandle", "DeferredSnapshot"),
     "realtime": ("continue_tool", "run", "run_many"),
     "caching.create": ("create_cache",),

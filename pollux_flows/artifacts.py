@@ -20,13 +20,16 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from slugify import slugify
 
+from pollux_flows.estimation.estimate import Estimate
+from pollux_flows.estimation.table import describe_calls, describe_cost
 from pollux_flows.jobs.connection import open_client
-from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_grid
+from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_estimate, render_grid
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.result import Outcome, ResultEnvelope, SweepReport
 from pollux_flows.scope import lineage
 
 _PROGRESS_EVERY_S: Final = 2.0
+_LABEL: Final = "label:"
 
 
 @asynccontextmanager
@@ -62,14 +65,18 @@ async def publish_page(page: str, description: str) -> None:
 async def _page_key() -> str:
     """Return the key of the page of a run. The UI shows the pages of one key as a history: that of one piece of work.
 
-    It is named after the outermost flow, its deployment and the flow at hand: `pollux-fan-out` for a script,
-    `pollux-fan-out-nightly` for a deployment, `pollux-weekly-report-fan-out` for a flow that calls fan-out.
+    It is named after the outermost flow, its deployment, the flow at hand, and tags such as `label:north`:
+    `pollux-fan-out` for a script, `pollux-fan-out-north` for one that tags its run so, `pollux-fan-out-nightly` for a
+    deployment, `pollux-weekly-report-fan-out` for a flow that calls fan-out.
     """
     here, context = await lineage(), FlowRunContext.get()
     own = [] if context is None or context.flow is None else [context.flow.name]
-    names = list(own)
+    names, labels = list(own), list[str]()
     if here is not None:
         run = here.outermost
+        labels = sorted(
+            {tag.removeprefix(_LABEL) for tag in [*run.tags, *here.flow_run.tags] if tag.startswith(_LABEL)}
+        )
         async with open_client() as client:
             if not here.is_outermost:
                 names = [(await client.read_flow(run.flow_id)).name]
@@ -77,7 +84,7 @@ async def _page_key() -> str:
                 with suppress(ObjectNotFound):  # deleted since
                     names.append((await client.read_deployment(run.deployment_id)).name)
     # A deployment may bear the name of its flow.
-    words = dict.fromkeys(filter(None, map(slugify, [*names, *own])))
+    words = dict.fromkeys(filter(None, map(slugify, [*names, *own, *labels])))
     return "-".join(["pollux", *words])
 
 
@@ -88,6 +95,17 @@ async def publish_cache(name: str, record: CacheRecord) -> None:
             markdown=render_cache(record),
             key=name,
             description=f"{record.target.model}: {', '.join(record.contents)}",
+        )
+
+
+async def publish_estimate(estimate: Estimate) -> None:
+    """Publish the page of an estimate, beside the one that the run leaves at its end."""
+    async with best_effort():
+        key = await _page_key()
+        await acreate_markdown_artifact(
+            markdown=render_estimate(estimate),
+            key=key if key.endswith("estimate") else f"{key}-estimate",
+            description=f"{estimate.target.model}: {describe_calls(estimate)}, {describe_cost(estimate)}",
         )
 
 

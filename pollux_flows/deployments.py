@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from prefect.client.schemas.actions import DeploymentScheduleCreate as Create
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
-from prefect.schedules import Cron, Interval
 
 from pollux_flows.flows import (
     broadcast,
@@ -14,6 +15,7 @@ from pollux_flows.flows import (
     collect,
     converse,
     deferred,
+    estimate,
     fan_in,
     fan_out,
     map_rows,
@@ -27,6 +29,7 @@ from pollux_flows.flows import (
 # A look at all jobs costs a few requests, however many they are. Runs may overlap.
 _COLLECT_EVERY: Final = timedelta(minutes=10)
 _ANCHOR: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_TAGS: Final = ["pollux"]
 _SWEEP_AT: Final = "17 3 * * *"
 
 
@@ -42,13 +45,21 @@ def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEE
         converse,
         deferred,
         submit,
+        estimate,
         cancel,
         resubmit,
         warm_cache,
     )
+    # By its slug, a schedule is found again when it is deployed again; by its anchor, it keeps its times. `active` is
+    # not set, and so not sent then: a schedule that a person switched off stays off.
+    collecting = Create(schedule=IntervalSchedule(interval=collect_every, anchor_date=_ANCHOR), slug=collect.name)
+    sweeping = Create(schedule=CronSchedule(cron=sweep_at), slug=sweep.name)
+    on_demand = [flow.to_deployment(flow.name, tags=_TAGS) for flow in on_request]
+    for deployment in on_demand:
+        # So that schedules that people added on the server stay.
+        deployment.model_fields_set.discard("schedules")
     return [
-        # By its slug, a schedule is found again when it is deployed again; by its anchor, it keeps its times.
-        collect.to_deployment(collect.name, schedule=Interval(collect_every, _ANCHOR, slug=collect.name)),
-        sweep.to_deployment(sweep.name, schedule=Cron(sweep_at, slug=sweep.name)),
-        *(flow.to_deployment(flow.name) for flow in on_request),
+        collect.to_deployment(collect.name, tags=_TAGS, schedules=[collecting]),
+        sweep.to_deployment(sweep.name, tags=_TAGS, schedules=[sweeping]),
+        *on_demand,
     ]

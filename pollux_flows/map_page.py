@@ -30,23 +30,26 @@ class Highlights:
             rows.append(row.model_copy(update={"number": number}))
 
 
-def render_map(target: Target, prompt: str, report: MapReport, highlights: Highlights, advice: str | None) -> str:
-    """Return the page of a run. `advice` says what another run does about rows without an answer."""
+def render_map(target: Target, prompt: str, report: MapReport, highlights: Highlights) -> str:
+    """Return the page of a run."""
+    counts = {
+        "Answered before": report.reused,
+        "Duplicates": report.duplicates,
+        "Not asked": report.not_asked,
+        "Unusable rows": report.unusable,
+    }
     numbers = {
         "Model": f"{target.provider} · {target.model}",
         "Prompt": cell(prompt),
         "Rows": f"{report.rows:,}",
         "Asked": f"{report.asked:,}",
-        "Answered before": f"{report.reused:,}",
-        "Duplicates": f"{report.duplicates:,}",
-        "Not asked": f"{report.not_asked:,}",
-        "Unusable rows": f"{report.unusable:,}",
+        **{name: f"{count:,}" for name, count in counts.items() if count},
         "Cost": "unknown" if report.cost_usd is None else dollars(report.cost_usd),
         "Tokens": f"{report.usage.get('input_tokens', 0):,} in, {report.usage.get('output_tokens', 0):,} out",
         "Time": f"{report.duration_s:,.1f} s",
         "Output": cell(shown(report.output)),
     }
-    lines = [*_failures(report, highlights.failed, advice), "| | |", "| --- | --- |"]
+    lines = [*_failures(report, highlights.failed), "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in numbers.items()]
     if highlights.answered:
         lines += ["", "## The first answers", "", *_rows(highlights.answered)]
@@ -63,7 +66,7 @@ def map_line(report: MapReport) -> str:
     )
 
 
-def _failures(report: MapReport, failed: Sequence[AnswerRow], advice: str | None) -> list[str]:
+def _failures(report: MapReport, failed: Sequence[AnswerRow]) -> list[str]:
     if not failed:
         return []
     lines = [f"## {report.unanswered:,} of {count_of(report.rows, 'row')} without a usable answer", ""]
@@ -72,7 +75,12 @@ def _failures(report: MapReport, failed: Sequence[AnswerRow], advice: str | None
     for row in failed:
         problem = " ".join(filter(None, [row.error, row.hint]))
         lines.append(f"- row {row.number:,}: **{row.status}:** {cell(problem)}")
-    return [*lines, "", *([advice, ""] if advice else [])]
+    advice = "Start the run again with the same table: it asks only rows without a usable answer."
+    if report.unanswered == report.unusable:
+        advice = "Change these rows first: they cannot be asked as they are. Rows with an answer are not asked again."
+    if report.statuses.get("invalid_output"):
+        advice += ' An answer of another shape counts as one: reuse="run" asks for it again.'
+    return [*lines, "", advice, ""]
 
 
 def _rows(rows: Sequence[AnswerRow]) -> list[str]:

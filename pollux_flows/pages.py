@@ -19,6 +19,8 @@ from pydantic import BaseModel
 from pollux_flows.blocks.cache import format_time
 from pollux_flows.caching.worth import price_cache
 from pollux_flows.config import Target
+from pollux_flows.estimation.estimate import Estimate
+from pollux_flows.estimation.table import describe_calls, describe_cost, list_unknowns, make_table
 from pollux_flows.options import Options
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.pricing import Cost, dollars, total
@@ -155,6 +157,29 @@ def render_cache(record: CacheRecord) -> str:
         else f"{pays_from} prompts, while it lives for {record.ttl_seconds / 3600:g} h",
     }
     return "\n".join([*_table("", "", rows), *(f"- {cell(each)}" for each in record.contents)])
+
+
+def render_estimate(estimate: Estimate) -> str:
+    """Return the page of an estimate: its cost, a table of its amounts, and where each of them comes from."""
+    simulated = " · simulated" if estimate.target.use_mock else ""
+    header = ["", "Low", "Expected", "Worst"]
+    return "\n".join(
+        [
+            f"**{describe_calls(estimate)}: {cell(describe_cost(estimate))}**",
+            "",
+            f"{estimate.target.provider} · {cell(estimate.target.model)}{simulated}",
+            "",
+            "| " + " | ".join(header) + " |",
+            "|" + " --- |" * len(header),
+            *("| " + " | ".join(map(cell, row)) + " |" for row in make_table(estimate)),
+            "",
+            *(f"- {cell(line, _LONGEST_SHOWN)}" for line in [*list_unknowns(estimate), estimate.caching]),
+            "",
+            "## Where the numbers come from",
+            "",
+            *(f"- {cell(line, _LONGEST_SHOWN)}" for line in estimate.assumptions),
+        ]
+    )
 
 
 def cell(text: str, longest: int = _LONGEST_CELL) -> str:

@@ -21,6 +21,7 @@ from pollux_flows.deferred.report import CollectReport, JobRow
 from pollux_flows.deferred.results import Item
 from pollux_flows.deferred.store import JobRequest
 from pollux_flows.document import Document
+from pollux_flows.estimation.estimate import Estimate
 from pollux_flows.handles import CacheHandle, DeferredHandle, DeferredSnapshot
 from pollux_flows.mapping.report import MapReport
 from pollux_flows.options import Options
@@ -50,6 +51,7 @@ KINDS: Final[dict[str, Kind]] = {
     "config": Kind(Config),
     "deferred-handle": Kind(DeferredHandle),
     "deferred-snapshot": Kind(DeferredSnapshot),
+    "estimate": Kind(Estimate),
     "job": Kind(Job),
     "job-item": Kind(Item),
     "job-request": Kind(JobRequest),

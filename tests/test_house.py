@@ -44,13 +44,14 @@ FLOORS: tuple[set[str], ...] = (
     {"providers", "tables"},
     {"pipeline"},
     {"deferred", "caching", "realtime", "mapping"},
+    {"estimation"},
     {"blocks"},
     {"serializer", "scope", "run_store", "pages", "map_page", "artifacts", "tasks", "jobs", "run_answers"},
     {"flows"},
     {"deployments"},
     {"cli", "demo", "__init__"},
 )
-ENGINE: set[str] = set().union(*FLOORS[:7])
+ENGINE: set[str] = set().union(*FLOORS[:8])
 # Packages that a fresh install does not have.
 OPTIONAL = {"pandas", "polars", "numpy", "pyarrow", "dask", "distributed", "prefect_dask", "ray", "prefect_ray"}
 SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
@@ -246,11 +247,12 @@ NAMES = {
     "Config", "RetryPolicy", "Source", "Options", "ResultEnvelope", "CacheHandle", "run", "run_many", "create_cache",
     "PolluxError", "ConfigurationError", "SourceError", "PlanningError", "InternalError", "APIError", "RateLimitError",
     "BudgetError", "CacheError", "DeferredNotReadyError", "DeferredHandle", "DeferredSnapshot",
+    "Estimate", "estimate_many",
     "continue_tool", "defer", "defer_many", "inspect_deferred", "collect_deferred", "cancel_deferred",
 }  # fmt: skip
 FLOWS = {
     "warm_cache", "realtime", "sweep", "fan_out", "fan_in", "broadcast", "map_rows",
-    "submit", "collect", "cancel", "resubmit", "deferred", "wait_for", "converse",
+    "submit", "collect", "cancel", "resubmit", "deferred", "wait_for", "converse", "estimate",
 }  # fmt: skip
 
 

@@ -133,10 +133,11 @@ def test_a_record_of_today_is_read() -> None:
 
 # These are stored within other documents, or in records that have a form of their own.
 PARTS = {
-    "Attached", "Billing", "CacheChoice", "Chunk", "ChunkAnswers", "Content", "Conversation", "DamageReport", "Entry",
-    "Exchange", "Failure", "Leftover", "MapSpec", "MappedAnswer", "Ownership", "Part", "PlannedCall", "Pruned",
-    "Record", "RetryPolicy", "RunSummary", "SharedBudget", "StoredConversation", "Survey", "SweptFile", "Terms",
-    "ToolCall", "Turn", "UploadKey", "Uploaded", "UsedCache", "VideoSettings", "_AnyManifest", "_Unquoted",
+    "Amount", "Attached", "Billing", "CacheChoice", "Chunk", "ChunkAnswers", "Content", "Conversation",
+    "DamageReport", "Entry", "Exchange", "Failure", "Leftover", "MapSpec", "MappedAnswer", "Ownership", "Part",
+    "PlannedCall", "Pruned", "Record", "RetryPolicy", "RunSummary", "SharedBudget", "StoredConversation", "Survey",
+    "SweptFile", "Terms", "ToolCall", "Turn", "UploadKey", "Uploaded", "UsedCache", "VideoSettings", "_AnyManifest",
+    "_Unquoted",
 }  # fmt: skip
 
 

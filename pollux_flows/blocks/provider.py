@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self, cast
 
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
 from pydantic import Field, HttpUrl, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 
 from pollux_flows.base_url import check_base_url
@@ -137,6 +138,16 @@ class PolluxProvider(Block):
         """The name it is saved under."""
         return self._block_document_name
 
+    @property
+    def reference(self) -> dict[str, Any]:
+        """The saved block as a parameter of a deployment or of a run that it starts; the key stays on the server."""
+        if self._block_document_id is None:
+            raise ConfigurationError(
+                "Only a saved PolluxProvider can be referred to.",
+                hint="Save it with PolluxProvider(…).save('a-name'), or load it with PolluxProvider.load('a-name').",
+            )
+        return {"$ref": {"block_document_id": str(self._block_document_id)}}
+
     async def config(self) -> Config:
         """The Config for calls made now, with the key from this block, the saved one, or the environment."""
         key = await self._key()
@@ -164,6 +175,8 @@ class PolluxProvider(Block):
         except ConfigurationError as error:  # saved in the UI, which checks no more than the types of the fields
             raise ConfigurationError(f'PolluxProvider "{name}": {error.message}', hint=error.hint) from None
         except ValueError:
+            async with get_client() as client:
+                await client.api_version()  # raises where there is no Prefect API: at such an address, nothing is found
             raise ConfigurationError(
                 f"There is no PolluxProvider called {name!r} on this server.",
                 hint=f"Save it in the UI under Blocks, with pollux-flows apply, or PolluxProvider(…).save({name!r}).",

@@ -34,9 +34,15 @@ async def read_documents(client: PrefectClient, kind: type[Block]) -> list[Block
     try:
         return await client.read_block_documents_by_type(kind.get_block_type_slug())
     except PrefectHTTPStatusError as error:
-        if error.response.status_code == 404:  # noqa: PLR2004 (not found)
-            return []
-        raise
+        if error.response.status_code != 404:  # noqa: PLR2004 (not found)
+            raise
+    await check_api(client)
+    return []
+
+
+async def check_api(client: PrefectClient) -> None:
+    """Raise an HTTPStatusError where there is no Prefect API: at such an address, nothing at all is found."""
+    await client.api_version()
 
 
 async def read_document(client: PrefectClient, kind: type[Block], name: str) -> BlockDocument | None:

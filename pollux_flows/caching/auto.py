@@ -18,6 +18,7 @@ from pollux_flows import capabilities, claude
 from pollux_flows.caching.sweep import delete_temporary
 from pollux_flows.caching.worth import price_cache, price_prefix
 from pollux_flows.files.content import Content
+from pollux_flows.files.mime import is_text_like
 from pollux_flows.pipeline.caches import CacheChoice, CacheRequest
 from pollux_flows.pipeline.execute import Execution
 from pollux_flows.pipeline.plan import Plan, PlannedCall
@@ -84,8 +85,8 @@ def estimate_tokens(source: Source, content: Content | None) -> int | None:
     kind = content.mime_type.partition("/")[0]
     if kind == "image":
         return _IMAGE_TOKENS
-    is_text = content.utf8 or content.mime_type.endswith("json")
-    return content.size_bytes // _BYTES_PER_TOKEN.get("text" if is_text else kind, _BYTES_PER_TOKEN["application"])
+    kind = "text" if is_text_like(content.mime_type) else kind
+    return content.size_bytes // _BYTES_PER_TOKEN.get(kind, _BYTES_PER_TOKEN["application"])
 
 
 def _find_obstacle(plan: Plan, calls: Sequence[PlannedCall]) -> str | None:

@@ -98,6 +98,11 @@ for _room, _commands in {
 
         Collect its answers with pollux-flows collect.""",
     },
+    "estimate": {
+        "estimate": """Estimate calls, tokens, cost and time of a run, a broadcast or a batch, before anything is spent.
+
+        The provider counts the tokens of a sample, if it can; that is free. Nothing is generated or uploaded."""
+    },
     "map": {
         "map_": """Ask one prompt over each row of a table, and write the table with the answers.
 

@@ -76,10 +76,10 @@ def run(
 ) -> None:
     """Ask prompts and print the answers, as a run of the flow `fan-out`."""
     with refusals_in_words():
-        asked = _prompts(prompt, prompts)
+        asked = read_prompt_arguments(prompt, prompts)
         options = read_options(system, schema)
         block = asyncio.run(load_provider(provider))
-        about = _sources(sources)
+        about = read_sources(sources)
         try:
             with show_run():
                 envelope = flows.fan_out(
@@ -104,10 +104,10 @@ def submit(
 ) -> None:
     """Submit prompts as a batch, and print the name of the job."""
     with refusals_in_words():
-        asked = _prompts(prompt, prompts)
+        asked = read_prompt_arguments(prompt, prompts)
         options = read_options(system, schema)
         block = asyncio.run(load_provider(provider))
-        about = _sources(sources)
+        about = read_sources(sources)
         with shorten_log():
             job = flows.submit(asked, block, about, options, output=output, resubmit=resubmit)
         say(job)
@@ -120,7 +120,8 @@ async def load_provider(name: str) -> PolluxProvider:
     return provider
 
 
-def _prompts(words: Sequence[str], file: str | None) -> list[str]:
+def read_prompt_arguments(words: Sequence[str], file: str | None) -> list[str]:
+    """Return the prompts of a command: its words, or those in the file that it names."""
     if bool(words) == (file is not None):
         problem = "There are prompts and a file of prompts." if words else "There is no prompt."
         raise ConfigurationError(problem, hint="Write prompts, or name a file with --prompts.")
@@ -148,7 +149,8 @@ def _read(file: str) -> list[str]:
     return found
 
 
-def _sources(names: Sequence[str] | None) -> list[Source]:
+def read_sources(names: Sequence[str] | None) -> list[Source]:
+    """Return the sources that a command names."""
     return [_source(each) for each in names or ()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json as json_text
 import time
 from typing import Annotated, Final
 
@@ -19,7 +20,7 @@ from pollux_flows.state.conversations import (
     load_conversation,
     read_name,
 )
-from pollux_flows.state.store import Store, open_existing_store
+from pollux_flows.state.store import open_existing_store
 from pollux_flows.turn import Turn, read_turns
 
 conversations = App(name="conversations", help="List the stored conversations, show one, and delete one.")
@@ -34,21 +35,23 @@ def list_(*, json: Json = False) -> None:
     """List the conversations, the one that was added to last first."""
     with refusals_in_words():
         store = open_existing_store()
-        found = [] if store is None else asyncio.run(list_conversations(store))
+        found, unreadable = ([], {}) if store is None else asyncio.run(list_conversations(store))
     if json:
         for each in found:
             say(each.model_dump_json(exclude={"exchanges": {"__all__": {"turns"}}}))
-    elif not found:
+        for key, problem in unreadable.items():
+            say(json_text.dumps({"key": key, "problem": problem}, ensure_ascii=False))
+    elif not found and not unreadable:
         say(_NONE)
     else:
-        say("\n".join(_line(each) for each in found))
+        say("\n".join([*(_line(each) for each in found), *unreadable.values()]))
 
 
 @conversations.command
 def show(name: Name, *, json: Json = False) -> None:
     """Print a conversation, turn by turn."""
     with refusals_in_words():
-        _, found = asyncio.run(_load(name))
+        found = asyncio.run(_load(name))
         turns = read_turns([turn for each in found.exchanges for turn in each.turns], found.name)
     say(found.model_dump_json(indent=2) if json else "\n\n".join(_describe(turn) for turn in turns))
 
@@ -57,34 +60,42 @@ def show(name: Name, *, json: Json = False) -> None:
 def delete(name: Name) -> None:
     """Delete a conversation. The answers of its runs stay as long as those of other runs."""
     with refusals_in_words():
-        found = asyncio.run(_delete(name))
-    say(f"Deleted {found.name}, of {count_of(len(found.exchanges), 'exchange')}.")
+        say(f"Deleted {asyncio.run(_delete(read_name(name)))}.")
 
 
-async def _load(name: str) -> tuple[Store, StoredConversation]:
+async def _load(name: str) -> StoredConversation:
     store = open_existing_store()
     found = None if store is None else await load_conversation(store, read_name(name))
-    if store is None or found is None:
-        raise ConfigurationError(
-            f"There is no conversation {name!r}.", hint="List them with pollux-flows conversations."
-        )
-    return store, found
-
-
-async def _delete(name: str) -> StoredConversation:
-    store, found = await _load(name)
-    await delete_conversation(store, found.name)
+    if found is None:
+        raise _no_such_conversation(name)
     return found
+
+
+async def _delete(name: str) -> str:
+    """Delete the conversation, and return what it was."""
+    store = open_existing_store()
+    try:
+        found = None if store is None else await load_conversation(store, name)
+    except ConfigurationError:
+        found = None
+    if store is None or not await delete_conversation(store, name):
+        raise _no_such_conversation(name)
+    return f"{name}, {'which could not be read' if found is None else f'of {_count(found)}'}"
+
+
+def _no_such_conversation(name: str) -> ConfigurationError:
+    return ConfigurationError(f"There is no conversation {name!r}.", hint="List them with pollux-flows conversations.")
+
+
+def _count(found: StoredConversation) -> str:
+    return count_of(len(found.exchanges), "exchange")
 
 
 def _line(found: StoredConversation) -> str:
     last = found.exchanges[-1]
     days = (time.time() - last.at) / 86_400
     idle = "" if days < 1 else f", {count_of(int(days), 'day')} ago"
-    return (
-        f"{found.name}: {count_of(len(found.exchanges), 'exchange')}, the last {format_time(last.at)}{idle}, with"
-        f" {last.provider} {last.model}"
-    )
+    return f"{found.name}: {_count(found)}, the last {format_time(last.at)}{idle}, with {last.provider} {last.model}"
 
 
 def _describe(turn: Turn) -> str:

@@ -13,7 +13,16 @@ from cyclopts import Parameter
 from pollux_flows.cli.printing import refuse, say
 from pollux_flows.config import KEY_VARIABLES
 
-FILES: Final = ("blocks/providers.yaml", "flows.py", "prefect.yaml", ".env.example")
+FILES: Final = (
+    "blocks/providers.yaml",
+    "flows.py",
+    "prefect.yaml",
+    ".env.example",
+    "automations/collected.yaml",
+    "automations/failed.yaml",
+    "automations/crashed.yaml",
+    "automations/batch-ended.yaml",
+)
 _Provider = Literal["simulated", "gemini", "openai", "anthropic", "openrouter", "local"]
 """A block in blocks/providers.yaml."""
 
@@ -27,7 +36,7 @@ def init(
         Parameter(("--provider", "-p"), help="The saved provider that the flow asks; simulated needs no key."),
     ] = "simulated",
 ) -> None:
-    """Write a small project: provider blocks, a flow of your own, and deployments. No file is overwritten."""
+    """Write a small project: provider blocks, a flow of your own, deployments, automations. No file is overwritten."""
     try:
         if existing := [name for name in FILES if (folder / name).exists()]:
             there = ", ".join(existing)
@@ -65,4 +74,5 @@ def _next_steps(folder: Path, provider: _Provider) -> list[str]:
     ]
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}  # {comment}" if comment else f"  {command}" for command, comment in steps]
-    return [f"Wrote {', '.join(FILES)} to {folder.absolute()}. Next:", "", *lines]
+    written = dict.fromkeys(f"{top}/" if below else top for top, below, _ in (name.partition("/") for name in FILES))
+    return [f"Wrote {', '.join(written)} to {folder.absolute()}. Next:", "", *lines]

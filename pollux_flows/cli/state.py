@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pollux_flows.cli.printing import Flag, Json, refusals_in_words, refuse, say
 from pollux_flows.pricing import dollars
+from pollux_flows.state.kinds import kind_of
 from pollux_flows.state.maintenance import DamageReport, Pruned, RunSummary, Survey, prune, remove_damaged, survey
 from pollux_flows.state.store import open_existing_store
 from pollux_flows.state.units import format_size, parse_duration, parse_size
@@ -146,12 +147,19 @@ def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
 def _damage_in_words(damage: DamageReport, *, dry_run: bool) -> str:
     removed = "Would remove" if dry_run else "Removed"
     lines = [f"{removed} {_some(len(damage.removed), 'damaged record')}.", *damage.removed]
-    if damage.left:
+    conversations = [key for key in damage.left if kind_of(key) == "conversation"]
+    if conversations:
         lines.append(
-            f"Left {_some(len(damage.left), 'damaged record')}, for that tells what is still at a provider."
-            " Restore the state from a copy, or move it away to begin afresh without what it knew."
+            f"Left {_some(len(conversations), 'damaged conversation')}. Restore the state from a backup, or give one"
+            " up: pollux-flows conversations delete KEY."
         )
-        lines += damage.left
+        lines += conversations
+    if others := [key for key in damage.left if key not in conversations]:
+        lines.append(
+            f"Left {_some(len(others), 'damaged record')}, for that tells what is still at a provider."
+            " Restore the state from a backup, or move it away to begin afresh without what it knew."
+        )
+        lines += others
     return "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
 
 
 async def reserve_job(
-    store: Store, scope: RunScope, job: str, plan: Plan, session: Session, *, limit_usd: float
+    store: Store, scope: RunScope, job: str, *, plan: Plan, session: Session, limit_usd: float
 ) -> None:
     """Reserve what a job may cost in the budget of its run, or raise if not so much is left.
 

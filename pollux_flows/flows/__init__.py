@@ -5,6 +5,7 @@ from pollux_flows.flows.cancel import acancel, cancel
 from pollux_flows.flows.collect import acollect, collect
 from pollux_flows.flows.converse import aconverse, converse
 from pollux_flows.flows.deferred import adeferred, deferred
+from pollux_flows.flows.estimate import aestimate, estimate
 from pollux_flows.flows.fan_in import afan_in, fan_in
 from pollux_flows.flows.fan_out import afan_out, fan_out
 from pollux_flows.flows.map_rows import amap_rows, map_rows
@@ -21,6 +22,7 @@ __all__ = [
     "acollect",
     "aconverse",
     "adeferred",
+    "aestimate",
     "afan_in",
     "afan_out",
     "amap_rows",
@@ -35,6 +37,7 @@ __all__ = [
     "collect",
     "converse",
     "deferred",
+    "estimate",
     "fan_in",
     "fan_out",
     "map_rows",

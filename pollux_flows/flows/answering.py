@@ -21,6 +21,8 @@ from pollux_flows.caching.auto import cache_automatically
 from pollux_flows.caching.named import find_requested_cache
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, PolluxError, raise_if_error
+from pollux_flows.estimation.estimating import estimate_plan
+from pollux_flows.flows.approval import require_approval
 from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.flows.run_output import RunOutput, prepare_output
@@ -65,6 +67,7 @@ async def answer(
     output: str | None = None,
     cache: Cache = None,
     on_partial: OnPartial = "fail",
+    needs_approval: bool = False,
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
     """Answer every prompt about all sources together, and return one envelope."""
@@ -78,6 +81,7 @@ async def answer(
         prompts_from=prompts_from,
         output=output,
         cache=cache,
+        needs_approval=needs_approval,
         calls_per_task=calls_per_task,
     )
     envelope = await tasks.extract(*answered.extract_input(provider))
@@ -96,6 +100,7 @@ async def answer_each(
     output: str | None = None,
     cache: AutoCache | None = None,
     on_partial: OnPartial = "fail",
+    needs_approval: bool = False,
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """Answer every prompt about each source by itself, and return one envelope a source."""
@@ -109,6 +114,7 @@ async def answer_each(
         prompts_from=prompts_from,
         output=output,
         cache=cache,
+        needs_approval=needs_approval,
         calls_per_task=calls_per_task,
         each_source=True,
     )
@@ -155,6 +161,7 @@ async def answer_calls(
     prompts_from: str | None = None,
     output: str | None = None,
     cache: Cache = None,
+    needs_approval: bool = False,
     calls_per_task: int | None = None,
     each_source: bool = False,
     reused_only: bool = False,
@@ -177,6 +184,8 @@ async def answer_calls(
     log = get_run_logger()
     about = f" about {count_of(len(sources), 'source')}" if sources else ""
     log.info("Planned %s of %s %s%s.", count_of(len(plan.calls), "call"), provider.provider, provider.model, about)
+    if needs_approval:
+        await require_approval(lambda: estimate_plan(plan, config, terms))
     started = time.monotonic()
     async with tasks.share_execution(plan, config, terms) as shared:
         found = await shared.execution.answers.load_reusable(plan.calls)

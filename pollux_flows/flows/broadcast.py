@@ -26,6 +26,7 @@ async def broadcast(
     max_cost_usd: float | None = None,
     budget: PolluxBudget | None = None,
     on_partial: OnPartial = "fail",
+    require_approval: bool = False,
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
     """Ask the same things about each source by itself: one envelope a source, in order.
@@ -47,6 +48,7 @@ async def broadcast(
         max_cost_usd: The most that answers, and caches that the run creates, cost. A call is made if it surely fits.
         budget: A PolluxBudget that the run shares with others. A call must fit into both.
         on_partial: When some prompts have no answer, "fail" the run, so that it can be retried, or "complete" it.
+        require_approval: Before anything is asked, wait until a person has seen the estimate and resumes the run.
         calls_per_task: How many calls a task run makes; empty for one each, up to 32 task runs.
     """
     return await answer_each(
@@ -61,6 +63,7 @@ async def broadcast(
         output=output,
         cache=cache,
         on_partial=on_partial,
+        needs_approval=require_approval,
         calls_per_task=calls_per_task,
     )
 

@@ -2,8 +2,8 @@
 
 In the process of the flow, all chunks share one connection and its limits, and the next one starts when all calls of
 the one before stand in line. On a cluster, so many chunks are under way at once as it has workers, and each has its
-share of the limits. Either way their answers are passed on in the order of the table, and those that wait for their
-turn are few: memory does not grow with the table.
+share of the limits. Either way their answers are passed on in the order of the table, and those that wait for that are
+few: memory does not grow with the table.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, cast
 
 from prefect import task
@@ -24,12 +25,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pollux_flows.artifacts import Progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Config
+from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import ConfigurationError, raise_if_error
 from pollux_flows.mapping.answer import ChunkAnswers, answer_chunk, leave_out
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.pipeline.execute import QueuePlace
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.providers.session import Session, open_session
+from pollux_flows.result import CallFailure
 from pollux_flows.run_store import store_id
 from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import STATE_URL, open_store
@@ -134,28 +137,23 @@ class ChunkRunner:
         self._is_local = self._runner is None or isinstance(self._runner, ThreadPoolTaskRunner)
         self._config, self._progress = config, progress
         self._at_once = _IN_PROCESS if self._is_local else min(_count_workers(self._runner), config.request_concurrency)
+        # On a cluster, others go on beside a chunk that takes long, and while one is written.
+        self._most = self._at_once if self._is_local else 2 * self._at_once
+        self._refused: CallFailure | None = None
         self._run = run if self._is_local else replace(run, limits=_share_limits(config, self._at_once))
 
     async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
         """Yield the chunks with their answers, in order. Once no call of one is answered, no other is asked."""
         under_way: deque[tuple[Chunk, asyncio.Task[ChunkAnswers]]] = deque()
-        left, refused = deque(chunks), None
+        left = deque(chunks)
         async with self._share() as turns:
             try:
                 while left or under_way:
-                    while left and refused is None and len(under_way) < self._at_once:
+                    while left and len(under_way) < self._most:
                         chunk = left.popleft()
-                        under_way.append((chunk, asyncio.create_task(self._start(chunk, turns))))
-                    if under_way:
-                        chunk, answering = under_way.popleft()
-                        answers = await answering
-                        if answers.lacks_all_answers:
-                            refused = refused or answers.first_failure
-                    elif refused is not None:
-                        chunk = left.popleft()
-                        answers = leave_out(chunk, refused)
-                        self._progress.advance(chunk.rows)
-                    yield chunk, answers
+                        under_way.append((chunk, asyncio.create_task(self._answer(chunk, turns))))
+                    chunk, answering = under_way.popleft()
+                    yield chunk, await answering
             except asyncio.CancelledError:
                 for _, answering in under_way:
                     answering.cancel()
@@ -166,7 +164,7 @@ class ChunkRunner:
     @asynccontextmanager
     async def _share(self) -> AsyncIterator[asyncio.Semaphore]:
         """Open the connection that chunks in this process share, and yield the line in which they wait."""
-        turns = asyncio.Semaphore(1)
+        turns = asyncio.Semaphore(1 if self._is_local else self._at_once)
         if not self._is_local:
             yield turns
             return
@@ -178,24 +176,34 @@ class ChunkRunner:
             finally:
                 _shared.reset(token)
 
-    async def _start(self, chunk: Chunk, turns: asyncio.Semaphore) -> ChunkAnswers:
-        title = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,}"
-        if not self._is_local:
-            future = cast(Any, map_chunk).submit(chunk, self._run, title)
-            found = await asyncio.to_thread(future.result, raise_on_failure=False)
-            answers = cast(ChunkAnswers, raise_if_error(found))
-            self._progress.advance(chunk.rows)
-            return answers
+    async def _answer(self, chunk: Chunk, turns: asyncio.Semaphore) -> ChunkAnswers:
         await turns.acquire()
         with closing(QueuePlace(turns)) as turn:
-            token = _turn.set(turn)
-            try:
-                state = await cast(Coroutine[Any, Any, Any], map_chunk(chunk, self._run, title, return_state=True))
-            finally:
-                _turn.reset(token)
+            if self._refused is not None:
+                self._progress.advance(chunk.rows)
+                return leave_out(chunk, self._refused)
+            title = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,}"
+            answers = await (self._ask_here(chunk, title, turn) if self._is_local else self._ask_cluster(chunk, title))
+        if answers.lacks_all_answers:
+            self._refused = self._refused or answers.first_failure
+        return answers
+
+    async def _ask_here(self, chunk: Chunk, title: str, turn: QueuePlace) -> ChunkAnswers:
+        token = _turn.set(turn)
+        try:
+            state = await cast(Coroutine[Any, Any, Any], map_chunk(chunk, self._run, title, return_state=True))
+        finally:
+            _turn.reset(token)
         answers = cast(ChunkAnswers, raise_if_error(await state.aresult(raise_on_failure=False)))
         self._progress.advance(chunk.rows - sum(each.identity is not None for each in answers.answers))
         return answers
+
+    async def _ask_cluster(self, chunk: Chunk, title: str) -> ChunkAnswers:
+        future = cast(Any, map_chunk).submit(chunk, self._run, title)
+        # On a thread of its own: for as many as a cluster has workers, the event loop has no threads.
+        found = await asyncio.wrap_future(start_daemon(partial(future.result, raise_on_failure=False), title))
+        self._progress.advance(chunk.rows)
+        return cast(ChunkAnswers, raise_if_error(found))
 
 
 def _share_limits(config: Config, shares: int) -> dict[str, int | None]:
@@ -208,4 +216,12 @@ def _share_limits(config: Config, shares: int) -> dict[str, int | None]:
 def _count_workers(runner: Any) -> int:
     """Return how many tasks the cluster of a task runner works on at once, as far as that can be found out."""
     count_threads = getattr(getattr(runner, "client", None), "nthreads", None)  # of Dask
-    return _ON_CLUSTER if count_threads is None else max(1, sum(count_threads().values()))
+    if count_threads is not None:
+        threads: int = sum(count_threads().values())
+        return max(1, threads)
+    if type(runner).__module__.startswith("prefect_ray"):
+        import ray
+
+        processors: float = ray.cluster_resources().get("CPU", _ON_CLUSTER)
+        return max(1, int(processors))
+    return _ON_CLUSTER

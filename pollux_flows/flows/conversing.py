@@ -20,6 +20,7 @@ from prefect import get_run_logger
 
 from pollux_flows import tasks
 from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.config import Target
 from pollux_flows.errors import BudgetError, ConfigurationError, InternalError, ToolError, raise_if_error
 from pollux_flows.flows.answering import Answered, NotAnsweredError, answer_calls, publish_outcome
 from pollux_flows.flows.restrictions import with_restrictions
@@ -69,9 +70,9 @@ async def answer_turn(
     if here is None:
         raise InternalError("A turn of a conversation is answered outside a flow run.")
     if here.is_deep:
-        # A retry finds answers by what they ask. Two tasks may ask one thing in turns that must not be confused.
         raise ConfigurationError(
-            "A conversation is called within a task, or within a flow that another flow called.",
+            "A conversation cannot go on within a task, or within a flow that another flow calls: a retry finds "
+            "answers by what they ask, and could not tell apart two turns that ask the same.",
             hint="Call converse in the outermost flow itself; aconverse with asyncio.gather runs several. Or start its "
             "deployment with run_deployment(…, as_subflow=False).",
         )
@@ -79,6 +80,7 @@ async def answer_turn(
     turn = _Turn(
         prompt,
         provider,
+        (await provider.config()).target,
         name,
         sources,
         options,
@@ -124,6 +126,7 @@ class _Turn:
 
     prompt: str
     provider: PolluxProvider
+    target: Target
     name: str | None
     sources: Sequence[Source]
     options: Options
@@ -203,20 +206,20 @@ class _Turn:
 
     def _after(self, stored: StoredConversation | None, base: int) -> Mapping[str, Any]:
         """Return the first exchanges of the conversation, to go on from."""
-        provider, model = self.provider.provider, self.provider.model
         turns, response_id = [], None
         if stored is not None and base > 0:
-            turns = stored.turns_for(provider, model, base)
-            response_id = stored.response_id_for(provider, model, base)
+            turns = stored.turns_for(self.target, base)
+            response_id = stored.response_id_for(self.target, base)
             last = stored.exchanges[base - 1]
-            if (last.provider, last.model) != (provider, model):
+            if not last.is_by(self.target):
                 get_run_logger().info(
-                    "The last answer was by %s %s: its text is sent, without what only that model can read.",
+                    "The last answer was by %s %s%s: its text is sent, without what only that model can read.",
                     last.provider,
                     last.model,
+                    " in the simulator" if last.use_mock else "" if last.base_url is None else f" at {last.base_url}",
                 )
         known = {} if response_id is None else {"response_id": response_id}
-        return {STATE: {"version": VERSION, "provider": provider, "history": turns, **known}}
+        return {STATE: {"version": VERSION, "provider": self.target.provider, "history": turns, **known}}
 
     async def _ask(
         self,
@@ -259,7 +262,7 @@ class _Turn:
         ]
 
     async def _run_tool(self, answer: str, call: Mapping[str, str]) -> str:
-        saved = await self.records.load_tool_result(answer, call["id"])
+        saved = await self.records.load_tool_result(answer, call)
         if saved is not None:
             return saved
         tool = self.tools.get(call["name"])
@@ -268,7 +271,7 @@ class _Turn:
         if (problem := tool.find_problem(call["arguments"])) is not None:
             return problem
         content = await call_tool(tool.import_string, call["arguments"], self.tool_timeout_s)
-        await self.records.save_tool_result(answer, call["id"], content)
+        await self.records.save_tool_result(answer, call, content)
         return content
 
     async def _append(self, base: int, first: Answered, envelope: ResultEnvelope) -> StoredConversation:
@@ -282,8 +285,7 @@ class _Turn:
             call=call,
             at=time.time(),
             base=base,
-            provider=self.provider.provider,
-            model=self.provider.model,
+            **dict(self.target),
             turns=state["history"][len(first.plan.said.turns) :],
             response_id=state.get("response_id"),
         )

@@ -24,6 +24,7 @@ async def deferred(
     resubmit: int = 0,
     on_lost: OnLost = "submit",
     max_cost_usd: float | None = None,
+    require_approval: bool = False,
     on_partial: OnPartial = "fail",
 ) -> ResultEnvelope:
     """Ask at batch prices, and wait for the answers.
@@ -44,6 +45,7 @@ async def deferred(
         on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
             again, "report" leaves that to a person.
         max_cost_usd: Submit nothing if the answers may cost more than this, at batch prices.
+        require_approval: Before anything is sent, wait until a person has seen the estimate and resumes the run.
         on_partial: When some prompts have no answer, "fail" the run, so that a retry asks those, or "complete" it.
     """
     job = await submit_job(
@@ -56,6 +58,7 @@ async def deferred(
         resubmit=resubmit,
         on_lost=on_lost,
         max_cost_usd=max_cost_usd,
+        needs_approval=require_approval,
     )
     return await answers_of_retried(job, on_partial=on_partial, options=options)
 

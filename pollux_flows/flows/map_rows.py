@@ -10,7 +10,7 @@ from pollux_flows.flows.mapping import Delivery, map_table
 from pollux_flows.flows.sync_and_async import async_form, sync_form
 from pollux_flows.flows.ui_forms import OptionsField
 from pollux_flows.mapping.report import MapReport
-from pollux_flows.pipeline.terms import Reuse
+from pollux_flows.pipeline.terms import Reuse, Terms
 
 
 @sync_form("map-rows")
@@ -34,6 +34,7 @@ async def map_rows(
     on_partial: OnPartial = "complete",
     if_exists: Literal["replace", "error"] = "replace",
     rows_per_chunk: int | None = None,
+    require_approval: bool = False,
 ) -> MapReport:
     """Ask one prompt over each row of a table, and write the table with the answers as further columns.
 
@@ -52,12 +53,14 @@ async def map_rows(
         reuse: Which answers are not asked for again: "always", those of any run; "run", those of this run, when it is
             retried; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
-        max_cost_usd: What the answers may cost at most. Rows that are not asked for that have the status "budget".
-        budget: A PolluxBudget that the run shares with others. A call must fit into both. Not for "deferred".
+        max_cost_usd: The most that the answers cost. A row is asked if it surely fits; the others have the status
+            "budget". A batch is submitted if all of it surely fits.
+        budget: A PolluxBudget that the run shares with others. A call must fit into both. Not for batches.
         limit: How many rows to read; empty for all.
         on_partial: When some rows have no answer, "complete" the run, or "fail" it, so that it can be retried.
         if_exists: What to do when there is an output already: "replace" it once the new one is complete, or "error".
         rows_per_chunk: How many rows a task run takes; empty for 1,000.
+        require_approval: Before anything is asked, wait until a person has seen the estimate and resumes the run.
     """
     return await map_table(
         table,
@@ -70,14 +73,14 @@ async def map_rows(
         answer_column=answer_column,
         options=options,
         delivery=delivery,
-        reuse=reuse,
-        max_age=max_age,
-        max_cost_usd=max_cost_usd,
-        budget=None if budget is None else budget.limits(),
+        terms=Terms(
+            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
+        ),
         limit=limit,
         on_partial=on_partial,
         if_exists=if_exists,
         rows_per_chunk=rows_per_chunk,
+        needs_approval=require_approval,
     )
 
 

@@ -22,8 +22,11 @@ from pollux_flows import artifacts
 from pollux_flows.address import shown
 from pollux_flows.artifacts import show_progress
 from pollux_flows.blocks.provider import PolluxProvider
+from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, InternalError
+from pollux_flows.estimation.api import estimate_scanned
 from pollux_flows.flows.answering import OnPartial
+from pollux_flows.flows.approval import require_approval
 from pollux_flows.flows.chunks import ChunkRunner, MapRun
 from pollux_flows.flows.mapping_batch import BatchRunner
 from pollux_flows.flows.restrictions import with_restrictions
@@ -35,7 +38,7 @@ from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.options import Options
 from pollux_flows.output import write_manifest
 from pollux_flows.pages import count_of
-from pollux_flows.pipeline.terms import Reuse, SharedBudget, Terms
+from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.run_store import confirm_store, store_id
 from pollux_flows.scope import Lineage, lineage
 from pollux_flows.state.home import home
@@ -63,35 +66,25 @@ async def map_table(
     answer_column: str,
     options: Options | None,
     delivery: Delivery,
-    reuse: Reuse,
-    max_age: float | None,
-    max_cost_usd: float | None,
-    budget: SharedBudget | None,
+    terms: Terms,
     limit: int | None,
     on_partial: OnPartial,
     if_exists: Literal["replace", "error"],
     rows_per_chunk: int | None,
+    needs_approval: bool,
 ) -> MapReport:
     """Answer the rows of a table and write it with the answers. All that can be refused is refused before a call."""
     here = await lineage()
     if here is None:
         raise InternalError("A table is mapped by a flow, and no flow run is at hand.")
     _check_counts(limit=limit, rows_per_chunk=rows_per_chunk)
-    Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd)
-    if budget is not None and delivery == "deferred":
+    if terms.budget is not None and delivery == "deferred":
         raise ConfigurationError(
             "A PolluxBudget holds for calls that are made now, and delivery is 'deferred'.",
             hint="Leave budget out, and pass max_cost_usd, which holds for a batch, too.",
         )
     config = await provider.config()
-    spec = MapSpec(
-        prompt=prompt,
-        source_columns=list(source_columns),
-        target=config.target,
-        options=options or Options(),
-        folders=[os.getcwd()],  # noqa: PTH109 (paths are compared as text)
-        private=[str(PREFECT_HOME.value()), str(home())],
-    )
+    spec = make_spec(prompt, source_columns, config.target, options)
     spec.check()
     answer_columns = AnswerColumns(answer_column, spec.options)
     async with _open_output(output, table, here, if_exists) as place:
@@ -114,8 +107,10 @@ async def map_table(
             provider.model,
         )
         await confirm_store(here)
-        terms, scope = _make_terms(here, reuse, max_age, max_cost_usd, budget), _make_scope(here, reuse)
-        run = MapRun(spec, terms, scope, await store_id(open_store()), provider.name)
+        if needs_approval:
+            await require_approval(lambda: estimate_scanned(scanned, spec, config, terms))
+        scope = _make_scope(here, terms.reuse)
+        run = MapRun(spec, _share_answers(terms, here), scope, await store_id(open_store()), provider.name)
         mapping = _Mapping(scanned, kept, answer_columns)
         async with show_progress(scanned.rows, "Rows answered") as progress:
             runner = (
@@ -134,6 +129,18 @@ async def map_table(
         error.message = f"{without} The first: {error.message}"
         raise error
     return report
+
+
+def make_spec(prompt: str, source_columns: Sequence[str], target: Target, options: Options | None) -> MapSpec:
+    """Return how the rows of a table become calls. Paths in it lead nowhere but to the working folder and below."""
+    return MapSpec(
+        prompt=prompt,
+        source_columns=list(source_columns),
+        target=target,
+        options=options or Options(),
+        folders=[os.getcwd()],  # noqa: PTH109 (paths are compared as text)
+        private=[str(PREFECT_HOME.value()), str(home())],
+    )
 
 
 @dataclass(frozen=True)
@@ -213,18 +220,17 @@ def _ending_of(table: str) -> str:
     return ending if ending in {".csv", ".jsonl"} else ".jsonl" if ending == ".ndjson" else ".parquet"
 
 
-def _make_terms(
-    here: Lineage, reuse: Reuse, max_age: float | None, max_cost_usd: float | None, budget: SharedBudget | None
-) -> Terms:
-    """Return terms by which rows of one run share their answers, however often they are asked.
+def _share_answers(terms: Terms, here: Lineage) -> Terms:
+    """Return the terms of a run whose equal rows share an answer.
 
-    Identical rows are asked once, so a row takes any answer to its call. What `reuse` decides is how old that may be:
-    any age, or no older than the outermost run, or no older than the run at hand.
+    So a row takes any answer to its call. What `reuse` decides is how old that may be: any age, or no older than the
+    outermost run, or no older than the run at hand.
     """
-    began = (here.flow_run if reuse == "never" else here.outermost).start_time
-    since = time.time() if began is None else began.timestamp()
-    oldest = since if reuse != "always" else None if max_age is None else since - max_age
-    return Terms(reuse="always", since=oldest, max_cost_usd=max_cost_usd, budget=budget)
+    began = (here.flow_run if terms.reuse == "never" else here.outermost).start_time
+    since: float | None = time.time() if began is None else began.timestamp()
+    if terms.reuse == "always":
+        since = None if since is None or terms.max_age is None else since - terms.max_age
+    return terms.model_copy(update={"reuse": "always", "max_age": None, "since": since})
 
 
 def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:
@@ -233,10 +239,7 @@ def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:
 
 
 async def _publish(spec: MapSpec, report: MapReport, highlights: Highlights) -> None:
-    advice = (
-        "**Retry** this run, or start it again: rows with an answer are not asked again." if report.unanswered else None
-    )
-    page = render_map(spec.target, spec.prompt, report, highlights, advice)
+    page = render_map(spec.target, spec.prompt, report, highlights)
     await artifacts.publish_page(page, f"{spec.target.model}: {count_of(report.rows, 'row')}")
     get_run_logger().info(map_line(report))
 

@@ -94,13 +94,24 @@ def _csv_rows(text: str, column: str, name: str) -> Iterator[str]:
     """Yield the cell of each row in `column`, or in the only column."""
     rows = csv.DictReader(io.StringIO(text, newline=""))
     columns = list(rows.fieldnames or ())
+    if column not in columns and len(columns) == 1 and (separator := re.search("[;\t]", columns[0])):
+        what = "tabs" if separator[0] == "\t" else "semicolons"
+        raise SourceError(
+            f"{shown_file(name)!r} has {what} between its columns.", hint="Save it with commas, in UTF-8, or as .jsonl."
+        )
     if column not in columns and len(columns) != 1:
         raise SourceError(
             f"{shown_file(name)!r} has no column {column!r}; it has {', '.join(columns) or 'none'}.",
             hint=f"Name the column behind a #, such as {shown_file(name)}#{columns[0] if columns else 'question'}.",
         )
     column = column if column in columns else columns[0]
-    yield from (row[column] or "" for row in rows)
+    for row in rows:
+        if any(row.pop(None, ())):
+            raise SourceError(
+                f"The row in line {rows.line_num} of {shown_file(name)!r} has more cells than there are columns.",
+                hint="Write a text with commas in quotes.",
+            )
+        yield row[column] or ""
 
 
 _READERS: Final = {"txt": _lines, "jsonl": _json_lines, "csv": _csv_rows}

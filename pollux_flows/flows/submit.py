@@ -21,6 +21,7 @@ async def submit(
     resubmit: int = 0,
     on_lost: OnLost = "submit",
     max_cost_usd: float | None = None,
+    require_approval: bool = False,
 ) -> str:
     """Submit prompts about the same sources, and return the name of the PolluxDeferredJob that `collect` collects.
 
@@ -37,6 +38,7 @@ async def submit(
         on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
             again, "report" leaves that to a person.
         max_cost_usd: Submit nothing if the answers may cost more than this, at batch prices.
+        require_approval: Before anything is sent, wait until a person has seen the estimate and resumes the run.
     """
     job = await submit_job(
         prompts,
@@ -48,6 +50,7 @@ async def submit(
         resubmit=resubmit,
         on_lost=on_lost,
         max_cost_usd=max_cost_usd,
+        needs_approval=require_approval,
     )
     return job.name
 

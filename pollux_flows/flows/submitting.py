@@ -19,7 +19,9 @@ from pollux_flows.deferred.job import Job, OnLost, fingerprint
 from pollux_flows.deferred.reconcile import reconcile
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest
 from pollux_flows.errors import ConfigurationError, InternalError, PolluxError
+from pollux_flows.estimation.estimating import estimate_plan
 from pollux_flows.flows.answering import pass_opaque
+from pollux_flows.flows.approval import require_approval
 from pollux_flows.flows.prompts import read_prompts
 from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.frames import Column
@@ -54,6 +56,7 @@ async def submit_job(
     resubmit: int = 0,
     on_lost: OnLost = "submit",
     max_cost_usd: float | None = None,
+    needs_approval: bool = False,
 ) -> Job:
     """Submit the job of this run, once however often the run is tried."""
     prompts = await read_prompts(prompts, prompts_from)
@@ -61,7 +64,16 @@ async def submit_job(
     if (here := await lineage()) is None:
         raise InternalError("Deferred work is submitted by a flow, and no flow run is at hand.")
     asking = _Asking(
-        prompts, sources, options, sources_by_prompt, output, resubmit, on_lost, max_cost_usd, here.sub_flow_chain
+        prompts=prompts,
+        sources=sources,
+        options=options,
+        sources_by_prompt=sources_by_prompt,
+        output=output,
+        resubmit=resubmit,
+        on_lost=on_lost,
+        max_cost_usd=max_cost_usd,
+        needs_approval=needs_approval,
+        taken_by=here.sub_flow_chain,
     )
     # A retry of this run, or its resumption a week later, finds the job that was submitted.
     async for name in _names(here):
@@ -163,6 +175,7 @@ class _Asking:
     resubmit: int
     on_lost: OnLost
     max_cost_usd: float | None
+    needs_approval: bool
     taken_by: Chain
     """Where in a flow run the job is waited for, when that is a sub-flow."""
 
@@ -192,6 +205,8 @@ async def _create_job(
         await submission.check_plan(session, plan)
         if asking.max_cost_usd is not None:
             check_job_budget(plan, session, asking.max_cost_usd)
+    if asking.needs_approval:
+        await require_approval(lambda: estimate_plan(plan, config))
     if saved is None:
         _warn_of_a_lost_key(config)
     job = await submission.create_job(

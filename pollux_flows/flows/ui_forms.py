@@ -30,6 +30,7 @@ _TITLES: Final = {
     "id_column": "Id column",
     "if_exists": "When the output exists",
     "limit": "Rows at most",
+    "require_approval": "Wait for approval",
     "rows_per_chunk": "Rows per task run",
     "max_age": "Max age (seconds)",
     "max_cost_usd": "Budget (USD)",
@@ -40,6 +41,8 @@ _TITLES: Final = {
     "ttl_seconds": "Lifetime (seconds)",
     "tool_timeout_s": "Tool timeout (seconds)",
 }
+_LEAST: Final = {"max_age": 0, "max_cost_usd": 0, "max_rounds": 1, "ttl_seconds": 1}
+"""The least that a number may be: the form says so at its field, before a run is started."""
 REQUIRED: Final[Any] = MISSING
 """The default of a parameter that has none, behind one that has."""
 _FIRST: Final = (
@@ -86,7 +89,7 @@ def _describe(parameter: inspect.Parameter, description: str | None) -> inspect.
     field = Field(
         default=... if default is inspect.Parameter.empty else default,
         description=description,
-        json_schema_extra={"title": title},
+        json_schema_extra={"title": title, **({"minimum": _LEAST[name]} if name in _LEAST else {})},
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field, annotation=annotation)
 
@@ -96,7 +99,8 @@ def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) not in {Union, UnionType}:
         return None
     types = [each for each in get_args(annotation) if each is not NoneType]
-    is_simple = len(types) == 1 and (types[0] in {str, int, float, PolluxBudget} or get_origin(types[0]) is Literal)
+    simple, generic = {str, int, float, PolluxBudget}, {Literal, Sequence}
+    is_simple = len(types) == 1 and (types[0] in simple or get_origin(types[0]) in generic)
     return types[0] if is_simple else None
 
 

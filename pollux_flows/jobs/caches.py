@@ -18,7 +18,7 @@ from prefect.exceptions import ObjectNotFound
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.registration import create_document, data_of, read_document, read_documents
 from pollux_flows.errors import ConfigurationError, PolluxError
-from pollux_flows.jobs.connection import describe_silence, open_client
+from pollux_flows.jobs.connection import describe_refusal, describe_silence, open_client
 from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.state import leases
@@ -33,6 +33,8 @@ def _server_errors_explained() -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         raise PolluxError(describe_silence(error)) from error
+    except httpx.HTTPStatusError as error:
+        raise PolluxError(describe_refusal(error)) from error
     except (httpx.HTTPError, ObjectNotFound) as error:
         problem = f"The Prefect server, where caches are registered, did not answer as expected: {error}"
         raise PolluxError(problem, hint="Look at the server's log, then run again.") from error

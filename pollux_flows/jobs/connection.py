@@ -39,7 +39,8 @@ def suppress_status(code: int) -> Iterator[None]:
 def describe_silence(error: Exception) -> str:
     """Describe, with a way out, that the Prefect server does not answer."""
     url = shown(PREFECT_API_URL.value() or "")
-    return f"The Prefect server at {url} does not answer ({error}). Start it, or correct PREFECT_API_URL."
+    where = "PREFECT_API_URL" if "/api" in url.partition("://")[2] else "PREFECT_API_URL: it ends in /api"
+    return f"The Prefect server at {url} does not answer ({error}). Start it, or correct {where}."
 
 
 def describe_refusal(error: httpx.HTTPStatusError) -> str:

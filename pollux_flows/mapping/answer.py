@@ -14,9 +14,10 @@ from pollux_flows.access import apply_restrictions, current_restrictions
 from pollux_flows.answer_rows import AnswerRow
 from pollux_flows.config import Config
 from pollux_flows.document import Record
+from pollux_flows.errors import BudgetError
 from pollux_flows.mapping.questions import Question, Questions, plan_questions, read_questions
 from pollux_flows.mapping.spec import MapSpec
-from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution
+from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution, unasked
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.pipeline.terms import Terms
@@ -29,7 +30,7 @@ from pollux_flows.tables.template import RowError
 UNUSABLE_ROW: Final = "unusable_row"
 """The status of a row that cannot be asked: a cell is empty, or a source cannot be read."""
 
-NOT_ASKED: Final = "no answer"
+NOT_ASKED: Final = "not_asked"
 """The status of a row that was not asked, because all calls before it failed."""
 
 Came = Literal["asked", "reused", "not_asked", "unusable"]
@@ -83,7 +84,13 @@ async def answer_chunk(
     `turn` is closed once all calls stand in line.
     """
     async with _open_chunk(chunk, spec, config, terms, scope, session=session) as (questions, execution):
-        outcomes = await execution.answer_calls(execution.plan.calls, on_outcome, turn)
+        calls = execution.plan.calls
+        try:
+            outcomes = await execution.answer_calls(calls, on_outcome, turn)
+        except BudgetError as error:
+            if chunk.first_row == 0:  # nothing is paid yet: the budget is refused
+                raise
+            outcomes = [unasked(call, error) for call in calls]
     return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
 
 
@@ -120,8 +127,8 @@ async def _open_chunk(
     chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope, *, session: Session | None = None
 ) -> AsyncIterator[tuple[Questions, Execution]]:
     """Read the rows of a chunk and plan its calls. What its rows name is opened within the restrictions of a table."""
+    rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)  # the table itself is named by the caller
     with apply_restrictions(current_restrictions() or spec.restrict()):
-        rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)
         questions = await asyncio.to_thread(read_questions, rows, spec)
         plan = await plan_questions(questions, spec, first_row=chunk.first_row, limit_s=config.timeout_s)
         async with open_execution(plan, config, terms, scope, session=session) as execution:

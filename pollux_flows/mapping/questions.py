@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from pollux_flows.errors import PolluxError
 from pollux_flows.files.content import Content
 from pollux_flows.mapping.spec import MapSpec
@@ -96,7 +98,7 @@ async def plan_questions(questions: Questions, spec: MapSpec, *, first_row: int 
     contents = [found if isinstance(found := examined[source], Content) else None for source in usable]
     plan = await asyncio.to_thread(make_plan, request, contents)
     calls = [
-        call.model_construct(**{**dict(call), "index": first_row + question.row})
+        BaseModel.model_copy(call, update={"index": first_row + question.row})
         for call, question in zip(plan.calls, questions.asked, strict=True)
     ]
     return plan.model_construct(**{**dict(plan), "calls": calls})

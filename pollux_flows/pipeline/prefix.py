@@ -23,7 +23,8 @@ from pollux_flows.state.identity import digest, source_identity
 # After so many first calls that failed, waiting for another costs more time than it saves money.
 _FIRST_CALLS: Final = 3
 _KEY_CHARS: Final = 32
-_OPENAI_LEAST: Final = 1024
+OPENAI_LEAST: Final = 1024
+"""From so many tokens on, OpenAI caches what calls begin with."""
 
 
 def caches_prefix(plan: Plan) -> bool:
@@ -74,7 +75,7 @@ def prefix_warnings(plan: Plan, outcomes: Sequence[Outcome]) -> Iterator[str]:
     elif plan.target.provider == "openai" and len(fresh) > 1 and not _is_read(fresh):
         yield (
             "Nothing was read from a cache (implicit_caching): OpenAI caches what calls begin with from "
-            f"{_OPENAI_LEAST:,} tokens on."
+            f"{OPENAI_LEAST:,} tokens on."
         )
 
 

@@ -107,7 +107,7 @@ class Spending:
         usd = worst_case.usd(prompt)
         for budget in self._find_budgets():
             if usd > budget.limit_usd:
-                raise worst_case.refusal(prompt, budget.limit_usd, budget.name)
+                raise worst_case.budget_error(prompt, budget.limit_usd, budget.name)
             budget.check(usd)
 
     async def reserve(self, worst_case: WorstCase, prompt: str | None) -> Reservation:

@@ -73,7 +73,7 @@ class WorstCase:
             self._known[tokens] = self._price(tokens, self.output_tokens)
         return self._known[tokens]
 
-    def refusal(self, prompt: str | None, limit_usd: float, limit_name: str = "max_cost_usd") -> BudgetError:
+    def budget_error(self, prompt: str | None, limit_usd: float, limit_name: str = "max_cost_usd") -> BudgetError:
         """Return the error for a limit that is below the worst case of a call with this prompt."""
         most, tokens = self.usd(prompt), self._count(prompt)
         asking, one = self._price(tokens, 0), self._price(tokens, 1_000_000) - self._price(tokens, 0)
@@ -105,8 +105,7 @@ def find_worst_case(
     `body` is its request, and `text_bytes` the sizes of those sources whose text is not in it yet.
     """
     raw = (call.options.provider_options or {}).get(target.provider, {})
-    window = _find(_WINDOWS, target) or context_window(target)
-    window = None if window is None else math.ceil(window * _ROUNDED_DOWN)
+    window = _find_window(target)
     is_stored = call.response_id is not None or call.options.cache_handle is not None or bool(_ADDING & raw.keys())
     others = [material for material in call.everything if material.text is None]
     if is_stored or others:
@@ -120,7 +119,7 @@ def find_worst_case(
         around = _AROUND + (_AROUND_TOOLS if call.options.tools or call.options.response_schema else 0)
         json = to_json(dict(body), exclude_none=True, serialize_unknown=True, inf_nan_mode="null")
         input_tokens = len(json) + sum(text_bytes) + around
-    output_tokens = _read_limit(body) or _find(_OUTPUTS, target) or window
+    output_tokens = find_output_limit(target, body)
     if output_tokens is None:
         raise _cannot_be_enforced(
             f"It is not known how long an answer of {target.model} may be.", "Set Options(max_tokens=…)."
@@ -133,6 +132,17 @@ def find_worst_case(
     if is_stored or any(material.mime_type.startswith(_SOUND) for material in others):
         kinds.append("input_audio_mtok")
     return WorstCase(target, input_tokens, output_tokens, is_stored or bool(others), tuple(kinds), bool(raw), batch)
+
+
+def find_output_limit(target: Target, body: Mapping[str, Any]) -> int | None:
+    """Return how many tokens the answer to this request has at most, by its own limit or the model's; None: unknown."""
+    return _read_limit(body) or _find(_OUTPUTS, target) or _find_window(target)
+
+
+def _find_window(target: Target) -> int | None:
+    """Return how many tokens the model takes at most, for an input and its answer."""
+    window = _find(_WINDOWS, target) or context_window(target)
+    return None if window is None else math.ceil(window * _ROUNDED_DOWN)
 
 
 def _read_limit(body: Mapping[str, Any]) -> int | None:

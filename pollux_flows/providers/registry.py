@@ -17,6 +17,7 @@ from pollux_flows.providers.base import GenerateModule, ModelsModule
 from pollux_flows.providers.batches import BatchModule
 from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.material import InputsModule
+from pollux_flows.providers.tokens import TokensModule
 from pollux_flows.providers.uploads import FilesModule
 
 
@@ -31,6 +32,8 @@ class Provider:
     batches: BatchModule | None = None
     models: ModelsModule | None = None
     """The check against a catalogue of models, where the provider has one."""
+    tokens: TokensModule | None = None
+    """The provider's own counter of tokens."""
 
 
 @cache
@@ -40,21 +43,21 @@ def find_provider(name: ProviderName) -> Provider:
 
 
 def _gemini() -> Provider:
-    from pollux_flows.providers.gemini import batch, caches, files, generate, inputs
+    from pollux_flows.providers.gemini import batch, caches, files, generate, inputs, tokens
 
-    return Provider(generate, inputs, files=files, caches=caches, batches=batch)
+    return Provider(generate, inputs, files=files, caches=caches, batches=batch, tokens=tokens)
 
 
 def _openai() -> Provider:
-    from pollux_flows.providers.openai import batch, files, generate, inputs
+    from pollux_flows.providers.openai import batch, files, generate, inputs, tokens
 
-    return Provider(generate, inputs, files=files, batches=batch)
+    return Provider(generate, inputs, files=files, batches=batch, tokens=tokens)
 
 
 def _anthropic() -> Provider:
-    from pollux_flows.providers.anthropic import batch, files, generate, inputs
+    from pollux_flows.providers.anthropic import batch, files, generate, inputs, tokens
 
-    return Provider(generate, inputs, files=files, batches=batch)
+    return Provider(generate, inputs, files=files, batches=batch, tokens=tokens)
 
 
 def _openrouter() -> Provider:

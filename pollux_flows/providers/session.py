@@ -15,6 +15,7 @@ from pollux_flows.providers.batches import Batch, BatchModule, Rows
 from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.redaction import Redactor
 from pollux_flows.providers.registry import Provider, find_provider
+from pollux_flows.providers.tokens import TokenCount
 from pollux_flows.providers.uploads import FilesModule, UploadThreads
 from pollux_flows.ratelimit import limiter
 from pollux_flows.result import Answer
@@ -26,6 +27,8 @@ T = TypeVar("T")
 _HOUSEKEEPING_S: Final = 10.0
 # An account with very many files takes very many pages.
 _LISTING_S: Final = 300.0
+# Without a count, the length of a text is good enough.
+_COUNTING_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Session:
             answer = await self.ask("generate", self.provider.generate.generate(self.client, call))
             asking.tokens = answer.usage.get("total_tokens")
         return answer
+
+    async def count_tokens(self, call: Call) -> TokenCount:
+        """Have the provider count the input tokens of a call, which is free, and has limits of its own."""
+        counting = self._require(self.provider.tokens).count(self.client, call)
+        return await self._in_time(min(_COUNTING_S, self.config.timeout_s), counting, "metadata")
 
     async def upload(self, operation: Callable[[Any], Awaitable[T]]) -> T:
         """Run an operation with a client on an upload thread, and return its result."""
@@ -113,17 +121,17 @@ class Session:
             raise
         return True
 
-    async def _in_time(self, seconds: float, answer: Awaitable[T]) -> T:
+    async def _in_time(self, seconds: float, answer: Awaitable[T], phase: str = "upload") -> T:
         """Return the answer to a quick request; raise an APIError if it takes longer than `seconds`."""
         try:
             async with asyncio.timeout(seconds):
-                return await self.ask("upload", answer)
+                return await self.ask(phase, answer)
         except TimeoutError:
             raise APIError(
                 f"{self.config.provider} did not answer within {seconds:g} seconds.",
                 retryable=True,
                 provider=self.config.provider,
-                phase="upload",
+                phase=phase,
             ) from None
 
     @property

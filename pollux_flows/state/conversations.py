@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Final
 
 from pydantic import Field
 
-from pollux_flows.config import ProviderName
+from pollux_flows.config import ProviderName, Target
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.plain import JsonObject
@@ -39,6 +39,9 @@ _PREFIX: Final = "conversation/"
 _LONGEST_NAME: Final = 200
 # Several times what the largest context of a model holds.
 _LARGEST: Final = 16 << 20
+ToolCall = Mapping[str, str]
+"""A call of a tool as an envelope has it: id, name and arguments."""
+
 _here: Final[ContextVar[frozenset[str]]] = ContextVar("pollux_flows_conversations", default=frozenset())
 
 
@@ -53,6 +56,16 @@ class Exchange(Record):
     model: str
     turns: list[JsonObject]
     response_id: str | None = None
+    base_url: str | None = None
+    use_mock: bool | None = Field(
+        default=None, description="None in a record of an earlier version, which has no base_url either."
+    )
+
+    def is_by(self, target: Target) -> bool:
+        """Return whether this target gave the answer, and so can read its signatures and ids."""
+        if (self.provider, self.model) != (target.provider, target.model):
+            return False
+        return self.use_mock is None or (self.base_url, self.use_mock) == (target.base_url, target.use_mock)
 
 
 class StoredConversation(Record):
@@ -63,18 +76,18 @@ class StoredConversation(Record):
     began_at: float
     exchanges: list[Exchange] = Field(default_factory=list)
 
-    def turns_for(self, provider: str, model: str, base: int) -> list[JsonObject]:
-        """Return the turns of the first `base` exchanges. Those with another model have no provider_state."""
+    def turns_for(self, target: Target, base: int) -> list[JsonObject]:
+        """Return the turns of the first `base` exchanges. Those with another target have no provider_state."""
         return [
-            turn if (each.provider, each.model) == (provider, model) else _without_state(turn)
+            turn if each.is_by(target) else _without_state(turn)
             for each in self.exchanges[:base]
             for turn in each.turns
         ]
 
-    def response_id_for(self, provider: str, model: str, base: int) -> str | None:
+    def response_id_for(self, target: Target, base: int) -> str | None:
         """Return the id under which the provider itself stores these exchanges, if it stores all of them."""
         last = self.exchanges[base - 1] if base else None
-        if last is None or (last.provider, last.model, last.base) != (provider, model, base - 1):
+        if last is None or not last.is_by(target) or last.base != base - 1:
             return None
         return last.response_id
 
@@ -117,15 +130,28 @@ async def append_exchange(store: Store, name: str, exchange: Exchange) -> Stored
             return stored
 
 
-async def list_conversations(store: Store) -> list[StoredConversation]:
-    """Return all conversations, the one that was added to last first."""
-    found = [_read(key, record, store.where) async for key, record in store.scan(_PREFIX)]
-    return sorted(found, key=lambda each: each.exchanges[-1].at if each.exchanges else each.began_at, reverse=True)
+async def list_conversations(store: Store) -> tuple[list[StoredConversation], dict[str, str]]:
+    """Return all conversations, the latest first; and, by the keys of their records, why others cannot be read."""
+    found, unreadable = [], {}
+    for key in [key async for key in store.list_keys(_PREFIX)]:
+        try:
+            record = await store.get(key)
+            found += [] if record is None else [_read(key, record, store.where)]
+        except ConfigurationError as error:
+            unreadable[key] = str(error)
+    found.sort(key=lambda each: each.exchanges[-1].at if each.exchanges else each.began_at, reverse=True)
+    return found, unreadable
 
 
-async def delete_conversation(store: Store, name: str) -> None:
-    """Remove a conversation."""
-    await store.delete(_key(name))
+async def delete_conversation(store: Store, name: str) -> bool:
+    """Remove a conversation, also one that cannot be read, and return whether there was one.
+
+    The key of its record will do, too: the name may be among what cannot be read.
+    """
+    wanted = {_key(name), name}
+    keys = [key async for key in store.list_keys(_PREFIX) if key in wanted]
+    await store.delete(*keys)
+    return bool(keys)
 
 
 def check_size(store: Store, stored: StoredConversation) -> None:
@@ -140,26 +166,32 @@ def check_size(store: Store, stored: StoredConversation) -> None:
 
 
 def is_conversation(record: Json) -> bool:
-    """Return whether this is the record of a conversation, for the search for damage."""
+    """Return whether this is the record of a conversation, maybe of a newer version, for the search for damage."""
     try:
         _read("", record, "")
+    except _NewerError:
+        return True
     except ConfigurationError:
         return False
     return True
 
 
+class _NewerError(ConfigurationError):
+    """A newer version has written the record."""
+
+
 def _read(key: str, record: Json, where: str) -> StoredConversation:
-    try:
-        found = StoredConversation.model_validate(record["conversation"])
-    except (PolluxError, LookupError) as error:
-        problem = str(error)
-    else:
-        if found.version <= VERSION:
-            return found
-        raise ConfigurationError(
-            f"The conversation {found.name!r} in {where} was written by a newer version of pollux_flows.",
+    content = record.get("conversation")
+    known = content if isinstance(content, dict) else {}
+    if isinstance(version := known.get("version"), int) and version > VERSION:
+        raise _NewerError(
+            f"The conversation {known.get('name', key)!r} in {where} was written by a newer version of pollux_flows.",
             hint="Update pollux_flows here.",
         )
+    try:
+        return StoredConversation.model_validate(content)
+    except PolluxError as error:
+        problem = str(error)
     raise damaged_record_error(key, where, problem)
 
 
@@ -226,12 +258,12 @@ class RunRecords:
             if base in bases or await self._store.swap(key, found, record, retention_s()):
                 return
 
-    async def load_tool_result(self, answer: str, tool_call: str) -> str | None:
+    async def load_tool_result(self, answer: str, tool_call: ToolCall) -> str | None:
         """Return the result of a tool call in an answer, or None if it has none yet."""
         record = await self._store.get(self._result_key(answer, tool_call))
         return None if record is None else str(record["content"])
 
-    async def save_tool_result(self, answer: str, tool_call: str, content: str) -> None:
+    async def save_tool_result(self, answer: str, tool_call: ToolCall, content: str) -> None:
         """Save the result of a tool call, so that a retry sends the same."""
         await self._store.put(
             self._result_key(answer, tool_call), {"at": time.time(), "content": content}, retention_s()
@@ -240,5 +272,7 @@ class RunRecords:
     def _base_key(self, name: str, prompt: str) -> str:
         return f"turn/{self._run}/{digest('turn', [name, prompt])}"
 
-    def _result_key(self, answer: str, tool_call: str) -> str:
-        return f"tool/{self._run}/{digest('tool', [answer, tool_call])}"
+    def _result_key(self, answer: str, tool_call: ToolCall) -> str:
+        # Ids do not tell calls apart: some models number them from zero in every answer.
+        parts = [tool_call[part] for part in ("id", "name", "arguments")]
+        return f"tool/{self._run}/{digest('tool', [answer, *parts])}"

@@ -125,11 +125,11 @@ class DamageReport(Record):
     """The keys of damaged records."""
 
     removed: list[str] = Field(default_factory=list)
-    left: list[str] = Field(default_factory=list, description="Records of files at a provider and of their owners.")
+    left: list[str] = Field(default_factory=list, description="Records about providers, and conversations.")
 
 
 async def remove_damaged(store: Store, *, dry_run: bool = False) -> DamageReport:
-    """Remove the damaged records, except those about files at a provider."""
+    """Remove the damaged records, except those about what is at a provider, and conversations."""
     damaged = [row async for row in store.list_rows() if not row.expired and not _is_valid(row)]
     removable = [row for row in damaged if is_removable(row.key)]
     removed = removable if dry_run else await store.delete_rows(removable)

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from pollux_flows.errors import ConfigurationError, InternalError
 from pollux_flows.plain import canonical
 from pollux_flows.state.home import home
-from pollux_flows.state.kinds import is_removable
+from pollux_flows.state.kinds import is_removable, kind_of
 
 Json = dict[str, Any]
 
@@ -189,6 +189,8 @@ def damaged_record_error(key: str, where: str, why: str | None = None) -> Config
     ways = "move it away to start afresh."
     if is_removable(key):
         ways = "remove what is damaged: pollux-flows state prune --damaged. A removed answer is paid for again."
+    elif kind_of(key) == "conversation":
+        ways = f"give the conversation up: pollux-flows conversations delete {key}"
     return ConfigurationError(
         f"The record {key} in {where} is damaged{f' ({why})' if why else ''}.",
         hint=f"Restore the state from a backup, or {ways}",

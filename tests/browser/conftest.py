@@ -36,6 +36,8 @@ class World:
     origin: str
     provider_url: str
     simulator: Simulator
+    folder: Path
+    """A folder that runs may read from and write to."""
 
     def api(self, path: str, **body: Any) -> Any:
         """Return the server's reply to a request, a POST where there is a body."""
@@ -89,13 +91,13 @@ class Screen:
         """Open a page of the UI, and wait until it is there."""
         self.page.goto(f"{self._origin}{path}", wait_until="networkidle")
 
-    def shoot(self, name: str) -> None:
-        """Write a screenshot of the page in its full height."""
+    def shoot(self, name: str, part: Locator | None = None) -> None:
+        """Write a screenshot of the page in its full height, or of a part of it."""
         self.page.wait_for_timeout(500)  # for its last transition
         height = self.page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(each => each.scrollHeight))")
         self.page.set_viewport_size({"width": 1300, "height": min(max(900, height), 4000)})
         SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png")
+        (part or self.page).screenshot(path=SHOTS / f"{name}.png")
         self.page.set_viewport_size({"width": 1300, "height": 900})
 
     def field(self, title: str) -> Locator:
@@ -124,7 +126,7 @@ class Screen:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("browser")
+    folder, tables = tmp_path_factory.mktemp("browser"), tmp_path_factory.mktemp("tables")
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -134,6 +136,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     } | {
         "PREFECT_HOME": str(folder / "prefect"),
         "POLLUX_HOME": str(folder / "pollux"),
+        "POLLUX_ALLOW_PATHS": str(tables),
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_UI_API_URL": f"{origin}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -170,7 +173,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             wait_until(is_up, "the server answers", 90)
             start("serve", "pollux-flows", "serve", "--collect-every", "10s")
             wait_until(is_deployed, "all flows are served", 90)
-            yield World(origin, simulator.base_url("openai", origin=simulated), simulator)
+            yield World(origin, simulator.base_url("openai", origin=simulated), simulator, tables)
         finally:
             for process in reversed(started):
                 process.send_signal(signal.SIGINT)

@@ -59,6 +59,25 @@ def test_every_form_opens(screen: Screen, world: World) -> None:
         screen.shoot(f"form-{deployment['name']}")
 
 
+def test_the_options_that_people_set_come_first(screen: Screen, world: World) -> None:
+    open_form(screen, world, "fan-out")
+    options = screen.field("Options")
+    options.get_by_text("set", exact=True).click()
+    screen.fill("System instruction", "Answer in one sentence.")
+    screen.pick(screen.field("Reasoning effort").locator("button").last, "low")
+    titles = options.locator(".schema-form-property__label").all_inner_texts()
+    assert [title.removesuffix(" (Optional)") for title in titles] == [
+        "Options",
+        "System instruction",
+        "Structured answer",
+        "Reasoning effort",
+        "Max tokens",
+        "Temperature",
+        "More",
+    ]
+    screen.shoot("options", options)
+
+
 def test_prompts_are_pasted_and_a_source_is_a_link(screen: Screen, world: World) -> None:
     open_form(screen, world, "fan-out")
     screen.fill("Prompts from", "What is it?\nWho wrote it?\nWhy?")
@@ -95,6 +114,24 @@ def test_a_retry_asks_only_the_prompt_that_failed(screen: Screen, world: World) 
     screen.open(world.page_of(run))
     screen.shows("Simulated answer to: What is number 7?")
     screen.shoot("retried-answers")
+
+
+def test_a_table_gets_an_answer_in_each_row(screen: Screen, world: World) -> None:
+    table = world.folder / "reviews.csv"
+    table.write_text("title,body\nPump,It leaks.\nValve,\nPipe,It holds.\n")
+    open_form(screen, world, "map-rows")
+    screen.fill("Table", str(table))
+    screen.fill("Prompt", "Summarize {title}: {body}")
+    screen.fill("Output", str(world.folder / "answers.csv"))
+    pick_provider(screen)
+    screen.shoot("map-filled")
+    submit(screen)
+    run = world.wait_for("map-rows", "Completed")
+    screen.open(world.page_of(run))
+    screen.shows("Simulated answer to: Summarize Pipe: It holds.")
+    screen.shows("1 of 3 rows without a usable answer")
+    screen.shoot("map-answers")
+    assert len((world.folder / "answers.csv").read_text().splitlines()) == 4
 
 
 def test_a_deferred_run_gets_its_answers_on_its_own_page(screen: Screen, world: World) -> None:

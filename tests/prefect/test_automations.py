@@ -17,12 +17,14 @@ from uuid import UUID
 
 import httpx
 import pytest
+import yaml
 from prefect import flow
 from prefect.cli.automation import create
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
 from pollux_flows.blocks import PolluxProvider
+from pollux_flows.deployments import deployments
 from pollux_flows.flows import acollect, asubmit, collect
 from tests.prefect.jobs import no_jobs_are_left
 
@@ -123,6 +125,12 @@ async def test_a_webhook_with_a_wrong_signature_is_refused(receiver: ModuleType)
     reply = await send(receiver, "openai", secret=b"a guess")
     assert (reply.status_code, "signature" in reply.text) == (400, True)
     assert (await send(receiver, "gemini", secret=b"a guess")).status_code == 404
+
+
+def test_the_notification_of_failures_names_all_flows() -> None:
+    trigger = yaml.safe_load((FOLDER / "automations" / "failed.yaml").read_text())["trigger"]
+    named = set(trigger["match_related"]["prefect.resource.name"])
+    assert named == {each.flow_name for each in deployments()} | {"wait-for"}
 
 
 @pytest.mark.parametrize("name", ["crashed.yaml", "failed.yaml"])

@@ -225,6 +225,20 @@ def test_a_server_that_does_not_answer(command: str, capsys: pytest.CaptureFixtu
         assert out.splitlines()[-1].startswith("Next: prefect server start, or ")
 
 
+@pytest.mark.usefixtures("pollux")
+@pytest.mark.parametrize("command", ["jobs", "collect", "caches", "run Why? -p cli", "answers x", "apply", "doctor"])
+def test_an_address_that_is_not_that_of_an_api(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """There, nothing at all is found: that is not to be read as "no jobs"."""
+    Path("blocks").mkdir()
+    Path("blocks/one.yaml").write_text("pollux-provider/x: {provider: gemini, model: m}")
+    with temporary_settings({PREFECT_API_URL: str(PREFECT_API_URL.value()).removesuffix("/api")}):
+        code, out, errors = ended(capsys, *command.split())
+    assert code == 3
+    assert re.search("PREFECT_API_URL.* it ends in /api", out + errors)
+    if command != "doctor":
+        assert (out, errors.count("\n")) == ("", 1)
+
+
 def test_a_missing_key_is_named_before_a_run_is_started(
     pollux: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,16 @@ async def test_another_provider_is_sent_what_it_can_read(world: tuple[Simulator,
     assert first.text in json.dumps(third.body)
 
 
+async def test_a_provider_is_not_sent_what_the_simulator_made_up(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
+    first = await aconverse("I am Ada.", provider.model_copy(update={"use_mock": True}), "rehearsed")
+    await aconverse("Who am I?", provider, "rehearsed")
+    (sent,) = generated(simulator)
+    assert "previous_response_id" not in sent.body
+    assert first.text in json.dumps(sent.body)
+
+
 async def test_what_the_next_provider_cannot_read_is_refused(
     world: tuple[Simulator, str], simulator: Simulator, tmp_path: Path
 ) -> None:
@@ -250,7 +260,7 @@ async def test_killed_around_the_append(
     assert len(generated(simulator)) == 2
     assert await turn.start().ended(30)
     assert len(generated(simulator)) == 2
-    (found,) = await conversations.list_conversations(open_store())
+    ((found,), _) = await conversations.list_conversations(open_store())
     assert len(found.exchanges) == 1
     assert [each["role"] for each in found.exchanges[0].turns] == ["user", "assistant", "tool", "assistant"]
     later = await aconverse("And tomorrow?", provider, found.name, tools=[WEATHER])
@@ -379,6 +389,14 @@ def test_the_command(provider: PolluxProvider, commanded: Command) -> None:
     converse(RAIN, provider, "On the command line", tools=[WEATHER])
     assert commanded("conversations").startswith("On the command line: 1 exchange, the last ")
     assert json.loads(commanded("conversations", "--json"))["exchanges"][0]["model"] == provider.model
+    damaged = f"conversation/{'0' * 64}"
+    asyncio.run(open_store().put(damaged, {"at": 1.0}))
+    listed = commanded("conversations").splitlines()
+    assert listed[0].startswith("On the command line: 1 exchange")
+    assert listed[1].startswith(f"The record {damaged} in ")
+    assert commanded("conversations", "--json").count("\n") == 2
+    assert "Left 1 damaged conversation. Restore the state" in commanded("state", "prune", "--damaged")
+    assert commanded("conversations", "delete", damaged) == f"Deleted {damaged}, which could not be read.\n"
     shown = commanded("conversations", "show", "On the command line")
     assert f"user:\n  {RAIN}\n\nassistant:\n  calls get_weather {{" in shown
     assert shown.endswith("assistant:\n  Simulated answer from the results of: get_weather\n")

@@ -123,7 +123,6 @@ async def test_the_schedule_alone_collects_a_batch_and_completes_a_suspended_run
 async def _collected_on_schedule(saved: Saved, simulator: Simulator) -> None:
     simulator.batch_s = 3600
     provider = await saved("openai")
-    document = provider._block_document_id
     name = await asubmit(["earlier"], provider)
     server = started(SERVE)
     try:
@@ -134,7 +133,7 @@ async def _collected_on_schedule(saved: Saved, simulator: Simulator) -> None:
             return found if {"deferred", "collect", "await-for"} <= found.keys() else None
 
         ids = await until(deployed, within_s=120)
-        picked = {"$ref": {"block_document_id": str(document)}}
+        picked = provider.reference
         async with get_client() as client:
             runs = [
                 await client.create_flow_run_from_deployment(

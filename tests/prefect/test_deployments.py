@@ -9,7 +9,9 @@ from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.importtools import import_object
 
@@ -33,15 +35,19 @@ def in_words(planned: Any) -> dict[str, Any]:
 
 
 def test_the_file_names_what_is_served() -> None:
-    """With the same schedules, and flows that can be found wherever the package is installed."""
+    """With the same tags and schedules, and flows that can be found wherever the package is installed."""
     said = {
         each["name"]: (
             load_flow_from_entrypoint(each["entrypoint"]).name,
+            each["tags"],
             each.get("schedules", []),
         )
         for each in yaml.safe_load(FILE.read_text())["deployments"]
     }
-    served = {each.name: (each.flow_name, [in_words(one) for one in each.schedules or []]) for each in deployments()}
+    served = {
+        each.name: (each.flow_name, each.tags, [in_words(one) for one in each.schedules or []])
+        for each in deployments()
+    }
     assert said == served
 
 
@@ -62,6 +68,24 @@ def test_what_is_deployed_again_is_as_it_was() -> None:
             client.delete_deployment(each)
     assert again == ids
     assert [data_of(each) for each in after] == [data_of(each) for each in before]
+
+
+def test_what_people_did_to_schedules_stays_when_flows_are_served_again() -> None:
+    """One that was switched off stays off, and one that was added is still there."""
+    with get_client(sync_client=True) as client:
+        ids = {each.name: UUID(str(each.apply())) for each in deployments() if each.name in {"collect", "realtime"}}
+        (schedule,) = client.read_deployment(ids["collect"]).schedules
+        client.update_deployment_schedule(ids["collect"], schedule.id, active=False)
+        added = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 0 1 1 *"))
+        client.create_deployment_schedules(ids["realtime"], [added])
+        for each in deployments():
+            if each.name in ids:
+                each.apply()
+        after = {name: client.read_deployment(each) for name, each in ids.items()}
+        for deployment in ids.values():
+            client.delete_deployment(deployment)
+    assert [each.active for each in after["collect"].schedules] == [False]
+    assert [each.active for each in after["realtime"].schedules] == [True]
 
 
 def data_of(deployment: DeploymentResponse) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from prefect import State, flow, runtime, task
+from prefect import State, flow, runtime, tags, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -195,7 +195,7 @@ async def test_an_artifact_shows_prompts_answers_usage_and_time(provider: Pollux
 
 
 async def test_pages_of_one_piece_of_work_share_a_key(provider: PolluxProvider) -> None:
-    """The UI shows them as a history: of a flow that calls ours, and of a deployment."""
+    """The UI shows them as a history: of a flow that calls ours, of runs with a label, and of a deployment."""
 
     @flow(name="Weekly report")
     async def weekly() -> None:
@@ -204,6 +204,10 @@ async def test_pages_of_one_piece_of_work_share_a_key(provider: PolluxProvider) 
     await weekly()
     (page,) = await artifacts_of(await newest_run("fan-out"))
     assert page.key == "pollux-weekly-report-fan-out"
+    with tags("label:North (Q3)", "other"):
+        await weekly()
+    (page,) = await artifacts_of(await newest_run("fan-out"))
+    assert page.key == "pollux-weekly-report-fan-out-north-q3"
     for name, key in (("fan-out", "pollux-fan-out"), ("Nightly: Q3", "pollux-fan-out-nightly-q3")):
         async with get_client() as client:
             deployment = await client.create_deployment(await client.create_flow(afan_out), name)

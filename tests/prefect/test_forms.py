@@ -19,7 +19,7 @@ SOURCE: TypeAdapter[Source] = TypeAdapter(SourceField)
 OPTIONS: TypeAdapter[Options | None] = TypeAdapter(OptionsField)
 DEPLOYED = [
     flows.realtime, flows.fan_out, flows.fan_in, flows.broadcast, flows.submit, flows.deferred, flows.collect,
-    flows.cancel, flows.resubmit, flows.wait_for, flows.sweep, flows.warm_cache,
+    flows.cancel, flows.resubmit, flows.wait_for, flows.sweep, flows.warm_cache, flows.converse,
 ]  # fmt: skip
 
 
@@ -65,11 +65,19 @@ def test_a_job_is_picked_as_a_block() -> None:
         assert name == {"title": "name", "type": "string"}
 
 
+def test_a_number_that_is_too_small_is_refused_at_its_field() -> None:
+    schema, values = form(flows.converse), {"prompt": "Why?", "provider": {}, "max_rounds": 0, "max_cost_usd": -0.5}
+    refused = {str(error.path[0]): error.message for error in validate(values, schema) if error.path}
+    assert refused["max_rounds"] == "0 is less than the minimum of 1"
+    assert refused["max_cost_usd"] == "-0.5 is less than the minimum of 0"
+
+
 def test_optional_numbers_and_texts_are_one_input() -> None:
     fields = form(flows.fan_out)["properties"]
     assert fields["max_cost_usd"]["type"] == "number"
     assert fields["prompts_from"]["type"] == "string"
     assert "default" not in fields["max_age"]
+    assert form(flows.map_rows)["properties"]["columns"]["type"] == "array"
 
 
 @pytest.mark.parametrize(

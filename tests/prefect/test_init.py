@@ -83,5 +83,9 @@ def test_the_files_say_what_the_package_says(pollux: Command) -> None:
     pollux("init")
     assert Path("blocks/providers.yaml").read_text() == (ROOT / "blocks" / "providers.yaml").read_text()
     assert re.findall("^([A-Z_]+)=$", Path(".env.example").read_text(), re.MULTILINE) == list(KEY_VARIABLES.values())
-    written = {str(path.relative_to(Path.cwd())) for path in Path.cwd().rglob("*") if path.is_file()}
-    assert set(FILES) <= written
+    project = ROOT / "pollux_flows" / "cli" / "project"
+    assert {
+        str(path.relative_to(project)) for path in project.rglob("*") if path.suffix != ".pyc" and path.is_file()
+    } == set(FILES)
+    automations = [path.name for path in (ROOT / "deployments" / "automations").iterdir()]
+    assert sorted(automations) == sorted(path.name for path in Path("automations").iterdir())

@@ -8,19 +8,28 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 import pyarrow.parquet as pq
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow_async
 from pydantic import BaseModel
 
-from pollux_flows import Options, PolluxError
+from pollux_flows import ConfigurationError, Options, PolluxError
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
-from pollux_flows.flows import amap_rows, map_rows
+from pollux_flows.flows import acollect, amap_rows, map_rows
+from pollux_flows.flows.chunks import MapRun, map_chunk
 from pollux_flows.mapping.report import MapReport
+from pollux_flows.mapping.spec import MapSpec
+from pollux_flows.pipeline.terms import Terms
 from pollux_flows.simulator import Fault, Simulator
+from pollux_flows.state.slots import RunScope
+from pollux_flows.tables.table import scan_table
 from tests.prefect.jobs import Saved, no_jobs_are_left, saved
 from tests.prefect.test_flows import artifacts_of, newest_run
 
@@ -62,6 +71,10 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 def read_lines(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+def has_output(name: str) -> bool:
+    return Path(name).exists()
 
 
 def prompts_asked(simulator: Simulator, since: int = 0) -> list[str]:
@@ -254,7 +267,7 @@ async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxPro
     assert run.is_failed()
     assert len(prompts_asked(simulator)) <= 30
     statuses = Counter(row["answer_status"] for row in read_csv("out.csv"))
-    assert statuses["no answer"] >= 70
+    assert statuses["not_asked"] >= 70
     assert statuses.total() == 100
     (page,) = [each for each in await artifacts_of(await newest_run("map-rows")) if each.type == "markdown"]
     assert "without a usable answer" in str(page.data)
@@ -282,6 +295,41 @@ def test_a_flow_of_theirs_gets_the_report_and_a_retry_does_not_pay_again(
 
     assert nightly().answered == 25
     assert len(prompts_asked(simulator)) == 25
+
+
+async def test_a_worker_with_another_state_is_refused(provider: PolluxProvider, simulator: Simulator) -> None:
+    """It would pay again for what others have answered."""
+    spec = MapSpec(prompt="{title}", target=(await provider.config()).target)
+    run = MapRun(spec, Terms(reuse="always"), RunScope("r"), store="of another machine", provider=None)
+    (chunk,) = scan_table(write_csv("in.csv", REVIEWS), rows_per_chunk=100).chunks
+    with pytest.raises(ConfigurationError, match="another state"):
+        await map_chunk(chunk, run, "rows")
+    assert simulator.requests == []
+
+
+async def test_a_deployed_run_is_suspended_while_its_batch_is_answered(simulator: Simulator, saved: Saved) -> None:
+    """It starts again from its first line, with another table in its place: answers stay those of their rows."""
+    provider = await saved("openai")
+    simulator.batch_s = 3600
+    table = write_csv("in.csv", REVIEWS)
+    parameters = {"table": table, "prompt": PROMPT, "provider": provider.reference, "output": "out.csv"}
+    async with get_client() as client:
+        deployment = await client.create_deployment(
+            await client.create_flow(amap_rows), f"map-{uuid4()}", parameters={**parameters, "delivery": "deferred"}
+        )
+        run = await client.create_flow_run_from_deployment(deployment)
+        with pytest.raises(Pause):  # with which its process ends
+            await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
+        assert not has_output("out.csv")
+        for batch in simulator.batches:
+            batch.takes_s = 0.0
+        write_csv("in.csv", [{"title": "late", "body": "row"}, *reversed(REVIEWS)])
+        await acollect()
+        run = await client.read_flow_run(run.id)
+        report: Any = await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
+        await client.delete_deployment(deployment)
+    assert (report.rows, report.asked, report.statuses) == (26, 26, {"answered": 25, "missing": 1})
+    assert all(row["title"] in row["answer"] for row in read_csv("out.csv")[1:])
 
 
 async def test_a_table_goes_through_batches(simulator: Simulator, saved: Saved) -> None:

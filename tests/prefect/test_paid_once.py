@@ -297,7 +297,7 @@ async def retry(run: FlowRun) -> None:
 async def test_retry_on_a_failed_run(provider: PolluxProvider) -> None:
     """The envelope's page is there both times; the second attempt asks for the one prompt, in another process."""
     await provider.asave("retried-from-the-ui", overwrite=True)
-    picked = {"$ref": {"block_document_id": str(provider._block_document_id)}}
+    picked = provider.reference
     async with serving() as deployment, get_client() as client:
         run = await client.create_flow_run_from_deployment(
             deployment.id, parameters={"prompts": PROMPTS, "provider": picked}
@@ -319,7 +319,7 @@ async def test_retry_on_a_run_that_was_killed(provider: PolluxProvider, simulato
     simulator.latency_s = 0.1
     provider.request_concurrency = 2
     await provider.asave("killed-half-way", overwrite=True)
-    picked = {"$ref": {"block_document_id": str(provider._block_document_id)}}
+    picked = provider.reference
     prompts = [f"Question {n}?" for n in range(20)]
     process = started(SERVE)
     try:

@@ -24,6 +24,7 @@ from pollux_flows.source import Source
         ("a.jsonl", '{"q": "one"}\n{"q": "two, or more"}', "#q"),
         ("a.csv", '\ufeffid,prompt\n1,one\n2,"two, or more"\n', ""),
         ("a.csv", 'question\none\n"two, or more"\n', ""),
+        ("a.csv", 'question,\none,\n"two, or more",,\n', "#question"),
         ("a.CSV", 'id,question\n1,one\n2,"two, or more"\n3,\n', "#question"),
     ],
 )
@@ -62,6 +63,9 @@ def test_a_column_is_a_list_of_prompts(provider: PolluxProvider) -> None:
     ("name", "content", "problem"),
     [
         ("a.csv", "id,question\n1,one\n", r"has no column 'prompt'; it has id, question"),
+        ("a.csv", "id;prompt\n1;one\n", "has semicolons between its columns.*with commas"),
+        ("a.csv", "id\tprompt\n1\tone\n", "has tabs between its columns"),
+        ("a.csv", "prompt\none\ntwo, or more\n", "line 3 of .*a.csv' has more cells.*in quotes"),
         ("a.csv", "", r"has no column 'prompt'; it has none"),
         ("a.jsonl", '{"prompt": 3}', r"Line 1 of .* has no text in 'prompt'"),
         ("a.jsonl", '"one"\n{', r"Line 2 of .* is not JSON"),

@@ -37,6 +37,11 @@ async def test_a_saved_provider_comes_back_with_its_key_and_limits() -> None:
     assert (config.requests_per_minute, config.tokens_per_minute) == (50, 9_000)
 
 
+def test_only_a_saved_provider_can_be_referred_to() -> None:
+    with pytest.raises(ConfigurationError, match=r"saved PolluxProvider.*\.save\('a-name'\)"):
+        _ = PolluxProvider(provider="openai", model="m").reference
+
+
 async def test_a_provider_without_a_key_uses_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block need not hold the key."""
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)

@@ -303,7 +303,7 @@ async def test_a_run_that_names_a_parent_is_held_to_its_limits(
 
 @pytest.fixture
 async def openai(saved: Saved) -> dict[str, Any]:
-    return {"$ref": {"block_document_id": str((await saved("openai"))._block_document_id)}}
+    return (await saved("openai")).reference
 
 
 @pytest.mark.parametrize("each", [asubmit, afan_out], ids=lambda flow: flow.name)

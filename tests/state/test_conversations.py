@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import conversations
 from pollux_flows.state.conversations import (
     Exchange,
     RunRecords,
+    StoredConversation,
     append_exchange,
     check_size,
     delete_conversation,
@@ -18,15 +21,18 @@ from pollux_flows.state.conversations import (
     list_conversations,
     load_conversation,
 )
+from pollux_flows.state.identity import digest
 from pollux_flows.state.maintenance import remove_damaged
 from pollux_flows.state.store import Store
+from tests.state.places import damage
 
 
-def exchange(call: str, base: int = 0, model: str = "m") -> Exchange:
+def exchange(call: str, base: int = 0) -> Exchange:
     turns = [{"role": "user", "content": f"{call}?"}, {"role": "assistant", "content": "Yes.", "provider_state": {}}]
-    return Exchange(
-        run="r", call=call, at=1e9 + base, base=base, provider="openai", model=model, turns=turns, response_id=call
-    )
+    return Exchange(run="r", call=call, at=1e9 + base, base=base, turns=turns, response_id=call, **dict(OPENAI))
+
+
+OPENAI = Target(provider="openai", model="m")
 
 
 async def test_an_exchange_is_added_once(store: Store) -> None:
@@ -48,19 +54,55 @@ async def test_what_the_provider_stores_is_used_only_if_it_stores_all(store: Sto
     await append_exchange(store, "a", exchange("one"))
     await append_exchange(store, "a", exchange("two", 1))
     found = await append_exchange(store, "a", exchange("late", 1))
-    assert found.response_id_for("openai", "m", 2) == "two"
-    assert found.response_id_for("openai", "m", 3) is None
-    assert found.response_id_for("openai", "other", 2) is None
-    assert "provider_state" in found.turns_for("openai", "m", 1)[1]
-    assert "provider_state" not in found.turns_for("anthropic", "m", 1)[1]
+    assert found.response_id_for(OPENAI, 2) == "two"
+    assert found.response_id_for(OPENAI, 3) is None
+    assert "provider_state" in found.turns_for(OPENAI, 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reads_old"),
+    [
+        ({}, True),
+        ({"use_mock": True}, True),
+        ({"base_url": "http://127.0.0.1:9/v1"}, True),
+        ({"model": "other"}, False),
+        ({"provider": "anthropic"}, False),
+    ],
+)
+def test_only_the_target_that_answered_is_sent_its_state(change: dict[str, Any], reads_old: bool) -> None:
+    """An earlier version recorded no more than provider and model, so these decide for its exchanges."""
+    target = OPENAI.model_copy(update=change)
+    recorded = exchange("one")
+    earlier = Exchange.model_validate_json(recorded.model_dump_json(exclude={"base_url", "use_mock"}))
+    for each, reads in ((recorded, not change), (earlier, reads_old)):
+        found = StoredConversation(name="a", began_at=1e9, exchanges=[each])
+        assert ("provider_state" in found.turns_for(target, 1)[1]) is reads
+        assert found.response_id_for(target, 1) == ("one" if reads else None)
 
 
 async def test_they_are_listed_by_their_last_exchange(store: Store) -> None:
     for name, base in (("old", 0), ("new", 5), ("middle", 3)):
         await append_exchange(store, name, exchange("one", base))
-    assert [each.name for each in await list_conversations(store)] == ["new", "middle", "old"]
-    await delete_conversation(store, "new")
-    assert [each.name for each in await list_conversations(store)] == ["middle", "old"]
+    assert [each.name for each in (await list_conversations(store))[0]] == ["new", "middle", "old"]
+    assert await delete_conversation(store, "new")
+    assert not await delete_conversation(store, "new")
+    assert [each.name for each in (await list_conversations(store))[0]] == ["middle", "old"]
+
+
+async def test_a_damaged_one_hides_no_other_and_can_be_deleted(store: Store, address: str) -> None:
+    for name in ("well", "edited", "torn"):
+        await append_exchange(store, name, exchange("one"))
+    edited, torn = (f"conversation/{digest('conversation', name)}" for name in ("edited", "torn"))
+    await store.put(edited, {"at": 1.0, "conversation": {"name": "edited"}})
+    damage(address, torn, b"{")
+    found, unreadable = await list_conversations(store)
+    assert [each.name for each in found] == ["well"]
+    assert unreadable.keys() == {edited, torn}
+    assert f"pollux-flows conversations delete {torn}" in unreadable[torn]
+    assert set((await remove_damaged(store)).left) == {edited, torn}
+    assert await delete_conversation(store, "edited")
+    assert await delete_conversation(store, torn)
+    assert await list_conversations(store) == (found, {})
 
 
 async def test_a_lease_is_waited_for(store: Store) -> None:
@@ -94,6 +136,7 @@ async def test_what_cannot_be_read_is_refused(store: Store, monkeypatch: pytest.
     await store.put(key, {**record, "conversation": {**record["conversation"], "version": 2, "new": 1}})
     with pytest.raises(ConfigurationError, match="newer version"):
         await append_exchange(store, "a", exchange("two", 1))
+    assert (await remove_damaged(store)).left == []
     await store.put(key, {**record, "conversation": {"name": "a"}})
     with pytest.raises(ConfigurationError, match="damaged"):
         await load_conversation(store, "a")
@@ -108,6 +151,9 @@ async def test_what_a_run_records_is_its_own(store: Store) -> None:
     await asyncio.gather(*(one.add_base("a", "Why?", base) for base in (2, 0, 2)))
     assert await one.load_bases("a", "Why?") == [0, 2]
     assert await two.load_bases("a", "Why?") == []
-    await one.save_tool_result("answer", "call_0", "clear")
-    assert await one.load_tool_result("answer", "call_0") == "clear"
-    assert await two.load_tool_result("answer", "call_0") is None
+    call = {"id": "call_0", "name": "get_weather", "arguments": '{"city": "Oslo"}'}
+    await one.save_tool_result("answer", call, "clear")
+    assert await one.load_tool_result("answer", call) == "clear"
+    assert await one.load_tool_result("answer", {**call, "arguments": '{"city": "Rome"}'}) is None
+    assert await one.load_tool_result("answer", {**call, "name": "get_news"}) is None
+    assert await two.load_tool_result("answer", call) is None

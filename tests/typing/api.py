@@ -14,6 +14,7 @@ from pollux_flows import (
     ConfigurationError,
     DeferredHandle,
     DeferredSnapshot,
+    Estimate,
     Options,
     PolluxError,
     RateLimitError,
@@ -26,6 +27,7 @@ from pollux_flows import (
     create_cache,
     defer,
     defer_many,
+    estimate_many,
     inspect_deferred,
     run,
     run_many,
@@ -37,6 +39,7 @@ from pollux_flows.flows import (
     acancel,
     acollect,
     adeferred,
+    aestimate,
     afan_in,
     afan_out,
     arealtime,
@@ -47,6 +50,7 @@ from pollux_flows.flows import (
     cancel,
     collect,
     deferred,
+    estimate,
     fan_in,
     fan_out,
     map_rows,
@@ -143,6 +147,9 @@ async def calls(config: Config, source: Source) -> None:
     assert_type(await run_many(prompts=("Why?", None), sources=(source,), config=config), ResultEnvelope)
     assert_type(await run_many("Why?", config=config, options=None), ResultEnvelope)
     assert_type(await run_many(["Why?", "How?"], sources=[source], config=config, cache="auto"), ResultEnvelope)
+    estimated = await estimate_many(["Why?", "How?"], sources=[source], config=config, each_source=True, reuse="always")
+    assert_type(estimated, Estimate)
+    assert_type(estimated.cost_usd.expected, int | float | None)
     await run("Why?")  # type: ignore[call-arg]
     await run("Why?", sources=[source], config=config)  # type: ignore[call-arg]
 
@@ -210,6 +217,9 @@ async def flows(provider: PolluxProvider, source: Source) -> None:
     assert_type(await afan_out(["Why?", "How?"], provider, sources=[source], options=options), ResultEnvelope)
     assert_type(await afan_in("Why?", [source], provider, options=options), ResultEnvelope)
     assert_type(await abroadcast(["Why?"], [source], provider, options=options), list[ResultEnvelope])
+
+    assert_type(estimate(["Why?"], provider, [source], options=options, each_source=True), Estimate)
+    assert_type(await aestimate(["Why?"], provider, reuse="always", max_age=3600), Estimate)
 
     assert_type(await provider.config(), Config)
     assert_type(await PolluxProvider.named("gemini"), PolluxProvider)

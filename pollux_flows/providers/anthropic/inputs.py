@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any, Final
 
 from pollux_flows.errors import ConfigurationError
@@ -49,6 +50,9 @@ def part(material: Material) -> dict[str, Any]:
     if material.text is not None:
         return {"type": "text", "text": material.text}
     kind = "image" if material.mime_type.startswith("image/") else "document"
+    if material.data is not None:
+        encoded = b64encode(material.data).decode()
+        return {"type": kind, "source": {"type": "base64", "media_type": material.mime_type, "data": encoded}}
     if material.source.source_type == "file":
         return {"type": kind, "source": {"type": "file", "file_id": material.uploaded.file_id}}
     return {"type": kind, "source": {"type": "url", "url": material.source.uri}}

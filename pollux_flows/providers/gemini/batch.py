@@ -72,13 +72,18 @@ _THE_CALLERS: Final = {"args"}
 
 
 def row(call: Call, key: str) -> bytes:
+    return lines.line({"key": key, "request": request_json(call)})
+
+
+def request_json(call: Call) -> dict[str, Any]:
+    """Return the JSON that the SDK sends for a call."""
     asked = generate.request(call)
     config = asked["config"].model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_OURS)
     if isinstance(config.get("systemInstruction"), str):
         config["systemInstruction"] = {"parts": [{"text": config["systemInstruction"]}], "role": "user"}
     beside = {name: config.pop(name) for name in _BESIDE if name in config}
     contents = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in asked["contents"]]
-    return lines.line({"key": key, "request": {"contents": contents, **beside, "generationConfig": config}})
+    return {"contents": contents, **beside, "generationConfig": config}
 
 
 async def create(client: Connection, model: str, tag: str, _rows: Rows, file_id: str | None) -> Batch:

@@ -59,6 +59,8 @@ def _part(material: Material) -> types.Part:
         return types.Part(text=material.text)
     if source.gemini_url_context:  # it opens the address itself, with a tool
         return types.Part(text=source.uri)
+    if material.data is not None:
+        return types.Part(inline_data=types.Blob(data=material.data, mime_type=material.mime_type))
     uri = material.uploaded.uri if source.source_type == "file" else source.uri
     settings = video and types.VideoMetadata(
         start_offset=video.start_offset, end_offset=video.end_offset, fps=video.fps

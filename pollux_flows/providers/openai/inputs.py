@@ -50,6 +50,11 @@ def part(material: Material) -> dict[str, Any]:
         return {"type": "input_text", "text": material.text}
     image = material.mime_type.startswith("image/")
     kind = "input_image" if image else "input_file"
+    if material.data is not None:
+        sent = (
+            {"image_url": material.data_url} if image else {"filename": material.name, "file_data": material.data_url}
+        )
+        return {"type": kind, **sent}
     if material.source.source_type == "file":
         return {"type": kind, "file_id": material.uploaded.file_id}
     return {"type": kind, "image_url" if image else "file_url": material.source.uri}

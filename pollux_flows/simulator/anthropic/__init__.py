@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from pollux_flows.simulator.anthropic import batches, files, generate
+from pollux_flows.simulator.anthropic import batches, count, files, generate
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.wire import BadRequest, Provider, Refused, bearer, row
 
@@ -30,7 +30,7 @@ _ERRORS: Mapping[int, tuple[str, str]] = {
 class Anthropic(Provider):
     name = "anthropic"
     prefix = "/anthropic"
-    operations = (*generate.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
+    operations = (*generate.OPERATIONS, *count.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
     request_id = "req_{:024d}"
     request_id_header = "request-id"
     headers = {  # noqa: RUF012 (the base class declares it)

@@ -42,6 +42,14 @@ def check(call: Call) -> Model:
     return asked
 
 
+def check_count(call: Call) -> None:
+    """Refuse the fields that a request to count tokens does not have, such as max_tokens."""
+    try:
+        shapes.count_request()(call.body, ())
+    except Misfit as misfit:
+        raise BadRequest(in_words(misfit)) from None
+
+
 def check_version(call: Call) -> str:
     version = call.headers.get("anthropic-version")
     if version is None:

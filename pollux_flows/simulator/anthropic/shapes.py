@@ -7,7 +7,19 @@ from functools import cache
 from typing import Any
 
 from pollux_flows.simulator.sdk_shape import SdkShapes
-from pollux_flows.simulator.shape import Check, Misfit, Path, boolean, integer, items, number, one_of, record, text
+from pollux_flows.simulator.shape import (
+    Check,
+    Misfit,
+    Path,
+    anything,
+    boolean,
+    integer,
+    items,
+    number,
+    one_of,
+    record,
+    text,
+)
 
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 
@@ -29,6 +41,15 @@ SAMPLING: dict[str, Check] = {
     "top_p": number(0, 1),
     "top_k": integer(minimum=0),
 }
+
+
+@cache
+def count_request() -> Check:
+    """Return the check of a request to count tokens: of its fields alone, as `request` checks what is in them."""
+    from anthropic.types.message_count_tokens_params import MessageCountTokensParams
+
+    required, optional = SdkShapes(_LIMITS).fields(MessageCountTokensParams)
+    return record(dict.fromkeys(required, anything), dict.fromkeys(optional, anything))
 
 
 @cache

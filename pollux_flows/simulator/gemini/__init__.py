@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 from pollux_flows.simulator.asking import Ask
-from pollux_flows.simulator.gemini import batches, cache_routes, files, generate, uploads
+from pollux_flows.simulator.gemini import batches, cache_routes, count, files, generate, uploads
 from pollux_flows.simulator.wire import BadRequest, Provider, Refused, row
 
 # The default canonical status and message of each HTTP status.
@@ -33,6 +33,7 @@ class Gemini(Provider):
     prefix = "/gemini"
     operations = (
         *generate.OPERATIONS,
+        *count.OPERATIONS,
         *cache_routes.OPERATIONS,
         *uploads.OPERATIONS,
         *files.OPERATIONS,

@@ -213,19 +213,19 @@ _SHARED = {
     "toolConfig": _TOOL_CONFIG,
 }
 
-GENERATE = record(
-    {},
-    {
-        **_SHARED,
-        "model": text,
-        "cachedContent": text,
-        "safetySettings": items(record({}, {"category": text, "threshold": text, "method": text})),
-        "generationConfig": _GENERATION_CONFIG,
-        "serviceTier": text,
-        "store": boolean,
-        "continuationToken": text,
-    },
-)
+_GENERATE_FIELDS = {
+    **_SHARED,
+    "model": text,
+    "cachedContent": text,
+    "safetySettings": items(record({}, {"category": text, "threshold": text, "method": text})),
+    "generationConfig": _GENERATION_CONFIG,
+    "serviceTier": text,
+    "store": boolean,
+    "continuationToken": text,
+}
+GENERATE = record({}, _GENERATE_FIELDS)
+#: One request to count tokens: bare contents, or all of a request, which then names its model.
+COUNT = record({}, {"contents": items(_CONTENT), "generateContentRequest": record({"model": text}, _GENERATE_FIELDS)})
 #: One request of a batch, and the request that creates a batch; its rows are checked one by one.
 BATCH_ROW = record({"request": GENERATE}, {"metadata": mapping})
 CREATE_BATCH = record(

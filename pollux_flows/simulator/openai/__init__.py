@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.openai import batches, files, generate
+from pollux_flows.simulator.openai import batches, count, files, generate
 from pollux_flows.simulator.wire import Call, Provider, Refused, bearer, row
 
 # The default error type, code and message of each status.
@@ -29,7 +29,7 @@ _ERRORS: Mapping[int, tuple[str, str | None, str]] = {
 class OpenAI(Provider):
     name = "openai"
     prefix = "/openai/v1"
-    operations = (*generate.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
+    operations = (*generate.OPERATIONS, *count.OPERATIONS, *files.OPERATIONS, *batches.OPERATIONS)
     request_id = "req_{:032x}"
     headers = {  # noqa: RUF012 (the base class declares it)
         "openai-version": "2020-10-01",

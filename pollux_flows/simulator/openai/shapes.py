@@ -69,3 +69,24 @@ def request() -> Check:
     )
     _, optional = shapes.fields(ResponseCreateParamsNonStreaming)
     return record({"model": text}, {**optional, "input": string_or(items(item))})
+
+
+#: The fields that shape the input. All others (a limit, a temperature, where to cache) are unknown here.
+_COUNTED = (
+    "conversation",
+    "input",
+    "instructions",
+    "model",
+    "parallel_tool_calls",
+    "previous_response_id",
+    "reasoning",
+    "text",
+    "tool_choice",
+    "tools",
+    "truncation",
+)
+
+
+def count_request() -> Check:
+    """Return the check of a request to count tokens: of its fields alone, as `request` checks what is in them."""
+    return record({"model": anything}, dict.fromkeys(_COUNTED, anything))

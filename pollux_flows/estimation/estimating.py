@@ -1,0 +1,117 @@
+"""Estimating: a run's tokens, price and time, from its calls. The provider only counts tokens, which is free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from pollux_flows.caching.auto import plan_cache
+from pollux_flows.config import Config
+from pollux_flows.estimation.answers import AnswerLength, estimate_answer
+from pollux_flows.estimation.counting import Counts, count_tokens, make_request_body
+from pollux_flows.estimation.durations import estimate_duration
+from pollux_flows.estimation.estimate import Amount, Estimate
+from pollux_flows.estimation.inputs import Inputs
+from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, describe_sources, measure_calls
+from pollux_flows.estimation.prefixes import Prefixes, find_prefixes
+from pollux_flows.estimation.prices import Prices
+from pollux_flows.estimation.work import Work, find_work
+from pollux_flows.pipeline.plan import Plan
+from pollux_flows.pipeline.terms import Terms
+from pollux_flows.pipeline.worst_case import find_output_limit
+from pollux_flows.pricing import price_table
+
+_NOTHING_TO_COUNT: Final = "All of it would have to be uploaded to be counted."
+
+
+async def estimate_plan(plan: Plan, config: Config, terms: Terms | None = None) -> Estimate:
+    """Return what the calls of a plan are expected to take on these terms. Nothing is generated or uploaded."""
+    return await estimate_calls(await find_work(plan, terms or Terms()), config)
+
+
+async def estimate_calls(work: Work, config: Config) -> Estimate:
+    """Return what these calls are expected to take, from a sample of them. Nothing is generated or uploaded."""
+    if not work.sample:
+        return _estimate_nothing(work, config)
+    options, body = work.sample[0].plan.options, make_request_body(work.sample[0], config)
+    lengths = measure_calls(work.sample)
+    counts = await count_tokens(lengths, config)
+    inputs = Inputs.of(lengths, counts)
+    prefixes = find_prefixes(work, inputs, config)
+    answer = estimate_answer(config.target, options, work.earlier, find_output_limit(config.target, body))
+    prices = Prices(config.target, options, inputs, prefixes, answer, work.scale)
+    tokens_in, tokens_out = inputs.total(work.scale), answer.total(work.to_ask)
+    duration, limits = estimate_duration(work, config, tokens_in, tokens_out)
+    return Estimate(
+        target=config.target,
+        calls=work.calls,
+        duplicates=work.duplicates,
+        reused=work.reused,
+        unusable=work.unusable,
+        to_ask=work.to_ask,
+        input_tokens=tokens_in,
+        output_tokens=tokens_out,
+        cost_usd=prices.price(),
+        batch_cost_usd=prices.price(batch=True),
+        duration_s=duration,
+        caching=_advise_caching(work, config),
+        counted=len(counts.by_place),
+        prices=price_table(),
+        assumptions=[*_list_assumptions(work, config, counts, answer, prefixes), *limits],
+    )
+
+
+def _estimate_nothing(work: Work, config: Config) -> Estimate:
+    tokens, usd = Amount(low=0, expected=0, worst=0), Amount(low=0.0, expected=0.0, worst=0.0)
+    return Estimate(
+        target=config.target,
+        calls=work.calls,
+        duplicates=work.duplicates,
+        reused=work.reused,
+        unusable=work.unusable,
+        to_ask=0,
+        input_tokens=tokens,
+        output_tokens=tokens,
+        cost_usd=usd,
+        batch_cost_usd=usd,
+        duration_s=usd,
+        caching="Nothing is to be asked.",
+        counted=0,
+        prices=price_table(),
+        assumptions=[],
+    )
+
+
+def _advise_caching(work: Work, config: Config) -> str:
+    plan = work.only_plan
+    if plan is None:
+        return "Not looked at: a table's rows share no sources."
+    choice = plan_cache(plan, [each.call for each in work.sample], config.request_concurrency).cache_choice
+    if choice is None or choice.mode == "none":
+        return f'cache="auto" would cache nothing: {choice.why if choice else "it is not known why"}.'
+    return f'cache="auto" pays: {choice.why}.'
+
+
+def _list_assumptions(
+    work: Work, config: Config, counts: Counts, answer: AnswerLength, prefixes: Prefixes
+) -> Iterator[str]:
+    is_routed = config.provider == "openrouter"
+    counted, sampled, asked = len(counts.by_place), len(work.sample), work.to_ask
+    if not counted:
+        yield f"Input: by length, {CHARACTERS_PER_TOKEN} characters a token. {counts.problem or _NOTHING_TO_COUNT}"
+    elif counted == asked:
+        yield f"Input: {config.provider} has counted the tokens of every call."
+    else:
+        how = "from the shortest to the longest; the others are in proportion to their length"
+        yield f"Input: {config.provider} has counted the tokens of {counted} of {asked:,} calls, {how}."
+        if counts.problem:
+            yield f"It has not counted more: {counts.problem}"
+    if sampled != asked:
+        yield f"{sampled:,} calls stand for all {asked:,}."
+    yield from work.why
+    yield from describe_sources(work.sample)
+    yield from answer.why
+    if prefixes.why:
+        yield prefixes.why
+    routes = ", in which OpenRouter's are those of the model: a route may cost more" if is_routed else ""
+    yield f"Prices: {price_table()}{routes}."

@@ -1,0 +1,31 @@
+"""Tokens: the interface of a provider's `tokens.py`, which counts those of a request. Nothing is generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pollux_flows.providers.base import Call, UpstreamError
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The input tokens of one request."""
+
+    input_tokens: int
+    cached_tokens: int = 0
+    """Those of them that are read from the cache which the request names."""
+
+
+class TokensModule(Protocol):
+    """The interface of `tokens.py`, for a provider that counts tokens itself."""
+
+    async def count(self, client: Any, call: Call, /) -> TokenCount: ...
+
+
+def read_count(response: Any, name: str) -> int:
+    """Return the count under that name in a response; raise an UpstreamError if it has none."""
+    count = response.get(name) if isinstance(response, dict) else None
+    if type(count) is not int or count < 0:
+        raise UpstreamError.found_in(response)
+    return count

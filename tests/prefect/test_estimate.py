@@ -1,0 +1,203 @@
+"""The flow estimate, its command, and the approval that a person gives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow_async
+
+from pollux_flows import Config, ConfigurationError, Estimate, Options, Source, estimate_many
+from pollux_flows.blocks import PolluxProvider
+from pollux_flows.cli import app
+from pollux_flows.flows import aestimate, afan_out, amap_rows, approval, asubmit, estimate, map_rows
+from pollux_flows.flows.approval import is_approved, wait_for_approval
+from pollux_flows.simulator import Simulator
+from tests.prefect.jobs import no_jobs_are_left
+from tests.prefect.test_flows import newest_run
+from tests.prefect.test_served import until
+
+__all__ = ["no_jobs_are_left"]
+
+PROMPTS = ["What fell short?", "What should the board know?"]
+
+
+async def page_of(key: str) -> str:
+    async with get_client() as client:
+        found = await client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+    return str(found[-1].data)
+
+
+async def test_the_flow_publishes_its_estimate(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Its result is read again from where Prefect stored it, and nothing was generated."""
+    sources = [Source.from_text("The north plant made 1,200 pumps."), Source.from_text("The south plant made none.")]
+    state = await aestimate(
+        PROMPTS, provider, sources, Options(max_tokens=100), each_source=True, reuse="always", return_state=True
+    )
+    found = await state.aresult()
+    assert isinstance(found, Estimate)
+    assert (found.calls, found.counted) == (4, 4)
+    assert {each.operation for each in simulator.requests} == {"count_tokens"}
+    page = await page_of("pollux-estimate")
+    assert page.startswith("**4 calls to ask: about $0.0")
+    assert f"| Input tokens | {found.input_tokens.low} | {found.input_tokens.expected} |" in page
+    assert all(line in page for line in found.assumptions)
+
+
+def test_prompts_may_be_pasted(provider: PolluxProvider) -> None:
+    assert estimate([], provider, prompts_from="one\ntwo\nthree").calls == 3
+
+
+def test_the_command(
+    provider: PolluxProvider,
+    simulator: Simulator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """For people and for programs. It starts no run."""
+    provider.save("estimating", overwrite=True)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def command(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            app(["estimate", *words])
+        assert left.value.code in {None, 0}
+        return capsys.readouterr().out
+
+    printed = command(*PROMPTS, "-p", "estimating", "--max-tokens", "100")
+    assert printed.startswith("openai gpt-4.1-mini: 2 calls to ask\n")
+    assert "Expected" in printed
+    assert "- Input: openai has counted the tokens of every call." in printed
+    found = Estimate.model_validate_json(command(*PROMPTS, "-p", "estimating", "--json"))
+    assert json.loads(command(*PROMPTS, "-p", "estimating", "--json"))["calls"] == found.calls == 2
+    (tmp_path / "t.csv").write_text("name\nAnn\nBob\n")
+    rows = command("Greet {name}", "-p", "estimating", "--table", str(tmp_path / "t.csv"), "--limit", "1")
+    assert rows.startswith("openai gpt-4.1-mini: 1 call to ask\n")
+    assert {each.operation for each in simulator.requests} == {"count_tokens"}
+
+
+def test_a_table_costs_what_was_expected(provider: PolluxProvider, simulator: Simulator, tmp_path: Path) -> None:
+    """Estimated, then mapped."""
+    lines = ["id,review", *(f'{number},"{"It broke. " * (number % 7 + 30)}{number}"' for number in range(60))]
+    (tmp_path / "reviews.csv").write_text("\n".join(lines))
+    table, prompt = str(tmp_path / "reviews.csv"), "Is this a complaint? {review}"
+    options = Options(response_schema={"type": "object", "properties": {"is_complaint": {"type": "boolean"}}})
+    expected = estimate([], provider, table=table, prompt=prompt, options=options)
+    assert (expected.calls, expected.to_ask, expected.counted) == (60, 60, 20)
+    assert {each.operation for each in simulator.requests} == {"count_tokens"}
+    report = map_rows(table, prompt, provider, str(tmp_path / "out.csv"), options=options)
+    assert expected.cost_usd.expected == pytest.approx(report.cost_usd, rel=0.15)
+    assert estimate([], provider, table=table, prompt=prompt, options=options).to_ask == 0
+    with pytest.raises(ConfigurationError, match="A table has one prompt"):
+        estimate(["Why?"], provider, table=table, prompt=prompt)
+
+
+async def an_estimate() -> Estimate:
+    config = Config(provider="gemini", model="gemini-2.5-flash-lite", use_mock=True)
+    return await estimate_many(PROMPTS, config=config)
+
+
+@flow
+async def paying() -> str:
+    """Stands for a flow that spends only what a person has approved."""
+    if not await is_approved():
+        await wait_for_approval(await an_estimate())
+    return "paid"
+
+
+async def start(run: FlowRun) -> Any:
+    """Start it as its worker does."""
+    return await run_flow_async(cast(Any, paying), flow_run=run)
+
+
+async def resume(run_id: UUID) -> None:
+    """Press Resume, once the run is paused."""
+
+    async def is_paused() -> bool:
+        async with get_client() as client:
+            state = (await client.read_flow_run(run_id)).state
+        return state is not None and state.is_paused()
+
+    await until(is_paused)
+    async with get_client() as client:
+        await client.resume_flow_run(run_id)
+
+
+async def test_a_run_is_paused_until_a_person_approves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without a deployment waits where it is."""
+    monkeypatch.setattr(approval, "_LOOK_EVERY_S", 0.1)
+    async with get_client() as client:
+        run = await client.create_flow_run(paying, name=f"approved-{uuid4()}")
+        resuming = asyncio.create_task(resume(run.id))
+        assert await asyncio.wait_for(start(run), 60) == "paid"
+        await resuming
+        assert (await client.read_flow_run(run.id)).labels["pollux-approval"] is True
+    assert (await page_of("pollux-paying-estimate")).startswith("**2 calls to ask")
+
+
+async def test_a_deployed_run_is_suspended_until_a_person_approves() -> None:
+    """It starts again from its first line, and asks for no other approval: neither then nor when it is retried."""
+    async with get_client() as client:
+        flow_id = await client.create_flow(paying)
+        deployment = await client.create_deployment(flow_id, f"approved-{uuid4()}")
+        run = await client.create_flow_run_from_deployment(deployment)
+        with pytest.raises(Pause):  # with which its process ends
+            await start(run)
+        state = (await client.read_flow_run(run.id)).state
+        assert state is not None
+        assert state.name == "Suspended"
+        await client.resume_flow_run(run.id)
+        run = await client.read_flow_run(run.id)
+        assert await start(run) == "paid"
+        assert (await client.read_flow_run(run.id)).labels["pollux-approval"] is True
+        await client.delete_deployment(deployment)
+
+
+@pytest.mark.usefixtures("no_jobs_are_left")
+@pytest.mark.parametrize("kind", ["map-rows", "fan-out", "submit"])
+async def test_a_run_that_requires_approval_asks_nothing_before(
+    kind: str,
+    provider: PolluxProvider,
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(approval, "_LOOK_EVERY_S", 0.1)
+    table = tmp_path / "t.csv"
+    table.write_text("name\nAnn\nBob\n")
+    prompts = ["Greet Ann", "Greet Bob"]
+    asking: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "map-rows": lambda: amap_rows(
+            str(table), "Greet {name}", provider, str(tmp_path / "out.csv"), require_approval=True
+        ),
+        "fan-out": lambda: afan_out(prompts, provider, require_approval=True),
+        "submit": lambda: asubmit(prompts, provider, require_approval=True),
+    }
+    running = asyncio.create_task(asking[kind]())
+    run: list[FlowRun] = []
+
+    async def is_paused() -> bool:
+        with suppress(IndexError):  # it has not begun
+            run[:] = [await newest_run(kind)]
+        return any(each.state is not None and each.state.is_paused() for each in run)
+
+    await until(is_paused)
+    assert {each.operation for each in simulator.requests} == {"count_tokens"}
+    assert (await page_of(f"pollux-{kind}-estimate")).startswith("**2 calls to ask")
+    await resume(run[0].id)
+    await asyncio.wait_for(running, 60)
+    asked = [each for each in simulator.requests if each.operation in {"generate", "batch.create"}]
+    assert len(asked) == (1 if kind == "submit" else 2)
