@@ -100,7 +100,7 @@ async def answered() -> ResultEnvelope:
     envelope = await run_many(["Oslo?", "Bergen?", "Pisa?"], config=CONFIG, options=Options(response_schema=City))
     assert envelope.structured
     calls = [*envelope.diagnostics["calls"]]
-    calls[1] = {**calls[1], "misfit": "people is missing"}
+    calls[1] = {**calls[1], "misfit": "The answer does not fit response_schema: people is missing"}
     raw = [*envelope.diagnostics["raw_responses"][:2], {}]
     failure = CallFailure(index=2, kind="rate_limit", message="Too many.", hint="Wait.")
     changes = {
@@ -122,7 +122,10 @@ async def test_rows_say_what_became_of_each_prompt() -> None:
     assert (first["cost_usd"] > 0, first["reused"]) == (True, False)
     assert envelope.structured
     assert first["structured"] == envelope.structured[0].model_dump()
-    assert (second["error"], second["structured"]) == ("people is missing", None)
+    assert (second["error"], second["structured"]) == (
+        "The answer does not fit response_schema: people is missing",
+        None,
+    )
     assert (third["answer"], third["error"], third["hint"]) == (None, "Too many.", "Wait.")
     assert third["input_tokens"] is third["finish_reason"] is None
     assert ResultEnvelope.model_validate_json(envelope.model_dump_json()).to_rows() == [first, second, third]
