@@ -100,7 +100,7 @@ async def answered() -> ResultEnvelope:
     envelope = await run_many(["Oslo?", "Bergen?", "Pisa?"], config=CONFIG, options=Options(response_schema=City))
     assert envelope.structured
     calls = [*envelope.diagnostics["calls"]]
-    calls[1] = {**calls[1], "misfit": "The answer does not fit response_schema: people is missing"}
+    calls[1] = {**calls[1], "misfit": "people is missing"}
     raw = [*envelope.diagnostics["raw_responses"][:2], {}]
     failure = CallFailure(index=2, kind="rate_limit", message="Too many.", hint="Wait.")
     changes = {
