@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -142,7 +142,7 @@ class ChunkRunner:
         self._refused: CallFailure | None = None
         self._run = run if self._is_local else replace(run, limits=_share_limits(config, self._at_once))
 
-    async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
+    async def answer(self, chunks: Sequence[Chunk]) -> AsyncGenerator[tuple[Chunk, ChunkAnswers], None]:
         """Yield the chunks with their answers, in order. Once no call of one is answered, no other is asked."""
         under_way: deque[tuple[Chunk, asyncio.Task[ChunkAnswers]]] = deque()
         left = deque(chunks)

@@ -8,7 +8,7 @@ finds any other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -52,7 +52,7 @@ class BatchRunner:
         check_deferred(self.run.spec.target, self.run.spec.options)
         self.job: Job | None = None
 
-    async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
+    async def answer(self, chunks: Sequence[Chunk]) -> AsyncGenerator[tuple[Chunk, ChunkAnswers], None]:
         """Yield the chunks with their answers, in order, once the job is complete."""
         run, limit_s = self.run, self.config.timeout_s
         failures = await self._run_job(await self._find_unanswered(chunks))

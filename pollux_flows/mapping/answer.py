@@ -151,7 +151,7 @@ def _collect(
     for index, (question, outcome) in enumerate(zip(questions.asked, outcomes, strict=True)):
         reading = readings[index] if readings else None
         misfit = f"The answer does not fit response_schema: {reading.problem}" if reading and reading.problem else None
-        number, value = first + question.row + 1, reading and reading.value
+        number, value = first + question.row + 1, reading and reading.typed
         answers.append(
             MappedAnswer.model_construct(
                 identity=outcome.identity,

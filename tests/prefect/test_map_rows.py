@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import gc
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect import flow
@@ -258,6 +260,24 @@ def test_a_budget_is_never_exceeded_and_names_the_rows_that_were_not_asked(
     with pytest.raises(PolluxError, match="max_cost_usd"):
         map_rows(table, "Again: {n} {text}", provider, "out.csv", options=options, max_cost_usd=1e-6)
     check_sums(report)
+
+
+def test_what_is_under_way_when_a_run_fails_is_saved(
+    provider: PolluxProvider, simulator: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A date that Python does not have is met when the first rows are written, while others are asked."""
+    days = pa.array([4_000_000, *range(24)], pa.date32())
+    pq.write_table(pa.Table.from_pylist(REVIEWS).append_column("day", days), "in.parquet")
+    simulator.fail(Fault(kind="slow", delay_s=0.3), times=None)
+    with pytest.raises(PolluxError, match="date value out of range"):
+        map_rows("in.parquet", PROMPT, provider, "out.parquet", rows_per_chunk=5)
+    gc.collect()  # with which asyncio reports what ended in an error that nobody saw
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+    asked = len(prompts_asked(simulator))
+    assert not has_output("out.parquet")
+    simulator.reset()
+    report = map_rows("in.parquet", PROMPT, provider, "out.parquet", columns=["title"])
+    assert (report.reused, report.asked) == (asked, 25 - asked)
 
 
 async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxProvider, simulator: Simulator) -> None:
