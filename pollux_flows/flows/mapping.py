@@ -238,7 +238,8 @@ def _share_answers(terms: Terms, here: Lineage) -> Terms:
 
 def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:
     run = here.flow_run if reuse == "never" else here.outermost
-    return RunScope(str(run.id), (), str(here.flow_run.id))
+    is_repeated = here.scope.is_repeated or here.flow_run.run_count > 1 or here.is_deep
+    return RunScope(str(run.id), (), str(here.flow_run.id), is_repeated)
 
 
 async def _publish(spec: MapSpec, report: MapReport, highlights: Highlights) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from pollux_flows.access import apply_restrictions, current_restrictions
 from pollux_flows.answer_rows import AnswerRow
@@ -46,6 +46,8 @@ class MappedAnswer(Record):
     row: AnswerRow
     came: Came = "asked"
     paid_here: bool = Field(default=False, description="True if the run at hand has paid for it, in any attempt.")
+    paid_now: bool = Field(default=False, description="True if it was paid for just now, not in an earlier attempt.")
+    paid_before_usd: float = Field(default=0.0, description="What the run has paid for earlier answers to its call.")
     cost_unknown: str | None = None
     failure: CallFailure | None = None
 
@@ -91,6 +93,7 @@ async def answer_chunk(
             if chunk.first_row == 0:  # nothing is paid yet: the budget is refused
                 raise
             outcomes = [unasked(call, error) for call in calls]
+    outcomes = [_attribute(outcome, is_own=scope.is_repeated) for outcome in outcomes]
     return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
 
 
@@ -109,9 +112,19 @@ class LookedUpChunk:
         pairs = zip(self.plan.calls, self.questions.asked, strict=True)
         return [(call, question) for call, question in pairs if call.index not in self.found]
 
-    def collect(self, spec: MapSpec, failures: Mapping[str, CallFailure], *, limit_s: float) -> ChunkAnswers:
-        """Return an answer a row: the saved one, or the failure of its call, by identity."""
-        outcomes = [self.found.get(call.index) or _fail(call, failures) for call in self.plan.calls]
+    def collect(
+        self, spec: MapSpec, job: Mapping[str, Outcome | None], *, is_repeated: bool, limit_s: float
+    ) -> ChunkAnswers:
+        """Return an answer a row: the saved one, or else that of `job`.
+
+        `job` has the outcomes of the calls that were asked now, by identity; None where the answer is saved.
+        """
+        outcomes: list[Outcome] = []
+        for call in self.plan.calls:
+            if (saved := self.found.get(call.index)) is not None:
+                outcomes.append(_attribute(saved, is_own=is_repeated or call.identity in job))
+            else:
+                outcomes.append((job.get(call.identity) or _miss(call)).at(call.index))
         return _collect(self.questions, outcomes, spec, self.first_row, limit_s)
 
 
@@ -135,11 +148,20 @@ async def _open_chunk(
             yield questions, execution
 
 
-def _fail(call: PlannedCall, failures: Mapping[str, CallFailure]) -> Outcome:
-    failure = failures.get(call.identity)
-    if failure is None:
-        message, hint = "The batch brought no answer to this row.", "Run again: it asks what has no answer."
-        failure = CallFailure(index=call.index, kind="missing", message=message, hint=hint, retryable=True)
+def _attribute(outcome: Outcome, *, is_own: bool) -> Outcome:
+    """Return the outcome as another run's, unless an earlier attempt of the run at hand may have asked for it.
+
+    The flow that this run is part of may map other tables, which share their answers with this one.
+    """
+    if is_own:
+        return outcome
+    reused = outcome.reused and "always"
+    return BaseModel.model_copy(outcome, update={"reused": reused, "paid_before_usd": 0.0})
+
+
+def _miss(call: PlannedCall) -> Outcome:
+    message, hint = "The batch brought no answer to this row.", "Run again: it asks what has no answer."
+    failure = CallFailure(index=call.index, kind="missing", message=message, hint=hint, retryable=True)
     return Outcome(index=call.index, identity=call.identity, failure=failure, attempts=1)
 
 
@@ -158,6 +180,8 @@ def _collect(
                 row=AnswerRow.of(number, None, outcome, structured=value, misfit=misfit),
                 came="reused" if outcome.reused == "always" else "asked" if outcome.attempts else "not_asked",
                 paid_here=outcome.answer is not None and outcome.reused != "always",
+                paid_now=outcome.answer is not None and outcome.reused is None,
+                paid_before_usd=outcome.paid_before_usd if outcome.reused != "always" else 0.0,
                 cost_unknown=outcome.cost_unknown,
                 failure=outcome.problem,
             )

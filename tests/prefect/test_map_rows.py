@@ -313,6 +313,30 @@ def test_a_flow_of_theirs_gets_the_report_and_a_retry_does_not_pay_again(
     assert len(prompts_asked(simulator)) == 25
 
 
+def test_the_costs_of_all_reports_are_the_bill(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Two tables of one flow share answers, and equal rows of several chunks are asked again while they are blocked."""
+    first = write_csv("first.csv", [{"n": n} for n in [1, 2, 7, 3, 4, 7]])
+    second = write_csv("second.csv", [{"n": n} for n in [7, 2, 3, 5, 1, 7]])
+    simulator.fail(Fault(kind="blocked"), contains="number 7", times=None)
+
+    @flow
+    def both() -> list[MapReport]:
+        return [
+            map_rows(table, "Say number {n}", provider, f"{table}l.jsonl", reuse="run", rows_per_chunk=3)
+            for table in (first, second)
+        ]
+
+    reports = both()
+    assert [(report.asked, report.reused, report.duplicates) for report in reports] == [(5, 0, 1), (2, 3, 1)]
+    assert len(prompts_asked(simulator)) == 9
+    blocked = next(row for row in read_lines("first.csvl.jsonl") if row["answer_status"] == "blocked")
+    answered = [row["answer_cost_usd"] for row in read_lines("first.csvl.jsonl") if row["answer"]]
+    assert reports[0].cost_usd == pytest.approx(sum(answered) + 2 * blocked["answer_cost_usd"])
+    assert reports[1].cost_usd == pytest.approx(answered[0] + 2 * blocked["answer_cost_usd"])
+    for report in reports:
+        check_sums(report)
+
+
 async def test_a_worker_with_another_state_is_refused(provider: PolluxProvider, simulator: Simulator) -> None:
     """It would pay again for what others have answered."""
     spec = MapSpec(prompt="{title}", target=(await provider.config()).target)
