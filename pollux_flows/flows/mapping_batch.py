@@ -130,7 +130,7 @@ class BatchRunner:
 def _with_cost(item: Item, identity: str) -> Outcome:
     """Return what a job brought to a call of the table, with all that was paid for it."""
     paid_before = sum(outcome.cost_usd or 0.0 for outcome in item.earlier)
-    return item.outcome.model_copy(update={"identity": identity, "paid_before_usd": paid_before})
+    return item.outcome.model_copy(update={"identity": identity, "paid_before_usd": paid_before, "reused": "run"})
 
 
 async def _save(journal: Journal, outcome: Outcome) -> None:

@@ -76,6 +76,7 @@ class Tally:
     def add(self, chunk: ChunkAnswers) -> Iterator[tuple[AnswerRow, bool]]:
         """Count the rows of a chunk, and yield the answer of each and whether it is reused."""
         costs: list[Cost] = []
+        counted: set[int] = set()
         for place in chunk.places:
             answer = chunk.answers[place]
             kind: str = answer.came
@@ -85,11 +86,12 @@ class Tally:
                 self._seen.add(name)
                 kind = kind if is_new or kind == "not_asked" else "duplicates"
                 # One that was blocked, or left empty, may be asked again by an equal row of a later chunk.
-                if answer.paid_here and (is_new or answer.paid_now):
+                if answer.paid_here and (is_new or (answer.paid_now and place not in counted)):
                     costs.append(Cost(answer.row.cost_usd, answer.cost_unknown))
                     self._usage.update(answer.row.usage)
                 if is_new and answer.paid_before_usd:
                     costs.append(Cost(answer.paid_before_usd))
+            counted.add(place)
             self.rows += 1
             self._kinds[kind] += 1
             self._statuses[answer.row.status] += 1

@@ -315,8 +315,8 @@ def test_a_flow_of_theirs_gets_the_report_and_a_retry_does_not_pay_again(
 
 def test_the_costs_of_all_reports_are_the_bill(provider: PolluxProvider, simulator: Simulator) -> None:
     """Two tables of one flow share answers, and equal rows of several chunks are asked again while they are blocked."""
-    first = write_csv("first.csv", [{"n": n} for n in [1, 2, 7, 3, 4, 7]])
-    second = write_csv("second.csv", [{"n": n} for n in [7, 2, 3, 5, 1, 7]])
+    first = write_csv("first.csv", [{"n": n} for n in [1, 7, 7, 3, 4, 7]])
+    second = write_csv("second.csv", [{"n": n} for n in [7, 4, 3, 5, 1, 7]])
     simulator.fail(Fault(kind="blocked"), contains="number 7", times=None)
 
     @flow
@@ -327,8 +327,8 @@ def test_the_costs_of_all_reports_are_the_bill(provider: PolluxProvider, simulat
         ]
 
     reports = both()
-    assert [(report.asked, report.reused, report.duplicates) for report in reports] == [(5, 0, 1), (2, 3, 1)]
-    assert len(prompts_asked(simulator)) == 9
+    assert [(report.asked, report.reused, report.duplicates) for report in reports] == [(4, 0, 2), (2, 3, 1)]
+    assert len(prompts_asked(simulator)) == 8
     blocked = next(row for row in read_lines("first.csvl.jsonl") if row["answer_status"] == "blocked")
     answered = [row["answer_cost_usd"] for row in read_lines("first.csvl.jsonl") if row["answer"]]
     assert reports[0].cost_usd == pytest.approx(sum(answered) + 2 * blocked["answer_cost_usd"])
@@ -386,6 +386,35 @@ async def test_a_table_goes_through_batches(simulator: Simulator, saved: Saved) 
     assert again.asked == 25 - report.answered + report.duplicates
     assert again.unanswered == 1
     check_sums(report)
+
+
+async def test_a_retry_submits_what_failed_and_counts_what_both_batches_cost(
+    simulator: Simulator, saved: Saved
+) -> None:
+    provider = await saved("openai")
+    words = ["a", "b", "no [[simulate: blocked times=1]]", "no [[simulate: blocked times=1]]", "c"]
+    table = write_csv("in.csv", [{"word": word} for word in words])
+    run = amap_rows.with_options(retries=1, retry_delay_seconds=0)
+    for on_partial, answered, batches in (("complete", 3, [4]), ("fail", 5, [4, 1])):
+        report = await run(
+            table,
+            f"{on_partial} {{word}}",
+            provider,
+            "out.jsonl",
+            delivery="deferred",
+            rows_per_chunk=2,
+            on_partial=cast(Any, on_partial),
+        )
+        assert (report.answered, report.asked, report.duplicates) == (answered, 4, 1)
+        assert [batch.rows for batch in simulator.batches] == batches
+        rows = read_lines("out.jsonl")
+        cost = sum(rows[number]["answer_cost_usd"] for number in (0, 1, 2, 4))
+        if on_partial == "complete":
+            blocked = rows[2]["answer_cost_usd"]
+            assert report.cost_usd == pytest.approx(cost)
+        else:
+            assert report.cost_usd == pytest.approx(cost + blocked, rel=0.05)  # of a prompt two tokens longer
+        simulator.reset()
 
 
 async def test_batches_ask_about_sources_of_their_own(simulator: Simulator, saved: Saved) -> None:
