@@ -31,7 +31,7 @@ UNUSABLE_ROW: Final = "unusable_row"
 """The status of a row that cannot be asked: a cell is empty, or a source cannot be read."""
 
 NOT_ASKED: Final = "not_asked"
-"""The status of a row that was not asked, because all calls before it failed."""
+"""The status of a row that was not asked, because many calls before it had failed."""
 
 Came = Literal["asked", "reused", "not_asked", "unusable"]
 """How a row came to its answer, or to none: asked by this run, found, not asked, or impossible to ask."""
@@ -63,6 +63,11 @@ class ChunkAnswers(Record):
         """True if calls were made and none of them was answered."""
         called = [each for each in self.answers if each.identity is not None]
         return bool(called) and all(each.row.answer is None for each in called)
+
+    @property
+    def calls(self) -> int:
+        """How many calls its rows have in common."""
+        return sum(each.identity is not None for each in self.answers)
 
     @property
     def first_failure(self) -> CallFailure | None:
@@ -200,9 +205,9 @@ def _collect(
 
 
 def leave_out(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
-    """Return the answers of a chunk that is not asked, because all calls of one before it failed."""
+    """Return the answers of a chunk that is not asked, because many calls before it failed."""
     is_budget = failure.kind == "budget"
-    message = failure.message if is_budget else f"Not asked: no call before it was answered. {failure.message}"
+    message = failure.message if is_budget else f"Not asked: the calls before it failed. {failure.message}"
     row = AnswerRow(
         number=chunk.first_row + 1,
         prompt=None,

@@ -289,6 +289,14 @@ async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxPro
     assert "without a usable answer" in str(page.data)
 
 
+def test_a_chunk_of_a_single_row_that_fails_does_not_stop_the_table(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
+    simulator.fail(Fault(status=400), contains="T1:", times=1)
+    report = map_rows(write_csv("in.csv", REVIEWS[:8]), PROMPT, provider, "out.csv", rows_per_chunk=1)
+    assert report.statuses == {"answered": 7, "api_error": 1}
+
+
 def test_without_an_output_it_goes_to_the_result_storage(provider: PolluxProvider) -> None:
     report = map_rows(write_csv("in.csv", REVIEWS[:2]), PROMPT, provider)
     assert "pollux-tables" in report.output
