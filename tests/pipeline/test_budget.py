@@ -203,6 +203,37 @@ async def test_an_unknown_maximum_is_refused(config: MakeConfig, sim: Simulator)
     assert asked(sim) == []
 
 
+@pytest.mark.parametrize(
+    ("provider", "raw"),
+    [
+        ("openai", {"tools": [{"type": "web_search"}]}),
+        ("openai", {"service_tier": "scale"}),
+        ("gemini", {"tools": [{"google_search": {}}]}),
+        ("gemini", {"serviceTier": "priority"}),
+        ("anthropic", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
+        ("anthropic", {"inference_geo": "us"}),
+        ("anthropic", {"speed": "fast"}),
+        ("openrouter", {"models": ["anthropic/claude-opus-4"]}),
+    ],
+)
+async def test_raw_options_that_cost_an_unknown_amount_are_refused(
+    config: MakeConfig, sim: Simulator, provider: ProviderName, raw: dict[str, Any]
+) -> None:
+    """Or calls that are under way at once would all be billed above their worst case."""
+    options = Options(max_tokens=100, provider_options={provider: raw})
+    with pytest.raises(ConfigurationError, match=r"No budget can be enforced: (With|genai-prices)"):
+        await run("why?", config=config(provider), options=options, max_cost_usd=100.0)
+    assert asked(sim) == []
+
+
+async def test_a_raw_limit_that_the_provider_does_not_know_limits_nothing(config: MakeConfig) -> None:
+    openrouter = config("openrouter")
+    usual = await worst_case(openrouter, "why?", Options(max_tokens=5_000))
+    for name in ("max_output_tokens", "max_completion_tokens"):
+        raw = Options(max_tokens=5_000, provider_options={"openrouter": {name: 16}})
+        assert await worst_case(openrouter, "why?", raw) == pytest.approx(usual, rel=0.01)
+
+
 async def test_a_source_that_is_no_text_counts_as_all_that_the_model_takes(config: MakeConfig, tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     image.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
