@@ -38,7 +38,10 @@ def price_job(plan: Plan, session: Session) -> float:
 def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
     """Refuse a job that may cost more than a limit."""
     if (most := price_job(plan, session)) > limit_usd:
-        raise _refusal(plan, most, limit_usd, limit_usd)
+        raise BudgetError(
+            f"Not submitted: {_describe(plan, most)}, and max_cost_usd is {dollars(limit_usd)}.",
+            hint=f"Set Options(max_tokens=…) lower, or raise max_cost_usd to {dollars_up(most)} or more.",
+        )
 
 
 async def check_child_budget(store: JobStore, job: Job, indexes: Sequence[int], session: Session) -> float | None:
@@ -48,25 +51,19 @@ async def check_child_budget(store: JobStore, job: Job, indexes: Sequence[int], 
     """
     if (limit_usd := job.max_cost_usd) is None or job.manifest is None:
         return None
+    hint = f"resubmit({job.name!r}) submits them, whatever they cost."
     if (spent := job.manifest.cost_usd) is None or job.manifest.missing:
         why = job.manifest.cost_unknown or "The provider may have billed prompts of which it gave no result."
-        raise BudgetError(
-            f"Not submitted again: max_cost_usd cannot be enforced any more. {why}",
-            hint=f"resubmit({job.name!r}) submits them, whatever they cost.",
-        )
+        raise BudgetError(f"Not submitted again: max_cost_usd cannot be enforced any more. {why}", hint=hint)
     left = max(0.0, limit_usd - spent)
     request = await store.load_request(job.name)
     plan = await asyncio.to_thread(request.plan_rows, to_ranges(indexes))
     if (most := price_job(plan, session)) > left:
-        raise _refusal(plan, most, left, limit_usd)
+        rest = f"{dollars(left)} of max_cost_usd ({dollars(limit_usd)}) is left"
+        raise BudgetError(f"Not submitted again: {_describe(plan, most)}, and {rest}.", hint=hint)
     return left
 
 
-def _refusal(plan: Plan, most_usd: float, left_usd: float, limit_usd: float) -> BudgetError:
-    left = f", of which {dollars(max(left_usd, 0.0))} is left" if left_usd < limit_usd else ""
-    return BudgetError(
-        f"Not submitted: {len(plan.calls):,} prompts may cost up to {dollars(most_usd)} as a batch, and max_cost_usd is"
-        f" {dollars(limit_usd)}{left}.",
-        hint=f"Set Options(max_tokens=…) lower, or raise max_cost_usd to {dollars_up(limit_usd - left_usd + most_usd)}"
-        " or more.",
-    )
+def _describe(plan: Plan, most_usd: float) -> str:
+    prompts = "1 prompt" if len(plan.calls) == 1 else f"{len(plan.calls):,} prompts"
+    return f"{prompts} may cost up to {dollars(most_usd)} as a batch"
