@@ -36,7 +36,7 @@ from pollux_flows.mapping.columns import AnswerColumns
 from pollux_flows.mapping.report import MapReport, Tally
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.options import Options
-from pollux_flows.output import manifest_path, write_manifest
+from pollux_flows.output import manifest_path
 from pollux_flows.pages import count_of
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.run_store import confirm_store, store_id
@@ -164,9 +164,7 @@ class _Mapping:
                 async for chunk, answers in answered:
                     await asyncio.to_thread(self._write_chunk, writer, chunk, answers)
             report = self.tally.report(self.table.address, place.shown, place.run)
-            # First: an attempt that follows a killed one recognises the output by it.
-            await asyncio.to_thread(write_manifest, place.path, report)
-            await asyncio.to_thread(writer.complete)
+            await asyncio.to_thread(writer.complete, report)
         return report
 
     def _write_chunk(self, writer: TableWriter, chunk: Chunk, answers: ChunkAnswers) -> None:
