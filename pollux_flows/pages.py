@@ -287,7 +287,7 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope], output: str | 
     rows = {
         **_money(target, envelopes),
         "Calls": f"{sum(len(envelope.answers) for envelope in envelopes):,}",
-        "Tokens": ", ".join(f"{count:,} {name.removesuffix('_tokens')}" for name, count in usage.items())
+        "Tokens": ", ".join(f"{count:,} {_name_tokens(name)}" for name, count in usage.items() if count)
         or "not reported",
         "Time": f"{max((envelope.metrics.get('duration_s', 0.0) for envelope in envelopes), default=0.0):.2f} s",
         "Model": f"{target.provider} · {target.model}" + (" · simulated" if target.use_mock else ""),
@@ -298,6 +298,10 @@ def _summary(target: Target, envelopes: Sequence[ResultEnvelope], output: str | 
     if output is not None:
         rows["Output"] = output
     return _table("Status", _status(envelopes), rows)
+
+
+def _name_tokens(name: str) -> str:
+    return name.removesuffix("_tokens").replace("cache_write", "written to a cache")
 
 
 def _money(target: Target, envelopes: Sequence[ResultEnvelope]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, Field
 
 from pollux_flows.access import apply_restrictions, current_restrictions
-from pollux_flows.answer_rows import AnswerRow
+from pollux_flows.answer_rows import AnswerRow, describe_misfit
 from pollux_flows.config import Config
 from pollux_flows.document import Record
 from pollux_flows.errors import BudgetError
@@ -177,7 +177,7 @@ def _collect(
     answers: list[MappedAnswer] = []
     for index, (question, outcome) in enumerate(zip(questions.asked, outcomes, strict=True)):
         reading = readings[index] if readings else None
-        misfit = f"The answer does not fit response_schema: {reading.problem}" if reading and reading.problem else None
+        misfit = describe_misfit(reading.problem) if reading and reading.problem else None
         number, value = first + question.row + 1, reading and reading.typed
         answers.append(
             MappedAnswer.model_construct(

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pydantic import BaseModel
-
 from pollux_flows.errors import PolluxError
 from pollux_flows.files.content import Content
 from pollux_flows.mapping.spec import MapSpec
@@ -96,12 +94,8 @@ async def plan_questions(questions: Questions, spec: MapSpec, *, first_row: int 
         else None,
     )
     contents = [found if isinstance(found := examined[source], Content) else None for source in usable]
-    plan = await asyncio.to_thread(make_plan, request, contents)
-    calls = [
-        BaseModel.model_copy(call, update={"index": first_row + question.row})
-        for call, question in zip(plan.calls, questions.asked, strict=True)
-    ]
-    return plan.model_construct(**{**dict(plan), "calls": calls})
+    numbers = [first_row + question.row for question in questions.asked]
+    return await asyncio.to_thread(make_plan, request, contents, numbers=numbers)
 
 
 async def _examine(sources: Sequence[Source], spec: MapSpec, limit_s: float) -> dict[Source, Content | RowError | None]:

@@ -303,6 +303,10 @@ class _CallRun:
     async def _prepare(self, attachments: Attachments) -> None:
         """Get the cache that lives now, and the materials that are sent beside it. A creation needs a slot itself."""
         plan = self._execution.plan
+        if self._worst_case is not None:
+            async with self._use.creating:
+                if self._use.is_to_create:
+                    await self._answers.spending.create_cache(self._use, self._worst_case, self._planned.prompt)
         self._cache = await self._use.acquire()
         self._answers.spending.add_caches(self._use.used)
         # What the cache holds is not sent along; what was attached to earlier turns is.
@@ -310,15 +314,15 @@ class _CallRun:
         self._materials = await attachments.materials(self._sources)
 
     async def _start(self, attempts: int) -> None:
-        """Leave the line, with a slot of the provider in hand, check once more that the call may be made, and reserve.
+        """Leave the line, with a slot of the provider in hand, reserve, and check once more that the call may be made.
 
         It reserves for one attempt at a time, as long as it has the slot: others may wait for it with theirs.
         """
-        if attempts == 0:
-            self._place.close()
-            await self._check_permission()
-        if self._worst_case is not None:
+        self._place.close()
+        if self._worst_case is not None:  # first: it may take a while
             self._reservation = await self._answers.spending.reserve(self._worst_case, self._planned.prompt)
+        if attempts == 0:
+            await self._check_permission()
 
     async def _generate(self, session: Session) -> Answer:
         call = self._execution.make_call(self._planned, self._materials, self._cache)

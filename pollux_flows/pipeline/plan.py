@@ -146,11 +146,12 @@ def make_plan(
     contents: Sequence[Content | None] | None = None,
     *,
     cache_request: CacheRequest | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Plan:
     """One call per prompt, in prompt order; for each source in turn, where each is asked about by itself.
 
     `contents` is what `read_sources` found: a file is what is in it, not what it is called. A `cache_request` changes
-    how the calls are made, and none of their identities.
+    how the calls are made, and none of their identities. `numbers` are the indexes of the calls, if not counted from 0.
     """
     sources = request.every_source
     contents = list(contents) if contents is not None else [None] * len(sources)
@@ -175,7 +176,7 @@ def make_plan(
             seen[shared, prompt] += 1
             calls.append(
                 PlannedCall(
-                    index=len(calls),
+                    index=len(calls) if numbers is None else numbers[len(calls)],
                     prompt=prompt,
                     source=source,
                     sources=its,

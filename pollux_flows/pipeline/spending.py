@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pollux_flows.config import Target
-from pollux_flows.errors import BudgetError, ConfigurationError
+from pollux_flows.errors import APIError, BudgetError, ConfigurationError
+from pollux_flows.pipeline.cache_use import CacheUse
 from pollux_flows.pipeline.savings import UsedCache, cache_cost
 from pollux_flows.pipeline.terms import SharedBudget
 from pollux_flows.pipeline.worst_case import WorstCase
-from pollux_flows.pricing import cost_of
+from pollux_flows.pricing import cost_of, dollars
 from pollux_flows.result import Answer, Billing, Outcome
 from pollux_flows.state.budget import Budget, Reservation, open_run_ledger, open_shared_ledger, reserve
 from pollux_flows.state.slots import RunScope
@@ -115,6 +116,28 @@ class Spending:
         self.check()
         self.check_fits(worst_case, prompt)
         return await reserve(self._find_budgets(), worst_case.usd(prompt))
+
+    async def create_cache(self, use: CacheUse, worst_case: WorstCase, prompt: str | None) -> None:
+        """Let the cache of a call be made if there is room for it and for the call; else the sources are sent along.
+
+        While it is made, it counts as spent at its worst. It is not reserved: calls that wait for room have a slot of
+        the provider, and to make the cache takes one.
+        """
+        cache = UsedCache(name="", tokens=worst_case.input_tokens, created_at=0.0, ends_at=use.ttl_s)
+        usd, budgets = cache_cost(self._target, cache).usd or 0.0, self._find_budgets()
+        most = usd + worst_case.usd(prompt)
+        try:
+            reservation = await reserve(budgets, most)
+        except BudgetError as error:
+            message = f"the budget has no room for it: with a call, it may cost up to {dollars(most)}."
+            use.give_up(BudgetError(message, hint=error.hint))
+            return
+        reservation.settle(usd)
+        await use.acquire()
+        self.add_caches(use.used)
+        if not (isinstance(use.refusal, APIError) and use.refusal.outcome_unknown):
+            for budget in budgets:
+                budget.spend(-usd)
 
     def settle(self, reservation: Reservation, outcome: Outcome) -> None:
         """Count the cost of an answer in place of its reservation, with what earlier attempts paid for the call."""

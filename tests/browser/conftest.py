@@ -36,6 +36,7 @@ class World:
     origin: str
     provider_url: str
     simulator: Simulator
+    environment: dict[str, str]
     folder: Path
     """A folder that runs may read from and write to."""
 
@@ -58,6 +59,24 @@ class World:
             return run if run["state"]["name"] == state else None
 
         return wait_until(in_state, f"{flow} is {state}", within_s)
+
+    def start(self, flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Start a run of the deployment of this flow, and return it."""
+        deployment = self.api(f"/deployments/name/{flow}/{flow}")["id"]
+        run: dict[str, Any] = self.api(f"/deployments/{deployment}/create_flow_run", parameters=parameters)
+        return run
+
+    def find_provider(self, kind: str) -> dict[str, Any]:
+        """Return a reference to the saved provider of this kind, for the parameters of a run; save it if need be."""
+        if kind == "gemini":
+            saving = (
+                "import sys; from pollux_flows.blocks import PolluxProvider; PolluxProvider(provider='gemini', "
+                "model='gemini-2.5-flash-lite', api_key='k', base_url=sys.argv[1]).save('gemini', overwrite=True)"
+            )
+            command = [sys.executable, "-c", saving, self.provider_url.replace("/openai/v1", "/gemini")]
+            subprocess.run(command, env=self.environment, check=True)
+        document = self.api(f"/block_types/slug/pollux-provider/block_documents/name/{kind}")
+        return {"$ref": {"block_document_id": document["id"]}}
 
     def page_of(self, run: dict[str, Any]) -> str:
         """Return the path of the page with the answers of a run."""
@@ -159,7 +178,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
 
     def is_deployed() -> bool | None:
-        return True if len(httpx.post(f"{origin}/api/deployments/filter", json={}).json()) >= 12 else None
+        return True if len(httpx.post(f"{origin}/api/deployments/filter", json={}).json()) >= 14 else None
 
     def is_up() -> bool | None:
         try:
@@ -173,7 +192,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             wait_until(is_up, "the server answers", 90)
             start("serve", "pollux-flows", "serve", "--collect-every", "10s")
             wait_until(is_deployed, "all flows are served", 90)
-            yield World(origin, simulator.base_url("openai", origin=simulated), simulator, tables)
+            yield World(origin, simulator.base_url("openai", origin=simulated), simulator, environment, tables)
         finally:
             for process in reversed(started):
                 process.send_signal(signal.SIGINT)

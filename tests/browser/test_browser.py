@@ -134,6 +134,25 @@ def test_a_table_gets_an_answer_in_each_row(screen: Screen, world: World) -> Non
     assert len((world.folder / "answers.csv").read_text().splitlines()) == 4
 
 
+def test_the_pages_of_the_other_flows_are_for_people(screen: Screen, world: World) -> None:
+    """Started as a program does: they need no form to be looked at."""
+    sources = [{"source_type": "text", "text": f"Plant {number} made {number * 100} pumps."} for number in (1, 2)]
+    prompts = ["How many pumps?", "Which plant?"]
+    for flow, parameters, text in (
+        ("broadcast", {"prompts": prompts, "sources": sources}, "Simulated answer"),
+        ("converse", {"prompt": "Who was Ada?", "conversation": "browser"}, "browser"),
+        ("estimate", {"prompts": prompts, "sources": sources}, "2 calls to ask"),
+        ("warm-cache", {"sources": [{"source_type": "text", "text": "A pump. " * 2000}]}, "Expires"),
+    ):
+        run = world.start(
+            flow, {**parameters, "provider": world.find_provider("gemini" if flow == "warm-cache" else "openai")}
+        )
+        world.wait_for(flow, "Completed")
+        screen.open(world.page_of(run))
+        screen.shows(text)
+        screen.shoot(f"{flow}-page")
+
+
 def test_a_deferred_run_gets_its_answers_on_its_own_page(screen: Screen, world: World) -> None:
     """Its run is suspended, and the schedule of `collect` resumes it."""
     world.simulator.batch_s = 3600
