@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -158,8 +158,11 @@ class _Mapping:
         kept = replace(self.table, columns=list(self.kept))
         writer = await asyncio.to_thread(TableWriter, place.path, kept, self.columns.added)
         with writer:
-            async for chunk, answers in runner.answer(self.table.chunks):
-                await asyncio.to_thread(self._write_chunk, writer, chunk, answers)
+            async with aclosing(
+                runner.answer(self.table.chunks)
+            ) as answered:  # calls under way end before the run does
+                async for chunk, answers in answered:
+                    await asyncio.to_thread(self._write_chunk, writer, chunk, answers)
             report = self.tally.report(self.table.address, place.shown)
             # First: an attempt that follows a killed one recognises the output by it.
             await asyncio.to_thread(write_manifest, place.path, report)
@@ -235,7 +238,8 @@ def _share_answers(terms: Terms, here: Lineage) -> Terms:
 
 def _make_scope(here: Lineage, reuse: Reuse) -> RunScope:
     run = here.flow_run if reuse == "never" else here.outermost
-    return RunScope(str(run.id), (), str(here.flow_run.id))
+    is_repeated = here.scope.is_repeated or here.flow_run.run_count > 1 or here.is_deep
+    return RunScope(str(run.id), (), str(here.flow_run.id), is_repeated)
 
 
 async def _publish(spec: MapSpec, report: MapReport, highlights: Highlights) -> None:
