@@ -14,8 +14,7 @@ from prefect.states import Cancelled
 
 from pollux_flows import artifacts
 from pollux_flows.errors import InternalError, PolluxError
-from pollux_flows.estimation.estimate import Estimate
-from pollux_flows.estimation.table import describe_calls, describe_cost
+from pollux_flows.estimation.estimate import Estimate, describe_calls, describe_cost
 from pollux_flows.jobs.connection import open_client
 from pollux_flows.jobs.waiters import SUSPENDED_S, suspendable_run
 
