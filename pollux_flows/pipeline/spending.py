@@ -41,7 +41,7 @@ class Spending:
         self.ledger: str | None = None
         """The ledger of the run's budget, with which its answers are marked; None for a run without a name."""
         self._run: Budget | None = None
-        self._shared: dict[str, Budget] = {}
+        self._shared: dict[str | None, Budget] = {}  # by day; None: the total
         self._sharing, self._store, self._concurrency = shared, store, concurrency
         self._cache_costs: dict[str, float] = {}
         self._uncounted: dict[str, float] = {}
@@ -70,28 +70,25 @@ class Spending:
         budgets = [] if self._run is None else [self._run]
         if (shared := self._sharing) is None:
             return budgets
-        today = _today()
-        again = f"Raise the budget {shared.name!r}, or run again after midnight (UTC)."
-        for day, limit_usd, what, hint in (
-            (today, shared.usd_per_day, "daily", again),
-            (None, shared.usd_in_total, "total", f"Raise the budget {shared.name!r}."),
-        ):
+        for day, limit_usd in ((_today(), shared.usd_per_day), (None, shared.usd_in_total)):
             if limit_usd is None:
                 continue
-            ledger = open_shared_ledger(
-                self._store, shared.name, self._target.provider if shared.each_provider else None, day
-            )
-            if ledger.key not in self._shared:  # yesterday's stays, for the calls that were made then
-                self._shared[ledger.key] = Budget(
-                    limit_usd,
-                    ledger,
-                    name=f"the {what} budget {shared.name!r}",
-                    spender="the runs that share it have",
-                    hint=hint,
-                    concurrency=self._concurrency,
-                )
-            budgets.append(self._shared[ledger.key])
+            if day not in self._shared:  # yesterday's stays, for the calls that were made then
+                self._shared[day] = self._open_shared(shared, day, limit_usd)
+            budgets.append(self._shared[day])
         return budgets
+
+    def _open_shared(self, shared: SharedBudget, day: str | None, limit_usd: float) -> Budget:
+        provider = self._target.provider if shared.each_provider else None
+        wait = "" if day is None else ", or run again after midnight (UTC)"
+        return Budget(
+            limit_usd,
+            open_shared_ledger(self._store, shared.name, provider, day),
+            name=f"the {'total' if day is None else 'daily'} budget {shared.name!r}",
+            spender="the runs that share it have",
+            hint=f"Raise the budget {shared.name!r}{wait}.",
+            concurrency=self._concurrency,
+        )
 
     def count_found(self, outcome: Outcome) -> None:
         """Count an answer of an earlier attempt, unless the ledger has it: attempts without a budget have none."""
