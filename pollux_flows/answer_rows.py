@@ -100,6 +100,11 @@ class AnswerRow(BaseModel):
         )
 
 
+def describe_misfit(problem: str) -> str:
+    """Return the error of an answer that is not in the requested shape."""
+    return f"The answer does not fit response_schema: {problem}"
+
+
 def _item(values: Sequence[Any] | None, index: int) -> Any:
     return values[index] if values else None
 
@@ -117,7 +122,7 @@ def envelope_rows(envelope: ResultEnvelope, prompts: Sequence[str | None] | None
             answer=None if failure and not text else text,
             structured=as_json(_item(envelope.structured, index)),
             reasoning=_item(envelope.reasoning, index),
-            error=failure.message if failure else misfit,
+            error=failure.message if failure else misfit and describe_misfit(misfit),
             hint=failure and failure.hint,
             finish_reason=answer.get("finish_reason"),
             usage=_in_order(answer.get("usage", {})),

@@ -20,8 +20,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from slugify import slugify
 
-from pollux_flows.estimation.estimate import Estimate
-from pollux_flows.estimation.table import describe_calls, describe_cost
+from pollux_flows.estimation.estimate import Estimate, describe_calls, describe_cost
 from pollux_flows.jobs.connection import open_client
 from pollux_flows.pages import RunInput, headline, render_answers, render_cache, render_estimate, render_grid
 from pollux_flows.pipeline.caches import CacheRecord

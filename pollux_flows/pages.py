@@ -19,8 +19,7 @@ from pydantic import BaseModel
 from pollux_flows.blocks.cache import format_time
 from pollux_flows.caching.worth import price_cache
 from pollux_flows.config import Target
-from pollux_flows.estimation.estimate import Estimate
-from pollux_flows.estimation.table import describe_calls, describe_cost, list_unknowns, make_table
+from pollux_flows.estimation.estimate import Estimate, describe_calls, describe_cost, list_unknowns, make_table
 from pollux_flows.options import Options
 from pollux_flows.pipeline.caches import CacheRecord
 from pollux_flows.pricing import Cost, dollars, total

@@ -157,9 +157,14 @@ def total(costs: Iterable[Cost]) -> Cost:
     """Return the sum of the costs; unknown if any of them is."""
     costs = list(costs)
     if reasons := [cost.unknown for cost in costs if cost.usd is None]:
-        return Cost(None, f"The cost of {len(reasons)} of {len(costs)} answers is unknown. The first: {reasons[0]}")
+        return unknown_total(len(reasons), len(costs), str(reasons[0]))
     # A token costs a billionth of a dollar or more: anything far below that is floating-point error.
     return Cost(round(math.fsum(cost.usd or 0.0 for cost in costs), 12))
+
+
+def unknown_total(count: int, of: int, first_reason: str) -> Cost:
+    """Return the sum of so many costs when this many of them are unknown."""
+    return Cost(None, f"The cost of {count} of {of} answers is unknown. The first: {first_reason}")
 
 
 def dollars(usd: float) -> str:

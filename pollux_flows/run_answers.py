@@ -17,14 +17,14 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 
-from pollux_flows.answer_rows import AnswerRow
+from pollux_flows.answer_rows import AnswerRow, describe_misfit
 from pollux_flows.deferred.output import read_rows
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import open_client
 from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.jobs.waiters import job_name
 from pollux_flows.options import Options
-from pollux_flows.pipeline.structured import Reading, read_answers, shape_warning
+from pollux_flows.pipeline.structured import Reading, read_answers
 from pollux_flows.result import Outcome
 from pollux_flows.state.index import IndexedCall, RunFacts, read_index
 from pollux_flows.state.journal import Journal
@@ -108,7 +108,7 @@ def _make_rows(calls: Sequence[IndexedCall], facts: RunFacts, outcomes: Mapping[
                 if call.source is None or facts.source_names is None
                 else facts.source_names[call.source],
                 structured=reading.value,
-                misfit=reading.problem and shape_warning(number - 1, reading.problem),
+                misfit=reading.problem and describe_misfit(reading.problem),
             )
         )
     return rows

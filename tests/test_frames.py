@@ -122,7 +122,10 @@ async def test_rows_say_what_became_of_each_prompt() -> None:
     assert (first["cost_usd"] > 0, first["reused"]) == (True, False)
     assert envelope.structured
     assert first["structured"] == envelope.structured[0].model_dump()
-    assert (second["error"], second["structured"]) == ("people is missing", None)
+    assert (second["error"], second["structured"]) == (
+        "The answer does not fit response_schema: people is missing",
+        None,
+    )
     assert (third["answer"], third["error"], third["hint"]) == (None, "Too many.", "Wait.")
     assert third["input_tokens"] is third["finish_reason"] is None
     assert ResultEnvelope.model_validate_json(envelope.model_dump_json()).to_rows() == [first, second, third]

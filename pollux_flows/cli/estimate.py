@@ -23,8 +23,7 @@ from pollux_flows.cli.ask import (
 from pollux_flows.cli.printing import Flag, Json, refusals_in_words, say
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.estimation.api import estimate_many, estimate_table
-from pollux_flows.estimation.estimate import Estimate
-from pollux_flows.estimation.table import describe_calls, list_unknowns, make_table
+from pollux_flows.estimation.estimate import Estimate, describe_calls, list_unknowns, make_table
 from pollux_flows.flows.mapping import make_spec
 from pollux_flows.pipeline.terms import Reuse, Terms
 

@@ -1,14 +1,16 @@
 """Budgets of batches: a job is submitted only if all of it may cost no more than is left, at batch prices.
 
-What it may cost stays reserved in the ledger of its run until its answers are there, and is then replaced by what they
-cost.
+The budget is saved with the job. Prompts of it that are submitted again must fit into what its answers have left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Sequence
 from functools import cache
 
+from pollux_flows.deferred.job import Job, to_ranges
+from pollux_flows.deferred.store import JobStore
 from pollux_flows.deferred.submit import make_call
 from pollux_flows.deferred.warm import goes_first
 from pollux_flows.errors import BudgetError
@@ -17,10 +19,6 @@ from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.worst_case import WorstCase, find_worst_case
 from pollux_flows.pricing import dollars, dollars_up
 from pollux_flows.providers.session import Session
-from pollux_flows.result import Outcome
-from pollux_flows.state.budget import open_run_ledger
-from pollux_flows.state.slots import RunScope
-from pollux_flows.state.store import Store
 
 
 def price_job(plan: Plan, session: Session) -> float:
@@ -40,35 +38,32 @@ def price_job(plan: Plan, session: Session) -> float:
 def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
     """Refuse a job that may cost more than a limit."""
     if (most := price_job(plan, session)) > limit_usd:
-        raise _refusal(plan, most, limit_usd, limit_usd)
+        raise BudgetError(
+            f"Not submitted: {_describe(plan, most)}, and max_cost_usd is {dollars(limit_usd)}.",
+            hint=f"Set Options(max_tokens=…) lower, or raise max_cost_usd to {dollars_up(most)} or more.",
+        )
 
 
-async def reserve_job(
-    store: Store, scope: RunScope, job: str, *, plan: Plan, session: Session, limit_usd: float
-) -> None:
-    """Reserve what a job may cost in the budget of its run, or raise if not so much is left.
+async def check_child_budget(store: JobStore, job: Job, indexes: Sequence[int], session: Session) -> float | None:
+    """Return what a collected job has left of its budget, or raise if these prompts of it may cost more.
 
-    A job that is reserved, or settled, is not reserved again.
+    None for a job without a budget.
     """
-    most = price_job(plan, session)
-    left = await open_run_ledger(store, scope, job).reserve(limit_usd, most)
-    if left < 0:
-        raise _refusal(plan, most, left + most, limit_usd)
+    if (limit_usd := job.max_cost_usd) is None or job.manifest is None:
+        return None
+    hint = f"resubmit({job.name!r}) submits them, whatever they cost."
+    if (spent := job.manifest.cost_usd) is None or job.manifest.missing:
+        why = job.manifest.cost_unknown or "The provider may have billed prompts of which it gave no result."
+        raise BudgetError(f"Not submitted again: max_cost_usd cannot be enforced any more. {why}", hint=hint)
+    left = max(0.0, limit_usd - spent)
+    request = await store.load_request(job.name)
+    plan = await asyncio.to_thread(request.plan_rows, to_ranges(indexes))
+    if (most := price_job(plan, session)) > left:
+        rest = f"{dollars(left)} of max_cost_usd ({dollars(limit_usd)}) is left"
+        raise BudgetError(f"Not submitted again: {_describe(plan, most)}, and {rest}.", hint=hint)
+    return left
 
 
-async def settle_job(store: Store, scope: RunScope, job: str, outcomes: Iterable[Outcome]) -> None:
-    """Replace what is reserved for a job by what its answers cost, unless the cost of one is unknown."""
-    costs = [outcome.cost_usd for outcome in outcomes if outcome.answer is not None]
-    known = [cost for cost in costs if cost is not None]
-    if len(known) == len(costs):
-        await open_run_ledger(store, scope, job).settle(sum(known))
-
-
-def _refusal(plan: Plan, most_usd: float, left_usd: float, limit_usd: float) -> BudgetError:
-    left = f", of which {dollars(max(left_usd, 0.0))} is left" if left_usd < limit_usd else ""
-    return BudgetError(
-        f"Not submitted: {len(plan.calls):,} prompts may cost up to {dollars(most_usd)} as a batch, and max_cost_usd is"
-        f" {dollars(limit_usd)}{left}.",
-        hint=f"Set Options(max_tokens=…) lower, or raise max_cost_usd to {dollars_up(limit_usd - left_usd + most_usd)}"
-        " or more.",
-    )
+def _describe(plan: Plan, most_usd: float) -> str:
+    prompts = "1 prompt" if len(plan.calls) == 1 else f"{len(plan.calls):,} prompts"
+    return f"{prompts} may cost up to {dollars(most_usd)} as a batch"

@@ -147,6 +147,9 @@ class Job(Record):
     retired_at: float | None = Field(default=None, description="When the last step after its collection was done.")
     taken_by: Chain = Field(default=(), description="The place in a flow run that waits for it, if a sub-flow does.")
     guards_output: bool = Field(default=False, description="True if `output` may only replace the file of a job.")
+    max_cost_usd: float | None = Field(
+        default=None, description="The most that it may cost, with prompts that are submitted again by themselves."
+    )
 
     @field_validator("version")
     @classmethod

@@ -71,7 +71,15 @@ async def create_job(store: JobStore, name: str, request: JobRequest, plan: Plan
     return found or job
 
 
-async def create_child(job: Job, store: JobStore, indexes: Sequence[int], key: str | None, *, resubmit: int = 0) -> Job:
+async def create_child(
+    job: Job,
+    store: JobStore,
+    indexes: Sequence[int],
+    key: str | None,
+    *,
+    resubmit: int = 0,
+    max_cost_usd: float | None = None,
+) -> Job:
     """Create the job that repeats these prompts, or return the one that an earlier attempt has created."""
     request, rows = await store.load_request(job.name), to_ranges(indexes)
     request.plan(job)  # refused if its calls have changed
@@ -85,6 +93,7 @@ async def create_child(job: Job, store: JobStore, indexes: Sequence[int], key: s
         resubmit=resubmit,
         on_lost=job.on_lost,
         provider_block=job.provider_block,
+        max_cost_usd=max_cost_usd,
     )
     await store.save_request(child.name, request)
     return child if await store.create(child) else await store.find(child.name) or child

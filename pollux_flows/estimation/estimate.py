@@ -1,11 +1,18 @@
-"""Estimate: what a run is expected to take, and where each number comes from."""
+"""Estimate: what a run is expected to take, where each number comes from, and how people read it."""
 
 from __future__ import annotations
+
+from typing import Final, NamedTuple
 
 from pydantic import Field
 
 from pollux_flows.config import Target
 from pollux_flows.document import Record
+from pollux_flows.pricing import dollars
+
+UNKNOWN: Final = "unknown"
+_MINUTE_S: Final = 60
+_HOUR_S: Final = 3600
 
 
 class Amount(Record):
@@ -35,3 +42,75 @@ class Estimate(Record):
     counted: int = Field(description="For how many calls the provider has counted the tokens.")
     prices: str = Field(description="The price list.")
     assumptions: list[str] = Field(description="Where each number comes from.")
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    low: str
+    expected: str
+    worst: str
+
+
+def make_table(estimate: Estimate) -> list[Row]:
+    """Return the rows of the amounts."""
+    now, batch, duration = estimate.cost_usd, estimate.batch_cost_usd, estimate.duration_s
+    return [
+        _row("Input tokens", estimate.input_tokens),
+        _row("Output tokens", estimate.output_tokens),
+        Row("Cost now", *map(_money, (now.low, now.expected, now.worst))),
+        Row("Cost as a batch", *map(_money, (batch.low, batch.expected, batch.worst))),
+        Row("Time", *map(_time, (duration.low, duration.expected, duration.worst))),
+    ]
+
+
+def describe_calls(estimate: Estimate) -> str:
+    """Return how many calls there are, and how many of them would be asked."""
+    every = "" if estimate.to_ask == estimate.calls else f"of {estimate.calls:,} "
+    parts = [f"{estimate.to_ask:,} {every}{'call' if estimate.calls == 1 else 'calls'} to ask"]
+    parts += [f"{estimate.reused:,} answered already"] if estimate.reused else []
+    if number := estimate.duplicates:
+        parts.append(f"{number:,} {'duplicate' if number == 1 else 'duplicates'}")
+    if estimate.unusable:
+        parts.append(f"{estimate.unusable:,} that cannot be asked")
+    return ", ".join(parts)
+
+
+def describe_cost(estimate: Estimate) -> str:
+    """Return the expected cost and the range that it is in, in a few words."""
+    cost = estimate.cost_usd
+    if cost.expected is None:
+        return f"cost unknown: {cost.unknown}"
+    worst = "an unknown amount" if cost.worst is None else dollars(cost.worst)
+    return f"about {dollars(cost.expected)} ({dollars(cost.low or 0.0)} to {worst})"
+
+
+def list_unknowns(estimate: Estimate) -> list[str]:
+    """Return why some of the amounts are not known, each reason once."""
+    amounts = (
+        estimate.input_tokens,
+        estimate.output_tokens,
+        estimate.cost_usd,
+        estimate.batch_cost_usd,
+        estimate.duration_s,
+    )
+    return list(dict.fromkeys(amount.unknown for amount in amounts if amount.unknown is not None))
+
+
+def _row(name: str, amount: Amount) -> Row:
+    return Row(
+        name, *(UNKNOWN if each is None else f"{each:,}" for each in (amount.low, amount.expected, amount.worst))
+    )
+
+
+def _money(usd: float | None) -> str:
+    return UNKNOWN if usd is None else dollars(usd)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 2 * _MINUTE_S:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / _MINUTE_S:,.0f} min" if seconds < 2 * _HOUR_S else f"{seconds / _HOUR_S:,.1f} h"

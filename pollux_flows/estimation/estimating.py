@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from pollux_flows.caching.auto import plan_cache
 from pollux_flows.config import Config
 from pollux_flows.estimation.answers import AnswerLength, estimate_answer
 from pollux_flows.estimation.counting import Counts, count_tokens, make_request_body
-from pollux_flows.estimation.durations import estimate_duration
 from pollux_flows.estimation.estimate import Amount, Estimate
 from pollux_flows.estimation.inputs import Inputs
 from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, describe_sources, measure_calls
@@ -20,7 +20,9 @@ from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.pipeline.worst_case import find_output_limit
 from pollux_flows.pricing import price_table
+from pollux_flows.result import Outcome
 
+_MINUTE_S: Final = 60.0
 _NOTHING_TO_COUNT: Final = "All of it would have to be uploaded to be counted."
 
 
@@ -41,7 +43,7 @@ async def estimate_calls(work: Work, config: Config) -> Estimate:
     answer = estimate_answer(config.target, options, work.earlier, find_output_limit(config.target, body))
     prices = Prices(config.target, options, inputs, prefixes, answer, work.scale)
     tokens_in, tokens_out = inputs.total(work.scale), answer.total(work.to_ask)
-    duration, limits = estimate_duration(work, config, tokens_in, tokens_out)
+    duration, limits = _estimate_duration(work, config, tokens_in, tokens_out)
     return Estimate(
         target=config.target,
         calls=work.calls,
@@ -115,3 +117,39 @@ def _list_assumptions(
         yield prefixes.why
     routes = ", in which OpenRouter's are those of the model: a route may cost more" if is_routed else ""
     yield f"Prices: {price_table()}{routes}."
+
+
+def _estimate_duration(work: Work, config: Config, tokens_in: Amount, tokens_out: Amount) -> tuple[Amount, list[str]]:
+    """Return the time that the calls take, and what it is assumed from. The slowest limit counts."""
+    waits: list[Callable[[float], float]] = []
+    why = []
+    latency = _find_latency(work.earlier)
+    if latency is not None:
+        rounds = math.ceil(work.to_ask / config.request_concurrency)
+        waits.append(lambda _: rounds * latency)
+        why.append(f"Time: earlier answers took {latency:.1f} s, with {config.request_concurrency} calls at once.")
+    if (requests := config.requests_per_minute) is not None:
+        waits.append(lambda _: work.to_ask / requests * _MINUTE_S)
+        why.append(f"Time: at most {requests:,} requests a minute.")
+    if (tokens := config.tokens_per_minute) is not None:
+        waits.append(lambda used: used / tokens * _MINUTE_S)
+        why.append(f"Time: at most {tokens:,} tokens a minute.")
+    missing = f"How long {config.model} takes to answer is not known: the journal has no answers to such prompts."
+    if not waits:
+        return Amount(unknown=missing), why
+
+    def find_longest(ins: float | None, outs: float | None) -> float | None:
+        return None if ins is None or outs is None else round(max(wait(ins + outs) for wait in waits), 1)
+
+    return Amount(
+        low=find_longest(tokens_in.low, tokens_out.low),
+        expected=find_longest(tokens_in.expected, tokens_out.expected),
+        worst=find_longest(tokens_in.worst, tokens_out.worst),
+        unknown=missing if latency is None else tokens_out.unknown,
+    ), why
+
+
+def _find_latency(earlier: Sequence[Outcome]) -> float | None:
+    """Return how long an answer takes, on average."""
+    seconds = [each.duration_s for each in earlier if each.duration_s > 0]
+    return math.fsum(seconds) / len(seconds) if seconds else None

@@ -85,7 +85,7 @@ async def answer(
         calls_per_task=calls_per_task,
     )
     envelope = await tasks.extract(*answered.extract_input(provider))
-    await _finish(answered, [envelope], on_partial)
+    await answered.finish([envelope], on_partial)
     return envelope
 
 
@@ -119,7 +119,7 @@ async def answer_each(
         each_source=True,
     )
     envelopes = await tasks.extract_each(*answered.extract_input(provider))
-    await _finish(answered, envelopes, on_partial)
+    await answered.finish(envelopes, on_partial)
     return envelopes
 
 
@@ -142,6 +142,10 @@ class Answered(NamedTuple):
         """Return the arguments of the task that makes the envelopes."""
         plan, outcomes, caches = pass_opaque(self.plan), pass_opaque(self.outcomes), pass_opaque(self.caches)
         return plan, outcomes, self.duration_s, provider.timeout_s, caches
+
+    async def finish(self, envelopes: Sequence[ResultEnvelope], on_partial: OnPartial) -> None:
+        """Write the output of the run, publish its page, and fail it if anything is missing."""
+        await finish(self.run_input, envelopes, on_partial, output=self.output, advice=self.retry_advice)
 
     @property
     def retry_advice(self) -> str | None:
@@ -217,17 +221,24 @@ async def answer_calls(
     return Answered(run_input, plan, outcomes, duration_s, saved, shared.execution.used_caches, prepared)
 
 
-async def _finish(answered: Answered, envelopes: Sequence[ResultEnvelope], on_partial: OnPartial) -> None:
-    """Write the output of a run, publish its page, and fail it if anything is missing."""
-    output, unwritten = answered.output, None
+async def finish(
+    run_input: RunInput,
+    envelopes: Sequence[ResultEnvelope],
+    on_partial: OnPartial,
+    *,
+    output: RunOutput | None,
+    advice: str | None,
+) -> None:
+    """Write the output of a run, publish its page, and fail it if anything is missing. `advice` is for a retry."""
+    unwritten = None
     if output is not None:
         try:
-            await output.write(answered.plan, answered.outcomes, envelopes)
+            await output.write(run_input, envelopes)
         except ConfigurationError as error:
             unwritten = error
             unwritten.envelope = envelopes[0] if len(envelopes) == 1 else None
     written = None if output is None else f"not written: {unwritten.message}" if unwritten else shown(output.path)
-    await publish_outcome(answered.run_input, envelopes, on_partial, advice=answered.retry_advice, output=written)
+    await publish_outcome(run_input, envelopes, on_partial, advice=advice, output=written)
     if unwritten is not None:
         raise unwritten
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -9,11 +10,11 @@ from prefect import get_run_logger
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
+from prefect.states import Cancelled
 
 from pollux_flows import artifacts
-from pollux_flows.errors import InternalError
-from pollux_flows.estimation.estimate import Estimate
-from pollux_flows.estimation.table import describe_calls, describe_cost
+from pollux_flows.errors import InternalError, PolluxError
+from pollux_flows.estimation.estimate import Estimate, describe_calls, describe_cost
 from pollux_flows.jobs.connection import open_client
 from pollux_flows.jobs.waiters import SUSPENDED_S, suspendable_run
 
@@ -62,9 +63,32 @@ async def wait_for_approval(estimate: Estimate) -> None:
     if suspendable_run() is not None:
         await asuspend_flow_run(timeout=SUSPENDED_S, key=_APPROVAL)
     else:
-        await apause_flow_run(timeout=SUSPENDED_S, poll_interval=_LOOK_EVERY_S, key=_APPROVAL)
+        await _pause()
     if await is_approved():
         log.info("Approved.")
+
+
+async def _pause() -> None:
+    """Wait where the run is until a person resumes it, or raise once one cancels it: Prefect would wait on."""
+    pausing = asyncio.create_task(apause_flow_run(timeout=SUSPENDED_S, poll_interval=_LOOK_EVERY_S, key=_APPROVAL))
+    try:
+        while not (await asyncio.wait([pausing], timeout=_LOOK_EVERY_S))[0]:
+            if await _is_cancelled():
+                raise PolluxError("The run was cancelled while it waited for approval.", hint="Nothing was spent.")
+    finally:
+        pausing.cancel()
+    await pausing
+
+
+async def _is_cancelled() -> bool:
+    run_id = _flow_run().id
+    async with open_client() as client:
+        state = (await client.read_flow_run(run_id)).state
+        if state is not None and state.is_cancelling():
+            # Only a worker would end it. From this state, no other way leads to a final one.
+            await client.set_flow_run_state(run_id, Cancelled())
+            return True
+    return state is not None and state.is_cancelled()
 
 
 def _flow_run() -> FlowRun:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -43,6 +43,8 @@ _IN_PROCESS: Final = 3
 """How many chunks are under way at once in the process of the flow: one asks, the next reads, one is written."""
 _ON_CLUSTER: Final = 4
 """How many are under way at once on a cluster that does not say how many workers it has."""
+_HOPELESS: Final = 10
+"""Once so many calls have failed and none was answered, no others are made. Fewer may be a fault of their rows."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,11 @@ class ChunkRunner:
         # On a cluster, others go on beside a chunk that takes long, and while one is written.
         self._most = self._at_once if self._is_local else 2 * self._at_once
         self._refused: CallFailure | None = None
+        self._failed_calls = 0  # since the last chunk with an answer
         self._run = run if self._is_local else replace(run, limits=_share_limits(config, self._at_once))
 
-    async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
-        """Yield the chunks with their answers, in order. Once no call of one is answered, no other is asked."""
+    async def answer(self, chunks: Sequence[Chunk]) -> AsyncGenerator[tuple[Chunk, ChunkAnswers], None]:
+        """Yield the chunks with their answers, in order. Once many calls in a row have failed, no others are made."""
         under_way: deque[tuple[Chunk, asyncio.Task[ChunkAnswers]]] = deque()
         left = deque(chunks)
         async with self._share() as turns:
@@ -184,7 +187,8 @@ class ChunkRunner:
                 return leave_out(chunk, self._refused)
             title = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,}"
             answers = await (self._ask_here(chunk, title, turn) if self._is_local else self._ask_cluster(chunk, title))
-        if answers.lacks_all_answers:
+        self._failed_calls = self._failed_calls + answers.calls if answers.lacks_all_answers else 0
+        if self._failed_calls >= _HOPELESS:
             self._refused = self._refused or answers.first_failure
         return answers
 
@@ -195,7 +199,7 @@ class ChunkRunner:
         finally:
             _turn.reset(token)
         answers = cast(ChunkAnswers, raise_if_error(await state.aresult(raise_on_failure=False)))
-        self._progress.advance(chunk.rows - sum(each.identity is not None for each in answers.answers))
+        self._progress.advance(chunk.rows - answers.calls)
         return answers
 
     async def _ask_cluster(self, chunk: Chunk, title: str) -> ChunkAnswers:

@@ -18,6 +18,7 @@ async def converse(
     *,
     sources: Sequence[SourceField] = (),
     options: OptionsField = None,
+    output: str | None = None,
     tools: Sequence[str] = (),
     max_rounds: int = 10,
     tool_timeout_s: float = 300.0,
@@ -33,6 +34,8 @@ async def converse(
             which the envelope and the page of the run show.
         sources: What the prompt is about. Later prompts may refer to it.
         options: How to answer this prompt.
+        output: Where the answer is to be written as well: a .jsonl or .csv file or, with a slash at its end, a folder;
+            on this machine, or an address such as s3://bucket/answers.csv.
         tools: Python functions that the model may call, as import strings: my_package.tools:get_weather.
         max_rounds: How many times the model may call tools before it answers.
         tool_timeout_s: How long one call of a tool may take, in seconds.
@@ -50,6 +53,7 @@ async def converse(
         tool_timeout_s=tool_timeout_s,
         max_cost_usd=max_cost_usd,
         budget=None if budget is None else budget.limits(),
+        output=output,
     )
 
 

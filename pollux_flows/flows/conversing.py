@@ -22,8 +22,9 @@ from pollux_flows import tasks
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
 from pollux_flows.errors import BudgetError, ConfigurationError, InternalError, ToolError, raise_if_error
-from pollux_flows.flows.answering import Answered, NotAnsweredError, answer_calls, publish_outcome
+from pollux_flows.flows.answering import Answered, NotAnsweredError, answer_calls, finish
 from pollux_flows.flows.restrictions import with_restrictions
+from pollux_flows.flows.run_output import RunOutput, prepare_output
 from pollux_flows.flows.tools import Tool, call_tool, load_tools
 from pollux_flows.options import Options
 from pollux_flows.pages import ConversationView, count_of
@@ -61,6 +62,7 @@ async def answer_turn(
     tool_timeout_s: float,
     max_cost_usd: float | None,
     budget: SharedBudget | None,
+    output: str | None,
 ) -> ResultEnvelope:
     """Answer one prompt in a conversation, add the exchange to it, and return the envelope of the answer."""
     options = options or Options()
@@ -88,6 +90,7 @@ async def answer_turn(
         tool_timeout_s,
         max_cost_usd,
         budget,
+        await prepare_output("converse", output),
         store,
         RunRecords(store, here.scope.run),
     )
@@ -134,6 +137,7 @@ class _Turn:
     tool_timeout_s: float
     max_cost_usd: float | None
     budget: SharedBudget | None
+    output: RunOutput | None
     store: Store
     records: RunRecords
     rounds: list[ResultEnvelope] = field(default_factory=list)
@@ -173,7 +177,7 @@ class _Turn:
             envelope = envelope.model_copy(update={"conversation": stored.name})
         view = None if stored is None else self._view(stored)
         run_input = replace(first.run_input, options=self.options, conversation=view)
-        await publish_outcome(run_input, [envelope], "fail", advice=answered.retry_advice)
+        await finish(run_input, [envelope], "fail", output=self.output, advice=answered.retry_advice)
         return envelope
 
     async def _load(self) -> StoredConversation | None:

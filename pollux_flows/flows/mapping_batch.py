@@ -8,7 +8,7 @@ finds any other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -30,7 +30,7 @@ from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.mapping.answer import ChunkAnswers, look_up_chunk
 from pollux_flows.mapping.questions import Question
 from pollux_flows.pages import count_of
-from pollux_flows.result import CallFailure
+from pollux_flows.result import Outcome
 from pollux_flows.source import Source
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
@@ -52,13 +52,18 @@ class BatchRunner:
         check_deferred(self.run.spec.target, self.run.spec.options)
         self.job: Job | None = None
 
-    async def answer(self, chunks: Sequence[Chunk]) -> AsyncIterator[tuple[Chunk, ChunkAnswers]]:
+    async def answer(self, chunks: Sequence[Chunk]) -> AsyncGenerator[tuple[Chunk, ChunkAnswers], None]:
         """Yield the chunks with their answers, in order, once the job is complete."""
         run, limit_s = self.run, self.config.timeout_s
-        failures = await self._run_job(await self._find_unanswered(chunks))
+        asked = await self._run_job(await self._find_unanswered(chunks))
         for chunk in chunks:
             found = await look_up_chunk(chunk, run.spec, self.config, run.terms, run.scope)
-            yield chunk, await asyncio.to_thread(found.collect, run.spec, failures, limit_s=limit_s)
+            yield (
+                chunk,
+                await asyncio.to_thread(
+                    found.collect, run.spec, asked, is_repeated=run.scope.is_repeated, limit_s=limit_s
+                ),
+            )
             self.progress.advance(chunk.rows)
 
     async def mark_failed(self) -> None:
@@ -75,8 +80,11 @@ class BatchRunner:
             missing |= {call.identity: question for call, question in found.missing if call.identity not in missing}
         return missing
 
-    async def _run_job(self, missing: Mapping[str, Question]) -> dict[str, CallFailure]:
-        """Submit a job for these questions, wait for it and save its answers. Return its failures by identity."""
+    async def _run_job(self, missing: Mapping[str, Question]) -> dict[str, Outcome | None]:
+        """Submit a job for these questions, wait for it and save its answers.
+
+        Return the identities of its calls, each with its outcome if it was not answered.
+        """
         if not missing:
             return {}
         get_run_logger().info("Submitting %s as a batch.", count_of(len(missing), "question"))
@@ -100,35 +108,33 @@ class BatchRunner:
         self.job = await wait_until_complete(job.name)
         return await self._save_answers(self.job)
 
-    async def _save_answers(self, job: Job) -> dict[str, CallFailure]:
+    async def _save_answers(self, job: Job) -> dict[str, Outcome | None]:
         """Save the answers of a complete job for the calls of the table. Doing it again changes nothing."""
         store = await BlockJobStore.open()
         plan = await asyncio.to_thread((await store.load_request(job.name)).plan, job)
         identities = {call.index: call.identity for call in plan.calls}
+        asked: dict[str, Outcome | None] = dict.fromkeys(identities.values())
         journal = Journal(open_store(), self.run.scope.run)
         await journal.begin()
-        failures: dict[str, CallFailure] = {}
         async for items in read_pieces(store.storage, job):
-            saved = await journal.load_own([identities[item.outcome.index] for item in items])
+            outcomes = [_with_cost(item, identities[item.outcome.index]) for item in items]
+            asked |= {outcome.identity: outcome for outcome in outcomes if outcome.problem is not None}
+            saved = await journal.load_own([outcome.identity for outcome in outcomes])
             answered = {identity for identity, outcome in saved.items() if outcome.problem is None}
-            new = iter([item for item in items if identities[item.outcome.index] not in answered])
+            new = iter([outcome for outcome in outcomes if outcome.answer and outcome.identity not in answered])
             while some := list(islice(new, _SAVES_AT_ONCE)):
-                await asyncio.gather(*(_save(journal, identities[item.outcome.index], item) for item in some))
-            failures |= {
-                identities[item.outcome.index]: item.outcome.problem
-                for item in items
-                if item.outcome.problem is not None
-            }
-        return failures
+                await asyncio.gather(*(_save(journal, outcome) for outcome in some))
+        return asked
 
 
-async def _save(journal: Journal, identity: str, item: Item) -> None:
-    """Save an answer of a job with all that was paid for it."""
-    if item.outcome.answer is None:
-        return
+def _with_cost(item: Item, identity: str) -> Outcome:
+    """Return what a job brought to a call of the table, with all that was paid for it."""
     paid_before = sum(outcome.cost_usd or 0.0 for outcome in item.earlier)
-    outcome = item.outcome.model_copy(update={"identity": identity, "paid_before_usd": paid_before})
+    return item.outcome.model_copy(update={"identity": identity, "paid_before_usd": paid_before, "reused": "run"})
+
+
+async def _save(journal: Journal, outcome: Outcome) -> None:
     if outcome.problem is None:
-        await journal.save_answer(identity, outcome)
+        await journal.save_answer(outcome.identity, outcome)
     else:
-        await journal.save_error(identity, outcome)
+        await journal.save_error(outcome.identity, outcome)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Final
 
 from prefect import get_run_logger
@@ -15,13 +14,11 @@ from prefect.context import FlowRunContext
 
 from pollux_flows.access import guards_output
 from pollux_flows.address import shown
-from pollux_flows.answer_rows import AnswerRow
+from pollux_flows.answer_rows import AnswerRow, envelope_rows
 from pollux_flows.output import BUCKETS, Bucket, Manifest, check_writable, output_path, resolve_output, write_output
-from pollux_flows.pages import count_of
-from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.structured import shape_warning
+from pollux_flows.pages import RunInput, count_of
 from pollux_flows.pricing import Cost, total
-from pollux_flows.result import Outcome, ResultEnvelope
+from pollux_flows.result import ResultEnvelope
 
 _HINT: Final = (
     "Make room, or give the worker the right to write there, and retry the run: answers that are saved are not asked "
@@ -36,9 +33,9 @@ class RunOutput:
     path: str
     is_guarded: bool
 
-    async def write(self, plan: Plan, outcomes: Sequence[Outcome], envelopes: Sequence[ResultEnvelope]) -> None:
+    async def write(self, run_input: RunInput, envelopes: Sequence[ResultEnvelope]) -> None:
         """Write a row per prompt, those without an answer included."""
-        rows = await asyncio.to_thread(lambda: list(make_rows(plan, outcomes, envelopes)))
+        rows = await asyncio.to_thread(lambda: list(_make_rows(run_input, envelopes)))
 
         async def pieces() -> AsyncIterator[Sequence[AnswerRow]]:
             yield rows
@@ -66,21 +63,14 @@ async def prepare_output(kind: str, output: str | None) -> RunOutput | None:
     return RunOutput(await asyncio.to_thread(prepare), guards_output(output))
 
 
-def make_rows(plan: Plan, outcomes: Sequence[Outcome], envelopes: Sequence[ResultEnvelope]) -> Iterator[AnswerRow]:
-    """Iterate over the rows of a run, in the order of its calls."""
-    places = defaultdict[int | None, Iterator[int]](count)  # of the prompts, a source
-    for call, outcome in zip(plan.calls, outcomes, strict=True):
-        index, envelope = next(places[call.source]), envelopes[call.source or 0]
-        misfit = envelope.diagnostics["calls"][index].get("misfit")
-        yield AnswerRow.of(
-            index + 1,
-            call.prompt,
-            outcome,
-            source=None if call.source is None else call.source + 1,
-            source_name=None if call.source is None else plan.sources[call.source].identifier,
-            structured=envelope.structured[index] if envelope.structured else None,
-            misfit=misfit and shape_warning(index, misfit),
-        )
+def _make_rows(run_input: RunInput, envelopes: Sequence[ResultEnvelope]) -> Iterator[AnswerRow]:
+    for number, envelope in enumerate(envelopes):
+        rows = envelope_rows(envelope, run_input.prompts)
+        if not run_input.each_source:
+            yield from rows
+            continue
+        about = {"source": number + 1, "source_name": run_input.sources[number].identifier}
+        yield from (row.model_copy(update=about) for row in rows)
 
 
 def _make_manifest(path: str, rows: Sequence[AnswerRow], envelopes: Sequence[ResultEnvelope]) -> Manifest:

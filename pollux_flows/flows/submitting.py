@@ -14,7 +14,7 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import KEY_VARIABLES, Config, from_environment
 from pollux_flows.deferred import submit as submission
 from pollux_flows.deferred.answers import find_unanswered
-from pollux_flows.deferred.budget import check_job_budget
+from pollux_flows.deferred.budget import check_child_budget, check_job_budget
 from pollux_flows.deferred.job import Job, OnLost, fingerprint
 from pollux_flows.deferred.reconcile import reconcile
 from pollux_flows.deferred.store import BusyError, JobLock, JobRequest
@@ -141,8 +141,11 @@ async def _warn_if_changed(job: Job, asking: _Asking) -> None:
         )
 
 
-async def submit_again(name: str) -> str:
-    """Submit the unanswered prompts of a collected job, or the batches that the provider lacks of an ambiguous one."""
+async def submit_again(name: str, *, within_budget: bool = False) -> str:
+    """Submit the unanswered prompts of a collected job, or the batches that the provider lacks of an ambiguous one.
+
+    With `within_budget`, raise a BudgetError if that may cost more than the job has left of its budget.
+    """
     store = await BlockJobStore.open()
     try:
         async with store.lock(name) as lock:
@@ -157,8 +160,12 @@ async def submit_again(name: str) -> str:
             elif job.child is None:
                 if not (indexes := await find_unanswered(store.storage, job)):
                     raise ConfigurationError(f"All prompts of {name} have their answer.", hint="Nothing is left to do.")
-                config = await JobConfigs().load(job)
-                await lock.save(job.with_child(await submission.create_child(job, store, indexes, config.key())))
+                config, left_usd = await JobConfigs().load(job), None
+                if within_budget and job.max_cost_usd is not None:
+                    async with open_session(config) as session:
+                        left_usd = await check_child_budget(store, job, indexes, session)
+                child = await submission.create_child(job, store, indexes, config.key(), max_cost_usd=left_usd)
+                await lock.save(job.with_child(child))
             name = lock.job.child or name
     except BusyError:
         raise ConfigurationError(f"Another run is working on {name} just now.", hint="Try again in a moment.") from None
@@ -220,6 +227,7 @@ async def _create_job(
         resubmit=asking.resubmit,
         on_lost=asking.on_lost,
         taken_by=asking.taken_by,
+        max_cost_usd=asking.max_cost_usd,
     )
     return plan if job.taken_by == asking.taken_by else None
 

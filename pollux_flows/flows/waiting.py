@@ -15,7 +15,7 @@ from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.report import missing_problem
 from pollux_flows.deferred.results import with_instances
 from pollux_flows.deferred.store import BusyError
-from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.errors import BudgetError, ConfigurationError, PolluxError
 from pollux_flows.flows.answering import OnPartial, publish_outcome
 from pollux_flows.flows.submitting import submit_again
 from pollux_flows.jobs.collector import run_pass
@@ -47,7 +47,11 @@ async def resubmit_if_failed(job: Job) -> None:
     """Submit the unanswered prompts of a job again if an earlier attempt at this run has failed for them."""
     failed_before = job.failed_in not in {None, await _attempt()}
     if failed_before and not (job.manifest and job.manifest.has_all_answers):
-        await submit_again(job.name)
+        try:
+            await submit_again(job.name, within_budget=True)
+        except BudgetError as error:  # the run then ends with the answers that there are
+            get_run_logger().warning("%s", error)
+            return
         await _note(job.name, {"failed_in": None})  # once an attempt, however often it is resumed
 
 

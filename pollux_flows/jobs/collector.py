@@ -19,6 +19,7 @@ from prefect import get_run_logger, task
 from pollux_flows.config import Config
 from pollux_flows.deferred.advance import advance
 from pollux_flows.deferred.answers import Tally, find_retryable, merge_answers, save_answers
+from pollux_flows.deferred.budget import check_child_budget
 from pollux_flows.deferred.files import release_files
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.output import write_job_output
@@ -27,7 +28,7 @@ from pollux_flows.deferred.report import CollectReport, JobRow, missing_problem,
 from pollux_flows.deferred.results import download
 from pollux_flows.deferred.store import BusyError, JobLock
 from pollux_flows.deferred.submit import create_child
-from pollux_flows.errors import ConfigurationError, PolluxError
+from pollux_flows.errors import BudgetError, ConfigurationError, PolluxError
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import JobEvent, emit_job_event, emit_submission_events, was_emitted
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs, unknown_job
@@ -248,10 +249,20 @@ class CollectorPass:
         tally = await save_answers(self._store.storage, job.name, results.items())
         job = await self._publish(job, tally, results.oddities)
         if job.resubmit and not job.cancelled and (indexes := await find_retryable(self._store.storage, job)):
-            child = await create_child(job, self._store, indexes, session.config.key(), resubmit=job.resubmit - 1)
-            self._children.append(child.name)
-            job = job.with_child(child)
+            job = await self._create_child(job, indexes, session)
         await lock.save(job)
+
+    async def _create_child(self, job: Job, indexes: Sequence[int], session: Session) -> Job:
+        """Create the job that repeats these prompts, unless they may cost more than is left."""
+        try:
+            left_usd = await check_child_budget(self._store, job, indexes, session)
+        except BudgetError as error:
+            get_run_logger().warning("%s: %s", job.name, error)
+            return job
+        key, resubmit = session.config.key(), job.resubmit - 1
+        child = await create_child(job, self._store, indexes, key, resubmit=resubmit, max_cost_usd=left_usd)
+        self._children.append(child.name)
+        return job.with_child(child)
 
     async def _publish(self, job: Job, tally: Tally, oddities: list[str]) -> Job:
         """Write the output, the envelope and the page of a job, and return it with its manifest."""

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from pollux_flows.access import apply_restrictions, current_restrictions
-from pollux_flows.answer_rows import AnswerRow
+from pollux_flows.answer_rows import AnswerRow, describe_misfit
 from pollux_flows.config import Config
 from pollux_flows.document import Record
 from pollux_flows.errors import BudgetError
@@ -31,7 +31,7 @@ UNUSABLE_ROW: Final = "unusable_row"
 """The status of a row that cannot be asked: a cell is empty, or a source cannot be read."""
 
 NOT_ASKED: Final = "not_asked"
-"""The status of a row that was not asked, because all calls before it failed."""
+"""The status of a row that was not asked, because many calls before it had failed."""
 
 Came = Literal["asked", "reused", "not_asked", "unusable"]
 """How a row came to its answer, or to none: asked by this run, found, not asked, or impossible to ask."""
@@ -46,6 +46,8 @@ class MappedAnswer(Record):
     row: AnswerRow
     came: Came = "asked"
     paid_here: bool = Field(default=False, description="True if the run at hand has paid for it, in any attempt.")
+    paid_now: bool = Field(default=False, description="True if it was paid for just now, not in an earlier attempt.")
+    paid_before_usd: float = Field(default=0.0, description="What the run has paid for earlier answers to its call.")
     cost_unknown: str | None = None
     failure: CallFailure | None = None
 
@@ -61,6 +63,11 @@ class ChunkAnswers(Record):
         """True if calls were made and none of them was answered."""
         called = [each for each in self.answers if each.identity is not None]
         return bool(called) and all(each.row.answer is None for each in called)
+
+    @property
+    def calls(self) -> int:
+        """How many calls its rows have in common."""
+        return sum(each.identity is not None for each in self.answers)
 
     @property
     def first_failure(self) -> CallFailure | None:
@@ -91,6 +98,7 @@ async def answer_chunk(
             if chunk.first_row == 0:  # nothing is paid yet: the budget is refused
                 raise
             outcomes = [unasked(call, error) for call in calls]
+    outcomes = [_attribute(outcome, is_own=scope.is_repeated) for outcome in outcomes]
     return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
 
 
@@ -109,9 +117,19 @@ class LookedUpChunk:
         pairs = zip(self.plan.calls, self.questions.asked, strict=True)
         return [(call, question) for call, question in pairs if call.index not in self.found]
 
-    def collect(self, spec: MapSpec, failures: Mapping[str, CallFailure], *, limit_s: float) -> ChunkAnswers:
-        """Return an answer a row: the saved one, or the failure of its call, by identity."""
-        outcomes = [self.found.get(call.index) or _fail(call, failures) for call in self.plan.calls]
+    def collect(
+        self, spec: MapSpec, job: Mapping[str, Outcome | None], *, is_repeated: bool, limit_s: float
+    ) -> ChunkAnswers:
+        """Return an answer a row: the saved one, or else that of `job`.
+
+        `job` has the outcomes of the calls that were asked now, by identity; None where the answer is saved.
+        """
+        outcomes: list[Outcome] = []
+        for call in self.plan.calls:
+            if (saved := self.found.get(call.index)) is not None:
+                outcomes.append(_attribute(saved, is_own=is_repeated or call.identity in job))
+            else:
+                outcomes.append((job.get(call.identity) or _miss(call)).at(call.index))
         return _collect(self.questions, outcomes, spec, self.first_row, limit_s)
 
 
@@ -135,11 +153,20 @@ async def _open_chunk(
             yield questions, execution
 
 
-def _fail(call: PlannedCall, failures: Mapping[str, CallFailure]) -> Outcome:
-    failure = failures.get(call.identity)
-    if failure is None:
-        message, hint = "The batch brought no answer to this row.", "Run again: it asks what has no answer."
-        failure = CallFailure(index=call.index, kind="missing", message=message, hint=hint, retryable=True)
+def _attribute(outcome: Outcome, *, is_own: bool) -> Outcome:
+    """Return the outcome as another run's, unless an earlier attempt of the run at hand may have asked for it.
+
+    The flow that this run is part of may map other tables, which share their answers with this one.
+    """
+    if is_own:
+        return outcome
+    reused = outcome.reused and "always"
+    return BaseModel.model_copy(outcome, update={"reused": reused, "paid_before_usd": 0.0})
+
+
+def _miss(call: PlannedCall) -> Outcome:
+    message, hint = "The batch brought no answer to this row.", "Run again: it asks what has no answer."
+    failure = CallFailure(index=call.index, kind="missing", message=message, hint=hint, retryable=True)
     return Outcome(index=call.index, identity=call.identity, failure=failure, attempts=1)
 
 
@@ -150,14 +177,16 @@ def _collect(
     answers: list[MappedAnswer] = []
     for index, (question, outcome) in enumerate(zip(questions.asked, outcomes, strict=True)):
         reading = readings[index] if readings else None
-        misfit = f"The answer does not fit response_schema: {reading.problem}" if reading and reading.problem else None
-        number, value = first + question.row + 1, reading and reading.value
+        misfit = describe_misfit(reading.problem) if reading and reading.problem else None
+        number, value = first + question.row + 1, reading and reading.typed
         answers.append(
             MappedAnswer.model_construct(
                 identity=outcome.identity,
                 row=AnswerRow.of(number, None, outcome, structured=value, misfit=misfit),
                 came="reused" if outcome.reused == "always" else "asked" if outcome.attempts else "not_asked",
                 paid_here=outcome.answer is not None and outcome.reused != "always",
+                paid_now=outcome.answer is not None and outcome.reused is None,
+                paid_before_usd=outcome.paid_before_usd if outcome.reused != "always" else 0.0,
                 cost_unknown=outcome.cost_unknown,
                 failure=outcome.problem,
             )
@@ -176,9 +205,9 @@ def _collect(
 
 
 def leave_out(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
-    """Return the answers of a chunk that is not asked, because all calls of one before it failed."""
+    """Return the answers of a chunk that is not asked, because many calls before it failed."""
     is_budget = failure.kind == "budget"
-    message = failure.message if is_budget else f"Not asked: no call before it was answered. {failure.message}"
+    message = failure.message if is_budget else f"Not asked: the calls before it failed. {failure.message}"
     row = AnswerRow(
         number=chunk.first_row + 1,
         prompt=None,

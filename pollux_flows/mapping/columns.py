@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ _ABOUT: Final[dict[str, Kind]] = {
     "reused": "bool",
 }
 _KINDS: Final[dict[object, Kind]] = {"string": "text", "integer": "int", "number": "float", "boolean": "bool"}
+_LARGEST_INT: Final = (1 << 63) - 1
 
 
 class AnswerColumns:
@@ -28,7 +30,15 @@ class AnswerColumns:
 
     def __init__(self, name: str, options: Options) -> None:
         self._name = name
-        self._fields = _fields_of(options.response_json_schema())
+        schema = options.response_json_schema()
+        properties = {} if schema is None else _resolve(schema, schema).get("properties", {})
+        self._are_objects = bool(properties)
+        if schema is None:
+            self._fields: dict[str, Kind] = {}
+        elif properties:
+            self._fields = {str(name): _kind_of(each, schema) for name, each in properties.items()}
+        else:
+            self._fields = {"value": _kind_of(schema, schema)}
 
     @property
     def added(self) -> list[AddedColumn]:
@@ -47,10 +57,11 @@ class AnswerColumns:
 
     def cells(self, row: AnswerRow, *, is_reused: bool) -> dict[str, Any]:
         """Return the cells of one row. The answer of a row that was answered before took nothing now."""
-        values = row.structured if isinstance(row.structured, Mapping) else {"value": row.structured}
+        found = row.structured if self._are_objects else {"value": row.structured}
+        values = found if isinstance(found, Mapping) else {}
         cells: dict[str, Any] = {self._name: row.answer}
-        for field in self._fields:
-            cells[f"{self._name}.{field}"] = values.get(field)
+        for field, kind in self._fields.items():
+            cells[f"{self._name}.{field}"] = _fit(values.get(field), kind)
         about = {
             "status": row.status,
             "error": row.error,
@@ -63,22 +74,27 @@ class AnswerColumns:
         return cells | {f"{self._name}_{name}": value for name, value in about.items()}
 
 
-def _fields_of(schema: Mapping[str, Any] | None) -> dict[str, Kind]:
-    """Return the kind of column for each field of the answers; one column `value` where they are no objects."""
-    if schema is None:
-        return {}
-    properties = _resolve(schema, schema).get("properties")
-    if not isinstance(properties, Mapping) or not properties:
-        return {"value": _kind_of(schema, schema)}
-    return {str(name): _kind_of(each, schema) for name, each in properties.items()}
-
-
 def _kind_of(field: Any, schema: Mapping[str, Any]) -> Kind:
     """Return the kind of column for a field: that of its type, where it has a single one besides null."""
     field = _resolve(field, schema)
     branches = [_resolve(each, schema) for each in field.get("anyOf", [field])]
     kinds = {kind for branch in branches for kind in _as_list(branch.get("type", "any"))} - {"null"}
     return _KINDS.get(next(iter(kinds)), "json") if len(kinds) == 1 else "json"
+
+
+def _fit(value: Any, kind: Kind) -> Any:
+    """Return a value of an answer for a column of this kind; None if the column cannot hold it.
+
+    A schema bounds no numbers, and the caller's model may write a field otherwise than its schema says.
+    """
+    match kind, value:
+        case ("json", _) | ("text", str()) | ("bool", bool()):
+            return value
+        case ("float", int() | float()) if not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+            return float(value)
+        case ("int", int() | float()) if not isinstance(value, bool) and value % 1 == 0 and abs(value) <= _LARGEST_INT:
+            return int(value)
+    return None
 
 
 def _resolve(field: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:

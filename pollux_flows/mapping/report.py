@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pydantic import Field
 from pollux_flows.answer_rows import AnswerRow
 from pollux_flows.document import Record
 from pollux_flows.mapping.answer import ChunkAnswers
-from pollux_flows.pricing import Cost, total
+from pollux_flows.pricing import Cost, total, unknown_total
 from pollux_flows.result import CallFailure
 
 ANSWERED: Final = "answered"
@@ -29,6 +30,7 @@ class MapReport(Record):
 
     table: str
     output: str
+    run: str | None = Field(default=None, description="The run that wrote the output, whose retries may replace it.")
     rows: int
     asked: int = Field(
         default=0, description="Rows that this run asked about, in any attempt, with or without success."
@@ -67,12 +69,15 @@ class Tally:
         self._kinds: Counter[str] = Counter()
         self._statuses: Counter[str] = Counter()
         self._usage: Counter[str] = Counter()
-        self._costs: list[Cost] = []
+        self._paid: list[float] = []  # by chunk
+        self._costs_seen = 0
+        self._unknown_costs: Counter[str] = Counter()  # by reason
         self._began = time.monotonic()
 
     def add(self, chunk: ChunkAnswers) -> Iterator[tuple[AnswerRow, bool]]:
         """Count the rows of a chunk, and yield the answer of each and whether it is reused."""
         costs: list[Cost] = []
+        counted: set[int] = set()
         for place in chunk.places:
             answer = chunk.answers[place]
             kind: str = answer.came
@@ -81,23 +86,32 @@ class Tally:
                 is_new = name not in self._seen
                 self._seen.add(name)
                 kind = kind if is_new or kind == "not_asked" else "duplicates"
-                if is_new and answer.paid_here:
+                # One that was blocked, or left empty, may be asked again by an equal row of a later chunk.
+                if answer.paid_here and (is_new or (answer.paid_now and place not in counted)):
                     costs.append(Cost(answer.row.cost_usd, answer.cost_unknown))
                     self._usage.update(answer.row.usage)
+                if is_new and answer.paid_before_usd:
+                    costs.append(Cost(answer.paid_before_usd))
+            counted.add(place)
             self.rows += 1
             self._kinds[kind] += 1
             self._statuses[answer.row.status] += 1
             if self.first_failure is None:
                 self.first_failure = answer.failure
             yield answer.row, kind in {"reused", "duplicates"}
-        self._costs.append(total(costs))
+        self._paid.append(math.fsum(cost.usd or 0.0 for cost in costs))
+        self._costs_seen += len(costs)
+        self._unknown_costs.update(str(cost.unknown) for cost in costs if cost.usd is None)
 
-    def report(self, table: str, output: str) -> MapReport:
+    def report(self, table: str, output: str, run: str | None = None) -> MapReport:
         """Return the numbers so far."""
-        cost = total(self._costs)
+        cost = total(map(Cost, self._paid))
+        if unknown := self._unknown_costs:
+            cost = unknown_total(unknown.total(), self._costs_seen, next(iter(unknown)))
         return MapReport(
             table=table,
             output=output,
+            run=run,
             rows=self.rows,
             **{kind: self._kinds[kind] for kind in _KINDS},
             statuses=dict(self._statuses.most_common()),

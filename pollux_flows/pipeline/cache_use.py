@@ -68,6 +68,8 @@ class CacheUse:
         self._record: CacheRecord | None = None  # of the cache in use
         self._opening = asyncio.Lock()
         self._is_open = self._was_lost_early = False
+        self.creating = asyncio.Lock()
+        """Held by the call that finds room for the cache in a budget: the others need none."""
         self._renewing = asyncio.Lock()
         self._failure: PolluxError | None = None
 
@@ -114,16 +116,26 @@ class CacheUse:
             return False
         if not self._renewing.locked() and self.handle.expires_at > time.time():
             if self._was_lost_early:  # for the second time: the provider keeps none
-                return self._give_up(error)
+                return self.give_up(error)
             self._was_lost_early = True
         await self._renew(used.name)
         return True
 
     @property
+    def is_to_create(self) -> bool:
+        """Return whether the first call has to make the cache."""
+        return self._is_renewable and self.handle is None
+
+    @property
+    def ttl_s(self) -> int:
+        """Return for how long the cache is made; 0 where the calls have none, or one that is not made here."""
+        return 0 if self._request is None else self._request.ttl_seconds
+
+    @property
     def _is_renewable(self) -> bool:
         return self._request is not None and self._registry is not None and self.refusal is None
 
-    def _give_up(self, error: PolluxError) -> bool:
+    def give_up(self, error: PolluxError) -> bool:
         """Return whether the calls can do without the cache, which is then used no more."""
         if self._callers_handle is not None:
             return False
@@ -136,8 +148,7 @@ class CacheUse:
     def _needed_s(self) -> float:
         """Return how many seconds the cache must still live when a call is sent."""
         # A cache that ends with the run is fit for half of its life.
-        ttl_s = self._request.ttl_seconds if self._request is not None else 0
-        return ttl_s / 2 if self._callers_handle is None else min(MARGIN_S, ttl_s / 10)
+        return self.ttl_s / 2 if self._callers_handle is None else min(MARGIN_S, self.ttl_s / 10)
 
     def _is_short_lived(self, handle: CacheHandle) -> bool:
         return handle.expires_at - time.time() <= self._needed_s
@@ -154,7 +165,7 @@ class CacheUse:
                     await self._save_renewed(lost)
         except PolluxError as error:
             lives = lost is None and self.handle is not None and self.handle.expires_at > time.time()
-            if not lives and not self._give_up(error):
+            if not lives and not self.give_up(error):
                 raise
 
     async def _save_renewed(self, lost: str | None) -> None:

@@ -303,6 +303,10 @@ class _CallRun:
     async def _prepare(self, attachments: Attachments) -> None:
         """Get the cache that lives now, and the materials that are sent beside it. A creation needs a slot itself."""
         plan = self._execution.plan
+        if self._worst_case is not None:
+            async with self._use.creating:
+                if self._use.is_to_create:
+                    await self._answers.spending.create_cache(self._use, self._worst_case, self._planned.prompt)
         self._cache = await self._use.acquire()
         self._answers.spending.add_caches(self._use.used)
         # What the cache holds is not sent along; what was attached to earlier turns is.

@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pollux_flows.config import Target
-from pollux_flows.errors import BudgetError, ConfigurationError
+from pollux_flows.errors import APIError, BudgetError, ConfigurationError
+from pollux_flows.pipeline.cache_use import CacheUse
 from pollux_flows.pipeline.savings import UsedCache, cache_cost
 from pollux_flows.pipeline.terms import SharedBudget
 from pollux_flows.pipeline.worst_case import WorstCase
-from pollux_flows.pricing import cost_of
+from pollux_flows.pricing import cost_of, dollars
 from pollux_flows.result import Answer, Billing, Outcome
 from pollux_flows.state.budget import Budget, Reservation, open_run_ledger, open_shared_ledger, reserve
 from pollux_flows.state.slots import RunScope
@@ -40,7 +41,7 @@ class Spending:
         self.ledger: str | None = None
         """The ledger of the run's budget, with which its answers are marked; None for a run without a name."""
         self._run: Budget | None = None
-        self._shared: dict[str, Budget] = {}
+        self._shared: dict[str | None, Budget] = {}  # by day; None: the total
         self._sharing, self._store, self._concurrency = shared, store, concurrency
         self._cache_costs: dict[str, float] = {}
         self._uncounted: dict[str, float] = {}
@@ -69,28 +70,25 @@ class Spending:
         budgets = [] if self._run is None else [self._run]
         if (shared := self._sharing) is None:
             return budgets
-        today = _today()
-        again = f"Raise the budget {shared.name!r}, or run again after midnight (UTC)."
-        for day, limit_usd, what, hint in (
-            (today, shared.usd_per_day, "daily", again),
-            (None, shared.usd_in_total, "total", f"Raise the budget {shared.name!r}."),
-        ):
+        for day, limit_usd in ((_today(), shared.usd_per_day), (None, shared.usd_in_total)):
             if limit_usd is None:
                 continue
-            ledger = open_shared_ledger(
-                self._store, shared.name, self._target.provider if shared.each_provider else None, day
-            )
-            if ledger.key not in self._shared:  # yesterday's stays, for the calls that were made then
-                self._shared[ledger.key] = Budget(
-                    limit_usd,
-                    ledger,
-                    name=f"the {what} budget {shared.name!r}",
-                    spender="the runs that share it have",
-                    hint=hint,
-                    concurrency=self._concurrency,
-                )
-            budgets.append(self._shared[ledger.key])
+            if day not in self._shared:  # yesterday's stays, for the calls that were made then
+                self._shared[day] = self._open_shared(shared, day, limit_usd)
+            budgets.append(self._shared[day])
         return budgets
+
+    def _open_shared(self, shared: SharedBudget, day: str | None, limit_usd: float) -> Budget:
+        provider = self._target.provider if shared.each_provider else None
+        wait = "" if day is None else ", or run again after midnight (UTC)"
+        return Budget(
+            limit_usd,
+            open_shared_ledger(self._store, shared.name, provider, day),
+            name=f"the {'total' if day is None else 'daily'} budget {shared.name!r}",
+            spender="the runs that share it have",
+            hint=f"Raise the budget {shared.name!r}{wait}.",
+            concurrency=self._concurrency,
+        )
 
     def count_found(self, outcome: Outcome) -> None:
         """Count an answer of an earlier attempt, unless the ledger has it: attempts without a budget have none."""
@@ -115,6 +113,28 @@ class Spending:
         self.check()
         self.check_fits(worst_case, prompt)
         return await reserve(self._find_budgets(), worst_case.usd(prompt))
+
+    async def create_cache(self, use: CacheUse, worst_case: WorstCase, prompt: str | None) -> None:
+        """Let the cache of a call be made if there is room for it and for the call; else the sources are sent along.
+
+        While it is made, it counts as spent at its worst. It is not reserved: calls that wait for room have a slot of
+        the provider, and to make the cache takes one.
+        """
+        cache = UsedCache(name="", tokens=worst_case.input_tokens, created_at=0.0, ends_at=use.ttl_s)
+        usd, budgets = cache_cost(self._target, cache).usd or 0.0, self._find_budgets()
+        most = usd + worst_case.usd(prompt)
+        try:
+            reservation = await reserve(budgets, most)
+        except BudgetError as error:
+            message = f"the budget has no room for it: with a call, it may cost up to {dollars(most)}."
+            use.give_up(BudgetError(message, hint=error.hint))
+            return
+        reservation.settle(usd)
+        await use.acquire()
+        self.add_caches(use.used)
+        if not (isinstance(use.refusal, APIError) and use.refusal.outcome_unknown):
+            for budget in budgets:
+                budget.spend(-usd)
 
     def settle(self, reservation: Reservation, outcome: Outcome) -> None:
         """Count the cost of an answer in place of its reservation, with what earlier attempts paid for the call."""

@@ -18,14 +18,17 @@ from pydantic_core import to_json
 
 from pollux_flows.config import ProviderName, Target
 from pollux_flows.errors import BudgetError, ConfigurationError
-from pollux_flows.pricing import context_window, cost_at_most, dollars, dollars_up
+from pollux_flows.pricing import context_window, cost_at_most, cost_of, dollars, dollars_up
 from pollux_flows.providers.base import Call
+from pollux_flows.result import Answer, Billing
 
 # A provider writes roles and separators around each part, and instructions of its own around tools and schemas.
 _AROUND: Final = 256
 _AROUND_TOOLS: Final = 1_024
 # Lists round 1,048,576 down to a million.
 _ROUNDED_DOWN: Final = 1.05
+# Service tiers in requests that are billed at the usual price.
+_USUAL_TIERS: Final = {"auto", "standard_only", "unspecified"}
 # By model family, as the providers publish it: how many tokens an answer has at most, thinking included.
 _OUTPUTS: Final[tuple[tuple[ProviderName, str, int], ...]] = (
     ("gemini", r"gemini-2\.0", 8_192),
@@ -38,18 +41,28 @@ _OUTPUTS: Final[tuple[tuple[ProviderName, str, int], ...]] = (
 # The list does not say it of this family.
 _WINDOWS: Final[tuple[tuple[ProviderName, str, int], ...]] = (("gemini", r"gemini-(2\.5|3)", 1_048_576),)
 _SOUND: Final = ("audio/", "video/")
-# Under these names a request says how long the answer may be.
-_LIMITS: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
-# Raw options by which a provider adds input that is not in the request.
-_ADDING: Final = {
-    "tools",
-    "conversation",
-    "previous_response_id",
-    "prompt",
-    "cached_content",
-    "cachedContent",
-    "plugins",
+# Under these names a request says how long the answer may be. Where there are two, the longer counts.
+_LIMITS: Final[dict[ProviderName, tuple[str, ...]]] = {
+    "gemini": ("max_output_tokens",),
+    "openai": ("max_output_tokens",),
+    "anthropic": ("max_tokens",),
+    "openrouter": ("max_tokens", "max_completion_tokens"),
+    "local": ("max_tokens", "max_completion_tokens"),
 }
+# Raw options by which a provider adds input that is not in the request.
+_ADDING: Final = {"tools", "conversation", "previous_response_id", "prompt", "cached_content", "cachedContent"}
+# Raw options by which another model or region may answer, or a tool of the provider's, which costs more than tokens.
+_UNPRICED: Final = {
+    "models",
+    "fallbacks",
+    "inference_geo",
+    "plugins",
+    "web_search_options",
+    "mcp_servers",
+    "container",
+}
+# Of the tools in raw options, those that cost no more than tokens: functions, and opening addresses.
+_PRICED_TOOLS: Final = {"function_declarations", "functionDeclarations", "url_context", "urlContext"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,7 @@ def find_worst_case(
     `body` is its request, and `text_bytes` the sizes of those sources whose text is not in it yet.
     """
     raw = (call.options.provider_options or {}).get(target.provider, {})
+    _check_prices(target, raw)
     window = _find_window(target)
     is_stored = call.response_id is not None or call.options.cache_handle is not None or bool(_ADDING & raw.keys())
     others = [material for material in call.everything if material.text is None]
@@ -136,7 +150,7 @@ def find_worst_case(
 
 def find_output_limit(target: Target, body: Mapping[str, Any]) -> int | None:
     """Return how many tokens the answer to this request has at most, by its own limit or the model's; None: unknown."""
-    return _read_limit(body) or _find(_OUTPUTS, target) or _find_window(target)
+    return _read_limit(target.provider, body) or _find(_OUTPUTS, target) or _find_window(target)
 
 
 def _find_window(target: Target) -> int | None:
@@ -145,11 +159,35 @@ def _find_window(target: Target) -> int | None:
     return None if window is None else math.ceil(window * _ROUNDED_DOWN)
 
 
-def _read_limit(body: Mapping[str, Any]) -> int | None:
+def _check_prices(target: Target, raw: Mapping[str, Any]) -> None:
+    """Refuse raw options with which the cost of an answer would not be known, or not be limited."""
+    tools = [tool for tool in raw.get("tools") or () if isinstance(tool, Mapping)]
+    dearer = {name for name in _UNPRICED if raw.get(name) not in (None, "global")}
+    if not all(_costs_only_tokens(target.provider, tool) for tool in tools):
+        dearer.add("tools")
+    if dearer:
+        raise _cannot_be_enforced(
+            f"With {min(dearer)!r} in provider_options, an answer may cost more than the tokens of {target.model}.",
+            f"Leave the budget out, or {min(dearer)!r}.",
+        )
+    tier = str(raw.get("service_tier") or raw.get("serviceTier") or "auto").lower()
+    billing = Billing(cost_usd=0.0, service_tier=None if tier in _USUAL_TIERS else tier, speed=raw.get("speed"))
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    if unknown := cost_of(target, Answer(text="", finish_reason="stop", usage=usage, billing=billing)).unknown:
+        raise _cannot_be_enforced(unknown, "Leave the budget out, or that out of provider_options.")
+
+
+def _costs_only_tokens(provider: ProviderName, tool: Mapping[str, Any]) -> bool:
+    if provider == "gemini":
+        return tool.keys() <= _PRICED_TOOLS
+    return tool.get("type", "custom") in {"function", "custom"}
+
+
+def _read_limit(provider: ProviderName, body: Mapping[str, Any]) -> int | None:
     """Return how long the answer may be by the request; Gemini's has that within its `config`."""
     config = body.get("config")
     fields: Mapping[str, Any] = dict(config) if isinstance(config, BaseModel) else body
-    return next((limit for name in _LIMITS if isinstance(limit := fields.get(name), int)), None)
+    return max((limit for name in _LIMITS[provider] if isinstance(limit := fields.get(name), int)), default=None)
 
 
 def _find(families: Iterable[tuple[ProviderName, str, int]], target: Target) -> int | None:

@@ -277,6 +277,12 @@ class UpstreamError(Exception):
         self.body = body
         self.headers = headers or {}
 
+    @property
+    def is_billed(self) -> bool:
+        """Return whether the error comes with output tokens, as that of a model which failed half-way may."""
+        usage = as_object(as_object(self.body).get("usage"))
+        return any(as_count(usage.get(name)) for name in ("output_tokens", "completion_tokens"))
+
     @classmethod
     def found_in(cls, response: Any) -> UpstreamError:
         """Make the error for a response that has not the shape of an answer."""

@@ -79,7 +79,8 @@ def read_answer(response: Any) -> Answer:
         raise UpstreamError.found_in(response)
     choice = choices[0]
     if choice.get("error") or choice.get("finish_reason") == "error":
-        raise UpstreamError.found_in({"error": choice.get("error") or {"message": "the upstream provider failed"}})
+        error = choice.get("error") or {"message": "the upstream provider failed"}
+        raise UpstreamError.found_in({"error": error, "usage": response.get("usage")})
     message = choice["message"]
     reason = as_text(choice.get("finish_reason"))
     refusal = as_text(message.get("refusal")) or None

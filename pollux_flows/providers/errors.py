@@ -22,7 +22,7 @@ from pollux_flows.providers.body import BodyError
 from pollux_flows.providers.redaction import Redactor
 
 _RETRYABLE_STATUSES: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
-_GATEWAY_STATUSES: Final = {502, 504}
+_GATEWAY_STATUSES: Final = {502, 504, 520, 524}
 _CAPACITY_STATUSES: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
 # 429s that do not pass with time: a bill has to be paid first.
 _OUT_OF_FUNDS: Final = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
@@ -35,6 +35,8 @@ _NOT_A_NETWORK_ERROR: Final = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirec
 # Phases that cost nothing: their outcome is never unknown, as they can simply be repeated.
 _ABOUT_A_BATCH: Final = {"batch_inspect", "batch_collect", "batch_cancel"}
 _FREE_PHASES: Final = {"metadata", *_ABOUT_A_BATCH}
+# Phases that a provider bills, and does not repeat for nothing.
+_BILLED_PHASES: Final = {"generate", "cache"}
 # Phases that leave something stored at the provider, whatever the response was.
 _STORING_PHASES: Final = {"upload", "batch_submit"}
 _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
@@ -70,7 +72,9 @@ def _explain(error: Exception, config: Config, phase: str) -> PolluxError:
     if isinstance(error, UpstreamError):
         if error.status is None:
             return _unreadable(config, phase, str(error.body))
-        return _refusal(config, phase, status=error.status, body=error.body, headers=error.headers)
+        return _refusal(
+            config, phase, status=error.status, body=error.body, headers=error.headers, is_billed=error.is_billed
+        )
     if (status := _status(error)) is None:
         return _no_response(error, config, phase)
     return _refusal(config, phase, status=status, body=_body(error), headers=_headers(error), fallback=str(error))
@@ -84,6 +88,7 @@ def _refusal(
     body: Any,
     headers: Mapping[str, str] | None = None,
     fallback: str = "",
+    is_billed: bool = False,
 ) -> APIError:
     """Return the APIError for a provider's error object, whatever HTTP status it came under."""
     message, codes = _message_and_codes(body)
@@ -110,9 +115,9 @@ def _refusal(
         status_code=status,
         retry_after_s=retry_after,
         error_category=category,
-        # A gateway may have given up on a provider that went on: only a 4xx proves that nothing was stored.
+        # A gateway may have given up on a provider that went on: only a 4xx proves that nothing was stored or billed.
         outcome_unknown=(phase in _STORING_PHASES and not 400 <= status < 500)  # noqa: PLR2004 (HTTP's own range)
-        or (phase == "cache" and status in _GATEWAY_STATUSES),
+        or (phase in _BILLED_PHASES and (is_billed or status in _GATEWAY_STATUSES)),
     )
 
 

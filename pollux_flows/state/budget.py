@@ -15,6 +15,7 @@ counted. The lease in a tranche says whether its process is at work, for those t
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -64,11 +65,10 @@ class BudgetLedger:
         ttl_s: float | None = None,
         clock: Clock = time.time,
         lease_s: float = LEASE_S,
-        token: str | None = None,
     ) -> None:
         self.key, self.lease_s = key, lease_s
         self._store, self._ttl_s, self._clock = store, ttl_s, clock
-        self._token = token or uuid4().hex
+        self._token = uuid4().hex
         self._found: Json | None = None
 
     async def exchange(
@@ -87,28 +87,6 @@ class BudgetLedger:
                 self._found = record
                 return Tranche(ahead, spent, elsewhere, any(map(self._is_at_work, others.values())))
             self._found = await self._store.get(self.key)
-
-    async def reserve(self, limit_usd: float, usd: float) -> float:
-        """Reserve an amount for a job that outlives this process, once, and return what is left; below 0: it is not."""
-        while True:
-            found = await self._store.get(self.key)
-            spent, others = self._read(found)
-            left: float = limit_usd - spent - sum(tranche["usd"] for tranche in others.values()) - usd
-            is_reserved = self._token in (found or {}).get("tranches", {})
-            if is_reserved or left < -_NOTHING:
-                return max(left, 0.0) if is_reserved else left
-            record = {"at": self._clock(), "spent": spent, "tranches": others | {self._token: {"usd": usd}}}
-            if await self._store.swap(self.key, found, record, self._ttl_s):
-                return max(left, 0.0)
-
-    async def settle(self, usd: float) -> None:
-        """Replace what is reserved for a job by what it cost. It stays in the ledger, so that it is reserved once."""
-        while True:
-            found = await self._store.get(self.key)
-            spent, others = self._read(found)
-            record = {"at": self._clock(), "spent": spent, "tranches": others | {self._token: {"usd": usd}}}
-            if await self._store.swap(self.key, found, record, self._ttl_s):
-                return
 
     def _make_tranche(self, usd: float) -> dict[str, Json]:
         if usd <= _NOTHING:
@@ -131,10 +109,10 @@ class BudgetLedger:
         return spent, {token: tranche for token, tranche in tranches.items() if token != self._token}
 
 
-def open_run_ledger(store: Store, scope: RunScope, token: str | None = None) -> BudgetLedger:
+def open_run_ledger(store: Store, scope: RunScope) -> BudgetLedger:
     """Return the ledger of a run: of a flow run that is part of another, one of its own."""
     name = digest("run", scope.place or scope.flow_run or scope.run)
-    return BudgetLedger(store, f"{RUN_PREFIX}{name}", ttl_s=retention_s(), token=token)
+    return BudgetLedger(store, f"{RUN_PREFIX}{name}", ttl_s=retention_s())
 
 
 def open_shared_ledger(store: Store, budget: str, provider: str | None, day: str | None) -> BudgetLedger:
@@ -186,7 +164,7 @@ class Budget:
         self._tranche = 0.0
         self._found: Tranche | None = None
         self._count, self._settled = 0, 0.0
-        self._refused: tuple[float, BudgetError] | None = None
+        self._refused_usd = math.inf
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
         self._renewing: asyncio.Task[None] | None = None
@@ -219,8 +197,8 @@ class Budget:
 
     def check(self, usd: float) -> None:
         """Raise if a call that may cost no more than this one was refused."""
-        if self._refused is not None and usd >= self._refused[0]:
-            raise self._refused[1]
+        if usd >= self._refused_usd:
+            raise self._refuse(usd)  # a new error: of one that is raised again and again, the traceback grows
 
     async def close(self) -> None:
         """Report what was spent, and give back the rest. A call that was not settled counts in full."""
@@ -254,8 +232,8 @@ class Budget:
             others_work = self._found is not None and self._found.others_work
             # What has settled while the ledger was asked has left room.
             if not self._open and not others_work and not self._changed.is_set():
-                self._refused = usd, self._refuse(usd)
-                raise self._refused[1]
+                self._refused_usd = usd
+                raise self._refuse(usd)
             with suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses) if self._ledger else None):
                     await self._changed.wait()
@@ -263,7 +241,7 @@ class Budget:
     def _refuse(self, usd: float) -> BudgetError:
         found = self._found or Tranche(0.0, 0.0, 0.0, others_work=False)
         spent, lost = self._spent + self.elsewhere_usd + found.spent_usd, found.reserved_elsewhere_usd
-        more = f" (and up to {dollars(lost)} for batches, and calls of a killed process)" if lost > _NOTHING else ""
+        more = f" (and up to {dollars(lost)} for calls of a killed process)" if lost > _NOTHING else ""
         return BudgetError(
             f"Not asked: {self._spender} cost {dollars(spent)} so far{more}, this call may cost up to {dollars(usd)},"
             f" and {self.name} is {dollars(self.limit_usd)}.",

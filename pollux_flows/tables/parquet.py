@@ -42,7 +42,7 @@ def parquet_file(file: IO[bytes], address: str) -> Iterator[pq.ParquetFile]:
     pa = load_pyarrow()
     try:
         yield pa.parquet.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=1 << 16, pre_buffer=False)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # Python has fewer dates
         reason = str(error).partition("\n")[0].rstrip(".")
     else:
         return

@@ -267,11 +267,19 @@ async def test_anthropic_writes_once(config: MakeConfig, sim: Simulator) -> None
     assert envelope.diagnostics["cache"]["mode"] == "warm"
 
 
-async def test_its_cost_counts_against_the_budget(gemini: Config, sim: Simulator) -> None:
-    """The contents cost $0.003, and no answer is asked for beyond that."""
-    with pytest.raises(BudgetError, match=r"the run has cost \$0.003\d* so far, this call may cost up to \$0.01"):
-        await run_many(PROMPTS, sources=[document()], config=gemini, options=SHORT, cache="auto", max_cost_usd=0.013)
-    assert asked(sim) == []
+async def test_it_is_made_only_if_the_budget_has_room_for_it(gemini: Config, sim: Simulator) -> None:
+    """And for a call: else the sources are sent along, as long as there is room for that."""
+    alone = gemini.model_copy(update={"request_concurrency": 1})
+    with pytest.raises(BudgetError, match=r"the run has cost \$0.00\d* so far, this call may cost up to \$0.01"):
+        await run_many(PROMPTS, sources=[document()], config=alone, options=SHORT, cache="auto", max_cost_usd=0.013)
+    assert operations(sim) == []
+    assert asked(sim)
+    sim.reset()
+    envelope = await run_many(
+        PROMPTS, sources=[document()], config=alone, options=SHORT, cache="auto", max_cost_usd=0.04, reuse="never"
+    )
+    assert operations(sim)[0] == "cache.create"
+    assert envelope.metrics["cost_usd"] < 0.04
 
 
 async def test_a_handle_beside_it_stays_in_use(gemini: Config, sim: Simulator) -> None:

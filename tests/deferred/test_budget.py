@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from pollux_flows import BudgetError, Config, Options
 from pollux_flows.config import ProviderName
-from pollux_flows.deferred.budget import check_job_budget, price_job, reserve_job, settle_job
+from pollux_flows.deferred.budget import check_child_budget, check_job_budget, price_job
+from pollux_flows.deferred.job import new_job
+from pollux_flows.deferred.store import JobRequest, StateJobStore
+from pollux_flows.output import Manifest
 from pollux_flows.pipeline.plan import Plan, make_plan
-from pollux_flows.pipeline.request import make_request
+from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.providers.session import open_session
-from pollux_flows.result import Answer, Outcome
-from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import open_store
 from tests.budgets import SHORT, worst_case
 from tests.loopback import SDKS, MakeConfig
-
-SCOPE = RunScope("k")
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +28,12 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
 
 
+def request_of(config: Config, count: int, options: Options = SHORT) -> Request:
+    return make_request([f"question {number}" for number in range(count)], target=config.target, options=options)
+
+
 def plan_of(config: Config, count: int, options: Options = SHORT) -> Plan:
-    return make_plan(
-        make_request([f"question {number}" for number in range(count)], target=config.target, options=options)
-    )
+    return make_plan(request_of(config, count, options))
 
 
 @pytest.mark.parametrize("provider", SDKS)
@@ -54,23 +58,25 @@ async def test_a_job_above_the_limit_is_refused(config: MakeConfig) -> None:
         check_job_budget(plan, session, float((raised.value.hint or "").partition("to $")[2].split()[0]))
 
 
-async def test_a_job_holds_its_part_of_a_budget_until_its_answers_are_there(config: MakeConfig) -> None:
-    """Then it has cost what they cost; what is unknown stays reserved."""
-    settings, store = config("openai"), open_store()
+async def test_what_is_submitted_again_must_fit_into_what_is_left(config: MakeConfig) -> None:
+    """By a retry of the run, or by the collector."""
+    settings = config("openai")
     plan = plan_of(settings, 10)
     async with open_session(settings) as session:
         most = price_job(plan, session)
 
-        async def reserve(job: str) -> None:
-            await reserve_job(store, SCOPE, job, plan=plan, session=session, limit_usd=1.5 * most)
+        async def check(limit_usd: float | None, **manifest: Any) -> float | None:
+            store, name = StateJobStore(open_store()), uuid4().hex
+            job = new_job(name, plan, time.time(), None, max_cost_usd=limit_usd)
+            await store.save_request(name, JobRequest.of(request_of(settings, 10), plan.contents))
+            found = Manifest(submitted=10, failed=5, collected_at=0.0, **manifest)
+            return await check_child_budget(store, job.with_manifest(found), range(5), session)
 
-        await reserve("one")
-        await reserve("one")  # a retry
-        with pytest.raises(BudgetError, match=r"of which \$0.0004\d* is left"):
-            await reserve("two")
-        outcome = Outcome(index=0, identity="i", attempts=1, answer=Answer(text="a", finish_reason="stop"))
-        await settle_job(store, SCOPE, "one", [outcome])
-        with pytest.raises(BudgetError):
-            await reserve("two")
-        await settle_job(store, SCOPE, "one", [outcome.model_copy(update={"cost_usd": most / 4})])
-        await reserve("two")
+        assert await check(None, cost_usd=1.0) is None
+        assert await check(most, cost_usd=0.4 * most) == pytest.approx(0.6 * most)
+        with pytest.raises(BudgetError, match=r"5 prompts may cost up to .*, and \$0.0003\d* of max_cost_usd"):
+            await check(most, cost_usd=0.6 * most)
+        with pytest.raises(BudgetError, match=r"Not submitted again: .* cannot be enforced any more\. Who knows\."):
+            await check(most, cost_usd=None, cost_unknown="Who knows.")
+        with pytest.raises(BudgetError, match="gave no result"):
+            await check(most, cost_usd=0.0, missing=1)

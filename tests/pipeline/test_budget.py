@@ -16,6 +16,7 @@ import pytest
 from pollux_flows import BudgetError, Config, ConfigurationError, Options, RetryPolicy, Source, run, run_many
 from pollux_flows.config import ProviderName
 from pollux_flows.pipeline import spending
+from pollux_flows.pipeline.execute import open_execution
 from pollux_flows.pipeline.plan import make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.pipeline.terms import SharedBudget, Terms
@@ -24,7 +25,7 @@ from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.store import open_store
 from tests.budgets import SHORT, bill, worst_case
 from tests.executing import execute_plan
-from tests.loopback import KEY, ONCE, MakeConfig, asked, good, http, scripted, until
+from tests.loopback import KEY, MODELS, ONCE, MakeConfig, asked, good, http, scripted, until
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = Options(max_tokens=200)
@@ -116,6 +117,31 @@ async def test_a_call_that_was_refused_costs_nothing(config: MakeConfig, sim: Si
     assert kinds(found) == [*["api_error"] * 4, *["rate_limit"] * 4, None]
 
 
+USAGE = {"output_tokens": 9, "completion_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("provider", "reply"),
+    [
+        ("openai", http({"error": {"message": "no answer came"}}, 504)),
+        ("openai", http({"error": {"message": "no answer came"}}, 524)),
+        ("openai", http({**good("openai"), "status": "failed", "error": {"code": "server_error"}, "usage": USAGE})),
+        ("openrouter", http({"choices": [{"error": {"code": 500, "message": "cut"}}], "usage": USAGE})),
+    ],
+)
+async def test_an_error_that_may_be_billed_stays_counted_in_full(provider: ProviderName, reply: bytes) -> None:
+    """A gateway gives up on models that go on, and some fail half-way."""
+    async with scripted(reply) as server:
+        alone = server.config(provider, model=MODELS[provider], retry=ONCE)
+        plan = make_plan(make_request("why?", target=alone.target, options=SHORT))
+        async with open_execution(plan, alone, Terms(max_cost_usd=1.0, run_key="k"), session=None) as execution:
+            (outcome,) = await execution.answer_calls(plan.calls)
+            most = (await execution.find_worst_case(plan.calls[0])).usd("why?")
+    assert outcome.failure is not None
+    assert outcome.failure.outcome_unknown
+    assert (await ledger())["spent"] == pytest.approx(most)
+
+
 async def test_more_output_than_was_asked_for_is_counted() -> None:
     """A provider that does not hold to max_tokens is found out by its first answer."""
     usage = {"input_tokens": 10, "output_tokens": 1_000, "total_tokens": 1_010}
@@ -201,6 +227,37 @@ async def test_an_unknown_maximum_is_refused(config: MakeConfig, sim: Simulator)
             await run("why?", config=settings, options=options, max_cost_usd=100.0)
         assert hint in (raised.value.hint or "")
     assert asked(sim) == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "raw"),
+    [
+        ("openai", {"tools": [{"type": "web_search"}]}),
+        ("openai", {"service_tier": "scale"}),
+        ("gemini", {"tools": [{"google_search": {}}]}),
+        ("gemini", {"serviceTier": "priority"}),
+        ("anthropic", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
+        ("anthropic", {"inference_geo": "us"}),
+        ("anthropic", {"speed": "fast"}),
+        ("openrouter", {"models": ["anthropic/claude-opus-4"]}),
+    ],
+)
+async def test_raw_options_that_cost_an_unknown_amount_are_refused(
+    config: MakeConfig, sim: Simulator, provider: ProviderName, raw: dict[str, Any]
+) -> None:
+    """Or calls that are under way at once would all be billed above their worst case."""
+    options = Options(max_tokens=100, provider_options={provider: raw})
+    with pytest.raises(ConfigurationError, match=r"No budget can be enforced: (With|genai-prices)"):
+        await run("why?", config=config(provider), options=options, max_cost_usd=100.0)
+    assert asked(sim) == []
+
+
+async def test_a_raw_limit_that_the_provider_does_not_know_limits_nothing(config: MakeConfig) -> None:
+    openrouter = config("openrouter")
+    usual = await worst_case(openrouter, "why?", Options(max_tokens=5_000))
+    for name in ("max_output_tokens", "max_completion_tokens"):
+        raw = Options(max_tokens=5_000, provider_options={"openrouter": {name: 16}})
+        assert await worst_case(openrouter, "why?", raw) == pytest.approx(usual, rel=0.01)
 
 
 async def test_a_source_that_is_no_text_counts_as_all_that_the_model_takes(config: MakeConfig, tmp_path: Path) -> None:

@@ -17,10 +17,14 @@ from pollux_flows import ConfigurationError, Options, PolluxError, Source
 from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.config import ProviderName
 from pollux_flows.deferred.answers import find_unanswered
+from pollux_flows.deferred.budget import price_job
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.submit import create_child
 from pollux_flows.flows import acancel, acollect, adeferred, aresubmit, asubmit, await_for
 from pollux_flows.jobs.store import BlockJobStore, ResultStorage
+from pollux_flows.pipeline.plan import make_plan
+from pollux_flows.pipeline.request import make_request
+from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.clock_check import Expiry
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
@@ -415,6 +419,29 @@ async def test_the_cost_includes_every_answer_in_the_wrong_shape(saved: Saved, s
         assert manifest.invalid_output == 1
         costs.append(manifest.cost_usd or 0.0)
     assert costs[0] > costs[1] > 0
+
+
+@pytest.mark.parametrize("resubmit", [0, 1])
+async def test_what_is_submitted_again_must_fit_into_the_budget(
+    resubmit: int, saved: Saved, simulator: Simulator
+) -> None:
+    """By a retry of the run, or by the collector: what was paid for and is of no use counts."""
+    options = Options(max_tokens=50)
+    simulator.fail(Fault(kind="empty"), operation="batch.row", times=None)
+    provider, tried = await saved("gemini"), []
+    config = await provider.config()
+    async with open_session(config) as session:
+        most = price_job(make_plan(make_request(["one"], target=config.target, options=options)), session)
+
+    @flow(retries=1)
+    async def nightly() -> None:
+        tried.append(1)
+        await adeferred(["one"], provider, options=options, resubmit=resubmit, max_cost_usd=most)
+
+    with pytest.raises(PolluxError):
+        await nightly()
+    assert len(tried) == 2
+    assert len(simulator.batches) == 1
 
 
 async def test_cancel_also_cancels_the_child(saved: Saved, simulator: Simulator) -> None:

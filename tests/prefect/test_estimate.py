@@ -17,8 +17,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow_async
+from prefect.states import Cancelling
 
-from pollux_flows import Config, ConfigurationError, Estimate, Options, Source, estimate_many
+from pollux_flows import Config, ConfigurationError, Estimate, Options, PolluxError, Source, estimate_many
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
 from pollux_flows.flows import aestimate, afan_out, amap_rows, approval, asubmit, estimate, map_rows
@@ -123,15 +124,18 @@ async def start(run: FlowRun) -> Any:
     return await run_flow_async(cast(Any, paying), flow_run=run)
 
 
-async def resume(run_id: UUID) -> None:
-    """Press Resume, once the run is paused."""
-
+async def until_paused(run_id: UUID) -> None:
     async def is_paused() -> bool:
         async with get_client() as client:
             state = (await client.read_flow_run(run_id)).state
         return state is not None and state.is_paused()
 
     await until(is_paused)
+
+
+async def resume(run_id: UUID) -> None:
+    """Press Resume, once the run is paused."""
+    await until_paused(run_id)
     async with get_client() as client:
         await client.resume_flow_run(run_id)
 
@@ -146,6 +150,21 @@ async def test_a_run_is_paused_until_a_person_approves(monkeypatch: pytest.Monke
         await resuming
         assert (await client.read_flow_run(run.id)).labels["pollux-approval"] is True
     assert (await page_of("pollux-paying-estimate")).startswith("**2 calls to ask")
+
+
+async def test_a_paused_run_that_is_cancelled_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing else would end its process."""
+    monkeypatch.setattr(approval, "_LOOK_EVERY_S", 0.1)
+    async with get_client() as client:
+        run = await client.create_flow_run(paying, name=f"cancelled-{uuid4()}")
+        starting = asyncio.create_task(start(run))
+        await until_paused(run.id)
+        await client.set_flow_run_state(run.id, Cancelling())
+        with pytest.raises(PolluxError, match="cancelled while it waited"):
+            await asyncio.wait_for(starting, 60)
+        state = (await client.read_flow_run(run.id)).state
+        assert state is not None
+        assert state.is_final()
 
 
 async def test_a_deployed_run_is_suspended_until_a_person_approves() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect import flow
@@ -135,10 +136,21 @@ def test_a_retried_run_asks_only_rows_without_an_answer(provider: PolluxProvider
         simulator.reset()
         run = map_rows.with_options(retries=1, retry_delay_seconds=0)
         simulator.fail(Fault(status=400), contains="T4:", times=1)
-        report = run(table, PROMPT, provider, "out.csv", reuse=reuse, on_partial="fail", rows_per_chunk=10)
+        report = run(
+            table,
+            PROMPT,
+            provider,
+            f"{reuse}.csv",
+            reuse=reuse,
+            on_partial="fail",
+            rows_per_chunk=10,
+            if_exists="error",
+        )
         assert (report.asked, report.unanswered) == (25, 0)
         assert Counter(prompts_asked(simulator)).most_common(2)[0][1] == 2
         assert len(prompts_asked(simulator)) == 26
+        with pytest.raises(ConfigurationError, match="exists already"):
+            run.with_options(retries=0)(table, PROMPT, provider, f"{reuse}.csv", if_exists="error")
 
 
 def test_rows_that_cannot_be_asked_have_a_reason_and_do_not_fail_the_others(provider: PolluxProvider) -> None:
@@ -260,6 +272,21 @@ def test_a_budget_is_never_exceeded_and_names_the_rows_that_were_not_asked(
     check_sums(report)
 
 
+async def test_what_is_under_way_when_a_run_fails_is_saved(provider: PolluxProvider, simulator: Simulator) -> None:
+    """A date that Python does not have is met when the first rows are written, while others are asked."""
+    days = pa.array([4_000_000, *range(24)], pa.date32())
+    pq.write_table(pa.Table.from_pylist(REVIEWS).append_column("day", days), "in.parquet")
+    simulator.fail(Fault(kind="slow", delay_s=0.3), times=None)
+    with pytest.raises(PolluxError, match="date value out of range"):
+        await amap_rows("in.parquet", PROMPT, provider, "out.parquet", rows_per_chunk=5)
+    assert [task for task in asyncio.all_tasks() if "answer" in str(task.get_coro())] == []
+    asked = len(prompts_asked(simulator))
+    assert not has_output("out.parquet")
+    simulator.reset()
+    report = await amap_rows("in.parquet", PROMPT, provider, "out.parquet", columns=["title"])
+    assert (report.reused, report.asked) == (asked, 25 - asked)
+
+
 async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxProvider, simulator: Simulator) -> None:
     simulator.fail(Fault(status=401), times=None)
     rows = [{"n": number} for number in range(100)]
@@ -271,6 +298,14 @@ async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxPro
     assert statuses.total() == 100
     (page,) = [each for each in await artifacts_of(await newest_run("map-rows")) if each.type == "markdown"]
     assert "without a usable answer" in str(page.data)
+
+
+def test_a_chunk_of_a_single_row_that_fails_does_not_stop_the_table(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
+    simulator.fail(Fault(status=400), contains="T1:", times=1)
+    report = map_rows(write_csv("in.csv", REVIEWS[:8]), PROMPT, provider, "out.csv", rows_per_chunk=1)
+    assert report.statuses == {"answered": 7, "api_error": 1}
 
 
 def test_without_an_output_it_goes_to_the_result_storage(provider: PolluxProvider) -> None:
@@ -295,6 +330,30 @@ def test_a_flow_of_theirs_gets_the_report_and_a_retry_does_not_pay_again(
 
     assert nightly().answered == 25
     assert len(prompts_asked(simulator)) == 25
+
+
+def test_the_costs_of_all_reports_are_the_bill(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Two tables of one flow share answers, and equal rows of several chunks are asked again while they are blocked."""
+    first = write_csv("first.csv", [{"n": n} for n in [1, 7, 7, 3, 4, 7]])
+    second = write_csv("second.csv", [{"n": n} for n in [7, 4, 3, 5, 1, 7]])
+    simulator.fail(Fault(kind="blocked"), contains="number 7", times=None)
+
+    @flow
+    def both() -> list[MapReport]:
+        return [
+            map_rows(table, "Say number {n}", provider, f"{table}l.jsonl", reuse="run", rows_per_chunk=3)
+            for table in (first, second)
+        ]
+
+    reports = both()
+    assert [(report.asked, report.reused, report.duplicates) for report in reports] == [(4, 0, 2), (2, 3, 1)]
+    assert len(prompts_asked(simulator)) == 8
+    blocked = next(row for row in read_lines("first.csvl.jsonl") if row["answer_status"] == "blocked")
+    answered = [row["answer_cost_usd"] for row in read_lines("first.csvl.jsonl") if row["answer"]]
+    assert reports[0].cost_usd == pytest.approx(sum(answered) + 2 * blocked["answer_cost_usd"])
+    assert reports[1].cost_usd == pytest.approx(answered[0] + 2 * blocked["answer_cost_usd"])
+    for report in reports:
+        check_sums(report)
 
 
 async def test_a_worker_with_another_state_is_refused(provider: PolluxProvider, simulator: Simulator) -> None:
@@ -346,6 +405,35 @@ async def test_a_table_goes_through_batches(simulator: Simulator, saved: Saved) 
     assert again.asked == 25 - report.answered + report.duplicates
     assert again.unanswered == 1
     check_sums(report)
+
+
+async def test_a_retry_submits_what_failed_and_counts_what_both_batches_cost(
+    simulator: Simulator, saved: Saved
+) -> None:
+    provider = await saved("openai")
+    words = ["a", "b", "no [[simulate: blocked times=1]]", "no [[simulate: blocked times=1]]", "c"]
+    table = write_csv("in.csv", [{"word": word} for word in words])
+    run = amap_rows.with_options(retries=1, retry_delay_seconds=0)
+    for on_partial, answered, batches in (("complete", 3, [4]), ("fail", 5, [4, 1])):
+        report = await run(
+            table,
+            f"{on_partial} {{word}}",
+            provider,
+            "out.jsonl",
+            delivery="deferred",
+            rows_per_chunk=2,
+            on_partial=cast(Any, on_partial),
+        )
+        assert (report.answered, report.asked, report.duplicates) == (answered, 4, 1)
+        assert [batch.rows for batch in simulator.batches] == batches
+        rows = read_lines("out.jsonl")
+        cost = sum(rows[number]["answer_cost_usd"] for number in (0, 1, 2, 4))
+        if on_partial == "complete":
+            blocked = rows[2]["answer_cost_usd"]
+            assert report.cost_usd == pytest.approx(cost)
+        else:
+            assert report.cost_usd == pytest.approx(cost + blocked, rel=0.05)  # of a prompt two tokens longer
+        simulator.reset()
 
 
 async def test_batches_ask_about_sources_of_their_own(simulator: Simulator, saved: Saved) -> None:

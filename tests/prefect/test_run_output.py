@@ -18,7 +18,7 @@ from pollux_flows import APIError, ConfigurationError, Options, Source
 from pollux_flows.answer_rows import CSV_COLUMNS
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.cli import app
-from pollux_flows.flows import acollect, afan_out, asubmit, broadcast, fan_in, fan_out, realtime
+from pollux_flows.flows import acollect, afan_out, asubmit, broadcast, converse, fan_in, fan_out, realtime
 from pollux_flows.output import Manifest
 from pollux_flows.simulator import Fault, Simulator
 from tests.prefect.jobs import PROMPTS, Saved, no_jobs_are_left, saved
@@ -55,6 +55,8 @@ def ask(kind: str, provider: PolluxProvider, output: str) -> Any:
     match kind:
         case "realtime":
             return realtime("one", provider, output=output)
+        case "converse":
+            return converse("one", provider, output=output)
         case "fan-in":
             return fan_in("one", SOURCES, provider, output=output)
         case "broadcast":
@@ -65,6 +67,7 @@ def ask(kind: str, provider: PolluxProvider, output: str) -> Any:
 
 ROWS: dict[str, list[tuple[int, int | None, str | None, str]]] = {
     "realtime": [(1, None, None, "one")],
+    "converse": [(1, None, None, "one")],
     "fan-in": [(1, None, None, "one")],
     "fan-out": [(1, None, None, "one"), (2, None, None, "two")],
     "broadcast": [(1, 1, "one", "one"), (2, 1, "one", "two"), (1, 2, "two", "one"), (2, 2, "two", "two")],

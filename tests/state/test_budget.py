@@ -83,6 +83,17 @@ async def test_a_call_needs_room_in_each_of_its_budgets() -> None:
     (await reserve([wide], LIMIT)).end()
 
 
+async def test_many_refusals_take_no_memory() -> None:
+    """Each is an error of its own, about its own call: one that is raised again and again collects tracebacks."""
+    budget = Budget(LIMIT)
+    errors = []
+    for usd in (11.0, 11.0, 12.0):
+        with pytest.raises(BudgetError, match=f"may cost up to \\${usd:.2f}") as raised:
+            await reserve([budget], usd)
+        errors.append(raised.value)
+    assert len({id(error) for error in errors}) == len(errors)
+
+
 # --- The ledger -----------------------------------------------------------------------------------------------
 
 
@@ -160,20 +171,6 @@ async def test_a_process_that_comes_back_late_goes_on_with_its_tranche(store: St
     reservation.settle(2.0)
     await late.close()
     assert await totals(store) == (2.0, 0.0)
-
-
-async def test_a_job_is_reserved_until_it_is_settled(store: Store, make: Callable[..., Budget]) -> None:
-    """By any process, and once."""
-    one, other = (BudgetLedger(store, KEY, token=f"job {number}") for number in (1, 2))
-    for _ in range(2):
-        assert await one.reserve(LIMIT, 7.0) == 3.0
-    assert await other.reserve(LIMIT, 7.0) == -4.0
-    with pytest.raises(BudgetError):  # and not waited for
-        await reserve([make()], 7.0)
-    for _ in range(2):
-        await one.settle(2.0)
-        await one.reserve(LIMIT, 7.0)
-    assert await totals(store) == (0.0, 2.0)
 
 
 async def test_a_damaged_ledger_is_an_error(store: Store, make: Callable[..., Budget]) -> None:

@@ -128,7 +128,8 @@ def read_answer(response: Any) -> Answer:
         raise UpstreamError.found_in(response)
     if response.get("status") in {"failed", "cancelled", "queued", "in_progress"} or response.get("error"):
         error = response.get("error") or {"message": f"the response is {response.get('status')}"}
-        raise UpstreamError(_FAILED.get(str(error.get("code")), 400), error)
+        body = {"error": error, "usage": response.get("usage")}
+        raise UpstreamError(_FAILED.get(str(error.get("code")), 400), body)
     items = ItemReader()
     output = items.read_each(response["output"], partial(_read_item, items))
     pieces = [piece for item in output if item.get("type") == "message" for piece in item["content"]]
