@@ -45,6 +45,7 @@ def render_map(target: Target, prompt: str, report: MapReport, highlights: Highl
         "Asked": f"{report.asked:,}",
         **{name: f"{count:,}" for name, count in counts.items() if count},
         "Cost": "unknown" if report.cost_usd is None else dollars(report.cost_usd),
+        **({"Maybe billed too": count_of(report.unknown_attempts, "lost request")} if report.unknown_attempts else {}),
         "Tokens": f"{report.usage.get('input_tokens', 0):,} in, {report.usage.get('output_tokens', 0):,} out",
         "Time": f"{report.duration_s:,.1f} s",
         "Output": cell(shown(report.output)),

@@ -49,6 +49,7 @@ class MappedAnswer(Record):
     paid_now: bool = Field(default=False, description="True if it was paid for just now, not in an earlier attempt.")
     paid_before_usd: float = Field(default=0.0, description="What the run has paid for earlier answers to its call.")
     cost_unknown: str | None = None
+    unknown_attempts: int = Field(default=0, description="Requests just now that may have been billed, unseen.")
     failure: CallFailure | None = None
 
 
@@ -188,6 +189,7 @@ def _collect(
                 paid_now=outcome.answer is not None and outcome.reused is None,
                 paid_before_usd=outcome.paid_before_usd if outcome.reused != "always" else 0.0,
                 cost_unknown=outcome.cost_unknown,
+                unknown_attempts=0 if outcome.reused else outcome.unknown_attempts,
                 failure=outcome.problem,
             )
         )

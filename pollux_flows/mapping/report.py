@@ -44,6 +44,9 @@ class MapReport(Record):
     statuses: dict[str, int] = Field(default_factory=dict, description="How many rows have which status.")
     cost_usd: float | None = Field(default=None, description="What this run paid, in all attempts; None if unknown.")
     cost_unknown: str | None = None
+    unknown_attempts: int = Field(
+        default=0, description="Requests whose answers did not arrive. The provider may have billed them all the same."
+    )
     usage: dict[str, int] = Field(default_factory=dict, description="The tokens of the answers that it paid for.")
     duration_s: float = 0.0
     finished_at: float = 0.0
@@ -71,6 +74,7 @@ class Tally:
         self._usage: Counter[str] = Counter()
         self._paid: list[float] = []  # by chunk
         self._costs_seen = 0
+        self._unknown_attempts = 0
         self._unknown_costs: Counter[str] = Counter()  # by reason
         self._began = time.monotonic()
 
@@ -92,6 +96,7 @@ class Tally:
                     self._usage.update(answer.row.usage)
                 if is_new and answer.paid_before_usd:
                     costs.append(Cost(answer.paid_before_usd))
+            self._unknown_attempts += 0 if place in counted else answer.unknown_attempts
             counted.add(place)
             self.rows += 1
             self._kinds[kind] += 1
@@ -117,6 +122,7 @@ class Tally:
             statuses=dict(self._statuses.most_common()),
             cost_usd=cost.usd,
             cost_unknown=cost.unknown,
+            unknown_attempts=self._unknown_attempts,
             usage=dict(self._usage),
             duration_s=round(time.monotonic() - self._began, 3),
             finished_at=time.time(),

@@ -308,6 +308,13 @@ def test_a_chunk_of_a_single_row_that_fails_does_not_stop_the_table(
     assert report.statuses == {"answered": 7, "api_error": 1}
 
 
+def test_requests_that_may_have_been_billed_are_counted(provider: PolluxProvider, simulator: Simulator) -> None:
+    simulator.fail(Fault(kind="drop_after"), contains="T1:", times=1)
+    report = map_rows(write_csv("in.csv", [*REVIEWS[:3], REVIEWS[1]]), PROMPT, provider, "out.csv")
+    assert (report.answered, report.unknown_attempts, len(prompts_asked(simulator))) == (4, 1, 4)
+    assert map_rows("in.csv", PROMPT, provider, "out.csv").unknown_attempts == 0
+
+
 def test_without_an_output_it_goes_to_the_result_storage(provider: PolluxProvider) -> None:
     report = map_rows(write_csv("in.csv", REVIEWS[:2]), PROMPT, provider)
     assert "pollux-tables" in report.output
