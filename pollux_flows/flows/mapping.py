@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -36,7 +36,7 @@ from pollux_flows.mapping.columns import AnswerColumns
 from pollux_flows.mapping.report import MapReport, Tally
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.options import Options
-from pollux_flows.output import write_manifest
+from pollux_flows.output import manifest_path
 from pollux_flows.pages import count_of
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.run_store import confirm_store, store_id
@@ -163,10 +163,8 @@ class _Mapping:
             ) as answered:  # calls under way end before the run does
                 async for chunk, answers in answered:
                     await asyncio.to_thread(self._write_chunk, writer, chunk, answers)
-            report = self.tally.report(self.table.address, place.shown)
-            # First: an attempt that follows a killed one recognises the output by it.
-            await asyncio.to_thread(write_manifest, place.path, report)
-            await asyncio.to_thread(writer.complete)
+            report = self.tally.report(self.table.address, place.shown, place.run)
+            await asyncio.to_thread(writer.complete, report)
         return report
 
     def _write_chunk(self, writer: TableWriter, chunk: Chunk, answers: ChunkAnswers) -> None:
@@ -184,6 +182,8 @@ class _Place:
 
     path: str
     shown: str
+    run: str
+    """The run that writes it. It outlives attempts."""
 
 
 @asynccontextmanager
@@ -191,30 +191,36 @@ async def _open_output(
     output: str | None, table: str, here: Lineage, if_exists: Literal["replace", "error"]
 ) -> AsyncIterator[_Place]:
     """Yield the place of the output; without one, a file in the result storage of the run."""
+    run = here.scope.place or str(here.outermost.id)
     if output is not None:
         path = await asyncio.to_thread(resolve_table_output, output)
-        if if_exists == "error" and await asyncio.to_thread(_exists, path):
+        if if_exists == "error" and await asyncio.to_thread(_is_of_another_run, path, run):
             raise ConfigurationError(
                 f"The output {shown(path)!r} exists already.",
                 hint="Name another one, or pass if_exists='replace'.",
             )
-        yield _Place(path, path)
+        yield _Place(path, path, run)
         return
     storage = await aget_default_result_storage()
     name = f"pollux-tables/{here.flow_run.id}{_ending_of(table)}"
     if isinstance(storage, LocalFileSystem) and storage.basepath:
         path = await asyncio.to_thread(resolve_table_output, f"{storage.basepath}/{name}")
-        yield _Place(path, path)
+        yield _Place(path, path, run)
         return
     with tempfile.TemporaryDirectory(prefix="pollux-") as folder:
         file = Path(folder) / f"table{_ending_of(table)}"
-        yield _Place(str(file), name)
+        yield _Place(str(file), name, run)
         await storage.write_path(name, await asyncio.to_thread(file.read_bytes))
 
 
-def _exists(path: str) -> bool:
+def _is_of_another_run(path: str, run: str) -> bool:
+    """Return whether there is an output that no attempt at this run has written."""
     files, place = fsspec.core.url_to_fs(path)
-    return bool(files.exists(place))
+    if not files.exists(place):
+        return False
+    with suppress(FileNotFoundError, ValueError):  # no manifest, or one of something else
+        return MapReport.model_validate_json(files.cat_file(manifest_path(place))).run != run
+    return True
 
 
 def _ending_of(table: str) -> str:

@@ -30,6 +30,7 @@ class MapReport(Record):
 
     table: str
     output: str
+    run: str | None = Field(default=None, description="The run that wrote the output, whose retries may replace it.")
     rows: int
     asked: int = Field(
         default=0, description="Rows that this run asked about, in any attempt, with or without success."
@@ -102,7 +103,7 @@ class Tally:
         self._costs_seen += len(costs)
         self._unknown_costs.update(str(cost.unknown) for cost in costs if cost.usd is None)
 
-    def report(self, table: str, output: str) -> MapReport:
+    def report(self, table: str, output: str, run: str | None = None) -> MapReport:
         """Return the numbers so far."""
         cost = total(map(Cost, self._paid))
         if unknown := self._unknown_costs:
@@ -110,6 +111,7 @@ class Tally:
         return MapReport(
             table=table,
             output=output,
+            run=run,
             rows=self.rows,
             **{kind: self._kinds[kind] for kind in _KINDS},
             statuses=dict(self._statuses.most_common()),

@@ -20,6 +20,7 @@ import fsspec
 from pollux_flows import access
 from pollux_flows.address import shown
 from pollux_flows.answer_rows import csv_text, inert
+from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.output import (
     NewFile,
@@ -29,6 +30,7 @@ from pollux_flows.output import (
     lock_unfinished,
     remove_abandoned,
     resolve_output,
+    write_manifest,
 )
 from pollux_flows.plain import replace_surrogates
 from pollux_flows.tables.cells import is_null, to_json_text, to_text
@@ -106,10 +108,15 @@ class TableWriter:
         clean = [{**row, **{name: replace_surrogates(row.get(name)) for name in self._added}} for row in rows]
         self._explain(lambda: self._rows.write(clean))
 
-    def complete(self) -> None:
-        """Give the output its name, in place of an earlier one."""
+    def complete(self, manifest: Record | None = None) -> None:
+        """Give the output its name, in place of an earlier one.
+
+        A manifest is written first: an attempt that follows a killed one recognises the output by it.
+        """
         if self._is_guarded:
             check_replaceable(self._output.removesuffix("/"))
+        if manifest is not None:
+            self._explain(lambda: write_manifest(self._output, manifest))
         self._explain(self._rows.complete)
         self._is_complete = True
 

@@ -156,7 +156,7 @@ def test_doctor_names_a_conflict(pollux: Command, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 async def new_server() -> AsyncIterator[None]:
     async with get_client() as client:
-        for slug in ("pollux-cache", "pollux-provider", "pollux-deferred-job"):
+        for slug in ("pollux-budget", "pollux-cache", "pollux-provider", "pollux-deferred-job"):
             try:
                 await client.delete_block_type((await client.read_block_type_by_slug(slug)).id)
             except ObjectNotFound:
@@ -192,4 +192,4 @@ async def test_serving_and_deploying_register_the_block_types(
     else:
         step: dict[str, Any] = {f"{register_block_types.__module__}.{register_block_types.__name__}": {}}
         await run_steps([step])
-    assert await registered() == {"pollux-cache", "pollux-provider", "pollux-deferred-job"}
+    assert await registered() == {"pollux-budget", "pollux-cache", "pollux-provider", "pollux-deferred-job"}

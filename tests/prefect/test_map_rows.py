@@ -136,10 +136,21 @@ def test_a_retried_run_asks_only_rows_without_an_answer(provider: PolluxProvider
         simulator.reset()
         run = map_rows.with_options(retries=1, retry_delay_seconds=0)
         simulator.fail(Fault(status=400), contains="T4:", times=1)
-        report = run(table, PROMPT, provider, "out.csv", reuse=reuse, on_partial="fail", rows_per_chunk=10)
+        report = run(
+            table,
+            PROMPT,
+            provider,
+            f"{reuse}.csv",
+            reuse=reuse,
+            on_partial="fail",
+            rows_per_chunk=10,
+            if_exists="error",
+        )
         assert (report.asked, report.unanswered) == (25, 0)
         assert Counter(prompts_asked(simulator)).most_common(2)[0][1] == 2
         assert len(prompts_asked(simulator)) == 26
+        with pytest.raises(ConfigurationError, match="exists already"):
+            run.with_options(retries=0)(table, PROMPT, provider, f"{reuse}.csv", if_exists="error")
 
 
 def test_rows_that_cannot_be_asked_have_a_reason_and_do_not_fail_the_others(provider: PolluxProvider) -> None:

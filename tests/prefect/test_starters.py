@@ -124,13 +124,34 @@ async def test_a_starter_reads_no_environment_of_the_worker(
     name: str, start: Start, gemini: dict[str, Any], simulator: Simulator
 ) -> None:
     """In no flow that takes sources."""
-    questions = {"prompts": ["What is it?"], "prompt": "What is it?"}
     taken = inspect.signature(getattr(flows, name).fn).parameters
-    asked = {field: question for field, question in questions.items() if field in taken}
+    questions: dict[str, Any] = {"prompts": ["What is it?"], "prompt": "What is it?"}
+    asked = {field: questions[field] for field in [each for each in questions if each in taken][:1]}
     state = await start(getattr(flows, name), {**asked, "provider": gemini, "sources": [ENVIRON]})
     assert "'/proc/self/environ' may not be read by a run of this deployment" in why(state)
     assert "POLLUX_ALLOW_PATHS=/proc" in why(state)
     assert simulator.requests == []
+
+
+@pytest.mark.parametrize("name", ["amap_rows", "aestimate"])
+async def test_a_starter_reads_no_table_outside_the_folders(
+    name: str, start: Start, gemini: dict[str, Any], simulator: Simulator, tmp_path: Path
+) -> None:
+    (tmp_path / "secret.csv").write_text(f"word\n{SECRET}\n")
+    asked = {"table": str(tmp_path / "secret.csv"), "prompt": "Repeat {word}", "provider": gemini}
+    state = await start(getattr(flows, name), asked | ({"prompts": []} if name == "aestimate" else {}))
+    assert "secret.csv' may not be read by a run of this deployment" in why(state)
+    assert simulator.requests == []
+
+
+async def test_a_starter_writes_no_table_outside_the_folders(
+    start: Start, gemini: dict[str, Any], simulator: Simulator, tmp_path: Path
+) -> None:
+    asked = {"table": "in.csv", "prompt": "{a}", "provider": gemini, "output": str(tmp_path / "out.csv")}
+    state = await start(flows.amap_rows, asked)
+    assert "may not be written" in why(state)
+    assert simulator.requests == []
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("out.csv")]  # noqa: PTH208 (it is awaited)
 
 
 Plant = Callable[[Path], str]

@@ -295,6 +295,18 @@ def test_a_disk_that_fails_is_told_in_words(tmp_path: Path) -> None:
         file.discard()
 
 
+def test_a_manifest_that_cannot_be_written_is_told_in_words_and_leaves_the_earlier_output(tmp_path: Path) -> None:
+    table, output = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=9), tmp_path / "out.csv"
+    output.write_text("earlier")
+    (tmp_path / "out.csv.manifest.json").mkdir()
+    with (
+        TableWriter(str(output), table, []) as writing,
+        pytest.raises(ConfigurationError, match="could not be written"),
+    ):
+        writing.complete(Manifest(submitted=0, collected_at=0.0))
+    assert output.read_text() == "earlier"
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = scan_table(in_csv(tmp_path / "t.csv", [("a", "answer"), ("1", "2")]), rows_per_chunk=10)
     with pytest.raises(ConfigurationError, match="two columns 'answer'"):
