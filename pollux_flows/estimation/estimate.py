@@ -83,7 +83,9 @@ def describe_cost(estimate: Estimate) -> str:
     if cost.expected is None:
         return f"cost unknown: {cost.unknown}"
     worst = "an unknown amount" if cost.worst is None else dollars(cost.worst)
-    return f"about {dollars(cost.expected)} ({dollars(cost.low or 0.0)} to {worst})"
+    batch = estimate.batch_cost_usd.expected
+    as_batch = "" if batch is None else f", as a batch about {dollars(batch)}"
+    return f"about {dollars(cost.expected)} ({dollars(cost.low or 0.0)} to {worst}){as_batch}"
 
 
 def list_unknowns(estimate: Estimate) -> list[str]:
