@@ -19,7 +19,7 @@ from prefect.results import aget_default_result_storage
 from prefect.settings import PREFECT_HOME
 
 from pollux_flows import artifacts
-from pollux_flows.address import shown
+from pollux_flows.address import file_name, shown
 from pollux_flows.artifacts import show_progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
@@ -225,7 +225,7 @@ def _is_of_another_run(path: str, run: str) -> bool:
 
 def _ending_of(table: str) -> str:
     """Return the ending of an output in the format of the table."""
-    ending = Path(table).suffix.lower()
+    ending = Path(file_name(table)).suffix.lower()
     return ending if ending in {".csv", ".jsonl"} else ".jsonl" if ending == ".ndjson" else ".parquet"
 
 
