@@ -96,7 +96,7 @@ async def map_table(
             need=[*spec.columns, *(columns or ())],
             id_column=id_column,
         )
-        kept = list(columns or scanned.columns)
+        kept = list(dict.fromkeys(columns or scanned.columns))
         answer_columns.check_names(kept)
         get_run_logger().info(
             "Planned %s of %s, in %s, for %s %s.",
