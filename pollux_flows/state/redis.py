@@ -300,10 +300,13 @@ class RedisStore(Store):
             raise
         except (RedisError, OSError, ValueError) as error:
             self._disconnect()
-            raise self._translate(error) from None
-        if any("READONLY" in _describe(reply) for reply in replies):
-            self._disconnect()  # after a failover, another machine may have the address
-        return replies
+            failure = self._translate(error)
+        else:
+            if any("READONLY" in _describe(reply) for reply in replies):
+                self._disconnect()  # after a failover, another machine may have the address
+            return replies
+        # Raised outside the handler: the client's own error may quote a password, and must not even be the context.
+        raise failure
 
     def _attempt(self, commands: list[Command], deadline: float) -> list[Any]:
         if not self._is_greeted:

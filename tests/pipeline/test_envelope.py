@@ -93,7 +93,8 @@ async def test_an_error_under_200_is_raised(provider: ProviderName, config: Make
     assert caught.value.provider == provider
     assert caught.value.phase == "generate"
     assert caught.value.call_idx == 0
-    assert caught.value.outcome_unknown is False
+    # A 502 of OpenRouter's is the word of a gateway: the provider behind it may have answered, and billed.
+    assert caught.value.outcome_unknown is (provider == "openrouter")
 
 
 @every_provider

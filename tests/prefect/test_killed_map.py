@@ -34,7 +34,7 @@ _WRITER: Final = "pollux_flows.tables.writer:TableWriter"
 STEPS: Final = (
     f"{_WRITER}.write",
     f"{_WRITER}.complete",
-    "pollux_flows.flows.mapping:write_manifest",
+    "pollux_flows.tables.writer:write_manifest",
     "pollux_flows.flows.mapping:scan_table",
 )
 
