@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import (
     PREFECT_SERVER_API_MAX_PARAMETER_SIZE,
     PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL,
@@ -43,6 +44,20 @@ def simulator(world: tuple[Simulator, str]) -> Iterator[Simulator]:
     world[0].reset()
     yield world[0]
     world[0].reset()
+
+
+@pytest.fixture
+def no_caches_are_left() -> Iterator[None]:
+    """No cache is on the server, neither of another file's tests before this one nor after it."""
+    _delete_caches()
+    yield
+    _delete_caches()
+
+
+def _delete_caches() -> None:
+    with get_client(sync_client=True) as client:
+        for document in client.read_block_documents_by_type("pollux-cache"):
+            client.delete_block_document(document.id)
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
 
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.simulator import Simulator
@@ -26,14 +24,6 @@ SAID = {
 
 def examples_of(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-
-
-@pytest.fixture
-def no_caches_are_left() -> Iterator[None]:
-    yield
-    with get_client(sync_client=True) as client:
-        for document in client.read_block_documents_by_type("pollux-cache"):
-            client.delete_block_document(document.id)
 
 
 @pytest.mark.usefixtures("no_jobs_are_left", "no_caches_are_left", "simulator")

@@ -71,6 +71,7 @@ def settings(world: tuple[Simulator, str], simulator: Simulator) -> dict[str, An
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("no_caches_are_left")
 @pytest.mark.parametrize("seed", range(KILLS))
 async def test_a_creator_killed_on_another_worker(
     seed: int, settings: dict[str, Any], simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import httpx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pollux_flows.simulator import Simulator
@@ -163,8 +163,12 @@ def requests(draw: st.DrawFn) -> tuple[str, Any]:
     return url, body
 
 
+OUTPUT_OF_NO_CALL = {"model": "gpt-4.1", "input": [{"type": "function_call_output", "output": "1"}]}
+
+
 @settings(max_examples=400, deadline=None)
 @given(requests())
+@example(("/openai/v1/responses", OUTPUT_OF_NO_CALL))
 def test_no_request_breaks_the_simulator(request: tuple[str, Any]) -> None:
     """It is answered, or refused as the provider's mistake-finder would."""
     url, body = request

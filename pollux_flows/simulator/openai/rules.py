@@ -191,7 +191,7 @@ def _check_turns(call: Call) -> Remembered | None:
             )
     items: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
     open_calls = dict(previous.open_calls) if previous else {}
-    for item in items:
+    for index, item in enumerate(items):
         if (
             item.get("type") == "reasoning"
             and item.get("encrypted_content")
@@ -210,7 +210,13 @@ def _check_turns(call: Call) -> Remembered | None:
                     param="input",
                 )
             open_calls[item["call_id"]] = item["name"]
-        elif item.get("type") == "function_call_output" and open_calls.pop(item["call_id"], None) is None:
+        if item.get("type") == "function_call_output" and "call_id" not in item:
+            raise BadRequest(
+                f"Missing required parameter: 'input[{index}].call_id'.",
+                param=f"input[{index}].call_id",
+                code="missing_required_parameter",
+            )
+        if item.get("type") == "function_call_output" and open_calls.pop(item["call_id"], None) is None:
             raise BadRequest(
                 f"No tool call found for function call output with call_id {item['call_id']}.",
                 param="input",
