@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from benchmarks.child import Child, start_child
 
 MODEL = "gpt-4.1-mini"
 ANSWER = {
@@ -46,30 +47,22 @@ _REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 
 
 @dataclass
 class Server:
-    """It, for whoever started it."""
+    """A running server, and the process that it is in."""
 
     address: str
-    process: subprocess.Popen[str]
+    child: Child
 
     @property
     def requests(self) -> int:
-        """How many have come."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
+        """The number of requests that have come."""
+        return int(self.child.ask())
 
 
 @contextmanager
 def serve(latency_s: float) -> Iterator[Server]:
     """Start one that answers after so long."""
-    command = [sys.executable, "-m", "benchmarks.server", str(latency_s)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield Server(process.stdout.readline().strip(), process)
-        finally:
-            process.kill()
+    with start_child("benchmarks.server", latency_s) as child:
+        yield Server(child.greeting, child)
 
 
 async def main(latency_s: float) -> None:

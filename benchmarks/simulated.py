@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from benchmarks.child import Child, start_child
 from pollux_flows.simulator import Simulator, serve
 
 
 @dataclass
 class Simulated:
-    """It, for whoever started it."""
+    """A running simulator, and the process that it is in."""
 
     origin: str
-    process: subprocess.Popen[str]
+    child: Child
 
     def base_url(self, provider: str) -> str:
         return Simulator.base_url(provider, origin=self.origin)
 
     def forward(self, seconds: float) -> None:
         """Put its clock forward."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(seconds, file=self.process.stdin, flush=True)
-        self.process.stdout.readline()
+        self.child.ask(str(seconds))
 
 
 @contextmanager
 def simulated(batch_s: float) -> Iterator[Simulated]:
-    """A new simulator, where a batch takes so long."""
-    command = [sys.executable, "-m", "benchmarks.simulated", str(batch_s)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield Simulated(process.stdout.readline().strip(), process)
-        finally:
-            process.kill()
+    """Start a new simulator, where a batch takes so long."""
+    with start_child("benchmarks.simulated", batch_s) as child:
+        yield Simulated(child.greeting, child)
 
 
 def main(batch_s: float) -> None:

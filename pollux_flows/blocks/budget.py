@@ -82,3 +82,8 @@ class PolluxBudget(Block):
     def name(self) -> str | None:
         """The name that this block was saved under."""
         return self._block_document_name
+
+
+def limits_of(budget: PolluxBudget | None) -> SharedBudget | None:
+    """Return the limits of a run's budget, or None for a run that shares none."""
+    return None if budget is None else budget.limits()

@@ -49,6 +49,7 @@ Schema = Annotated[
         help="The structure of the answers: a .json file with a JSON Schema, or a class such as my_pkg.models:Invoice."
     ),
 ]
+MaxTokens = Annotated[int | None, Parameter(help="The most tokens that an answer may have.")]
 Output = Annotated[
     str | None,
     Parameter(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from pollux_flows.cli.ask import (
+    MaxTokens,
     Prompts,
     Provider,
     Schema,
@@ -38,7 +39,7 @@ def estimate(
     ] = False,
     system: System = None,
     schema: Schema = None,
-    max_tokens: Annotated[int | None, Parameter(help="The longest answer, in tokens.")] = None,
+    max_tokens: MaxTokens = None,
     table: Annotated[
         str | None, Parameter(help="Estimate the prompt over each row of this table: columns stand in braces.")
     ] = None,

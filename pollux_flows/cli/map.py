@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from pollux_flows import flows
-from pollux_flows.cli.ask import Provider, Schema, System, load_provider, read_options
+from pollux_flows.cli.ask import MaxTokens, Provider, Schema, System, load_provider, read_options
 from pollux_flows.cli.console import show_run
 from pollux_flows.cli.exit_codes import ExitCode
 from pollux_flows.cli.printing import Json, refusals_in_words, refuse, say
@@ -35,7 +35,7 @@ def map_(
     answer_column: Annotated[str, Parameter(help="The column for the answers.")] = "answer",
     system: System = None,
     schema: Schema = None,
-    max_tokens: Annotated[int | None, Parameter(help="The most tokens that an answer may have.")] = None,
+    max_tokens: MaxTokens = None,
     batch: Annotated[bool, Parameter(help="Use the provider's batches, at a lower price.", show_default=False)] = False,
     reuse: Annotated[
         Reuse,

@@ -1,1 +1,1 @@
-"""What a run will cost: calls, tokens, price and time, from its plan, before anything is generated."""
+"""Estimation: the calls, tokens, price and time of a run, from its plan, before anything is generated."""

@@ -25,7 +25,7 @@ class Amount(Record):
 
 
 class Estimate(Record):
-    """What a run is expected to take. Nothing was generated for it."""
+    """The calls, tokens, cost and time that a run is expected to take. Nothing was generated for it."""
 
     target: Target = Field(description="The provider and the model that would be asked.")
     calls: int = Field(description="How many calls the run makes.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from pollux_flows.caching.auto import plan_cache
 from pollux_flows.config import Config
@@ -45,12 +45,7 @@ async def estimate_calls(work: Work, config: Config) -> Estimate:
     tokens_in, tokens_out = inputs.total(work.scale), answer.total(work.to_ask)
     duration, limits = _estimate_duration(work, config, tokens_in, tokens_out)
     return Estimate(
-        target=config.target,
-        calls=work.calls,
-        duplicates=work.duplicates,
-        reused=work.reused,
-        unusable=work.unusable,
-        to_ask=work.to_ask,
+        **_count_calls(work, config),
         input_tokens=tokens_in,
         output_tokens=tokens_out,
         cost_usd=prices.price(),
@@ -58,7 +53,6 @@ async def estimate_calls(work: Work, config: Config) -> Estimate:
         duration_s=duration,
         caching=_advise_caching(work, config),
         counted=len(counts.by_place),
-        prices=price_table(),
         assumptions=[*_list_assumptions(work, config, counts, answer, prefixes), *limits],
     )
 
@@ -66,12 +60,7 @@ async def estimate_calls(work: Work, config: Config) -> Estimate:
 def _estimate_nothing(work: Work, config: Config) -> Estimate:
     tokens, usd = Amount(low=0, expected=0, worst=0), Amount(low=0.0, expected=0.0, worst=0.0)
     return Estimate(
-        target=config.target,
-        calls=work.calls,
-        duplicates=work.duplicates,
-        reused=work.reused,
-        unusable=work.unusable,
-        to_ask=0,
+        **_count_calls(work, config) | {"to_ask": 0},
         input_tokens=tokens,
         output_tokens=tokens,
         cost_usd=usd,
@@ -79,9 +68,21 @@ def _estimate_nothing(work: Work, config: Config) -> Estimate:
         duration_s=usd,
         caching="Nothing is to be asked.",
         counted=0,
-        prices=price_table(),
         assumptions=[],
     )
+
+
+def _count_calls(work: Work, config: Config) -> dict[str, Any]:
+    """Return the fields of an estimate that its work says."""
+    return {
+        "target": config.target,
+        "calls": work.calls,
+        "duplicates": work.duplicates,
+        "reused": work.reused,
+        "unusable": work.unusable,
+        "to_ask": work.to_ask,
+        "prices": price_table(),
+    }
 
 
 def _advise_caching(work: Work, config: Config) -> str:

@@ -18,7 +18,7 @@ from pollux_flows.result import Answer, Billing
 
 @dataclass(frozen=True)
 class Prices:
-    """What it takes to price the calls of a run."""
+    """Prices the calls of a run."""
 
     target: Target
     options: Options

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pollux_flows.access import apply_restrictions, current_restrictions
 from pollux_flows.config import Config
 from pollux_flows.estimation.work import MOST_EARLIER, Sampled, Work, load_earlier, spread
 from pollux_flows.mapping.questions import Question, Questions, plan_questions, read_questions
@@ -35,8 +34,7 @@ async def find_rows_work(table: Table, spec: MapSpec, config: Config, terms: Ter
     survey = _Survey(spec, table.rows)
     for chunk in table.chunks:
         new = await asyncio.to_thread(survey.read, chunk)
-        # The paths in a table are checked in scripts, too: it often comes from strangers.
-        with apply_restrictions(current_restrictions() or spec.restrict()):
+        with spec.restrict():
             await survey.plan(chunk, new, config, terms)
     # What is asked again has been answered before: by another run, or too long ago to be reused.
     again = await load_earlier(spread([each.call for each in survey.sample], MOST_EARLIER))
@@ -45,7 +43,7 @@ async def find_rows_work(table: Table, spec: MapSpec, config: Config, terms: Ter
 
 @dataclass
 class _Survey:
-    """What is known of the rows that were read."""
+    """Counts the rows that were read, and samples those to ask."""
 
     spec: MapSpec
     rows: int

@@ -40,7 +40,7 @@ class Work:
     reused: int = 0
     unusable: int = 0
     why: Sequence[str] = ()
-    """What is assumed about these numbers."""
+    """The assumptions behind these numbers."""
     earlier: Sequence[Outcome] = field(default=(), repr=False)
 
     @property

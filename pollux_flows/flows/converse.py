@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pollux_flows.blocks.budget import PolluxBudget
+from pollux_flows.blocks.budget import PolluxBudget, limits_of
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.conversing import answer_turn
 from pollux_flows.flows.sync_and_async import async_form, sync_form
@@ -52,7 +52,7 @@ async def converse(
         max_rounds=max_rounds,
         tool_timeout_s=tool_timeout_s,
         max_cost_usd=max_cost_usd,
-        budget=None if budget is None else budget.limits(),
+        budget=limits_of(budget),
         output=output,
     )
 

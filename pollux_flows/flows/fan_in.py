@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pollux_flows.blocks.budget import PolluxBudget
+from pollux_flows.blocks.budget import PolluxBudget, limits_of
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import Cache, answer
 from pollux_flows.flows.sync_and_async import async_form, sync_form
@@ -48,9 +48,7 @@ async def fan_in(
         provider,
         sources,
         options,
-        terms=Terms(
-            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
-        ),
+        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=limits_of(budget)),
         output=output,
         cache=cache,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pollux_flows.blocks.budget import PolluxBudget
+from pollux_flows.blocks.budget import PolluxBudget, limits_of
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import Cache, OnPartial, answer
 from pollux_flows.flows.sync_and_async import async_form, sync_form
@@ -57,9 +57,7 @@ async def fan_out(
         provider,
         sources,
         options,
-        terms=Terms(
-            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
-        ),
+        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=limits_of(budget)),
         prompts_from=prompts_from,
         output=output,
         cache=cache,

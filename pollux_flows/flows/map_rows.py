@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pollux_flows.blocks.budget import PolluxBudget
+from pollux_flows.blocks.budget import PolluxBudget, limits_of
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.flows.answering import OnPartial
 from pollux_flows.flows.mapping import Delivery, map_table
@@ -73,9 +73,7 @@ async def map_rows(
         answer_column=answer_column,
         options=options,
         delivery=delivery,
-        terms=Terms(
-            reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=None if budget is None else budget.limits()
-        ),
+        terms=Terms(reuse=reuse, max_age=max_age, max_cost_usd=max_cost_usd, budget=limits_of(budget)),
         limit=limit,
         on_partial=on_partial,
         if_exists=if_exists,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Final
 
 from prefect import get_run_logger
 
-from pollux_flows.access import apply_restrictions, current_restrictions
 from pollux_flows.artifacts import Progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.capabilities import check_deferred
@@ -28,10 +28,9 @@ from pollux_flows.flows.submitting import submit_job
 from pollux_flows.flows.waiting import mark_failed, resubmit_if_failed, wait_until_complete
 from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.mapping.answer import ChunkAnswers, look_up_chunk
-from pollux_flows.mapping.questions import Question
+from pollux_flows.mapping.questions import Question, number_sources
 from pollux_flows.pages import count_of
 from pollux_flows.result import Outcome
-from pollux_flows.source import Source
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
 from pollux_flows.tables.table import Chunk
@@ -58,12 +57,8 @@ class BatchRunner:
         asked = await self._run_job(await self._find_unanswered(chunks))
         for chunk in chunks:
             found = await look_up_chunk(chunk, run.spec, self.config, run.terms, run.scope)
-            yield (
-                chunk,
-                await asyncio.to_thread(
-                    found.collect, run.spec, asked, is_repeated=run.scope.is_repeated, limit_s=limit_s
-                ),
-            )
+            collect = partial(found.collect, run.spec, asked, is_repeated=run.scope.is_repeated, limit_s=limit_s)
+            yield chunk, await asyncio.to_thread(collect)
             self.progress.advance(chunk.rows)
 
     async def mark_failed(self) -> None:
@@ -88,21 +83,16 @@ class BatchRunner:
         if not missing:
             return {}
         get_run_logger().info("Submitting %s as a batch.", count_of(len(missing), "question"))
-        sources: dict[Source, int] = {}
-        for question in missing.values():
-            for source in question.sources:
-                sources.setdefault(source, len(sources))
         spec = self.run.spec
-        with apply_restrictions(current_restrictions() or spec.restrict()):
+        sources, sources_by_prompt = number_sources(missing.values(), spec)
+        with spec.restrict():
             job = await submit_job(
                 [question.prompt for question in missing.values()],
                 self.provider,
-                list(sources),
+                sources,
                 spec.options,
                 max_cost_usd=self.run.terms.max_cost_usd,
-                sources_by_prompt=[[sources[each] for each in question.sources] for question in missing.values()]
-                if spec.source_columns
-                else None,
+                sources_by_prompt=sources_by_prompt,
             )
         await resubmit_if_failed(job)
         self.job = await wait_until_complete(job.name)

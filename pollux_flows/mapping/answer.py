@@ -10,7 +10,6 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, Field
 
-from pollux_flows.access import apply_restrictions, current_restrictions
 from pollux_flows.answer_rows import AnswerRow, describe_misfit
 from pollux_flows.config import Config
 from pollux_flows.document import Record
@@ -147,7 +146,7 @@ async def _open_chunk(
 ) -> AsyncIterator[tuple[Questions, Execution]]:
     """Read the rows of a chunk and plan its calls. What its rows name is opened within the restrictions of a table."""
     rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)  # the table itself is named by the caller
-    with apply_restrictions(current_restrictions() or spec.restrict()):
+    with spec.restrict():
         questions = await asyncio.to_thread(read_questions, rows, spec)
         plan = await plan_questions(questions, spec, first_row=chunk.first_row, limit_s=config.timeout_s)
         async with open_execution(plan, config, terms, scope, session=session) as execution:

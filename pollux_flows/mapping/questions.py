@@ -7,7 +7,7 @@ or an object with `uri` and `mime_type`, or with the fields of a Source; or a li
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -78,24 +78,32 @@ async def plan_questions(questions: Questions, spec: MapSpec, *, first_row: int 
 
     A call has the number of the first row that asks it, counted from `first_row`.
     """
-    sources = list(dict.fromkeys(source for question in questions.asked for source in question.sources))
+    sources, _ = number_sources(questions.asked, spec)
     examined = await _examine(sources, spec, limit_s)
     refused = {source: found for source, found in examined.items() if isinstance(found, RowError)}
     if refused:
         questions.refuse(refused)
-    usable = {source: number for number, source in enumerate(each for each in sources if each not in refused)}
+    usable, sources_by_prompt = number_sources(questions.asked, spec)
     request = make_request(
         [question.prompt for question in questions.asked],
         target=spec.target,
-        sources=list(usable),
+        sources=usable,
         options=spec.options,
-        sources_by_prompt=[[usable[source] for source in question.sources] for question in questions.asked]
-        if spec.source_columns
-        else None,
+        sources_by_prompt=sources_by_prompt,
     )
     contents = [found if isinstance(found := examined[source], Content) else None for source in usable]
     numbers = [first_row + question.row for question in questions.asked]
     return await asyncio.to_thread(make_plan, request, contents, numbers=numbers)
+
+
+def number_sources(questions: Collection[Question], spec: MapSpec) -> tuple[list[Source], list[list[int]] | None]:
+    """Return the distinct sources of these questions, and the numbers of those that each is about.
+
+    None instead of the numbers for a table without source columns.
+    """
+    numbers: dict[Source, int] = {}
+    lists = [[numbers.setdefault(each, len(numbers)) for each in question.sources] for question in questions]
+    return list(numbers), lists if spec.source_columns else None
 
 
 async def _examine(sources: Sequence[Source], spec: MapSpec, limit_s: float) -> dict[Source, Content | RowError | None]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Final
 
 from pydantic import Field
 
 from pollux_flows import capabilities
-from pollux_flows.access import Restrictions
+from pollux_flows.access import Restrictions, apply_restrictions, current_restrictions
 from pollux_flows.config import Target
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError
@@ -54,18 +54,17 @@ class MapSpec(Document):
             )
         capabilities.check(self.target, options, [])
 
-    def restrict(self, environment: dict[str, str] | None = None) -> Restrictions:
-        """Return what the rows may reach: a table often comes from strangers, so its paths are checked in scripts too.
+    def restrict(self) -> AbstractContextManager[None]:
+        """Apply the restrictions of the run or, in a script, those of a table, which often comes from strangers.
 
-        What the options name was checked before.
+        Its paths lead to its folders alone; what the options name was checked before.
         """
-        schema = self.options.response_schema
-        return Restrictions(
+        own = Restrictions(
             folders=self.folders,
             private=self.private,
-            environment=dict(os.environ) if environment is None else environment,
-            schemas=frozenset(_import_strings(schema)),
+            schemas=frozenset(_import_strings(self.options.response_schema)),
         )
+        return apply_restrictions(current_restrictions() or own)
 
 
 def _import_strings(schema: Any) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,14 @@ class TokensModule(Protocol):
     """The interface of `tokens.py`, for a provider that counts tokens itself."""
 
     async def count(self, client: Any, call: Call, /) -> TokenCount: ...
+
+
+async def ask_counter(client: Any, path: str, body: Mapping[str, Any]) -> TokenCount:
+    """Return the count that a provider sends back for a request, through its SDK's client."""
+    import httpx2
+
+    response = await client.post(path, body=body, cast_to=httpx2.Response)
+    return TokenCount(read_count(response.json(), "input_tokens"))
 
 
 def read_count(response: Any, name: str) -> int:

@@ -44,7 +44,7 @@ _NOTHING: Final = 1e-13
 
 @dataclass(frozen=True)
 class Tranche:
-    """What a process has reserved in a ledger, and what the others have done."""
+    """The reservation of a process in a ledger, beside those of the others."""
 
     ahead_usd: float
     """How much may be spent beyond what is under way."""
@@ -155,7 +155,7 @@ class Budget:
         self.name = name
         """The limit's name, for errors."""
         self.elsewhere_usd = elsewhere_usd
-        """What counts against the limit and is in no ledger."""
+        """The costs that count against the limit and are in no ledger."""
         self._spender, self._hint = spender, hint
         self._ledger, self._concurrency = ledger, concurrency
         self._spent = 0.0  # since the ledger was written

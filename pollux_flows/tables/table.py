@@ -56,7 +56,7 @@ class Chunk(Document):
 
 @dataclass(frozen=True)
 class Table:
-    """What a scan found."""
+    """A table that was scanned: its columns, its rows and the chunks to read them by."""
 
     address: str
     columns: list[str]

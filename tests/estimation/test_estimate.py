@@ -1,4 +1,4 @@
-"""What an estimate says, and what it does not know."""
+"""Estimates: their numbers, and how they report an unknown one."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ async def test_structured_answers(sim: Simulator, config: MakeConfig, provider: 
 async def test_short_prompts_of_which_some_are_answered(
     sim: Simulator, config: MakeConfig, provider: ProviderName
 ) -> None:
-    """What was answered before is not paid again, and tells how long the others' answers will be."""
+    """Answered prompts are not paid again, and tell how long the answers to the others will be."""
     prompts = texts(120, f"short {provider}", (3, 20))
     await run_many(prompts[:20], config=config(provider))
     estimate, bill = await estimate_and_run(sim, config(provider), prompts, reuse="always")

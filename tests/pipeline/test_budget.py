@@ -49,7 +49,7 @@ async def execute(config: Config, prompts: list[str], terms: Terms, options: Opt
 
 
 async def cost_of_one(config: Config, sim: Simulator) -> float:
-    """What one of the prompts costs."""
+    """Return the cost of one of the prompts."""
     await run(PROMPTS[0], config=config, options=OPTIONS)
     usd = bill(sim)
     sim.reset()
@@ -181,7 +181,7 @@ async def test_a_cancelled_call_stays_counted_in_full(config: MakeConfig, sim: S
 async def test_no_call_costs_more_than_its_worst_case(
     config: MakeConfig, provider: ProviderName, options: dict[str, Any]
 ) -> None:
-    """Whatever it is made of, and for each provider."""
+    """For each provider, and with all kinds of options."""
     settings, prompt = config(provider), "Почему небо голубое? " * 20
     limited = Options(max_tokens=500, **options)
     most = await worst_case(settings, prompt, limited)

@@ -25,7 +25,7 @@ LIMIT = 10.0
 
 
 async def totals(store: Store) -> tuple[float, float]:
-    """What is spent, and what is reserved."""
+    """Return the amount that is spent, and the amount that is reserved."""
     record = await store.get(KEY) or {"spent": 0.0, "tranches": {}}
     return record["spent"], sum(tranche["usd"] for tranche in record["tranches"].values())
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from pollux_flows.providers.anthropic.generate import request
 from pollux_flows.providers.base import Call
-from pollux_flows.providers.tokens import TokenCount, read_count
+from pollux_flows.providers.tokens import TokenCount, ask_counter
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -27,8 +27,5 @@ _COUNTED: Final = {
 
 async def count(client: AsyncAnthropic, call: Call) -> TokenCount:
     """Count the tokens of a call's request: instructions, tools and schema included."""
-    import httpx2
-
     body = {name: value for name, value in request(call).items() if name in _COUNTED}
-    response = await client.post("/v1/messages/count_tokens", body=body, cast_to=httpx2.Response)
-    return TokenCount(read_count(response.json(), "input_tokens"))
+    return await ask_counter(client, "/v1/messages/count_tokens", body)
