@@ -15,7 +15,7 @@ from pollux_flows.providers.batches import Batch, Result
 from pollux_flows.providers.redaction import Redactor
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, ONCE, SDKS, MakeConfig, config_at, every_provider, good, http, scripted
-from tests.providers.batching import Batching, batching
+from tests.providers.batching import BatchSession, open_batch_session
 
 SHORT = "not-needed"
 
@@ -23,27 +23,27 @@ SHORT = "not-needed"
 @pytest.fixture(params=SDKS)
 async def b(
     request: pytest.FixtureRequest, config: MakeConfig, sim: Simulator, tmp_path: Path
-) -> AsyncIterator[Batching]:
-    async with batching(config(request.param), sim, tmp_path) as opened:
+) -> AsyncIterator[BatchSession]:
+    async with open_batch_session(config(request.param), sim, tmp_path) as opened:
         yield opened
 
 
-async def test_a_row_that_echoes_the_key_is_stored_without_it(b: Batching) -> None:
+async def test_a_row_that_echoes_the_key_is_stored_without_it(b: BatchSession) -> None:
     """The file with the provider's own words holds no key; what else it says stays."""
     b.sim.fail(Fault(status=400, message=f"bad key {KEY}"), operation="batch.row", contains="Echo it.")
-    batch = await b.ended("Echo it.", "Hello?")
+    batch = await b.run_batch("Echo it.", "Hello?")
     taken = io.BytesIO()
     await b.session.download_batch(batch, taken)
     assert KEY.encode() not in taken.getvalue()
     results = {result.key: result for result in map(b.session.batches.result, taken.getvalue().splitlines())}
     assert "bad key [REDACTED]" in str(results["r0"].error)
-    assert b.answer(results["r1"]).text == "Simulated answer to: Hello?"
+    assert b.read_answer(results["r1"]).text == "Simulated answer to: Hello?"
 
 
-async def test_a_batch_whose_own_error_echoes_the_key_is_told_without_it(b: Batching) -> None:
+async def test_a_batch_whose_own_error_echoes_the_key_is_told_without_it(b: BatchSession) -> None:
     """Asked for by its id, and in a list. Anthropic's batches have no error of their own."""
     b.sim.batch(end="failed", message=f"bad key {KEY}")
-    batch = await b.ended("Hello?")
+    batch = await b.run_batch("Hello?")
     (listed,) = [each async for page in b.session.batch_pages() for each in page]
     for each in (batch, listed):
         assert KEY not in repr(each)
