@@ -16,16 +16,16 @@ from pollux_flows.config import ProviderName
 from pollux_flows.providers import lines
 from tests.loopback import MODELS, Reply, every_provider, good, http, scripted
 from tests.providers.test_body import BOMB
-from tests.providers.test_hostile_answers import FOREVER, TREE, nested, responsive
+from tests.providers.test_hostile_answers import BACKTRACKING, TREE, assert_responsive, make_nested
 
 TIMEOUT_S = 0.5
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
 SCHEMAS: dict[str, dict[str, Any]] = {
     "union": {"type": "object", "properties": {"tree": {"$ref": "#/$defs/node"}}, "$defs": TREE["$defs"]},
-    "pattern": {"type": "object", "properties": {"a": {"type": "string", "pattern": FOREVER}}},
+    "pattern": {"type": "object", "properties": {"a": {"type": "string", "pattern": BACKTRACKING}}},
 }
 TEXTS = {
-    "union": json.dumps({"tree": nested(30, {"kind": "b", "note": 5})}),
+    "union": json.dumps({"tree": make_nested(30, {"kind": "b", "note": 5})}),
     "pattern": json.dumps({"a": "a" * 60 + "!"}),
 }
 # Python's json reads it in 0.3 seconds without yielding; code in Python would take several seconds.
@@ -92,7 +92,7 @@ async def test_a_hostile_answer_ends_in_time_without_blocking_the_loop(provider:
         config = server.config(provider, timeout_s=TIMEOUT_S)
         asking = asyncio.create_task(run("p", config=config, options=options))
         with assert_within(20):  # on a busy machine, the time that a pattern computes is less than the time that passes
-            async with responsive(1):
+            async with assert_responsive(1):
                 await asyncio.wait([asking])
     if kind in TEXTS:
         envelope = asking.result()
@@ -105,7 +105,7 @@ async def test_a_hostile_answer_ends_in_time_without_blocking_the_loop(provider:
 @every_provider
 async def test_the_text_beside_millions_of_values_is_returned(provider: ProviderName) -> None:
     """The raw response says that the values were left out."""
-    async with scripted(answer_with_flat_list(provider)) as server, responsive(1):
+    async with scripted(answer_with_flat_list(provider)) as server, assert_responsive(1):
         envelope = await run("p", config=server.config(provider))
     assert envelope.answers == ["fine"]
     assert "100,000 values" in envelope.diagnostics["raw_responses"][0]["artifacts"]["unreadable"][0]
@@ -116,7 +116,7 @@ async def test_the_text_beside_millions_of_values_is_returned(provider: Provider
 async def test_a_response_with_six_million_values_is_refused_unparsed(provider: ProviderName) -> None:
     """Parsing would block every thread for seconds."""
     body = b'{"a": [' + b'{"b":{}},' * 1_000_000 + b"{}]}"
-    async with scripted(http(body)) as server, responsive(1):
+    async with scripted(http(body)) as server, assert_responsive(1):
         with pytest.raises(APIError, match="6,000,000 values"):
             await run("p", config=server.config(provider))
     with pytest.raises(ValueError, match="6,000,000 values"):
@@ -127,20 +127,20 @@ async def test_a_response_with_six_million_values_is_refused_unparsed(provider: 
 async def test_only_the_quoted_part_of_a_huge_error_body_is_read(provider: ProviderName) -> None:
     """The error keeps its status."""
     body = b'{"error": {"message": "' + b"no " * 5_000_000 + b'"}}'
-    async with scripted(http(body, status=400)) as server, responsive(1):
+    async with scripted(http(body, status=400)) as server, assert_responsive(1):
         with pytest.raises(APIError, match="answered 400") as raised:
             await run("p", config=server.config(provider))
     assert len(str(raised.value)) < 1_000
 
 
 async def test_a_large_body_that_is_not_an_answer_is_quoted_in_part() -> None:
-    async with scripted(http(FLAT)) as server, responsive(1):
+    async with scripted(http(FLAT)) as server, assert_responsive(1):
         with pytest.raises(APIError, match=r"\[1, 1, 1"):
             await run("p", config=server.config("openai"))
 
 
 async def test_a_text_of_60_mib_does_not_block_the_loop() -> None:
     """Reading and saving the answer are both included."""
-    async with scripted(http(good("openai", "a" * (60 << 20)))) as server, responsive(1):
+    async with scripted(http(good("openai", "a" * (60 << 20)))) as server, assert_responsive(1):
         envelope = await run("p", config=server.config("openai"))
     assert len(envelope.answers[0]) == 60 << 20

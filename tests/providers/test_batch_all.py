@@ -22,7 +22,7 @@ from pollux_flows.providers.session import Session, open_session
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, SDKS, MakeConfig, Scripted, http, scripted
 from tests.providers.batching import BatchSession, make_call, open_batch_session
-from tests.providers.test_lies import ANYWHERE
+from tests.providers.test_lies import NONSENSE_REPLIES
 
 PROMPTS = [f"Question {number}" for number in range(8)]
 KEYS = {f"r{number}" for number in range(8)}
@@ -407,13 +407,13 @@ async def test_an_unreachable_provider_has_created_no_batch(
     assert (caught.value.outcome_unknown, caught.value.error_category) == (False, "network")
 
 
-@pytest.mark.parametrize("name", ANYWHERE)
+@pytest.mark.parametrize("name", NONSENSE_REPLIES)
 async def test_the_outcome_of_a_create_answered_with_nonsense_is_unknown(
     name: str, provider: ProviderName, tmp_path: Path
 ) -> None:
     """The response holds neither a batch nor a refusal, and the error does not show the key."""
     (tmp_path / "rows").write_bytes(b"{}\n")
-    async with scripted(ANYWHERE[name]) as server, open_session_at(server, provider) as session:
+    async with scripted(NONSENSE_REPLIES[name]) as server, open_session_at(server, provider) as session:
         with pytest.raises(APIError) as caught:
             await session.submit_batch("tag-1", Rows(tmp_path / "rows", 1), "file-1")
         assert caught.value.outcome_unknown

@@ -70,10 +70,10 @@ def unusable_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("unusable_home")
-async def test_what_cannot_be_remembered_is_read(
+async def test_files_are_read_without_a_usable_cache(
     sources: list[Source], config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each time, and one warning says why."""
+    """One warning names the reason, and the files are read again in each run."""
     caplog.set_level(logging.WARNING, logger="pollux_flows")
     assert None not in await read_sources(make_request(["What?"], target=config("openrouter").target, sources=sources))
     (warning,) = [record.getMessage() for record in caplog.records]
@@ -82,8 +82,10 @@ async def test_what_cannot_be_remembered_is_read(
 
 
 @pytest.mark.usefixtures("unusable_home")
-async def test_an_upload_does_and_says_so(sources: list[Source], config: MakeConfig, sim: Simulator) -> None:
-    """A file that nobody wrote down could be left behind, or uploaded again and again."""
+async def test_an_upload_without_a_usable_state_is_refused(
+    sources: list[Source], config: MakeConfig, sim: Simulator
+) -> None:
+    """Without a ledger entry the file could be left behind, or uploaded again and again."""
     with pytest.raises(ConfigurationError, match=r"State cannot be stored|no room left|is damaged"):
         await run("What is it?", source=sources[0], config=config("openai"))
     assert sim.files == []
