@@ -1,4 +1,4 @@
-"""Redaction: what a provider echoes of the key is gone before anything of ours can store it."""
+"""Redaction: a key that a provider echoes is removed before anything is stored or shown."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ async def b(
         yield opened
 
 
-async def test_a_row_that_echoes_the_key_is_stored_without_it(b: BatchSession) -> None:
-    """The file with the provider's own words holds no key; what else it says stays."""
+async def test_a_batch_row_that_echoes_the_key_is_redacted(b: BatchSession) -> None:
+    """The rest of the results is unchanged."""
     b.sim.fail(Fault(status=400, message=f"bad key {KEY}"), operation="batch.row", contains="Echo it.")
     batch = await b.run_batch("Echo it.", "Hello?")
-    taken = io.BytesIO()
-    await b.session.download_batch(batch, taken)
-    assert KEY.encode() not in taken.getvalue()
-    results = {result.key: result for result in map(b.session.batches.result, taken.getvalue().splitlines())}
+    downloaded = io.BytesIO()
+    await b.session.download_batch(batch, downloaded)
+    assert KEY.encode() not in downloaded.getvalue()
+    results = {result.key: result for result in map(b.session.batches.result, downloaded.getvalue().splitlines())}
     assert "bad key [REDACTED]" in str(results["r0"].error)
     assert b.read_answer(results["r1"]).text == "Simulated answer to: Hello?"
 
 
-async def test_a_batch_whose_own_error_echoes_the_key_is_told_without_it(b: BatchSession) -> None:
-    """Asked for by its id, and in a list. Anthropic's batches have no error of their own."""
+async def test_a_batch_error_that_echoes_the_key_is_redacted(b: BatchSession) -> None:
+    """When inspected, and in a list. Anthropic's batches have no error of their own."""
     b.sim.batch(end="failed", message=f"bad key {KEY}")
     batch = await b.run_batch("Hello?")
     (listed,) = [each async for page in b.session.batch_pages() for each in page]
@@ -52,16 +52,16 @@ async def test_a_batch_whose_own_error_echoes_the_key_is_told_without_it(b: Batc
 
 
 @every_provider
-async def test_an_answer_that_echoes_the_key_is_given_without_it(provider: ProviderName) -> None:
-    """A gateway that is being debugged answers with the headers that it was sent."""
+async def test_an_answer_that_echoes_the_key_is_redacted(provider: ProviderName) -> None:
+    """A gateway in debug mode may answer with the headers it received."""
     async with scripted(http(good(provider, f"authorization: Bearer {KEY}"))) as server:
         envelope = await run("p", config=server.config(provider))
     assert envelope.text == "authorization: Bearer [REDACTED]"
     assert KEY not in envelope.model_dump_json()
 
 
-async def test_a_word_in_the_place_of_a_key_stays_in_answers() -> None:
-    """Local servers want no key, and are given some word; of an error it goes all the same."""
+async def test_a_short_placeholder_key_is_redacted_only_in_errors() -> None:
+    """Local servers need no key, and callers pass an ordinary word."""
     async with scripted(http(good("local", f"A key is {SHORT}."))) as server:
         config = server.config("local", api_key=SHORT)
         assert (await run("p", config=config)).text == f"A key is {SHORT}."
@@ -79,21 +79,20 @@ async def test_a_word_in_the_place_of_a_key_stays_in_answers() -> None:
         ('{"error":"caf\\u00e9 \\/ \\u0041"}', {"error": "café / A"}),
     ],
 )
-def test_a_key_is_found_however_json_spells_it(line: str, expected: object) -> None:
-    """Each letter may be escaped; a line without the key stays as it came."""
+def test_an_escaped_key_in_json_is_redacted(line: str, expected: object) -> None:
+    """A line without the key is unchanged."""
     redacted = Redactor(config_at("http://h")("openai")).line(line.encode(), _failed)
     assert json.loads(redacted) == expected
     assert (redacted == line.encode()) == (KEY not in str(json.loads(line)))
 
 
-def test_a_line_that_is_no_json_holds_no_key_either() -> None:
-    """It is kept for people to look at."""
+def test_a_key_in_a_line_that_is_not_json_is_redacted() -> None:
+    """Such lines are stored for people to read."""
     line = Redactor(config_at("http://h")("openai")).line(f'{{"cut: {KEY}'.encode(), _failed)
     assert line == b'{"cut: [REDACTED]'
 
 
-def test_a_key_that_arrives_in_two_pieces_is_found() -> None:
-    """The network cuts where it likes."""
+def test_a_key_split_between_two_writes_is_redacted() -> None:
     into = io.BytesIO()
     results = Redactor(config_at("http://h")("openai")).results(into, _failed)
     text = f'{{"error":"{KEY}"}}\n{{"error":"no key"}}\n'.encode()
@@ -103,14 +102,14 @@ def test_a_key_that_arrives_in_two_pieces_is_found() -> None:
 
 
 @every_provider
-async def test_an_error_that_echoes_the_key_is_told_without_it(
+async def test_an_error_that_echoes_the_key_is_redacted(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Nor in the traceback, whose errors a log would show."""
+    """In its traceback, too, which a log would show."""
     sim.fail(Fault(status=400, message=f"bad key {KEY}"))
-    with pytest.raises(APIError, match=r"bad key \[REDACTED\]") as raised:
+    with pytest.raises(APIError, match=r"bad key \[REDACTED\]") as caught:
         await run("p", config=config(provider, retry=ONCE))
-    assert KEY not in f"{raised.value!r}{vars(raised.value)}{raised.value.__cause__!r}{raised.value.__context__!r}"
+    assert KEY not in f"{caught.value!r}{vars(caught.value)}{caught.value.__cause__!r}{caught.value.__context__!r}"
 
 
 def _failed(_line: bytes) -> Result:
