@@ -29,7 +29,7 @@ TEXTS = {
     "pattern": json.dumps({"a": "a" * 60 + "!"}),
 }
 # Python's json reads it in 0.3 seconds without yielding; code in Python would take several seconds.
-FLAT = b"[" + b"1," * 2_500_000 + b"1]"
+FLAT_LIST = b"[" + b"1," * 2_500_000 + b"1]"
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def answer_with_flat_list(provider: ProviderName) -> bytes:
         "openrouter": {"choices": [{"message": {"content": "fine", "annotations": "HERE"}}]},
         "local": {"choices": [{"message": {"content": "fine", "reasoning_details": "HERE"}}]},
     }
-    return http(json.dumps(answers[provider]).encode().replace(b'"HERE"', FLAT))
+    return http(json.dumps(answers[provider]).encode().replace(b'"HERE"', FLAT_LIST))
 
 
 def make_reply(provider: ProviderName, kind: str) -> Reply:
@@ -128,19 +128,19 @@ async def test_only_the_quoted_part_of_a_huge_error_body_is_read(provider: Provi
     """The error keeps its status."""
     body = b'{"error": {"message": "' + b"no " * 5_000_000 + b'"}}'
     async with scripted(http(body, status=400)) as server, assert_responsive(1):
-        with pytest.raises(APIError, match="answered 400") as raised:
+        with pytest.raises(APIError, match="answered 400") as caught:
             await run("p", config=server.config(provider))
-    assert len(str(raised.value)) < 1_000
+    assert len(str(caught.value)) < 1_000
 
 
 async def test_a_large_body_that_is_not_an_answer_is_quoted_in_part() -> None:
-    async with scripted(http(FLAT)) as server, assert_responsive(1):
+    async with scripted(http(FLAT_LIST)) as server, assert_responsive(1):
         with pytest.raises(APIError, match=r"\[1, 1, 1"):
             await run("p", config=server.config("openai"))
 
 
 async def test_a_text_of_60_mib_does_not_block_the_loop() -> None:
-    """Reading and saving the answer are both included."""
+    """Reading the answer and saving it both leave the event loop responsive."""
     async with scripted(http(good("openai", "a" * (60 << 20)))) as server, assert_responsive(1):
         envelope = await run("p", config=server.config("openai"))
     assert len(envelope.answers[0]) == 60 << 20

@@ -22,7 +22,7 @@ from pollux_flows.providers.session import Session, open_session
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, SDKS, MakeConfig, Scripted, http, scripted
 from tests.providers.batching import BatchSession, make_call, open_batch_session
-from tests.providers.test_lies import NONSENSE_REPLIES
+from tests.providers.test_malformed_answers import NONSENSE_REPLIES
 
 PROMPTS = [f"Question {number}" for number in range(8)]
 KEYS = {f"r{number}" for number in range(8)}
@@ -59,7 +59,7 @@ async def b(provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path
 
 
 async def test_a_batch_reports_each_state_until_it_is_completed(b: BatchSession) -> None:
-    """Accepted, running, completed; with the counts and times that the provider reports."""
+    """The batch is accepted, running and completed, with the counts and times that the provider reports."""
     starting, running, finishing, completed, _ = NATIVE_STATES[b.provider]
     created = await b.submit(b.make_rows(*PROMPTS), "tag-7")
     queued = "running" if b.provider == "anthropic" else "queued"
@@ -80,7 +80,7 @@ async def test_a_batch_reports_each_state_until_it_is_completed(b: BatchSession)
 
 
 async def test_a_row_is_answered_like_a_realtime_call(b: BatchSession) -> None:
-    """Same request, same answer, same tokens."""
+    """A row and a realtime call have equal texts, finish reasons and tokens."""
     options = Options(system_instruction="Be brief.", max_tokens=500, response_schema=SCHEMA)
     calls = [make_call(b.provider, prompt, options) for prompt in PROMPTS[:3]]
     rows = b.write_rows(*(b.session.batches.row(call, f"r{place}") for place, call in enumerate(calls)))
@@ -116,7 +116,7 @@ async def test_rows_are_split_at_newlines_only(b: BatchSession) -> None:
     await b.submit(b.write_rows(*lines))
     for batch in b.sim.batches:
         sent = list(batch.requests())
-        assert [prompt in _texts(each) for each, prompt in zip(sent, prompts, strict=True)] == [True] * 3
+        assert [prompt in _collect_texts(each) for each, prompt in zip(sent, prompts, strict=True)] == [True] * 3
 
 
 async def test_a_batch_is_created_with_one_request(b: BatchSession) -> None:
@@ -138,7 +138,7 @@ async def test_an_unknown_state_counts_as_running(b: BatchSession) -> None:
     assert (await b.inspect_after(created, 50)).state == "completed"
 
 
-async def test_failed_rows_beside_succeeded_rows(b: BatchSession) -> None:
+async def test_failed_rows_are_reported_beside_succeeded_ones(b: BatchSession) -> None:
     """The batch is completed, and each failed row has an error and may be retried."""
     b.sim.batch(end="partial")
     batch = await b.run_batch(*PROMPTS)
@@ -152,8 +152,8 @@ async def test_failed_rows_beside_succeeded_rows(b: BatchSession) -> None:
 
 
 @pytest.mark.parametrize("end", ["expired", "cancelled"])
-async def test_a_batch_that_expires_or_is_cancelled_half_way(end: Any, b: BatchSession) -> None:
-    """Anthropic reports it as completed and each unanswered row as expired or cancelled; Gemini returns no rows."""
+async def test_a_batch_that_stops_half_way_reports_how_each_row_ended(end: Any, b: BatchSession) -> None:
+    """Anthropic's batch is completed, with the other rows expired or cancelled; Gemini's has no rows."""
     b.sim.batch(end=end)
     batch = await b.run_batch(*PROMPTS)
     if b.provider == "gemini":
@@ -170,7 +170,7 @@ async def test_a_batch_that_expires_or_is_cancelled_half_way(end: Any, b: BatchS
 
 
 @pytest.mark.parametrize("end", ["expired", "cancelled"])
-async def test_a_batch_that_expires_or_is_cancelled_without_an_answer(end: Any, b: BatchSession) -> None:
+async def test_a_batch_that_stops_before_its_first_answer_has_no_succeeded_row(end: Any, b: BatchSession) -> None:
     b.sim.batch(end=end, answered=0)
     batch = await b.run_batch(*PROMPTS)
     assert (batch.state, batch.succeeded, batch.failed) == (end, 0, 8)
@@ -191,7 +191,7 @@ async def test_a_failed_batch_states_its_problem(b: BatchSession) -> None:
 
 
 async def test_a_queue_that_is_full_after_acceptance_fails_the_batch(b: BatchSession) -> None:
-    """OpenAI and Gemini fail the batch with `queue_full` set; Anthropic refuses at creation instead."""
+    """OpenAI and Gemini fail the batch with `queue_full` set; Anthropic reports a full queue only at creation."""
     b.sim.batch(end="queue_full")
     batch = await b.run_batch(*PROMPTS)
     assert batch.queue_full == (batch.state == "failed") == (b.provider != "anthropic")
@@ -290,13 +290,13 @@ async def test_a_full_disk_during_a_download_is_a_configuration_error(b: BatchSe
 async def test_results_are_written_in_blocks_of_bounded_size(b: BatchSession) -> None:
     sizes: list[int] = []
 
-    class Into(io.BytesIO):
+    class RecordingFile(io.BytesIO):
         def write(self, block: Any) -> int:
             sizes.append(len(block))
             return super().write(block)
 
     batch = await b.run_batch(*(f"Question {number}" for number in range(6000)))
-    into = Into()
+    into = RecordingFile()
     await b.session.download_batch(batch, into)
     assert len(into.getvalue().splitlines()) == 6000
     assert max(sizes) <= 1 << 20
@@ -355,23 +355,23 @@ async def test_listing_stops_after_2000_pages() -> None:
     """A provider may return new ids for ever."""
     asked = 0
 
-    async def page(_cursor: str | None) -> tuple[list[Batch], str | None]:
+    async def fetch_page(_cursor: str | None) -> tuple[list[Batch], str | None]:
         nonlocal asked
         asked += 1
         return [Batch(f"b{asked}", "running", "running")], str(asked)
 
-    assert len([each async for each in paginate(page)]) == asked == 2000
+    assert len([each async for each in paginate(fetch_page)]) == asked == 2000
 
 
 # --- Failed requests ----------------------------------------------------------------------------------------------
 
-UNKNOWN = [
+UNKNOWN_OUTCOME_FAULTS = [
     Fault(status=500), Fault(status=503), Fault(status=504), Fault(kind="drop"), Fault(kind="drop_after"),
     Fault(kind="cut"), Fault(kind="malformed"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", UNKNOWN, ids=str)
+@pytest.mark.parametrize("fault", UNKNOWN_OUTCOME_FAULTS, ids=str)
 async def test_the_outcome_of_a_create_that_failed_midway_is_unknown(fault: Fault, b: BatchSession) -> None:
     """The batch may exist or not: one request is sent, and the error is no refusal."""
     rows = b.make_rows("Hello?")
@@ -488,9 +488,9 @@ def open_session_at(server: Scripted, provider: ProviderName) -> AbstractAsyncCo
     return open_session(server.config(provider))
 
 
-def _texts(value: Any) -> list[str]:
-    """Every text in a document."""
+def _collect_texts(value: Any) -> list[str]:
+    """Return every text in a document."""
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for each in inner for text in _texts(each)]
+    return [text for each in inner for text in _collect_texts(each)]

@@ -48,7 +48,7 @@ async def test_a_batch_sends_the_rows_like_realtime_requests(b: BatchSession) ->
 
 
 @pytest.mark.parametrize("key", ["", "x" * 65, "a b", "a.b", "ä", "a\n"])
-async def test_a_key_that_anthropic_refuses_is_an_internal_error(key: str, b: BatchSession) -> None:
+async def test_a_row_key_that_anthropic_refuses_is_an_internal_error(key: str, b: BatchSession) -> None:
     with pytest.raises(InternalError, match="no row with the key"):
         b.session.batches.row(make_call("anthropic", "Hello?"), key)
     assert b.session.batches.row(make_call("anthropic", "Hello?"), "x" * 64)
@@ -61,7 +61,7 @@ async def test_a_large_batch_is_streamed_from_disk(tmp_path: Path) -> None:
         file.writelines([row] * 1000)
     lengths: list[int] = []
 
-    async def counting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_counting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         (length,) = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
         lengths.append(left := int(length.split(b":")[1]))
@@ -71,7 +71,7 @@ async def test_a_large_batch_is_streamed_from_disk(tmp_path: Path) -> None:
         await writer.drain()
         writer.close()
 
-    listener = await asyncio.start_server(counting, "127.0.0.1", 0)
+    listener = await asyncio.start_server(serve_counting, "127.0.0.1", 0)
     settings = config_at(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")("anthropic")
     async with listener, open_session(settings) as session:
         tracemalloc.start()
@@ -95,9 +95,9 @@ async def test_a_results_url_without_a_host_is_resolved_against_the_base_url(res
     if path.startswith("/"):
         assert [each.key for each in await b.download_results(moved)] == ["r0"]
     else:
-        with pytest.raises(APIError) as refused:
+        with pytest.raises(APIError) as caught:
             await b.download_results(moved)
-        assert refused.value.status_code == 404
+        assert caught.value.status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ async def test_a_results_url_without_a_host_is_resolved_against_the_base_url(res
         "\\\\{other_host}\\x",
     ],
 )
-async def test_the_key_is_not_sent_to_another_host(elsewhere: str, b: BatchSession) -> None:
-    """A batch whose results_url names another host is refused, with an error that names that host."""
+async def test_the_api_key_is_not_sent_to_another_host(elsewhere: str, b: BatchSession) -> None:
+    """A batch whose results_url names another host is refused before a connection is made."""
     home = str(b.session.config.base_url).removeprefix("http://").partition("/")[0]
     async with scripted(http(b"{}")) as other:
         host = other.origin.removeprefix("http://")
@@ -135,7 +135,7 @@ async def test_the_key_is_not_sent_to_another_host(elsewhere: str, b: BatchSessi
 
 
 async def test_results_are_available_from_the_end_for_29_days(b: BatchSession) -> None:
-    """Before and after that an error says so; no empty result is returned."""
+    """Before the end and after 29 days an error is raised, and no empty result is returned."""
     created = await b.submit(b.make_rows("Hello?"))
     with pytest.raises(APIError, match="has not ended"):
         await b.download_results(created)
@@ -193,7 +193,7 @@ def test_the_type_of_an_error_decides_whether_a_row_is_retryable(kind: str, retr
 
 
 @pytest.mark.parametrize("outcome", [{"type": "sleeping"}, {"type": "succeeded"}, {"type": "errored", "error": 5}])
-def test_a_row_with_an_unknown_outcome_has_failed(outcome: Any) -> None:
-    """Whether a retry can succeed is unknown."""
+def test_a_row_whose_result_cannot_be_read_has_failed(outcome: Any) -> None:
+    """Whether a retry of such a row can succeed is unknown."""
     result = module.result(json.dumps({"custom_id": "r0", "result": outcome}).encode())
     assert (result.status, result.retryable, result.code) == ("failed", None, outcome["type"])

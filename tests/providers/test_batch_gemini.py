@@ -141,7 +141,7 @@ async def test_creating_a_batch_sends_model_file_and_tag(b: BatchSession) -> Non
 
 
 async def test_counts_and_the_reason_of_a_failure_are_read(b: BatchSession) -> None:
-    """The SDK drops both fields."""
+    """The SDK drops the counts and the reason."""
     batch = await b.run_batch("Fine", "[[simulate: status=500]]", "Fine, too")
     assert (batch.total, batch.succeeded, batch.failed, batch.problem) == (3, 2, 1, None)
     b.sim.batch(end="failed", message="It broke", code="INTERNAL")
@@ -150,7 +150,7 @@ async def test_counts_and_the_reason_of_a_failure_are_read(b: BatchSession) -> N
 
 
 async def test_listing_goes_on_after_an_empty_page() -> None:
-    """The SDK stops there."""
+    """The SDK itself would stop at an empty page."""
     one = {"operations": [{"name": "batches/b1"}], "nextPageToken": "2"}
     last = {"operations": [{"name": "batches/b2", "metadata": {"state": "JOB_STATE_SUCCEEDED"}}]}
     replies = iter([one, {"nextPageToken": "3"}, {"operations": [], "nextPageToken": "4"}, last])

@@ -21,8 +21,8 @@ from tests.providers.test_batch_all import open_session_at
 
 @pytest.fixture
 async def b(config: MakeConfig, sim: Simulator, tmp_path: Path) -> AsyncIterator[BatchSession]:
-    async with open_batch_session(config("openai"), sim, tmp_path) as opened:
-        yield opened
+    async with open_batch_session(config("openai"), sim, tmp_path) as session:
+        yield session
 
 
 async def test_creating_a_batch_sends_rows_tag_and_count(b: BatchSession) -> None:
@@ -51,7 +51,7 @@ async def test_creating_a_batch_sends_rows_tag_and_count(b: BatchSession) -> Non
 
 
 async def test_a_batch_created_elsewhere_has_no_tag(b: BatchSession) -> None:
-    """Its total is None until OpenAI has counted the rows."""
+    """The total of such a batch is None until OpenAI has counted its rows."""
     rows = b.make_rows("Hello?")
     body = {"input_file_id": await b.upload_rows(rows), "endpoint": "/v1/responses", "completion_window": "24h"}
     await b.session.client.post("/batches", body=body, cast_to=object)
@@ -68,13 +68,13 @@ async def test_results_are_read_from_the_output_and_the_error_file(b: BatchSessi
 
 
 async def test_a_missing_newline_between_two_result_files_is_added() -> None:
-    """Without it the last line of one file and the first of the next would be one line."""
+    """Without the newline, the last line of one file and the first of the next would be one line."""
     line = b'{"custom_id": "r0", "response": {"status_code": 200, "body": {}}}'
     async with scripted(http(line)) as server, open_session_at(server, "openai") as session:
         batch = module._batch({"id": "b1", "status": "completed", "output_file_id": "f1", "error_file_id": "f2"})
-        taken = io.BytesIO()
-        await session.download_batch(batch, taken)
-    assert taken.getvalue() == (line + b"\n") * 2
+        downloaded = io.BytesIO()
+        await session.download_batch(batch, downloaded)
+    assert downloaded.getvalue() == (line + b"\n") * 2
 
 
 async def test_a_file_id_cannot_change_the_path_of_a_request() -> None:
@@ -84,11 +84,11 @@ async def test_a_file_id_cannot_change_the_path_of_a_request() -> None:
     async with scripted(http(b"")) as server, open_session_at(server, "openai") as session:
         serve = server._answer
 
-        async def noting(head: bytes, body: bytes, writer: Any) -> None:
+        async def note_path(head: bytes, body: bytes, writer: Any) -> None:
             paths.append(head.split()[1])
             await serve(head, body, writer)
 
-        server._answer = noting  # type: ignore[method-assign]  # to see the path
+        server._answer = note_path  # type: ignore[method-assign]  # to see the path
         await session.download_batch(module._batch({"id": "b1", "output_file_id": "../models?x"}), io.BytesIO())
         with pytest.raises(APIError, match="cannot be read"):
             await session.inspect_batch("../models?x")
@@ -97,7 +97,7 @@ async def test_a_file_id_cannot_change_the_path_of_a_request() -> None:
 
 
 async def test_an_invalid_row_fails_the_batch_with_its_line_number(b: BatchSession) -> None:
-    """`queue_full` is not set."""
+    """An invalid row does not set `queue_full`."""
     rows = b.write_rows(b'{"custom_id": "r0"}')
     batch = await b.inspect_after(await b.submit(rows))
     assert (batch.state, batch.queue_full) == ("failed", False)

@@ -56,7 +56,7 @@ async def test_the_simulated_openrouter_reports_a_cost(config: MakeConfig) -> No
 
 
 async def test_billing_details_of_anthropic_are_read() -> None:
-    """Service tier, speed, region, tokens written to the one-hour cache, and server tool calls."""
+    """The service tier, speed, region, one-hour cache writes and server tool calls are read."""
     usage = {
         "service_tier": "priority",
         "speed": "fast",

@@ -56,7 +56,7 @@ async def test_a_variant_has_the_capabilities_of_its_model(config: MakeConfig) -
     assert (await run("p", config=config("openrouter", model="openai/gpt-4.1-mini:nitro"))).status == "ok"
 
 
-CANNOT: list[tuple[str, dict[str, Any], str]] = [
+UNSUPPORTED_OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("meta-llama/llama-3.3-70b-instruct", {"response_schema": {"type": "object"}}, "response_schema"),
     ("meta-llama/llama-3.3-70b-instruct", {"tools": [{"name": "f"}]}, "tools"),
     ("openai/gpt-4.1-mini", {"reasoning_effort": "low"}, "reasoning_effort"),
@@ -65,7 +65,7 @@ CANNOT: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "options", "name"), CANNOT)
+@pytest.mark.parametrize(("model", "options", "name"), UNSUPPORTED_OPTIONS)
 async def test_an_option_that_the_model_does_not_list_is_refused(
     model: str, options: dict[str, Any], name: str, config: MakeConfig, sim: Simulator
 ) -> None:
@@ -127,8 +127,8 @@ ODD_ENTRIES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("entry", ODD_ENTRIES, ids=str)
-async def test_an_option_is_not_refused_when_the_catalogue_is_silent(entry: dict[str, Any]) -> None:
-    """Malformed entries are skipped."""
+async def test_an_option_that_the_catalogue_does_not_mention_is_not_refused(entry: dict[str, Any]) -> None:
+    """Malformed entries of the catalogue are skipped."""
     async with scripted(http(good("openrouter"))) as server:
         server.listing = http({"data": [None, 5, {"id": 5}, {"id": MODELS["openrouter"], **entry}]})
         envelope = await run("p", config=server.config("openrouter"), options=Options(temperature=0.5))

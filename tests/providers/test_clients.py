@@ -24,15 +24,15 @@ from tests.loopback import ONCE, QUICK, SDKS, MakeConfig, asked, every_provider,
 @pytest.fixture
 def created_clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Collect every HTTP client that is created."""
-    made: list[Any] = []
+    created: list[Any] = []
     make = http_clients.sdk_client
 
     def create_noting(*args: Any, **settings: Any) -> Any:
-        made.append(make(*args, **settings))
-        return made[-1]
+        created.append(make(*args, **settings))
+        return created[-1]
 
     monkeypatch.setattr(http_clients, "sdk_client", create_noting)
-    return made
+    return created
 
 
 @contextmanager
@@ -99,12 +99,12 @@ async def test_the_client_is_closed_after_a_cancellation(
 async def test_the_client_is_closed_when_the_session_block_raises(
     provider: ProviderName, config: MakeConfig, created_clients: list[Any]
 ) -> None:
-    async def failing() -> None:
+    async def raise_in_session() -> None:
         async with open_session(config(provider)):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await failing()
+        await raise_in_session()
     assert [client.is_closed for client in created_clients] == [True]
 
 
@@ -198,7 +198,7 @@ SDK_VARIABLES = {
 async def test_environment_variables_of_an_sdk_do_not_change_a_request(
     provider: ProviderName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They may belong to another address than the one in the Config."""
+    """SDK variables may belong to another address than the one in the Config."""
     for name, value in SDK_VARIABLES.items():
         monkeypatch.setenv(name, value)
     async with scripted(http(good(provider))) as server:
@@ -218,7 +218,7 @@ async def test_environment_variables_of_an_sdk_do_not_change_a_request(
 async def test_organization_and_extra_headers_are_sent_to_the_base_url_of_the_environment(
     provider: ProviderName, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with the bare SDK: organization, project and custom headers belong to the address in the environment."""
+    """Organization, project and custom headers belong to the address in the environment, as with the bare SDK."""
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "project-1")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-extra: for-openai")

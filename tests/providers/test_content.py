@@ -29,7 +29,7 @@ async def examine_one(source: Source, cache: ContentCache | None = None) -> Cont
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
@@ -120,7 +120,7 @@ async def test_a_file_missing_on_the_worker_names_the_machine(tmp_path: Path) ->
 
 
 async def test_a_directory_is_refused(tmp_path: Path) -> None:
-    """When the source is made, and again when it is read on a worker."""
+    """A directory is refused when the source is made, and again when it is read on a worker."""
     with pytest.raises(SourceError, match="is a directory"):
         Source.from_file(tmp_path)
     with pytest.raises(SourceError, match=r"directory.*one by one"):
@@ -191,7 +191,7 @@ async def test_an_address_without_a_file_has_its_own_error() -> None:
 
 
 async def test_ten_thousand_sources_reach_the_request(tmp_path: Path, config: MakeConfig, sim: Simulator) -> None:
-    """They are read concurrently, within seconds, with few files open at a time."""
+    """The files are read concurrently, within seconds, with few of them open at a time."""
     sources = []
     for index in range(10_000):
         path = tmp_path / f"{index}.md"
@@ -203,7 +203,7 @@ async def test_ten_thousand_sources_reach_the_request(tmp_path: Path, config: Ma
 
 
 async def test_a_file_beyond_the_size_limit_is_refused_with_the_limit(tmp_path: Path, config: MakeConfig) -> None:
-    """Before it is read into memory or sent; the error suggests an alternative."""
+    """The file is refused before it is read into memory or sent, and the error suggests an alternative."""
     with (tmp_path / "big.png").open("wb") as file:
         file.write(PNG)
         file.truncate(21 * 1024 * 1024)

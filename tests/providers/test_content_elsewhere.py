@@ -28,7 +28,7 @@ ODD_ERRORS = [
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
@@ -143,7 +143,7 @@ async def test_a_file_without_metadata_is_read(
     shelf: Shelf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An error in the metadata does not stop the read; a real problem shows there."""
+    """An error while the metadata is read does not prevent the file from being read."""
     source = shelf.put("march.pdf", PDF)
     monkeypatch.setattr(shelf, "metadata", None)  # which info() cannot unpack
     assert (await examine_cached(source)).size_bytes == len(PDF)
@@ -173,7 +173,7 @@ async def test_forget_removes_a_file_from_the_content_cache(shelf: Shelf) -> Non
 
 
 async def test_a_file_that_grew_is_not_read_to_its_end(shelf: Shelf) -> None:
-    """Its length is unknown, and the file would be held in memory."""
+    """The new length is unknown, and the file would be held in memory."""
     source = shelf.put("march.pdf", PDF)
     first = await examine_cached(source)
     shelf.put("march.pdf", PDF * 20)

@@ -55,13 +55,13 @@ async def test_a_stalled_read_names_the_file_and_the_seconds(shelf: Shelf, reada
 async def test_a_slow_read_that_makes_progress_is_not_a_stall() -> None:
     """Only the time without progress counts, not the time in total."""
 
-    def slow(pulse: Pulse) -> str:
+    def read_slowly(pulse: Pulse) -> str:
         for piece in range(10):
             time.sleep(0.08)
             pulse.beat(f"piece {piece}")
         return "done"
 
-    assert await run_on_thread(slow) == "done"
+    assert await run_on_thread(read_slowly) == "done"
 
 
 async def test_a_hanging_read_can_be_cancelled(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

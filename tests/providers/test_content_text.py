@@ -23,7 +23,7 @@ PDF = b"%PDF-1.7\nsome pages"
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
@@ -75,7 +75,7 @@ async def test_cached_text_that_is_not_utf_8_is_refused_unread(
 async def test_a_cache_entry_without_the_utf8_field_is_read_again(
     write_file: WriteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entry is then completed."""
+    """The incomplete entry is replaced."""
     monkeypatch.setattr("pollux_flows.files.place._SETTLED_S", -1.0)
     source, cache = write_file("latin-1.csv", NOT_UTF_8["latin-1.csv"]), open_content_cache()
     (first,) = await examine([source], cache)

@@ -48,7 +48,7 @@ class Site:
         self.redirect_bytes_sent = 0
         self.origin = ""
 
-    def source(self, path: str = "/report.pdf") -> Source:
+    def make_source(self, path: str = "/report.pdf") -> Source:
         return Source.from_file(self.origin + path)
 
 
@@ -115,7 +115,7 @@ async def test_a_server_without_ranges_lengths_or_head_is_read(
     site: Site, with_length: bool, answers_head: bool
 ) -> None:
     site.with_length, site.answers_head = with_length, answers_head
-    found = await examine_cached(site.source())
+    found = await examine_cached(site.make_source())
     assert (found.sha256, found.size_bytes) == (hashlib.sha256(PDF).hexdigest(), len(PDF))
     assert found.mime_type == "application/pdf"
 
@@ -126,14 +126,14 @@ async def test_a_web_file_is_uploaded_unchanged(
 ) -> None:
     """The SDKs ask for its length and seek to its start, which the server does not support."""
     site.with_length = False
-    assert (await run("What is it?", source=site.source(), config=config(provider))).status == "ok"
+    assert (await run("What is it?", source=site.make_source(), config=config(provider))).status == "ok"
     assert [file.sha256 for file in sim.files] == [hashlib.sha256(PDF).hexdigest()]
 
 
 async def test_a_web_file_is_inlined_for_a_provider_without_files(
     site: Site, config: MakeConfig, sim: Simulator
 ) -> None:
-    assert (await run("What is it?", source=site.source(), config=config("openrouter"))).status == "ok"
+    assert (await run("What is it?", source=site.make_source(), config=config("openrouter"))).status == "ok"
     assert sim.files == []
 
 
@@ -150,7 +150,7 @@ async def test_a_web_file_is_inlined_for_a_provider_without_files(
 async def test_an_error_status_is_explained_without_the_signature(site: Site, status: int, message: str) -> None:
     site.status = status
     with pytest.raises(SourceError, match=message) as caught:
-        await examine_cached(site.source("/report.pdf?X-Amz-Signature=hunter2"))
+        await examine_cached(site.make_source("/report.pdf?X-Amz-Signature=hunter2"))
     assert "hunter2" not in all_said(caught.value)
     assert site.requests[-1] == "GET /report.pdf?X-Amz-Signature=hunter2"
 
@@ -169,27 +169,27 @@ async def test_an_unreachable_or_invalid_address_is_a_source_error_without_its_q
 async def test_a_truncated_download_is_an_error(site: Site) -> None:
     site.sends_all = False
     with pytest.raises(SourceError, match="cannot be read"):
-        await examine_cached(site.source())
+        await examine_cached(site.make_source())
 
 
 async def test_redirects_are_followed(site: Site) -> None:
-    """arXiv and GitHub redirect."""
-    assert (await examine_cached(site.source("/moved.pdf"))).size_bytes == len(PDF)
+    """Addresses of arXiv and GitHub redirect."""
+    assert (await examine_cached(site.make_source("/moved.pdf"))).size_bytes == len(PDF)
 
 
 async def test_a_gzipped_response_is_unpacked_before_it_is_hashed(site: Site) -> None:
     site.body, site.headers = gzip.compress(PDF), {"Content-Encoding": "gzip"}
-    assert (await examine_cached(site.source())).sha256 == hashlib.sha256(PDF).hexdigest()
+    assert (await examine_cached(site.make_source())).sha256 == hashlib.sha256(PDF).hexdigest()
 
 
 async def test_an_unchanged_file_is_not_fetched_again(site: Site) -> None:
-    """Its ETag is unchanged."""
+    """The ETag shows that the file is unchanged."""
     site.headers = {"ETag": '"1"', "Last-Modified": formatdate(time.time() - 3600, usegmt=True)}
-    first = await examine_cached(site.source())
-    assert await examine_cached(site.source()) == first
+    first = await examine_cached(site.make_source())
+    assert await examine_cached(site.make_source()) == first
     assert [line.split()[0] for line in site.requests] == ["HEAD", "GET", "HEAD"]
     site.body, site.headers = PDF + b"more", {**site.headers, "ETag": '"2"'}
-    assert (await examine_cached(site.source())).size_bytes == len(PDF) + 4
+    assert (await examine_cached(site.make_source())).size_bytes == len(PDF) + 4
 
 
 @pytest.mark.parametrize("modified", [None, "just now", "some day"])
@@ -197,9 +197,9 @@ async def test_a_file_with_a_recent_or_no_version_is_fetched_again(site: Site, m
     """Within one second of the server's clock a file may change and keep its version."""
     if modified:
         site.headers = {"Last-Modified": formatdate(usegmt=True) if modified == "just now" else modified}
-    first = await examine_cached(site.source())
+    first = await examine_cached(site.make_source())
     site.body = PDF[::-1]
-    assert (await examine_cached(site.source())).sha256 != first.sha256
+    assert (await examine_cached(site.make_source())).sha256 != first.sha256
 
 
 async def test_a_server_that_stalls_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ async def test_a_server_that_stalls_is_given_up(site: Site, monkeypatch: pytest.
     site.hangs_after = 1000
     started = time.monotonic()
     with pytest.raises(SourceError, match=r"report\.pdf.*(0\.3 seconds|ReadTimeout)"):
-        await examine_cached(site.source())
+        await examine_cached(site.make_source())
     assert time.monotonic() - started < 5
 
 
@@ -216,7 +216,7 @@ async def test_a_slow_endless_download_ends_at_timeout_s(site: Site, config: Mak
     site.drips = True
     started = time.monotonic()
     with pytest.raises(SourceError, match=r"report\.pdf' was not read to its end within 0\.4 seconds") as caught:
-        await run("What is it?", source=site.source(), config=config("openai", timeout_s=0.4))
+        await run("What is it?", source=site.make_source(), config=config("openai", timeout_s=0.4))
     assert time.monotonic() - started < 5
     assert "timeout_s" in str(caught.value.hint)
     assert sim.requests == []
@@ -227,15 +227,15 @@ async def test_a_gzip_bomb_on_the_web_is_refused(site: Site, monkeypatch: pytest
     monkeypatch.setattr("pollux_flows.files.web._LARGEST", 8 << 20)
     site.body, site.headers = gzip.compress(bytes(100 << 20)), {"Content-Encoding": "gzip"}
     with pytest.raises(SourceError, match="larger than"):
-        await examine_cached(site.source())
+        await examine_cached(site.make_source())
 
 
 async def test_no_log_holds_the_signature_of_an_address(
     site: Site, config: MakeConfig, sim: Simulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither this project nor its HTTP library logs it at any level, also after a redirect."""
+    """Neither this project nor its HTTP library logs the signature at any level, also after a redirect."""
     caplog.set_level(logging.DEBUG)
-    source = site.source("/moved.pdf?X-Amz-Signature=hunter2")
+    source = site.make_source("/moved.pdf?X-Amz-Signature=hunter2")
     await run("What is it?", source=source, config=config("openai"))
     assert "GET /report.pdf?sig=hunter3" in site.requests
     assert len(sim.files) == 1
@@ -282,17 +282,17 @@ async def test_copying_can_be_cancelled_without_blocking_the_loop(site: Site, sp
     site.hangs_after = 1000
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await open_file(site.source())
+            await open_file(site.make_source())
     site.stopped.set()
     await until(lambda: list_open_files(spool) == [])
     site.hangs_after = None
-    with closing(await open_file(site.source())) as file:
+    with closing(await open_file(site.make_source())) as file:
         assert file.read() == PDF
 
 
 async def test_the_copy_has_no_name_and_is_removed_with_its_reader(site: Site, spool: Path) -> None:
     """A file without a name is removed even if the process is killed."""
-    with closing(await open_file(site.source())) as file:
+    with closing(await open_file(site.make_source())) as file:
         assert list_names(spool) == []
         assert file.seek(0, os.SEEK_END) == len(PDF)
         file.seek(0)
@@ -303,7 +303,7 @@ async def test_the_copy_has_no_name_and_is_removed_with_its_reader(site: Site, s
 async def test_an_incomplete_copy_is_removed(site: Site, spool: Path) -> None:
     site.sends_all = False
     with pytest.raises(SourceError, match="cannot be read"):
-        await open_file(site.source())
+        await open_file(site.make_source())
     assert list_names(spool) == []
     assert list_open_files(spool) == []
 
@@ -313,7 +313,7 @@ async def test_a_full_disk_during_the_copy_names_the_folder_and_tmpdir(
 ) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
     with pytest.raises(SourceError, match=rf"report\.pdf' could not be copied to {spool} .*No space.*TMPDIR"):
-        await open_file(site.source())
+        await open_file(site.make_source())
 
 
 def list_names(folder: Path) -> list[str]:
@@ -332,10 +332,10 @@ def list_open_files(folder: Path) -> list[str]:
 
 
 async def test_the_body_of_a_redirect_is_not_read(site: Site) -> None:
-    """httpx would read it to its end into memory, and this body is endless."""
+    """httpx would read the body into memory, and this one is endless."""
     site.redirect_body = bytes(1 << 16)
     async with asyncio.timeout(10):
-        found = await examine_cached(site.source("/moved.pdf"))
+        found = await examine_cached(site.make_source("/moved.pdf"))
     assert found.sha256 == hashlib.sha256(PDF).hexdigest()
     assert site.redirect_bytes_sent < 64 << 20
 
@@ -344,5 +344,5 @@ async def test_bytes_after_a_gzipped_file_are_not_waited_for(site: Site) -> None
     site.body, site.headers = gzip.compress(PDF) + bytes(1 << 16), {"Content-Encoding": "gzip"}
     site.with_length, site.hangs_after = False, len(site.body)
     async with asyncio.timeout(10):
-        found = await examine_cached(site.source())
+        found = await examine_cached(site.make_source())
     assert found.sha256 == hashlib.sha256(PDF).hexdigest()

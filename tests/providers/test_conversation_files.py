@@ -14,15 +14,15 @@ from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS, MakeConfig, asked
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
-READS_FILES: tuple[ProviderName, ...] = (*SDKS, "openrouter")
+FILE_PROVIDERS: tuple[ProviderName, ...] = (*SDKS, "openrouter")
 LINK = Source.from_uri("https://example.com/april.pdf", mime_type="application/pdf")
 
-with_files = pytest.mark.parametrize("provider", READS_FILES)
+with_files = pytest.mark.parametrize("provider", FILE_PROVIDERS)
 on_sdks = pytest.mark.parametrize("provider", SDKS)
 
 
 @pytest.fixture(autouse=True)
-def _set_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
@@ -45,7 +45,7 @@ def read_first_turn(provider: ProviderName, body: dict[str, Any]) -> list[Any]:
 async def test_sources_of_a_turn_are_attached_in_later_turns(
     provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source
 ) -> None:
-    """In their places among the texts of that turn; a file is uploaded once."""
+    """Sources stay in their places among the texts of their turn; a file is uploaded once."""
     sources = [Source.from_text("Of March:"), pdf, LINK, Source.from_text("Of May: nothing.")]
     first = await run_many("What fell short?", sources=sources, config=config(provider), options=Options(history=[]))
     second = await run("Why?", config=config(provider), options=Options(continue_from=first))
@@ -76,17 +76,17 @@ async def test_a_file_deleted_at_the_provider_is_uploaded_again_in_the_next_turn
     provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source
 ) -> None:
     """On OpenAI a previous_response_id would refer to the deleted file, so none is sent."""
-    keeps_no_files = config(provider, keep_files_s=0.0)
-    first = await run("What?", source=pdf, config=keeps_no_files, options=Options(history=[]))
+    deleting_config = config(provider, keep_files_s=0.0)
+    first = await run("What?", source=pdf, config=deleting_config, options=Options(history=[]))
     assert not any(file.is_there for file in sim.files)
-    last = await run("Why?", config=keeps_no_files, options=Options(continue_from=first))
+    last = await run("Why?", config=deleting_config, options=Options(continue_from=first))
     assert last.status == "ok"
     assert len(sim.files) == 2
     assert "previous_response_id" not in asked(sim)[1].body
 
 
 async def test_openai_continues_a_text_only_turn_by_its_response_id(config: MakeConfig, sim: Simulator) -> None:
-    """The text is stored under that id and not sent again."""
+    """OpenAI stores the text under the response id, so it is not sent again."""
     source = Source.from_text("A long report.")
     first = await run("What?", source=source, config=config("openai"), options=Options(history=[]))
     await run("Why?", config=config("openai"), options=Options(continue_from=first))
@@ -108,7 +108,7 @@ async def test_a_file_changed_since_its_turn_is_refused_unsent(
 async def test_a_file_of_an_earlier_turn_that_is_missing_is_refused_unsent(
     config: MakeConfig, sim: Simulator, pdf: Source, tmp_path: Path
 ) -> None:
-    """For example on another machine."""
+    """The file may be on another machine."""
     first = await run("What?", source=pdf, config=config("gemini"), options=Options(history=[]))
     (tmp_path / "report.pdf").unlink()
     with pytest.raises(SourceError, match=r"report\.pdf") as caught:
@@ -120,7 +120,7 @@ async def test_a_file_of_an_earlier_turn_that_is_missing_is_refused_unsent(
 async def test_answers_are_reused_for_a_copy_of_the_file(
     config: MakeConfig, sim: Simulator, pdf: Source, tmp_path: Path
 ) -> None:
-    """The content counts, not the name, in prior turns too."""
+    """Answers are found by the content of files, not by their names, in prior turns too."""
     (tmp_path / "copy.pdf").write_bytes(PDF)
     for source in (pdf, Source.from_file(tmp_path / "copy.pdf")):
         first = await run("What?", source=source, config=config("gemini"), options=Options(history=[]), reuse="always")
@@ -131,7 +131,7 @@ async def test_answers_are_reused_for_a_copy_of_the_file(
 async def test_a_history_with_a_source_that_the_provider_does_not_take_is_refused(
     config: MakeConfig, sim: Simulator
 ) -> None:
-    """The history came from another provider."""
+    """The history may come from another provider."""
     first = await run("What?", source=LINK, config=config("gemini"), options=Options(history=[]))
     history = first["_conversation_state"]["history"]
     with pytest.raises(ConfigurationError, match="pdf_urls"):

@@ -30,7 +30,7 @@ from tests.providers.shapes import Map
 from tests.providers.test_tools import CLOCK, WEATHER
 
 TOOLS = Options(tools=[WEATHER, CLOCK])
-BEGIN = Options(history=[])
+NEW_CONVERSATION = Options(history=[])
 PRIOR_TURNS = [{"role": "user", "content": "I am Ada."}, {"role": "assistant", "content": "Hello, Ada."}]
 # Models that sign their calls, or think before them.
 THINKING: dict[ProviderName, tuple[str, dict[str, Any]]] = {
@@ -98,7 +98,7 @@ async def test_a_history_is_sent_before_the_prompt(provider: ProviderName, confi
 @every_provider
 async def test_each_turn_sends_all_prior_turns(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
     """On OpenAI the turns are stored there, and only their response id is sent."""
-    first = await run("One.", config=config(provider), options=BEGIN)
+    first = await run("One.", config=config(provider), options=NEW_CONVERSATION)
     second = await run("Two.", config=config(provider), options=Options(continue_from=first))
     await run("Three.", config=config(provider), options=Options(continue_from=second))
     last = get_bodies(sim)[-1]
@@ -114,7 +114,7 @@ async def test_each_turn_sends_all_prior_turns(provider: ProviderName, config: M
 async def test_a_conversation_continues_from_the_json_of_an_envelope(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    first = await run("One.", config=config(provider), options=BEGIN)
+    first = await run("One.", config=config(provider), options=NEW_CONVERSATION)
     goes_through_json(first)
     state = first["_conversation_state"]
     assert state == json.loads(first.model_dump_json())["_conversation_state"]
@@ -148,7 +148,7 @@ async def test_a_text_source_of_a_prior_turn_is_sent_in_its_original_parts(
 ) -> None:
     """The prefix stays equal, so a provider finds it in its cache."""
     source = Source.from_text("The north plant.\n\nIt makes pumps.")
-    first = await run("What?", source=source, config=config(provider), options=BEGIN)
+    first = await run("What?", source=source, config=config(provider), options=NEW_CONVERSATION)
     assert first["_conversation_state"]["history"][0]["content"] == "The north plant.\n\nIt makes pumps.\n\nWhat?"
     history = first["_conversation_state"]["history"]
     await run("And?", config=config(provider), options=Options(history=history))
@@ -199,7 +199,7 @@ async def test_a_turn_without_content_is_not_sent(provider: ProviderName, config
 async def test_tool_results_are_sent_together_in_the_order_of_their_calls(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Whatever order the caller returns them in; rows 7 and 16 of the list of defects."""
+    """The caller may return results in any order; rows 7 and 16 of the list of defects."""
     first = await run_with_tool_calls(config(provider), sim, 3)
     last = await continue_tool(first, make_results(first)[::-1], config=config(provider), options=TOOLS)
     assert last.status == "ok"
@@ -225,7 +225,7 @@ async def test_tool_results_are_sent_together_in_the_order_of_their_calls(
 async def test_a_tool_loop_of_several_turns_repeats_no_item(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Call, result, prompt, call, result: the provider accepts each request."""
+    """The provider accepts each request of a loop of call, result, prompt, call and result."""
     first = await run_with_tool_calls(config(provider), sim)
     second = await continue_tool(first, make_results(first), config=config(provider), options=TOOLS)
     sim.fail(Fault(kind="tool_call", count=1))
@@ -247,7 +247,7 @@ async def test_a_tool_loop_of_several_turns_repeats_no_item(
 async def test_tools_need_not_be_passed_again_with_their_results(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Where the protocol requires declarations, they are sent with the names alone and cannot be called."""
+    """Declarations that the protocol requires are sent with names only, and cannot be called."""
     first = await run_with_tool_calls(config(provider), sim)
     last = await continue_tool(first, make_results(first), config=config(provider))
     assert last.text == "Simulated answer from the results of: get_weather, get_time"
@@ -259,7 +259,7 @@ async def test_tools_need_not_be_passed_again_with_their_results(
 async def test_reasoning_and_signatures_are_sent_back_unchanged(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """They precede the calls that they led to; rows 11 and 17 of the list of defects."""
+    """Reasoning precedes the calls that it led to; rows 11 and 17 of the list of defects."""
     model, more = THINKING[provider]
     options = TOOLS.model_copy(update=more)
     first = await run_with_tool_calls(config(provider, model=model), sim, 2, options)
@@ -307,7 +307,7 @@ async def test_a_history_with_tool_calls_in_either_format_is_sent(
 
 @with_tools
 async def test_a_prompt_can_follow_tool_results(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Both are in one turn."""
+    """The prompt and the results are sent in one turn."""
     history = [
         {"role": "user", "content": "Time?"},
         {"role": "assistant", "tool_calls": [{"id": "c1", "name": "get_time", "arguments": "{}"}]},
@@ -321,7 +321,7 @@ async def test_a_prompt_can_follow_tool_results(provider: ProviderName, config: 
 async def test_tool_results_can_be_answered_with_a_response_schema(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Where Anthropic returns the answer as arguments of a call, the next turn holds it as text."""
+    """If Anthropic returns the answer as arguments of a call, the next turn holds it as text."""
     first = await run_with_tool_calls(config(provider), sim, 1)
     options = Options(response_schema=Map)
     second = await continue_tool(first, make_results(first), config=config(provider), options=options)

@@ -26,7 +26,7 @@ OPTIONAL_ARGUMENT: dict[str, Any] = {
 }
 Case = tuple[int, ProviderName, str, dict[str, Any]]  # row, provider, model, options
 BEHIND_OPENROUTER = "openai/gpt-4.1-mini"
-SENT: list[Case] = [
+ACCEPTED_CASES: list[Case] = [
     (1, "openai", "gpt-4.1-mini", {"response_schema": Optionals}),
     (1, "openrouter", BEHIND_OPENROUTER, {"response_schema": Optionals}),
     (1, "openai", "gpt-4.1-mini", {"tools": [OPTIONAL_ARGUMENT]}),
@@ -52,17 +52,17 @@ SENT: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("case", SENT, ids=str)
-async def test_a_defect_of_pollux_is_sent_as_the_provider_accepts_it(
+@pytest.mark.parametrize("case", ACCEPTED_CASES, ids=str)
+async def test_a_request_that_pollux_gets_wrong_is_accepted_by_the_provider(
     case: Case, config: MakeConfig, sim: Simulator
 ) -> None:
-    """The simulator refuses what the provider refuses, and accepted this request at once."""
+    """The simulator refuses what the provider refuses, and accepted the only request."""
     _, provider, model, options = case
     await run("What do you see?", config=config(provider, model=model), options=Options(**options))
     assert [entry.status for entry in asked(sim)] == [200]
 
 
-REFUSED: list[Case] = [
+REFUSED_CASES: list[Case] = [
     (4, "openai", "gpt-4.1-mini", {"max_tokens": 15}),
     (6, "openai", "gpt-5-mini", {"temperature": 0.5}),
     (6, "openai", "gpt-5-mini", {"top_p": 0.5}),
@@ -79,8 +79,8 @@ REFUSED: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=str)
-async def test_a_defect_of_pollux_is_refused_with_a_hint_and_unsent(
+@pytest.mark.parametrize("case", REFUSED_CASES, ids=str)
+async def test_a_request_that_pollux_gets_wrong_is_refused_with_a_hint_and_unsent(
     case: Case, config: MakeConfig, sim: Simulator
 ) -> None:
     _, provider, model, options = case

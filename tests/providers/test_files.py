@@ -45,7 +45,7 @@ on_sdks = pytest.mark.parametrize("provider", SDKS)
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Set POLLUX_HOME to a new folder for each test."""
     home = tmp_path / "pollux"
     monkeypatch.setenv("POLLUX_HOME", str(home))
@@ -160,7 +160,7 @@ async def test_each_file_is_uploaded_once_for_twenty_prompts(
 async def test_a_copy_of_a_file_is_not_uploaded_again(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path, pdf: Source
 ) -> None:
-    """Changed content is uploaded."""
+    """A copy with changed content is uploaded."""
     (tmp_path / "copy.pdf").write_bytes(PDF)
     await run_many(["One?"], sources=[pdf, Source.from_file(tmp_path / "copy.pdf")], config=config(provider))
     assert count_uploads(sim) == 1
@@ -209,10 +209,10 @@ async def test_accounts_do_not_share_files(
     assert count_uploads(sim) == 2
 
 
-async def test_the_state_holds_no_api_key(config: MakeConfig, pdf: Source, state: Path) -> None:
+async def test_the_state_holds_no_api_key(config: MakeConfig, pdf: Source, pollux_home: Path) -> None:
     """An account is stored as a hash."""
     await run("What is it?", source=pdf, config=config("openai"))
-    stored = read_all_bytes(state)
+    stored = read_all_bytes(pollux_home)
     assert stored
     assert b"sk-sentinel" not in stored
 
@@ -251,7 +251,7 @@ async def test_a_video_is_used_once_gemini_has_processed_it(config: MakeConfig, 
 
 
 async def test_gemini_video_settings_are_sent(config: MakeConfig, sim: Simulator, tmp_path: Path) -> None:
-    """For an uploaded file and for YouTube."""
+    """Video settings apply to uploaded files and to YouTube."""
     (tmp_path / "film.mp4").write_bytes(MP4)
     film = Source.from_file(tmp_path / "film.mp4").with_gemini_video_settings(start_offset="10s", fps=2)
     tube = Source.from_youtube("https://www.youtube.com/watch?v=x").with_gemini_video_settings(end_offset="20s")
@@ -318,7 +318,7 @@ async def test_a_run_is_refused_before_its_first_upload(
 async def test_a_file_that_changes_before_its_upload_is_an_error(
     config: MakeConfig, sim: Simulator, tmp_path: Path, pdf: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It changes after it was examined: no generate request is sent, and no file is left."""
+    """The file changes after it was examined: no generate request is sent, and no file is left."""
     from pollux_flows.files import content
     from pollux_flows.pipeline import upload_file
 
@@ -356,7 +356,7 @@ async def test_create_cache_uploads_its_files(config: MakeConfig, sim: Simulator
 async def test_create_cache_uploads_lost_files_again(
     config: MakeConfig, sim: Simulator, tmp_path: Path, pdf: Source, *, others: int
 ) -> None:
-    """Only those; the other files are reused."""
+    """Only the lost files are uploaded again; the others are reused."""
     for index in range(others):
         (tmp_path / f"{index}.pdf").write_bytes(PDF + bytes([index]))
     other_sources = [Source.from_file(tmp_path / f"{index}.pdf") for index in range(others)]

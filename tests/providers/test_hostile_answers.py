@@ -67,7 +67,7 @@ def test_a_recursive_union_is_read_in_linear_time(leaf: dict[str, Any]) -> None:
 
 
 def test_a_problem_deep_in_a_recursive_union_is_located() -> None:
-    """Instead of "not valid under any of the given schemas" at its root."""
+    """The problem is not reported as "not valid under any of the given schemas" at the root."""
     with assert_within(5):
         (problem,) = problems(make_nested(30, {"kind": "a", "note": 5}) | {"note": "x"}, TREE)[:1]
     assert problem.startswith("$.child")
@@ -102,7 +102,7 @@ def test_a_backtracking_pattern_is_stopped_at_the_time_limit(schema: dict[str, A
 
 
 def test_a_schema_whose_patterns_jsonschema_would_match_itself_is_refused() -> None:
-    """Its own regular expressions cannot be interrupted."""
+    """Regular expressions that jsonschema matches cannot be interrupted."""
     assert "unevaluatedProperties" in str(check({"patternProperties": {"a": {}}, "unevaluatedProperties": False}))
 
 
@@ -268,7 +268,7 @@ async def test_a_model_with_an_uninterruptible_pattern_is_refused(model: type[Ba
 
 
 def test_a_backtracking_pattern_of_python_re_blocks_the_process() -> None:
-    """The reason for the refusal: a reader with a deadline of 0.1 seconds has not returned after two."""
+    """A reader with a deadline of 0.1 seconds has not returned after two, so such models are refused."""
     code = f"""
 from pydantic import BaseModel, ConfigDict, Field
 from pollux_flows.pipeline.time_limit import each_in_time

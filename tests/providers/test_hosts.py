@@ -141,15 +141,15 @@ async def test_the_connection_uses_the_address_that_was_checked(
     resolved_names["rebinding.example"] = ["93.184.215.14", "127.0.0.1"]
 
     def connect(address: tuple[str, int], *_: Any, **__: Any) -> Any:
-        connected.append(address[0])
+        connected_hosts.append(address[0])
         raise ConnectionRefusedError
 
-    connected: list[str] = []
+    connected_hosts: list[str] = []
     with pytest.MonkeyPatch.context() as patch, limited_client(make_restrictions(), 1.0) as client:
         patch.setattr(socket, "create_connection", connect)
         with pytest.raises(httpx.ConnectError):
             client.get(f"http://rebinding.example:{site.port}/secret")
-    assert connected == ["93.184.215.14"]
+    assert connected_hosts == ["93.184.215.14"]
 
 
 async def test_without_restrictions_loopback_can_be_read(site: Site) -> None:
@@ -160,7 +160,7 @@ async def test_without_restrictions_loopback_can_be_read(site: Site) -> None:
 async def test_a_private_address_is_not_requested_through_a_proxy(
     site: Site, resolved_names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """The proxy would look for it in its own network."""
+    """The proxy would look for the address in its own network."""
     resolved_names["allowed.example"] = ["93.184.215.14"]
     site.redirect_target = "http://10.0.0.1/secret"
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{site.port}")

@@ -38,19 +38,21 @@ PROGRAM = textwrap.dedent("""
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Set a POLLUX_HOME that this process shares with those that are killed."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
     return tmp_path / "pollux"
 
 
-def upload_operation(provider: ProviderName) -> str:
+def get_upload_operation(provider: ProviderName) -> str:
     """Return the operation that stores a file."""
     return "file.upload_chunk" if provider == "gemini" else "file.create"
 
 
-def start_program(provider: ProviderName, address: str, paths: Iterable[Path], home: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "POLLUX_HOME": str(home)}
+def start_program(
+    provider: ProviderName, address: str, paths: Iterable[Path], pollux_home: Path
+) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "POLLUX_HOME": str(pollux_home)}
     command = [sys.executable, "-c", PROGRAM, provider, MODELS[provider], KEY, address, *map(str, paths)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -71,14 +73,14 @@ def test_a_file_stored_by_a_killed_process_is_deleted_later(
     config: MakeConfig,
     tmp_path: Path,
     *,
-    home: Path,
+    pollux_home: Path,
 ) -> None:
     """The provider stored the file, and the process was killed before the response arrived."""
     (tmp_path / "report.pdf").write_bytes(PDF)
-    operation = upload_operation(provider)
+    operation = get_upload_operation(provider)
     sim.fail(Fault(kind="drop_after"), operation=operation, times=1)  # stored, without a response
     sim.fail(Fault(kind="hang"), operation=operation, times=None)  # all later requests hang
-    process = start_program(provider, sim.base_url(provider, world[1]), [tmp_path / "report.pdf"], home)
+    process = start_program(provider, sim.base_url(provider, world[1]), [tmp_path / "report.pdf"], pollux_home)
     wait_until(lambda: len(sim.files) == 1)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -109,16 +111,16 @@ def test_one_listing_finds_all_files_that_a_killed_process_left(
     config: MakeConfig,
     tmp_path: Path,
     *,
-    home: Path,
+    pollux_home: Path,
 ) -> None:
     """The process leaves no more upload records than it had uploads in progress."""
     paths = [tmp_path / f"{index}.pdf" for index in range(30)]
     for index, path in enumerate(paths):
         path.write_bytes(PDF + bytes([index]))
-    operation = upload_operation(provider)
+    operation = get_upload_operation(provider)
     sim.fail(Fault(kind="drop_after"), operation=operation, times=4)
     sim.fail(Fault(kind="hang"), operation=operation, times=None)
-    process = start_program(provider, sim.base_url(provider, world[1]), paths, home)
+    process = start_program(provider, sim.base_url(provider, world[1]), paths, pollux_home)
     wait_until(lambda: len([request for request in sim.requests if request.operation == operation]) == 8)
     process.send_signal(signal.SIGKILL)
     process.wait()

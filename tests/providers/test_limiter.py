@@ -1,4 +1,4 @@
-"""The limiter: turns are given in order of arrival across threads and event loops, and no turn is lost."""
+"""The limiter: turns are handed out in order of arrival across threads and event loops, and no turn is lost."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def settle() -> None:
 
 
 def run_in_threads(works: list[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-    """Run each in a thread with its own event loop, and raise the first problem here."""
+    """Run each coroutine in a thread with its own event loop, and raise the first problem here."""
     problems: list[BaseException] = []
 
     def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -81,7 +81,7 @@ def run_in_threads(works: list[Callable[[], Coroutine[Any, Any, None]]]) -> None
 
 
 def assert_no_turn_is_lost(limiter: Limiter) -> None:
-    """Assert that all turns have been returned, no waiter is left, and a new one gets a turn at once."""
+    """Assert that all turns have been returned, no waiter is left, and a new waiter gets a turn at once."""
     assert limiter._held == 0
     assert not limiter._waiting
 
@@ -96,7 +96,7 @@ def assert_no_turn_is_lost(limiter: Limiter) -> None:
 # --- Order --------------------------------------------------------------------------------------------------
 
 
-async def test_turns_are_given_in_order_of_arrival() -> None:
+async def test_turns_are_handed_out_in_order_of_arrival() -> None:
     limiter, order = make_limiter(Demand(1)), []
 
     async def take_turn(number: int) -> None:
@@ -110,7 +110,7 @@ async def test_turns_are_given_in_order_of_arrival() -> None:
 
 
 async def test_a_returned_turn_goes_to_the_first_waiter() -> None:
-    """Although a later task asks before the waiter runs."""
+    """A task that asks for a turn before the waiter runs does not overtake it."""
     limiter = make_limiter(Demand(1))
     await limiter.acquire()
     first = asyncio.create_task(limiter.acquire())
@@ -125,7 +125,7 @@ async def test_a_returned_turn_goes_to_the_first_waiter() -> None:
 
 
 async def test_a_turn_after_a_pause_goes_to_the_first_waiter(clock: AlarmClock) -> None:
-    """Although a later task asks before the alarm rings."""
+    """A task that asks for a turn before the alarm rings does not overtake the waiter."""
     limiter = make_limiter(Demand(1), clock)
     limiter.used_up(for_s=20)
     first = asyncio.create_task(limiter.acquire())
@@ -223,7 +223,7 @@ def test_many_cancellations_in_several_threads_lose_no_turn(seed: int) -> None:
     assert_no_turn_is_lost(limiter)
 
 
-async def test_a_turn_given_to_a_task_that_is_cancelled_goes_to_the_next() -> None:
+async def test_a_turn_handed_to_a_task_that_is_cancelled_goes_to_the_next() -> None:
     limiter = make_limiter(Demand(1))
     await limiter.acquire()
     unlucky = asyncio.create_task(limiter.acquire())
@@ -258,27 +258,27 @@ async def test_a_waiter_of_a_closed_loop_is_skipped() -> None:
     limiter = make_limiter(Demand(1))
     await limiter.acquire()
     _loop, task = await asyncio.to_thread(wait_in_closed_loop, limiter)
-    alive = asyncio.create_task(limiter.acquire())
+    next_task = asyncio.create_task(limiter.acquire())
     await settle()
     limiter.release()
     async with asyncio.timeout(1):
-        await alive
+        await next_task
     limiter.release()
     assert not task.done()
     await asyncio.to_thread(assert_no_turn_is_lost, limiter)
 
 
 async def test_an_alarm_reaches_waiters_behind_one_of_a_closed_loop(clock: AlarmClock) -> None:
-    """It was first in line until the minute was over."""
+    """The waiter of the closed loop is first in line until the minute is over."""
     limiter = make_limiter(Demand(5, requests_per_minute=1), clock)
     await limiter.acquire()
     limiter.ended(limiter.started(), None, None)
     limiter.release()
     _loop, task = await asyncio.to_thread(wait_in_closed_loop, limiter)
-    alive = asyncio.create_task(limiter.acquire())
+    next_task = asyncio.create_task(limiter.acquire())
     await clock.move(WINDOW_S)
     async with asyncio.timeout(1):
-        await alive
+        await next_task
     assert not task.done()
 
 
@@ -304,13 +304,13 @@ def test_a_turn_held_in_a_closed_loop_returns_at_garbage_collection() -> None:
     assert_no_turn_is_lost(limiter)
 
 
-def test_a_turn_can_return_while_another_is_given() -> None:
-    """The garbage collector may run at any moment."""
-    abandoned: list[Any] = []
+def test_a_turn_can_return_while_another_is_handed_out() -> None:
+    """The garbage collector may close the holder of a turn at any moment."""
+    abandoned_tasks: list[Any] = []
 
     def collect_garbage() -> float:
-        if abandoned:
-            abandoned.clear()
+        if abandoned_tasks:
+            abandoned_tasks.clear()
             gc.collect()
         return 0.0
 
@@ -329,7 +329,7 @@ def test_a_turn_can_return_while_another_is_given() -> None:
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     loop.run_until_complete(settle())
     loop.close()
-    abandoned.append(task)
+    abandoned_tasks.append(task)
     del task, loop
     asyncio.run(limiter.acquire())
     assert limiter._held == 1
@@ -372,7 +372,7 @@ async def test_the_minute_counts_from_the_start_of_a_request(clock: AlarmClock) 
 
 
 async def test_tokens_are_limited_per_minute(clock: AlarmClock) -> None:
-    """With 1,000 tokens a minute and 300 a call: one call to measure, then two more, then three a minute."""
+    """At 1,000 tokens a minute and 300 a call, one call runs to measure, then two more, then three a minute."""
     limiter = make_limiter(Demand(50, tokens_per_minute=1000), clock)
     tasks = [asyncio.create_task(make_call(limiter, tokens=300)) for _ in range(7)]
     done_counts = []
@@ -394,7 +394,7 @@ async def test_a_pause_stops_all_calls_until_it_ends(clock: AlarmClock) -> None:
     assert all(task.done() for task in tasks)
 
 
-TOO_MUCH = RateLimitError("Slow down.", retryable=True, status_code=429, retry_after_s=20.0)
+TOO_MANY_REQUESTS = RateLimitError("Slow down.", retryable=True, status_code=429, retry_after_s=20.0)
 OVERLOADED = APIError("Too busy.", retryable=True, status_code=529, retry_after_s=20.0)
 NO_FUNDS = RateLimitError("Pay.", retryable=False, status_code=429, retry_after_s=20.0)
 BROKEN = APIError("Broken.", retryable=True, status_code=500, retry_after_s=20.0)
@@ -402,7 +402,13 @@ BROKEN = APIError("Broken.", retryable=True, status_code=500, retry_after_s=20.0
 
 @pytest.mark.parametrize(
     ("error", "slows_down"),
-    [(TOO_MUCH, True), (OVERLOADED, True), (NO_FUNDS, False), (BROKEN, False), (ConfigurationError("No."), False)],
+    [
+        (TOO_MANY_REQUESTS, True),
+        (OVERLOADED, True),
+        (NO_FUNDS, False),
+        (BROKEN, False),
+        (ConfigurationError("No."), False),
+    ],
 )
 async def test_only_refusals_for_too_many_requests_slow_down(
     error: Exception, slows_down: bool, clock: AlarmClock
@@ -446,30 +452,30 @@ def test_the_repr_of_limiters_does_not_show_the_key() -> None:
 
 
 def test_an_unused_limiter_is_removed_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its measurements are out of date by then, and a process may see many keys."""
+    """The limiter's measurements are out of date by then, and a process may see many keys."""
     limiters._limiters.clear()
     clock = AlarmClock()
     monkeypatch.setattr(limiters, "Limiter", lambda: Limiter(clock, clock.set_alarm))
     with limiters.slot(make_config()):
-        used = limiter_of(make_config())
+        limiter = limiter_of(make_config())
         clock.now += 2 * WINDOW_S
         limiter_of(make_config(api_key="another"))
-        assert limiter_of(make_config()) is used
+        assert limiter_of(make_config()) is limiter
     clock.now += WINDOW_S
-    assert limiter_of(make_config()) is used
+    assert limiter_of(make_config()) is limiter
     clock.now += 1
     limiter_of(make_config(api_key="another"))
-    assert limiter_of(make_config()) is not used
+    assert limiter_of(make_config()) is not limiter
 
 
 def test_the_demand_of_a_garbage_collected_session_is_removed() -> None:
-    """The session was not closed."""
+    """The session was collected without having been closed."""
     limiters._limiters.clear()
     with limiters.slot(make_config(request_concurrency=2)):
         limiter = limiter_of(make_config())
-        dropped = limiters.slot(make_config(request_concurrency=50))
-        dropped.__enter__()
+        abandoned_slot = limiters.slot(make_config(request_concurrency=50))
+        abandoned_slot.__enter__()
         assert limiter._pace.opens_at(0, 2) <= 0
-        del dropped
+        del abandoned_slot
         gc.collect()
         assert limiter._pace.opens_at(0, 2) > 0

@@ -56,7 +56,7 @@ def count_concurrent(entries: list[Logged]) -> Iterator[int]:
 @every_provider
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_refusal_halves_the_concurrency_and_answers_raise_it(provider: ProviderName, status: int) -> None:
-    """From sixteen to eight, and back to sixteen after enough answers."""
+    """The concurrency falls from sixteen to eight, and rises again after enough answers."""
     in_progress, seen_in_progress, first_round_arrived = 0, list[int](), asyncio.Event()
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -94,11 +94,11 @@ async def test_a_refusal_halves_the_concurrency_and_answers_raise_it(provider: P
 async def test_waiting_calls_use_no_attempts_during_a_pause(provider: ProviderName) -> None:
     """The provider refuses for half a second: a hundred prompts cost a few refusals and no answer."""
     refusals = 0
-    began = time.monotonic()
+    started = time.monotonic()
 
     def reply(_body: bytes) -> Reply:
         nonlocal refusals
-        if (left := began + 0.5 - time.monotonic()) > 0:
+        if (left := started + 0.5 - time.monotonic()) > 0:
             refusals += 1
             return http({}, 429, retry_after=f"{left + 0.01:.3f}")
         return http(good(provider))
@@ -110,10 +110,12 @@ async def test_waiting_calls_use_no_attempts_during_a_pause(provider: ProviderNa
 
 
 async def test_a_pause_does_not_count_against_timeout_s_of_waiting_calls(config: MakeConfig, sim: Simulator) -> None:
-    """Held up for longer than a call may take, they are answered all the same."""
+    """Calls that wait for longer than timeout_s are answered all the same."""
     sim.fail(Fault(status=429, retry_after=1), times=2)
-    patient = RetryPolicy(initial_delay_s=0.01, max_delay_s=0.02)
-    results = await outcomes(make_prompts(6), config("openai", request_concurrency=2, timeout_s=0.8, retry=patient))
+    retry_policy = RetryPolicy(initial_delay_s=0.01, max_delay_s=0.02)
+    results = await outcomes(
+        make_prompts(6), config("openai", request_concurrency=2, timeout_s=0.8, retry=retry_policy)
+    )
     # The two refused calls had no time left for a retry.
     assert [outcome.failure is None for outcome in results] == [False, False, True, True, True, True]
     entries = asked(sim)
@@ -126,25 +128,25 @@ async def test_a_pause_of_one_account_does_not_affect_another(
 ) -> None:
     """The first account waits thirty seconds, with all of its runs."""
     sim.fail(Fault(status=429, retry_after=30), times=None, contains="held")
-    patient = RetryPolicy(max_elapsed_s=None)
-    paused_config = config(provider, request_concurrency=3, retry=patient, timeout_s=100.0)
+    retry_policy = RetryPolicy(max_elapsed_s=None)
+    paused_config = config(provider, request_concurrency=3, retry=retry_policy, timeout_s=100.0)
     waiting = asyncio.create_task(outcomes(make_prompts(20, "held "), paused_config))
     await until(lambda: limiter_of(paused_config)._pace.opens_at(time.monotonic(), 0) > time.monotonic() + 20)
     # A second run of the same account waits like the rest of the first.
-    behind = asyncio.create_task(run("behind", config=config(provider)))
+    second_run = asyncio.create_task(run("behind", config=config(provider)))
     started = time.monotonic()
     envelope = await run_many(
         make_prompts(40, "free "), config=config(provider, api_key="another", request_concurrency=3)
     )
     assert time.monotonic() - started < 5
     assert envelope.status == "ok"
-    assert not behind.done()
+    assert not second_run.done()
     refused = [str(entry.body) for entry in asked(sim) if entry.status == 429]
     assert 3 <= len(refused) <= 5
     assert not any("behind" in str(entry.body) for entry in asked(sim))
-    for task in (waiting, behind):
+    for task in (waiting, second_run):
         task.cancel()
-    await asyncio.gather(waiting, behind, return_exceptions=True)
+    await asyncio.gather(waiting, second_run, return_exceptions=True)
 
 
 # --- Rate-limit headers -------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def make_exhausted_headers(provider: ProviderName, seconds: float) -> dict[str, 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "openrouter", "local"])
 @pytest.mark.parametrize("status", [200, 429])
 async def test_an_exhausted_quota_stops_requests_until_its_reset(provider: ProviderName, status: int) -> None:
-    """Reported with an answer or a refusal; it holds for a run that begins meanwhile, too."""
+    """The quota is reported with an answer or a refusal, and applies to runs that begin meanwhile, too."""
     arrived: list[float] = []
 
     def reply(_body: bytes) -> Reply:
@@ -174,8 +176,8 @@ async def test_an_exhausted_quota_stops_requests_until_its_reset(provider: Provi
     async with scripted(reply, by_body=True) as server:
         config = server.config(provider, request_concurrency=1, retry=QUICK)
         await outcomes(["first"], config)
-        again = [run("second", config=config), run_many(make_prompts(3), config=config)]
-        assert [envelope.status for envelope in await asyncio.gather(*again)] == ["ok", "ok"]
+        later_runs = [run("second", config=config), run_many(make_prompts(3), config=config)]
+        assert [envelope.status for envelope in await asyncio.gather(*later_runs)] == ["ok", "ok"]
     assert arrived[1] - arrived[0] >= 0.45
 
 
@@ -281,7 +283,7 @@ async def test_the_limiter_counts_the_tokens_of_the_envelope(provider: ProviderN
 
 @pytest.mark.usefixtures("short_minute")
 async def test_tokens_per_minute_counts_the_tokens_of_answers() -> None:
-    """With 1,000 tokens a minute and 300 an answer, three answers a minute."""
+    """At 1,000 tokens a minute and 300 an answer, three answers fit into a minute."""
     usage: dict[str, Any] = {"usage": {"prompt_tokens": 100, "completion_tokens": 200, "total_tokens": 300}}
     arrived: list[float] = []
 

@@ -113,7 +113,7 @@ def test_the_content_decides_where_the_name_has_no_matching_type(name: str, data
     ],
 )
 def test_the_name_decides_among_formats_with_equal_first_bytes(name: str, data: bytes, mime_type: str) -> None:
-    """In upper or lower case, and independent of this machine's list of types."""
+    """The suffix decides in upper and lower case, and independently of this machine's list of types."""
     assert detect_type(name, data) == mime_type
 
 
@@ -158,7 +158,7 @@ def test_an_ole2_directory_beyond_the_read_head_leaves_the_name_to_decide() -> N
     ],
 )
 def test_a_text_file_has_a_type_that_counts_as_text(name: str, text: str, mime_type: str | None) -> None:
-    """Although this machine may map its suffix to another type."""
+    """This machine may map the suffix to a type that does not count as text."""
     detected = detect_type(name, text.encode("utf-16" if "16" in name else "utf-8"))
     assert mime.is_text_like(detected)
     assert detected == mime_type or mime_type is None
@@ -181,7 +181,7 @@ async def test_a_mime_type_set_by_the_caller_is_normalised_to_lower_case(
 
 
 async def test_an_unknown_ole2_file_is_refused(tmp_path: Path, config: MakeConfig) -> None:
-    """Instead of being sent as a Word document."""
+    """Such a file must not be sent as a Word document."""
     (tmp_path / "download").write_bytes(make_ole2("Whatever"))
     with pytest.raises(ConfigurationError, match="takes no application/x-ole-storage file"):
         await run("What is it?", source=Source.from_file(tmp_path / "download"), config=config("openai"))

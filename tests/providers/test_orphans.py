@@ -29,7 +29,7 @@ on_sdks = pytest.mark.parametrize("provider", SDKS)
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
@@ -44,7 +44,7 @@ def list_existing_files(sim: Simulator) -> list[StoredFile]:
     return [file for file in sim.files if file.is_there]
 
 
-def get_storing_operation(provider: ProviderName) -> str:
+def get_upload_operation(provider: ProviderName) -> str:
     """Return the operation whose response says that the file is stored."""
     return "file.upload_chunk" if provider == "gemini" else "file.create"
 
@@ -64,13 +64,13 @@ async def sweep_later(settings: Config, later_s: float = 0.0) -> list[str]:
 
 
 @pytest.fixture
-def processing(sim: Simulator) -> Any:
+def slow_processing(sim: Simulator) -> Any:
     sim.processing_s = 0.3
     yield
     sim.processing_s = 0.0
 
 
-@pytest.mark.usefixtures("processing")
+@pytest.mark.usefixtures("slow_processing")
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=429), Fault(kind="drop")])
 async def test_a_failed_status_request_is_retried_without_another_upload(
     fault: Fault, config: MakeConfig, sim: Simulator, pdf: Source
@@ -81,7 +81,7 @@ async def test_a_failed_status_request_is_retried_without_another_upload(
     assert (envelope.status, len(sim.files), len(list_existing_files(sim))) == ("ok", 1, 1)
 
 
-@pytest.mark.usefixtures("processing")
+@pytest.mark.usefixtures("slow_processing")
 @pytest.mark.parametrize("status", [403, 429, 503])
 async def test_a_file_whose_state_cannot_be_read_is_deleted(
     status: int, config: MakeConfig, sim: Simulator, pdf: Source
@@ -157,8 +157,8 @@ async def test_the_file_of_an_earlier_attempt_is_swept_although_the_last_was_ref
     provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source
 ) -> None:
     """The first attempt stored the file and lost the response; the second was refused."""
-    sim.fail(Fault(kind="drop_after"), operation=get_storing_operation(provider))
-    sim.fail(Fault(status=400, message="not any more"), operation=get_storing_operation(provider))
+    sim.fail(Fault(kind="drop_after"), operation=get_upload_operation(provider))
+    sim.fail(Fault(status=400, message="not any more"), operation=get_upload_operation(provider))
     with pytest.raises(APIError, match="not any more"):
         await run("What is it?", source=pdf, config=config(provider))
     await sweep_later(config(provider), later_s=LEASE_S + 1)
@@ -170,8 +170,8 @@ async def test_after_refused_uploads_no_search_is_made(
     provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source
 ) -> None:
     """A refused attempt stored nothing."""
-    sim.fail(Fault(status=429), operation=get_storing_operation(provider))
-    sim.fail(Fault(status=400), operation=get_storing_operation(provider))
+    sim.fail(Fault(status=429), operation=get_upload_operation(provider))
+    sim.fail(Fault(status=400), operation=get_upload_operation(provider))
     with pytest.raises(APIError):
         await run("What is it?", source=pdf, config=config(provider))
     assert await sweep_later(config(provider), later_s=LEASE_S + 1) == []
@@ -211,7 +211,7 @@ async def test_a_copy_that_the_run_could_not_search_for_is_swept(
     provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source
 ) -> None:
     """The file that the run used is not deleted."""
-    sim.fail(Fault(kind="drop_after"), operation=get_storing_operation(provider))
+    sim.fail(Fault(kind="drop_after"), operation=get_upload_operation(provider))
     sim.fail(Fault(status=503), operation="file.list")
     assert (await run("What is it?", source=pdf, config=config(provider))).status == "ok"
     first, second = list_existing_files(sim)
@@ -282,7 +282,7 @@ async def test_a_refusal_of_changed_content_is_a_source_error(
         return read(reader, size)
 
     monkeypatch.setattr(HashingReader, "read", change_and_read)
-    sim.fail(Fault(status=400, message="not a PDF"), operation=get_storing_operation(provider), times=None)
+    sim.fail(Fault(status=400, message="not a PDF"), operation=get_upload_operation(provider), times=None)
     with pytest.raises(SourceError, match="changed while it was being sent"):
         await run("What is it?", source=pdf, config=config(provider))
 
@@ -291,6 +291,6 @@ async def test_a_refusal_of_changed_content_is_a_source_error(
 async def test_a_refusal_of_an_unchanged_file_is_an_api_error(
     provider: ProviderName, config: MakeConfig, sim: Simulator, pdf: Source
 ) -> None:
-    sim.fail(Fault(status=400, message="no such luck"), operation=get_storing_operation(provider))
+    sim.fail(Fault(status=400, message="no such luck"), operation=get_upload_operation(provider))
     with pytest.raises(APIError, match="no such luck"):
         await run("What is it?", source=pdf, config=config(provider))

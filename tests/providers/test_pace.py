@@ -44,7 +44,7 @@ def refuse(pace: Pace, *, times: int = 1, in_progress: int = 1, now: float = 0.0
 
 
 def test_the_limit_starts_at_the_largest_demand_of_a_session() -> None:
-    """It falls when that session leaves."""
+    """The limit falls when that session leaves."""
     small, large = Demand(3), Demand(20)
     pace = make_pace(small, small)
     assert count_turns(pace) == 3
@@ -77,7 +77,7 @@ def test_the_limit_is_never_below_one() -> None:
 
 
 def test_the_limit_rises_by_one_after_a_round_of_answers() -> None:
-    """From 4 to 5 after four answers, and so on up to the demand."""
+    """The limit rises from 4 to 5 after four answers, and so on up to the demand."""
     pace = make_pace(Demand(8))
     refuse(pace)
     limits = []
@@ -110,7 +110,7 @@ def test_a_single_refusal_pauses_no_other_call() -> None:
 
 
 def test_a_full_round_of_refusals_pauses_the_account() -> None:
-    """Until the longest Retry-After of the round."""
+    """The pause lasts until the longest Retry-After of the round."""
     pace = make_pace(Demand(3))
     rounds = [pace.started(0) for _ in range(3)]
     for number, each in enumerate(rounds):
@@ -146,7 +146,7 @@ def test_a_pause_is_bounded(seconds: float) -> None:
 
 
 def test_the_number_of_pauses_without_an_answer_is_bounded() -> None:
-    """With a quota used up until tomorrow and a Retry-After of 30 seconds, calls fail instead of waiting all day."""
+    """A quota used up until tomorrow with a Retry-After of 30 seconds fails calls, instead of pausing them all day."""
     pace = make_pace(Demand(3))
     now = 0.0
     for _ in range(MOST_PAUSES):
@@ -189,13 +189,13 @@ def test_a_pause_ends_with_the_last_session_unless_the_quota_is_used_up() -> Non
 
 @given(
     allowed=st.integers(1, 6),
-    lasts=st.lists(st.sampled_from([0.0, 0.5, 7.0, 59.0, 60.0, 200.0]), min_size=1, max_size=60),
+    pauses=st.lists(st.sampled_from([0.0, 0.5, 7.0, 59.0, 60.0, 200.0]), min_size=1, max_size=60),
 )
-def test_no_minute_has_more_requests_than_allowed(allowed: int, lasts: list[float]) -> None:
-    """Holds for any sixty seconds, with no longer wait than necessary."""
+def test_no_minute_has_more_requests_than_allowed(allowed: int, pauses: list[float]) -> None:
+    """Any sixty seconds are within the limit, and no call waits longer than necessary."""
     pace = make_pace(Demand(100, requests_per_minute=allowed))
     now, starts = 0.0, list[float]()
-    for pause in lasts:
+    for pause in pauses:
         opens_at = pace.opens_at(now, 0)
         if opens_at > now:
             assert opens_at == starts[-allowed] + WINDOW_S
@@ -214,7 +214,7 @@ def test_a_turn_without_a_request_is_not_counted() -> None:
 
 
 def test_the_lowest_requests_per_minute_of_all_sessions_applies() -> None:
-    """While that session is open."""
+    """The limit of a session applies while that session is open."""
     careful = Demand(5, requests_per_minute=1)
     pace = make_pace(Demand(5), careful, Demand(5, requests_per_minute=10))
     answer(pace)
@@ -266,14 +266,14 @@ def test_a_call_with_an_unknown_outcome_counts_with_the_mean_tokens() -> None:
 
 @given(tokens=st.lists(st.integers(0, 500), min_size=1, max_size=50), allowed=st.integers(500, 2000))
 def test_sequential_calls_stay_within_the_token_limit(tokens: list[int], allowed: int) -> None:
-    """Up to the tokens by which the last call exceeds the mean."""
+    """The sum may exceed the limit by the tokens of the last call above the mean."""
     pace = make_pace(Demand(50, tokens_per_minute=allowed))
-    now, taken = 0.0, list[tuple[float, int]]()
+    now, amounts = 0.0, list[tuple[float, int]]()
     for each in tokens:
         while (opens_at := pace.opens_at(now, 0)) > now:
             now = opens_at
         assert math.isfinite(now)
         answer(pace, tokens=each, now=now)
-        taken.append((now, each))
-        assert sum(amount for at, amount in taken if at > now - WINDOW_S) <= allowed + 500
+        amounts.append((now, each))
+        assert sum(amount for at, amount in amounts if at > now - WINDOW_S) <= allowed + 500
         now += 1

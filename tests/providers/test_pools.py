@@ -18,7 +18,7 @@ from tests.loopback import every_provider, good, http, scripted
 
 @pytest.fixture
 def request_counts(monkeypatch: pytest.MonkeyPatch) -> Counter[object]:
-    """Count the requests that each transport is given."""
+    """Count the requests of each transport."""
     counts: Counter[object] = Counter()
     send = httpx2.AsyncHTTPTransport.handle_async_request
 
@@ -58,7 +58,7 @@ async def test_requests_are_spread_over_small_pools(request_counts: Counter[obje
 
 
 async def test_a_failed_request_frees_its_place_in_the_pool(request_counts: Counter[object]) -> None:
-    """Otherwise a pool whose server refused once would count as busy for ever."""
+    """A pool whose server refused once would otherwise count as busy for ever."""
     async with httpx2.AsyncClient(transport=Pools(16, ssl.create_default_context())) as client:
         for _ in range(6):
             with pytest.raises(httpx2.ConnectError):

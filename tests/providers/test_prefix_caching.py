@@ -21,13 +21,13 @@ from tests.loopback import ONCE, MakeConfig, asked, good, http, outcomes, script
 
 DOCUMENT_TOKENS = 100_000
 DOCUMENT = Source.from_text("x" * 4 * DOCUMENT_TOKENS, identifier="report")
-TEN = [f"Question {number:02}?" for number in range(10)]
+TEN_PROMPTS = [f"Question {number:02}?" for number in range(10)]
 WARM = Options(implicit_caching="warm")
 MARK = {"type": "ephemeral"}
 
 
 def count_billed_documents(usage: dict[str, int]) -> float:
-    """Return the billed input in documents: plain input, writes at 1.25, reads at 0.1."""
+    """Return the billed input in documents: uncached input, writes at 1.25, reads at 0.1."""
     read, written = usage.get("cached_tokens", 0), usage.get("cache_write_tokens", 0)
     uncached = usage["input_tokens"] - read - written
     return (uncached + 1.25 * written + 0.1 * read) / DOCUMENT_TOKENS
@@ -47,18 +47,18 @@ def count_breakpoints(body: Any) -> int:
 async def test_a_warm_fan_out_bills_two_documents_instead_of_ten(
     options: Options | None, least: float, most: float, config: MakeConfig, sim: Simulator
 ) -> None:
-    """1.25 for the write and 0.9 for nine reads; without caching all ten."""
+    """The write costs 1.25 documents and nine reads cost 0.9; without caching, ten calls cost ten."""
     sim.latency_s = 0.1
-    envelope = await run_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=options)
+    envelope = await run_many(TEN_PROMPTS, sources=[DOCUMENT], config=config("anthropic"), options=options)
     assert envelope.status == "ok"
     assert least <= count_billed_documents(envelope.usage) <= most
 
 
 async def test_concurrent_calls_with_implicit_caching_each_write_the_cache(config: MakeConfig, sim: Simulator) -> None:
-    """12.5 documents for ten calls, so `implicit_caching=True` is not the default of a fan-out."""
+    """Ten calls cost 12.5 documents, so `implicit_caching=True` is not the default of a fan-out."""
     sim.latency_s = 0.2
     options, settings = Options(implicit_caching=True), config("anthropic", request_concurrency=10)
-    envelope = await run_many(TEN, sources=[DOCUMENT], config=settings, options=options)
+    envelope = await run_many(TEN_PROMPTS, sources=[DOCUMENT], config=settings, options=options)
     assert count_billed_documents(envelope.usage) == pytest.approx(12.5, abs=0.01)
 
 
@@ -66,7 +66,7 @@ async def test_a_warm_fan_out_makes_the_first_call_before_the_others(config: Mak
     """Ten answers of 0.2 seconds each take the time of two."""
     sim.latency_s = 0.2
     settings = config("anthropic", request_concurrency=10)
-    envelope = await run_many(TEN, sources=[DOCUMENT], config=settings, options=WARM)
+    envelope = await run_many(TEN_PROMPTS, sources=[DOCUMENT], config=settings, options=WARM)
     assert envelope.metrics["duration_s"] < 1.2
     cache_used = [call["cache_used"] for call in envelope.diagnostics["calls"]]
     assert sorted(cache_used) == [False] + [True] * 9
@@ -77,7 +77,7 @@ async def test_a_warm_fan_out_makes_the_first_call_before_the_others(config: Mak
 
 
 async def test_the_breakpoint_is_at_the_last_source(config: MakeConfig, sim: Simulator) -> None:
-    """It covers all sources, and not the prompt."""
+    """The cached prefix covers all sources, and not the prompt."""
     options = WARM.model_copy(update={"system_instruction": "Be brief.", "cache_ttl": "1h"})
     sources = [Source.from_text("one"), Source.from_text("two")]
     await run_many(["a", "b"], sources=sources, config=config("anthropic"), options=options)
@@ -127,7 +127,7 @@ async def test_without_sources_the_breakpoint_is_at_the_system_instruction_or_th
 async def test_breakpoints_of_the_caller_are_not_changed(
     raw: dict[str, Any], added: int, config: MakeConfig, sim: Simulator
 ) -> None:
-    """One more is added, unless the caller has set the maximum of four."""
+    """One breakpoint is added, unless the caller has set the maximum of four."""
     options = WARM.model_copy(update={"provider_options": {"anthropic": raw}})
     await run_many(["a", "b"], sources=[Source.from_text("s")], config=config("anthropic"), options=options)
     for entry in asked(sim):
@@ -137,8 +137,8 @@ async def test_breakpoints_of_the_caller_are_not_changed(
 
 async def test_if_the_first_call_fails_the_next_one_writes_the_cache(config: MakeConfig, sim: Simulator) -> None:
     sim.latency_s = 0.1
-    sim.fail(Fault(kind="status", status=400), contains=TEN[0])
-    results = await outcomes(TEN, config("anthropic"), WARM, [DOCUMENT])
+    sim.fail(Fault(kind="status", status=400), contains=TEN_PROMPTS[0])
+    results = await outcomes(TEN_PROMPTS, config("anthropic"), WARM, [DOCUMENT])
     assert [outcome.answer is None for outcome in results] == [True] + [False] * 9
     assert _count_writes(results) == [0, 1, *[0] * 8]
     assert _count_reads(results) == [0, 0, *[1] * 8]
@@ -148,7 +148,7 @@ async def test_after_three_failed_first_calls_the_others_run_uncached(config: Ma
     """Concurrent calls would each pay for a write."""
     sim.latency_s = 0.05
     sim.fail(Fault(kind="status", status=500), times=3)
-    plan = _plan(TEN, config)
+    plan = _make_plan(TEN_PROMPTS, config)
     results = await execute_plan(plan, config("anthropic", retry=ONCE))
     (warning,) = extract_envelope(plan, results, duration_s=0.0).diagnostics["warnings"]
     assert "the first calls failed" in warning
@@ -158,9 +158,9 @@ async def test_after_three_failed_first_calls_the_others_run_uncached(config: Ma
 
 
 async def test_if_the_first_call_is_cancelled_the_next_one_writes_the_cache(config: MakeConfig, sim: Simulator) -> None:
-    """As when one task run of a flow is stopped: all task runs share one execution."""
-    sim.fail(Fault(kind="hang"), contains=TEN[0])
-    plan = _plan(TEN[:4], config)
+    """One task run of a flow may be stopped, and all task runs share one execution."""
+    sim.fail(Fault(kind="hang"), contains=TEN_PROMPTS[0])
+    plan = _make_plan(TEN_PROMPTS[:4], config)
     async with open_execution(plan, config("anthropic"), Terms()) as execution:
         parts = [asyncio.create_task(execution.answer_calls(part.calls)) for part in plan.parts(1)]
         await until(lambda: asked(sim))
@@ -175,7 +175,7 @@ async def test_if_the_first_call_is_cancelled_the_next_one_writes_the_cache(conf
 async def test_all_parts_of_a_run_share_one_first_call(config: MakeConfig, sim: Simulator) -> None:
     """Each task run of a flow is a part; the first to start writes."""
     sim.latency_s = 0.1
-    plan = _plan(TEN, config)
+    plan = _make_plan(TEN_PROMPTS, config)
     async with open_execution(plan, config("anthropic"), Terms()) as execution:
         each = await asyncio.gather(*(execution.answer_calls(part.calls) for part in plan.parts(2)))
     results = [outcome for part in each for outcome in part]
@@ -185,16 +185,16 @@ async def test_all_parts_of_a_run_share_one_first_call(config: MakeConfig, sim: 
 
 async def test_a_part_of_one_call_with_its_own_execution_writes_no_cache(config: MakeConfig, sim: Simulator) -> None:
     """No other call would read it."""
-    for part in _plan(TEN[:3], config).parts(1):
+    for part in _make_plan(TEN_PROMPTS[:3], config).parts(1):
         await execute_plan(part, config("anthropic"))
     assert sum(count_breakpoints(entry.body) for entry in asked(sim)) == 0
 
 
 async def test_a_rerun_writes_the_cache_only_for_missing_answers(config: MakeConfig, sim: Simulator) -> None:
     """The first missing answer is requested before the others; a rerun without missing answers sends nothing."""
-    settings, plan = config("anthropic", retry=ONCE), _plan(TEN, config)
+    settings, plan = config("anthropic", retry=ONCE), _make_plan(TEN_PROMPTS, config)
     sim.latency_s = 0.05
-    for prompt in TEN[4:8]:
+    for prompt in TEN_PROMPTS[4:8]:
         sim.fail(Fault(kind="status", status=400), contains=prompt)
     await execute_plan(plan, settings, Terms(run_key="nightly"))
     sim.prefixes.clear()  # the cache has expired before the rerun
@@ -207,10 +207,10 @@ async def test_a_rerun_writes_the_cache_only_for_missing_answers(config: MakeCon
 
 
 async def test_each_source_of_a_broadcast_has_a_first_call(config: MakeConfig, sim: Simulator) -> None:
-    """Three prompts about each of three sources: three writes, six reads."""
+    """Three prompts about each of three sources make three writes and six reads."""
     sim.latency_s = 0.1
     sources = [Source.from_text(letter * 8_000, identifier=letter) for letter in "abc"]
-    envelopes = await _broadcast(TEN[:3], sources, config, WARM)
+    envelopes = await _run_broadcast(TEN_PROMPTS[:3], sources, config, WARM)
     assert [envelope.metrics["n_cache_hits"] for envelope in envelopes] == [2, 2, 2]
     assert [envelope.metrics["cache_write_tokens"] for envelope in envelopes] == [2_000] * 3
 
@@ -219,7 +219,7 @@ async def test_a_broadcast_of_one_prompt_writes_no_cache(config: MakeConfig, sim
     """Ten sources share no prefix; with "warm" a warning says that it had no effect."""
     sources = [Source.from_text(str(number) * 8_000, identifier=str(number)) for number in range(10)]
     for options, is_reported in ((None, False), (WARM, True)):
-        envelopes = await _broadcast(["p"], sources, config, options)
+        envelopes = await _run_broadcast(["p"], sources, config, options)
         assert [envelope.metrics["cache_write_tokens"] for envelope in envelopes] == [0] * 10
         all_warnings = [envelope.diagnostics["warnings"] for envelope in envelopes]
         assert all(any("had no effect" in each for each in warnings) is is_reported for warnings in all_warnings)
@@ -230,7 +230,9 @@ async def test_calls_that_wait_for_a_first_call_hold_no_slot(config: MakeConfig,
     """With a concurrency of one, a waiting call that held the slot would block the first call."""
     sim.latency_s = 0.02
     sources = [Source.from_text(letter * 8_000, identifier=letter) for letter in "abcd"]
-    envelopes = await asyncio.wait_for(_broadcast(TEN, sources, config, WARM, request_concurrency=1), timeout=20)
+    envelopes = await asyncio.wait_for(
+        _run_broadcast(TEN_PROMPTS, sources, config, WARM, request_concurrency=1), timeout=20
+    )
     assert [envelope.status for envelope in envelopes] == ["ok"] * 4
     assert len(asked(sim)) == 40
 
@@ -310,7 +312,7 @@ async def test_openai_receives_a_prompt_cache_key_by_content(config: MakeConfig,
 
 
 async def test_a_prompt_cache_key_of_the_caller_is_used(config: MakeConfig, sim: Simulator) -> None:
-    """Cache options of the caller, too."""
+    """The caller's cache options are used, too."""
     raw = {"prompt_cache_key": "mine", "prompt_cache_options": {"mode": "implicit", "ttl": "30m"}}
     options = Options(provider_options={"openai": raw}, cache_ttl="1h")
     await run("p", source=Source.from_text("s"), config=config("openai", model="gpt-5.6"), options=options)
@@ -332,10 +334,10 @@ async def test_a_warm_fan_out_reads_openais_automatic_cache(config: MakeConfig, 
     """The first call fills the cache before the others start."""
     sim.latency_s = 0.2
     settings = config("openai", model="gpt-5.6", request_concurrency=10)
-    cold = await run_many(TEN, sources=[DOCUMENT], config=settings)
+    cold = await run_many(TEN_PROMPTS, sources=[DOCUMENT], config=settings)
     assert count_billed_documents(cold.usage) == pytest.approx(12.5, abs=0.01)
     sim.prefixes.clear()
-    warm = await run_many(TEN, sources=[DOCUMENT], config=settings, options=WARM)
+    warm = await run_many(TEN_PROMPTS, sources=[DOCUMENT], config=settings, options=WARM)
     assert count_billed_documents(warm.usage) == pytest.approx(2.15, abs=0.01)
     assert warm.metrics["n_cache_hits"] == 9
 
@@ -343,7 +345,7 @@ async def test_a_warm_fan_out_reads_openais_automatic_cache(config: MakeConfig, 
 async def test_a_prefix_that_openai_does_not_cache_is_reported(config: MakeConfig) -> None:
     """OpenAI caches prefixes of 1,024 tokens and more."""
     settings, short = config("openai"), Source.from_text("short")
-    (warning,) = (await run_many(TEN, sources=[short], config=settings, options=WARM)).diagnostics["warnings"]
+    (warning,) = (await run_many(TEN_PROMPTS, sources=[short], config=settings, options=WARM)).diagnostics["warnings"]
     assert "1,024" in warning
 
 
@@ -351,19 +353,19 @@ async def test_openrouter_requests_to_anthropic_have_a_breakpoint(config: MakeCo
     """Usage is counted as for Anthropic."""
     sim.latency_s = 0.1
     settings = config("openrouter", model="anthropic/claude-sonnet-4.6")
-    envelope = await run_many(TEN, sources=[DOCUMENT], config=settings, options=WARM)
+    envelope = await run_many(TEN_PROMPTS, sources=[DOCUMENT], config=settings, options=WARM)
     assert count_billed_documents(envelope.usage) == pytest.approx(2.15, abs=0.01)
     for entry in asked(sim):
         document, prompt = entry.body["messages"][-1]["content"]
         assert document["cache_control"] == MARK
         assert count_breakpoints(prompt) == 0
-    await run_many(TEN[:2], sources=[DOCUMENT], config=settings)
+    await run_many(TEN_PROMPTS[:2], sources=[DOCUMENT], config=settings)
     assert [count_breakpoints(entry.body) for entry in asked(sim)[10:]] == [0, 0]
 
 
 async def test_openrouter_requests_to_other_vendors_have_no_breakpoint(config: MakeConfig, sim: Simulator) -> None:
     """Their caches are automatic."""
-    await run_many(TEN[:2], sources=[DOCUMENT], config=config("openrouter"), options=WARM)
+    await run_many(TEN_PROMPTS[:2], sources=[DOCUMENT], config=config("openrouter"), options=WARM)
     assert [count_breakpoints(entry.body) for entry in asked(sim)] == [0, 0]
 
 
@@ -381,12 +383,12 @@ async def test_warm_and_cache_ttl_are_refused_for_providers_without_support(
 # --- Helpers ------------------------------------------------------------------------------------------------
 
 
-def _plan(prompts: list[str], config: MakeConfig) -> Plan:
+def _make_plan(prompts: list[str], config: MakeConfig) -> Plan:
     target = config("anthropic").target
     return make_plan(make_request(prompts, target=target, sources=[DOCUMENT], options=WARM))
 
 
-async def _broadcast(
+async def _run_broadcast(
     prompts: list[str], sources: list[Source], config: MakeConfig, options: Options | None, **changes: Any
 ) -> list[ResultEnvelope]:
     settings = config("anthropic", **changes)
@@ -395,7 +397,7 @@ async def _broadcast(
 
 
 def _count_writes(results: list[Outcome]) -> list[int]:
-    """For each call, how many documents it wrote."""
+    """Return how many documents each call wrote to the cache."""
     return [_count(outcome, "cache_write_tokens") for outcome in results]
 
 

@@ -25,19 +25,21 @@ from pollux_flows.ratelimit.headers import used_up_for
 )
 @pytest.mark.parametrize("quota", ["requests", "tokens"])
 def test_a_reset_of_openai_is_a_duration(quota: str, text: str, seconds: float) -> None:
-    """In Go's format."""
+    """The duration has Go's format."""
     headers = httpx2.Headers({f"X-RateLimit-Remaining-{quota}": "0", f"X-RateLimit-Reset-{quota}": text})
     assert used_up_for(headers) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("quota", ["requests", "tokens", "input-tokens", "output-tokens"])
 def test_a_reset_of_anthropic_is_compared_with_the_providers_clock(quota: str) -> None:
-    """Their clock is an hour behind this machine's."""
-    theirs = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+    """The provider's clock is an hour behind this machine's."""
+    provider_time = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
     headers = {
         f"anthropic-ratelimit-{quota}-remaining": "0",
-        f"anthropic-ratelimit-{quota}-reset": (theirs + timedelta(seconds=20)).isoformat().replace("+00:00", "Z"),
-        "date": format_datetime(theirs, usegmt=True),
+        f"anthropic-ratelimit-{quota}-reset": (provider_time + timedelta(seconds=20))
+        .isoformat()
+        .replace("+00:00", "Z"),
+        "date": format_datetime(provider_time, usegmt=True),
     }
     assert used_up_for(headers) == 20
 
@@ -87,11 +89,11 @@ def test_quota_left_or_unknown_causes_no_wait(remaining: str) -> None:
 
 
 def test_a_limit_of_zero_is_ignored() -> None:
-    """The server answered in spite of it."""
-    headers = {f"x-ratelimit-{what}-requests": "0" for what in ("limit", "remaining")}
+    """Some servers send limits of zero with an answer."""
+    headers = {f"x-ratelimit-{name}-requests": "0" for name in ("limit", "remaining")}
     assert used_up_for({**headers, "x-ratelimit-reset-requests": "30s"}) == 0
 
 
 def test_headers_without_limits_cause_no_wait() -> None:
-    """As Gemini's."""
+    """Gemini sends no rate-limit headers."""
     assert used_up_for({"content-type": "application/json"}) == 0

@@ -39,7 +39,7 @@ def read_thinking(provider: ProviderName, body: dict[str, Any]) -> Any:
 async def test_reasoning_effort_is_sent_in_the_form_of_each_model_family(
     case: tuple[ProviderName, str, str, dict[str, Any]], config: MakeConfig, sim: Simulator
 ) -> None:
-    """A level, a number of tokens or a mode; the reasoning is returned."""
+    """The effort is sent as a level, a number of tokens or a mode, and the reasoning is returned."""
     provider, model, effort, wire = case
     envelope = await run("Why?", config=config(provider, model=model), options=Options(reasoning_effort=effort))
     assert read_thinking(provider, sent(sim)) == wire
@@ -49,7 +49,7 @@ async def test_reasoning_effort_is_sent_in_the_form_of_each_model_family(
 
 
 async def test_anthropic_receives_the_effort_in_output_config(config: MakeConfig, sim: Simulator) -> None:
-    """Beside the thinking mode."""
+    """The effort is a setting beside the thinking mode."""
     await run("Why?", config=config("anthropic", model="claude-opus-4-7"), options=Options(reasoning_effort="low"))
     assert sent(sim)["output_config"] == {"effort": "low"}
 

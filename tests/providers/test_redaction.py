@@ -17,7 +17,7 @@ from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, ONCE, SDKS, MakeConfig, config_at, every_provider, good, http, scripted
 from tests.providers.batching import BatchSession, open_batch_session
 
-SHORT = "not-needed"
+PLACEHOLDER_KEY = "not-needed"
 
 
 @pytest.fixture(params=SDKS)
@@ -41,7 +41,7 @@ async def test_a_batch_row_that_echoes_the_key_is_redacted(b: BatchSession) -> N
 
 
 async def test_a_batch_error_that_echoes_the_key_is_redacted(b: BatchSession) -> None:
-    """When inspected, and in a list. Anthropic's batches have no error of their own."""
+    """An inspected batch and a listed one are both redacted. Anthropic's batches have no error of their own."""
     b.sim.batch(end="failed", message=f"bad key {KEY}")
     batch = await b.run_batch("Hello?")
     (listed,) = [each async for page in b.session.batch_pages() for each in page]
@@ -62,12 +62,14 @@ async def test_an_answer_that_echoes_the_key_is_redacted(provider: ProviderName)
 
 async def test_a_short_placeholder_key_is_redacted_only_in_errors() -> None:
     """Local servers need no key, and callers pass an ordinary word."""
-    async with scripted(http(good("local", f"A key is {SHORT}."))) as server:
-        config = server.config("local", api_key=SHORT)
-        assert (await run("p", config=config)).text == f"A key is {SHORT}."
+    async with scripted(http(good("local", f"A key is {PLACEHOLDER_KEY}."))) as server:
+        config = server.config("local", api_key=PLACEHOLDER_KEY)
+        assert (await run("p", config=config)).text == f"A key is {PLACEHOLDER_KEY}."
     redactor = Redactor(config)
-    failed = redactor.answer(Batch(id=f"b-{SHORT}", state="failed", native="failed", problem=f"bad key {SHORT}"))
-    assert (failed.id, failed.problem) == (f"b-{SHORT}", "bad key [REDACTED]")
+    failed = redactor.answer(
+        Batch(id=f"b-{PLACEHOLDER_KEY}", state="failed", native="failed", problem=f"bad key {PLACEHOLDER_KEY}")
+    )
+    assert (failed.id, failed.problem) == (f"b-{PLACEHOLDER_KEY}", "bad key [REDACTED]")
 
 
 @pytest.mark.parametrize(
@@ -81,20 +83,20 @@ async def test_a_short_placeholder_key_is_redacted_only_in_errors() -> None:
 )
 def test_an_escaped_key_in_json_is_redacted(line: str, expected: object) -> None:
     """A line without the key is unchanged."""
-    redacted = Redactor(config_at("http://h")("openai")).line(line.encode(), _failed)
+    redacted = Redactor(config_at("http://h")("openai")).line(line.encode(), _make_failed_result)
     assert json.loads(redacted) == expected
     assert (redacted == line.encode()) == (KEY not in str(json.loads(line)))
 
 
 def test_a_key_in_a_line_that_is_not_json_is_redacted() -> None:
     """Such lines are stored for people to read."""
-    line = Redactor(config_at("http://h")("openai")).line(f'{{"cut: {KEY}'.encode(), _failed)
+    line = Redactor(config_at("http://h")("openai")).line(f'{{"cut: {KEY}'.encode(), _make_failed_result)
     assert line == b'{"cut: [REDACTED]'
 
 
 def test_a_key_split_between_two_writes_is_redacted() -> None:
     into = io.BytesIO()
-    results = Redactor(config_at("http://h")("openai")).results(into, _failed)
+    results = Redactor(config_at("http://h")("openai")).results(into, _make_failed_result)
     text = f'{{"error":"{KEY}"}}\n{{"error":"no key"}}\n'.encode()
     for at in range(0, len(text), 7):
         results.write(text[at : at + 7])
@@ -105,12 +107,12 @@ def test_a_key_split_between_two_writes_is_redacted() -> None:
 async def test_an_error_that_echoes_the_key_is_redacted(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """In its traceback, too, which a log would show."""
+    """The key is removed from chained errors, too, which a traceback would show."""
     sim.fail(Fault(status=400, message=f"bad key {KEY}"))
     with pytest.raises(APIError, match=r"bad key \[REDACTED\]") as caught:
         await run("p", config=config(provider, retry=ONCE))
     assert KEY not in f"{caught.value!r}{vars(caught.value)}{caught.value.__cause__!r}{caught.value.__context__!r}"
 
 
-def _failed(_line: bytes) -> Result:
+def _make_failed_result(_line: bytes) -> Result:
     return Result(None, "failed")

@@ -14,7 +14,7 @@ from pollux_flows.errors import ErrorCategory
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, ONCE, QUICK, MakeConfig, asked, every_provider, http, outcomes, scripted
 
-FINAL: list[tuple[int, ErrorCategory | None]] = [
+PERMANENT: list[tuple[int, ErrorCategory | None]] = [
     (400, None), (401, "auth"), (402, None), (403, "auth"), (404, None), (405, None), (413, None), (422, None),
     (501, None),
 ]  # fmt: skip
@@ -22,7 +22,7 @@ TRANSIENT = [408, 409, 425, 429, 500, 502, 503, 504, 520, 529]
 
 
 @every_provider
-@pytest.mark.parametrize(("status", "category"), FINAL)
+@pytest.mark.parametrize(("status", "category"), PERMANENT)
 async def test_a_permanent_error_is_not_retried(
     provider: ProviderName, status: int, category: ErrorCategory | None, config: MakeConfig, sim: Simulator
 ) -> None:
@@ -113,7 +113,7 @@ async def test_a_prompt_beyond_the_context_is_not_retried(
 async def test_an_account_without_funds_is_not_retried(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """A 429 that waiting does not resolve."""
+    """Waiting does not resolve such a 429."""
     sim.fail(Fault(status=429, error_type="insufficient_quota"), times=None)
     with pytest.raises(RateLimitError) as caught:
         await run("p", config=config(provider))
@@ -181,7 +181,7 @@ async def test_openrouters_message_and_its_upstreams_are_both_raised(raw: Any) -
     ids=str,
 )
 async def test_the_message_of_a_local_server_is_raised(body: dict[str, Any]) -> None:
-    """In any of the formats that such servers use."""
+    """Local servers use several formats of errors."""
     async with scripted(http(body, 400)) as server:
         with pytest.raises(APIError, match=r"local answered 400: .*no such adapter"):
             await run("p", config=server.config("local"))
@@ -242,7 +242,7 @@ async def test_a_malformed_error_body_is_a_short_api_error_without_the_key(provi
 
 @every_provider
 async def test_a_refused_connection_names_the_address(provider: ProviderName) -> None:
-    """Its outcome is known: the call was not billed."""
+    """The outcome is known: the call was not billed."""
     settings: dict[str, Any] = {"model": "google/gemini-2.5-flash-lite" if provider == "openrouter" else "gpt-x"}
     config = Config(provider=provider, api_key=KEY, base_url="http://127.0.0.1:9/v1", retry=QUICK, **settings)
     with pytest.raises(APIError) as caught:

@@ -48,7 +48,7 @@ def read_wire_schema(provider: ProviderName, body: dict[str, Any]) -> Any:
 async def test_a_pydantic_model_is_returned_as_an_instance(
     provider: ProviderName, shape: type[BaseModel], config: MakeConfig
 ) -> None:
-    """With optional fields, enums, maps, references and recursion; the provider accepts each schema."""
+    """Each provider accepts optional fields, enums, maps, references and recursion."""
     envelope = await run("Fill it in.", config=config(provider), options=Options(response_schema=shape))
     assert envelope.structured is not None
     assert [type(value) for value in envelope.structured] == [shape]
@@ -58,7 +58,7 @@ async def test_a_pydantic_model_is_returned_as_an_instance(
 
 @pytest.mark.parametrize("shape", CASES, ids=lambda shape: shape.__name__)
 async def test_openai_models_behind_openrouter_accept_each_schema(shape: type[BaseModel], config: MakeConfig) -> None:
-    """They are as strict as OpenAI itself."""
+    """Such models are as strict as OpenAI itself."""
     options = Options(response_schema=shape)
     envelope = await run("Fill it in.", config=config("openrouter", model="openai/gpt-5-nano"), options=options)
     assert envelope.structured is not None
@@ -92,7 +92,7 @@ async def test_a_json_schema_is_answered_with_plain_data(provider: ProviderName,
 
 @every_provider
 async def test_an_import_string_names_the_model(provider: ProviderName, config: MakeConfig) -> None:
-    """As typed into a form."""
+    """An import string can be typed into a form."""
     options = Options(response_schema="tests.providers.shapes:Invoice")
     envelope = await run("Fill it in.", config=config(provider), options=options)
     assert envelope.structured is not None
@@ -131,7 +131,7 @@ INVALID_TEXTS = [
 @pytest.mark.parametrize("schema", [Invoice, INVOICE], ids=["model", "dict"])
 @pytest.mark.parametrize(("text", "reason"), INVALID_TEXTS, ids=[text[:30] for text, _ in INVALID_TEXTS])
 async def test_an_invalid_structured_answer_does_not_lose_the_envelope(schema: Any, text: str, reason: str) -> None:
-    """Truncated JSON, another shape, endless nesting, half a surrogate pair, infinity: None, a reason, and the text."""
+    """The structured value is None with a warning, and the text is returned."""
     async with scripted(http(good("local", text))) as server:
         envelope = await run("p", config=server.config("local"), options=Options(response_schema=schema))
     assert envelope.structured == [None]
@@ -142,7 +142,7 @@ async def test_an_invalid_structured_answer_does_not_lose_the_envelope(schema: A
 
 
 async def test_json_in_a_markdown_fence_is_read() -> None:
-    """Models write it where a server cannot enforce a schema."""
+    """Models write a fence where a server cannot enforce a schema."""
     async with scripted(http(good("local", '```json\n{"number": "a", "total": 1}\n```'))) as server:
         envelope = await run("p", config=server.config("local"), options=Options(response_schema=Invoice))
     assert envelope.structured == [Invoice(number="a", total=1)]
@@ -158,7 +158,7 @@ async def test_nulls_added_by_strict_mode_are_removed() -> None:
 
 @every_provider
 async def test_a_truncated_answer_has_no_structured_value(provider: ProviderName, config: MakeConfig) -> None:
-    """Two warnings: it was truncated, and it does not fit the schema."""
+    """One warning says that the answer was truncated, another that it does not fit the schema."""
     options = Options(response_schema=Company, max_tokens=16)
     envelope = await run("Tell me about a large company, and all its staff.", config=config(provider), options=options)
     assert envelope.structured == [None]
@@ -185,7 +185,7 @@ async def test_a_schema_without_an_object_at_the_root_is_refused_for_openai(conf
 
 
 async def test_a_free_form_map_is_not_closed(config: MakeConfig, sim: Simulator) -> None:
-    """Closed to no properties, the map could only be empty."""
+    """A map closed to additional properties could only be empty."""
     for provider in MODELS:
         await run("p", config=config(provider), options=Options(response_schema=Map))
     for entry in asked(sim):
@@ -253,7 +253,7 @@ async def test_an_error_during_validation_does_not_lose_the_texts(schema: Any, t
 
 
 async def test_the_json_of_an_envelope_uses_field_aliases(config: MakeConfig) -> None:
-    """It fits the schema that was sent, and can be read back into the model."""
+    """The JSON fits the schema that was sent, and can be read back into the model."""
     envelope = await run("Give one.", config=config("openai"), options=Options(response_schema=Aliased))
     stored = json.loads(envelope.model_dump_json())["structured"][0]
     assert set(stored) == {"class"}
@@ -268,8 +268,8 @@ async def test_the_hint_for_a_local_server_without_schemas_can_be_pasted(message
     async with scripted(http({"error": message}, 400)) as server:
         with pytest.raises(APIError) as caught:
             await run("p", config=server.config("local"), options=Options(response_schema={"type": "object"}))
-    pasted = re.search(r"provider_options=(\{.*\})\)", caught.value.hint or "")
-    assert pasted is not None
-    options = Options(provider_options=ast.literal_eval(pasted[1]))
+    match = re.search(r"provider_options=(\{.*\})\)", caught.value.hint or "")
+    assert match is not None
+    options = Options(provider_options=ast.literal_eval(match[1]))
     call = Call(model="m", materials=(), prompt="p", options=options)
     assert request(call)["response_format"] == {"type": "json_object"}

@@ -15,7 +15,7 @@ from pollux_flows.simulator import Simulator
 from tests.executing import execute_plan
 from tests.loopback import KEY, MODELS, MakeConfig, asked, every_provider, sent
 
-LONG = "Tell me all about the sea, its waves, its depths, its storms and the ships on it. " * 3
+LONG_PROMPT = "Tell me all about the sea, its waves, its depths, its storms and the ships on it. " * 3
 
 
 def read_user_texts(provider: ProviderName, body: dict[str, Any]) -> list[str]:
@@ -49,8 +49,8 @@ async def test_sources_come_before_the_prompt(provider: ProviderName, config: Ma
     sources = [Source.from_text("first source"), Source.from_json({"n": 1})]
     await run_many("the prompt", sources=sources, config=config(provider))
     texts = read_user_texts(provider, sent(sim))
-    wanted = ["first source", '{"n": 1}', "the prompt"]
-    assert texts == (["\n\n".join(wanted)] if provider == "local" else wanted)
+    expected = ["first source", '{"n": 1}', "the prompt"]
+    assert texts == (["\n\n".join(expected)] if provider == "local" else expected)
 
 
 @every_provider
@@ -96,7 +96,7 @@ async def test_sampling_options_are_sent_including_zero(
 
 @pytest.mark.parametrize("name", ["temperature", "top_p"])
 async def test_sampling_options_are_refused_for_anthropic(name: str, config: MakeConfig, sim: Simulator) -> None:
-    """Its API has dropped both."""
+    """Anthropic's API has dropped both options."""
     with pytest.raises(ConfigurationError) as caught:
         await run("p", config=config("anthropic"), options=Options(**{name: 0.5}))
     assert "Leave temperature and top_p out" in str(caught.value.hint)
@@ -105,7 +105,7 @@ async def test_sampling_options_are_refused_for_anthropic(name: str, config: Mak
 
 @every_provider
 async def test_max_tokens_truncates_the_answer_with_a_warning(provider: ProviderName, config: MakeConfig) -> None:
-    envelope = await run(LONG, config=config(provider), options=Options(max_tokens=16))
+    envelope = await run(LONG_PROMPT, config=config(provider), options=Options(max_tokens=16))
     assert 0 < len(envelope.text) <= 16 * 4
     assert envelope.metrics["finish_reasons"] == ["max_tokens"]
     assert envelope.status == "partial"
@@ -238,7 +238,7 @@ async def test_anthropic_caches_a_broadcast_only_on_request(
 async def test_implicit_caching_true_is_refused_for_other_providers_than_anthropic(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """False is accepted."""
+    """`implicit_caching=False` is accepted."""
     with pytest.raises(ConfigurationError, match="implicit_caching"):
         await run("p", config=config(provider), options=Options(implicit_caching=True))
     assert sim.requests == []
@@ -275,7 +275,7 @@ async def test_an_empty_source_is_refused_for_anthropic(config: MakeConfig, sim:
 async def test_text_beyond_the_context_of_any_model_is_refused(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Like the text of a file."""
+    """The text of a file has this limit, too."""
     with pytest.raises(ConfigurationError, match="fits no model"):
         await run("Why?", source=Source.from_text("x" * (11 * 2**20)), config=config(provider))
     assert sim.requests == []

@@ -35,7 +35,7 @@ def read_declarations(provider: ProviderName, body: dict[str, Any]) -> list[Any]
 
 @with_tools
 async def test_tools_are_declared(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """With name and description; a tool without parameters takes no arguments."""
+    """A declaration has name and description; a tool without parameters takes no arguments."""
     await run("p", config=config(provider), options=Options(tools=[WEATHER, CLOCK]))
     first, second = read_declarations(provider, sent(sim))
     assert (first["name"], first["description"], second["name"]) == (
@@ -47,7 +47,7 @@ async def test_tools_are_declared(provider: ProviderName, config: MakeConfig, si
 
 @with_tools
 async def test_a_tool_call_is_returned(provider: ProviderName, config: MakeConfig) -> None:
-    """With its id, its name, and its arguments as JSON text. The status is ok although the answer has no text."""
+    """The call has an id, a name and JSON arguments, and the status is ok although the answer has no text."""
     options = Options(tools=[WEATHER], tool_choice="required")
     envelope = await run("Weather?", config=config(provider), options=options)
     assert envelope.tool_calls is not None
@@ -65,7 +65,7 @@ async def test_a_tool_call_is_returned(provider: ProviderName, config: MakeConfi
 async def test_several_tool_calls_in_one_turn_are_returned(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Each with an id of its own."""
+    """Each call has an id of its own."""
     sim.fail(Fault(kind="tool_call", count=3))
     envelope = await run("p", config=config(provider), options=Options(tools=[WEATHER, CLOCK]))
     assert envelope.tool_calls is not None
@@ -114,7 +114,7 @@ async def test_a_tool_with_a_map_is_not_strict(config: MakeConfig, sim: Simulato
 
 
 async def test_additional_properties_is_not_sent_to_gemini(config: MakeConfig, sim: Simulator) -> None:
-    """Its API refuses the keyword; a property with that name is sent."""
+    """Gemini's API refuses the keyword; a property with that name is sent."""
     parameters = {
         "type": "object",
         "properties": {"additionalProperties": {"type": "string"}},
@@ -176,7 +176,7 @@ LISTING = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["
 async def test_a_tool_call_without_an_id_gets_one_from_its_position(
     provider: ProviderName, item: dict[str, Any]
 ) -> None:
-    """So that its result can be sent back."""
+    """The id is needed to send the result back."""
     options = None if provider == "local" else Options(tools=[CLOCK])
     async with scripted(http(answer_with_call_without_id(provider, **item))) as server:
         server.listing = LISTING

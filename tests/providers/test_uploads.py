@@ -36,7 +36,7 @@ on_sdks = pytest.mark.parametrize("provider", SDKS)
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
@@ -45,13 +45,13 @@ class HangingFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec has n
 
     protocol = "stuck"
     store: dict[str, Any] = {}  # noqa: RUF012 (as fsspec has it)
-    opened: set[str] = set()  # noqa: RUF012
+    opened_paths: set[str] = set()  # noqa: RUF012
     reads_in_progress = threading.Semaphore(0)
     may_return = threading.Event()
 
     def _open(self, path: str, *_: Any, **__: Any) -> io.BytesIO:
-        first = path not in self.opened
-        self.opened.add(path)
+        first = path not in self.opened_paths
+        self.opened_paths.add(path)
         return io.BytesIO(PDF + path.encode()) if first else HangingFile(PDF + path.encode())
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def hanging_sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Source]]:
     monkeypatch.setattr(uploads, "_PATIENCE_S", 0.3)
     monkeypatch.setenv("POLLUX_ALLOW_PROTOCOLS", "stuck")
     fsspec.register_implementation("stuck", HangingFileSystem, clobber=True)
-    HangingFileSystem.opened.clear()
+    HangingFileSystem.opened_paths.clear()
     HangingFileSystem.may_return.clear()
     HangingFileSystem.reads_in_progress = threading.Semaphore(0)
     yield [Source.from_file(f"stuck://{index}.pdf") for index in range(3)]
@@ -82,7 +82,7 @@ def hanging_sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Source]]:
         time.sleep(0.01)
 
 
-def write_small_files(folder: Path, count: int) -> list[Source]:
+def write_pdfs(folder: Path, count: int) -> list[Source]:
     for index in range(count):
         (folder / f"{index}.pdf").write_bytes(PDF + index.to_bytes(4))
     return [Source.from_file(folder / f"{index}.pdf") for index in range(count)]
@@ -109,10 +109,8 @@ async def test_an_upload_whose_read_hangs_fails_after_timeout_s(
 async def test_hanging_uploads_do_not_stop_other_uploads(
     provider: ProviderName, config: MakeConfig, hanging_sources: list[Source], tmp_path: Path
 ) -> None:
-    """Three hang from the start; the others are uploaded and answered."""
-    outcomes = await run_broadcast(
-        [*hanging_sources, *write_small_files(tmp_path, 10)], config(provider, timeout_s=3.0)
-    )
+    """Three uploads hang from the start; the other sources are uploaded and answered."""
+    outcomes = await run_broadcast([*hanging_sources, *write_pdfs(tmp_path, 10)], config(provider, timeout_s=3.0))
     assert [outcome.answer is not None for outcome in outcomes] == [False] * 3 + [True] * 10
     assert all("within 3 seconds" in str(outcome.failure) for outcome in outcomes[:3])
 
@@ -156,7 +154,7 @@ def test_a_process_exits_while_an_upload_hangs(world: tuple[Simulator, str], sim
 async def test_forty_uploads_need_at_most_five_clients(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One for the calls, and one for each concurrent upload."""
+    """One client serves the calls, and one each concurrent upload."""
     created = []
     sdk_client = http.sdk_client
 
@@ -165,7 +163,7 @@ async def test_forty_uploads_need_at_most_five_clients(
         return sdk_client(*arguments)
 
     monkeypatch.setattr(http, "sdk_client", create_counting)
-    outcomes = await run_broadcast(write_small_files(tmp_path, 40), config(provider))
+    outcomes = await run_broadcast(write_pdfs(tmp_path, 40), config(provider))
     assert all(outcome.answer is not None for outcome in outcomes)
     assert len(sim.files) == 40
     assert 2 <= len(created) <= 5

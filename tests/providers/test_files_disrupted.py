@@ -37,13 +37,13 @@ on_sdks = pytest.mark.parametrize("provider", SDKS)
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "pollux"
     monkeypatch.setenv("POLLUX_HOME", str(home))
     return home
 
 
-def write_papers(folder: Path, count: int) -> list[Source]:
+def write_pdfs(folder: Path, count: int) -> list[Source]:
     for index in range(count):
         (folder / f"{index}.pdf").write_bytes(PDF + bytes([index]))
     return [Source.from_file(folder / f"{index}.pdf") for index in range(count)]
@@ -54,10 +54,10 @@ async def test_concurrent_runs_of_two_accounts_share_no_upload(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
 ) -> None:
     """Both use the same file at the same time."""
-    (paper,) = write_papers(tmp_path, 1)
+    (pdf,) = write_pdfs(tmp_path, 1)
     keys = ("sk-one-account-000000", "sk-another-account-00")
     envelopes = await asyncio.gather(
-        *(run("What is it?", source=paper, config=config(provider, api_key=key)) for key in keys for _ in range(2))
+        *(run("What is it?", source=pdf, config=config(provider, api_key=key)) for key in keys for _ in range(2))
     )
     assert [envelope.status for envelope in envelopes] == ["ok"] * 4
     assert len({file.account for file in sim.files}) == len(sim.files) == 2
@@ -69,12 +69,12 @@ async def test_concurrent_runs_of_two_accounts_share_no_upload(
 async def test_another_base_url_does_not_share_uploads(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
 ) -> None:
-    (paper,) = write_papers(tmp_path, 1)
+    (pdf,) = write_pdfs(tmp_path, 1)
     elsewhere = Simulator()
     with serve(elsewhere) as origin:
         moved = config(provider, base_url=Simulator.base_url(provider, origin))
         for settings in (config(provider), moved, config(provider), moved):
-            assert (await run("What is it?", source=paper, config=settings)).status == "ok"
+            assert (await run("What is it?", source=pdf, config=settings)).status == "ok"
     assert (len(sim.files), len(elsewhere.files)) == (1, 1)
 
 
@@ -82,15 +82,15 @@ async def test_another_base_url_does_not_share_uploads(
 async def test_a_file_that_expires_within_five_minutes_is_uploaded_again(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
 ) -> None:
-    """A run may take ten minutes; eleven minutes are enough."""
-    (paper,) = write_papers(tmp_path, 1)
-    assert (await run("What is it?", source=paper, config=config(provider))).status == "ok"
+    """A run may take ten minutes, so a file that expires in eleven is reused."""
+    (pdf,) = write_pdfs(tmp_path, 1)
+    assert (await run("What is it?", source=pdf, config=config(provider))).status == "ok"
     (entry,) = [loaded async for loaded in load_entries()]
     assert entry.uploaded is not None
     for left_s, uploads in ((660.0, 1), (300.0, 2)):
         uploaded = entry.uploaded.model_copy(update={"expires_at": time.time() + left_s})
         await open_store().put(entry.key.name, entry._replace(uploaded=uploaded).to_record() or {})
-        assert (await run("What is it?", source=paper, config=config(provider))).status == "ok"
+        assert (await run("What is it?", source=pdf, config=config(provider))).status == "ok"
         assert len(sim.files) == uploads
 
 
@@ -108,7 +108,7 @@ async def test_files_lost_in_the_middle_of_a_run_are_uploaded_once_more(
     lost_after = random.Random(seed).randrange(2, 17)  # noqa: S311 (no secret)
     settings = config(provider, request_concurrency=3)
     request = make_request(
-        [f"Question {n}?" for n in range(20)], target=settings.target, sources=write_papers(tmp_path, 3)
+        [f"Question {n}?" for n in range(20)], target=settings.target, sources=write_pdfs(tmp_path, 3)
     )
     plan = make_plan(request, await read_sources(request))
     done = 0
@@ -133,21 +133,21 @@ async def test_a_disk_that_fills_in_the_middle_of_a_run_costs_no_answer(
     monkeypatch.setattr(cleanup, "Ledger", partial(Ledger, lease_s=1.0))
     monkeypatch.setattr(answers, "_PAUSES", ())
     settings = config(provider, keep_files_s=0.0)
-    sources = write_papers(tmp_path, 24)
-    run_on_disk, answered = DiskStore._run, 0
+    sources = write_pdfs(tmp_path, 24)
+    run_on_disk, answer_count = DiskStore._run, 0
 
     async def run_on_full_disk(store: DiskStore, do: Any, *, writes: bool = False) -> Any:
-        if writes and answered >= 3:
+        if writes and answer_count >= 3:
             raise disk_full_error(store.folder)
         return await run_on_disk(store, do, writes=writes)
 
-    def count(_: Outcome) -> None:
-        nonlocal answered
-        answered += 1
+    def count_answers(_: Outcome) -> None:
+        nonlocal answer_count
+        answer_count += 1
 
     with monkeypatch.context() as disk:
         disk.setattr(DiskStore, "_run", run_on_full_disk)
-        outcomes = await run_broadcast(sources, settings, count)
+        outcomes = await run_broadcast(sources, settings, count_answers)
     failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
     assert 0 < len(failures) <= 21
     assert all("no room left" in failure.message and "Make room" in str(failure.hint) for failure in failures)
