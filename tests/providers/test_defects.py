@@ -1,6 +1,7 @@
-"""Requests that pollux sends wrongly (reference/pollux-defects.md, by row): sent correctly here, or refused unsent.
+"""Requests that the library behind the seeds (pollux) sends wrongly: sent correctly here, or refused unsent.
 
-Rows 7, 11, 16 and 17 are in test_conversations.py; rows 19 and 21 concern deferred jobs.
+The numbers are the rows of the list of defects. Rows 7, 11, 16 and 17 are in test_conversations.py; rows 19 and 21
+concern deferred jobs.
 """
 
 from __future__ import annotations
