@@ -124,7 +124,7 @@ async def test_each_prompt_is_estimated_with_each_source(sim: Simulator, config:
     assert not asked(sim)
 
 
-async def test_reusable_answers_are_not_estimated(config: MakeConfig) -> None:
+async def test_reusable_answers_cost_nothing_in_an_estimate(config: MakeConfig) -> None:
     """`reuse` and `max_age` decide. The length of earlier answers is used in any case."""
     prompts = [f"prompt {number}" for number in range(10)]
     await run_many(prompts[:4], config=config("gemini"))

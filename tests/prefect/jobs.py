@@ -41,7 +41,7 @@ async def no_jobs_are_left() -> AsyncIterator[None]:
 
 @pytest.fixture
 def save_provider(world: tuple[Simulator, str], simulator: Simulator) -> SaveProvider:
-    """Return a function that saves a provider on the server, unless it is saved existing already."""
+    """Return a function that saves a provider on the server, unless it is saved there already."""
     simulator.batch_s = 0
 
     async def save(kind: ProviderName, **more: Any) -> PolluxProvider:

@@ -47,7 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _tools() -> Iterator[None]:
+def _reset_tools() -> Iterator[None]:
     weather.calls.clear()
     weather.failing = 0
     yield

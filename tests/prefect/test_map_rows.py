@@ -341,7 +341,7 @@ def test_a_parent_flow_gets_the_report_and_its_retry_pays_for_no_row_twice(
     assert len(read_prompts(simulator)) == 25
 
 
-def test_the_costs_of_all_reports_are_the_bill(provider: PolluxProvider, simulator: Simulator) -> None:
+def test_the_costs_of_all_reports_add_up_to_the_bill(provider: PolluxProvider, simulator: Simulator) -> None:
     """Two tables of one flow share answers, and equal rows of several chunks are asked again if they were blocked."""
     first = write_csv("first.csv", [{"n": n} for n in [1, 7, 7, 3, 4, 7]])
     second = write_csv("second.csv", [{"n": n} for n in [7, 4, 3, 5, 1, 7]])

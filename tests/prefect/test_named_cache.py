@@ -43,6 +43,7 @@ def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider
 
 @pytest.fixture
 def name(gemini: PolluxProvider, request: pytest.FixtureRequest) -> str:
+    """Return the name of a warmed cache."""
     return warm_cache([Source.from_text(f"{request.node.name}: {STORY.text}")], gemini)
 
 

@@ -96,7 +96,7 @@ def test_a_flow_sends_the_prompts_of_prompts_from(provider: PolluxProvider, tmp_
     assert len(envelope.answers) == 3
 
 
-def test_prompts_may_be_left_out(provider: PolluxProvider) -> None:
+def test_prompts_may_be_missing_if_prompts_from_is_set(provider: PolluxProvider) -> None:
     """A run that is started through the API may have its other parameters only."""
     ask = cast(Any, fan_out)
     assert len(ask(provider=provider, prompts_from="one\ntwo").answers) == 2

@@ -279,7 +279,7 @@ async def test_a_starter_attaches_no_file_by_earlier_turns(
 async def test_the_deployments_own_parameters_are_trusted(
     where: str, start: Start, served_folder: Path, gemini: dict[str, Any]
 ) -> None:
-    """So are those of its schedules. A starter may ask another question about their file."""
+    """The parameters of its schedules are trusted, too. A starter may ask another question about their file."""
     source = {"source_type": "file", "uri": plant_outside(served_folder)}
     trusted: dict[str, Any] = {"sources": [source]}
     parameters = {"prompt": "Another question?", "provider": gemini, "sources": [source]}
@@ -451,15 +451,15 @@ async def test_a_starter_imports_no_module_of_its_choice(
 async def test_installed_schemas_may_be_used_unless_a_setting_names_others(
     start: Start, gemini: dict[str, Any], local_module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def parameters(name: str) -> dict[str, Any]:
+    def make_parameters(name: str) -> dict[str, Any]:
         return {"prompt": "?", "provider": gemini, "options": {"response_schema": name}}
 
     installed, local = "prefect.client.schemas.schedules:CronSchedule", f"{local_module}:Shape"
-    assert "may not be imported" not in str((await start(arealtime, parameters(installed))).message)
+    assert "may not be imported" not in str((await start(arealtime, make_parameters(installed))).message)
     monkeypatch.setenv("POLLUX_ALLOW_SCHEMAS", local_module)
-    state = await start(arealtime, parameters(local))
+    state = await start(arealtime, make_parameters(local))
     assert state.is_completed(), state
-    assert "may not be imported" in read_failure(await start(arealtime, parameters(installed)))
+    assert "may not be imported" in read_failure(await start(arealtime, make_parameters(installed)))
 
 
 async def test_the_deployments_own_schema_is_trusted(start: Start, gemini: dict[str, Any], local_module: str) -> None:

@@ -54,7 +54,7 @@ def test_a_key_is_neither_stored_nor_printed(tmp_path: Path) -> None:
 
 
 def test_the_search_finds_a_key_in_a_database(tmp_path: Path) -> None:
-    """The test above could not fail otherwise."""
+    """Otherwise the test above could never fail."""
     with sqlite3.connect(tmp_path / "prefect.db") as database:
         database.execute("create table logs (message text)")
         database.execute("insert into logs values (?)", (f"sent with {KEY}",))

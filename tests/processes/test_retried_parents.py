@@ -1,4 +1,4 @@
-"""Parents of all shapes, retried at random moments: each prompt gets its own answer, and none is paid for twice."""
+"""Test of parent flows of many shapes, retried at random moments: each prompt gets its own answer, paid for once."""
 
 from __future__ import annotations
 

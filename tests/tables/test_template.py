@@ -19,7 +19,7 @@ def render(text: str, **row: Any) -> str:
     return Template.parse(text).render(row)
 
 
-def test_columns_are_filled_in() -> None:
+def test_a_template_is_filled_with_the_cells_of_a_row() -> None:
     template = Template.parse("Summarize {title}: {body} ({title})")
     assert template.columns == ("title", "body")
     assert template.render({"title": "A", "body": "B", "other": 1}) == "Summarize A: B (A)"
@@ -118,7 +118,7 @@ def test_a_blank_prompt_is_refused() -> None:
         render("{a} ", a="\n")
 
 
-def test_bytes_are_refused() -> None:
+def test_cells_with_bytes_are_refused() -> None:
     with pytest.raises(RowError, match="bytes"):
         render("{a}", a=b"%PDF")
 
