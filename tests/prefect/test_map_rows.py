@@ -272,7 +272,9 @@ def test_a_budget_is_never_exceeded_and_names_the_rows_that_were_not_asked(
     check_sums(report)
 
 
-async def test_answers_under_way_when_a_run_fails_are_saved(provider: PolluxProvider, simulator: Simulator) -> None:
+async def test_calls_under_way_when_a_run_fails_are_completed_and_saved(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
     """Writing the first rows fails at a date that Python cannot represent, while other rows are asked."""
     days = pa.array([4_000_000, *range(24)], pa.date32())
     pq.write_table(pa.Table.from_pylist(REVIEWS).append_column("day", days), "in.parquet")
