@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,19 @@ def test_a_refusal_with_answers_is_no_wrong_usage() -> None:
     error = ConfigurationError("wrong")
     error.envelope = ResultEnvelope(status="partial", answers=["yes", ""], confidence=0.5)
     assert exit_code_of(error) is ExitCode.FAILED
+
+
+def test_a_command_whose_output_is_no_longer_read_ends_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "from pollux_flows.cli import main; main()", "state"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (ExitCode.PIPE_CLOSED, "")
