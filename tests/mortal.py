@@ -33,7 +33,7 @@ from pollux_flows.providers.batches import BatchLimits
 from pollux_flows.providers.gemini import batch as gemini
 from pollux_flows.providers.lines import Lines
 from pollux_flows.providers.openai import batch as openai
-from tests.hurry import hurried
+from tests.hurry import retry_quickly
 
 # What a process would else import once it works: it is there already when it is forked.
 for _name in (
@@ -108,7 +108,7 @@ def started(
 @contextmanager
 def in_a_hurry() -> Iterator[None]:
     """Ask a server that is busy again at once, as `tests.hurry` does, and tell it nothing that nobody reads."""
-    with hurried(), temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
+    with retry_quickly(), temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
         yield
 
 
