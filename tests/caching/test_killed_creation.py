@@ -21,7 +21,7 @@ from pollux_flows.pipeline import cache_creation
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.leases import LEASE_S
 from tests.loopback import KEY, MODELS
-from tests.mortal import Death, Mortal, started
+from tests.mortal import Death, Mortal, start_process
 
 KILLS = int(os.environ.get("TEST_CACHE_KILLS", "5"))
 SETTLED_S = 1.0
@@ -96,12 +96,12 @@ async def test_a_creator_killed_at_any_moment(
     config, source = Config(**settings), Source.from_file(report)
     registry, death = open_registry(config), death_of(seed)
     work = (make_cache, settings, report, tmp_path / "told")
-    creator = started(*work, death=death, home=home, said=tmp_path / "said")
+    creator = start_process(*work, death=death, home=home, log=tmp_path / "log")
     await begun(creator, registry)
     began = time.monotonic()
     handles = await asyncio.gather(*(create_cache([source], config=config) for _ in range(4)))
     assert time.monotonic() - began < LEASE_S + SETTLED_S, death
-    lived = await creator.ended(30)
+    lived = await creator.runs_to_completion(30)
     assert lived == (tmp_path / "told").exists()
 
     (name,) = {handle.name for handle in handles}
@@ -127,9 +127,9 @@ async def test_twenty_processes_at_once_make_one(
     sim.latency_s = 0.1
     told = [tmp_path / f"told-{number}" for number in range(20)]
     processes = [
-        started(make_cache, settings, report, file, death=None, home=home, said=tmp_path / "said") for file in told
+        start_process(make_cache, settings, report, file, death=None, home=home, log=tmp_path / "log") for file in told
     ]
-    assert [await process.ended(120) for process in processes] == [True] * 20
+    assert [await process.runs_to_completion(120) for process in processes] == [True] * 20
     assert {file.read_text() for file in told} == at_provider(sim)
     assert len(at_provider(sim)) == len(sim.files) == 1
     assert len([entry for entry in sim.requests if entry.operation == "cache.create"]) == 1

@@ -16,7 +16,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator
 from pollux_flows.simulator.storage import Storage
 from tests.loopback import KEY, MODELS, SDKS
-from tests.mortal import Death, started
+from tests.mortal import Death, start_process
 
 PROMPTS = ["one", "two", "three"]
 # Of the steps, a third in the suite; with `make batch-kills`, each.
@@ -105,11 +105,11 @@ async def _run_killed(
     file, handle_file, home = folder / "report.pdf", folder / "handle.json", folder / "home"
     _write(file, str(death))
     work: tuple[Any, ...] = (defer_until_known, settings, run_key, file, handle_file)
-    assert not await started(*work, death=death, home=home, said=folder / "said").ended(30), (
+    assert not await start_process(*work, death=death, home=home, log=folder / "log").runs_to_completion(30), (
         f"it was not killed: {death}"
     )
     assert not handle_file.exists()
-    assert await started(*work, death=None, home=home, said=folder / "said").ended(60)
+    assert await start_process(*work, death=None, home=home, log=folder / "log").runs_to_completion(60)
     return home, DeferredHandle.from_dict(json.loads(handle_file.read_text()))
 
 
@@ -124,10 +124,10 @@ async def test_a_simulated_batch_outlives_its_process(
     file.write_text("A report.")
     settings: dict[str, Any] = {"provider": provider, "model": MODELS[provider], "use_mock": True}
     death = Death(step, "after")
-    mortal = started(
-        defer_until_known, settings, "nightly", file, handle_file, death=death, home=home, said=tmp_path / "said"
+    mortal = start_process(
+        defer_until_known, settings, "nightly", file, handle_file, death=death, home=home, log=tmp_path / "log"
     )
-    assert await mortal.ended(within_s=60) is False
+    assert await mortal.runs_to_completion(within_s=60) is False
     monkeypatch.setenv("POLLUX_HOME", str(home))
     await defer_until_known(settings, "nightly", file, handle_file)
     handle, config = DeferredHandle.from_dict(json.loads(handle_file.read_text())), Config(**settings)
