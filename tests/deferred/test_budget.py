@@ -19,7 +19,7 @@ from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.providers.session import open_session
 from pollux_flows.state.store import open_store
-from tests.budgets import SHORT, worst_case
+from tests.budgets import SHORT, find_worst_case
 from tests.loopback import SDKS, MakeConfig
 
 
@@ -42,7 +42,7 @@ async def test_a_job_costs_at_most_half_of_what_its_calls_cost_now(config: MakeC
     options = Options(max_tokens=5_000)
     async with open_session(settings) as session:
         most = price_job(plan_of(settings, 10, options), session)
-    now = await worst_case(settings, "question 0", options, of=10)
+    now = await find_worst_case(settings, "question 0", options, of=10)
     assert most == pytest.approx(10 * now / 2, rel=0.1)
 
 

@@ -23,7 +23,7 @@ from pollux_flows.pipeline.terms import SharedBudget, Terms
 from pollux_flows.result import Outcome
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.store import open_store
-from tests.budgets import SHORT, bill, worst_case
+from tests.budgets import SHORT, compute_bill, find_worst_case
 from tests.executing import execute_plan
 from tests.loopback import KEY, MODELS, ONCE, MakeConfig, asked, good, http, scripted, until
 
@@ -51,7 +51,7 @@ async def execute(config: Config, prompts: list[str], terms: Terms, options: Opt
 async def cost_of_one(config: Config, sim: Simulator) -> float:
     """Return the cost of one of the prompts."""
     await run(PROMPTS[0], config=config, options=OPTIONS)
-    usd = bill(sim)
+    usd = compute_bill(sim)
     sim.reset()
     return usd
 
@@ -74,20 +74,20 @@ async def test_half_the_bill_is_missed_by_less_than_one_worst_case(
     openai: Config, sim: Simulator, terms: dict[str, Any]
 ) -> None:
     """With fifty calls under way, of which some are refused and asked again."""
-    most = await worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
+    most = await find_worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
     budget = (await cost_of_one(openai, sim)) * len(PROMPTS) / 2
     assert budget > 3 * most
     sim.latency_s = 0.01
     sim.fail(Fault(status=429), times=20)
     found = await execute(openai, PROMPTS, Terms(max_cost_usd=budget, **terms))
-    assert budget - most < bill(sim) <= budget
+    assert budget - most < compute_bill(sim) <= budget
     assert set(kinds(found)) == {None, "budget"}
-    assert sum(outcome.cost_usd or 0.0 for outcome in found if not outcome.reused) == pytest.approx(bill(sim))
+    assert sum(outcome.cost_usd or 0.0 for outcome in found if not outcome.reused) == pytest.approx(compute_bill(sim))
 
 
 async def test_a_refused_call_says_what_is_left(config: MakeConfig) -> None:
     alone = config("openai", request_concurrency=1)
-    most = await worst_case(alone, "why?", of=3)
+    most = await find_worst_case(alone, "why?", of=3)
     with pytest.raises(
         BudgetError,
         match=r"has cost \$0.0000\d+ so far, this call may cost up to \$0.00018, and max_cost_usd is \$0.00018",
@@ -98,7 +98,7 @@ async def test_a_refused_call_says_what_is_left(config: MakeConfig) -> None:
 async def test_an_attempt_of_unknown_outcome_stays_counted_in_full(config: MakeConfig, sim: Simulator) -> None:
     """It may have been billed. So may each of its retries, which need room of their own."""
     alone = config("openai", request_concurrency=1, retry=RetryPolicy(max_attempts=9, initial_delay_s=0.0))
-    most = await worst_case(alone, "why?")
+    most = await find_worst_case(alone, "why?")
     sim.fail(Fault(kind="drop_after"), times=None)
     (outcome,) = await execute(alone, ["why?"], Terms(max_cost_usd=3.5 * most, run_key="k"), SHORT)
     assert (outcome.attempts, outcome.unknown_attempts) == (3, 3)
@@ -110,7 +110,7 @@ async def test_an_attempt_of_unknown_outcome_stays_counted_in_full(config: MakeC
 
 async def test_a_call_that_was_refused_costs_nothing(config: MakeConfig, sim: Simulator) -> None:
     alone = config("openai", request_concurrency=1, retry=ONCE)
-    most = await worst_case(alone, "why?", of=9)
+    most = await find_worst_case(alone, "why?", of=9)
     sim.fail(Fault(status=400), times=4)
     sim.fail(Fault(status=429), times=4)
     found = await execute(alone, ["why?"] * 9, Terms(max_cost_usd=most), SHORT)
@@ -147,7 +147,7 @@ async def test_more_output_than_was_asked_for_is_counted() -> None:
     usage = {"input_tokens": 10, "output_tokens": 1_000, "total_tokens": 1_010}
     async with scripted(http(good("openai", usage=usage))) as server:
         alone = server.config("openai", request_concurrency=1)
-        most = await worst_case(alone, "why?", of=3)
+        most = await find_worst_case(alone, "why?", of=3)
         found = await execute(alone, ["why?"] * 3, Terms(max_cost_usd=9 * most), SHORT)
         assert (found[0].cost_usd or 0.0) > 9 * most
         assert kinds(found) == [None, "budget", "budget"]
@@ -156,7 +156,7 @@ async def test_more_output_than_was_asked_for_is_counted() -> None:
 
 async def test_a_cancelled_call_stays_counted_in_full(config: MakeConfig, sim: Simulator) -> None:
     alone = config("openai", request_concurrency=1)
-    most = await worst_case(alone, "why?")
+    most = await find_worst_case(alone, "why?")
     sim.latency_s = 5.0
     asking = asyncio.create_task(execute(alone, ["why?"], Terms(max_cost_usd=most, run_key="k"), SHORT))
     await until(lambda: len(asked(sim)) == 1)
@@ -184,7 +184,7 @@ async def test_no_call_costs_more_than_its_worst_case(
     """For each provider, and with all kinds of options."""
     settings, prompt = config(provider), "Почему небо голубое? " * 20
     limited = Options(max_tokens=500, **options)
-    most = await worst_case(settings, prompt, limited)
+    most = await find_worst_case(settings, prompt, limited)
     (outcome,) = await execute(settings, [prompt], Terms(max_cost_usd=most), limited)
     assert outcome.cost_usd is not None
     assert 0 < outcome.cost_usd <= most
@@ -254,10 +254,10 @@ async def test_raw_options_that_cost_an_unknown_amount_are_refused(
 
 async def test_a_raw_limit_that_the_provider_does_not_know_limits_nothing(config: MakeConfig) -> None:
     openrouter = config("openrouter")
-    usual = await worst_case(openrouter, "why?", Options(max_tokens=5_000))
+    usual = await find_worst_case(openrouter, "why?", Options(max_tokens=5_000))
     for name in ("max_output_tokens", "max_completion_tokens"):
         raw = Options(max_tokens=5_000, provider_options={"openrouter": {name: 16}})
-        assert await worst_case(openrouter, "why?", raw) == pytest.approx(usual, rel=0.01)
+        assert await find_worst_case(openrouter, "why?", raw) == pytest.approx(usual, rel=0.01)
 
 
 async def test_a_source_that_is_no_text_counts_as_all_that_the_model_takes(config: MakeConfig, tmp_path: Path) -> None:
@@ -277,28 +277,30 @@ async def test_what_an_attempt_paid_counts_once(config: MakeConfig, sim: Simulat
     """A retry finds it in the ledger, and its answers in the journal."""
     alone = config("openai", request_concurrency=1, retry=ONCE)
     prompts = [f"p{number}" for number in range(6)]
-    most = await worst_case(alone, "p0", of=6)
+    most = await find_worst_case(alone, "p0", of=6)
     sim.fail(Fault(status=400), contains="p5")
     first = await execute(alone, prompts, Terms(run_key="k", max_cost_usd=1.0), SHORT)
-    paid = bill(sim)
+    paid = compute_bill(sim)
     assert (await ledger())["spent"] == pytest.approx(paid)
     again = await execute(alone, prompts, Terms(run_key="k", max_cost_usd=paid + 1.01 * most), SHORT)
     assert kinds(first) == [*[None] * 5, "api_error"]
     assert kinds(again) == [None] * 6
-    assert (await ledger())["spent"] == pytest.approx(bill(sim))
-    more = await execute(alone, [*prompts, "p6"], Terms(run_key="k", max_cost_usd=bill(sim) + 0.99 * most), SHORT)
+    assert (await ledger())["spent"] == pytest.approx(compute_bill(sim))
+    more = await execute(
+        alone, [*prompts, "p6"], Terms(run_key="k", max_cost_usd=compute_bill(sim) + 0.99 * most), SHORT
+    )
     assert kinds(more) == [*[None] * 6, "budget"]
 
 
 async def test_what_attempts_without_a_budget_paid_counts_too(config: MakeConfig, sim: Simulator) -> None:
     """As did those of earlier versions, which had no ledger."""
     alone = config("openai", request_concurrency=1)
-    most = await worst_case(alone, "p0", of=3)
+    most = await find_worst_case(alone, "p0", of=3)
     await execute(alone, ["p0", "p1"], Terms(run_key="k"), SHORT)
     assert [key async for key in open_store().list_keys("budget/")] == []
     for more, expected in ((0.99, "budget"), (1.01, None)):
         found = await execute(
-            alone, ["p0", "p1", "p2"], Terms(run_key="k", max_cost_usd=bill(sim) + more * most), SHORT
+            alone, ["p0", "p1", "p2"], Terms(run_key="k", max_cost_usd=compute_bill(sim) + more * most), SHORT
         )
         assert kinds(found) == [None, None, expected]
 
@@ -309,9 +311,9 @@ async def test_what_attempts_without_a_budget_paid_counts_too(config: MakeConfig
 async def test_runs_share_a_budget_by_its_name(config: MakeConfig, sim: Simulator) -> None:
     """A run without a name, too; and what runs without the budget cost is not in it."""
     alone = config("openai", request_concurrency=1)
-    most = await worst_case(alone, "why?")
+    most = await find_worst_case(alone, "why?")
     await execute(alone, ["why?"], Terms(), SHORT)
-    cost = bill(sim)
+    cost = compute_bill(sim)
     for name, expected in (("a", [None, None, "budget"]), ("b", [None])):
         shared = SharedBudget(name=name, usd_in_total=most + 1.5 * cost)
         for kind in expected:
@@ -321,7 +323,7 @@ async def test_runs_share_a_budget_by_its_name(config: MakeConfig, sim: Simulato
 
 async def test_a_call_must_fit_into_both_budgets(config: MakeConfig, sim: Simulator) -> None:
     alone = config("openai", request_concurrency=1)
-    most = await worst_case(alone, "why?", of=2)
+    most = await find_worst_case(alone, "why?", of=2)
     for limit, total, said in ((1.0, 0.9, "total budget 'team' is"), (0.9, 1.0, "max_cost_usd is")):
         shared = SharedBudget(name="team", usd_in_total=total * most)
         with pytest.raises(BudgetError, match=said):
@@ -334,7 +336,7 @@ async def test_a_daily_budget_begins_anew_each_day(
 ) -> None:
     """Also within a run that goes on past midnight."""
     alone = config("openai", request_concurrency=1)
-    terms = Terms(budget=SharedBudget(name="team", usd_per_day=1.01 * await worst_case(alone, "why?", of=4)))
+    terms = Terms(budget=SharedBudget(name="team", usd_per_day=1.01 * await find_worst_case(alone, "why?", of=4)))
     found = await execute(alone, ["why?"] * 4, terms, SHORT)
     assert kinds(found) == [None, "budget", "budget", "budget"]
     assert found[1].failure is not None
@@ -347,7 +349,7 @@ async def test_a_daily_budget_begins_anew_each_day(
 
 async def test_each_provider_may_have_a_budget_by_itself(config: MakeConfig) -> None:
     openai, gemini = config("openai", request_concurrency=1), config("gemini", request_concurrency=1)
-    amount = 1.01 * await worst_case(openai, "why?")
+    amount = 1.01 * await find_worst_case(openai, "why?")
     for is_each, expected in ((True, None), (False, "budget")):
         terms = Terms(budget=SharedBudget(name=f"{is_each}", usd_in_total=amount, each_provider=is_each))
         assert kinds(await execute(openai, ["why?"], terms, SHORT)) == [None]
@@ -390,22 +392,22 @@ def begin(*processes: subprocess.Popen[str]) -> None:
 
 @pytest.mark.timeout(120)
 async def test_two_processes_of_a_run_share_its_budget(openai: Config, sim: Simulator) -> None:
-    most = await worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
+    most = await find_worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
     budget = (await cost_of_one(openai, sim)) * len(PROMPTS) / 2
     sim.latency_s = 0.02
     both = [started(openai, part, run_key="k", max_cost_usd=budget) for part in (PROMPTS[:60], PROMPTS[60:])]
     begin(*both)
     said = [process.communicate(timeout=60)[0] for process in both]
     assert any("max_cost_usd is" in each for each in said)
-    assert budget - 2 * most < bill(sim) <= budget
+    assert budget - 2 * most < compute_bill(sim) <= budget
     assert (await ledger())["tranches"] == {}
-    assert (await ledger())["spent"] == pytest.approx(bill(sim))
+    assert (await ledger())["spent"] == pytest.approx(compute_bill(sim))
 
 
 @pytest.mark.timeout(120)
 async def test_a_killed_process_costs_no_more_than_it_had_reserved(openai: Config, sim: Simulator) -> None:
     """Its calls may have been billed; nothing more is asked than the rest allows."""
-    most = await worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
+    most = await find_worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
     budget = 60 * most
     sim.latency_s = 0.05
     killed = started(openai, PROMPTS, run_key="k", max_cost_usd=budget)
@@ -417,7 +419,7 @@ async def test_a_killed_process_costs_no_more_than_it_had_reserved(openai: Confi
     lost = sum(tranche["usd"] for tranche in (await ledger())["tranches"].values())
     assert 0 < lost <= budget
     found = await execute(openai, PROMPTS, Terms(run_key="k", max_cost_usd=budget))
-    assert bill(sim) <= budget
+    assert compute_bill(sim) <= budget
     record = await ledger()
     assert record["spent"] + lost <= budget + 1e-9
     if "budget" in kinds(found):

@@ -33,7 +33,7 @@ from pollux_flows.state import redis
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.maintenance import is_complete
 from pollux_flows.state.store import open_store
-from tests.budgets import SHORT, worst_case
+from tests.budgets import SHORT, find_worst_case
 from tests.executing import execute_plan
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
 from tests.state.places import at_work
@@ -252,7 +252,7 @@ async def test_a_run_stops_at_its_budget(config: MakeConfig, sim: Simulator) -> 
     settings = config("openai", request_concurrency=1)
     (first,) = await outcomes(settings, Terms(run_key="one"), PROMPTS[:1])
     assert first.cost_usd
-    budget = 1.5 * first.cost_usd + await worst_case(settings, "second", of=3)
+    budget = 1.5 * first.cost_usd + await find_worst_case(settings, "second", of=3)
     found = await outcomes(settings, Terms(run_key="k", max_cost_usd=budget), options=SHORT)
     assert [outcome.failure and outcome.failure.kind for outcome in found] == [None, None, "budget"]
     with pytest.raises(BudgetError, match="max_cost_usd is"):
@@ -266,7 +266,7 @@ async def test_a_run_stops_at_its_budget(config: MakeConfig, sim: Simulator) -> 
 async def test_what_was_paid_for_and_is_of_no_use_was_paid_for(openai: Config, sim: Simulator, terms: Any) -> None:
     """A run that is tried again and again, and blocked each time, comes to an end."""
     prompt = "[[simulate: blocked]] why?"
-    budget = await worst_case(openai, prompt)
+    budget = await find_worst_case(openai, prompt)
     for _ in range(3):
         await outcomes(openai, Terms(run_key="k", max_cost_usd=budget, **terms), [prompt], SHORT)
     assert len(asked(sim)) == 1
@@ -282,7 +282,7 @@ async def test_a_budget_holds_over_all_attempts_of_a_run(
     """Whatever became of the answers: each was paid for."""
     (probe,) = await outcomes(openai, Terms(), [prompt], SHORT)
     assert probe.cost_usd is not None
-    budget = 2.5 * probe.cost_usd + await worst_case(openai, prompt)
+    budget = 2.5 * probe.cost_usd + await find_worst_case(openai, prompt)
     for _ in range(6):
         (last,) = await outcomes(openai, Terms(run_key="k", reuse=reuse, max_cost_usd=budget), [prompt], SHORT)
     assert last.failure is not None
@@ -305,7 +305,7 @@ async def test_an_answer_stays_when_asking_again_brings_none(openai: Config, sim
 async def test_what_others_paid_for_is_not_in_the_budget(openai: Config, sim: Simulator) -> None:
     """An answer that cost this run nothing leaves it its money."""
     await run_many(PROMPTS, config=openai, options=SHORT)
-    budget = await worst_case(openai, "new", of=4)
+    budget = await find_worst_case(openai, "new", of=4)
     envelope = await run_many([*PROMPTS, "new"], config=openai, options=SHORT, reuse="always", max_cost_usd=budget)
     assert envelope.status == "ok"
     assert len(asked(sim)) == 4
