@@ -14,7 +14,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.providers.batches import Batch, Result
 from pollux_flows.providers.redaction import Redactor
 from pollux_flows.simulator import Fault, Simulator
-from tests.loopback import KEY, ONCE, SDKS, MakeConfig, config_at, every_provider, good, http, scripted
+from tests.loopback import KEY, ONCE, SDKS, MakeConfig, every_provider, good, http, make_config_at, scripted
 from tests.providers.batching import Batching, batching
 
 SHORT = "not-needed"
@@ -81,21 +81,21 @@ async def test_a_word_in_the_place_of_a_key_stays_in_answers() -> None:
 )
 def test_a_key_is_found_however_json_spells_it(line: str, expected: object) -> None:
     """Each letter may be escaped; a line without the key stays as it came."""
-    redacted = Redactor(config_at("http://h")("openai")).line(line.encode(), _failed)
+    redacted = Redactor(make_config_at("http://h")("openai")).line(line.encode(), _failed)
     assert json.loads(redacted) == expected
     assert (redacted == line.encode()) == (KEY not in str(json.loads(line)))
 
 
 def test_a_line_that_is_no_json_holds_no_key_either() -> None:
     """It is kept for people to look at."""
-    line = Redactor(config_at("http://h")("openai")).line(f'{{"cut: {KEY}'.encode(), _failed)
+    line = Redactor(make_config_at("http://h")("openai")).line(f'{{"cut: {KEY}'.encode(), _failed)
     assert line == b'{"cut: [REDACTED]'
 
 
 def test_a_key_that_arrives_in_two_pieces_is_found() -> None:
     """The network cuts where it likes."""
     into = io.BytesIO()
-    results = Redactor(config_at("http://h")("openai")).results(into, _failed)
+    results = Redactor(make_config_at("http://h")("openai")).results(into, _failed)
     text = f'{{"error":"{KEY}"}}\n{{"error":"no key"}}\n'.encode()
     for at in range(0, len(text), 7):
         results.write(text[at : at + 7])
