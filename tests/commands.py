@@ -1,4 +1,4 @@
-"""Commands as a test runs them, in its own process."""
+"""Commands that tests run in their own process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def caches(capsys: pytest.CaptureFixture[str]) -> Command:
 
     def command(*words: str) -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as caught:
             app(["caches", *words])
         printed = capsys.readouterr()
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value} {printed.out}"
+        return printed.out if caught.value.code in (None, 0) else f"refused: {caught.value} {printed.out}"
 
     return command

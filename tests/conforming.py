@@ -1,4 +1,4 @@
-"""One answer, checked against its schema."""
+"""Checks of one answer against its schema, without a `Conformance` to keep."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pollux_flows import CacheHandle, Config, ConfigurationError, Options, Sourc
 from pollux_flows.capabilities import MATRIX, check, require, support
 from pollux_flows.config import PROVIDERS, ProviderName, Target
 from pollux_flows.errors import PolluxError
-from tests.documents import refused
+from tests.documents import expect_error
 
 # A model of each provider that can do whatever its provider can.
 MODELS: dict[ProviderName, str] = {
@@ -102,7 +102,7 @@ def test_every_no_is_an_error_with_a_way_out(capability: str, provider: Provider
         return
     if capability == "automatic_caching":  # nobody asks for it: it happens
         return
-    with refused(ConfigurationError, f"Provider {provider!r} does not support", capability) as caught:
+    with expect_error(ConfigurationError, f"Provider {provider!r} does not support", capability) as caught:
         require(provider, capability)
     assert caught.value.hint
 
@@ -111,7 +111,7 @@ def test_every_no_is_an_error_with_a_way_out(capability: str, provider: Provider
 def test_the_gate_lets_through_what_the_provider_can(capability: str, provider: ProviderName, said: str) -> None:
     """And nothing else."""
     if said == "no":
-        with refused(ConfigurationError, capability) as caught:
+        with expect_error(ConfigurationError, capability) as caught:
             gate(provider, **ASKED[capability])
         assert caught.value.hint
     else:
@@ -125,7 +125,7 @@ def test_sources_that_a_provider_cannot_read_are_refused(capability: str, provid
         if said != "no":
             gate(provider, sources=[Source.from_text("fine"), source])
             continue
-        with refused(ConfigurationError, f"does not support {MATRIX[capability].title}") as caught:
+        with expect_error(ConfigurationError, f"does not support {MATRIX[capability].title}") as caught:
             gate(provider, sources=[Source.from_text("fine"), source])
         assert caught.value.hint
 
@@ -142,7 +142,7 @@ def test_text_and_json_go_everywhere(provider: ProviderName) -> None:
 def test_sampling_is_the_models_business_or_refused(provider: ProviderName, asked: dict[str, Any]) -> None:
     """A temperature of 0 is a temperature."""
     if provider == "anthropic":
-        with refused(ConfigurationError, "sampling", "Leave temperature and top_p out"):
+        with expect_error(ConfigurationError, "sampling", "Leave temperature and top_p out"):
             gate(provider, **asked)
     else:
         gate(provider, model="gpt-4.1-mini" if provider == "openai" else None, **asked)
@@ -158,17 +158,17 @@ def test_implicit_caching_can_be_declined_everywhere(provider: ProviderName) -> 
 async def test_only_gemini_keeps_a_cache(provider: ProviderName) -> None:
     """At `create_cache` already, as in the seeds, before any network."""
     config = Config(provider=provider, model="m", api_key="sk-1", base_url="http://127.0.0.1:9")
-    with refused(ConfigurationError, f"Provider {provider!r} does not support", "persistent_cache", "gemini"):
+    with expect_error(ConfigurationError, f"Provider {provider!r} does not support", "persistent_cache", "gemini"):
         await create_cache([Source.from_text("hello")], config=config)
     handle = CacheHandle(name="c", model=MODELS[provider], provider=provider, expires_at=2e9)
-    with refused(ConfigurationError, "persistent_cache"):
+    with expect_error(ConfigurationError, "persistent_cache"):
         gate(provider, cache=handle)
 
 
 async def test_a_refusal_comes_before_any_network() -> None:
     """Nothing listens there, and nobody finds out."""
     config = Config(provider="openai", model="gpt-5-mini", api_key="sk-1", base_url="http://127.0.0.1:9")
-    with refused(ConfigurationError, "reasoning_budget"):
+    with expect_error(ConfigurationError, "reasoning_budget"):
         await run("Hi", config=config, options=Options(reasoning_budget_tokens=1024))
 
 
@@ -195,14 +195,14 @@ def test_a_handle_goes_with_all_that_it_does_not_hold() -> None:
 )
 def test_what_a_handle_holds_is_not_said_twice(name: str, asked: dict[str, Any]) -> None:
     """Gemini would refuse it; the hint says where it belongs."""
-    with refused(ConfigurationError, f"{name} cannot go along with a cache handle", f"create_cache({name}=…)"):
+    with expect_error(ConfigurationError, f"{name} cannot go along with a cache handle", f"create_cache({name}=…)"):
         gate("gemini", cache=HANDLE, **asked)
 
 
 @pytest.mark.parametrize("change", [{"provider": "openai"}, {"model": "gemini-2.5-flash"}])
 def test_a_handle_belongs_to_one_provider_and_model(change: dict[str, Any]) -> None:
     """The error says to which."""
-    with refused(ConfigurationError, "The cache handle caches/1 belongs to", "make another with create_cache"):
+    with expect_error(ConfigurationError, "The cache handle caches/1 belongs to", "make another with create_cache"):
         gate("gemini", cache=HANDLE.model_copy(update=change))
 
 
@@ -289,7 +289,7 @@ def test_what_a_model_answers_with_a_400_is_refused_here(
     provider: ProviderName, model: str, asked: dict[str, Any], words: str
 ) -> None:
     """For nothing, with the reason and a way out."""
-    with refused(ConfigurationError, words) as caught:
+    with expect_error(ConfigurationError, words) as caught:
         gate(provider, model=model, **asked)
     assert caught.value.hint
 

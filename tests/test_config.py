@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from pollux_flows import Config, ConfigurationError, RetryPolicy
 from pollux_flows.access import Restrictions, apply_restrictions
 from pollux_flows.config import KEY_VARIABLES, PROVIDERS, URL_VARIABLES, ProviderName, Target
-from tests.documents import SENTINEL, configs, goes_through_json, policies, refused
+from tests.documents import SENTINEL, check_json_round_trip, configs, expect_error, policies
 
 every_provider = pytest.mark.parametrize("provider", PROVIDERS)
 with_key = pytest.mark.parametrize("provider", list(KEY_VARIABLES))
@@ -50,20 +50,20 @@ def test_a_key_may_be_a_secret_already() -> None:
 )
 def test_an_unknown_provider_is_answered_with_the_known_ones(provider: Any) -> None:
     """Whatever stands there, the error says what could."""
-    with refused(ConfigurationError, "Unknown provider", ", ".join(PROVIDERS)):
+    with expect_error(ConfigurationError, "Unknown provider", ", ".join(PROVIDERS)):
         make(provider=provider)
 
 
 def test_a_mock_does_not_make_a_provider_up() -> None:
     """The simulator plays the five, and no other."""
-    with refused(ConfigurationError, "Unknown provider 'azure'"):
+    with expect_error(ConfigurationError, "Unknown provider 'azure'"):
         make(provider="azure", use_mock=True)
 
 
 @pytest.mark.parametrize("model", ["", " ", "\n", None, 1, b"gpt", ["gpt"], "\ud800"])
 def test_a_model_has_a_name(model: Any) -> None:
     """Blank, missing or not text: said at once, not by the provider later."""
-    with refused(ConfigurationError, "model"):
+    with expect_error(ConfigurationError, "model"):
         make(model=model)
 
 
@@ -112,33 +112,33 @@ def test_space_around_a_model_is_forgiven() -> None:
 )
 def test_a_wrong_value_is_named(field: str, value: Any) -> None:
     """The error names the field, or the document that stands there, and never is a TypeError."""
-    with refused(ConfigurationError, "RetryPolicy" if field == "retry" else field):
+    with expect_error(ConfigurationError, "RetryPolicy" if field == "retry" else field):
         make(**{field: value})
 
 
 def test_an_unknown_field_is_answered_with_the_known_ones() -> None:
     """A misspelt setting is not a setting that silently does nothing."""
-    with refused(ConfigurationError, "concurrency is not a field of Config", "request_concurrency"):
+    with expect_error(ConfigurationError, "concurrency is not a field of Config", "request_concurrency"):
         make(concurrency=3)
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
     """Nobody should have to mend one field to hear about the next."""
-    with refused(ConfigurationError, "use_mock", "request_concurrency", "timeout_s"):
+    with expect_error(ConfigurationError, "use_mock", "request_concurrency", "timeout_s"):
         make(use_mock="yes", request_concurrency=0, timeout_s=-1.0)
 
 
 @pytest.mark.parametrize("data", [None, 1, [], "x", {1: 2}, object()])
 def test_what_is_no_document_is_refused_in_words(data: Any) -> None:
     """Where a Config is expected and something else comes."""
-    with refused(ConfigurationError, "Config is not usable"):
+    with expect_error(ConfigurationError, "Config is not usable"):
         Config.model_validate(data)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff", '{"provider": "openai"}'])
 def test_what_is_no_json_is_refused_in_words(text: str | bytes) -> None:
     """Cut, empty, or something else altogether."""
-    with refused(ConfigurationError, "Config is not usable"):
+    with expect_error(ConfigurationError, "Config is not usable"):
         Config.model_validate_json(text)
 
 
@@ -165,9 +165,9 @@ def test_what_is_no_json_is_refused_in_words(text: str | bytes) -> None:
 )
 def test_a_wrong_retry_policy_is_refused_in_words(field: str, value: Any) -> None:
     """By itself, and as the dict that stands in a Config."""
-    with refused(ConfigurationError, field):
+    with expect_error(ConfigurationError, field):
         RetryPolicy(**{field: value})
-    with refused(ConfigurationError, "RetryPolicy is not usable", field):
+    with expect_error(ConfigurationError, "RetryPolicy is not usable", field):
         make(retry={field: value})
 
 
@@ -197,7 +197,7 @@ def test_the_key_is_never_another_providers(provider: ProviderName, monkeypatch:
     for other, variable in KEY_VARIABLES.items():
         if other != provider:
             monkeypatch.setenv(variable, SENTINEL)
-    with refused(ConfigurationError, f"no API key for {provider}", KEY_VARIABLES[provider], "use_mock=True"):
+    with expect_error(ConfigurationError, f"no API key for {provider}", KEY_VARIABLES[provider], "use_mock=True"):
         Config(provider=provider, model="m")
 
 
@@ -221,7 +221,7 @@ def test_a_dotenv_file_in_a_folder_above_is_not_read(tmp_path: Path, monkeypatch
     (tmp_path / ".env").write_text(f"OPENAI_API_KEY={SENTINEL}\nOPENAI_BASE_URL=http://strangers/v1\n")
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
-    with refused(ConfigurationError, "no API key for openai"):
+    with expect_error(ConfigurationError, "no API key for openai"):
         Config(provider="openai", model="m")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
     assert Config(provider="openai", model="m").base_url is None
@@ -232,7 +232,7 @@ def test_a_deployed_run_reads_no_dotenv_file(tmp_path: Path, monkeypatch: pytest
     (tmp_path / ".env").write_text(f"OPENAI_API_KEY={SENTINEL}\nOPENAI_BASE_URL=http://strangers/v1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "6f1c1b0e-0000-0000-0000-000000000000")
-    with refused(ConfigurationError, "no API key for openai"):
+    with expect_error(ConfigurationError, "no API key for openai"):
         Config(provider="openai", model="m")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
     assert Config(provider="openai", model="m").base_url is None
@@ -273,7 +273,7 @@ def test_a_dotenv_file_without_the_key_is_as_good_as_none(
     """The error is about the key, not about the file."""
     (tmp_path / ".env").write_bytes(content)
     monkeypatch.chdir(tmp_path)
-    with refused(ConfigurationError, "no API key for openai"):
+    with expect_error(ConfigurationError, "no API key for openai"):
         Config(provider="openai", model="m")
 
 
@@ -281,7 +281,7 @@ def test_a_dotenv_file_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pyt
     """Written by an editor with another encoding, say."""
     (tmp_path / ".env").write_bytes(b"OPENAI_API_KEY=\xff\xfe")
     monkeypatch.chdir(tmp_path)
-    with refused(ConfigurationError, ".env cannot be read", "UTF-8"):
+    with expect_error(ConfigurationError, ".env cannot be read", "UTF-8"):
         Config(provider="openai", model="m")
 
 
@@ -289,7 +289,7 @@ def test_a_dotenv_file_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("key", ["*", "********"])
 def test_a_masked_key_is_not_a_key(provider: ProviderName, key: str) -> None:
     """Prefect shows secrets as asterisks; whoever reads them back is told so, not answered with a 401."""
-    with refused(ConfigurationError, "asterisks"):
+    with expect_error(ConfigurationError, "asterisks"):
         make(provider=provider, api_key=key, base_url="http://h")
 
 
@@ -297,7 +297,7 @@ def test_a_masked_key_is_not_a_key(provider: ProviderName, key: str) -> None:
 @pytest.mark.parametrize("key", ["", " ", f"{SENTINEL}\n", f" {SENTINEL}", "sk-\x00", "ключ", "\ud800"])
 def test_a_key_that_no_header_can_carry_is_refused(provider: ProviderName, key: str) -> None:
     """Empty, or copied with a space or a line break: said here, without showing it."""
-    with refused(ConfigurationError, "The API key") as caught:
+    with expect_error(ConfigurationError, "The API key") as caught:
         make(provider=provider, api_key=key, base_url="http://h")
     assert SENTINEL not in str(caught.value)
 
@@ -305,7 +305,7 @@ def test_a_key_that_no_header_can_carry_is_refused(provider: ProviderName, key: 
 def test_a_masked_variable_is_not_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rule, whichever way it came."""
     monkeypatch.setenv("OPENAI_API_KEY", "********")
-    with refused(ConfigurationError, "asterisks", "OPENAI_API_KEY"):
+    with expect_error(ConfigurationError, "asterisks", "OPENAI_API_KEY"):
         Config(provider="openai", model="m")
 
 
@@ -338,7 +338,7 @@ def test_a_blank_address_is_none(address: str | None) -> None:
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     """With an example of one that is."""
-    with refused(ConfigurationError, "base_url is not an http address", "http://127.0.0.1:8000/v1"):
+    with expect_error(ConfigurationError, "base_url is not an http address", "http://127.0.0.1:8000/v1"):
         make(base_url=address)
 
 
@@ -354,7 +354,7 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 )
 def test_an_address_carries_no_secret(address: str) -> None:
     """Addresses stand in plain JSON; a key in one is refused, and not repeated in the refusal."""
-    with refused(ConfigurationError, "base_url holds", "api_key") as caught:
+    with expect_error(ConfigurationError, "base_url holds", "api_key") as caught:
         make(base_url=address)
     assert SENTINEL not in str(caught.value)
 
@@ -382,7 +382,7 @@ def test_an_address_carries_no_secret(address: str) -> None:
 def test_an_address_of_the_wrong_shape_is_refused_with_the_right_one(
     provider: ProviderName, address: str, right: str
 ) -> None:
-    with refused(ConfigurationError, "base_url", f"Write '{right}'."):
+    with expect_error(ConfigurationError, "base_url", f"Write '{right}'."):
         make(provider=provider, base_url=address)
     assert make(provider=provider, base_url=right).base_url == right
 
@@ -398,7 +398,7 @@ def test_an_address_that_a_gateway_may_have_is_accepted(provider: ProviderName, 
 def test_a_wrong_address_in_a_variable_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Better here than as a connection error."""
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
-    with refused(ConfigurationError, "OPENAI_BASE_URL: base_url is not an http address"):
+    with expect_error(ConfigurationError, "OPENAI_BASE_URL: base_url is not an http address"):
         make()
 
 
@@ -413,7 +413,7 @@ def test_a_key_from_the_environment_goes_to_no_address_that_only_the_config_name
 ) -> None:
     """The error holds the line that would allow it; a key that is passed goes anywhere."""
     monkeypatch.setenv(KEY_VARIABLES[provider], SENTINEL)
-    with refused(
+    with expect_error(
         ConfigurationError, KEY_VARIABLES[provider], f"not sent to {ELSEWHERE}", f"POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"
     ):
         Config(provider=provider, model="m", base_url=ELSEWHERE)
@@ -422,7 +422,9 @@ def test_a_key_from_the_environment_goes_to_no_address_that_only_the_config_name
 
 def test_without_any_key_the_error_says_how_to_give_one_for_that_address() -> None:
     """Both ways, so that the first try that follows it works."""
-    with refused(ConfigurationError, "no API key for openai at", "api_key", "OPENAI_API_KEY", "POLLUX_ALLOW_BASE_URLS"):
+    with expect_error(
+        ConfigurationError, "no API key for openai at", "api_key", "OPENAI_API_KEY", "POLLUX_ALLOW_BASE_URLS"
+    ):
         Config(provider="openai", model="m", base_url=ELSEWHERE)
 
 
@@ -461,7 +463,7 @@ def test_what_only_looks_like_the_providers_own_address_has_no_key(
 ) -> None:
     """Neither in the clear, nor at another host, nor at another provider."""
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
-    with refused(ConfigurationError, "not sent to"):
+    with expect_error(ConfigurationError, "not sent to"):
         Config(provider="openai", model="m", base_url=address)
 
 
@@ -503,7 +505,7 @@ def test_a_setting_allows_more_addresses(
     if is_allowed:
         assert Config(provider="openai", model="m", base_url=address).key() == SENTINEL
     else:
-        with refused(ConfigurationError, "not sent to"):
+        with expect_error(ConfigurationError, "not sent to"):
             Config(provider="openai", model="m", base_url=address)
 
 
@@ -514,7 +516,7 @@ def test_a_deployed_run_allows_itself_no_address(variable: str, monkeypatch: pyt
     monkeypatch.setenv(variable, ELSEWHERE)
     with apply_restrictions(Restrictions(environment={})):
         assert Config(provider="openai", model="m").base_url is None
-        with refused(ConfigurationError, "not sent to"):
+        with expect_error(ConfigurationError, "not sent to"):
             Config(provider="openai", model="m", base_url=ELSEWHERE)
 
 
@@ -522,7 +524,7 @@ def test_a_setting_that_names_no_address_is_named(monkeypatch: pytest.MonkeyPatc
     """Not skipped, or the next refusal would be a riddle."""
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
     monkeypatch.setenv("POLLUX_ALLOW_BASE_URLS", "gateway")
-    with refused(ConfigurationError, "POLLUX_ALLOW_BASE_URLS cannot be used"):
+    with expect_error(ConfigurationError, "POLLUX_ALLOW_BASE_URLS cannot be used"):
         Config(provider="openai", model="m", base_url=ELSEWHERE)
 
 
@@ -531,7 +533,7 @@ def test_json_with_another_address_can_be_read_and_is_given_no_key(monkeypatch: 
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
     config = Config.model_validate_json(make(base_url=ELSEWHERE).model_dump_json())
     assert config.api_key is None
-    with refused(ConfigurationError, "not sent to"):
+    with expect_error(ConfigurationError, "not sent to"):
         config.key()
 
 
@@ -542,7 +544,7 @@ def test_a_local_server_needs_an_address_and_no_key(monkeypatch: pytest.MonkeyPa
     """And is never given the key of a cloud provider."""
     for variable in KEY_VARIABLES.values():
         monkeypatch.setenv(variable, SENTINEL)
-    with refused(ConfigurationError, "where your server listens", "POLLUX_LOCAL_BASE_URL"):
+    with expect_error(ConfigurationError, "where your server listens", "POLLUX_LOCAL_BASE_URL"):
         Config(provider="local", model="m")
     assert Config(provider="local", model="m", base_url="http://h").key() is None
 
@@ -570,19 +572,19 @@ def test_a_mock_needs_nothing_and_reads_nothing(provider: ProviderName, monkeypa
 @given(configs)
 def test_a_config_goes_through_json(config: Config) -> None:
     """All but its key."""
-    goes_through_json(config)
+    check_json_round_trip(config)
 
 
 @given(policies)
 def test_a_retry_policy_goes_through_json(policy: RetryPolicy) -> None:
     """It is part of every Config."""
-    goes_through_json(policy)
+    check_json_round_trip(policy)
 
 
 @given(configs)
 def test_a_target_goes_through_json(config: Config) -> None:
     """It is what tasks are given instead of a Config."""
-    goes_through_json(config.target)
+    check_json_round_trip(config.target)
 
 
 def test_a_config_finds_its_key_again_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,7 +599,7 @@ def test_a_config_can_be_looked_at_without_its_key() -> None:
     """Reading is free; the call is what needs a key, and says so."""
     config = Config.model_validate_json(make().model_dump_json())
     assert config == make()
-    with refused(ConfigurationError, "no API key for openai"):
+    with expect_error(ConfigurationError, "no API key for openai"):
         config.key()
 
 
@@ -624,11 +626,11 @@ def test_a_config_is_no_other_document() -> None:
 def test_a_config_never_changes() -> None:
     """Whoever holds one can rely on it; a change says how to make another."""
     config = make()
-    with refused(ConfigurationError, "cannot be changed", "model_copy"):
+    with expect_error(ConfigurationError, "cannot be changed", "model_copy"):
         config.model = "another"  # type: ignore[misc]
-    with refused(ConfigurationError, "cannot be changed"):
+    with expect_error(ConfigurationError, "cannot be changed"):
         config.nickname = "fast"  # type: ignore[attr-defined]
-    with refused(ConfigurationError, "cannot be changed"):
+    with expect_error(ConfigurationError, "cannot be changed"):
         del config.model
     assert config == make()
 
@@ -637,9 +639,9 @@ def test_a_copy_with_changes_is_checked_like_any_other() -> None:
     """And keeps the key in memory."""
     assert make().model_copy(update={"timeout_s": 5.0}).timeout_s == 5.0
     assert make().model_copy(update={"timeout_s": 5.0}).key() == SENTINEL
-    with refused(ConfigurationError, "timeout_s"):
+    with expect_error(ConfigurationError, "timeout_s"):
         make().model_copy(update={"timeout_s": "soon"})
-    with refused(ConfigurationError, "patience is not a field"):
+    with expect_error(ConfigurationError, "patience is not a field"):
         make().model_copy(update={"patience": 1})
 
 
@@ -650,8 +652,8 @@ def test_a_subclass_keeps_the_promises() -> None:
         team: str = "search"
 
     mine = Mine(provider="openai", model="m", api_key=SecretStr(SENTINEL))
-    goes_through_json(Mine(provider="openai", model="m", use_mock=True, team="ads"))
+    check_json_round_trip(Mine(provider="openai", model="m", use_mock=True, team="ads"))
     assert mine != Config(provider="openai", model="m", api_key=SENTINEL)
     assert SENTINEL not in f"{mine!r} {mine} {mine.model_dump_json()}"
-    with refused(ConfigurationError, "team"):
+    with expect_error(ConfigurationError, "team"):
         Mine(provider="openai", model="m", use_mock=True, team=1)

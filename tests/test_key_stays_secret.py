@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, TypeAdapter
 
 from pollux_flows import Config, ConfigurationError
-from tests.documents import SENTINEL, refused
+from tests.documents import SENTINEL, expect_error
 
 
 def make(**changes: Any) -> Config:
@@ -89,16 +89,16 @@ def test_no_refusal_shows_the_key(field: str, value: Any) -> None:
 )
 def test_no_refusal_of_json_shows_the_key(text: str) -> None:
     """Pydantic quotes what it cannot read; we do not."""
-    with refused(ConfigurationError) as caught:
+    with expect_error(ConfigurationError) as caught:
         Config.model_validate_json(text)
     assert SENTINEL not in what_is_said(caught.value)
 
 
 def test_no_refusal_of_a_change_shows_the_key() -> None:
     """The same for an attempt to set it later."""
-    with refused(ConfigurationError, "cannot be changed") as caught:
+    with expect_error(ConfigurationError, "cannot be changed") as caught:
         make().api_key = SecretStr(SENTINEL)  # type: ignore[misc]
     assert SENTINEL not in what_is_said(caught.value)
-    with refused(ConfigurationError, "cannot be changed") as caught:
+    with expect_error(ConfigurationError, "cannot be changed") as caught:
         make().token = SENTINEL  # type: ignore[attr-defined]
     assert SENTINEL not in what_is_said(caught.value)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from pollux_flows import CacheHandle, ConfigurationError, Options
 from pollux_flows.config import PROVIDERS
-from tests.documents import goes_through_json, json_values, not_json, options, refused
+from tests.documents import check_json_round_trip, expect_error, json_values, not_json, options
 
 TOOL = {"name": "get_weather", "description": "The weather.", "parameters": {"type": "object", "properties": {}}}
 HANDLE = CacheHandle(name="caches/1", model="m", provider="gemini", expires_at=2e9)
@@ -57,7 +57,7 @@ def test_all_options_are_optional() -> None:
 @given(options())
 def test_options_go_through_json(options: Options) -> None:
     """Every combination, back and equal; so they can be a flow's parameter."""
-    goes_through_json(options)
+    check_json_round_trip(options)
 
 
 @given(options())
@@ -78,12 +78,12 @@ def test_whole_numbers_will_do_for_temperatures() -> None:
 def test_options_never_change() -> None:
     """A copy with changes is checked like any other."""
     steady = Options(temperature=0.0)
-    with refused(ConfigurationError, "Options cannot be changed", "model_copy"):
+    with expect_error(ConfigurationError, "Options cannot be changed", "model_copy"):
         steady.temperature = 1.0  # type: ignore[misc]
     assert steady.model_copy(update={"temperature": 1.0}) == Options(temperature=1.0)
-    with refused(ConfigurationError, "temperature"):
+    with expect_error(ConfigurationError, "temperature"):
         steady.model_copy(update={"temperature": "hot"})
-    with refused(ConfigurationError, "exclude each other"):
+    with expect_error(ConfigurationError, "exclude each other"):
         Options(reasoning_effort="low").model_copy(update={"reasoning_budget_tokens": 0})
 
 
@@ -134,23 +134,23 @@ def test_what_the_caller_does_to_his_own_lists_later_changes_nothing(given: Call
 def test_a_wrong_value_is_named(field: str, values: list[Any]) -> None:
     """Whatever it is, the error is ours and says which field."""
     for value in values:
-        with refused(ConfigurationError, "CacheHandle" if field == "cache" else field):
+        with expect_error(ConfigurationError, "CacheHandle" if field == "cache" else field):
             Options(**{field: value})
 
 
 @pytest.mark.parametrize("field", ["reasoning_budget_tokens", "max_tokens"])
 def test_a_number_that_nobody_can_count_to_is_refused(field: str) -> None:
     """And its ten thousand digits are not repeated."""
-    with refused(ConfigurationError, field) as caught:
+    with expect_error(ConfigurationError, field) as caught:
         Options(**{field: 10**9999})
     assert len(str(caught.value)) < 300
 
 
 def test_an_unknown_field_is_answered_with_the_known_ones() -> None:
     """In JSON as in Python."""
-    with refused(ConfigurationError, "stop is not a field of Options", "max_tokens"):
+    with expect_error(ConfigurationError, "stop is not a field of Options", "max_tokens"):
         Options(stop=["\n"])  # type: ignore[call-arg]
-    with refused(ConfigurationError, "stop is not a field of Options"):
+    with expect_error(ConfigurationError, "stop is not a field of Options"):
         Options.model_validate_json('{"stop": []}')
 
 
@@ -161,21 +161,21 @@ def test_nothing_hides_in_options_that_json_does_not_have(value: Any, depth: int
     inside = value
     for _ in range(depth):
         inside = {"deeper": [inside]}
-    with refused(ConfigurationError, "tools.0"):
+    with expect_error(ConfigurationError, "tools.0"):
         Options(tools=[{"name": "f", "parameters": {"default": inside}}])
-    with refused(ConfigurationError, "history.0"):
+    with expect_error(ConfigurationError, "history.0"):
         Options(history=[{"role": "user", "content": inside}])
-    with refused(ConfigurationError, "continue_from"):
+    with expect_error(ConfigurationError, "continue_from"):
         Options(continue_from={"state": inside})
-    with refused(ConfigurationError, "provider_options.openai"):
+    with expect_error(ConfigurationError, "provider_options.openai"):
         Options(provider_options={"openai": {"metadata": inside}})
-    with refused(ConfigurationError, "response_schema"):
+    with expect_error(ConfigurationError, "response_schema"):
         Options(response_schema={"type": "object", "default": inside})
 
 
 def test_the_place_of_a_wrong_value_is_spelt_out() -> None:
     """In a schema of a thousand lines one wants to know."""
-    with refused(ConfigurationError, "parameters.properties.day[1] is of type function"):
+    with expect_error(ConfigurationError, "parameters.properties.day[1] is of type function"):
         Options(tools=[{"name": "f", "parameters": {"properties": {"day": ["fri", lambda: None]}}}])
 
 
@@ -185,7 +185,7 @@ def test_tuples_and_enums_are_what_they_are_in_json() -> None:
     assert made.provider_options == {"openai": {"days": ["mon", "tue"], "colour": "red", "level": 3}}
     assert made.provider_options is not None
     assert type(made.provider_options["openai"]["colour"]) is str
-    goes_through_json(made)
+    check_json_round_trip(made)
 
 
 @given(st.dictionaries(st.text(), json_values))
@@ -198,7 +198,7 @@ def test_any_json_object_is_a_providers_option(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("provider", ["mock", "azure", "OpenAI", ""])
 def test_provider_options_are_for_known_providers(provider: str) -> None:
     """Fields for nobody would be dropped silently."""
-    with refused(ConfigurationError, f"no provider {provider!r}", ", ".join(PROVIDERS)):
+    with expect_error(ConfigurationError, f"no provider {provider!r}", ", ".join(PROVIDERS)):
         Options(provider_options={provider: {}})
 
 
@@ -208,13 +208,13 @@ def test_provider_options_are_for_known_providers(provider: str) -> None:
 @pytest.mark.parametrize("budget", [0, 1024])
 def test_effort_and_budget_are_two_ways_to_say_one_thing(budget: int) -> None:
     """A budget of 0 says something, too."""
-    with refused(ConfigurationError, "reasoning_effort and reasoning_budget_tokens exclude each other"):
+    with expect_error(ConfigurationError, "reasoning_effort and reasoning_budget_tokens exclude each other"):
         Options(reasoning_effort="low", reasoning_budget_tokens=budget)
 
 
 def test_history_and_continue_from_are_two_ways_to_say_one_thing() -> None:
     """An empty history says that there was none."""
-    with refused(ConfigurationError, "history and continue_from exclude each other"):
+    with expect_error(ConfigurationError, "history and continue_from exclude each other"):
         Options(history=[], continue_from={})
 
 
@@ -233,7 +233,7 @@ def test_a_conversation_is_not_for_logs() -> None:
 @pytest.mark.parametrize("turn", [{}, {"content": "hi"}, {"role": None}, {"role": 1}])
 def test_every_turn_says_whose_it_was(turn: dict[str, Any]) -> None:
     """Or the provider would."""
-    with refused(ConfigurationError, "history[1]", "'role': 'user'"):
+    with expect_error(ConfigurationError, "history[1]", "'role': 'user'"):
         Options(history=[{"role": "user", "content": "hi"}, turn])
 
 
@@ -251,20 +251,20 @@ def test_a_tool_can_be_chosen(choice: Any) -> None:
 )
 def test_a_choice_of_another_shape_is_refused(choice: Any) -> None:
     """With the shapes there are."""
-    with refused(ConfigurationError, "tool_choice", "'auto', 'required', 'none' or {'name': 'the_tool'}"):
+    with expect_error(ConfigurationError, "tool_choice", "'auto', 'required', 'none' or {'name': 'the_tool'}"):
         Options(tools=[TOOL], tool_choice=choice)
 
 
 def test_only_a_tool_that_is_there_can_be_chosen() -> None:
     """The error lists them."""
-    with refused(ConfigurationError, "'get_wether'", "get_weather"):
+    with expect_error(ConfigurationError, "'get_wether'", "get_weather"):
         Options(tools=[TOOL], tool_choice={"name": "get_wether"})
 
 
 @pytest.mark.parametrize("tools", [None, []])
 def test_without_tools_there_is_no_choice(tools: Any) -> None:
     """PriorTurn here, rather than as the provider's 400."""
-    with refused(ConfigurationError, "tool_choice is set, but there are no tools"):
+    with expect_error(ConfigurationError, "tool_choice is set, but there are no tools"):
         Options(tools=tools, tool_choice="auto")
 
 
@@ -291,13 +291,13 @@ def test_without_tools_there_is_no_choice(tools: Any) -> None:
 )
 def test_a_tool_has_the_one_shape(tool: dict[str, Any]) -> None:
     """It is the same for all providers; another provider's shape is refused, with ours."""
-    with refused(ConfigurationError, "tool"):
+    with expect_error(ConfigurationError, "tool"):
         Options(tools=[tool])
 
 
 def test_two_tools_need_two_names() -> None:
     """The model could not tell which it calls."""
-    with refused(ConfigurationError, "Two tools are called 'get_weather'"):
+    with expect_error(ConfigurationError, "Two tools are called 'get_weather'"):
         Options(tools=[TOOL, {"name": "other"}, TOOL])
 
 
@@ -365,7 +365,7 @@ def test_a_form_can_show_options() -> None:
 )
 def test_a_name_that_leads_nowhere_says_so(name: str, words: str) -> None:
     """When the options are made, not when the answer is there."""
-    with refused(ConfigurationError, name, words):
+    with expect_error(ConfigurationError, name, words):
         Options(response_schema=name)
 
 
@@ -377,7 +377,7 @@ def test_a_module_that_breaks_on_import_says_so(code: str, tmp_path: Path, monke
     (tmp_path / "pollux_broken.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "pollux_broken", raising=False)
-    with refused(
+    with expect_error(
         ConfigurationError, "'pollux_broken:Model' cannot be imported here", "Error" if "System" not in code else "3"
     ):
         Options(response_schema="pollux_broken:Model")
@@ -386,7 +386,7 @@ def test_a_module_that_breaks_on_import_says_so(code: str, tmp_path: Path, monke
 @pytest.mark.parametrize("model", [Unsayable, BaseModel])
 def test_a_model_without_a_schema_is_refused(model: type[BaseModel]) -> None:
     """There would be nothing to send."""
-    with refused(ConfigurationError, f"{model.__name__} has no JSON Schema"):
+    with expect_error(ConfigurationError, f"{model.__name__} has no JSON Schema"):
         Options(response_schema=model)
 
 

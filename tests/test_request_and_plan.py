@@ -16,7 +16,7 @@ from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.state import identity
 from pollux_flows.state.identity import request_identity, source_identity
-from tests.documents import goes_through_json, refused
+from tests.documents import check_json_round_trip, expect_error
 
 TARGET = Target(provider="gemini", model="gemini-2.5-flash-lite")
 prompts = st.lists(st.text(min_size=1).filter(str.strip), max_size=5)
@@ -52,14 +52,14 @@ def test_no_prompts_are_a_legal_request_for_nothing() -> None:
 @pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u00a0"])
 def test_a_blank_prompt_is_named_by_its_index(blank: str) -> None:
     """Of twelve prompts one wants to know which."""
-    with refused(ConfigurationError, "prompts[1] is blank", "or leave it out"):
+    with expect_error(ConfigurationError, "prompts[1] is blank", "or leave it out"):
         request(["Why?", blank])
 
 
 @pytest.mark.parametrize("blank", ["", [" "]])
 def test_a_lone_blank_prompt_needs_no_index(blank: Any) -> None:
     """There is only one."""
-    with refused(ConfigurationError, "The prompt is blank"):
+    with expect_error(ConfigurationError, "The prompt is blank"):
         request(blank)
 
 
@@ -67,7 +67,7 @@ def test_a_lone_blank_prompt_needs_no_index(blank: Any) -> None:
 def test_without_a_prompt_there_is_a_source(none: Any) -> None:
     """None is a call without prompt text: the source speaks. With neither there is nothing to send."""
     assert None in request(none, sources=[Source.from_text("Describe the sea.")]).prompts
-    with refused(ConfigurationError, "nothing to send: no prompt and no source"):
+    with expect_error(ConfigurationError, "nothing to send: no prompt and no source"):
         request(none)
 
 
@@ -83,54 +83,54 @@ def test_a_cache_handle_alone_asks_nothing() -> None:
 )
 def test_prompts_are_a_string_or_a_list(wrong: Any) -> None:
     """Sets have no order, generators no second time, dicts are something else."""
-    with refused(ConfigurationError, "prompts cannot be a", type(wrong).__name__, "a list of strings"):
+    with expect_error(ConfigurationError, "prompts cannot be a", type(wrong).__name__, "a list of strings"):
         request(wrong)
 
 
 @pytest.mark.parametrize("wrong", [1, b"Why?", ["Why?"], Source.from_text("Why?")])
 def test_a_prompt_is_a_string(wrong: Any) -> None:
     """The error says which is not."""
-    with refused(ConfigurationError, "prompts[1] is a", type(wrong).__name__):
+    with expect_error(ConfigurationError, "prompts[1] is a", type(wrong).__name__):
         request(["Why?", wrong])
 
 
 def test_a_prompt_holds_whole_characters() -> None:
     """Half a one fits into no request."""
-    with refused(ConfigurationError, "prompts.1", "half a character"):
+    with expect_error(ConfigurationError, "prompts.1", "half a character"):
         request(["Why?", "\ud800"])
 
 
 @pytest.mark.parametrize("wrong", [None, "text", Source.from_text("x"), {Source.from_text("x")}, 1, iter([])])
 def test_sources_are_a_list(wrong: Any) -> None:
     """One source alone is the commonest slip."""
-    with refused(SourceError, "sources is a", "Pass a list of Source objects"):
+    with expect_error(SourceError, "sources is a", "Pass a list of Source objects"):
         request(sources=wrong)
 
 
 @pytest.mark.parametrize("wrong", [None, "text", b"x", {"source_type": "text", "text": "x"}])
 def test_a_source_is_a_source(wrong: Any) -> None:
     """The error says which is not, and how to make one."""
-    with refused(SourceError, "sources[1] is a", "Source.from_text"):
+    with expect_error(SourceError, "sources[1] is a", "Source.from_text"):
         request(sources=[Source.from_text("x"), wrong])
 
 
 @pytest.mark.parametrize("wrong", [{}, {"temperature": 1}, "fast", 1])
 def test_options_are_options(wrong: Any) -> None:
     """A dict would not have been checked."""
-    with refused(ConfigurationError, "options is a", "Pass Options(…)"):
+    with expect_error(ConfigurationError, "options is a", "Pass Options(…)"):
         request(options=wrong)
 
 
 @pytest.mark.parametrize("wrong", [None, "gemini", {"provider": "gemini"}, {"provider": "azure", "model": "m"}])
 def test_a_target_is_a_target(wrong: Any) -> None:
     """In words, too."""
-    with refused(ConfigurationError, "Target is not usable"):
+    with expect_error(ConfigurationError, "Target is not usable"):
         make_request("Why?", target=wrong)
 
 
 def test_a_schema_is_looked_at_before_it_is_paid_for() -> None:
     """For answers and for tools."""
-    with refused(ConfigurationError, "response_schema is no usable JSON Schema"):
+    with expect_error(ConfigurationError, "response_schema is no usable JSON Schema"):
         request(options=Options(response_schema={"type": "integr"}))
 
 
@@ -148,7 +148,7 @@ def test_a_schema_is_looked_at_before_it_is_paid_for() -> None:
 )
 def test_parameters_of_a_tool_that_are_no_json_schema_are_refused(parameters: dict[str, Any]) -> None:
     """A map of fields is one by the letter, and asks for nothing."""
-    with refused(ConfigurationError, "tools[1].parameters (f)", "'properties'"):
+    with expect_error(ConfigurationError, "tools[1].parameters (f)", "'properties'"):
         request(options=Options(tools=[{"name": "e"}, {"name": "f", "parameters": parameters}]))
 
 
@@ -178,7 +178,7 @@ def test_the_same_request_gives_the_same_plan(asked: list[str]) -> None:
     made = request(asked, sources=[Source.from_text("x")], options=Options(temperature=0.5))
     there = Request.model_validate_json(made.model_dump_json())
     assert make_plan(there) == make_plan(made)
-    goes_through_json(make_plan(made))
+    check_json_round_trip(make_plan(made))
 
 
 def test_identities_hold_across_versions() -> None:
@@ -401,7 +401,7 @@ def test_an_expired_handle_is_refused_before_anything_is_sent(ago: float, monkey
     """At the very second, too; the error says for how long it has been gone and what to do."""
     monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
     handle = CacheHandle(name="caches/1", model=TARGET.model, provider="gemini", expires_at=1_000_000.0 - ago)
-    with refused(ConfigurationError, "caches/1 expired", f"{ago:.0f} seconds ago", "create_cache"):
+    with expect_error(ConfigurationError, "caches/1 expired", f"{ago:.0f} seconds ago", "create_cache"):
         plan(options=Options(cache=handle))
 
 

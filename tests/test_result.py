@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pollux_flows import CacheHandle, ConfigurationError, ResultEnvelope
 from pollux_flows.result import Answer, CallFailure, Outcome, ToolCall
-from tests.documents import envelopes, failures, goes_through_json, handles, refused
+from tests.documents import check_json_round_trip, envelopes, expect_error, failures, handles
 
 
 class Invoice(BaseModel):
@@ -90,19 +90,19 @@ def test_the_text_is_the_answer() -> None:
 @given(envelopes)
 def test_an_envelope_goes_through_json(envelope: ResultEnvelope) -> None:
     """A persisted result is the result."""
-    goes_through_json(envelope)
+    check_json_round_trip(envelope)
 
 
 @given(failures)
 def test_a_failure_goes_through_json(failure: CallFailure) -> None:
     """It is kept inside envelopes and outcomes."""
-    goes_through_json(failure)
+    check_json_round_trip(failure)
 
 
 @given(handles)
 def test_a_cache_handle_goes_through_json(handle: CacheHandle) -> None:
     """Whoever finds it later can use it."""
-    goes_through_json(handle)
+    check_json_round_trip(handle)
     assert pickle.loads(pickle.dumps(handle)) == handle  # noqa: S301 (our own)
 
 
@@ -117,7 +117,7 @@ def test_a_typed_answer_stays_typed_and_goes_as_data() -> None:
     typed = an_envelope(structured=[Invoice(total=3), None])
     assert typed["structured"][0].total == 3
     assert typed.model_dump(mode="json")["structured"] == [{"total": 3}, None]
-    goes_through_json(typed)
+    check_json_round_trip(typed)
 
 
 def test_what_a_newer_version_wrote_can_be_read() -> None:
@@ -136,7 +136,7 @@ def test_what_a_newer_version_wrote_can_be_read() -> None:
 def test_what_came_back_never_changes(document: Any) -> None:
     """What was answered was answered."""
     before = hash(document)
-    with refused(ConfigurationError, "cannot be changed"):
+    with expect_error(ConfigurationError, "cannot be changed"):
         document.status = "error"
     assert hash(document) == before
 
@@ -160,14 +160,14 @@ def test_what_came_back_never_changes(document: Any) -> None:
 )
 def test_a_handle_made_by_hand_is_checked(field: str, value: Any) -> None:
     """The error names the field."""
-    with refused(ConfigurationError, "CacheHandle is not usable", field):
+    with expect_error(ConfigurationError, "CacheHandle is not usable", field):
         CacheHandle(**{"name": "c", "model": "m", "provider": "gemini", "expires_at": 1.0, field: value})
 
 
 @pytest.mark.parametrize("value", ["fine", None, 1])
 def test_an_unknown_status_is_not_passed_on(value: Any) -> None:
     """There are three."""
-    with refused(ConfigurationError, "status", "'ok', 'partial' or 'error'"):
+    with expect_error(ConfigurationError, "status", "'ok', 'partial' or 'error'"):
         an_envelope(status=value)
 
 
@@ -185,14 +185,14 @@ def test_half_a_character_does_not_cost_a_paid_answer() -> None:
     )
     assert answer.text == "so \N{GRINNING FACE} far \N{REPLACEMENT CHARACTER}"
     assert answer.artifacts == {"\ufffd": ["\ufffd", {"deep": "\ufffd"}]}
-    goes_through_json(answer)
-    goes_through_json(Outcome(index=0, identity="x", answer=answer, attempts=1))
-    goes_through_json(an_envelope(answers=[answer.text, "\ud800"], diagnostics={"raw": ["\ud800"]}))
-    goes_through_json(CallFailure(index=0, kind="api_error", message="\ud800"))
+    check_json_round_trip(answer)
+    check_json_round_trip(Outcome(index=0, identity="x", answer=answer, attempts=1))
+    check_json_round_trip(an_envelope(answers=[answer.text, "\ud800"], diagnostics={"raw": ["\ud800"]}))
+    check_json_round_trip(CallFailure(index=0, kind="api_error", message="\ud800"))
 
 
 def test_what_is_nested_without_end_does_not_cost_a_paid_answer() -> None:
     """Of what no reader of JSON would follow to its end, the beginning is kept."""
     endless: dict[str, Any] = {}
     endless["again"] = endless
-    goes_through_json(Answer(text="fine", finish_reason="stop", artifacts=endless))
+    check_json_round_trip(Answer(text="fine", finish_reason="stop", artifacts=endless))

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from pollux_flows import Source, SourceError
 from pollux_flows.source import VideoSettings
-from tests.documents import goes_through_json, json_values, not_json, refused, sources
+from tests.documents import check_json_round_trip, expect_error, json_values, not_json, sources
 
 PAPER = "https://arxiv.org/pdf/2301.07041.pdf"
 
@@ -69,30 +69,30 @@ def test_a_pydantic_model_is_json_too() -> None:
 @pytest.mark.parametrize("text", [None, 1, b"text", ["text"], object()])
 def test_text_is_a_string(text: Any) -> None:
     """Bytes have an encoding that only the caller knows."""
-    with refused(SourceError, "from_text takes a string", type(text).__name__):
+    with expect_error(SourceError, "from_text takes a string", type(text).__name__):
         Source.from_text(text)
 
 
 @not_json
 def test_json_is_no_more_than_json(value: Any) -> None:
     """What JSON does not have is refused, at any depth, with what it does have."""
-    with refused(SourceError, "cannot become JSON", "Pass dicts, lists, strings, finite numbers"):
+    with expect_error(SourceError, "cannot become JSON", "Pass dicts, lists, strings, finite numbers"):
         Source.from_json(value)
-    with refused(SourceError, "cannot become JSON"):
+    with expect_error(SourceError, "cannot become JSON"):
         Source.from_json({"deep": [value]})
 
 
 def test_a_model_that_is_no_json_is_refused_in_words() -> None:
     """Pydantic's own error stays inside."""
-    with refused(SourceError, "This Unsayable cannot become JSON"):
+    with expect_error(SourceError, "This Unsayable cannot become JSON"):
         Source.from_json(Unsayable())
 
 
 def test_half_a_character_is_refused() -> None:
     """It could be put into no request; said here, in words, not as a codec error later."""
-    with refused(SourceError, "text", "half a character"):
+    with expect_error(SourceError, "text", "half a character"):
         Source.from_text("\ud800")
-    with refused(SourceError, "identifier", "half a character"):
+    with expect_error(SourceError, "identifier", "half a character"):
         Source.from_text("x", identifier="\ud800")
 
 
@@ -118,21 +118,21 @@ def test_a_file_of_unknown_kind_can_be_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["missing.txt", "a\0b", "\ud800", "name" * 1000, "missing/"])
 def test_a_file_that_is_not_there_is_refused(path: str) -> None:
     """Whichever way it is not there."""
-    with refused(SourceError, "There is no file", "Check the path"):
+    with expect_error(SourceError, "There is no file", "Check the path"):
         Source.from_file(path)
 
 
 @pytest.mark.parametrize("path", ["", ".", "/"])
 def test_a_folder_is_no_file(path: str) -> None:
     """Its files are, one by one."""
-    with refused(SourceError, "is a directory"):
+    with expect_error(SourceError, "is a directory"):
         Source.from_file(path)
 
 
 @pytest.mark.parametrize("path", [None, 1, b"path", [], object()])
 def test_a_path_is_a_path(path: Any) -> None:
     """Not an open file, not bytes."""
-    with refused(SourceError, "from_file takes a path", type(path).__name__):
+    with expect_error(SourceError, "from_file takes a path", type(path).__name__):
         Source.from_file(path)
 
 
@@ -140,7 +140,7 @@ def test_a_path_is_a_path(path: Any) -> None:
 def test_a_mime_type_looks_like_one(mime_type: Any, tmp_path: Path) -> None:
     """`pdf` is a suffix."""
     (tmp_path / "data").touch()
-    with refused(SourceError, "mime" if isinstance(mime_type, bytes | int) else "MIME type", ""):
+    with expect_error(SourceError, "mime" if isinstance(mime_type, bytes | int) else "MIME type", ""):
         Source.from_file(tmp_path / "data", mime_type=mime_type)
 
 
@@ -163,16 +163,16 @@ def test_space_around_an_address_is_forgiven() -> None:
 @pytest.mark.parametrize("uri", ["example.com/a.pdf", "//h/a", "http://", "http://[::1", "a\0b", "http://h\n/a"])
 def test_a_uri_that_is_none_is_refused(uri: str) -> None:
     """With an example of one that is."""
-    with refused(SourceError, "not a complete address", "https://example.com/a.pdf"):
+    with expect_error(SourceError, "not a complete address", "https://example.com/a.pdf"):
         Source.from_uri(uri)
 
 
 @pytest.mark.parametrize("uri", ["", " ", None, 1, b"https://h", [], object()])
 def test_an_address_is_a_string_with_something_in_it(uri: Any) -> None:
     """Whichever way one is made."""
-    with refused(SourceError, "needs a uri"):
+    with expect_error(SourceError, "needs a uri"):
         Source.from_uri(uri)
-    with refused(SourceError, "needs a uri"):
+    with expect_error(SourceError, "needs a uri"):
         Source.from_youtube(uri)
 
 
@@ -180,7 +180,7 @@ def test_a_youtube_video_is_a_video() -> None:
     """It is not looked up; but it has to be an address."""
     source = Source.from_youtube("https://www.youtube.com/watch?v=x")
     assert (source.source_type, source.mime_type) == ("youtube", "video/mp4")
-    with refused(SourceError, "not a complete address"):
+    with expect_error(SourceError, "not a complete address"):
         Source.from_youtube("watch?v=x")
 
 
@@ -226,7 +226,7 @@ def test_versions_and_old_ids_are_papers_too(ref: str) -> None:
 )
 def test_what_is_no_paper_is_refused(ref: Any) -> None:
     """Other pages, other hosts, other things."""
-    with refused(SourceError, "arXiv" if isinstance(ref, str) else "from_arxiv takes a string"):
+    with expect_error(SourceError, "arXiv" if isinstance(ref, str) else "from_arxiv takes a string"):
         Source.from_arxiv(ref)
 
 
@@ -280,9 +280,9 @@ def test_video_settings_make_sense_or_are_refused(settings: Any) -> None:
 def test_only_videos_have_video_settings() -> None:
     """By YouTube, or by their type."""
     assert Source.from_uri("gs://b/v", mime_type="video/webm").with_gemini_video_settings(fps=1).gemini_video
-    with refused(SourceError, "not a video"):
+    with expect_error(SourceError, "not a video"):
         Source.from_text("a story").with_gemini_video_settings(fps=1)
-    with refused(SourceError, "not a video"):
+    with expect_error(SourceError, "not a video"):
         Source.from_uri("https://h/a.pdf", mime_type="application/pdf").with_gemini_video_settings(fps=1)
 
 
@@ -292,7 +292,7 @@ def test_gemini_can_open_an_address_itself() -> None:
     assert page.with_gemini_url_context().gemini_url_context is True
     assert page.gemini_url_context is False
     for other in (Source.from_uri("gs://b/v"), Source.from_text("https://h"), Source.from_youtube("https://h")):
-        with refused(SourceError, "http or https"):
+        with expect_error(SourceError, "http or https"):
             other.with_gemini_url_context()
 
 
@@ -302,7 +302,7 @@ def test_gemini_can_open_an_address_itself() -> None:
 @given(sources)
 def test_a_source_goes_through_json(source: Source) -> None:
     """Whatever made it; and it is no less in a pickle or a copy."""
-    goes_through_json(source)
+    check_json_round_trip(source)
     for back in (pickle.loads(pickle.dumps(source)), copy.deepcopy(source), source.model_copy()):  # noqa: S301 (our own)
         assert back == source
 
@@ -374,10 +374,10 @@ def test_the_size_of_text_is_counted_not_believed() -> None:
 def test_a_source_never_changes() -> None:
     """Its identity is the name of answers; a copy with changes is another source, and checked."""
     source = Source.from_text("hi")
-    with refused(SourceError, "cannot be changed", "model_copy"):
+    with expect_error(SourceError, "cannot be changed", "model_copy"):
         source.text = "ho"  # type: ignore[misc]
     assert source.model_copy(update={"text": "longer"}).size_bytes == 6
-    with refused(SourceError, "text"):
+    with expect_error(SourceError, "text"):
         source.model_copy(update={"text": 5})
-    with refused(SourceError, "has no uri"):
+    with expect_error(SourceError, "has no uri"):
         source.model_copy(update={"uri": "https://h"})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pollux_flows import ConfigurationError, Options, Source
 from pollux_flows.turn import Attached, Turn, in_order, read_turns
-from tests.documents import goes_through_json, refused
+from tests.documents import check_json_round_trip, expect_error
 
 CALL: dict[str, Any] = {"id": "c1", "name": "f", "arguments": '{"a": 1}'}
 OTHER: dict[str, Any] = {**CALL, "id": "c2", "name": "g"}
@@ -36,7 +36,7 @@ def test_turns_are_read_as_they_are_written() -> None:
     turns = read_turns(items)
     assert [turn.as_item() for turn in turns] == [USER, {**calling(CALL), "content": ""}, result(), items[3]]
     for turn in turns:
-        goes_through_json(turn)
+        check_json_round_trip(turn)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_no_turn_is_refused_where_it_stands(name: str) -> None:
     """When the options are made already: with its place, and what to write instead."""
     item, words = WRONG[name]
-    with refused(ConfigurationError, words):
+    with expect_error(ConfigurationError, words):
         Options(history=[USER, item])
 
 
@@ -122,7 +122,7 @@ def test_calls_without_results_wait() -> None:
 )  # fmt: skip
 def test_calls_and_results_belong_together(items: list[dict[str, Any]], words: str) -> None:
     """Each call has one result, in the turns that follow it."""
-    with refused(ConfigurationError, words):
+    with expect_error(ConfigurationError, words):
         in_order(read_turns(items))
 
 

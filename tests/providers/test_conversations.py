@@ -24,7 +24,7 @@ from pollux_flows import (
 )
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Fault, Simulator
-from tests.documents import goes_through_json
+from tests.documents import check_json_round_trip
 from tests.loopback import MODELS, MakeConfig, asked, every_provider, good, http, scripted, with_tools
 from tests.providers.shapes import Map
 from tests.providers.test_tools import CLOCK, WEATHER
@@ -113,7 +113,7 @@ async def test_a_conversation_goes_on(provider: ProviderName, config: MakeConfig
 async def test_the_state_is_plain_data(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
     """It is in the envelope's JSON, and what was read from there goes on like the envelope itself."""
     first = await run("One.", config=config(provider), options=BEGIN)
-    goes_through_json(first)
+    check_json_round_trip(first)
     state = first["_conversation_state"]
     assert state == json.loads(first.model_dump_json())["_conversation_state"]
     assert (state["version"], state["provider"]) == (1, provider)
