@@ -37,9 +37,9 @@ REFUSED = [
 @pytest.mark.parametrize(("address", "protocol"), [each for each in REFUSED if "://" in each[0]])
 def test_a_source_uses_only_protocols_on_the_list(address: str, protocol: str) -> None:
     """In every part of a chain; the refusal says which setting adds one."""
-    with pytest.raises(SourceError, match=f"protocol '{protocol}'") as refused:
+    with pytest.raises(SourceError, match=f"protocol '{protocol}'") as caught:
         asyncio.run(examine([Source.from_file(address)]))
-    assert str(refused.value).endswith(f"POLLUX_ALLOW_PROTOCOLS={protocol}")
+    assert str(caught.value).endswith(f"POLLUX_ALLOW_PROTOCOLS={protocol}")
 
 
 @pytest.mark.parametrize(("address", "protocol"), REFUSED)
@@ -115,9 +115,9 @@ def test_an_allowed_root_leaves_the_system_closed(paths: str) -> None:
 
 def test_a_dot_file_is_allowed_by_its_name(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("secret")
-    with apply_restrictions(limits(tmp_path)), pytest.raises(SourceError) as refused:
+    with apply_restrictions(limits(tmp_path)), pytest.raises(SourceError) as caught:
         check_source(str(tmp_path / ".env"))
-    line = str(refused.value).rpartition("POLLUX_ALLOW_PATHS=")[2]
+    line = str(caught.value).rpartition("POLLUX_ALLOW_PATHS=")[2]
     with apply_restrictions(limits(tmp_path, line)):
         check_source(str(tmp_path / ".env"))
 

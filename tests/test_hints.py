@@ -70,20 +70,20 @@ def test_a_refusal_without_a_hint_is_found(code: str) -> None:
 )
 def test_a_field_check_has_a_hint(document: type[BaseModel], data: Any, hint: str) -> None:
     """It names the field, and what belongs there."""
-    with pytest.raises(PolluxError) as refused:
+    with pytest.raises(PolluxError) as caught:
         document.model_validate(data)
-    assert refused.value.hint is not None
-    assert refused.value.hint.startswith(hint)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
 
 
 def test_what_is_no_json_has_a_hint() -> None:
-    with pytest.raises(ConfigurationError) as refused:
+    with pytest.raises(ConfigurationError) as caught:
         Options.model_validate_json("{")
-    assert refused.value.hint is not None
+    assert caught.value.hint is not None
 
 
 def test_a_hint_of_a_field_check_quotes_no_input() -> None:
     """What was passed may be a key."""
-    with pytest.raises(ConfigurationError) as refused:
+    with pytest.raises(ConfigurationError) as caught:
         Options.model_validate({"max_tokens": "sk-secret"})
-    assert "sk-secret" not in str(refused.value)
+    assert "sk-secret" not in str(caught.value)

@@ -41,11 +41,11 @@ def state(home: Path, capsys: pytest.CaptureFixture[str]) -> Command:  # noqa: A
 
     def command(*words: str) -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as caught:
             app(["state", *words])
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value} {printed.out}"
+        return printed.out if caught.value.code in (None, 0) else f"refused: {caught.value} {printed.out}"
 
     return command
 

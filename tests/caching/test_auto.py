@@ -192,9 +192,9 @@ async def test_a_run_creates_a_cache_and_deletes_it(gemini: Config, sim: Simulat
 async def test_it_is_deleted_after_a_failure_too(gemini: Config, sim: Simulator) -> None:
     """A retry asks the unanswered prompt alone, and creates no cache for it."""
     sim.fail(Fault(status=400, message="not now"), contains=PROMPTS[3])
-    with pytest.raises(APIError, match="not now") as failed:
+    with pytest.raises(APIError, match="not now") as caught:
         await ask(gemini, run_key="nightly")
-    assert failed.value.envelope is not None
+    assert caught.value.envelope is not None
     assert operations(sim) == ["cache.create", "cache.delete"]
     envelope = await ask(gemini, run_key="nightly")
     assert (envelope.status, envelope.metrics["n_reused"]) == ("ok", 9)

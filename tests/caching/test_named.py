@@ -75,9 +75,9 @@ async def test_a_name_that_names_nothing_is_refused(
     arguments: dict[str, object], says: str, gemini: Config, sim: Simulator
 ) -> None:
     """And so are two at once, before anything is sent."""
-    with pytest.raises(ConfigurationError, match=says) as refused:
+    with pytest.raises(ConfigurationError, match=says) as caught:
         await run("p", config=gemini, **arguments)  # type: ignore[arg-type]
-    assert refused.value.hint
+    assert caught.value.hint
     assert sim.requests == []
 
 
@@ -97,6 +97,6 @@ async def test_where_names_are_not_looked_up_they_are_refused(gemini: Config, si
 
 @pytest.mark.parametrize("cache", ["auto", "", " "])
 def test_options_take_no_cache_that_is_no_name(cache: str) -> None:
-    with pytest.raises(ConfigurationError) as refused:
+    with pytest.raises(ConfigurationError) as caught:
         Options(cache=cache)
-    assert refused.value.hint
+    assert caught.value.hint

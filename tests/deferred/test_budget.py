@@ -53,9 +53,9 @@ async def test_a_job_above_the_limit_is_refused(config: MakeConfig) -> None:
     async with open_session(settings) as session:
         most = price_job(plan, session)
         check_job_budget(plan, session, most)
-        with pytest.raises(BudgetError, match=r"10 prompts may cost up to \$0.0008\d as a batch") as raised:
+        with pytest.raises(BudgetError, match=r"10 prompts may cost up to \$0.0008\d as a batch") as caught:
             check_job_budget(plan, session, 0.9 * most)
-        check_job_budget(plan, session, float((raised.value.hint or "").partition("to $")[2].split()[0]))
+        check_job_budget(plan, session, float((caught.value.hint or "").partition("to $")[2].split()[0]))
 
 
 async def test_what_is_submitted_again_must_fit_into_what_is_left(config: MakeConfig) -> None:

@@ -197,9 +197,9 @@ async def test_a_budget_below_one_call_is_refused(openai: Config, sim: Simulator
     """With both amounts, and what would do: a shorter answer, or more money."""
     with pytest.raises(
         BudgetError, match=r"one call may cost up to \$0.0018 .*, and max_cost_usd is \$0.0005\."
-    ) as raised:
+    ) as caught:
         await run("why?", config=openai, options=Options(max_tokens=1_000), max_cost_usd=5e-4)
-    hint = raised.value.hint or ""
+    hint = caught.value.hint or ""
     assert sim.requests == []
     shorter = int(hint.partition("max_tokens=")[2].partition(")")[0])
     await run("why?", config=openai, options=Options(max_tokens=shorter), max_cost_usd=5e-4)
@@ -223,9 +223,9 @@ async def test_an_unknown_maximum_is_refused(config: MakeConfig, sim: Simulator)
             "text",
         ),
     ):
-        with pytest.raises(ConfigurationError, match=r"No budget can be enforced: It is not known") as raised:
+        with pytest.raises(ConfigurationError, match=r"No budget can be enforced: It is not known") as caught:
             await run("why?", config=settings, options=options, max_cost_usd=100.0)
-        assert hint in (raised.value.hint or "")
+        assert hint in (caught.value.hint or "")
     assert asked(sim) == []
 
 

@@ -68,10 +68,10 @@ def reused(envelope: ResultEnvelope) -> list[str | None]:
 async def test_a_run_goes_on_where_it_failed(openai: Config, sim: Simulator) -> None:
     """The first failure raises; the siblings that were paid for are not asked again."""
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match=r"answers to 2 of 3 prompts are saved.*the same run_key") as raised:
+    with pytest.raises(APIError, match=r"answers to 2 of 3 prompts are saved.*the same run_key") as caught:
         await run_many(PROMPTS, config=openai, run_key="monday")
-    assert raised.value.envelope is not None
-    assert [bool(text) for text in raised.value.envelope.answers] == [True, False, True]
+    assert caught.value.envelope is not None
+    assert [bool(text) for text in caught.value.envelope.answers] == [True, False, True]
     envelope = await run_many(PROMPTS, config=openai, run_key="monday")
     assert envelope.status == "ok"
     assert [text.removeprefix("Simulated answer to: ") for text in envelope.answers] == PROMPTS
@@ -381,9 +381,9 @@ async def test_a_redis_that_goes_away_costs_no_answer(
     running = asyncio.create_task(run_many(PROMPTS, config=config("openai", request_concurrency=2)))
     await until(lambda: len(asked(sim)) == 2)
     server.kill()
-    with pytest.raises(ConfigurationError, match="Redis") as raised:
+    with pytest.raises(ConfigurationError, match="Redis") as caught:
         await running
-    envelope = raised.value.envelope
+    envelope = caught.value.envelope
     assert envelope is not None
     assert [bool(text) for text in envelope.answers] == [True, True, False]
     assert sum("waits in" in warning for warning in envelope.diagnostics["warnings"]) == 2
@@ -438,9 +438,9 @@ async def test_no_answer_is_called_kept_that_the_state_has_lost(
     openai: Config, sim: Simulator, terms: dict[str, Any]
 ) -> None:
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError) as raised:
+    with pytest.raises(APIError) as caught:
         await run_many(PROMPTS, config=openai, **terms)
-    hint = raised.value.hint or ""
+    hint = caught.value.hint or ""
     assert "answers to 2 of 3 prompts are gone from the state" in hint
     assert "running again asks, and pays for, everything again" in hint
     assert "are saved" not in hint

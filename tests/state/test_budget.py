@@ -88,9 +88,9 @@ async def test_many_refusals_take_no_memory() -> None:
     budget = Budget(LIMIT)
     errors = []
     for usd in (11.0, 11.0, 12.0):
-        with pytest.raises(BudgetError, match=f"may cost up to \\${usd:.2f}") as raised:
+        with pytest.raises(BudgetError, match=f"may cost up to \\${usd:.2f}") as caught:
             await reserve([budget], usd)
-        errors.append(raised.value)
+        errors.append(caught.value)
     assert len({id(error) for error in errors}) == len(errors)
 
 

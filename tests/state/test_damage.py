@@ -81,9 +81,9 @@ async def test_a_damaged_answer_is_an_error_that_names_it(
     for ask in asked:
         with pytest.raises(
             ConfigurationError, match=rf"record {RUN}/a in .* is damaged.*prune --damaged.*paid"
-        ) as told:
+        ) as caught:
             await ask()
-        assert "forty" not in str(told.value)
+        assert "forty" not in str(caught.value)
     assert set(await journal.load_own(["b"])) == {"b"}
 
 
@@ -120,9 +120,9 @@ async def test_a_damaged_pointer_is_an_error(journal: Journal, store: Store, add
 async def test_a_damaged_upload_is_not_offered_for_removal(store: Store, address: str) -> None:
     await store.put("upload/1", {})
     damage(address, "upload/1", b"{")
-    with pytest.raises(ConfigurationError, match=r"record upload/1 .* is damaged.*backup, or move it away") as told:
+    with pytest.raises(ConfigurationError, match=r"record upload/1 .* is damaged.*backup, or move it away") as caught:
         await store.get("upload/1")
-    assert "prune" not in str(told.value)
+    assert "prune" not in str(caught.value)
 
 
 # --- Who removes them ---------------------------------------------------------------------------------------------

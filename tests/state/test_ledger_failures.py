@@ -228,8 +228,8 @@ async def test_a_waiter_times_out(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
     await provider.asked()
-    with pytest.raises(APIError, match="uploading the same file") as told:
+    with pytest.raises(APIError, match="uploading the same file") as caught:
         await ledger.acquire(KEY, "other", provider.upload, patience_s=0.05)
-    assert told.value.retryable is True
+    assert caught.value.retryable is True
     provider.gate.set()
     await first

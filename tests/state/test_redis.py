@@ -63,10 +63,10 @@ async def test_the_variable_selects_the_store(redis_place: str, monkeypatch: pyt
 )
 def test_an_invalid_address_is_an_error_that_does_not_show_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_URL, url)
-    with pytest.raises(ConfigurationError, match=r"POLLUX_STATE_URL is not the address .*redis://") as told:
+    with pytest.raises(ConfigurationError, match=r"POLLUX_STATE_URL is not the address .*redis://") as caught:
         open_store()
-    assert "s3cret" not in str(told.value)
-    assert told.value.__cause__ is None
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 def test_without_redis_py_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

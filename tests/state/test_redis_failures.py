@@ -203,23 +203,25 @@ async def test_a_password_is_used_and_not_shown(server: Server, caplog: pytest.L
     store = RedisStore(server.url.replace("//", f"//:{QUOTED}@"))
     await store.put("a", {})
     for wrong in ("", "//:s3cret-too@", "//s3cret:s3cret@"):
-        with pytest.raises(ConfigurationError, match=r"requires another user name or password.*redis://user:") as told:
+        with pytest.raises(
+            ConfigurationError, match=r"requires another user name or password.*redis://user:"
+        ) as caught:
             await RedisStore(server.url.replace("//", wrong or "//")).get("a")
-        assert "s3cret" not in str(told.value)
-        assert told.value.__context__ is None
+        assert "s3cret" not in str(caught.value)
+        assert caught.value.__context__ is None
     server.kill()
-    with pytest.raises(ConfigurationError) as told:
+    with pytest.raises(ConfigurationError) as caught:
         await store.get("a")
-    assert "s3cret" not in f"{told.value} {told.value!r} {store!r} {vars(told.value)} {caplog.text}"
+    assert "s3cret" not in f"{caught.value} {caught.value!r} {store!r} {vars(caught.value)} {caplog.text}"
 
 
 async def test_missing_permissions_are_named(server: Server) -> None:
     server.tell("ACL", "SETUSER", "reader", "on", ">s3cret", "~pollux:*", "+get", "+select")
-    with pytest.raises(ConfigurationError, match=r"does not allow this user.*\+evalsha") as told:
+    with pytest.raises(ConfigurationError, match=r"does not allow this user.*\+evalsha") as caught:
         await RedisStore(server.url.replace("//", "//reader:s3cret@")).get("a")
-    assert "s3cret" not in str(told.value)
+    assert "s3cret" not in str(caught.value)
     # What the hint says is enough.
-    allowed = str(told.value).partition("Allow them: ")[2].split()
+    allowed = str(caught.value).partition("Allow them: ")[2].split()
     server.tell("ACL", "SETUSER", "writer", "on", ">s3cret", *allowed)
     store = RedisStore(server.url.replace("//", "//writer:s3cret@"))
     assert await store.add("a", {}, ttl_s=60)
@@ -253,9 +255,9 @@ async def test_errors_show_the_text_of_redis_without_the_password(
     said: bytes, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "_RETRIES", 0)
-    with saying(said) as place, pytest.raises(ConfigurationError, match=told) as error:
+    with saying(said) as place, pytest.raises(ConfigurationError, match=told) as caught:
         await RedisStore(f"redis://:s3cret@{place}").get("a")
-    assert "s3cret" not in str(error.value)
+    assert "s3cret" not in str(caught.value)
 
 
 async def test_tls_certificates_are_checked(server: Server, tmp_path: Path) -> None:

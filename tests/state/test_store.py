@@ -92,9 +92,9 @@ async def test_a_swap_compares_the_complete_record(
 async def test_a_record_that_is_not_json_is_refused(store: Store) -> None:
     """Without showing it."""
     for record in ({"a": b"secret"}, {"a": math.nan}, {"a": "secret \ud800"}, {"a": {"secret"}}):
-        with pytest.raises(InternalError) as told:
+        with pytest.raises(InternalError) as caught:
             await store.put("a", record)
-        assert "secret" not in str(told.value)
+        assert "secret" not in str(caught.value)
     assert await store.get("a") is None
 
 
