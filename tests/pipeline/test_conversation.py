@@ -29,7 +29,7 @@ from tests.loopback import ONCE, MakeConfig, asked
 
 TOOLS = Options(tools=[{"name": "look"}, {"name": "listen"}])
 TURNS: list[dict[str, Any]] = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
-TOOL_CALL_TURN = {"role": "assistant", "tool_calls": [{"id": "c1", "name": "look", "arguments": "{}"}]}
+CALL_TURN = {"role": "assistant", "tool_calls": [{"id": "c1", "name": "look", "arguments": "{}"}]}
 STATE = {"version": 1, "provider": "openai", "history": TURNS}
 
 
@@ -73,10 +73,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a text instead of a turn": (continue_from(history=["Hi."]), r"history\[0\] has no role"),
     "tool calls without results": (
-        continue_from(history=[TURNS[0], TOOL_CALL_TURN]),
+        continue_from(history=[TURNS[0], CALL_TURN]),
         r"waits for the result of the tool call 'c1' \(look\)",
     ),
-    "tool calls without results in a history": ({"history": [TURNS[0], TOOL_CALL_TURN]}, "continue_tool"),
+    "tool calls without results in a history": ({"history": [TURNS[0], CALL_TURN]}, "continue_tool"),
     "a turn about a cache without its handle": (
         {"history": [{**TURNS[0], "cache": "caches/1"}]},
         r"Options\(cache=…\)",
@@ -126,7 +126,7 @@ async def test_a_conversation_cannot_be_deferred(conversation: dict[str, Any], o
 
 
 async def test_tool_results_in_a_history_are_refused_for_a_local_server(config: MakeConfig, sim: Simulator) -> None:
-    history = [TURNS[0], TOOL_CALL_TURN, {"role": "tool", "tool_call_id": "c1", "content": "sea"}]
+    history = [TURNS[0], CALL_TURN, {"role": "tool", "tool_call_id": "c1", "content": "sea"}]
     with pytest.raises(ConfigurationError, match="tool_results"):
         await run("p", config=config("local"), options=Options(history=history))
     assert sim.requests == []
@@ -136,10 +136,11 @@ async def test_tool_results_in_a_history_are_refused_for_a_local_server(config: 
     "case",
     [
         ("anthropic", "claude-sonnet-4-6", [TURNS[1]], {}, "begins with an assistant's turn"),
-        ("gemini", "gemini-2.5-flash", [TOOL_CALL_TURN, {"role": "tool", "tool_call_id": "c1"}], {}, "begins with a tool call"),
-        ("anthropic", "claude-opus-4-5", [TURNS[0], TOOL_CALL_TURN, {"role": "tool", "tool_call_id": "c1"}],
+        ("gemini", "gemini-2.5-flash", [CALL_TURN, {"role": "tool", "tool_call_id": "c1"}], {},
+         "begins with a tool call"),
+        ("anthropic", "claude-opus-4-5", [TURNS[0], CALL_TURN, {"role": "tool", "tool_call_id": "c1"}],
          {"reasoning_budget_tokens": 1024}, "made without thinking"),
-        *((provider, model, [TURNS[0], {**TOOL_CALL_TURN, "tool_calls": [{"id": "c1", "name": "f", "arguments": "[1]"}]},
+        *((provider, model, [TURNS[0], {**CALL_TURN, "tool_calls": [{"id": "c1", "name": "f", "arguments": "[1]"}]},
            {"role": "tool", "tool_call_id": "c1"}], {}, "not a JSON object")
           for provider, model in (("anthropic", "claude-sonnet-4-6"), ("gemini", "gemini-2.5-flash"))),
         ("gemini", "gemini-2.5-flash", [TURNS[0], {**TURNS[1], "provider_state": {"parts": [{"text": 1}]}}], {},
@@ -164,7 +165,7 @@ async def test_tool_results_are_refused_for_an_openrouter_model_without_tools(
     config: MakeConfig, sim: Simulator
 ) -> None:
     """The catalogue of OpenRouter says so before the call."""
-    history = [TURNS[0], TOOL_CALL_TURN, {"role": "tool", "tool_call_id": "c1", "content": "sea"}]
+    history = [TURNS[0], CALL_TURN, {"role": "tool", "tool_call_id": "c1", "content": "sea"}]
     with pytest.raises(ConfigurationError, match="does not support tools"):
         await run(
             config=config("openrouter", model="meta-llama/llama-3.3-70b-instruct"), options=Options(history=history)
@@ -331,7 +332,7 @@ async def test_raw_tools_of_a_provider_are_sent_with_tool_results(
         "anthropic": [{"name": "look", "input_schema": {"type": "object"}}],
         "openrouter": [{"type": "function", "function": {"name": "look"}}],
     }[provider]
-    history = [TURNS[0], TOOL_CALL_TURN, {"role": "tool", "tool_call_id": "c1", "content": "sea"}]
+    history = [TURNS[0], CALL_TURN, {"role": "tool", "tool_call_id": "c1", "content": "sea"}]
     options = Options(history=history, provider_options={provider: {"tools": tools}})
     await run(config=config(provider), options=options)
     assert asked(sim)[0].body["tools"] == tools
