@@ -110,7 +110,7 @@ def test_where_nothing_is_kept_that_is_said(state: Command, home: Path) -> None:
 
 def test_a_redis_is_shown_without_its_password(state: Command, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what bounds it there."""
-    server.tell("CONFIG", "SET", "requirepass", "s3cret")
+    server.execute("CONFIG", "SET", "requirepass", "s3cret")
     monkeypatch.setenv("POLLUX_STATE_URL", server.url.replace("//", "//:s3cret@"))
     three_runs()
     said = state()
@@ -222,7 +222,7 @@ def test_a_run_at_work_is_named(state: Command) -> None:
     three_runs()
 
     async def at_work(*words: str) -> str:
-        async with places.at_work(open_store(), "today"):
+        async with places.hold_run_lease(open_store(), "today"):
             return await asyncio.to_thread(state, "prune", *words)
 
     assert "so that its answers stay: 1 run." in asyncio.run(at_work("--older-than", "0d"))

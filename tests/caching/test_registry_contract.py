@@ -18,7 +18,7 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, CacheRequest, cache_name
 from pollux_flows.source import Source
 from pollux_flows.state.leases import LeaseLostError
-from tests.state.places import opened
+from tests.state.places import open_store_at
 
 Open = Callable[[], CacheRegistry]
 """Open another registry with the same records, with leases of LEASE_S."""
@@ -49,7 +49,7 @@ def registry(open_registry: Open) -> CacheRegistry:
 
 
 def open_on_store(address: str) -> CacheRegistry:
-    return StoreRegistry(opened(address), lease_s=LEASE_S)
+    return StoreRegistry(open_store_at(address), lease_s=LEASE_S)
 
 
 def make_record(identity: str = "a", **fields: Any) -> CacheRecord:
@@ -116,7 +116,7 @@ async def test_a_record_is_found_by_its_name(registry: CacheRegistry) -> None:
 
 async def test_a_record_that_cannot_be_read_is_left_out(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """A record of a newer version is logged, and the others are listed."""
-    store = opened(f"disk:{tmp_path / 'state'}")
+    store = open_store_at(f"disk:{tmp_path / 'state'}")
     registry = StoreRegistry(store)
     await save(registry, make_record("b"))
     await store.put("cache/a", {**make_record("a").model_dump(mode="json"), "version": 99})

@@ -36,8 +36,8 @@ from pollux_flows.state.store import open_store
 from tests.budgets import SHORT, find_worst_case
 from tests.executing import execute_plan
 from tests.loopback import ONCE, MakeConfig, asked, good, http, scripted, until
-from tests.state.places import at_work
-from tests.state.servers import Server, client
+from tests.state.places import hold_run_lease
+from tests.state.servers import Server, connect
 
 PROMPTS = ["first", "second", "third"]
 
@@ -83,7 +83,7 @@ async def test_a_rerun_asks_only_for_missing_answers(openai: Config, sim: Simula
 async def test_a_run_waits_for_a_call_that_another_process_has_leased(openai: Config, sim: Simulator) -> None:
     """The run makes its other calls at once, and the leased call after the release."""
     plan = make_plan(make_request(["more"], target=openai.target))
-    async with at_work(open_store(), "monday") as slots:
+    async with hold_run_lease(open_store(), "monday") as slots:
         await slots.acquire(plan.calls)
         running = asyncio.create_task(run_many([*PROMPTS, "more"], config=openai, run_key="monday"))
         await until(lambda: len(asked(sim)) == 3)
@@ -415,7 +415,7 @@ def losing_state(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
 
     def lose() -> None:
         if request.param == "redis":
-            with client(server.url) as behind:
+            with connect(server.url) as behind:
                 behind.flushall()
         else:
             server.kill()

@@ -8,21 +8,21 @@ from pathlib import Path
 
 from pollux_flows.state.account import derive_account
 from pollux_flows.state.store import Store
-from tests.state.places import opened
+from tests.state.places import open_store_at
 
 KEY = "sk-a-key-that-opens-nothing"
 
 
 async def test_a_key_has_one_account(address: str) -> None:
     """Also when many processes create the salt at once."""
-    made = await asyncio.gather(*(derive_account(opened(address), KEY) for _ in range(8)))
+    made = await asyncio.gather(*(derive_account(open_store_at(address), KEY) for _ in range(8)))
     assert len(set(made)) == 1
-    assert await derive_account(opened(address), "another") not in made
+    assert await derive_account(open_store_at(address), "another") not in made
 
 
 async def test_accounts_differ_between_stores(store: Store, tmp_path: Path) -> None:
     """So two ledgers do not show that they are of one key."""
-    assert await derive_account(store, KEY) != await derive_account(opened(f"disk:{tmp_path / 'other'}"), KEY)
+    assert await derive_account(store, KEY) != await derive_account(open_store_at(f"disk:{tmp_path / 'other'}"), KEY)
 
 
 async def test_a_key_cannot_be_recovered_from_its_account(store: Store) -> None:

@@ -18,7 +18,7 @@ from pollux_flows.state.maintenance import remove_damaged, survey
 from pollux_flows.state.process import this_process
 from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Store
-from tests.state.places import Clock, at_once, opened
+from tests.state.places import Clock, open_store_at, run_at_once
 
 KEY = f"budget/{'a' * 64}"
 LIMIT = 10.0
@@ -220,7 +220,7 @@ def spend(address: str, limit: float, seed: int, _: float) -> float:
             reservation.settle(usd)
 
     async def main() -> None:
-        budget = Budget(limit, BudgetLedger(opened(address), KEY), concurrency=10)
+        budget = Budget(limit, BudgetLedger(open_store_at(address), KEY), concurrency=10)
         await asyncio.gather(*(call(budget) for _ in range(10)))
         await budget.close()
 
@@ -230,7 +230,7 @@ def spend(address: str, limit: float, seed: int, _: float) -> float:
 
 def test_four_processes_spend_all_of_a_budget_and_no_more(address: str) -> None:
     limit = 8.0
-    spent = sum(at_once(4, partial(spend, address, limit)))
+    spent = sum(run_at_once(4, partial(spend, address, limit)))
     assert limit - 4 * 0.3 < spent <= limit + 1e-9
 
 

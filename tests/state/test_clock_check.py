@@ -15,7 +15,7 @@ from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.maintenance import prune
 from pollux_flows.state.store import Store
-from tests.state.places import DAY, Clock, names, opened
+from tests.state.places import DAY, Clock, list_keys, open_store_at
 
 HOUR = 3600.0
 ANSWER = Outcome(index=0, identity="a", answer=Answer(text="x" * 2000, finish_reason="stop"), attempts=1)
@@ -179,7 +179,7 @@ async def test_expired_records_are_removed_once_the_clock_is_confirmed(machine: 
     await write_and_clean_up(store)
     machine.passes(HOUR)
     await write_and_clean_up(store)
-    assert await names(store) == ["other", "stays"]
+    assert await list_keys(store) == ["other", "stays"]
     assert await store.add("a", {"a": 2}) is True
 
 
@@ -254,20 +254,20 @@ async def test_a_wrong_clock_shortens_no_ttl_in_a_redis(
     """Redis counts by its own clock."""
     import time
 
-    from tests.state.servers import client
+    from tests.state.servers import connect
 
     now = time.time
     url, _, prefix = redis_place.partition("#")
-    journal = await answered(opened(f"redis:{redis_place}"), Clock())
+    journal = await answered(open_store_at(f"redis:{redis_place}"), Clock())
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now() + ahead)
-        wrong = opened(f"redis:{redis_place}")
+        wrong = open_store_at(f"redis:{redis_place}")
         other = Journal(wrong, "run")
         assert len(await other.load_own("abcde")) == 5
         await other.begin()
         await other.save_answer("f", ANSWER.model_copy(update={"identity": "f"}))
         await wrong.swap("mine", None, {"a": 1}, ttl_s=DAY)
-    with client(url) as redis:
+    with connect(url) as redis:
         lasts = {key: redis.ttl(key) for key in redis.scan_iter(f"{prefix}record:*")}
     assert len(lasts) == 1 + 6 + 6 + 1
     mine = lasts.pop(f"{prefix}record:mine".encode())

@@ -14,7 +14,7 @@ from pollux_flows.state.journal import Journal
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.maintenance import DamageReport, remove_damaged
 from pollux_flows.state.store import Store
-from tests.state.places import KEY, Clock, Provider, at_work, damage, listed, names
+from tests.state.places import KEY, Clock, Provider, damage, hold_run_lease, list_keys, list_rows
 
 RUN = f"run/{digest('run', 'one')}"
 ANSWER = Outcome(index=0, identity="a", answer=Answer(text="forty-two", finish_reason="stop"), attempts=1, cost_usd=0.5)
@@ -129,7 +129,7 @@ async def test_a_damaged_upload_is_not_offered_for_removal(store: Store, address
 
 
 async def test_damaged_records_are_removed_and_no_others(journal: Journal, store: Store, address: str) -> None:
-    well = {row.key for row in await listed(store)}
+    well = {row.key for row in await list_rows(store)}
     await store.put("taker/1", {"lease": {"until": "soon"}})
     await journal.save_answer("c", ANSWER)
     await spoil(store, address, f"{RUN}/c", instead(b"forty-two", b"forty-six"))
@@ -137,9 +137,9 @@ async def test_damaged_records_are_removed_and_no_others(journal: Journal, store
     damaged = {"taker/1", f"{RUN}/c", "answer/c"}
     told = await remove_damaged(store, dry_run=True)
     assert set(told.removed) == damaged
-    assert {row.key for row in await listed(store)} == well | damaged
+    assert {row.key for row in await list_rows(store)} == well | damaged
     assert set((await remove_damaged(store)).removed) == damaged
-    assert set(await names(store)) == well
+    assert set(await list_keys(store)) == well
     assert await remove_damaged(store) == DamageReport()
     assert set(await journal.load_own(["a", "b", "c"])) == {"a", "b"}
     assert set(await journal.load_reusable(["a", "b", "c"], None)) == {"a", "b"}
@@ -152,7 +152,7 @@ async def test_no_valid_record_of_any_kind_counts_as_damaged(
     await ledger.acquire(KEY, "run", provider.upload)
     await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
     await store.put("of a later version", {"what": "ever"})
-    async with at_work(store, "run"), journal.lease_call("d") as take:
+    async with hold_run_lease(store, "run"), journal.lease_call("d") as take:
         await take()
         await ledger._acquire_upload(None, KEY.model_copy(update={"sha256": "new"}), "run", "marker")
         assert await remove_damaged(store) == DamageReport()
@@ -163,7 +163,7 @@ async def test_damaged_records_about_providers_are_named_and_stay(
 ) -> None:
     await ledger.derive_account("key")
     await ledger.acquire(KEY, "run", provider.upload)
-    kept = [row.key for row in await listed(store)]
+    kept = [row.key for row in await list_rows(store)]
     for key in kept:
         damage(address, key, b"{")
     await store.put("of a later version", {})
@@ -171,4 +171,4 @@ async def test_damaged_records_about_providers_are_named_and_stay(
     told = await remove_damaged(store)
     assert (told.removed, set(told.left)) == ([], {*kept, "of a later version"})
     assert len(kept) == 3
-    assert len(await listed(store)) == 4
+    assert len(await list_rows(store)) == 4

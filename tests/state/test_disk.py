@@ -19,7 +19,7 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import disk
 from pollux_flows.state.disk import DiskStore
-from tests.state.places import listed, write_in_a_fork
+from tests.state.places import list_rows, write_in_a_fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,21 +136,21 @@ async def test_an_expired_record_is_listed_as_expired(store: DiskStore) -> None:
     await store.put("b", {"at": 1.0})
     await store.put("a", {"at": 2.0}, ttl_s=0.01)
     await asyncio.sleep(0.02)
-    rows = await listed(store)
+    rows = await list_rows(store)
     assert [(row.key, row.expired) for row in rows] == [("b", False), ("a", True)]
     assert len(await store.delete_rows(rows[1:])) == 1
-    assert [row.key for row in await listed(store)] == ["b"]
+    assert [row.key for row in await list_rows(store)] == ["b"]
 
 
 async def test_a_record_that_is_written_again_is_listed_last(store: DiskStore) -> None:
     for key in ("a", "b", "a"):
         await store.put(key, {})
-    assert [row.key for row in await listed(store)] == ["b", "a"]
+    assert [row.key for row in await list_rows(store)] == ["b", "a"]
 
 
 async def test_deleting_records_makes_the_file_smaller(store: DiskStore) -> None:
     await store.put_many({f"a/{index:04}": {"text": "x" * 1000} for index in range(2000)})
-    rows = await listed(store)
+    rows = await list_rows(store)
     store.close()
     file = store.folder / "cache.db"
     full = file.stat().st_size

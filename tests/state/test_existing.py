@@ -13,7 +13,7 @@ from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.maintenance import prune, survey
 from pollux_flows.state.redis import RedisStore
 from pollux_flows.state.store import open_existing_store
-from tests.state.places import DAY, Clock, damage, listed, read_only
+from tests.state.places import DAY, Clock, damage, list_rows, remount_read_only
 from tests.state.test_prune import fill
 
 SMALL_DISK_MIB = 16
@@ -39,14 +39,14 @@ async def test_the_existing_store_is_that_of_the_process(
     store = await state_in(tmp_path / "ho?me #1" / "state", clock, 2)
     found = open_existing_store()
     assert found is not None
-    assert await listed(found) == await listed(store)
+    assert await list_rows(found) == await list_rows(store)
     monkeypatch.setenv("POLLUX_STATE_URL", redis_place.partition("#")[0])
     assert isinstance(open_existing_store(), RedisStore)
 
 
 async def test_a_store_on_a_read_only_disk_is_an_error(small_disk: Path, clock: Clock) -> None:
     (await state_in(small_disk / "state", clock, 2)).close()
-    read_only(small_disk)
+    remount_read_only(small_disk)
     with pytest.raises(ConfigurationError, match=r"cannot be written to"):
         await survey(DiskStore(small_disk / "state"))
 

@@ -13,7 +13,7 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.home import home
 from pollux_flows.state.store import open_store
-from tests.state.places import opened, read_only, run
+from tests.state.places import open_store_at, remount_read_only, run
 
 SMALL_DISK_MIB = 1
 
@@ -60,7 +60,7 @@ async def test_there_is_one_store_for_a_home(monkeypatch: pytest.MonkeyPatch, tm
 
 
 async def test_the_state_is_private_to_its_user(tmp_path: Path) -> None:
-    await opened(f"disk:{tmp_path / 'state'}").put("a", {})
+    await open_store_at(f"disk:{tmp_path / 'state'}").put("a", {})
     assert (tmp_path / "state").stat().st_mode & 0o077 == 0
 
 
@@ -70,7 +70,7 @@ async def test_the_state_is_private_to_its_user(tmp_path: Path) -> None:
 async def test_a_file_in_the_place_of_home_is_an_error(tmp_path: Path) -> None:
     """At the first use; and once it is a folder, it is used."""
     (tmp_path / "file").touch()
-    store = opened(f"disk:{tmp_path / 'file' / 'state'}")
+    store = open_store_at(f"disk:{tmp_path / 'file' / 'state'}")
     with pytest.raises(ConfigurationError, match=r"file.*POLLUX_HOME"):
         await store.get("a")
     (tmp_path / "file").unlink()
@@ -82,23 +82,23 @@ async def test_a_home_that_cannot_be_written_to_is_an_error(small_disk: Path) ->
     store = DiskStore(small_disk / "state")
     await store.put("a", {})
     store.close()
-    read_only(small_disk)
+    remount_read_only(small_disk)
     for folder in ("state", "new"):
         with pytest.raises(ConfigurationError, match=r"cannot be written to.*POLLUX_HOME"):
-            await opened(f"disk:{small_disk / folder}").get("a")
+            await open_store_at(f"disk:{small_disk / folder}").get("a")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 async def test_a_folder_of_another_user_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(mode=0o500)
     with pytest.raises(ConfigurationError, match=r"cannot be written to.*POLLUX_HOME"):
-        await opened(f"disk:{tmp_path / 'theirs' / 'state'}").get("a")
+        await open_store_at(f"disk:{tmp_path / 'theirs' / 'state'}").get("a")
 
 
 async def test_a_full_disk_is_an_error_for_writes_alone(small_disk: Path) -> None:
     """Earlier records are read, and with room again, writes succeed."""
     (small_disk / "others").write_bytes(b"x" * 300_000)
-    store = opened(f"disk:{small_disk / 'state'}")
+    store = open_store_at(f"disk:{small_disk / 'state'}")
     told = None
     for kept in range(100):
         try:
@@ -110,11 +110,11 @@ async def test_a_full_disk_is_an_error_for_writes_alone(small_disk: Path) -> Non
     assert "no room left" in told
     assert kept > 0
     assert len([key async for key, _ in store.scan("much/")]) == kept
-    late = opened(f"disk:{small_disk / 'state'}")
+    late = open_store_at(f"disk:{small_disk / 'state'}")
     with pytest.raises(ConfigurationError, match="no room left"):
         await late.put("more", {"answer": "x" * 10_000})
     assert len([key async for key, _ in late.scan("much/")]) == kept  # which is open by now, and before:
-    assert await opened(f"disk:{small_disk / 'state'}").get("much/0") is not None
+    assert await open_store_at(f"disk:{small_disk / 'state'}").get("much/0") is not None
     (small_disk / "others").unlink()
     await late.put("more", {"answer": "x" * 10_000})
     await store.put("more", {"answer": "x" * 10_000})
@@ -123,7 +123,7 @@ async def test_a_full_disk_is_an_error_for_writes_alone(small_disk: Path) -> Non
 async def test_a_full_disk_is_an_error_at_the_first_record(small_disk: Path) -> None:
     (small_disk / "others").write_bytes(b"x" * (1024 * 1024 - 8192))
     with pytest.raises(ConfigurationError, match=r"no room left|disk failed"):
-        await opened(f"disk:{small_disk / 'state'}").put("a", {"answer": "x" * 50_000})
+        await open_store_at(f"disk:{small_disk / 'state'}").put("a", {"answer": "x" * 50_000})
 
 
 def test_a_limit_of_file_sizes_is_an_error(tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_a_limit_of_file_sizes_is_an_error(tmp_path: Path) -> None:
 
 
 async def _count(address: str) -> int:
-    return len([key async for key, _ in opened(address).scan("much/")])
+    return len([key async for key, _ in open_store_at(address).scan("much/")])

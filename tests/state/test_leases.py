@@ -19,13 +19,13 @@ from pollux_flows.state.leases import (
     wait_for_release,
 )
 from pollux_flows.state.store import Json, Store
-from tests.state.places import Clock, acquire_one, at_once, opened
+from tests.state.places import Clock, acquire_one, open_store_at, run_at_once
 
 # --- Winning ------------------------------------------------------------------------------------------------------
 
 
 def test_one_of_eight_processes_acquires_the_lease(address: str) -> None:
-    assert sum(at_once(8, partial(acquire_one, address))) == 1
+    assert sum(run_at_once(8, partial(acquire_one, address))) == 1
 
 
 async def test_one_of_fifty_coroutines_acquires_the_lease(store: Store) -> None:
@@ -213,7 +213,7 @@ async def test_no_concurrent_change_is_lost(store: Store) -> None:
 async def test_waiters_get_the_outcome(store: Store, address: str) -> None:
     lease = await acquire_lease(store, "a", "me")
     assert lease is not None
-    waiting = [asyncio.ensure_future(wait_for_release(opened(address), "a")) for _ in range(3)]
+    waiting = [asyncio.ensure_future(wait_for_release(open_store_at(address), "a")) for _ in range(3)]
     await lease.renew()
     assert not any(each.done() for each in waiting)
     await lease.finish(lambda _: {"answer": 1})

@@ -8,7 +8,7 @@ import pytest
 
 from pollux_flows.state.ledger import Ledger, Uploaded, UploadKey
 from pollux_flows.state.store import Store
-from tests.state.places import DAY, KEY, Clock, Provider, opened, removed
+from tests.state.places import DAY, KEY, Clock, Provider, delete_due_files, open_store_at
 
 # --- One upload for all -------------------------------------------------------------------------------------------
 
@@ -16,7 +16,7 @@ from tests.state.places import DAY, KEY, Clock, Provider, opened, removed
 async def test_a_file_is_uploaded_once(ledger: Ledger, provider: Provider, address: str, clock: Clock) -> None:
     """For all coroutines and runs."""
     first = await asyncio.gather(*(ledger.acquire(KEY, f"run {index % 3}", provider.upload) for index in range(60)))
-    later = await Ledger(opened(address), clock).acquire(KEY, "later", provider.upload)
+    later = await Ledger(open_store_at(address), clock).acquire(KEY, "later", provider.upload)
     assert {each.file_id for each in [*first, later]} == {"file-1"}
     assert later == first[0]
     assert len(provider.markers) == 1
@@ -72,13 +72,13 @@ async def test_a_file_that_soon_expires_is_uploaded_again(ledger: Ledger, provid
 
 async def test_waiters_use_the_uploaded_file_however_short_lived(ledger: Ledger, provider: Provider) -> None:
     """Another upload would bring no better one."""
-    provider.lives_s = 100
+    provider.lifetime_s = 100
     held = await asyncio.gather(*(ledger.acquire(KEY, "run", provider.upload) for _ in range(10)))
     assert {each.file_id for each in held} == {"file-1"}
 
 
 async def test_a_file_without_expiry_stays(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    provider.lives_s = None
+    provider.lifetime_s = None
     await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
     clock.now += 1000 * DAY
     assert (await ledger.acquire(KEY, "job", provider.upload, owner_s=None)).file_id == "file-1"
@@ -100,7 +100,7 @@ async def test_a_file_that_the_provider_lost_is_uploaded_again_once(ledger: Ledg
 async def test_a_cancelled_waiter_disturbs_no_other(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     others = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(10)]
     await asyncio.sleep(0.02)
     for each in others[:5]:
@@ -115,7 +115,7 @@ async def test_an_upload_goes_on_for_waiters_if_its_owner_is_cancelled(ledger: L
     """And its release does not delete the file."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     others = [asyncio.ensure_future(ledger.acquire(KEY, "other", provider.upload)) for _ in range(5)]
     await waited_for(ledger, "other")
     first.cancel()
@@ -132,7 +132,7 @@ async def test_an_upload_ends_once_all_its_owners_are_cancelled(ledger: Ledger, 
     """Its possible file is looked for later."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     other = asyncio.ensure_future(ledger.acquire(KEY, "other", provider.upload))
     await waited_for(ledger, "other")
     first.cancel()
@@ -146,14 +146,14 @@ async def test_an_upload_ends_once_all_its_owners_are_cancelled(ledger: Ledger, 
     provider.clock.now += ledger.lease_s
     (orphan,) = await ledger.list_due()
     assert (orphan.marker, orphan.uploaded, orphan.reason) == (provider.markers[0], None, "orphan")
-    assert await removed(ledger, [orphan]) == [provider.markers[0]]
+    assert await delete_due_files(ledger, [orphan]) == [provider.markers[0]]
     assert await ledger.list_due() == []
 
 
 async def test_an_upload_without_waiters_is_cancelled_with_its_owner(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first

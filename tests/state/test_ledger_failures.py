@@ -9,7 +9,7 @@ import pytest
 from pollux_flows.errors import APIError, ConfigurationError, RateLimitError, SourceError
 from pollux_flows.state.ledger import Ledger, Uploaded
 from pollux_flows.state.store import Store
-from tests.state.places import KEY, Clock, Provider, removed
+from tests.state.places import KEY, Clock, Provider, delete_due_files
 
 # --- Failed -------------------------------------------------------------------------------------------------------
 
@@ -26,10 +26,10 @@ async def test_a_failed_upload_fails_for_all_waiters(
     ledger: Ledger, provider: Provider, error: Exception, clock: Clock
 ) -> None:
     """None of them tries again; a later run does."""
-    provider.fails = [error]
+    provider.errors = [error]
     provider.gate = asyncio.Event()
     holding = [asyncio.ensure_future(ledger.acquire(KEY, f"run {index}", provider.upload)) for index in range(10)]
-    await provider.asked()
+    await provider.wait_for_uploads()
     clock.now += 1
     provider.gate.set()
     told = await asyncio.gather(*holding, return_exceptions=True)
@@ -42,7 +42,7 @@ async def test_a_failed_upload_fails_for_all_waiters(
 
 async def test_a_run_does_not_repeat_a_final_failure(ledger: Ledger, provider: Provider) -> None:
     """Until it has been released."""
-    provider.fails = [APIError("No.", retryable=False), APIError("No.", retryable=False)]
+    provider.errors = [APIError("No.", retryable=False), APIError("No.", retryable=False)]
     for _ in range(3):
         with pytest.raises(APIError, match="No"):
             await ledger.acquire(KEY, "run", provider.upload)
@@ -55,7 +55,7 @@ async def test_a_run_does_not_repeat_a_final_failure(ledger: Ledger, provider: P
 
 
 async def test_a_run_repeats_a_failure_that_may_pass(ledger: Ledger, provider: Provider) -> None:
-    provider.fails = [APIError("Busy.", retryable=True)]
+    provider.errors = [APIError("Busy.", retryable=True)]
     with pytest.raises(APIError, match="Busy"):
         await ledger.acquire(KEY, "run", provider.upload)
     assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-2"
@@ -63,7 +63,7 @@ async def test_a_run_repeats_a_failure_that_may_pass(ledger: Ledger, provider: P
 
 async def test_a_failure_is_forgotten_after_a_while(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Also by a run that was killed before its release."""
-    provider.fails = [APIError("No.", retryable=False)]
+    provider.errors = [APIError("No.", retryable=False)]
     with pytest.raises(APIError, match="No"):
         await ledger.acquire(KEY, "run", provider.upload)
     clock.now += 601
@@ -74,10 +74,10 @@ async def test_the_text_of_a_foreign_error_is_not_saved(
     ledger: Ledger, provider: Provider, store: Store, clock: Clock
 ) -> None:
     """It may contain a key: other runs get its class alone."""
-    provider.fails = [ValueError("Bearer sk-secret")]
+    provider.errors = [ValueError("Bearer sk-secret")]
     provider.gate = asyncio.Event()
     holding = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(3)]
-    await provider.asked()
+    await provider.wait_for_uploads()
     clock.now += 1
     provider.gate.set()
     told = await asyncio.gather(*holding, return_exceptions=True)
@@ -97,7 +97,7 @@ async def test_the_text_of_a_foreign_error_is_not_saved(
 async def test_a_file_that_may_have_arrived_is_looked_for(
     ledger: Ledger, provider: Provider, clock: Clock, error: Exception, looked_for: bool
 ) -> None:
-    provider.fails = [error]
+    provider.errors = [error]
     with pytest.raises(type(error)):
         await ledger.acquire(KEY, "run", provider.upload)
     clock.now += ledger.lease_s
@@ -141,7 +141,7 @@ async def test_a_leftover_of_an_attempt_is_due(ledger: Ledger, provider: Provide
     assert (first.marker, first.uploaded) == (f"{provider.markers[0]}-0001", None)
     assert second.uploaded is not None
     assert second.uploaded.file_id == "copy"
-    assert await removed(ledger, [first, second]) == [first.marker, "copy"]
+    assert await delete_due_files(ledger, [first, second]) == [first.marker, "copy"]
     assert await ledger.list_due() == []
     assert await ledger.acquire(KEY, "other", provider.upload) == used
     clock.now += 60
@@ -150,7 +150,7 @@ async def test_a_leftover_of_an_attempt_is_due(ledger: Ledger, provider: Provide
 
 async def test_one_search_finds_the_leftovers_of_all_attempts(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     """Their names begin with the marker of the upload."""
-    provider.fails = [OSError("The network is down.")]
+    provider.errors = [OSError("The network is down.")]
 
     async def upload(marker: str) -> Uploaded:
         await ledger.add_leftover(KEY, f"{marker}-0001")
@@ -167,7 +167,7 @@ async def test_the_limit_bounds_the_leases_of_uploads(ledger: Ledger, provider: 
     limit = asyncio.Semaphore(2)
     provider.gate = asyncio.Event()
     holding = [asyncio.ensure_future(ledger.acquire(key, "run", provider.upload, limit=limit)) for key in keys]
-    await provider.asked(2)
+    await provider.wait_for_uploads(2)
     await asyncio.sleep(0.05)
     assert len([key async for key, _ in store.scan("upload/")]) == 2
     provider.gate.set()
@@ -178,7 +178,7 @@ async def test_the_limit_bounds_the_leases_of_uploads(ledger: Ledger, provider: 
 async def test_a_waiter_does_not_count_against_the_limit(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     elsewhere = asyncio.ensure_future(ledger.acquire(KEY, "elsewhere", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     limit = asyncio.Semaphore(1)
     waiting = asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload, limit=limit))
     await asyncio.sleep(0.05)
@@ -197,7 +197,7 @@ async def test_a_late_uploader_uses_the_file_of_its_successor(ledger: Ledger, pr
     """Its own file is deleted."""
     slow = Provider(clock, gate=asyncio.Event())
     late = asyncio.ensure_future(ledger.acquire(KEY, "late", slow.upload))
-    await slow.asked()
+    await slow.wait_for_uploads()
     clock.now += ledger.lease_s + 1
     provider.markers.append("so that its files have other names")
     assert (await ledger.acquire(KEY, "quick", provider.upload)).file_id == "file-2"
@@ -209,16 +209,16 @@ async def test_a_late_uploader_uses_the_file_of_its_successor(ledger: Ledger, pr
     (due,) = await ledger.list_due()
     assert due.uploaded is not None
     assert (due.uploaded.file_id, due.marker) == ("file-1", slow.markers[0])
-    assert await removed(ledger, [due]) == ["file-1"]
+    assert await delete_due_files(ledger, [due]) == ["file-1"]
     assert (await ledger.acquire(KEY, "late", provider.upload)).file_id == "file-2"
 
 
 async def test_a_file_that_arrives_after_a_sweep_is_deleted(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     provider.gate = asyncio.Event()
     late = asyncio.ensure_future(ledger.acquire(KEY, "late", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     clock.now += ledger.lease_s + 1
-    assert await removed(ledger, await ledger.list_due()) == provider.markers
+    assert await delete_due_files(ledger, await ledger.list_due()) == provider.markers
     provider.gate.set()
     assert (await late).file_id == "file-2"  # nobody else had one, so it uploaded again
     assert [due.uploaded and due.uploaded.file_id for due in await ledger.list_due()] == ["file-1"]
@@ -227,7 +227,7 @@ async def test_a_file_that_arrives_after_a_sweep_is_deleted(ledger: Ledger, prov
 async def test_a_waiter_times_out(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     with pytest.raises(APIError, match="uploading the same file") as caught:
         await ledger.acquire(KEY, "other", provider.upload, patience_s=0.05)
     assert caught.value.retryable is True

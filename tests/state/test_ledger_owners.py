@@ -11,8 +11,8 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import Json, Store
-from tests.state.places import DAY, KEY, Clock, Provider, names, removed
-from tests.state.servers import client
+from tests.state.places import DAY, KEY, Clock, Provider, delete_due_files, list_keys
+from tests.state.servers import connect
 
 # --- Owners -------------------------------------------------------------------------------------------------------
 
@@ -30,8 +30,8 @@ async def test_a_file_is_due_after_the_release_of_its_last_owner(
     assert (due.key, due.reason, due.marker) == (KEY, "idle", provider.markers[0])
     assert due.uploaded is not None
     assert await ledger.list_due() == [due]
-    assert await removed(ledger, [due]) == ["file-1"]
-    assert await names(store) == []
+    assert await delete_due_files(ledger, [due]) == ["file-1"]
+    assert await list_keys(store) == []
 
 
 async def test_a_release_covers_all_files_of_an_owner(ledger: Ledger, provider: Provider) -> None:
@@ -67,7 +67,7 @@ async def test_a_file_that_expired_is_not_due(ledger: Ledger, provider: Provider
     assert await ledger.release("a") == []
     clock.now += 2 * DAY
     assert await ledger.list_due() == []
-    assert await names(store) == []
+    assert await list_keys(store) == []
 
 
 async def test_an_owner_that_is_not_renewed_counts_as_released(
@@ -117,7 +117,7 @@ async def test_the_files_of_a_deferred_job_are_found_at_its_release(
 
 
 async def test_a_deferred_job_owns_its_files_without_an_end(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    provider.lives_s = 30 * DAY
+    provider.lifetime_s = 30 * DAY
     await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
     await ledger.acquire(KEY, "job", provider.upload, owner_s=10, keep_s=3600)
     await ledger.renew("job", owner_s=10)
@@ -162,7 +162,7 @@ async def test_a_deletion_without_an_outcome_is_due_again(ledger: Ledger, provid
     clock.now += 121
     (again,) = await ledger.list_due()
     assert (again.reason, again.uploaded) == ("retry", due.uploaded)
-    assert await removed(ledger, [again]) == ["file-1"]
+    assert await delete_due_files(ledger, [again]) == ["file-1"]
 
 
 async def test_a_deletion_that_failed_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
@@ -211,7 +211,7 @@ def damage(address: str, key: str) -> None:
             assert database.execute("UPDATE Cache SET value = ? WHERE key = ?", (b"{", key)).rowcount == 1
     else:
         url, _, prefix = place.partition("#")
-        with client(url) as behind:
+        with connect(url) as behind:
             assert behind.set(f"{prefix}record:{key}", b"{", xx=True)
 
 
@@ -235,7 +235,7 @@ async def test_an_entry_that_cannot_be_read_does_not_hide_others(
 async def test_a_deferred_job_keeps_its_file_when_its_process_ends(
     ledger: Ledger, provider: Provider, clock: Clock
 ) -> None:
-    provider.lives_s = 30 * DAY
+    provider.lifetime_s = 30 * DAY
     await ledger.acquire(KEY, "job", provider.upload, keep_s=3600, owner_s=3 * DAY)
     for _ in range(12):  # each look at it might be the one that begins its last hour
         clock.now += 2 * 3600

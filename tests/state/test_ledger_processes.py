@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pollux_flows.state.ledger import Ledger, Uploaded
 from pollux_flows.state.store import Store
-from tests.state.places import KEY, acquire_many, at_once, opened
+from tests.state.places import KEY, acquire_many, open_store_at, run_at_once
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_processes_upload_a_file_once(address: str, tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()
-    held = at_once(3, partial(acquire_many, address, str(tmp_path / "uploads")))
+    held = run_at_once(3, partial(acquire_many, address, str(tmp_path / "uploads")))
     (marker,) = [path.name for path in (tmp_path / "uploads").iterdir()]
     assert held == [[f"file-{marker}"] * 20] * 3
 
@@ -61,7 +61,7 @@ def test_a_killed_uploader_is_replaced(address: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     orphan = process.stdout.readline().strip()
-    store = opened(address)
+    store = open_store_at(address)
     ledger = Ledger(store, lease_s=1.5)
     markers: list[str] = []
 

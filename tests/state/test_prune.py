@@ -18,7 +18,20 @@ from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.maintenance import Pruned, prune
 from pollux_flows.state.slots import RunScope, Slots
 from pollux_flows.state.store import Row, Store
-from tests.state.places import DAY, KEY, Clock, Provider, at_once, at_work, damage, listed, names, opened, run, till
+from tests.state.places import (
+    DAY,
+    KEY,
+    Clock,
+    Provider,
+    damage,
+    hold_run_lease,
+    list_keys,
+    list_rows,
+    open_store_at,
+    run,
+    run_at_once,
+    sleep_until,
+)
 from tests.state.test_slots import Asked
 
 TEXT = "x" * 2000
@@ -63,20 +76,20 @@ async def test_old_answers_are_removed_with_their_pointers_and_runs(store: Store
     assert (pruned.answers, pruned.runs, pruned.others) == (20, 2, 20)
     assert pruned.freed_bytes > 20 * len(TEXT)
     assert await count_answers(journals) == [0, 0, 10, 10, 10]
-    assert len(await names(store)) == 3 * (1 + 10 + 10)
+    assert len(await list_keys(store)) == 3 * (1 + 10 + 10)
 
 
 async def test_the_oldest_answers_are_removed_until_the_size_is_reached(store: Store, clock: Clock) -> None:
     """And not many more."""
     journals = await fill(store, clock, 20)
-    size = await store.size() or sum(row.size for row in await listed(store))
+    size = await store.size() or sum(row.size for row in await list_rows(store))
     pruned = await prune(store, max_size=size / 2, clock=clock)
     left = await count_answers(journals)
     assert 80 <= pruned.answers <= 110
     assert sum(left) == 200 - pruned.answers
     assert left == sorted(left)
-    assert (await store.size() or sum(row.size for row in await listed(store))) <= size / 2
-    rest = await listed(store)
+    assert (await store.size() or sum(row.size for row in await list_rows(store))) <= size / 2
+    rest = await list_rows(store)
     assert sum(row.key.startswith("answer/") for row in rest) == sum(left)
     assert sum(row.key.count("/") == 1 and row.key.startswith("run/") for row in rest) == sum(map(bool, left))
 
@@ -98,11 +111,11 @@ async def test_one_run_is_removed_by_name_or_by_a_prefix_of_names(store: Store, 
 
 async def test_a_dry_run_counts_without_removing(store: Store, clock: Clock) -> None:
     journals = await fill(store, clock, 10)
-    before = await listed(store)
+    before = await list_rows(store)
     size = await store.size() or sum(row.size for row in before)
     for age, most in ((4.5 * DAY, None), (None, size / 2)):
         told = await prune(store, older_than_s=age, max_size=most, dry_run=True, clock=clock)
-        assert await listed(store) == before
+        assert await list_rows(store) == before
         assert 40 <= told.answers <= 60
         assert 0.4 * size <= told.freed_bytes <= 0.6 * size
     assert await count_answers(journals) == [10] * 10
@@ -123,15 +136,15 @@ async def test_the_pointer_of_a_call_stays_with_its_latest_answer(store: Store, 
 
 async def test_dangling_pointers_and_dead_leases_are_removed(store: Store, clock: Clock) -> None:
     journal = await ask(store, clock, "one", "a", "b")
-    await store.delete(*[key for key in await names(store) if key.endswith("/a")][1:])
+    await store.delete(*[key for key in await list_keys(store) if key.endswith("/a")][1:])
     await acquire_lease(store, "asking/dead", "dead run", lease_s=1, clock=clock)
     await acquire_lease(store, "asking/alive", "run", lease_s=10 * DAY, clock=clock)
     clock.now += 2 * DAY
     assert (await prune(store, older_than_s=30 * DAY, clock=clock)).others == 1
-    assert "asking/alive" in await names(store)
+    assert "asking/alive" in await list_keys(store)
     assert len(await journal.load_own(["b"])) == 1
     await prune(store, older_than_s=DAY, clock=clock)
-    assert await names(store) == ["asking/alive"]
+    assert await list_keys(store) == ["asking/alive"]
 
 
 # --- What stays ---------------------------------------------------------------------------------------------------
@@ -142,7 +155,7 @@ async def test_records_about_providers_are_never_removed(
 ) -> None:
     """Neither by age nor by size: their files would never be deleted."""
     await ledger.derive_account("key")
-    provider.lives_s = None
+    provider.lifetime_s = None
     held = await ledger.acquire(KEY, "run", provider.upload, keep_s=None, owner_s=None)
     await ask(store, clock, "run", "a")
     await store.put("hash/1", {"sha256": "a", "size_bytes": 1, "mime_type": "text/plain"})
@@ -150,7 +163,7 @@ async def test_records_about_providers_are_never_removed(
     clock.now += 400 * DAY
     pruned = await prune(store, older_than_s=DAY, max_size=0, clock=clock)
     assert (pruned.answers, pruned.runs) == (1, 1)
-    assert {name.partition("/")[0] for name in await names(store)} == {
+    assert {name.partition("/")[0] for name in await list_keys(store)} == {
         "hash", "of a later version", "owner", "salt", "upload",
     }  # fmt: skip
     assert await ledger.acquire(KEY, "other", provider.upload) == held
@@ -160,7 +173,7 @@ async def test_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> None
     """However old: if it is killed, its retry needs them."""
     journals = await fill(store, clock, 4)
     for by_name in (True, False):
-        lease: Any = at_work(store, "run 1", clock) if by_name else journals[1].lease_call("more")
+        lease: Any = hold_run_lease(store, "run 1", clock) if by_name else journals[1].lease_call("more")
         async with lease as work:
             if not by_name:
                 await work()
@@ -177,7 +190,7 @@ async def test_records_that_are_written_meanwhile_stay(
 ) -> None:
     journal = await ask(store, clock, "one", "a", "b", text="old")
     clock.now += DAY
-    other = opened(address)
+    other = open_store_at(address)
     drop = type(store).delete_rows
 
     async def late(self: Store, rows: list[Row]) -> list[Row]:
@@ -205,7 +218,7 @@ async def test_damaged_records_are_not_removed_by_age(store: Store, clock: Clock
     damage(address, "answer/b", b"[]")
     clock.now += DAY
     assert (await prune(store, older_than_s=0, max_size=0, clock=clock)).answers == 1
-    assert {row.key for row in await listed(store)} >= {run_, f"{run_}/a", f"{run_}/b", "answer/b"}
+    assert {row.key for row in await list_rows(store)} >= {run_, f"{run_}/a", f"{run_}/b", "answer/b"}
 
 
 async def test_a_lease_that_cannot_be_read_is_an_error(store: Store, clock: Clock) -> None:
@@ -220,22 +233,22 @@ async def test_a_lease_that_cannot_be_read_is_an_error(store: Store, clock: Cloc
 
 
 def prune_half(address: str, size: float, now: float, _me: int, moment: float) -> int:
-    till(moment)
-    return run(prune(opened(address), max_size=size / 2, clock=Clock(now))).answers
+    sleep_until(moment)
+    return run(prune(open_store_at(address), max_size=size / 2, clock=Clock(now))).answers
 
 
 def test_two_concurrent_prunings_remove_no_more_than_one(
     address: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "_BATCH", 10)
-    store = opened(address)
+    store = open_store_at(address)
     journals = run(fill(store, clock, 60))
 
     async def measured() -> int:
-        return await store.size() or sum(row.size for row in await listed(store))
+        return await store.size() or sum(row.size for row in await list_rows(store))
 
     size = run(measured())
-    gone = at_once(2, partial(prune_half, address, size, clock.now))
+    gone = run_at_once(2, partial(prune_half, address, size, clock.now))
     left = run(count_answers(journals))
     assert sum(left) == 600 - sum(gone)
     assert left == sorted(left)
@@ -244,7 +257,7 @@ def test_two_concurrent_prunings_remove_no_more_than_one(
 
 async def test_concurrent_writers_lose_nothing(store: Store, clock: Clock, address: str) -> None:
     journals = await fill(store, clock, 10)
-    other = Journal(opened(address), "new", clock)
+    other = Journal(open_store_at(address), "new", clock)
 
     async def write() -> None:
         for index in range(100):

@@ -18,11 +18,11 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import redis
 from pollux_flows.state.redis import RedisStore
 from pollux_flows.state.store import STATE_URL, open_store
-from tests.state.places import names, opened, write_in_a_fork
-from tests.state.servers import BadLine, Server, client
+from tests.state.places import list_keys, open_store_at, write_in_a_fork
+from tests.state.servers import BadLine, Server, connect
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("soon")
+pytestmark = pytest.mark.usefixtures("short_timeouts")
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ async def test_all_keys_have_the_prefix(server: Server, store: RedisStore) -> No
     await store.put_many({"a": {}, "b": {}}, ttl_s=60)
     await store.swap("a", {}, {"a": 1})
     await store.delete("b")
-    keys = {key.decode() for key in server.tell("KEYS", "*")}
+    keys = {key.decode() for key in server.execute("KEYS", "*")}
     assert {key for key in keys if not key.startswith("pollux:asked:")} == {"pollux:record:a", "pollux:store"}
-    assert server.tell("GET", "pollux:record:a") == b'{"a":1}'
-    assert all(0 < server.tell("PTTL", key) <= 60_000 for key in keys if key.startswith("pollux:asked:"))
+    assert server.execute("GET", "pollux:record:a") == b'{"a":1}'
+    assert all(0 < server.execute("PTTL", key) <= 60_000 for key in keys if key.startswith("pollux:asked:"))
 
 
 # --- Answers that are lost ------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ async def test_a_write_whose_reply_is_lost_is_not_repeated(line: BadLine) -> Non
     line.lose_reply()
     assert await store.get_many(["a", "b"]) == {"b": {"by": "me"}}
     line.lose_reply()
-    assert await names(store) == ["b"]
+    assert await list_keys(store) == ["b"]
     assert line.losses == 7
 
 
@@ -177,7 +177,7 @@ async def test_a_scan_starts_over_on_a_new_connection(store: RedisStore, server:
         nonlocal scans
         scans += 1
         if scans == 2:
-            server.tell("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            server.execute("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         return await run(commands)
 
     store._run = run_and_break  # type: ignore[method-assign]
@@ -191,11 +191,11 @@ async def test_a_scan_starts_over_on_a_new_connection(store: RedisStore, server:
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000, None])
 async def test_a_damaged_record_is_an_error_that_names_it(redis_place: str, data: bytes | None) -> None:
     """Other records can be read, and this one can be replaced."""
-    store = opened(f"redis:{redis_place}")
+    store = open_store_at(f"redis:{redis_place}")
     await store.put("a", {"answer": 1})
     await store.put("b", {"answer": 2})
     url, _, prefix = redis_place.partition("#")
-    with client(url) as behind:
+    with connect(url) as behind:
         if data is None:
             behind.delete(f"{prefix}record:a")
             behind.rpush(f"{prefix}record:a", "of another type")
@@ -210,7 +210,7 @@ async def test_a_damaged_record_is_an_error_that_names_it(redis_place: str, data
     with pytest.raises(ConfigurationError, match="record a"):
         await store.swap("a", {"answer": 1}, {"answer": 3})
     with pytest.raises(ConfigurationError, match="record a"):
-        await names(store)
+        await list_keys(store)
     assert await store.add("a", {}) is False  # it is not absent
     assert await store.swap("a", None, {}) is False
     await store.delete("a")
@@ -218,9 +218,9 @@ async def test_a_damaged_record_is_an_error_that_names_it(redis_place: str, data
 
 
 async def test_an_equal_record_with_other_spaces_can_be_swapped(redis_place: str) -> None:
-    store = opened(f"redis:{redis_place}")
+    store = open_store_at(f"redis:{redis_place}")
     url, _, prefix = redis_place.partition("#")
-    with client(url) as behind:
+    with connect(url) as behind:
         behind.set(f"{prefix}record:a", b'{ "b": 2, "a": 1 }')
     assert await store.swap("a", {"a": 1}, {"a": 3}) is False
     assert await store.swap("a", {"a": 1, "b": 2}, {"a": 3}) is True
@@ -248,7 +248,7 @@ def test_acknowledged_writes_survive_a_kill(redis_place: str) -> None:
     told = max([told, *map(int, process.stdout.read().split("\n")[:-1])])
     process.wait()
     process.stdout.close()
-    found = asyncio.run(opened(f"redis:{redis_place}").get_many([f"paid/{index}" for index in range(told)]))
+    found = asyncio.run(open_store_at(f"redis:{redis_place}").get_many([f"paid/{index}" for index in range(told)]))
     assert len(found) == told >= 100
 
 
@@ -269,7 +269,7 @@ async def test_many_writes_take_few_pipelines(store: RedisStore) -> None:
 
 
 def connections(server: Server) -> int:
-    return int(server.tell("INFO", "clients")["connected_clients"]) - 1  # but for the one that asks
+    return int(server.execute("INFO", "clients")["connected_clients"]) - 1  # but for the one that asks
 
 
 async def test_a_store_has_one_connection_until_it_is_closed(server: Server) -> None:
@@ -283,7 +283,7 @@ async def test_a_store_has_one_connection_until_it_is_closed(server: Server) -> 
     assert connections(server) == 1
     store.close()
     assert connections(server) == 0
-    assert len(await names(store)) == 8
+    assert len(await list_keys(store)) == 8
     assert connections(server) == 1
     del store
     gc.collect()

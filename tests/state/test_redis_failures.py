@@ -16,8 +16,8 @@ from redis.backoff import ConstantBackoff
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import redis
 from pollux_flows.state.redis import RedisStore
-from tests.state.places import names
-from tests.state.servers import BadLine, Server, free_port, saying
+from tests.state.places import list_keys
+from tests.state.servers import BadLine, Server, find_free_port, serve_reply
 
 PASSWORD = "s3cret/of?the#house@home%"
 QUOTED = "s3cret%2Fof%3Fthe%23house%40home%25"
@@ -25,7 +25,7 @@ NOT_ABSENT = r"cannot be reached \(.*POLLUX_STATE_URL.*what is saved is reused"
 
 
 SAVING = ("--appendonly", "yes", "--appendfsync", "always")  # by default it answers a moment before it has saved
-pytestmark = pytest.mark.usefixtures("soon")
+pytestmark = pytest.mark.usefixtures("short_timeouts")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def store(server: Server) -> RedisStore:
 
 async def test_an_unreachable_redis_is_an_error_for_all_callers() -> None:
     """Soon."""
-    store = RedisStore(f"redis://:{QUOTED}@127.0.0.1:{free_port()}/0")
+    store = RedisStore(f"redis://:{QUOTED}@127.0.0.1:{find_free_port()}/0")
     begun = time.monotonic()
     told = await asyncio.gather(
         store.get("a"), store.add("a", {}), store.swap("a", {}, None), *(store.put("a", {}) for _ in range(1000)),
@@ -49,7 +49,7 @@ async def test_an_unreachable_redis_is_an_error_for_all_callers() -> None:
     with pytest.raises(ConfigurationError, match=NOT_ABSENT):
         await store.get("a")
     with pytest.raises(ConfigurationError, match=NOT_ABSENT):
-        await names(store)
+        await list_keys(store)
     assert "s3cret" not in f"{told} {store!r} {store.where}"
 
 
@@ -130,7 +130,7 @@ async def test_a_redis_that_lost_its_data_is_an_error(server: Server, store: Red
         await store.add("paid", {"answer": 2})
     assert await fresh.get("paid") is None  # who begins now, begins afresh
     assert await fresh.add("paid", {"answer": 3})
-    server.tell("FLUSHALL")
+    server.execute("FLUSHALL")
     with pytest.raises(ConfigurationError, match="has lost"):
         await fresh.get("paid")
 
@@ -138,15 +138,15 @@ async def test_a_redis_that_lost_its_data_is_an_error(server: Server, store: Red
 async def test_a_read_only_redis_is_an_error(server: Server, store: RedisStore) -> None:
     """Until it can be written to again."""
     await store.put("a", {"answer": 1})
-    server.tell("CONFIG", "SET", "repl-diskless-sync", "no")
-    server.tell("REPLICAOF", "127.0.0.1", str(free_port()))
+    server.execute("CONFIG", "SET", "repl-diskless-sync", "no")
+    server.execute("REPLICAOF", "127.0.0.1", str(find_free_port()))
     assert await store.get("a") == {"answer": 1}
     for act in (store.put("a", {}), store.add("b", {}), store.swap("a", {"answer": 1}, {}), store.delete("a")):
         with pytest.raises(ConfigurationError, match=r"read-only replica.*not saved.*primary"):
             await act
     with pytest.raises(ConfigurationError, match="read-only replica"):
         await RedisStore(server.url).get("a")
-    server.tell("REPLICAOF", "NO", "ONE")
+    server.execute("REPLICAOF", "NO", "ONE")
     assert await store.swap("a", {"answer": 1}, {"answer": 2})
     assert store._connections > 1  # after a failover, another machine may have the address
 
@@ -154,7 +154,7 @@ async def test_a_read_only_redis_is_an_error(server: Server, store: RedisStore) 
 async def test_a_full_redis_is_an_error_for_writes_alone(server: Server, store: RedisStore) -> None:
     """Records can be read and deleted."""
     await store.put("first", {})
-    server.tell("CONFIG", "SET", "maxmemory", server.tell("INFO", "memory")["used_memory"] + 500_000)
+    server.execute("CONFIG", "SET", "maxmemory", server.execute("INFO", "memory")["used_memory"] + 500_000)
     told = None
     for kept in range(1000):
         try:
@@ -164,16 +164,16 @@ async def test_a_full_redis_is_an_error_for_writes_alone(server: Server, store: 
             break
     assert re.search(r"no memory left.*not saved.*maxmemory", str(told))
     assert kept > 5
-    server.tell("CONFIG", "SET", "maxmemory", "1")
+    server.execute("CONFIG", "SET", "maxmemory", "1")
     for each in (store, RedisStore(server.url)):
         assert len([key async for key, _ in each.scan("much/")]) == kept
         with pytest.raises(ConfigurationError, match="no memory left"):
             await each.swap("first", {}, {"a": 1})
     await RedisStore(server.url).delete(*(f"much/{index}" for index in range(kept)))
-    server.tell("CONFIG", "SET", "maxmemory", "0")
+    server.execute("CONFIG", "SET", "maxmemory", "0")
     assert await store.swap("first", {}, {"a": 1})
-    server.tell("FLUSHALL")
-    server.tell("CONFIG", "SET", "maxmemory", "1")
+    server.execute("FLUSHALL")
+    server.execute("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(ConfigurationError, match="no memory left"):  # not even for a beginning
         await RedisStore(server.url).get("a")
 
@@ -183,7 +183,7 @@ async def test_an_eviction_policy_is_warned_about_once(server: Server) -> None:
         warnings.simplefilter("always")
         await RedisStore(server.url).put("a", {})
     assert [str(each.message) for each in quiet if each.category is RuntimeWarning] == []
-    server.tell("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    server.execute("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     store = RedisStore(server.url)
     with pytest.warns(RuntimeWarning, match=r"paid for.*maxmemory-policy: allkeys-lru.*noeviction"):
         await store.put("a", {})
@@ -216,22 +216,22 @@ async def test_a_password_is_used_and_not_shown(server: Server, caplog: pytest.L
 
 
 async def test_missing_permissions_are_named(server: Server) -> None:
-    server.tell("ACL", "SETUSER", "reader", "on", ">s3cret", "~pollux:*", "+get", "+select")
+    server.execute("ACL", "SETUSER", "reader", "on", ">s3cret", "~pollux:*", "+get", "+select")
     with pytest.raises(ConfigurationError, match=r"does not allow this user.*\+evalsha") as caught:
         await RedisStore(server.url.replace("//", "//reader:s3cret@")).get("a")
     assert "s3cret" not in str(caught.value)
     # What the hint says is enough.
     allowed = str(caught.value).partition("Allow them: ")[2].split()
-    server.tell("ACL", "SETUSER", "writer", "on", ">s3cret", *allowed)
+    server.execute("ACL", "SETUSER", "writer", "on", ">s3cret", *allowed)
     store = RedisStore(server.url.replace("//", "//writer:s3cret@"))
     assert await store.add("a", {}, ttl_s=60)
     assert await store.swap("a", {}, {"a": 1})
-    assert await names(store) == ["a"]
+    assert await list_keys(store) == ["a"]
     await store.delete("a")
 
 
 async def test_an_unknown_eviction_policy_is_warned_about(server: Server) -> None:
-    server.tell("ACL", "SETUSER", "quiet", "on", "nopass", "~*", "+@all", "-info")
+    server.execute("ACL", "SETUSER", "quiet", "on", "nopass", "~*", "+@all", "-info")
     with pytest.warns(RuntimeWarning, match="maxmemory-policy: unknown"):
         await RedisStore(server.url.replace("//", "//quiet:any@")).put("a", {})
 
@@ -255,7 +255,7 @@ async def test_errors_show_the_text_of_redis_without_the_password(
     said: bytes, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "_RETRIES", 0)
-    with saying(said) as place, pytest.raises(ConfigurationError, match=told) as caught:
+    with serve_reply(said) as place, pytest.raises(ConfigurationError, match=told) as caught:
         await RedisStore(f"redis://:s3cret@{place}").get("a")
     assert "s3cret" not in str(caught.value)
 
@@ -267,7 +267,7 @@ async def test_tls_certificates_are_checked(server: Server, tmp_path: Path) -> N
     key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
     subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)  # noqa: ASYNC221
     server.kill()
-    port = free_port()
+    port = find_free_port()
     files = ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate]
     server.start("--tls-port", str(port), "--tls-auth-clients", "no", *files)
     url = f"rediss://127.0.0.1:{port}"

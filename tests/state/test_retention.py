@@ -14,7 +14,7 @@ from pollux_flows.state import maintenance
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import Store
-from tests.state.places import DAY, Clock, at_work, damage, opened
+from tests.state.places import DAY, Clock, damage, hold_run_lease, open_store_at
 
 ANSWER = Outcome(index=0, identity="a", answer=Answer(text="x" * 2000, finish_reason="stop"), attempts=1)
 CALLS = [f"{index}" for index in range(100)]
@@ -118,7 +118,7 @@ async def test_answers_of_a_run_at_work_are_not_pruned_by_another_run(
     """Even the oldest ones, and with a limit far too low."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "300kB")
     journal = Journal(disk, "run", clock)
-    async with at_work(disk, "run", clock, 100 * DAY):
+    async with hold_run_lease(disk, "run", clock, 100 * DAY):
         await run_for_a_day(disk, clock, "run")
         others = [await run_for_a_day(disk, clock, f"other {day}") for day in range(3)]
         await Journal(disk, "next", clock).begin()
@@ -161,7 +161,7 @@ async def test_concurrent_runs_prune_little_more_than_one(
 async def test_a_redis_is_bounded_by_age_alone(redis_place: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a listing could tell its size."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1kB")
-    store = opened(f"redis:{redis_place}")
+    store = open_store_at(f"redis:{redis_place}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         journal = await run_for_a_day(store, clock, "run")

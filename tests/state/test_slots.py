@@ -14,7 +14,7 @@ from pollux_flows.state.journal import Journal
 from pollux_flows.state.leases import LeaseLostError
 from pollux_flows.state.slots import Chain, RunScope, Slots, has_lapsed
 from pollux_flows.state.store import Store
-from tests.state.places import Clock, names
+from tests.state.places import Clock, list_keys
 
 FIRST: Chain = (("flow", "1"),)
 AGAIN: Chain = (("flow", "2"),)
@@ -209,7 +209,7 @@ def test_a_slot_lapses_when_a_shared_ancestor_starts_again(take: Chain, asker: C
 async def test_a_damaged_slot_is_an_error(run: Run, record: dict[str, object]) -> None:
     """It is not taken for an empty one."""
     await run.answer(run.at(FIRST), "one")
-    (key,) = [name for name in await names(run.store) if name.startswith("slot/")]
+    (key,) = [name for name in await list_keys(run.store) if name.startswith("slot/")]
     await run.store.put(key, record)
     with pytest.raises(ConfigurationError, match=rf"record {key} in .* is damaged"):
         await run.at(AGAIN).acquire([Asked()])

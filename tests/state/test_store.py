@@ -13,7 +13,7 @@ import pytest
 from pollux_flows.errors import InternalError
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.store import Json, Store
-from tests.state.places import add_all, at_once, count_up, damage, listed, names, opened
+from tests.state.places import add_all, count_up, damage, list_keys, list_rows, open_store_at, run_at_once
 
 ODD: Json = {
     "text": "½ € 漢 \U0001f600 \x00 \" ' \\ \n",
@@ -32,7 +32,7 @@ async def test_a_record_can_be_read_until_it_is_deleted(store: Store, address: s
     assert await store.get("a") is None
     await store.put("a", ODD)
     assert await store.get("a") == ODD
-    assert await opened(address).get("a") == ODD
+    assert await open_store_at(address).get("a") == ODD
     await store.put("a", {})
     assert await store.get("a") == {}
     await store.delete("a")
@@ -154,19 +154,23 @@ async def test_unreadable_records_are_listed(store: Store, address: str) -> None
         await store.put(key, {"at": 1.0})
     for data in (b"{", b"\xff", b""):
         damage(address, "b", data)
-        assert {row.key: row.record for row in await listed(store)} == {"a": {"at": 1.0}, "b": None, "c": {"at": 1.0}}
-    assert await store.delete_rows(await listed(store)) != []
-    assert await listed(store) == []
+        assert {row.key: row.record for row in await list_rows(store)} == {
+            "a": {"at": 1.0},
+            "b": None,
+            "c": {"at": 1.0},
+        }
+    assert await store.delete_rows(await list_rows(store)) != []
+    assert await list_rows(store) == []
 
 
 async def test_listed_records_are_deleted_unless_they_changed(store: Store) -> None:
     await store.put_many({f"a/{index:04}": {"index": index} for index in range(600)})
-    rows = await listed(store)
+    rows = await list_rows(store)
     await store.put("a/0007", {"index": "new"})
     await store.delete("a/0008")
     gone = await store.delete_rows(rows)
     assert {row.key for row in rows} - {row.key for row in gone} == {"a/0007", "a/0008"}
-    assert await names(store) == ["a/0007"]
+    assert await list_keys(store) == ["a/0007"]
     assert await store.delete_rows(gone) == []
     assert await store.delete_rows([]) == []
 
@@ -175,7 +179,7 @@ async def test_records_may_be_deleted_while_they_are_listed(store: Store) -> Non
     await store.put_many({f"a/{index:04}": {} for index in range(600)})
     async for row in store.list_rows():
         await store.delete_rows([row])
-    assert await names(store) == []
+    assert await list_keys(store) == []
 
 
 async def test_a_store_may_know_its_size(store: Store) -> None:
@@ -185,7 +189,7 @@ async def test_a_store_may_know_its_size(store: Store) -> None:
     full = await store.size()
     assert full is not None
     assert full > empty + 1_000_000
-    await store.delete_rows(await listed(store))
+    await store.delete_rows(await list_rows(store))
     assert await store.size() in range(empty - 20_000, empty + 20_000)
 
 
@@ -194,16 +198,16 @@ async def test_a_store_may_know_its_size(store: Store) -> None:
 
 async def test_a_redis_removes_expired_records(redis_place: str) -> None:
     """And their keys can be added again. For a disk, see test_expiry."""
-    store = opened(f"redis:{redis_place}")
+    store = open_store_at(f"redis:{redis_place}")
     await store.put("put", {}, ttl_s=0.1)
     await store.put_many({"many": {}}, ttl_s=0.1)
     assert await store.add("added", {}, ttl_s=0.1)
     assert await store.swap("swapped", None, {"a": 1}, ttl_s=0.1)
     await store.put("stays", {}, ttl_s=0.1)
     await store.put("stays", {})
-    names = ["put", "many", "added", "swapped"]
+    keys = ["put", "many", "added", "swapped"]
     give_up = time.monotonic() + 10
-    while await store.get_many(names):
+    while await store.get_many(keys):
         assert time.monotonic() < give_up
         await asyncio.sleep(0.02)
     assert [key async for key, _ in store.scan("")] == ["stays"]
@@ -215,13 +219,13 @@ async def test_a_redis_removes_expired_records(redis_place: str) -> None:
 
 
 def test_one_of_many_processes_adds_a_record(address: str) -> None:
-    won = at_once(4, partial(add_all, address, 50))
+    won = run_at_once(4, partial(add_all, address, 50))
     assert sum(won) == 50
 
 
 def test_no_swap_of_many_processes_is_lost(address: str) -> None:
-    at_once(4, partial(count_up, address, 50))
-    assert asyncio.run(opened(address).get("counter")) == {"count": 200}
+    run_at_once(4, partial(count_up, address, 50))
+    assert asyncio.run(open_store_at(address).get("counter")) == {"count": 200}
 
 
 def test_loops_and_threads_share_a_store(store: Store) -> None:
