@@ -1,4 +1,4 @@
-"""Budgets of batches: all of a job's worst cases, at batch prices, before it is submitted."""
+"""Budgets of batches: the worst cases of all calls of a job, at batch prices, are checked before its submission."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.loopback import SDKS, MakeConfig
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
 
 
@@ -47,7 +47,7 @@ async def test_a_job_costs_at_most_half_of_what_its_calls_cost_now(config: MakeC
 
 
 async def test_a_job_above_the_limit_is_refused(config: MakeConfig) -> None:
-    """In words, with what would do."""
+    """The error names the amount, and its hint a limit that is sufficient."""
     settings = config("openai")
     plan = plan_of(settings, 10)
     async with open_session(settings) as session:
@@ -58,8 +58,8 @@ async def test_a_job_above_the_limit_is_refused(config: MakeConfig) -> None:
         check_job_budget(plan, session, float((caught.value.hint or "").partition("to $")[2].split()[0]))
 
 
-async def test_what_is_submitted_again_must_fit_into_what_is_left(config: MakeConfig) -> None:
-    """By a retry of the run, or by the collector."""
+async def test_a_child_job_must_fit_into_the_rest_of_the_budget(config: MakeConfig) -> None:
+    """Failed calls are submitted again as a child job if the rest of the budget covers them."""
     settings = config("openai")
     plan = plan_of(settings, 10)
     async with open_session(settings) as session:

@@ -214,7 +214,7 @@ async def test_equal_calls_with_one_run_key_submit_one_batch(
 async def test_a_handle_is_enough_to_collect_on_another_machine(
     provider: ProviderName, sim: Simulator, config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That machine has no state of the job, a newer package and the key in its environment."""
+    """The other machine has no state of the job, a newer package and the key in its environment."""
     sim.batch_s = 0
     data = (await defer_many(PROMPTS, config=config(provider))).to_dict()
     data["provider_state"]["job"]["something_new"] = {"a": 1}

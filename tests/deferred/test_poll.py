@@ -1,4 +1,4 @@
-"""Tests of polling: many batches are inspected with few requests, whatever else the account has."""
+"""Tests of polling: many batches are inspected with few requests, also among many foreign batches."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_foreign_batches_do_not_exceed_the_limit_of_requests(
 
 
 async def test_every_batch_is_inspected_sooner_or_later(sim: Simulator, config: MakeConfig) -> None:
-    """Although lists do not show them, and although half of them no longer exist."""
+    """This holds although lists do not show the batches, and although half of them no longer exist."""
     sim.batch_s = 3600
     jobs = await jobs_of("openai", 60, sim, config)
     for batch in sim.batches[:30]:
@@ -84,7 +84,7 @@ async def test_every_batch_is_inspected_sooner_or_later(sim: Simulator, config: 
         found |= seen.batches.keys()
         if len(found) == 30:
             return
-    pytest.fail(f"only {len(found)} of 30 were ever looked at")
+    pytest.fail(f"only {len(found)} of 30 were ever inspected")
 
 
 async def test_young_batches_are_inspected_less_often(sim: Simulator, config: MakeConfig) -> None:

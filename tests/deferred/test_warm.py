@@ -32,7 +32,7 @@ WARM_HOUR = WARM.model_copy(update={"cache_ttl": "1h"})
 
 @pytest.fixture(autouse=True)
 def _complete_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the simulator store the complete rows."""
+    """Let the simulator store complete rows."""
     monkeypatch.setattr(Spool, "keep_little", lambda _: None)
 
 
@@ -49,7 +49,7 @@ async def collect_later(handle: DeferredHandle, sim: Simulator, config: MakeConf
         except DeferredNotReadyError:
             passed = sim.clock() + 61 - time.time()
             sim.clock = lambda passed=passed: time.time() + passed  # type: ignore[misc]
-    raise AssertionError("it does not end")
+    raise AssertionError("the job does not end")
 
 
 @pytest.mark.parametrize("options", [WARM, WARM_HOUR])
@@ -77,7 +77,7 @@ async def test_the_first_prompt_writes_the_cache_and_the_others_read_it(
 
 
 async def test_without_the_option_there_is_one_batch(sim: Simulator, config: MakeConfig) -> None:
-    """Its rows have no cache breakpoints."""
+    """The rows of that batch have no cache breakpoints."""
     sim.batch_s = 0
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"))
     envelope = await collect_later(handle, sim, config)
@@ -105,7 +105,7 @@ async def test_there_is_one_batch_where_caching_does_not_pay(
 
 
 async def test_a_failed_first_prompt_does_not_stop_the_others(sim: Simulator, config: MakeConfig) -> None:
-    """They write no cache: each row would pay for it."""
+    """The other prompts use no cache, because each row would pay for a write."""
     sim.batch_s = 0
     sim.fail(Fault(kind="status", status=529), operation="batch.row")
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM)

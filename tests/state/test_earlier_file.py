@@ -1,4 +1,4 @@
-"""Files of version 0.1.0, which wrote them through diskcache, are read, written to and pruned as they are."""
+"""Files that version 0.1.0 wrote through diskcache are read, written and pruned without a conversion."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ async def test_an_earlier_file_can_be_written_to_and_pruned(folder: Path, clock:
     assert {key.partition("/")[0] for key in await list_keys(store)} == {"new", "owner", "short", "upload"}
 
 
-async def test_an_earlier_file_can_be_looked_at(folder: Path) -> None:
+async def test_an_earlier_file_can_be_surveyed(folder: Path) -> None:
     found = await survey(DiskStore(folder))
     assert found.records == {"run": 1, "answer": 2, "pointer": 2, "owner": 1, "upload": 1}
     assert (found.expired, found.unreadable) == (1, 0)
 
 
 async def test_an_earlier_version_can_share_a_new_file(tmp_path: Path) -> None:
-    """Diskcache finds the table that it would have created itself."""
+    """The table has the layout of diskcache."""
     store = DiskStore(tmp_path / "state")
     await store.put_many({"a": {"n": 1}, "b": {"n": 2}})
     with Cache(str(tmp_path / "state"), eviction_policy="none", cull_limit=0) as earlier:

@@ -1,4 +1,4 @@
-"""Ledger: uploads that fail, and uploaders that lose their lease."""
+"""Ledger: failed uploads, and uploaders that lose their lease."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pollux_flows.state.ledger import Ledger, Uploaded
 from pollux_flows.state.store import Store
 from tests.state.places import KEY, Clock, Provider, delete_due_files
 
-# --- Failed -------------------------------------------------------------------------------------------------------
+# --- Failures -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -25,23 +25,23 @@ from tests.state.places import KEY, Clock, Provider, delete_due_files
 async def test_a_failed_upload_fails_for_all_waiters(
     ledger: Ledger, provider: Provider, error: Exception, clock: Clock
 ) -> None:
-    """None of them tries again; a later run does."""
+    """No waiter uploads again; a later run does."""
     provider.errors = [error]
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.acquire(KEY, f"run {index}", provider.upload)) for index in range(10)]
+    waiting = [asyncio.ensure_future(ledger.acquire(KEY, f"run {index}", provider.upload)) for index in range(10)]
     await provider.wait_for_uploads()
     clock.now += 1
     provider.gate.set()
-    told = await asyncio.gather(*holding, return_exceptions=True)
-    assert [type(each) for each in told] == [type(error)] * 10
-    assert {str(each) for each in told} == {str(error)}
-    assert all(vars(each) == vars(error) for each in told if isinstance(each, Exception))
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(each) for each in results] == [type(error)] * 10
+    assert {str(each) for each in results} == {str(error)}
+    assert all(vars(each) == vars(error) for each in results if isinstance(each, Exception))
     assert len(provider.markers) == 1
     assert (await ledger.acquire(KEY, "later", provider.upload)).file_id == "file-2"
 
 
-async def test_a_run_does_not_repeat_a_final_failure(ledger: Ledger, provider: Provider) -> None:
-    """Until it has been released."""
+async def test_a_run_does_not_repeat_an_upload_after_a_final_failure(ledger: Ledger, provider: Provider) -> None:
+    """After its release, the run may upload again."""
     provider.errors = [APIError("No.", retryable=False), APIError("No.", retryable=False)]
     for _ in range(3):
         with pytest.raises(APIError, match="No"):
@@ -54,7 +54,7 @@ async def test_a_run_does_not_repeat_a_final_failure(ledger: Ledger, provider: P
     assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-3"
 
 
-async def test_a_run_repeats_a_failure_that_may_pass(ledger: Ledger, provider: Provider) -> None:
+async def test_a_run_repeats_an_upload_after_a_retryable_failure(ledger: Ledger, provider: Provider) -> None:
     provider.errors = [APIError("Busy.", retryable=True)]
     with pytest.raises(APIError, match="Busy"):
         await ledger.acquire(KEY, "run", provider.upload)
@@ -62,7 +62,7 @@ async def test_a_run_repeats_a_failure_that_may_pass(ledger: Ledger, provider: P
 
 
 async def test_a_failure_is_forgotten_after_a_while(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Also by a run that was killed before its release."""
+    """So a run that was killed before its release can upload again."""
     provider.errors = [APIError("No.", retryable=False)]
     with pytest.raises(APIError, match="No"):
         await ledger.acquire(KEY, "run", provider.upload)
@@ -73,16 +73,16 @@ async def test_a_failure_is_forgotten_after_a_while(ledger: Ledger, provider: Pr
 async def test_the_text_of_a_foreign_error_is_not_saved(
     ledger: Ledger, provider: Provider, store: Store, clock: Clock
 ) -> None:
-    """It may contain a key: other runs get its class alone."""
+    """The text may contain a key, so other runs get only the class of the error."""
     provider.errors = [ValueError("Bearer sk-secret")]
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(3)]
     await provider.wait_for_uploads()
     clock.now += 1
     provider.gate.set()
-    told = await asyncio.gather(*holding, return_exceptions=True)
-    assert sorted(type(each).__name__ for each in told) == ["APIError", "APIError", "ValueError"]
-    assert all("ValueError" in str(each) for each in told if isinstance(each, APIError))
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in results) == ["APIError", "APIError", "ValueError"]
+    assert all("ValueError" in str(each) for each in results if isinstance(each, APIError))
     assert "secret" not in str([record async for _, record in store.scan("")])
 
 
@@ -124,11 +124,11 @@ async def test_a_file_that_could_not_be_recorded_is_found_by_its_intent(
     assert [due.marker for due in await ledger.list_due()] == provider.markers
 
 
-# --- Left behind by an attempt ------------------------------------------------------------------------------------
+# --- Leftovers of attempts ----------------------------------------------------------------------------------------
 
 
 async def test_a_leftover_of_an_attempt_is_due(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """By its id or by its name, at once or later."""
+    """A leftover is known by its id or by its name, and may be due only later."""
 
     async def upload(marker: str) -> Uploaded:
         await ledger.add_leftover(KEY, f"{marker}-0001")
@@ -149,7 +149,7 @@ async def test_a_leftover_of_an_attempt_is_due(ledger: Ledger, provider: Provide
 
 
 async def test_one_search_finds_the_leftovers_of_all_attempts(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Their names begin with the marker of the upload."""
+    """The names of leftovers begin with the marker of the upload."""
     provider.errors = [OSError("The network is down.")]
 
     async def upload(marker: str) -> Uploaded:
@@ -166,12 +166,12 @@ async def test_the_limit_bounds_the_leases_of_uploads(ledger: Ledger, provider: 
     keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(20)]
     limit = asyncio.Semaphore(2)
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.acquire(key, "run", provider.upload, limit=limit)) for key in keys]
+    uploading = [asyncio.ensure_future(ledger.acquire(key, "run", provider.upload, limit=limit)) for key in keys]
     await provider.wait_for_uploads(2)
     await asyncio.sleep(0.05)
     assert len([key async for key, _ in store.scan("upload/")]) == 2
     provider.gate.set()
-    await asyncio.gather(*holding)
+    await asyncio.gather(*uploading)
     assert len(provider.markers) == 20
 
 
@@ -190,11 +190,11 @@ async def test_a_waiter_does_not_count_against_the_limit(ledger: Ledger, provide
     assert await waiting == await elsewhere
 
 
-# --- Killed (the processes that are, are in test_ledger_processes.py) ---------------------------------------------
+# --- Late uploaders (for killed processes, see test_ledger_processes.py) ------------------------------------------
 
 
 async def test_a_late_uploader_uses_the_file_of_its_successor(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Its own file is deleted."""
+    """The file of the late uploader is deleted."""
     slow = Provider(clock, gate=asyncio.Event())
     late = asyncio.ensure_future(ledger.acquire(KEY, "late", slow.upload))
     await slow.wait_for_uploads()
@@ -220,7 +220,7 @@ async def test_a_file_that_arrives_after_a_sweep_is_deleted(ledger: Ledger, prov
     clock.now += ledger.lease_s + 1
     assert await delete_due_files(ledger, await ledger.list_due()) == provider.markers
     provider.gate.set()
-    assert (await late).file_id == "file-2"  # nobody else had one, so it uploaded again
+    assert (await late).file_id == "file-2"  # there is no other file, so it uploads again
     assert [due.uploaded and due.uploaded.file_id for due in await ledger.list_due()] == ["file-1"]
 
 

@@ -1,4 +1,4 @@
-"""The behaviour that all kinds of stores share."""
+"""The behaviour of all kinds of stores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ODD: Json = {
 
 
 async def test_a_record_can_be_read_until_it_is_deleted(store: Store, address: str) -> None:
-    """Also by another store on the same data."""
+    """Another store on the same data reads the record as well."""
     assert await store.get("a") is None
     await store.put("a", ODD)
     assert await store.get("a") == ODD
@@ -82,7 +82,7 @@ async def test_one_of_many_callers_adds_a_record(store: Store) -> None:
 async def test_a_swap_compares_the_complete_record(
     store: Store, there: Json | None, old: Json | None, new: Json | None, swapped: bool
 ) -> None:
-    """Whatever the order of its keys; None is no record."""
+    """The order of keys does not count; None stands for no record."""
     if there is not None:
         await store.put("a", there)
     assert await store.swap("a", old, new) is swapped
@@ -90,7 +90,7 @@ async def test_a_swap_compares_the_complete_record(
 
 
 async def test_a_record_that_is_not_json_is_refused(store: Store) -> None:
-    """Without showing it."""
+    """The error does not show the record."""
     for record in ({"a": b"secret"}, {"a": math.nan}, {"a": "secret \ud800"}, {"a": {"secret"}}):
         with pytest.raises(InternalError) as caught:
             await store.put("a", record)
@@ -134,11 +134,11 @@ async def test_records_may_be_deleted_during_a_scan(store: Store) -> None:
     assert [key async for key, _ in store.scan("a/")] == []
 
 
-# --- What is there ------------------------------------------------------------------------------------------------
+# --- Listing ------------------------------------------------------------------------------------------------------
 
 
 async def test_all_records_are_listed(store: Store) -> None:
-    """With their sizes, on a disk oldest first."""
+    """Rows have sizes; on a disk, the oldest comes first."""
     records = {f"{index % 7}/{index}": {"at": float(index), "text": "x" * index} for index in range(600)}
     for key, record in records.items():
         await store.put(key, record)
@@ -168,10 +168,10 @@ async def test_listed_records_are_deleted_unless_they_changed(store: Store) -> N
     rows = await list_rows(store)
     await store.put("a/0007", {"index": "new"})
     await store.delete("a/0008")
-    gone = await store.delete_rows(rows)
-    assert {row.key for row in rows} - {row.key for row in gone} == {"a/0007", "a/0008"}
+    deleted = await store.delete_rows(rows)
+    assert {row.key for row in rows} - {row.key for row in deleted} == {"a/0007", "a/0008"}
     assert await list_keys(store) == ["a/0007"]
-    assert await store.delete_rows(gone) == []
+    assert await store.delete_rows(deleted) == []
     assert await store.delete_rows([]) == []
 
 
@@ -197,7 +197,7 @@ async def test_a_store_may_know_its_size(store: Store) -> None:
 
 
 async def test_a_redis_removes_expired_records(redis_place: str) -> None:
-    """And their keys can be added again. For a disk, see test_expiry."""
+    """Their keys can be added again. For a disk, see test_clock_check.py."""
     store = open_store_at(f"redis:{redis_place}")
     await store.put("put", {}, ttl_s=0.1)
     await store.put_many({"many": {}}, ttl_s=0.1)
@@ -215,12 +215,12 @@ async def test_a_redis_removes_expired_records(redis_place: str) -> None:
     assert await store.add("added", {}) is True
 
 
-# --- Everybody at once --------------------------------------------------------------------------------------------
+# --- Concurrency --------------------------------------------------------------------------------------------------
 
 
 def test_one_of_many_processes_adds_a_record(address: str) -> None:
-    won = run_at_once(4, partial(add_all, address, 50))
-    assert sum(won) == 50
+    added = run_at_once(4, partial(add_all, address, 50))
+    assert sum(added) == 50
 
 
 def test_no_swap_of_many_processes_is_lost(address: str) -> None:
@@ -229,30 +229,30 @@ def test_no_swap_of_many_processes_is_lost(address: str) -> None:
 
 
 def test_loops_and_threads_share_a_store(store: Store) -> None:
-    won: list[bool] = []
+    results: list[bool] = []
 
     async def work() -> None:
-        won.extend(await asyncio.gather(*(store.add(f"a/{index}", {}) for index in range(50))))
+        results.extend(await asyncio.gather(*(store.add(f"a/{index}", {}) for index in range(50))))
 
     threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(won), sum(won)) == (400, 50)
+    assert (len(results), sum(results)) == (400, 50)
 
 
 async def test_operations_of_cancelled_callers_are_executed(store: Store) -> None:
-    """In order with later ones."""
-    asked = [asyncio.ensure_future(store.put(f"a/{index}", {})) for index in range(20)]
+    """They are executed before later operations."""
+    puts = [asyncio.ensure_future(store.put(f"a/{index}", {})) for index in range(20)]
     await asyncio.sleep(0)
-    for each in asked:
+    for each in puts:
         each.cancel()
     await store.delete("a/0")
     assert len([key async for key, _ in store.scan("a/")]) == 19
-    assert all(each.cancelled() for each in await asyncio.gather(*(_ended(each) for each in asked)))
+    assert all(each.cancelled() for each in await asyncio.gather(*(_wait_for_end(each) for each in puts)))
 
 
-async def _ended(task: asyncio.Future[None]) -> asyncio.Future[None]:
+async def _wait_for_end(task: asyncio.Future[None]) -> asyncio.Future[None]:
     await asyncio.wait([task])
     return task
