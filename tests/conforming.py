@@ -1,4 +1,4 @@
-"""Checks of one answer against its schema, without a `Conformance` to keep."""
+"""Checks of one answer against its schema."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ INCOMPLETE_ADDRESSES = ["user:hunter2@example.com/a.pdf", "//user:hunter2@exampl
 
 @pytest.mark.parametrize("address", WITH_CREDENTIALS)
 def test_credentials_in_an_address_are_refused_and_not_shown(address: str) -> None:
-    """Each way to make a Source refuses them, and no error shows the secret."""
+    """Each constructor of a Source refuses credentials, and no error shows the secret."""
     makers: list[Any] = [Source.from_file, Source.from_uri, Source.from_youtube, Source.from_arxiv]
     makers += [lambda uri, kind=kind: Source(source_type=kind, uri=uri) for kind in ("file", "uri", "arxiv")]
     for make in makers:

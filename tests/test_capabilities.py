@@ -137,7 +137,7 @@ def test_sources_are_refused_exactly_if_the_provider_cannot_read_them(
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_text_and_json_sources_are_supported_everywhere(provider: ProviderName) -> None:
-    """So are a system instruction and max_tokens."""
+    """A system instruction and max_tokens are supported as well."""
     sources = [Source.from_text("hi"), Source.from_json({"n": 1})]
     check_options(provider, sources=sources, system_instruction="Be brief.", max_tokens=100)
 

@@ -46,7 +46,7 @@ def test_an_error_before_a_request_is_not_an_api_error(error: type[PolluxError])
 
 @pytest.mark.parametrize("error", EVERY)
 def test_the_text_of_an_error_has_its_message_and_its_hint(error: type[PolluxError]) -> None:
-    """Each is also an attribute."""
+    """Message and hint are also attributes."""
     raised = error("The model is blank.", hint="Write its name.")
     assert str(raised) == "The model is blank. Write its name."
     assert (raised.message, raised.hint) == ("The model is blank.", "Write its name.")

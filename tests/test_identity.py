@@ -240,11 +240,11 @@ def test_sorted_provider_options_have_the_identity_of_version_0_1_0() -> None:
 @given(sources, sources)
 def test_identities_of_sources_are_equal_exactly_if_their_contents_are(one: Source, other: Source) -> None:
 
-    def content(source: Source) -> Source:
+    def strip_identifier(source: Source) -> Source:
         return source.model_copy(update={"identifier": "same"})
 
     identities = (source_identity(one, "gemini"), source_identity(other, "gemini"))
-    assert (identities[0] == identities[1]) == (content(one) == content(other))
+    assert (identities[0] == identities[1]) == (strip_identifier(one) == strip_identifier(other))
 
 
 @given(st.none() | st.text(), st.none() | st.text(), st.integers(0, 3), st.integers(0, 3))

@@ -56,7 +56,7 @@ def test_all_options_default_to_none() -> None:
 
 @given(options())
 def test_options_come_back_equal_from_json(options: Options) -> None:
-    """So options can be a parameter of a flow."""
+    """Options can be a parameter of a flow."""
     check_json_round_trip(options)
 
 

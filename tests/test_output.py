@@ -27,7 +27,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def files_in(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
@@ -175,7 +175,7 @@ async def test_a_failed_write_leaves_no_partial_file(earlier: str | None, tmp_pa
         await write_output(
             str(path), yield_and_fail([make_row(1)] * 5000), manifest, what="The answers", hint="Try again."
         )
-    assert [path.read_text() for path in files_in(tmp_path)] == ([] if earlier is None else [earlier])
+    assert [path.read_text() for path in list_files(tmp_path)] == ([] if earlier is None else [earlier])
 
 
 async def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ async def test_two_concurrent_writers_leave_the_file_of_the_last_one(tmp_path: P
         str(path), yield_and_write(), Manifest(submitted=1, collected_at=0.0), what="The answers", hint="Try again."
     )
     assert [json.loads(line)["answer"] for line in path.read_text().splitlines()] == ["a" * 1000] * 200
-    assert [path.name for path in files_in(tmp_path)] == ["answers.jsonl", "answers.manifest.json"]
+    assert [path.name for path in list_files(tmp_path)] == ["answers.jsonl", "answers.manifest.json"]
 
 
 # --- Paths that cannot be written ---------------------------------------------------------------------------

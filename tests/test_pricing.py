@@ -33,7 +33,7 @@ def price(provider: ProviderName, model: str, **terms: Any) -> Cost:
     return cost_of(Target(provider=provider, model=model), make_answer(**terms), **options)
 
 
-def known(usd: float) -> Cost:
+def make_cost(usd: float) -> Cost:
     """Return a known cost of exactly this amount; costs are exact to millionths of cents."""
     return Cost(usd, None)
 
@@ -59,25 +59,25 @@ def test_a_token_has_the_list_price_of_the_provider(
     provider: ProviderName, model: str, read: float, written: float
 ) -> None:
     """Input and output have separate prices."""
-    assert price(provider, model, input=MILLION, output=0) == known(read)
-    assert price(provider, model, input=0, output=MILLION) == known(written)
+    assert price(provider, model, input=MILLION, output=0) == make_cost(read)
+    assert price(provider, model, input=0, output=MILLION) == make_cost(written)
     assert price(provider, model, input=1000, output=10).usd == pytest.approx((1000 * read + 10 * written) / MILLION)
 
 
 def test_cached_tokens_are_part_of_the_input_and_cost_less() -> None:
     """With GPT-5, Sonnet and Flash, 600 of 1,000 tokens have the full price, and 400 cached ones a tenth of it."""
     usage = {"input": 1000, "cached": 400, "output": 0}
-    assert price("openai", "gpt-5", **usage) == known((600 * 1.25 + 400 * 0.125) / MILLION)
-    assert price("anthropic", "claude-sonnet-4-6", **usage) == known((600 * 3 + 400 * 0.30) / MILLION)
-    assert price("gemini", "gemini-2.5-flash", **usage) == known((600 * 0.30 + 400 * 0.03) / MILLION)
+    assert price("openai", "gpt-5", **usage) == make_cost((600 * 1.25 + 400 * 0.125) / MILLION)
+    assert price("anthropic", "claude-sonnet-4-6", **usage) == make_cost((600 * 3 + 400 * 0.30) / MILLION)
+    assert price("gemini", "gemini-2.5-flash", **usage) == make_cost((600 * 0.30 + 400 * 0.03) / MILLION)
 
 
 def test_cache_writes_of_anthropic_cost_more_for_a_longer_lifetime() -> None:
     """A write for five minutes costs 1.25 times the input, and one for an hour twice the input."""
     usage = {"input": 1000, "cache_write": 500, "output": 0}
-    assert price("anthropic", "claude-sonnet-4-6", **usage) == known((500 * 3 + 500 * 3.75) / MILLION)
+    assert price("anthropic", "claude-sonnet-4-6", **usage) == make_cost((500 * 3 + 500 * 3.75) / MILLION)
     hour = price("anthropic", "claude-sonnet-4-6", billing={"long_cache_write_tokens": 300}, **usage)
-    assert hour == known((500 * 3 + 200 * 3.75 + 300 * 6) / MILLION)
+    assert hour == make_cost((500 * 3 + 200 * 3.75 + 300 * 6) / MILLION)
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -101,14 +101,14 @@ def test_the_price_of_storage_is_none_if_it_is_not_listed() -> None:
 def test_cache_writes_of_openai_cost_extra_since_gpt_5_6() -> None:
     """With earlier models, a write costs as much as other input."""
     usage = {"input": 1000, "cache_write": 500, "output": 0}
-    assert price("openai", "gpt-5.6", **usage) == known((500 * 4 + 500 * 5) / MILLION)
-    assert price("openai", "gpt-5", **usage) == known(1000 * 1.25 / MILLION)
+    assert price("openai", "gpt-5.6", **usage) == make_cost((500 * 4 + 500 * 5) / MILLION)
+    assert price("openai", "gpt-5", **usage) == make_cost(1000 * 1.25 / MILLION)
 
 
 def test_reasoning_tokens_are_not_counted_twice() -> None:
     """They are part of the output tokens."""
-    assert price("openai", "gpt-5", input=0, output=100, reasoning=80) == known(100 * 10 / MILLION)
-    assert price("gemini", "gemini-2.5-flash", input=0, output=100, reasoning=80) == known(100 * 2.50 / MILLION)
+    assert price("openai", "gpt-5", input=0, output=100, reasoning=80) == make_cost(100 * 10 / MILLION)
+    assert price("gemini", "gemini-2.5-flash", input=0, output=100, reasoning=80) == make_cost(100 * 2.50 / MILLION)
 
 
 @pytest.mark.parametrize(
@@ -130,19 +130,19 @@ def test_a_prompt_beyond_the_limit_has_higher_prices_for_all_its_tokens(
 
 
 def test_two_short_prompts_cost_less_than_one_long_prompt() -> None:
-    """So the total of several calls is the sum of their costs, not the cost of their tokens."""
+    """The total of several calls is the sum of their costs, not the cost of the sum of their tokens."""
     one = price("gemini", "gemini-2.5-pro", input=150_000, output=0)
-    assert total([one, one]) == known(0.375)
-    assert price("gemini", "gemini-2.5-pro", input=300_000, output=0) == known(0.75)
+    assert total([one, one]) == make_cost(0.375)
+    assert price("gemini", "gemini-2.5-pro", input=300_000, output=0) == make_cost(0.75)
 
 
 def test_audio_input_of_gemini_has_its_own_price() -> None:
     """Audio costs $1.00 and other input $0.30; from a cache they cost $0.10 and $0.03."""
     audio = {"audio_tokens": 600, "cached_audio_tokens": 200}
     cost = price("gemini", "gemini-2.5-flash", input=1000, cached=300, output=0, billing=audio)
-    assert cost == known((300 * 0.30 + 100 * 0.03 + 400 * 1.00 + 200 * 0.10) / MILLION)
+    assert cost == make_cost((300 * 0.30 + 100 * 0.03 + 400 * 1.00 + 200 * 0.10) / MILLION)
     # Gemini Pro has one price for both.
-    assert price("gemini", "gemini-2.5-pro", input=1000, output=0, billing=audio) == known(1000 * 1.25 / MILLION)
+    assert price("gemini", "gemini-2.5-pro", input=1000, output=0, billing=audio) == make_cost(1000 * 1.25 / MILLION)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_batch_answer_of_anthropic_is_known_by_its_service_tier() -> None:
     tagged = price("anthropic", "claude-sonnet-4-6", billing={"service_tier": "batch"}, **usage)
     assert tagged == price("anthropic", "claude-sonnet-4-6", batch=True, **usage)
     default = price("openai", "gpt-5", batch=True, billing={"service_tier": "default"}, **usage)
-    assert default == known((1000 * 0.625 + 100 * 5) / MILLION)
+    assert default == make_cost((1000 * 0.625 + 100 * 5) / MILLION)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +185,14 @@ def test_each_service_tier_has_its_own_price(
     provider: ProviderName, model: str, billing: dict[str, Any], read: float
 ) -> None:
     """The tier of the answer counts, not the requested one."""
-    assert price(provider, model, billing=billing, input=MILLION // 10, output=0) == known(read / 10)
+    assert price(provider, model, billing=billing, input=MILLION // 10, output=0) == make_cost(read / 10)
 
 
 def test_the_price_is_that_of_the_date_of_the_answer() -> None:
     """The price of GPT-5.6 was lowered on 2026-08-21."""
     before = datetime(2026, 8, 20, 23, 59, tzinfo=UTC)
-    assert price("openai", "gpt-5.6", at=before, input=MILLION // 10, output=0) == known(0.5)
-    assert price("openai", "gpt-5.6", input=MILLION // 10, output=0) == known(0.4)
+    assert price("openai", "gpt-5.6", at=before, input=MILLION // 10, output=0) == make_cost(0.5)
+    assert price("openai", "gpt-5.6", input=MILLION // 10, output=0) == make_cost(0.4)
 
 
 # --- Names --------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_a_model_is_priced_under_all_its_names(
 ) -> None:
     """The name may have a date, a prefix, capitals, or the id of a fine-tuned model."""
     answer = make_answer(answering, input=MILLION // 10, output=0)
-    assert cost_of(Target(provider=provider, model=requested), answer, at=NOW) == known(read / 10)
+    assert cost_of(Target(provider=provider, model=requested), answer, at=NOW) == make_cost(read / 10)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_a_cost_that_the_price_list_does_not_cover_is_unknown(
 
 @pytest.mark.parametrize("usage", [{}, {"input": 10}, {"output": 10}])
 def test_the_cost_of_an_answer_without_token_counts_is_unknown(usage: dict[str, int]) -> None:
-    """Both counts are needed."""
+    """The cost needs both input and output tokens."""
     cost = price("openai", "gpt-5", **usage)
     assert cost.usd is None
     assert "how many tokens" in str(cost.unknown)
@@ -295,11 +295,11 @@ def test_the_cost_of_an_answer_without_token_counts_is_unknown(usage: dict[str, 
 def test_a_gateway_has_the_list_prices() -> None:
     """Most gateways charge the price of the provider."""
     target = Target(provider="openai", model="gpt-5", base_url="http://127.0.0.1:8000/v1")
-    assert cost_of(target, make_answer(input=1000, output=0), at=NOW) == known(0.00125)
+    assert cost_of(target, make_answer(input=1000, output=0), at=NOW) == make_cost(0.00125)
 
 
 def test_the_cost_of_a_local_server_is_unknown() -> None:
-    """It is unknown also if a model on the list has the same name."""
+    """The cost is unknown also if a model on the list has the same name."""
     target = Target(provider="local", model="gpt-5", base_url="http://127.0.0.1:8000/v1")
     assert cost_of(target, make_answer(input=10, output=1)).usd is None
 
@@ -308,8 +308,8 @@ def test_the_cost_of_a_local_server_is_unknown() -> None:
 def test_the_cost_of_openrouter_is_the_one_that_it_reports(model: str) -> None:
     """A reported cost of 0 counts. Without a report the cost is unknown, even for a model with `free` in its name."""
     target = Target(provider="openrouter", model=model, base_url="http://127.0.0.1:8000/api/v1")
-    assert cost_of(target, make_answer(billing={"cost_usd": 0.00095}, input=1000, output=50)) == known(0.00095)
-    assert cost_of(target, make_answer(billing={"cost_usd": 0.0}, input=1000, output=50)) == known(0.0)
+    assert cost_of(target, make_answer(billing={"cost_usd": 0.00095}, input=1000, output=50)) == make_cost(0.00095)
+    assert cost_of(target, make_answer(billing={"cost_usd": 0.0}, input=1000, output=50)) == make_cost(0.0)
     silent = cost_of(target, make_answer(input=1000, output=50))
     assert silent.usd is None
     assert "OpenRouter did not report" in str(silent.unknown)
@@ -327,15 +327,15 @@ def test_the_mock_has_the_prices_of_the_provider() -> None:
 
 def test_a_total_is_unknown_if_one_of_its_costs_is() -> None:
     """The reason has the number of unknown costs and the first of their reasons."""
-    costs = [known(0.5), Cost(None, "No price."), known(0.25), Cost(None, "No usage.")]
+    costs = [make_cost(0.5), Cost(None, "No price."), make_cost(0.25), Cost(None, "No usage.")]
     assert total(costs) == Cost(None, "The cost of 2 of 4 answers is unknown. The first: No price.")
 
 
 def test_a_total_is_the_exact_sum_of_costs() -> None:
     """The sum has no rounding errors, also of tiny costs; the total of no costs is 0."""
-    assert total([known(0.1)] * 3) == known(0.3)
-    assert total([known(1e-9)] * 10_000) == known(1e-5)
-    assert total([]) == known(0.0)
+    assert total([make_cost(0.1)] * 3) == make_cost(0.3)
+    assert total([make_cost(1e-9)] * 10_000) == make_cost(1e-5)
+    assert total([]) == make_cost(0.0)
 
 
 # --- The price list -----------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_the_installed_price_list_is_used() -> None:
 
     data_snapshot.set_custom_snapshot(data_snapshot.DataSnapshot(providers=[], from_auto_update=True))
     try:
-        assert price("openai", "gpt-5-nano", input=MILLION // 10, output=0) == known(0.005)
+        assert price("openai", "gpt-5-nano", input=MILLION // 10, output=0) == make_cost(0.005)
     finally:
         data_snapshot.set_custom_snapshot(None)
     assert update_prices._shared_updater.ref_count == 0
@@ -422,13 +422,13 @@ def test_ten_thousand_answers_are_priced_within_200_ms(model: str) -> None:
     target = Target(provider="openai", model=model)
     cost_of(target, answer, at=NOW)
 
-    def seconds() -> float:
+    def measure_seconds() -> float:
         start = time.process_time()
         for _ in range(10_000):
             cost_of(target, answer, at=NOW)
         return time.process_time() - start
 
-    assert min(seconds() for _ in range(3)) < 0.2
+    assert min(measure_seconds() for _ in range(3)) < 0.2
 
 
 # --- Formatting ---------------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def draw_object(draw: st.DrawFn, schema: Schema, root: Schema, depth: int) -> An
         if name in schema["required"] or (depth < 4 and draw(st.booleans())):
             part = draw_answer(draw, sub, root, depth + 1)
             plain[name], filled[name], cleaned[name] = part
-        elif "const" in (bare := without_all_of(sub)):
+        elif "const" in (bare := strip_all_of(sub)):
             filled[name] = cleaned[name] = bare["const"]
         else:
             filled[name] = None
@@ -209,8 +209,8 @@ def draw_object(draw: st.DrawFn, schema: Schema, root: Schema, depth: int) -> An
     return Answer(plain, filled, cleaned)
 
 
-def without_all_of(schema: Schema) -> Schema:
-    return without_all_of(schema["allOf"][0]) if "allOf" in schema else schema
+def strip_all_of(schema: Schema) -> Schema:
+    return strip_all_of(schema["allOf"][0]) if "allOf" in schema else schema
 
 
 @quick
@@ -313,13 +313,13 @@ class Keywords(BaseModel):
     enum: Color = Color.RED
 
 
-def schema_of(**fields: Any) -> Schema:
+def make_schema(**fields: Any) -> Schema:
     model: type[BaseModel] = create_model("Model", **fields)
     return model.model_json_schema()
 
 
 def test_an_optional_field_becomes_required_and_nullable() -> None:
-    schema = schema_of(a=(int, ...), b=(str | None, None), c=(int, 3))
+    schema = make_schema(a=(int, ...), b=(str | None, None), c=(int, 3))
     wire = for_openai(schema)
     assert wire.strict
     assert wire.schema["required"] == ["a", "b", "c"]
@@ -329,7 +329,7 @@ def test_an_optional_field_becomes_required_and_nullable() -> None:
 
 
 def test_an_optional_enum_gets_null_as_a_value() -> None:
-    wire = for_openai(schema_of(size=(Literal["s", "m"], "s"), mixed=(Literal[1, "a"], 1)))
+    wire = for_openai(make_schema(size=(Literal["s", "m"], "s"), mixed=(Literal[1, "a"], 1)))
     size, mixed = wire.schema["properties"].values()
     assert (size["enum"], size["type"]) == (["s", "m", None], ["string", "null"])
     assert (mixed["enum"], mixed["type"]) == ([1, "a", None], ["integer", "string", "null"])
@@ -341,7 +341,7 @@ def test_an_optional_enum_gets_null_as_a_value() -> None:
     ids=["map", "free map", "dict", "any", "list", "tuple"],
 )
 def test_a_schema_that_strict_mode_cannot_express_is_sent_unchanged(field: Any) -> None:
-    schema = schema_of(data=(field, ...), note=(str, "-"))
+    schema = make_schema(data=(field, ...), note=(str, "-"))
     for convert in (for_openai, for_anthropic):
         assert convert(schema) == WireSchema(schema, strict=False)
     assert for_gemini(schema) == WireSchema(schema, strict=True)
@@ -380,7 +380,7 @@ def test_strict_mode_needs_an_object_at_the_root_only_for_openai(model: Any) -> 
 
 
 def test_a_reference_with_a_description_is_inlined() -> None:
-    schema = schema_of(
+    schema = make_schema(
         color=(Color, Field(description="the paint")),
         home=(Address, Field(description="where")),
         work=(Address, ...),
@@ -419,7 +419,7 @@ def test_a_description_beside_a_recursive_reference_is_preserved() -> None:
 
 
 def test_the_tags_of_a_discriminated_union_are_not_nullable() -> None:
-    schema = schema_of(pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...))
+    schema = make_schema(pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...))
     wire = for_openai(schema)
     assert wire.strict
     assert wire.schema["properties"]["pet"] == {
@@ -436,7 +436,7 @@ def test_the_tags_of_a_discriminated_union_are_not_nullable() -> None:
 
 
 def test_bounds_that_a_service_refuses_become_part_of_the_description() -> None:
-    schema = schema_of(
+    schema = make_schema(
         age=(Annotated[int, Field(ge=0, lt=150, description="In years.")], ...),
         tags=(Annotated[list[Annotated[str, Field(max_length=9)]], Field(min_length=2)], ...),
         price=(Decimal, ...),
@@ -467,7 +467,7 @@ def test_formats_that_a_service_does_not_know_become_part_of_the_description() -
 
 
 def test_fields_may_be_named_like_keywords() -> None:
-    schema = schema_of(properties=(Address, ...), required=(int, 3), items=(list[Color], ...))
+    schema = make_schema(properties=(Address, ...), required=(int, 3), items=(list[Color], ...))
     wire = for_openai(schema)
     assert find_openai_faults(wire.schema) == []
     assert list(wire.schema["properties"]) == wire.schema["required"] == ["properties", "required", "items"]
@@ -527,7 +527,7 @@ def test_a_null_is_removed_if_only_a_branch_without_the_property_would_allow_it(
 
 
 def test_problems_name_the_path_and_the_fault() -> None:
-    schema = schema_of(items=(list[Address], ...), pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...))
+    schema = make_schema(items=(list[Address], ...), pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...))
     answer = {"items": [{"street": "x"}, {"street": 3}], "pet": {"kind": "dog", "name": 4}}
     assert problems(answer, schema) == [
         "$.items[1].street: 3 is not of type 'string'",

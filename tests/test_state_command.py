@@ -39,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def state(home: Path, capsys: pytest.CaptureFixture[str]) -> Command:  # noqa: ARG001 (the fixture sets the environment)
     """Run `pollux-flows state …`; return its output, or `refused:` and the message."""
 
-    def command(*words: str) -> str:
+    def run_command(*words: str) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             app(["state", *words])
@@ -47,7 +47,7 @@ def state(home: Path, capsys: pytest.CaptureFixture[str]) -> Command:  # noqa: A
         assert "Traceback" not in printed.err
         return printed.out if caught.value.code in (None, 0) else f"refused: {caught.value} {printed.out}"
 
-    return command
+    return run_command
 
 
 async def save_run(name: str, days_ago: float, answers: int = 10, cost: float | None = 0.01) -> None:
@@ -181,7 +181,7 @@ def test_prune_removes_the_answers_of_a_run(state: Command) -> None:
 def test_a_damaged_answer_is_asked_for_again_once_it_is_pruned(
     state: Command, config: MakeConfig, sim: Simulator, home: Path
 ) -> None:
-    """Until then the run is refused without a call. Its other answers are reused."""
+    """Before the pruning, the run is refused without a call. Afterwards, its other answers are reused."""
 
     def ask() -> ResultEnvelope:
         return asyncio.run(run_many(["first", "second", "third"], config=config("openai"), run_key="monday"))

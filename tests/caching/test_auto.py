@@ -27,7 +27,7 @@ PROMPTS = [f"Question {number}?" for number in range(10)]
 TOOL: dict[str, Any] = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
 
 
-def document(tokens: int = 10_000, letter: str = "x") -> Source:
+def make_document(tokens: int = 10_000, letter: str = "x") -> Source:
     return Source.from_text(letter * 4 * tokens, identifier=letter)
 
 
@@ -39,7 +39,7 @@ def make_cached_plan(
     each_source: bool = False,
     **options: Any,
 ) -> Plan:
-    sources = [document()] if sources is None else sources
+    sources = [make_document()] if sources is None else sources
     request = make_request(prompts, target=target, sources=sources, options=Options(**options), each_source=each_source)
     plan = make_plan(request)
     return plan_cache(plan, plan.calls, 6)
@@ -61,7 +61,9 @@ def test_many_prompts_about_a_long_document_share_a_cache() -> None:
     assert plan.cache_request is not None
     assert plan.cache_request.ttl_seconds == 180
     assert plan.cache_request.system_instruction == "Be brief."
-    request = make_request(PROMPTS, target=FLASH, sources=[document()], options=Options(system_instruction="Be brief."))
+    request = make_request(
+        PROMPTS, target=FLASH, sources=[make_document()], options=Options(system_instruction="Be brief.")
+    )
     assert plan.calls == make_plan(request).calls
 
 
@@ -74,8 +76,8 @@ def test_a_cache_pays_from_the_second_prompt_on(prompts: int, mode: str) -> None
 NO_CACHE: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["One?"]}, "no two prompts"),
     ({"sources": []}, "no sources or instructions in common"),
-    ({"sources": [document(2_000)]}, "needs 2,048 tokens, and the prompts share about 2,000"),
-    ({"target": GEMINI_3, "sources": [document(4_000)]}, "4,096 tokens"),
+    ({"sources": [make_document(2_000)]}, "needs 2,048 tokens, and the prompts share about 2,000"),
+    ({"target": GEMINI_3, "sources": [make_document(4_000)]}, "4,096 tokens"),
     ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
     ({"provider_options": {"gemini": {"systemInstruction": "Be brief."}}}, "provider_options"),
     ({"target": Target(provider="gemini", model="gemini-unheard-of")}, "price of a cache of gemini-unheard-of"),
@@ -85,11 +87,12 @@ NO_CACHE: list[tuple[dict[str, Any], str]] = [
     ({"target": Target(provider="local", model="llama", base_url="http://localhost:1")}, "nothing has to be done"),
     ({"sources": [Source.from_youtube("https://youtu.be/dQw4w9WgXcQ")]}, "length of what is at an address"),
     ({"prompts": [None, "One?"]}, "nothing but the sources"),
-    ({"target": CLAUDE, "sources": [document(4_000)]}, "caching needs 4,096 tokens"),
+    ({"target": CLAUDE, "sources": [make_document(4_000)]}, "caching needs 4,096 tokens"),
     ({"target": CLAUDE, "implicit_caching": False}, "the options set implicit_caching"),
     ({"target": CLAUDE, "prompts": ["One?"]}, "no two prompts"),
     ({"target": Target(provider="anthropic", model="claude-unheard-of")}, "price of caching with claude-unheard-of"),
-    ({"sources": [document(), document(letter="y")], "each_source": True, "prompts": ["One?"]}, "no two prompts"),
+    ({"sources": [make_document(), make_document(letter="y")], "each_source": True, "prompts": ["One?"]},
+     "no two prompts"),
 ]  # fmt: skip
 
 
@@ -112,7 +115,7 @@ def test_prompts_about_a_long_document_warm_the_cache_of_anthropic() -> None:
 
 def test_a_broadcast_with_one_short_source_still_warms_the_cache_of_anthropic() -> None:
     """The calls about the short source cost as much as without a cache."""
-    sources = [document(), document(100, "y"), document(letter="z")]
+    sources = [make_document(), make_document(100, "y"), make_document(letter="z")]
     assert get_choice(make_cached_plan(CLAUDE, sources=sources, each_source=True)).mode == "warm"
 
 
@@ -125,14 +128,14 @@ def test_a_cache_write_for_an_hour_pays_from_three_prompts_on() -> None:
 
 def test_answered_calls_do_not_count_towards_a_cache() -> None:
     """A retry with one missing answer creates no cache."""
-    request = make_request(PROMPTS, target=FLASH, sources=[document()])
+    request = make_request(PROMPTS, target=FLASH, sources=[make_document()])
     plan = make_plan(request)
     assert get_choice(plan_cache(plan, plan.calls[:1], 6)).mode == "none"
     assert "answered already" in get_choice(plan_cache(plan, [], 6)).why
 
 
 def test_a_broadcast_gets_a_cache_for_each_source_that_is_long_enough() -> None:
-    sources = [document(letter="a"), document(100, letter="b"), document(letter="c")]
+    sources = [make_document(letter="a"), make_document(100, letter="b"), make_document(letter="c")]
     plan = make_cached_plan(sources=sources, each_source=True)
     assert get_choice(plan).sources == [0, 2]
     assert [request and request.sources for request in map(plan.find_cache_request, range(3))] == [
@@ -167,7 +170,7 @@ def gemini(config: MakeConfig) -> Config:
 
 
 async def run_with_auto_cache(config: Config, prompts: list[str] = PROMPTS, **arguments: Any) -> ResultEnvelope:
-    return await run_many(prompts, sources=[document()], config=config, cache="auto", **arguments)
+    return await run_many(prompts, sources=[make_document()], config=config, cache="auto", **arguments)
 
 
 def list_operations(sim: Simulator) -> list[str | None]:
@@ -207,7 +210,7 @@ async def test_the_cache_is_deleted_after_a_failed_run(gemini: Config, sim: Simu
 async def test_calls_have_the_same_identity_with_and_without_an_automatic_cache(gemini: Config, sim: Simulator) -> None:
     """Answers of either kind of run are reused by the other."""
     await run_with_auto_cache(gemini)
-    without = await run_many(PROMPTS, sources=[document()], config=gemini, reuse="always")
+    without = await run_many(PROMPTS, sources=[make_document()], config=gemini, reuse="always")
     assert without.metrics["n_reused"] == 10
     assert "cache" not in without.diagnostics
     again = await run_with_auto_cache(gemini, reuse="always")
@@ -235,7 +238,7 @@ async def test_calls_are_sent_without_a_cache_once_it_was_lost_twice(gemini: Con
 
 
 async def test_a_cache_from_create_cache_is_used_and_not_deleted(gemini: Config, sim: Simulator) -> None:
-    handle = await create_cache([document()], config=gemini)
+    handle = await create_cache([make_document()], config=gemini)
     envelope = await run_with_auto_cache(gemini)
     assert envelope.metrics["cache_used"] is True
     assert list_operations(sim) == ["cache.create"]
@@ -244,7 +247,7 @@ async def test_a_cache_from_create_cache_is_used_and_not_deleted(gemini: Config,
 
 async def test_a_lost_cache_from_create_cache_is_recreated_and_not_deleted(gemini: Config, sim: Simulator) -> None:
     """Its name must stay valid for those who use it."""
-    handle = await create_cache([document()], config=gemini)
+    handle = await create_cache([make_document()], config=gemini)
     sim.gemini_caches.clear()
     assert (await run_with_auto_cache(gemini)).metrics["cache_used"] is True
     assert list_operations(sim) == ["cache.create", "cache.create"]
@@ -253,7 +256,7 @@ async def test_a_lost_cache_from_create_cache_is_recreated_and_not_deleted(gemin
 
 
 async def test_a_single_prompt_is_sent_without_a_cache(gemini: Config, sim: Simulator) -> None:
-    envelope = await run("p", source=document(), config=gemini, cache="auto")
+    envelope = await run("p", source=make_document(), config=gemini, cache="auto")
     assert list_operations(sim) == []
     assert "no two prompts" in envelope.diagnostics["cache"]["why"]
     assert envelope.metrics["cache_mode"] == "none"
@@ -271,19 +274,21 @@ async def test_a_cache_is_created_only_if_the_budget_covers_it_and_a_call(gemini
     """Otherwise the calls are sent with the sources, as long as the budget covers them."""
     serial = gemini.model_copy(update={"request_concurrency": 1})
     with pytest.raises(BudgetError, match=r"the run has cost \$0.00\d* so far, this call may cost up to \$0.01"):
-        await run_many(PROMPTS, sources=[document()], config=serial, options=SHORT, cache="auto", max_cost_usd=0.013)
+        await run_many(
+            PROMPTS, sources=[make_document()], config=serial, options=SHORT, cache="auto", max_cost_usd=0.013
+        )
     assert list_operations(sim) == []
     assert asked(sim)
     sim.reset()
     envelope = await run_many(
-        PROMPTS, sources=[document()], config=serial, options=SHORT, cache="auto", max_cost_usd=0.04, reuse="never"
+        PROMPTS, sources=[make_document()], config=serial, options=SHORT, cache="auto", max_cost_usd=0.04, reuse="never"
     )
     assert list_operations(sim)[0] == "cache.create"
     assert envelope.metrics["cost_usd"] < 0.04
 
 
 async def test_a_handle_in_the_options_takes_precedence_over_cache_auto(gemini: Config, sim: Simulator) -> None:
-    handle = await create_cache([document()], config=gemini)
+    handle = await create_cache([make_document()], config=gemini)
     envelope = await run_many(PROMPTS, config=gemini, options=Options(cache=handle), cache="auto")
     assert list_operations(sim) == ["cache.create"]
     assert envelope.metrics["cache_used"] is True

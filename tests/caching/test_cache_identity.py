@@ -24,7 +24,7 @@ TARGET = Target(provider="gemini", model="gemini-2.5-flash")
 KEY = "sk-sentinel-0123456789abcdef"
 
 
-def identity_of(content: dict[str, Any]) -> str:
+def compute_identity(content: dict[str, Any]) -> str:
     names = [source_identity(source, "gemini") for source in content["sources"]]
     contents = cache_contents_identity(content["system_instruction"], content["tools"], names)
     return cache_identity(content["target"], content["account"], contents)
@@ -65,7 +65,7 @@ contents = st.fixed_dictionaries(
 
 @given(contents, contents)
 def test_identities_are_equal_exactly_if_the_contents_are(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert (identity_of(one) == identity_of(other)) == (describe(one) == describe(other))
+    assert (compute_identity(one) == compute_identity(other)) == (describe(one) == describe(other))
 
 
 def shuffle(value: Any, seed: int) -> Any:
@@ -105,13 +105,13 @@ def test_each_part_of_a_cache_is_in_its_identity(change: str) -> None:
         "tools": None,
         "sources": [Source.from_text("a"), Source.from_text("b")],
     }
-    assert identity_of(plain) != identity_of({**plain, **CHANGES[change]})
+    assert compute_identity(plain) != compute_identity({**plain, **CHANGES[change]})
 
 
 def test_equal_values_in_different_parts_have_different_identities() -> None:
     """The identity labels each part."""
     plain: dict[str, Any] = {"target": TARGET, "account": "x", "system_instruction": None, "tools": None, "sources": []}
-    assert identity_of({**plain, "account": KEY}) != identity_of({**plain, "system_instruction": KEY})
+    assert compute_identity({**plain, "account": KEY}) != compute_identity({**plain, "system_instruction": KEY})
 
 
 def test_the_settings_of_a_video_are_in_the_identity() -> None:

@@ -162,14 +162,14 @@ async def test_a_cache_that_cannot_be_verified_counts_as_existing(gemini: Config
 
 
 @pytest.fixture
-def listed_late(sim: Simulator) -> Iterator[None]:
+def late_listing(sim: Simulator) -> Iterator[None]:
     """A provider that lists a cache only some time after its creation."""
     sim.gemini_cache_listed_after_s = 0.6
     yield
     sim.gemini_cache_listed_after_s = 0.0
 
 
-@pytest.mark.usefixtures("listed_late")
+@pytest.mark.usefixtures("late_listing")
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_a_cache_whose_reply_was_lost_is_found_once_it_is_listed(
     gemini: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch, *, at_once: bool
@@ -208,10 +208,10 @@ def test_event_loops_in_several_threads_create_one_cache(gemini: Config, sim: Si
     sim.latency_s = 0.05
     handles: list[CacheHandle] = []
 
-    async def several() -> list[CacheHandle]:
+    async def create_three() -> list[CacheHandle]:
         return await asyncio.gather(*(create_cache([STORY], config=gemini) for _ in range(3)))
 
-    threads = [threading.Thread(target=lambda: handles.extend(asyncio.run(several()))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: handles.extend(asyncio.run(create_three()))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -112,7 +112,7 @@ async def test_collection_deletes_the_uploads(
 
 @every_batch_system
 @pytest.mark.parametrize(("keep_files_s", "source_stays"), [(0.0, False), (3600.0, True)])
-async def test_source_files_are_kept_as_long_as_the_submitting_config_says(  # noqa: PLR0917 (each is a fixture or a parameter)
+async def test_source_files_stay_as_long_as_the_submitting_config_says(  # noqa: PLR0917 (each is a fixture or a parameter)
     provider: ProviderName,
     keep_files_s: float,
     source_stays: bool,

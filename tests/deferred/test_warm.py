@@ -36,7 +36,7 @@ def _complete_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Spool, "keep_little", lambda _: None)
 
 
-def rows(sim: Simulator) -> list[list[Any]]:
+def list_row_bodies(sim: Simulator) -> list[list[Any]]:
     """Return the bodies of the rows of each accepted batch."""
     return [[json.loads(line)["params"] for line in batch.input] for batch in sim.batches]
 
@@ -70,7 +70,7 @@ async def test_the_first_prompt_writes_the_cache_and_the_others_read_it(
     # At the price of a batch, $1.50 a million tokens: nine reads save 0.9 documents each, the write costs one more.
     assert metrics["caching"]["saved_usd"] == pytest.approx(1.5e-6 * DOCUMENT_TOKENS * (9 * 0.9 - 1))
     assert envelope.diagnostics["warnings"] == []
-    for row in (row for batch in rows(sim) for row in batch):
+    for row in (row for batch in list_row_bodies(sim) for row in batch):
         document, prompt = row["messages"][0]["content"]
         assert document["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
         assert marks(prompt) == 0
@@ -81,7 +81,7 @@ async def test_without_the_option_there_is_one_batch(sim: Simulator, config: Mak
     sim.batch_s = 0
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"))
     envelope = await collect_later(handle, sim, config)
-    assert ([batch.rows for batch in sim.batches], marks(rows(sim))) == ([10], 0)
+    assert ([batch.rows for batch in sim.batches], marks(list_row_bodies(sim))) == ([10], 0)
     assert documents_billed(envelope.usage) == pytest.approx(10, abs=0.01)
 
 
@@ -100,7 +100,7 @@ async def test_there_is_one_batch_where_caching_does_not_pay(
     sim.batch_s = 0
     handle = await defer_many(prompts, sources=[source], config=config("anthropic", model=model), options=WARM)
     envelope = await collect_later(handle, sim, config)
-    assert ([batch.rows for batch in sim.batches], marks(rows(sim))) == ([len(prompts)], 0)
+    assert ([batch.rows for batch in sim.batches], marks(list_row_bodies(sim))) == ([len(prompts)], 0)
     assert any("had no effect" in warning for warning in envelope.diagnostics["warnings"])
 
 
@@ -110,7 +110,7 @@ async def test_a_failed_first_prompt_does_not_stop_the_others(sim: Simulator, co
     sim.fail(Fault(kind="status", status=529), operation="batch.row")
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM)
     envelope = await collect_later(handle, sim, config)
-    assert [marks(batch) for batch in rows(sim)] == [1, 0]
+    assert [marks(batch) for batch in list_row_bodies(sim)] == [1, 0]
     assert (envelope.status, envelope.metrics["cache_write_tokens"]) == ("partial", 0)
 
 
@@ -122,7 +122,7 @@ async def test_prompts_that_follow_too_late_use_no_cache(
     sim.batch_s = 0
     handle = await defer_many(TEN, sources=[DOCUMENT], config=config("anthropic"), options=WARM)
     envelope = await collect_later(handle, sim, config)
-    assert [marks(batch) for batch in rows(sim)] == [1, 0]
+    assert [marks(batch) for batch in list_row_bodies(sim)] == [1, 0]
     assert any("No prompt read" in warning for warning in envelope.diagnostics["warnings"])
 
 

@@ -48,15 +48,15 @@ async def execute(config: Config, prompts: list[str], terms: Terms, options: Opt
     return await execute_plan(make_plan(make_request(prompts, target=config.target, options=options)), config, terms)
 
 
-async def cost_of_one(config: Config, sim: Simulator) -> float:
-    """Return the cost of one of the prompts."""
+async def measure_cost_of_one(config: Config, sim: Simulator) -> float:
+    """Run the first prompt, and return its cost."""
     await run(PROMPTS[0], config=config, options=OPTIONS)
     usd = compute_bill(sim)
     sim.reset()
     return usd
 
 
-def failure_kinds(outcomes: list[Outcome]) -> list[str | None]:
+def list_failure_kinds(outcomes: list[Outcome]) -> list[str | None]:
     return [outcome.failure.kind if outcome.failure else None for outcome in outcomes]
 
 
@@ -75,13 +75,13 @@ async def test_a_run_spends_its_budget_up_to_less_than_one_worst_case(
 ) -> None:
     """Fifty calls are under way at once, and some of them are refused and retried."""
     most = await find_worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
-    budget = (await cost_of_one(openai, sim)) * len(PROMPTS) / 2
+    budget = (await measure_cost_of_one(openai, sim)) * len(PROMPTS) / 2
     assert budget > 3 * most
     sim.latency_s = 0.01
     sim.fail(Fault(status=429), times=20)
     found = await execute(openai, PROMPTS, Terms(max_cost_usd=budget, **terms))
     assert budget - most < compute_bill(sim) <= budget
-    assert set(failure_kinds(found)) == {None, "budget"}
+    assert set(list_failure_kinds(found)) == {None, "budget"}
     assert sum(outcome.cost_usd or 0.0 for outcome in found if not outcome.reused) == pytest.approx(compute_bill(sim))
 
 
@@ -114,7 +114,7 @@ async def test_a_call_that_the_provider_refused_costs_nothing(config: MakeConfig
     sim.fail(Fault(status=400), times=4)
     sim.fail(Fault(status=429), times=4)
     found = await execute(serial, ["why?"] * 9, Terms(max_cost_usd=most), SHORT)
-    assert failure_kinds(found) == [*["api_error"] * 4, *["rate_limit"] * 4, None]
+    assert list_failure_kinds(found) == [*["api_error"] * 4, *["rate_limit"] * 4, None]
 
 
 USAGE = {"output_tokens": 9, "completion_tokens": 9}
@@ -150,7 +150,7 @@ async def test_output_beyond_max_tokens_counts_against_the_budget() -> None:
         most = await find_worst_case(serial, "why?", of=3)
         found = await execute(serial, ["why?"] * 3, Terms(max_cost_usd=9 * most), SHORT)
         assert (found[0].cost_usd or 0.0) > 9 * most
-        assert failure_kinds(found) == [None, "budget", "budget"]
+        assert list_failure_kinds(found) == [None, "budget", "budget"]
         assert len(server.requests) == 1
 
 
@@ -285,13 +285,13 @@ async def test_the_cost_of_earlier_attempts_counts_once(config: MakeConfig, sim:
     paid = compute_bill(sim)
     assert (await load_ledger())["spent"] == pytest.approx(paid)
     again = await execute(serial, prompts, Terms(run_key="k", max_cost_usd=paid + 1.01 * most), SHORT)
-    assert failure_kinds(first) == [*[None] * 5, "api_error"]
-    assert failure_kinds(again) == [None] * 6
+    assert list_failure_kinds(first) == [*[None] * 5, "api_error"]
+    assert list_failure_kinds(again) == [None] * 6
     assert (await load_ledger())["spent"] == pytest.approx(compute_bill(sim))
     more = await execute(
         serial, [*prompts, "p6"], Terms(run_key="k", max_cost_usd=compute_bill(sim) + 0.99 * most), SHORT
     )
-    assert failure_kinds(more) == [*[None] * 6, "budget"]
+    assert list_failure_kinds(more) == [*[None] * 6, "budget"]
 
 
 async def test_the_cost_of_attempts_without_a_budget_counts(config: MakeConfig, sim: Simulator) -> None:
@@ -304,7 +304,7 @@ async def test_the_cost_of_attempts_without_a_budget_counts(config: MakeConfig, 
         found = await execute(
             serial, ["p0", "p1", "p2"], Terms(run_key="k", max_cost_usd=compute_bill(sim) + more * most), SHORT
         )
-        assert failure_kinds(found) == [None, None, expected]
+        assert list_failure_kinds(found) == [None, None, expected]
 
 
 # --- Shared budgets ---------------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ async def test_runs_with_the_same_budget_name_share_the_budget(config: MakeConfi
     for name, expected in (("a", [None, None, "budget"]), ("b", [None])):
         shared = SharedBudget(name=name, usd_in_total=most + 1.5 * cost)
         for kind in expected:
-            assert failure_kinds(await execute(serial, ["why?"], Terms(budget=shared), SHORT)) == [kind]
+            assert list_failure_kinds(await execute(serial, ["why?"], Terms(budget=shared), SHORT)) == [kind]
     assert len(asked(sim)) == 4
 
 
@@ -340,12 +340,12 @@ async def test_a_daily_budget_begins_anew_each_day(
     serial = config("openai", request_concurrency=1)
     terms = Terms(budget=SharedBudget(name="team", usd_per_day=1.01 * await find_worst_case(serial, "why?", of=4)))
     found = await execute(serial, ["why?"] * 4, terms, SHORT)
-    assert failure_kinds(found) == [None, "budget", "budget", "budget"]
+    assert list_failure_kinds(found) == [None, "budget", "budget", "budget"]
     assert found[1].failure is not None
     assert "after midnight (UTC)" in (found[1].failure.hint or "")
     days = iter([f"day {number}" for number in range(1_000)])
     monkeypatch.setattr(spending, "_today", lambda: next(days))
-    assert failure_kinds(await execute(serial, ["why?"] * 4, terms, SHORT)) == [None] * 4
+    assert list_failure_kinds(await execute(serial, ["why?"] * 4, terms, SHORT)) == [None] * 4
     assert len(asked(sim)) == 5
 
 
@@ -354,9 +354,9 @@ async def test_a_shared_budget_may_apply_to_each_provider_separately(config: Mak
     amount = 1.01 * await find_worst_case(openai, "why?")
     for is_each, expected in ((True, None), (False, "budget")):
         terms = Terms(budget=SharedBudget(name=f"{is_each}", usd_in_total=amount, each_provider=is_each))
-        assert failure_kinds(await execute(openai, ["why?"], terms, SHORT)) == [None]
-        assert failure_kinds(await execute(openai, ["why?"], terms, SHORT)) == ["budget"]
-        assert failure_kinds(await execute(gemini, ["why?"], terms, Options(max_tokens=300))) == [expected]
+        assert list_failure_kinds(await execute(openai, ["why?"], terms, SHORT)) == [None]
+        assert list_failure_kinds(await execute(openai, ["why?"], terms, SHORT)) == ["budget"]
+        assert list_failure_kinds(await execute(gemini, ["why?"], terms, Options(max_tokens=300))) == [expected]
 
 
 PROGRAM = textwrap.dedent("""
@@ -396,7 +396,7 @@ def begin_runs(*processes: subprocess.Popen[str]) -> None:
 @pytest.mark.timeout(120)
 async def test_two_processes_of_a_run_share_its_budget(openai: Config, sim: Simulator) -> None:
     most = await find_worst_case(openai, PROMPTS[0], OPTIONS, of=len(PROMPTS))
-    budget = (await cost_of_one(openai, sim)) * len(PROMPTS) / 2
+    budget = (await measure_cost_of_one(openai, sim)) * len(PROMPTS) / 2
     sim.latency_s = 0.02
     both = [start_process(openai, part, run_key="k", max_cost_usd=budget) for part in (PROMPTS[:60], PROMPTS[60:])]
     begin_runs(*both)
@@ -425,5 +425,5 @@ async def test_a_killed_process_costs_at_most_its_reservation(openai: Config, si
     assert compute_bill(sim) <= budget
     record = await load_ledger()
     assert record["spent"] + lost <= budget + 1e-9
-    if "budget" in failure_kinds(found):
+    if "budget" in list_failure_kinds(found):
         assert record["spent"] + lost > budget - most

@@ -13,7 +13,7 @@ from tests.loopback import MODELS, good, http, scripted
 HANDLE = CacheHandle(name="cachedContents/1", model=MODELS["gemini"], provider="gemini", expires_at=time.time() + 3600)
 
 
-def answer(cached: int | None) -> bytes:
+def make_reply(cached: int | None) -> bytes:
     usage: dict[str, Any] = {"promptTokenCount": 1000, "candidatesTokenCount": 1, "totalTokenCount": 1001}
     counted = {} if cached is None else {"cachedContentTokenCount": cached}
     return http(good("gemini", usageMetadata=usage | counted))
@@ -26,12 +26,12 @@ async def test_cache_used_is_true_if_every_call_read_from_the_cache(
     cached: tuple[int | None, int | None], used: bool, hits: int
 ) -> None:
     """One call without cached tokens makes `cache_used` false; `n_cache_hits` counts the others."""
-    replies = {b"first": answer(cached[0]), b"second": answer(cached[1])}
+    replies = {b"first": make_reply(cached[0]), b"second": make_reply(cached[1])}
 
-    def reply(body: bytes) -> bytes:
+    def choose_reply(body: bytes) -> bytes:
         return next(reply for prompt, reply in replies.items() if prompt in body)
 
-    async with scripted(reply, by_body=True) as server:
+    async with scripted(choose_reply, by_body=True) as server:
         envelope = await run_many(["first", "second"], config=server.config("gemini"), options=Options(cache=HANDLE))
     metrics = envelope.metrics
     assert (metrics["cache_used"], metrics["n_cache_hits"], metrics["cache_hit"]) == (used, hits, True)

@@ -1,4 +1,4 @@
-"""Answers come in the order of the prompts, in whatever order the calls end."""
+"""Answers come in the order of the prompts, independently of the order in which calls end."""
 
 from __future__ import annotations
 

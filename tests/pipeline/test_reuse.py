@@ -312,7 +312,7 @@ async def test_a_budget_for_a_model_without_a_price_is_refused(config: MakeConfi
     with pytest.raises(ConfigurationError, match=r"max_cost_usd cannot be enforced.*gpt-4.1-of-ours"):
         await run("why?", config=config("openai", model="gpt-4.1-of-ours"), max_cost_usd=1.0)
     assert sim.requests == []
-    async with scripted(http(good("openai", model="gpt-of-somebody"))) as server:
+    async with scripted(http(good("openai", model="gpt-of-others"))) as server:
         settings = server.config("openai", request_concurrency=1)
         found = await execute_run(settings, Terms(max_cost_usd=1.0))
     assert [outcome.failure and outcome.failure.kind for outcome in found] == [None, "budget", "budget"]
@@ -351,13 +351,13 @@ async def test_a_run_waits_for_a_store_that_fails_for_a_moment(
     monkeypatch.setattr(answers, "_PAUSES", (0.01,) * 50)
     save_answer, failing = Journal.save_answer, [3]
 
-    async def sometimes(*args: Any) -> None:
+    async def fail_at_first(*args: Any) -> None:
         failing[0] -= 1
         if failing[0] >= 0:
             await _refuse_to_save()
         await save_answer(*args)
 
-    monkeypatch.setattr(Journal, "save_answer", sometimes)
+    monkeypatch.setattr(Journal, "save_answer", fail_at_first)
     settings = config("openai", retry=ONCE)
     assert all(outcome.save_error is None for outcome in await execute_run(settings, Terms(run_key="k")))
     await run_many(PROMPTS, config=settings, run_key="k")

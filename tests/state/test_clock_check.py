@@ -32,11 +32,11 @@ class Machine:
         self.wall.now += seconds
         self.monotonic.now += seconds
 
-    def expiry(self, file: Path | None = None, ahead_s: float = 0.0) -> Expiry:
+    def open_expiry(self, file: Path | None = None, ahead_s: float = 0.0) -> Expiry:
         """Return the expiry check of a process whose wall clock is `ahead_s` ahead."""
         return Expiry(file, clock=lambda: self.wall.now + ahead_s, monotonic=self.monotonic)
 
-    def store(self, folder: Path, ahead_s: float = 0.0) -> DiskStore:
+    def open_store(self, folder: Path, ahead_s: float = 0.0) -> DiskStore:
         return DiskStore(folder, clock=lambda: self.wall.now + ahead_s, monotonic=self.monotonic)
 
 
@@ -76,7 +76,7 @@ async def save_answers(store: Store, clock: Clock) -> Journal:
 
 def test_two_checks_an_hour_apart_confirm_the_clock(machine: Machine) -> None:
     """Records that had expired at the first check may then be removed."""
-    expiry, first = machine.expiry(), machine.wall.now
+    expiry, first = machine.open_expiry(), machine.wall.now
     assert expiry.cutoff() is None
     machine.advance(APART_S - 1)
     assert expiry.cutoff() is None
@@ -93,7 +93,7 @@ def test_after_a_jump_of_the_clock_the_wait_starts_over(
     machine: Machine, jump: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There is one warning for all jumps."""
-    expiry = machine.expiry()
+    expiry = machine.open_expiry()
     expiry.cutoff()
     machine.advance(2 * HOUR)
     assert expiry.cutoff() is not None
@@ -110,7 +110,7 @@ def test_after_a_jump_of_the_clock_the_wait_starts_over(
 
 
 def test_a_small_correction_of_the_clock_is_no_jump(machine: Machine) -> None:
-    expiry = machine.expiry()
+    expiry = machine.open_expiry()
     expiry.cutoff()
     machine.advance(HOUR)
     machine.wall.now -= DAY
@@ -120,14 +120,14 @@ def test_a_small_correction_of_the_clock_is_no_jump(machine: Machine) -> None:
 def test_short_processes_share_their_checks_in_a_file(machine: Machine, tmp_path: Path) -> None:
     file = tmp_path / "state" / "clock.json"
     first = machine.wall.now
-    assert machine.expiry(file).cutoff() is None
+    assert machine.open_expiry(file).cutoff() is None
     machine.advance(HOUR)
-    assert machine.expiry(file).cutoff() == first
+    assert machine.open_expiry(file).cutoff() == first
     machine.advance(60)
-    assert machine.expiry(file).cutoff() == first
-    assert machine.expiry(file, ahead_s=100 * DAY).cutoff() is None
+    assert machine.open_expiry(file).cutoff() == first
+    assert machine.open_expiry(file, ahead_s=100 * DAY).cutoff() is None
     machine.advance(HOUR)
-    assert machine.expiry(file).cutoff() is None  # they disagree about the time
+    assert machine.open_expiry(file).cutoff() is None  # they disagree about the time
     assert [path.name for path in file.parent.iterdir()] == ["clock.json"]
 
 
@@ -136,11 +136,11 @@ def test_after_a_restart_the_wait_starts_over(
 ) -> None:
     """A process that keeps running does not start over."""
     file = tmp_path / "clock.json"
-    running = machine.expiry(file)
+    running = machine.open_expiry(file)
     running.cutoff()
     monkeypatch.setattr("pollux_flows.state.clock_check.boot_id", lambda: "another boot")
     machine.advance(HOUR)
-    assert machine.expiry(file).cutoff() is None
+    assert machine.open_expiry(file).cutoff() is None
     assert json.loads(file.read_text())["boot"] == "another boot"
     monkeypatch.undo()
     assert running.cutoff() is not None
@@ -150,14 +150,14 @@ def test_after_a_restart_the_wait_starts_over(
 def test_a_damaged_file_of_clock_checks_is_replaced(machine: Machine, tmp_path: Path, content: str) -> None:
     file = tmp_path / "clock.json"
     file.write_text(content.replace("BOOT", process.boot_id()))
-    assert machine.expiry(file).cutoff() is None
+    assert machine.open_expiry(file).cutoff() is None
     machine.advance(HOUR)
-    assert machine.expiry(file).cutoff() is not None
+    assert machine.open_expiry(file).cutoff() is not None
 
 
 def test_without_a_file_each_process_confirms_the_clock_itself(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    expiry = machine.expiry(tmp_path / "file" / "clock.json")
+    expiry = machine.open_expiry(tmp_path / "file" / "clock.json")
     expiry.cutoff()
     machine.advance(HOUR)
     assert expiry.cutoff() is not None
@@ -167,8 +167,8 @@ def test_without_a_file_each_process_confirms_the_clock_itself(machine: Machine,
 
 
 async def test_expired_records_are_removed_once_the_clock_is_confirmed(machine: Machine, folder: Path) -> None:
-    """Until then, all processes can read them."""
-    store = machine.store(folder)
+    """Before that, all processes can read expired records."""
+    store = machine.open_store(folder)
     await store.put("a", {"a": 1}, ttl_s=60)
     await store.put("stays", {}, ttl_s=DAY)
     machine.advance(61)
@@ -186,7 +186,7 @@ async def test_expired_records_are_removed_once_the_clock_is_confirmed(machine: 
 
 async def test_a_clock_that_is_100_days_ahead_removes_nothing(machine: Machine, folder: Path) -> None:
     """Neither writes nor reads of the process remove answers, and the process itself finds them."""
-    right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
+    right, wrong = machine.open_store(folder), machine.open_store(folder, ahead_s=100 * DAY)
     journal = await save_answers(right, machine.wall)
     for number in range(60):
         await wrong.put(f"put/{number}", {})
@@ -202,7 +202,7 @@ async def test_a_clock_that_is_100_days_ahead_removes_nothing(machine: Machine, 
 
 
 async def test_a_clock_that_is_set_while_a_process_runs_removes_nothing(machine: Machine, folder: Path) -> None:
-    store = machine.store(folder)
+    store = machine.open_store(folder)
     journal = await save_answers(store, machine.wall)
     machine.advance(2 * HOUR)
     await write_and_clean_up(store)
@@ -223,7 +223,7 @@ async def test_pruning_with_a_wrong_clock_removes_only_the_oldest(
 ) -> None:
     monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 0.0)
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "100kB")
-    right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
+    right, wrong = machine.open_store(folder), machine.open_store(folder, ahead_s=100 * DAY)
     await right.put("job/mine", {"at": machine.wall.now}, ttl_s=90 * DAY)
     for number in range(100):
         await right.put(f"run/{number:064}/a", {"at": machine.wall.now, "text": "x" * 1000}, ttl_s=90 * DAY)
@@ -238,7 +238,7 @@ async def test_pruning_with_a_wrong_clock_removes_only_the_oldest(
 
 
 async def test_explicit_pruning_does_not_wait_for_a_confirmed_clock(machine: Machine, folder: Path) -> None:
-    store = machine.store(folder)
+    store = machine.open_store(folder)
     journal = await save_answers(store, machine.wall)
     machine.advance(100 * DAY)
     assert (await prune(store, older_than_s=30 * DAY, clock=machine.wall)).answers == 5

@@ -34,7 +34,7 @@ async def test_one_of_fifty_coroutines_acquires_the_lease(store: Store) -> None:
 
 
 async def test_the_intent_is_written_with_the_lease(store: Store, clock: Clock) -> None:
-    """Both are written at once."""
+    """Lease and intent are one write."""
     await store.put("a", {"said": 1})
     lease = await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda record: {**record, "meant": 2})
     assert lease is not None
@@ -160,13 +160,13 @@ async def test_a_cancelled_acquisition_is_undone(store: Store, monkeypatch: pyte
     await store.put("a", {"said": 1})
     swap, swapped, answer = store.swap, asyncio.Event(), asyncio.Event()
 
-    async def slow(key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
+    async def swap_slowly(key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
         done = await swap(key, old, new, ttl_s)
         swapped.set()
         await answer.wait()
         return done
 
-    monkeypatch.setattr(store, "swap", slow)
+    monkeypatch.setattr(store, "swap", swap_slowly)
     acquiring = asyncio.ensure_future(acquire_lease(store, "a", "me", intent=lambda record: {**record, "meant": 2}))
     await swapped.wait()
     acquiring.cancel()

@@ -80,7 +80,7 @@ async def test_old_answers_are_removed_with_their_pointers_and_runs(store: Store
 
 
 async def test_the_oldest_answers_are_removed_until_the_size_is_reached(store: Store, clock: Clock) -> None:
-    """At most a few more are removed."""
+    """At most a few more answers than necessary are removed."""
     journals = await fill(store, clock, 20)
     size = await store.size() or sum(row.size for row in await list_rows(store))
     pruned = await prune(store, max_size=size / 2, clock=clock)
