@@ -162,9 +162,9 @@ def test_the_case_of_a_mime_type_does_not_matter() -> None:
 @pytest.mark.parametrize(
     "piece", ["x", "x://", "a::bb://c:d", "https://", "://a:", ":", "/", "@", "a.b-c+", "h://u:p?"]
 )
-def test_a_giant_text_is_looked_through_in_no_time(piece: str) -> None:
-    """A server may answer megabytes of anything, and its words are shown."""
-    giant = piece * (2_000_000 // len(piece))
+def test_addresses_in_a_text_of_two_megabytes_are_found_within_seconds(piece: str) -> None:
+    """A server may reply with megabytes of any text, which is shown in an error."""
+    text = piece * (2_000_000 // len(piece))
     started = time.monotonic()
-    shown_in(giant)
+    shown_in(text)
     assert time.monotonic() - started < 5

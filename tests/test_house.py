@@ -130,7 +130,7 @@ def is_misplaced_sdk(each: Import) -> bool:
 # --- Floors -------------------------------------------------------------------------------------------------
 
 
-def test_every_room_has_a_floor() -> None:
+def test_every_module_has_a_floor() -> None:
     """A new module must be added to FLOORS."""
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert rooms <= set().union(*FLOORS)

@@ -72,7 +72,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "content in parts": ({"role": "user", "content": [{"type": "text", "text": "x"}]}, "history[1].content is of type"),
     "content of numbers": ({"role": "assistant", "content": 1}, "not text"),
     "a result that is an object": (make_result(content={"a": 1}), "json.dumps"),
-    "a user who says nothing": ({"role": "user", "content": " "}, "is empty"),
+    "a blank text of a user": ({"role": "user", "content": " "}, "is empty"),
     "a user without content": ({"role": "user", "content": None}, "is empty"),
     "an unknown field": ({**USER, "name": "Ada"}, "'name'"),
     "calls of a user": ({**USER, "tool_calls": [CALL]}, "'tool_calls'"),

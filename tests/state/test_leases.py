@@ -35,11 +35,11 @@ async def test_one_of_fifty_coroutines_acquires_the_lease(store: Store) -> None:
 
 async def test_the_intent_is_written_with_the_lease(store: Store, clock: Clock) -> None:
     """Lease and intent are one write."""
-    await store.put("a", {"said": 1})
-    lease = await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda record: {**record, "meant": 2})
+    await store.put("a", {"old": 1})
+    lease = await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda record: {**record, "intent": 2})
     assert lease is not None
     record = await store.get("a")
-    assert strip_lease(record) == {"said": 1, "meant": 2}
+    assert strip_lease(record) == {"old": 1, "intent": 2}
     assert get_owner(record, clock()) == "me"
 
 
@@ -62,7 +62,7 @@ async def test_the_outcome_releases_the_lease(store: Store, clock: Clock) -> Non
 
 
 async def test_a_release_leaves_the_record_unchanged(store: Store) -> None:
-    for before in ({"said": 1}, None):
+    for before in ({"old": 1}, None):
         if before is not None:
             await store.put("a", before)
         lease = await acquire_lease(store, "a", "me")
@@ -74,7 +74,7 @@ async def test_a_release_leaves_the_record_unchanged(store: Store) -> None:
 
 
 async def test_the_outcome_may_delete_the_record(store: Store) -> None:
-    lease = await acquire_lease(store, "a", "me", intent=lambda _: {"meant": 1})
+    lease = await acquire_lease(store, "a", "me", intent=lambda _: {"intent": 1})
     assert lease is not None
     await lease.finish(lambda _: None)
     assert await store.get("a") is None
@@ -157,7 +157,7 @@ async def test_a_lease_survives_an_outage_of_the_store(store: Store, monkeypatch
 
 async def test_a_cancelled_acquisition_is_undone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store had already written the lease."""
-    await store.put("a", {"said": 1})
+    await store.put("a", {"old": 1})
     swap, swapped, answer = store.swap, asyncio.Event(), asyncio.Event()
 
     async def swap_slowly(key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
@@ -167,14 +167,14 @@ async def test_a_cancelled_acquisition_is_undone(store: Store, monkeypatch: pyte
         return done
 
     monkeypatch.setattr(store, "swap", swap_slowly)
-    acquiring = asyncio.ensure_future(acquire_lease(store, "a", "me", intent=lambda record: {**record, "meant": 2}))
+    acquiring = asyncio.ensure_future(acquire_lease(store, "a", "me", intent=lambda record: {**record, "intent": 2}))
     await swapped.wait()
     acquiring.cancel()
     await asyncio.sleep(0)
     answer.set()
     with pytest.raises(asyncio.CancelledError):
         await acquiring
-    assert await store.get("a") == {"said": 1}
+    assert await store.get("a") == {"old": 1}
 
 
 # --- Other processes ----------------------------------------------------------------------------------------------
@@ -221,12 +221,12 @@ async def test_waiters_get_the_record_after_a_release(store: Store, address: str
 
 
 async def test_waiters_get_the_record_when_a_lease_runs_out(store: Store, clock: Clock) -> None:
-    await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda _: {"meant": 1})
+    await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda _: {"intent": 1})
     waiting = asyncio.ensure_future(wait_for_release(store, "a", clock=clock))
     await store.get("a")
     assert not waiting.done()
     clock.now += 11
-    assert await waiting == {"meant": 1}
+    assert await waiting == {"intent": 1}
 
 
 async def test_waiters_time_out(store: Store) -> None:

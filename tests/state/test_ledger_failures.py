@@ -62,7 +62,7 @@ async def test_a_run_repeats_an_upload_after_a_retryable_failure(ledger: Ledger,
 
 
 async def test_a_failure_is_forgotten_after_a_while(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Without a release, a killed run could otherwise never upload the file again."""
+    """A run that was killed before its release may upload the file again after a while."""
     provider.errors = [APIError("No.", retryable=False)]
     with pytest.raises(APIError, match="No"):
         await ledger.acquire(KEY, "run", provider.upload)
