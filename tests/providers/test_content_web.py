@@ -25,7 +25,7 @@ from pollux_flows.files.content import Content, examine, open_file
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig, http, scripted, until
-from tests.test_address import all_said
+from tests.test_address import collect_text
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 5000
 
@@ -149,7 +149,7 @@ async def test_what_the_server_answers_is_said_in_words(site: Site, status: int,
     site.status = status
     with pytest.raises(SourceError, match=said) as caught:
         await look(site.source("/report.pdf?X-Amz-Signature=hunter2"))
-    assert "hunter2" not in all_said(caught.value)
+    assert "hunter2" not in collect_text(caught.value)
     assert site.asked[-1] == "GET /report.pdf?X-Amz-Signature=hunter2"
 
 
@@ -158,7 +158,7 @@ async def test_nobody_there_is_said_in_words(config: MakeConfig, sim: Simulator)
     for address in ("http://127.0.0.1:9/a.pdf?sig=hunter2", "http://[::1/a.pdf?sig=hunter2", "http:///a?sig=hunter2"):
         with pytest.raises(SourceError, match="cannot be read") as caught:
             await run("What is it?", source=Source.from_file(address), config=config("openai"))
-        assert "hunter2" not in all_said(caught.value)
+        assert "hunter2" not in collect_text(caught.value)
     assert sim.requests == []
 
 
@@ -249,7 +249,7 @@ async def test_a_provider_that_repeats_an_address_is_quoted_without_its_query() 
         with pytest.raises(APIError, match=r"downloading https://h/march\.pdf") as caught:
             await run("What is it?", source=source, config=server.config("openai"))
         assert b"X-Amz-Signature=hunter2" in server.requests[0]
-    assert "hunter2" not in all_said(caught.value)
+    assert "hunter2" not in collect_text(caught.value)
 
 
 async def test_an_artifact_shows_an_address_without_its_query() -> None:
