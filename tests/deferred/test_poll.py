@@ -91,7 +91,7 @@ async def test_young_batches_are_inspected_less_often(sim: Simulator, config: Ma
     sim.batch_s = 3600
     jobs = await make_jobs("openai", 40, sim, config)
     add_foreign_batches(1000, sim)
-    # Old enough that a list which goes back to the young batches does not reach them.
+    # The list of batches is read back to the creation of the oldest job.
     old = [job.model_copy(update={"created_at": job.created_at - 7200}) for job in jobs[:20]]
     young = [job.model_copy(update={"created_at": job.created_at - 60}) for job in jobs[20:]]
     ids = {batch_id for job in old for batch_id in pending_batches(job)}
