@@ -5,11 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Nothing here tells anybody that it ran.
+# No telemetry is sent.
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# The tests start many processes, which would all compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test browser pictures docs check bench fresh-install kills batch-kills cache-kills map-kills cluster parents format clean
+.PHONY: demo test processes browser pictures docs check bench fresh-install kills batch-kills cache-kills map-kills cluster parents format clean
 
 demo: $(READY)  ## run the main job offline and show the result
 	$(BIN)/pollux-flows demo
@@ -17,8 +19,12 @@ demo: $(READY)  ## run the main job offline and show the result
 # Three workers, on two cores as well: many tests wait for a clock, a lease or another process; a fourth would have a
 # fourth Prefect server to keep busy. In the order that tests/conftest.py gives the files: reordered, those with one
 # long test would come last, with nothing beside them.
-test: $(READY)  ## run the tests
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/browser
+PYTEST := $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## run the tests, but for those of `make processes` and `make browser`
+	$(PYTEST) --ignore tests/processes --ignore tests/browser
+
+processes: $(READY)  ## serve flows, cancel and retry their runs, kill processes, use a cluster
+	$(PYTEST) tests/processes
 
 browser: $(READY)  ## use the UI as a person does, in Chromium, and keep screenshots in browser-shots/
 	$(BIN)/pytest -q --timeout 300 tests/browser
@@ -43,20 +49,20 @@ fresh-install:  ## what a newcomer gets: the wheel without constraints, its demo
 kills: $(READY)  ## kill a run of 1,000 prompts at fifty moments
 	TEST_KILLS=50 TEST_PROMPTS=1000 $(BIN)/pytest -q tests/pipeline/test_killed_run.py
 
-batch-kills: $(READY)  ## kill whoever submits or collects a batch, two hundred times
-	TEST_BATCH_KILLS=200 $(BIN)/pytest -q tests/prefect/test_killed_jobs.py tests/deferred/test_killed_defer.py
+batch-kills: $(READY)  ## kill processes that submit or collect a batch, two hundred times
+	TEST_BATCH_KILLS=200 $(BIN)/pytest -q tests/processes/test_killed_jobs.py tests/deferred/test_killed_defer.py
 
 cache-kills: $(READY)  ## kill the creator of a cache at a hundred moments
-	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py tests/prefect/test_killed_caches.py
+	TEST_CACHE_KILLS=100 $(BIN)/pytest -q --timeout 3600 tests/caching/test_killed_creation.py tests/processes/test_killed_caches.py
 
 map-kills: $(READY)  ## kill a run over a table of 2,000 rows at twenty moments
-	TEST_MAP_KILLS=20 TEST_MAP_ROWS=2000 $(BIN)/pytest -q tests/prefect/test_killed_map.py
+	TEST_MAP_KILLS=20 TEST_MAP_ROWS=2000 $(BIN)/pytest -q tests/processes/test_killed_map.py
 
 cluster: $(READY)  ## map 5,000 rows on two Dask workers, and again while one of them is killed
-	TEST_CLUSTER_ROWS=5000 $(BIN)/pytest -q tests/prefect/test_map_cluster.py
+	TEST_CLUSTER_ROWS=5000 $(BIN)/pytest -q tests/processes/test_map_cluster.py
 
 parents: $(READY)  ## retry parents of all shapes at random moments, two hundred times
-	TEST_PARENTS=200 $(BIN)/pytest -q --timeout 3600 tests/prefect/test_retried_parents.py
+	TEST_PARENTS=200 $(BIN)/pytest -q --timeout 3600 tests/processes/test_retried_parents.py
 
 format: $(READY)  ## write the code the way `make check` wants it
 	$(BIN)/ruff format .

@@ -60,16 +60,13 @@ settings.load_profile("default")
 
 # Files that take a worker 20 s and more. They start first, so that short ones fill the other workers up to the end.
 _LONG = (
-    "tests/prefect/test_deferred_served.py",
     "tests/prefect/test_deferred_trouble.py",
     "tests/prefect/test_deferred.py",
-    "tests/prefect/test_no_key_anywhere.py",
-    "tests/prefect/test_paid_once.py",
-    "tests/prefect/test_auto_cache.py",
+    "tests/processes/test_served.py",
+    "tests/processes/test_killed_jobs.py",
+    "tests/prefect/test_map_rows.py",
+    "tests/prefect/test_converse.py",
     "tests/prefect/test_starters.py",
-    "tests/prefect/test_elsewhere.py",
-    "tests/prefect/test_retried_parents.py",
-    "tests/prefect/test_killed_jobs.py",
     "tests/prefect/test_",
 )
 

@@ -19,7 +19,7 @@ from pollux_flows.flows import acollect, asubmit, broadcast, fan_out
 from pollux_flows.run_answers import load_answers
 from pollux_flows.simulator import Fault, Simulator
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, no_jobs_are_left, saved
-from tests.prefect.test_flows import newest_run
+from tests.prefect.runs import find_newest_run
 
 __all__ = ["no_jobs_are_left", "saved"]
 
@@ -36,7 +36,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 async def rows_of(flow_name: str) -> list[dict[str, Any]]:
-    run = await newest_run(flow_name)
+    run = await find_newest_run(flow_name)
     return [row.model_dump() for row in await load_answers(str(run.id))]
 
 
@@ -75,7 +75,7 @@ async def test_answers_that_were_reused_are_listed(provider: PolluxProvider) -> 
         fan_out(["one", "two"], provider, reuse="always")
     assert [row["status"] for row in await rows_of("fan-out")] == ["answered", "answered"]
     with pytest.raises(ConfigurationError, match=r"Several runs are called .*Pass the id of one"):
-        await load_answers((await newest_run("fan-out")).name)
+        await load_answers((await find_newest_run("fan-out")).name)
 
 
 async def test_a_deferred_run_lists_the_answers_of_its_job(saved: Saved) -> None:
@@ -88,7 +88,7 @@ async def test_a_deferred_run_lists_the_answers_of_its_job(saved: Saved) -> None
 
 def test_formats(provider: PolluxProvider, capsys: pytest.CaptureFixture[str]) -> None:
     fan_out(['say "hi",\nplease', "two"], provider)
-    name = asyncio.run(newest_run("fan-out")).name
+    name = asyncio.run(find_newest_run("fan-out")).name
     lines = [json.loads(line) for line in printed(capsys, name, "--json").splitlines()]
     assert [line["prompt"] for line in lines] == ['say "hi",\nplease', "two"]
     rows = list(csv.DictReader(io.StringIO(printed(capsys, name, "--csv"))))

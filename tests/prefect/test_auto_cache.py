@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.states import Scheduled
 
 from pollux_flows import APIError, ResultEnvelope, Source
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import afan_out, broadcast, fan_in, fan_out, realtime, warm_cache
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.simulator import Fault, Simulator
-from tests.prefect.test_flows import artifacts_of, newest_run
-from tests.prefect.test_served import finished, started, until
+from tests.prefect.runs import find_newest_run, read_pages
 
 PROMPTS = ["Who was it?", "Where was it?", "When was it?"]
-SERVE = """
-from prefect import serve
-from pollux_flows.flows import fan_out
-serve(fan_out.to_deployment("nightly"))
-"""
 
 
 def document(letter: str, tokens: int = 10_000) -> Source:
@@ -57,7 +48,7 @@ async def test_a_run_creates_a_cache_and_deletes_it(gemini: PolluxProvider, simu
     assert envelope.diagnostics["cache"]["mode"] == "explicit"
     assert operations(simulator) == ["cache.create", "cache.delete"]
     assert not [record for record in await BlockRegistry().list() if record.contents == ["a"]]
-    (page,) = [each for each in await artifacts_of(await newest_run("fan-out")) if each.type == "markdown"]
+    (page,) = [each for each in await read_pages(await find_newest_run("fan-out")) if each.type == "markdown"]
     assert "| Cache | created: the sources in a cache for" in str(page.data)
 
 
@@ -116,61 +107,6 @@ def test_when_yesterdays_cache_is_gone_another_is_made(gemini: PolluxProvider, s
     assert envelope.metrics["n_reused"] == 2
     assert operations(simulator).count("cache.create") == 2
     assert answered(simulator) == 3
-
-
-@pytest.mark.timeout(300)
-async def test_a_nightly_deployment_pays_for_no_answer_twice(gemini: PolluxProvider, simulator: Simulator) -> None:
-    """Two nights of a served flow; the second fails half-way and is retried as from the UI."""
-    saved = await gemini.asave("for-the-night", overwrite=True)
-    server = started(SERVE)
-    try:
-
-        async def deployed() -> Any:
-            async with get_client() as client:
-                found = [each for each in await client.read_deployments() if each.name == "nightly"]
-            return found and found[0].id
-
-        deployment = await until(deployed)
-
-        async def night() -> Any:
-            async with get_client() as client:
-                return await client.create_flow_run_from_deployment(
-                    deployment,
-                    parameters={
-                        "prompts": PROMPTS,
-                        "provider": {"$ref": {"block_document_id": str(saved)}},
-                        "sources": [{"source_type": "text", "text": "i" * 40_000}],
-                        "cache": "auto",
-                    },
-                )
-
-        first = await night()
-        ended = await until(lambda: finished(first))
-        assert ended.state.is_completed()
-        assert operations(simulator) == ["cache.create", "cache.delete"]
-        paid_before = answered(simulator)
-        simulator.fail(Fault(status=400, message="not now"), contains="Where")
-        second = await night()
-        ended = await until(lambda: finished(second))
-        assert ended.state.is_failed()
-        assert operations(simulator) == 2 * ["cache.create", "cache.delete"]
-        async with get_client() as client:
-            await client.set_flow_run_state(second.id, Scheduled(), force=True)
-
-        async def retried() -> Any:
-            run = await finished(second)
-            return run if run is not None and run.run_count == 2 else None
-
-        ended = await until(retried)
-        assert ended.state.is_completed()
-        envelope = await ended.state.aresult()
-        assert envelope.metrics["n_reused"] == 2
-        assert "no two prompts" in envelope.diagnostics["cache"]["why"]
-        assert operations(simulator) == 2 * ["cache.create", "cache.delete"]
-        assert (paid_before, answered(simulator)) == (3, 6)
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 async def test_a_failed_run_deletes_its_cache(gemini: PolluxProvider, simulator: Simulator) -> None:

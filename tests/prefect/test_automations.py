@@ -7,28 +7,35 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import util
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
 import pytest
 import yaml
 from prefect import flow
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.cli.automation import create
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
+from pollux_flows import APIError
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.deployments import deployments
-from pollux_flows.flows import acollect, asubmit, collect
+from pollux_flows.flows import acollect, arealtime, asubmit, collect
+from pollux_flows.simulator import Fault, Simulator
 from tests.prefect.jobs import no_jobs_are_left
 
 pytestmark = pytest.mark.usefixtures(no_jobs_are_left.__name__)
+T = TypeVar("T")
 FOLDER = Path(__file__).parents[2] / "deployments"
 SECRET = "whsec_" + base64.b64encode(b"a secret of a webhook").decode()
 
@@ -50,22 +57,30 @@ async def create_automation(name: str, folder: Path, filled_in: object = UUID(in
     assert ended.value.code == 0
 
 
-async def emit_until_it_fires(emit: Callable[[], Awaitable[None]], deployment: UUID) -> dict[str, Any]:
-    """Emit an event until there is a run of the deployment, which is deleted, and return the run's parameters.
+async def emit_until_it_fires(emit: Callable[[], Awaitable[None]], find: Callable[[], Awaitable[T | None]]) -> T:
+    """Emit an event until its automation has left something to find, and return that.
 
     The server on SQLite does not say when it has read a new automation: an event may come before that.
     """
-    only = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
     deadline = time.monotonic() + 60
-    async with get_client() as client:
-        while time.monotonic() < deadline:
-            await emit()
-            for _ in range(10):
-                if runs := await client.read_flow_runs(deployment_filter=only):
-                    await client.delete_deployment(deployment)
-                    return dict(runs[0].parameters)
-                await asyncio.sleep(0.2)
+    while time.monotonic() < deadline:
+        await emit()
+        for _ in range(10):
+            if (found := await find()) is not None:
+                return found
+            await asyncio.sleep(0.2)
     raise AssertionError("The automation has not fired.")
+
+
+async def read_parameters(deployment: UUID) -> dict[str, Any] | None:
+    """Return the parameters of a run of the deployment, which is then deleted; None if it has no run."""
+    only = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    async with get_client() as client:
+        runs = await client.read_flow_runs(deployment_filter=only)
+        if not runs:
+            return None
+        await client.delete_deployment(deployment)
+    return dict(runs[0].parameters)
 
 
 async def test_a_collected_job_starts_a_deployment(tmp_path: Path) -> None:
@@ -81,7 +96,9 @@ async def test_a_collected_job_starts_a_deployment(tmp_path: Path) -> None:
         jobs.append(await asubmit(["Why?"], provider))
         await acollect()
 
-    assert await emit_until_it_fires(collect_a_job, deployment) in [{"job": job} for job in jobs]
+    assert await emit_until_it_fires(collect_a_job, partial(read_parameters, deployment)) in [
+        {"job": job} for job in jobs
+    ]
 
 
 @pytest.fixture
@@ -112,13 +129,13 @@ async def send(receiver: ModuleType, provider: str, *, secret: bytes) -> httpx.R
 
 
 async def test_a_webhook_starts_collect(receiver: ModuleType, tmp_path: Path) -> None:
-    deployment = UUID(str(await (await collect.ato_deployment("told-by-webhook")).aapply()))
+    deployment = UUID(str(await (await collect.ato_deployment("collect-by-webhook")).aapply()))
     await create_automation("batch-ended.yaml", tmp_path, deployment)
 
-    async def tell() -> None:
+    async def call_webhook() -> None:
         assert (await send(receiver, "openai", secret=b"a secret of a webhook")).status_code == 204
 
-    assert await emit_until_it_fires(tell, deployment) == {}
+    assert await emit_until_it_fires(call_webhook, partial(read_parameters, deployment)) == {}
 
 
 async def test_a_webhook_with_a_wrong_signature_is_refused(receiver: ModuleType) -> None:
@@ -133,6 +150,48 @@ def test_the_notification_of_failures_names_all_flows() -> None:
     assert named == {each.flow_name for each in deployments()} | {"wait-for"}
 
 
-@pytest.mark.parametrize("name", ["crashed.yaml", "failed.yaml"])
-async def test_the_server_takes_the_file(name: str, tmp_path: Path) -> None:
-    await create_automation(name, tmp_path)
+@pytest.fixture
+def inbox() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The address of a chat's webhook on loopback, and the messages that it has received."""
+    messages: list[dict[str, str]] = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            messages.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Chat) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", messages
+        server.shutdown()
+
+
+async def test_a_failed_run_sends_a_notification(
+    inbox: tuple[str, list[dict[str, str]]], provider: PolluxProvider, simulator: Simulator, tmp_path: Path
+) -> None:
+    """The message names the run and its error; it has no link, for this server does not know its own address."""
+    address, messages = inbox
+    chat = CustomWebhookNotificationBlock(
+        name="chat", url=address, json_data={"title": "{{subject}}", "text": "{{body}}"}
+    )
+    await create_automation("failed.yaml", tmp_path, await chat.asave("chat", overwrite=True))
+    simulator.fail(Fault(status=400, message="no such tool"), times=None)
+
+    async def fail_a_run() -> None:
+        with pytest.raises(APIError):
+            await arealtime("Why?", provider)
+
+    async def find_message() -> dict[str, str] | None:
+        return messages[0] if messages else None
+
+    message = await emit_until_it_fires(fail_a_run, find_message)
+    assert message["title"] == "Why? · realtime · gpt-4.1-mini: Failed"
+    assert "no such tool" in message["text"]
+    assert "None" not in message["text"]
+
+
+async def test_the_server_takes_the_automation_of_crashed_runs(tmp_path: Path) -> None:
+    await create_automation("crashed.yaml", tmp_path)

@@ -32,7 +32,7 @@ from tests.commands import Command
 from tests.loopback import MODELS
 from tests.mortal import Death, Mortal, start_process
 from tests.prefect import weather
-from tests.prefect.test_flows import artifacts_of, newest_run
+from tests.prefect.runs import find_newest_run, read_pages
 
 WEATHER = "tests.prefect.weather:get_weather"
 NEWS = "tests.prefect.weather:get_news"
@@ -101,7 +101,7 @@ async def test_a_later_run_goes_on_by_name(provider: PolluxProvider, simulator: 
     assert contents(await stored("support-weekly")) == ["I am Ada.", first.text, "Notes.\n\nWho am I?", second.text]
     # OpenAI stores the conversation itself: only what is new was sent.
     assert generated(simulator)[1].body["previous_response_id"]
-    (page,) = await artifacts_of(await newest_run("converse"))
+    (page,) = await read_pages(await find_newest_run("converse"))
     assert "## Conversation: support-weekly" in str(page.data)
     assert "2 exchanges. The last turns:" in str(page.data)
     assert "- **user:** I am Ada." in str(page.data)
@@ -313,7 +313,7 @@ async def test_a_tool_is_called_with_what_the_model_wants(
     results = [turn for turn in (await stored("tools")).exchanges[0].turns if turn["role"] == "tool"]
     assert json.loads(results[0]["content"])["sky"] == "clear"
     assert len(generated(simulator)) == 2
-    (page,) = await artifacts_of(await newest_run("converse"))
+    (page,) = await read_pages(await find_newest_run("converse"))
     assert "- **call of get_weather:**" in str(page.data)
     assert "- **result of get_weather:**" in str(page.data)
 
@@ -401,7 +401,7 @@ def test_the_command(provider: PolluxProvider, commanded: Command) -> None:
     assert f"user:\n  {RAIN}\n\nassistant:\n  calls get_weather {{" in shown
     assert shown.endswith("assistant:\n  Simulated answer from the results of: get_weather\n")
     assert "Conversations" in commanded("state")
-    assert RAIN in commanded("answers", asyncio.run(newest_run("converse")).name)
+    assert RAIN in commanded("answers", asyncio.run(find_newest_run("converse")).name)
     assert (
         commanded("conversations", "delete", "On the command line") == "Deleted On the command line, of 1 exchange.\n"
     )

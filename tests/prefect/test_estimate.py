@@ -26,8 +26,7 @@ from pollux_flows.flows import aestimate, afan_out, amap_rows, approval, asubmit
 from pollux_flows.flows.approval import is_approved, wait_for_approval
 from pollux_flows.simulator import Simulator
 from tests.prefect.jobs import no_jobs_are_left
-from tests.prefect.test_flows import newest_run
-from tests.prefect.test_served import until
+from tests.prefect.runs import find_newest_run, wait_until
 
 __all__ = ["no_jobs_are_left"]
 
@@ -131,7 +130,7 @@ async def until_paused(run_id: UUID) -> None:
             state = (await client.read_flow_run(run_id)).state
         return state is not None and state.is_paused()
 
-    await until(is_paused)
+    await wait_until(is_paused)
 
 
 async def resume(run_id: UUID) -> None:
@@ -211,10 +210,10 @@ async def test_a_run_that_requires_approval_asks_nothing_before(
 
     async def is_paused() -> bool:
         with suppress(IndexError):  # it has not begun
-            run[:] = [await newest_run(kind)]
+            run[:] = [await find_newest_run(kind)]
         return any(each.state is not None and each.state.is_paused() for each in run)
 
-    await until(is_paused)
+    await wait_until(is_paused)
     assert {each.operation for each in simulator.requests} == {"count_tokens"}
     assert (await page_of(f"pollux-{kind}-estimate")).startswith("**2 calls to ask")
     await resume(run[0].id)

@@ -12,17 +12,11 @@ import pytest
 from prefect import State, flow, runtime, tags, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterId,
     TaskRunFilter,
     TaskRunFilterName,
 )
-from prefect.client.schemas.objects import Artifact, FlowRun
-from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flow_engine import run_flow_async
 from prefect.settings import PREFECT_SERVER_API_MAX_PARAMETER_SIZE, temporary_settings
 from pydantic import BaseModel
@@ -42,6 +36,7 @@ from pollux_flows.flows import (
 )
 from pollux_flows.flows.run_names import run_name
 from pollux_flows.simulator import Fault, Simulator
+from tests.prefect.runs import find_newest_run, read_pages
 
 PROMPTS = ["Who was it?", "Where was it?", "When was it?"]
 SOURCES = [Source.from_text("Ada was there.", identifier="one"), Source.from_text("Bob was there.", identifier="two")]
@@ -50,22 +45,6 @@ SOURCES = [Source.from_text("Ada was there.", identifier="one"), Source.from_tex
 class Person(BaseModel):
     name: str
     age: int | None = None
-
-
-async def newest_run(kind: str) -> FlowRun:
-    async with get_client() as client:
-        runs = await client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[kind])), sort=FlowRunSort.START_TIME_DESC, limit=1
-        )
-    return runs[0]
-
-
-async def artifacts_of(run: FlowRun) -> list[Artifact]:
-    async with get_client() as client:
-        found = await client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
-        )
-    return [artifact for artifact in found if artifact.type in {"markdown", "progress"}]
 
 
 def test_realtime_answers_one_prompt(provider: PolluxProvider) -> None:
@@ -171,10 +150,10 @@ def test_options_changed_with_with_options_keep_the_form(provider: PolluxProvide
 async def test_runs_and_tasks_have_names_that_a_person_can_read(provider: PolluxProvider) -> None:
     """What the UI lists tells what was done, with which model, how much of it."""
     await afan_out(PROMPTS, provider, sources=SOURCES)
-    run = await newest_run("fan-out")
+    run = await find_newest_run("fan-out")
     assert run.name == f"{PROMPTS[0]} · fan-out · gpt-4.1-mini · 2 sources · 3 prompts"
     await arealtime("Who was it?", provider)
-    assert (await newest_run("realtime")).name == "Who was it? · realtime · gpt-4.1-mini"
+    assert (await find_newest_run("realtime")).name == "Who was it? · realtime · gpt-4.1-mini"
 
 
 def test_large_counts_in_names_read_as_those_on_pages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +165,7 @@ def test_large_counts_in_names_read_as_those_on_pages(monkeypatch: pytest.Monkey
 async def test_an_artifact_shows_prompts_answers_usage_and_time(provider: PolluxProvider) -> None:
     """A page in the UI holds what was asked, what was answered, and what it took."""
     await afan_out(PROMPTS, provider, sources=SOURCES)
-    (page,) = await artifacts_of(await newest_run("fan-out"))
+    (page,) = await read_pages(await find_newest_run("fan-out"))
     text = str(page.data)
     assert page.key == "pollux-fan-out"
     assert all(prompt in text and f"> Simulated answer to: {prompt}" in text for prompt in PROMPTS)
@@ -202,11 +181,11 @@ async def test_pages_of_one_piece_of_work_share_a_key(provider: PolluxProvider) 
         await afan_out(PROMPTS, provider)
 
     await weekly()
-    (page,) = await artifacts_of(await newest_run("fan-out"))
+    (page,) = await read_pages(await find_newest_run("fan-out"))
     assert page.key == "pollux-weekly-report-fan-out"
     with tags("label:North (Q3)", "other"):
         await weekly()
-    (page,) = await artifacts_of(await newest_run("fan-out"))
+    (page,) = await read_pages(await find_newest_run("fan-out"))
     assert page.key == "pollux-weekly-report-fan-out-north-q3"
     for name, key in (("fan-out", "pollux-fan-out"), ("Nightly: Q3", "pollux-fan-out-nightly-q3")):
         async with get_client() as client:
@@ -214,14 +193,14 @@ async def test_pages_of_one_piece_of_work_share_a_key(provider: PolluxProvider) 
             run = await client.create_flow_run_from_deployment(deployment, parameters={"prompts": PROMPTS})
         engine: Any = run_flow_async(afan_out, flow_run=run, parameters={"prompts": PROMPTS, "provider": provider})
         await asyncio.create_task(engine)
-        (page,) = await artifacts_of(run)
+        (page,) = await read_pages(run)
         assert page.key == key
 
 
 async def test_a_broadcast_artifact_has_a_row_a_source_and_a_column_a_prompt(provider: PolluxProvider) -> None:
     """The grid can be read across and down."""
     await abroadcast(PROMPTS, SOURCES, provider)
-    (page,) = await artifacts_of(await newest_run("broadcast"))
+    (page,) = await read_pages(await find_newest_run("broadcast"))
     rows = [line for line in str(page.data).splitlines() if line.startswith("| ") and "Simulated" in line]
     assert [row.split(" | ")[0] for row in rows] == ["| one", "| two"]
     assert all(row.count("Simulated answer to") == 3 for row in rows)
@@ -230,7 +209,7 @@ async def test_a_broadcast_artifact_has_a_row_a_source_and_a_column_a_prompt(pro
 async def test_the_result_is_persisted_and_reads_back_equal(provider: PolluxProvider) -> None:
     """Whoever asks the server for the run's result later gets the envelope."""
     envelope = await arealtime("Who was it?", provider)
-    run = await newest_run("realtime")
+    run = await find_newest_run("realtime")
     assert run.state is not None
     assert await run.state.aresult() == envelope
 
@@ -276,7 +255,7 @@ async def test_task_runs_start_as_their_calls_come_into_line(provider: PolluxPro
     """The first calls leave at once, and the page of a long run shows the tasks that are at work."""
     slow = provider.model_copy(update={"request_concurrency": 1})
     await afan_out([f"Question {number}" for number in range(12)], slow, calls_per_task=3)
-    run = await newest_run("fan-out")
+    run = await find_newest_run("fan-out")
     deadline = time.monotonic() + 20  # task runs are recorded with a delay
     async with get_client() as client:
         while True:
@@ -304,7 +283,7 @@ async def test_one_bad_prompt_costs_one_answer(provider: PolluxProvider, simulat
     assert failure is not None
     assert "I do not like this" in failure.message
     assert [envelope.errors[0], envelope.errors[2]] == [None, None]
-    (page,) = await artifacts_of(await newest_run("fan-out"))
+    (page,) = await read_pages(await find_newest_run("fan-out"))
     assert "I do not like this" in str(page.data)
 
 
@@ -313,10 +292,10 @@ async def test_a_run_that_lacks_an_answer_has_failed(provider: PolluxProvider, s
     simulator.fail(Fault(status=400, message="I do not like this"), times=None, contains="Where")
     with pytest.raises(APIError, match=r"1 of 3 prompts were not answered.*I do not like this.*a retry asks only"):
         await afan_out(PROMPTS, provider)
-    run = await newest_run("fan-out")
+    run = await find_newest_run("fan-out")
     assert run.state is not None
     assert run.state.is_failed()
-    (page,) = await artifacts_of(run)
+    (page,) = await read_pages(run)
     assert "Simulated answer to: Who was it?" in str(page.data)
 
 
@@ -325,11 +304,11 @@ async def test_a_run_without_any_answer_fails_and_says_why(provider: PolluxProvi
     simulator.fail(Fault(status=401), times=None)
     with pytest.raises(APIError, match="OPENAI_API_KEY"):
         await arealtime("Who was it?", provider)
-    run = await newest_run("realtime")
+    run = await find_newest_run("realtime")
     assert run.state is not None
     assert run.state.is_failed()
     assert "401" in str(run.state.message)
-    assert len(await artifacts_of(run)) == 1
+    assert len(await read_pages(run)) == 1
 
 
 def test_what_cannot_work_is_refused_before_anything_is_sent(provider: PolluxProvider, simulator: Simulator) -> None:
@@ -386,7 +365,7 @@ async def test_a_long_run_shows_its_progress(provider: PolluxProvider, simulator
     """What takes longer than a moment has a progress bar, and it ends at 100."""
     simulator.fail(Fault(kind="slow", delay_s=2.6), times=None, contains="When")
     await afan_out(PROMPTS, provider)
-    pages = await artifacts_of(await newest_run("fan-out"))
+    pages = await read_pages(await find_newest_run("fan-out"))
     (bar,) = [page for page in pages if page.type == "progress"]
     assert bar.data == 100.0
 
@@ -439,6 +418,6 @@ def test_a_run_that_is_too_large_for_the_server_says_so(provider: PolluxProvider
 async def test_what_an_answer_says_stays_text(provider: PolluxProvider) -> None:
     """HTML and images in prompts and answers are shown, not obeyed."""
     await arealtime("<script>alert(1)</script> ![x](https://example.com/spy.png) | a\\|b", provider)
-    (page,) = await artifacts_of(await newest_run("realtime"))
+    (page,) = await read_pages(await find_newest_run("realtime"))
     assert "<script>" not in str(page.data)
     assert "![x]" not in str(page.data)

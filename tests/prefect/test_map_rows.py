@@ -32,7 +32,7 @@ from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.slots import RunScope
 from pollux_flows.tables.table import scan_table
 from tests.prefect.jobs import Saved, no_jobs_are_left, saved
-from tests.prefect.test_flows import artifacts_of, newest_run
+from tests.prefect.runs import find_newest_run, read_pages
 
 __all__ = ["no_jobs_are_left", "saved"]
 
@@ -296,7 +296,7 @@ async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxPro
     statuses = Counter(row["answer_status"] for row in read_csv("out.csv"))
     assert statuses["not_asked"] >= 70
     assert statuses.total() == 100
-    (page,) = [each for each in await artifacts_of(await newest_run("map-rows")) if each.type == "markdown"]
+    (page,) = [each for each in await read_pages(await find_newest_run("map-rows")) if each.type == "markdown"]
     assert "without a usable answer" in str(page.data)
 
 

@@ -19,7 +19,7 @@ from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
 from tests.pipeline.test_reuse import lose_before_lookup
-from tests.prefect.test_flows import newest_run
+from tests.prefect.runs import find_newest_run
 from tests.prefect.test_paid_once import PROMPTS, asked
 
 
@@ -84,7 +84,7 @@ async def test_a_run_that_was_pruned_in_between(provider: PolluxProvider) -> Non
     with pytest.raises(APIError):
         fan_out(["[[simulate: status=400]] no"], provider)
     async with get_client() as client:
-        run = await client.read_flow_run((await newest_run("fan-out")).id)
+        run = await client.read_flow_run((await find_newest_run("fan-out")).id)
         assert await client.read_flow_run_input(run.id, INPUT)
         await confirm_store(Lineage(run, ((str(run.id), "the next attempt"),), run, None, "", is_deep=False))
         store = open_store()

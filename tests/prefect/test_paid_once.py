@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
-from prefect.states import Scheduled
 
 from pollux_flows import APIError, ResultEnvelope
 from pollux_flows.blocks import PolluxProvider
@@ -25,15 +21,9 @@ from pollux_flows.simulator import Fault, Logged, Simulator
 from pollux_flows.source import Source
 from pollux_flows.tasks import execute, extract, plan, request
 from tests.budgets import SHORT, find_worst_case
-from tests.prefect.test_flows import artifacts_of, newest_run
-from tests.prefect.test_served import finished, started, until
+from tests.prefect.runs import find_newest_run, read_pages, wait_until
 
 PROMPTS = ["Who was it?", "Where was it?", "When was it?"]
-SERVE = """
-from prefect import serve
-from pollux_flows.flows import fan_out
-serve(fan_out.to_deployment("paid-once"))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +48,6 @@ def prompt_of(entry: Logged) -> str:
         entry.body["input"] if isinstance(entry.body["input"], str) else entry.body["input"][-1]["content"][-1]["text"]
     )
     return text
-
-
-# --- Within one process -------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("failing_once")
@@ -191,7 +178,7 @@ async def test_the_page_says_what_was_not_asked_again(provider: PolluxProvider) 
     """As a count, and as money."""
     await afan_out(PROMPTS, provider)
     await afan_out(PROMPTS, provider, reuse="always")
-    (page,) = await artifacts_of(await newest_run("fan-out"))
+    (page,) = await read_pages(await find_newest_run("fan-out"))
     assert "| Reused | 3 not asked again, which saved $0.00" in str(page.data)
 
 
@@ -220,9 +207,9 @@ async def test_a_task_a_call_or_a_chunk(provider: PolluxProvider) -> None:
 
 async def _task_names(provider: PolluxProvider, prompts: list[str], **more: Any) -> set[str]:
     await afan_out(prompts, provider, **more)
-    run = await newest_run("fan-out")
+    run = await find_newest_run("fan-out")
     parts = -(-len(prompts) // more.get("calls_per_task", 1 if len(prompts) <= 32 else 4))
-    tasks = await until(partial(_tasks, run, parts + 3))
+    tasks = await wait_until(partial(_tasks, run, parts + 3))
     return {each.name for each in tasks} - {"request", "plan", "extract"}
 
 
@@ -239,7 +226,7 @@ async def test_a_call_that_failed_is_a_task_run_that_failed(provider: PolluxProv
     simulator.fail(Fault(status=400, message="not now"), contains="Where")
     with pytest.raises(APIError):
         await afan_out(PROMPTS, provider)
-    tasks = await until(partial(_tasks, await newest_run("fan-out"), 6))
+    tasks = await wait_until(partial(_tasks, await find_newest_run("fan-out"), 6))
     (failed,) = [each for each in tasks if each.state.is_failed()]
     assert failed.name == "2. Where was it?"
     assert "not now" in failed.state.message
@@ -252,104 +239,3 @@ def test_each_row_of_a_broadcast_is_asked_for_once(provider: PolluxProvider, sim
     envelopes = broadcast.with_options(retries=1, retry_delay_seconds=0)(PROMPTS[:1], sources, provider)
     assert [envelope.metrics["n_reused"] for envelope in envelopes] == [1, 0, 1]
     assert len(asked(simulator)) == 4
-
-
-# --- From the UI --------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def serving() -> AsyncIterator[Any]:
-    """A process that waits for runs, and the deployment that it serves."""
-    process = started(SERVE)
-    try:
-
-        async def deployed() -> Any:
-            async with get_client() as client:
-                found = [each for each in await client.read_deployments() if each.name == "paid-once"]
-            return found[0] if found else None
-
-        yield await until(deployed)
-    finally:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
-        process.wait(30)
-
-
-def runs_of(process: int) -> list[int]:
-    """The processes that it started."""
-    return [
-        int(child)
-        for task in Path(f"/proc/{process}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-
-
-async def retry(run: FlowRun) -> None:
-    """What the button in the UI does."""
-    async with get_client() as client:
-        await client.set_flow_run_state(
-            run.id, Scheduled(name="AwaitingRetry", message="Retry from the UI"), force=True
-        )
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.usefixtures("failing_once")
-async def test_retry_on_a_failed_run(provider: PolluxProvider) -> None:
-    """The envelope's page is there both times; the second attempt asks for the one prompt, in another process."""
-    await provider.asave("retried-from-the-ui", overwrite=True)
-    picked = provider.reference
-    async with serving() as deployment, get_client() as client:
-        run = await client.create_flow_run_from_deployment(
-            deployment.id, parameters={"prompts": PROMPTS, "provider": picked}
-        )
-        failed = await until(partial(finished, run))
-        assert failed.state.is_failed()
-        assert "1 of 3 prompts were not answered" in failed.state.message
-    async with serving():
-        await retry(run)
-        ended = await until(partial(finished, run))
-    assert ended.state.is_completed()
-    assert (await ended.state.aresult()).metrics["n_reused"] == 2
-    assert len([page for page in await artifacts_of(run) if page.type != "progress"]) == 2
-
-
-@pytest.mark.timeout(180)
-async def test_retry_on_a_run_that_was_killed(provider: PolluxProvider, simulator: Simulator) -> None:
-    """kill -9 half way; another worker process goes on where it stopped."""
-    simulator.latency_s = 0.1
-    provider.request_concurrency = 2
-    await provider.asave("killed-half-way", overwrite=True)
-    picked = provider.reference
-    prompts = [f"Question {n}?" for n in range(20)]
-    process = started(SERVE)
-    try:
-        async with get_client() as client:
-
-            async def deployed() -> Any:
-                return [each for each in await client.read_deployments() if each.name == "paid-once"]
-
-            (deployment, *_) = await until(deployed)
-            run = await client.create_flow_run_from_deployment(
-                deployment.id, parameters={"prompts": prompts, "provider": picked}
-            )
-
-        async def half_way() -> bool:
-            # Counted, not read: the last one may be arriving.
-            return sum(entry.operation == "generate" for entry in simulator.requests) >= 8
-
-        await until(half_way)
-        for pid in runs_of(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        crashed = await until(partial(finished, run))
-        assert crashed.state.is_crashed()
-    finally:
-        process.kill()
-        process.wait(30)
-    async with serving():
-        await retry(run)
-        ended = await until(partial(finished, run))
-    assert ended.state.is_completed()
-    envelope = await ended.state.aresult()
-    assert envelope.answers == [f"Simulated answer to: {prompt}" for prompt in prompts]
-    assert envelope.metrics["n_reused"] >= 6
-    assert len(asked(simulator)) <= len(prompts) + 2

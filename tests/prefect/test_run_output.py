@@ -22,8 +22,7 @@ from pollux_flows.flows import acollect, afan_out, asubmit, broadcast, converse,
 from pollux_flows.output import Manifest
 from pollux_flows.simulator import Fault, Simulator
 from tests.prefect.jobs import PROMPTS, Saved, no_jobs_are_left, saved
-from tests.prefect.test_flows import artifacts_of, newest_run
-from tests.prefect.test_served import until
+from tests.prefect.runs import find_newest_run, read_pages, wait_until
 
 __all__ = ["no_jobs_are_left", "saved"]
 
@@ -88,7 +87,7 @@ async def test_every_flow_writes_a_row_per_prompt(kind: str, provider: PolluxPro
     manifest = manifest_of(output.with_name("answers.manifest.json"))
     assert (manifest.submitted, manifest.succeeded, manifest.output) == (len(rows), len(rows), str(output))
     assert manifest.cost_usd == pytest.approx(sum(row["cost_usd"] for row in rows))
-    (page,) = await artifacts_of(await newest_run(kind))
+    (page,) = await read_pages(await find_newest_run(kind))
     assert f"| Output | {output} |" in str(page.data)
 
 
@@ -145,12 +144,12 @@ async def test_answers_that_cannot_be_written_are_not_lost(
             folder.unlink()
         asking = asyncio.create_task(afan_out(["one", "two"], provider, output=str(folder / "answers.jsonl")))
         if not pages:
-            await until(is_asked)
+            await wait_until(is_asked)
             put_a_file_in_the_way()
         try:
             await asking
         finally:
-            pages.append(str((await artifacts_of(await newest_run("fan-out")))[0].data))
+            pages.append(str((await read_pages(await find_newest_run("fan-out")))[0].data))
 
     await mine()
     assert "| Output | not written: The answers of this run could not be written to" in pages[0]
@@ -164,7 +163,7 @@ def test_a_folder_has_a_file_a_run(provider: PolluxProvider, tmp_path: Path) -> 
         realtime("one", provider, output=f"{tmp_path}/out/")
     files = sorted(path.name for path in (tmp_path / "out").glob("*.jsonl"))
     assert len(files) == 2
-    assert f"realtime-{asyncio.run(newest_run('realtime')).id}.jsonl" in files
+    assert f"realtime-{asyncio.run(find_newest_run('realtime')).id}.jsonl" in files
 
 
 def test_a_log_has_the_file_and_no_answers(
@@ -201,7 +200,7 @@ def test_the_command_prints_what_the_file_has(
             reuse="always",
         )
         file = output.read_bytes().decode()
-        assert printed(capsys, str(asyncio.run(newest_run("broadcast")).id), option) == file
+        assert printed(capsys, str(asyncio.run(find_newest_run("broadcast")).id), option) == file
         assert '{"name":' in file.replace('""', '"')
 
 
@@ -215,7 +214,7 @@ def test_an_answer_in_another_shape_says_so(
     assert (row["status"], row["structured"]) == ("invalid_output", None)
     assert row["answer"]
     assert "does not fit response_schema" in row["error"]
-    assert printed(capsys, str(asyncio.run(newest_run("realtime")).id), "--json") == output.read_text()
+    assert printed(capsys, str(asyncio.run(find_newest_run("realtime")).id), "--json") == output.read_text()
 
 
 async def test_a_deferred_job_writes_the_same_rows(
@@ -229,5 +228,5 @@ async def test_a_deferred_job_writes_the_same_rows(
     assert tuple(rows[0]) == CSV_COLUMNS
     assert [(row["number"], row["prompt"]) for row in rows] == [(str(n), p) for n, p in enumerate(PROMPTS, start=1)]
     assert [row["status"] for row in rows] == ["answered", "answered", "api_error", "api_error"]
-    run = str((await newest_run("submit")).id)
+    run = str((await find_newest_run("submit")).id)
     assert await asyncio.to_thread(printed, capsys, run, "--csv") == output.read_bytes().decode()

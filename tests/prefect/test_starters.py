@@ -6,10 +6,8 @@ import asyncio
 import inspect
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 from uuid import uuid4
@@ -30,7 +28,6 @@ from pollux_flows.flows import acollect, aconverse, afan_out, arealtime, asubmit
 from pollux_flows.simulator import Simulator
 from tests.loopback import MODELS
 from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, jobs_home, no_jobs_are_left, saved
-from tests.prefect.test_served import finished, started, until
 
 __all__ = ["jobs_home", "no_jobs_are_left", "saved"]
 
@@ -487,39 +484,4 @@ async def test_a_starter_reads_nothing_from_the_workers_network(
     state = await start(arealtime, {"prompt": "What is it?", "provider": gemini, "sources": [source]})
     assert "is on a private network, or on this machine" in why(state)
     assert "POLLUX_ALLOW_HOSTS=127.0.0.1" in why(state)
-    assert simulator.requests == []
-
-
-# --- As it is served ----------------------------------------------------------------------------------------
-
-SERVE = """
-from prefect import serve
-from pollux_flows.flows import realtime
-serve(realtime.to_deployment("starters-served"))
-"""
-
-
-@pytest.mark.timeout(180)
-async def test_a_served_deployment_keeps_its_worker_to_itself(
-    gemini: dict[str, Any], simulator: Simulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through a real runner, in a process of its own."""
-    monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
-    server = started(SERVE)
-    try:
-
-        async def deployed() -> Any:
-            async with get_client() as client:
-                return next((each for each in await client.read_deployments() if each.name == "starters-served"), None)
-
-        deployment = await until(deployed)
-        async with get_client() as client:
-            run = await client.create_flow_run_from_deployment(
-                deployment.id, parameters={"prompt": "What is it?", "provider": gemini, "sources": [ENVIRON]}
-            )
-        ended = await until(partial(finished, run))
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(30)
-    assert "may not be read" in why(ended.state)
     assert simulator.requests == []

@@ -1,4 +1,4 @@
-"""Batches through a session: rows written, sent, waited for by moving the clock, and read back."""
+"""Helpers for batch tests: write rows, submit them, move the clock until the batch ends, and download the results."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.loopback import MODELS
 BATCH_S = 100.0
 
 
-class Time:
-    """The time of a simulated world, which stands still until a test moves it."""
+class FrozenClock:
+    """A clock for the simulator that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -34,31 +34,32 @@ class Time:
         return self.now
 
 
-def call(
+def make_call(
     provider: ProviderName, prompt: str, options: Options | None = None, materials: Sequence[Material] = ()
 ) -> Call:
     return Call(MODELS[provider], tuple(materials), prompt, options or Options())
 
 
 @dataclass
-class Batching:
+class BatchSession:
     provider: ProviderName
     session: Session
     sim: Simulator
-    clock: Time
+    clock: FrozenClock
     folder: Path
 
-    def write(self, *lines: bytes, last_end: bytes = b"\n") -> Rows:
+    def write_rows(self, *lines: bytes, last_end: bytes = b"\n") -> Rows:
         path = self.folder / f"rows-{len(list(self.folder.iterdir()))}.jsonl"
         path.write_bytes(b"\n".join(lines) + last_end)
         return Rows(path, len(lines))
 
-    def rows(self, *prompts: str, options: Options | None = None) -> Rows:
-        """With the keys r0, r1, …"""
-        made = [call(self.provider, prompt, options) for prompt in prompts]
-        return self.write(*(self.session.batches.row(each, f"r{place}") for place, each in enumerate(made)))
+    def make_rows(self, *prompts: str, options: Options | None = None) -> Rows:
+        """Write a row for each prompt, with the keys r0, r1, …"""
+        calls = [make_call(self.provider, prompt, options) for prompt in prompts]
+        return self.write_rows(*(self.session.batches.row(call, f"r{place}") for place, call in enumerate(calls)))
 
-    async def file(self, rows: Rows, name: str = "rows.jsonl") -> str | None:
+    async def upload_rows(self, rows: Rows, name: str = "rows.jsonl") -> str | None:
+        """Upload the rows, and return the file's id; None if the provider takes rows in the request itself."""
         if not self.session.batches.TAKES_A_FILE:
             return None
         return (await self.upload(name, "application/jsonl", rows.path.read_bytes(), purpose="batch")).file_id
@@ -68,40 +69,41 @@ class Batching:
         return await self.session.upload(lambda client: self.session.files.upload(client, file))
 
     async def submit(self, rows: Rows, tag: str = "tag-1") -> Batch:
-        return await self.session.submit_batch(tag, rows, await self.file(rows))
+        return await self.session.submit_batch(tag, rows, await self.upload_rows(rows))
 
-    async def ended(self, *prompts: str, tag: str = "tag-1") -> Batch:
-        """A batch of these prompts, when its time has passed."""
-        return await self.after(await self.submit(self.rows(*prompts), tag))
+    async def run_batch(self, *prompts: str, tag: str = "tag-1") -> Batch:
+        """Submit a batch of these prompts, move the clock to its end, and return the batch as it is then."""
+        return await self.inspect_after(await self.submit(self.make_rows(*prompts), tag))
 
-    async def after(self, batch: Batch, seconds: float = BATCH_S) -> Batch:
+    async def inspect_after(self, batch: Batch, seconds: float = BATCH_S) -> Batch:
+        """Move the clock by so many seconds, and return the batch as it is then."""
         self.clock.now += seconds
         return await self.session.inspect_batch(batch.id)
 
-    async def results(self, batch: Batch) -> list[Result]:
-        taken = io.BytesIO()
-        await self.session.download_batch(batch, taken)
-        return [self.session.batches.result(line) for line in taken.getvalue().splitlines()]
+    async def download_results(self, batch: Batch) -> list[Result]:
+        downloaded = io.BytesIO()
+        await self.session.download_batch(batch, downloaded)
+        return [self.session.batches.result(line) for line in downloaded.getvalue().splitlines()]
 
-    async def by_key(self, batch: Batch) -> dict[str | None, Result]:
-        return {result.key: result for result in await self.results(batch)}
+    async def download_by_key(self, batch: Batch) -> dict[str | None, Result]:
+        return {result.key: result for result in await self.download_results(batch)}
 
-    def answer(self, result: Result) -> Answer:
+    def read_answer(self, result: Result) -> Answer:
         return self.session.batches.read_answer(result.response)
 
-    async def listed(self) -> list[list[Batch]]:
+    async def list_pages(self) -> list[list[Batch]]:
         return [page async for page in self.session.batch_pages()]
 
-    def asked(self, operation: str) -> int:
-        return len([each for each in self.sim.requests if each.operation == operation])
+    def count_requests(self, operation: str) -> int:
+        return len([entry for entry in self.sim.requests if entry.operation == operation])
 
 
 @asynccontextmanager
-async def batching(settings: Config, sim: Simulator, folder: Path) -> AsyncIterator[Batching]:
-    """A session of a provider in whose world time stands still, and a batch takes 100 seconds."""
-    before, sim.clock, sim.batch_s = sim.batch_s, (clock := Time()), BATCH_S
+async def open_batch_session(settings: Config, sim: Simulator, folder: Path) -> AsyncIterator[BatchSession]:
+    """Open a session of the provider with a frozen clock and batches that take 100 seconds."""
+    previous_batch_s, sim.clock, sim.batch_s = sim.batch_s, (clock := FrozenClock()), BATCH_S
     try:
         async with open_session(settings) as session:
-            yield Batching(settings.provider, session, sim, clock, folder)
+            yield BatchSession(settings.provider, session, sim, clock, folder)
     finally:
-        sim.batch_s = before
+        sim.batch_s = previous_batch_s

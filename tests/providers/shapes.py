@@ -1,4 +1,4 @@
-"""Shapes of answers, here so that they can be imported by name."""
+"""Answer schemas as Pydantic models, at module level so that each can be imported by its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Optionals(BaseModel):
 
 
 class Painted(BaseModel):
-    """A field that refers to an enum and is described as well."""
+    """A field that refers to an enum and has a description of its own."""
 
     colour: Colour = Field(description="The colour it has.")
 
@@ -48,7 +48,7 @@ class Company(BaseModel):
 
 
 class Awkward(BaseModel):
-    """A field with the name of a keyword."""
+    """Fields whose names are keywords of JSON Schema."""
 
     properties: str
     required: list[str]

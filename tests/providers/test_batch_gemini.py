@@ -1,4 +1,4 @@
-"""What Gemini's batches do in their own way."""
+"""Behaviour of Gemini's batches that differs from other providers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pollux_flows.simulator import Simulator
 from pollux_flows.simulator.gemini import fields
 from pollux_flows.state.upload import Uploaded
 from tests.loopback import MakeConfig, good, http, scripted
-from tests.providers.batching import Batching, batching, call
-from tests.providers.test_batch_all import session_at
+from tests.providers.batching import BatchSession, make_call, open_batch_session
+from tests.providers.test_batch_all import open_session_at
 
 SCHEMA = {
     "type": "object",
@@ -79,13 +79,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-async def b(config: MakeConfig, sim: Simulator, tmp_path: Path) -> AsyncIterator[Batching]:
-    async with batching(config("gemini"), sim, tmp_path) as opened:
+async def b(config: MakeConfig, sim: Simulator, tmp_path: Path) -> AsyncIterator[BatchSession]:
+    async with open_batch_session(config("gemini"), sim, tmp_path) as opened:
         yield opened
 
 
-def materials() -> list[Material]:
-    """One of every kind."""
+def make_materials() -> list[Material]:
+    """Return one material of every kind."""
     video = Source.from_youtube("https://www.youtube.com/watch?v=dQw4w9WgXcQ").with_gemini_video_settings(
         start_offset="10s", end_offset="20s", fps=2.0
     )
@@ -98,41 +98,40 @@ def materials() -> list[Material]:
     ]
 
 
-def plain(value: Any) -> Any:
-    """A message in one spelling, to be compared with another."""
+def normalise(value: Any) -> Any:
+    """Parse a message, with its field names in one spelling."""
     return fields.normal(json.loads(value))
 
 
 @pytest.mark.parametrize("model", ["gemini-2.5-flash-lite", "gemini-3-flash"])
 @pytest.mark.parametrize("with_sources", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
-async def test_a_row_asks_what_a_call_asks(name: str, with_sources: bool, model: str) -> None:
-    """To the last field: the SDK sends the one, and we write the other."""
+async def test_a_row_equals_the_request_of_a_realtime_call(name: str, with_sources: bool, model: str) -> None:
+    """The SDK writes the realtime request, this project writes the row; all fields are compared."""
     if with_sources and name == "raw search":
-        pytest.skip("a source that is opened brings a tool of its own, and tools are said once")
-    made = Call(model, tuple(materials() if with_sources else ()), "Hello?", Options(**OPTIONS[name]))
-    async with scripted(http(good("gemini"))) as server, session_at(server, "gemini") as session:
-        await session.generate(made)
-    row = json.loads(module.row(made, "some_key"))
+        pytest.skip("a source that is opened brings a tool of its own, and tools may be set only once")
+    call = Call(model, tuple(make_materials() if with_sources else ()), "Hello?", Options(**OPTIONS[name]))
+    async with scripted(http(good("gemini"))) as server, open_session_at(server, "gemini") as session:
+        await session.generate(call)
+    row = json.loads(module.row(call, "some_key"))
     assert row.keys() == {"key", "request"}
     assert row["key"] == "some_key"
-    assert plain(json.dumps(row["request"])) == plain(server.requests[0])
+    assert normalise(json.dumps(row["request"])) == normalise(server.requests[0])
 
 
-async def test_a_row_has_the_file_that_a_call_has(tmp_path: Path) -> None:
+async def test_a_row_refers_to_an_uploaded_file_like_a_realtime_call(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     uploaded = Uploaded(file_id="files/abc", uri="https://example.org/v1/files/abc")
     material = Material(Source.from_file(tmp_path / "a.pdf"), "application/pdf", file=uploaded)
-    made = call("gemini", "Hello?", None, [material])
-    async with scripted(http(good("gemini"))) as server, session_at(server, "gemini") as session:
-        await session.generate(made)
-    assert plain(json.dumps(json.loads(module.row(made, "r0"))["request"])) == plain(server.requests[0])
+    call = make_call("gemini", "Hello?", None, [material])
+    async with scripted(http(good("gemini"))) as server, open_session_at(server, "gemini") as session:
+        await session.generate(call)
+    assert normalise(json.dumps(json.loads(module.row(call, "r0"))["request"])) == normalise(server.requests[0])
 
 
-async def test_what_is_sent(b: Batching) -> None:
-    """The model, the file, and our name for it."""
-    rows = b.rows("Hello?")
-    file_id = await b.file(rows)
+async def test_creating_a_batch_sends_model_file_and_tag(b: BatchSession) -> None:
+    rows = b.make_rows("Hello?")
+    file_id = await b.upload_rows(rows)
     await b.session.submit_batch("tag-7", rows, file_id)
     create = b.sim.requests[-1]
     assert create.path.endswith("/v1/models/gemini-2.5-flash-lite:batchGenerateContent")
@@ -141,23 +140,23 @@ async def test_what_is_sent(b: Batching) -> None:
     assert file.mime_type == "application/jsonl"
 
 
-async def test_what_the_sdk_drops_is_there(b: Batching) -> None:
-    """Counts, and the reason why it failed."""
-    batch = await b.ended("Fine", "[[simulate: status=500]]", "Fine, too")
+async def test_counts_and_the_reason_of_a_failure_are_read(b: BatchSession) -> None:
+    """The SDK drops the counts and the reason."""
+    batch = await b.run_batch("Fine", "[[simulate: status=500]]", "Fine, too")
     assert (batch.total, batch.succeeded, batch.failed, batch.problem) == (3, 2, 1, None)
     b.sim.batch(end="failed", message="It broke", code="INTERNAL")
-    batch = await b.ended("Hello?")
+    batch = await b.run_batch("Hello?")
     assert (batch.state, batch.problem, batch.queue_full) == ("failed", "It broke", False)
 
 
-async def test_a_page_in_the_middle_may_be_empty() -> None:
-    """The SDK gives up there."""
+async def test_listing_goes_on_after_an_empty_page() -> None:
+    """The SDK itself would stop at an empty page."""
     one = {"operations": [{"name": "batches/b1"}], "nextPageToken": "2"}
     last = {"operations": [{"name": "batches/b2", "metadata": {"state": "JOB_STATE_SUCCEEDED"}}]}
     replies = iter([one, {"nextPageToken": "3"}, {"operations": [], "nextPageToken": "4"}, last])
     async with (
         scripted(lambda _body: http(next(replies)), by_body=True) as server,
-        session_at(server, "gemini") as session,
+        open_session_at(server, "gemini") as session,
     ):
         pages = [page async for page in session.batch_pages()]
     assert [[(batch.id, batch.state) for batch in page] for page in pages] == [
@@ -167,10 +166,10 @@ async def test_a_page_in_the_middle_may_be_empty() -> None:
     assert len(server.requests) == 4
 
 
-async def test_empty_pages_in_a_circle_end() -> None:
+async def test_listing_stops_when_empty_pages_repeat() -> None:
     async with (
         scripted(http({"operations": [], "nextPageToken": "again"})) as server,
-        session_at(server, "gemini") as session,
+        open_session_at(server, "gemini") as session,
     ):
         assert [page async for page in session.batch_pages()] == []
     assert len(server.requests) == 2
@@ -186,7 +185,7 @@ async def test_empty_pages_in_a_circle_end() -> None:
         ("BATCH_STATE_UNSPECIFIED", "running"), ("succeeded", "running"), (None, "running"), (5, "running"),
     ],
 )  # fmt: skip
-def test_every_state_has_its_word(word: Any, state: str) -> None:
+def test_each_native_state_maps_to_a_state(word: Any, state: str) -> None:
     assert module._batch({"name": "batches/b1", "metadata": {"state": word}, "done": True}).state == state
 
 
@@ -209,11 +208,11 @@ RESPONSE = {
 }
 
 
-async def test_an_answer_in_snake_case_is_read_as_well(b: Batching) -> None:
-    """A file of results may have it so; what a function is called with stays as it is."""
+async def test_a_response_in_snake_case_is_read(b: BatchSession) -> None:
+    """Result files may use snake_case; the arguments of a function call are not changed."""
     result = module.result(json.dumps({"key": "r0", "response": RESPONSE}).encode())
     assert (result.key, result.status) == ("r0", "succeeded")
-    answer = b.answer(result)
+    answer = b.read_answer(result)
     assert (answer.text, answer.reasoning, answer.finish_reason) == ("ok_ay", "Hm.", "tool_calls")
     assert (answer.usage["input_tokens"], answer.usage["output_tokens"]) == (10, 7)
     assert (answer.model, answer.response_id) == ("gemini-x", "rid")
@@ -229,11 +228,13 @@ async def test_an_answer_in_snake_case_is_read_as_well(b: Batching) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["error", "status"])
-def test_a_row_that_failed_says_how(name: str, code: Any, status: str, retryable: bool | None) -> None:
+def test_the_code_of_an_error_decides_status_and_retryable(
+    name: str, code: Any, status: str, retryable: bool | None
+) -> None:
     result = module.result(json.dumps({"key": "r0", name: {"code": code, "message": "m"}}).encode())
     assert (result.key, result.status, result.error, result.retryable) == ("r0", status, "m", retryable)
     assert result.code == (str(code) if isinstance(code, int) else None)
 
 
-async def test_the_connection_shows_no_key(b: Batching) -> None:
+async def test_the_repr_of_the_client_does_not_show_the_key(b: BatchSession) -> None:
     assert str(b.session.config.key()) not in repr(b.session.client)

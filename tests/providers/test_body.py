@@ -1,4 +1,4 @@
-"""Bodies: an answer that never ends, or swells when it is unpacked, costs its own call and neither time nor memory."""
+"""Response bodies that are endless, too long or swell when unpacked cost their own call, little time and memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BLOCK = b" " * (1 << 16)
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A bound that a test reaches at once."""
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Set the size limit of answers to 1 MiB."""
     for module in (body, lines):
         monkeypatch.setattr(module, "LARGEST_ANSWER", 1 << 20)
     return 1 << 20
 
 
-def endless(head: bytes) -> Callable[[asyncio.StreamWriter], object]:
+def send_endlessly(head: bytes) -> Callable[[asyncio.StreamWriter], object]:
     async def send(writer: asyncio.StreamWriter) -> None:
         writer.write(head)
         while True:
@@ -39,8 +39,8 @@ def endless(head: bytes) -> Callable[[asyncio.StreamWriter], object]:
     return send
 
 
-def bomb(megabytes: int) -> bytes:
-    """A good JSON string that unpacks to so much."""
+def make_bomb(megabytes: int) -> bytes:
+    """Return a gzipped JSON document with a string of so many megabytes."""
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb") as file:
         file.write(b'{"content": "')
@@ -50,45 +50,45 @@ def bomb(megabytes: int) -> bytes:
     return packed.getvalue()
 
 
-BOMB = bomb(300)
+BOMB = make_bomb(300)
 
 
 @every_provider
 @pytest.mark.parametrize("kind", ["endless", "long", "bomb"])
-@pytest.mark.usefixtures("small")
-async def test_a_body_beyond_the_bound_is_not_read(provider: ProviderName, kind: str) -> None:
-    """An error of that call that says so, asked once: whatever it was, it may have been billed."""
+@pytest.mark.usefixtures("small_limit")
+async def test_a_body_beyond_the_limit_is_an_error_without_retry(provider: ProviderName, kind: str) -> None:
+    """The answer may have been billed, so the outcome is unknown."""
     chunked = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
     long = chunked.replace(b"\r\n\r\n", b"\r\ncontent-length: 999999999999\r\n\r\n")
     replies: dict[str, Reply] = {
-        "endless": endless(chunked),  # type: ignore[dict-item]
-        "long": endless(long),  # type: ignore[dict-item]
+        "endless": send_endlessly(chunked),  # type: ignore[dict-item]
+        "long": send_endlessly(long),  # type: ignore[dict-item]
         "bomb": http(BOMB, content_encoding="gzip"),
     }
     async with scripted(lambda _: replies[kind], by_body=True) as server:
-        (made,) = await outcomes(["p"], server.config(provider))
-    assert made.failure is not None
-    assert "larger than 1 MiB" in made.failure.message
-    assert (made.failure.outcome_unknown, made.failure.retryable) == (True, False)
+        (outcome,) = await outcomes(["p"], server.config(provider))
+    assert outcome.failure is not None
+    assert "larger than 1 MiB" in outcome.failure.message
+    assert (outcome.failure.outcome_unknown, outcome.failure.retryable) == (True, False)
     assert len(server.requests) == 1
 
 
-async def test_what_swells_is_not_in_memory() -> None:
-    """A third of a megabyte that becomes 300: no more of it than the bound is ever there."""
+async def test_a_gzip_bomb_is_not_unpacked_into_memory() -> None:
+    """A third of a megabyte unpacks to 300 MB, of which no more than the limit is held."""
     assert len(BOMB) < 1 << 19
     async with scripted(http(BOMB, content_encoding="gzip")) as server:
         tracemalloc.start()
-        (made,) = await outcomes(["p"], server.config("local"))
+        (outcome,) = await outcomes(["p"], server.config("local"))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert made.failure is not None
-    assert "larger than 64 MiB" in made.failure.message
+    assert outcome.failure is not None
+    assert "larger than 64 MiB" in outcome.failure.message
     assert peak < 100 << 20
 
 
 @every_provider
-async def test_a_packed_answer_is_unpacked(provider: ProviderName) -> None:
-    """As SDKs and servers do it to this day; and what a server packs otherwise is refused, not taken for an answer."""
+async def test_a_gzipped_answer_is_unpacked(provider: ProviderName) -> None:
+    """Other compressions are refused."""
     packed = gzip.compress(json.dumps(good(provider, "fine" * 1_000_000)).encode())
     async with scripted(http(packed, content_encoding="gzip")) as server:
         envelope = await run("p", config=server.config(provider))
@@ -98,24 +98,23 @@ async def test_a_packed_answer_is_unpacked(provider: ProviderName) -> None:
             await run("p", config=server.config(provider))
 
 
-async def test_packed_garbage_is_an_error_of_its_call() -> None:
-    """It says gzip, and is none."""
+async def test_a_body_that_is_not_gzip_as_declared_is_an_error() -> None:
     async with scripted(http(b"no gzip at all", content_encoding="gzip")) as server:
-        (made,) = await outcomes(["p"], server.config("local"))
-    assert made.failure is not None
-    assert made.failure.outcome_unknown is True
+        (outcome,) = await outcomes(["p"], server.config("local"))
+    assert outcome.failure is not None
+    assert outcome.failure.outcome_unknown is True
 
 
-def test_a_line_of_results_without_end_costs_itself(small: int) -> None:
-    """The lines around it are kept as they came."""
+def test_a_result_line_beyond_the_limit_is_cut(small_limit: int) -> None:
+    """The lines before and after it are unchanged."""
     into = io.BytesIO()
     results = lines.Lines(into)
     for block in (
         b'{"a": 1}\n{"b',
         b'": 2}\n',
-        b"x" * (small - 1),
+        b"x" * (small_limit - 1),
         b"y" * 10,
-        b"z" * small,
+        b"z" * small_limit,
         b'\n{"c": 3}',
         b"\n",
         b"d",
@@ -124,11 +123,10 @@ def test_a_line_of_results_without_end_costs_itself(small: int) -> None:
     results.end()
     first, second, third, fourth, fifth, end = into.getvalue().split(b"\n")
     assert (first, second, fourth, fifth, end) == (b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b"d", b"")
-    assert len(third) == small
+    assert len(third) == small_limit
 
 
-def test_an_unpacker_never_gives_more_than_a_piece() -> None:
-    """However much a block holds."""
+def test_an_unpacker_yields_pieces_of_bounded_size() -> None:
     started = time.monotonic()
     sizes = [len(piece) for piece in Unpacker().pieces(BOMB)]
     assert max(sizes) <= 1 << 20
@@ -136,8 +134,8 @@ def test_an_unpacker_never_gives_more_than_a_piece() -> None:
     assert time.monotonic() - started < 20
 
 
-def test_what_follows_a_packed_body_is_not_collected() -> None:
-    """zlib keeps all of it, and copies it anew for each block."""
+def test_bytes_after_a_gzipped_body_are_dropped() -> None:
+    """zlib would collect all of them, and copy them for each block."""
     unpacker = Unpacker()
     assert b"".join(unpacker.pieces(gzip.compress(b"all"))) == b"all"
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""OpenRouter's catalogue: asked once, and asked before anything is paid for."""
+"""OpenRouter's model catalogue: read once, and before any request that costs money."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, MODELS, MakeConfig, asked, good, http, scripted
 
 
-def looked_up(sim: Simulator) -> int:
+def count_catalogue_requests(sim: Simulator) -> int:
     return sum(entry.operation == "models" for entry in sim.requests)
 
 
-async def test_one_look_serves_many_runs(config: MakeConfig, sim: Simulator) -> None:
-    """For five minutes nobody looks again, however many runs there are."""
+async def test_the_catalogue_is_read_once_for_many_runs(config: MakeConfig, sim: Simulator) -> None:
+    """The catalogue is cached for five minutes."""
     for _ in range(3):
         await run_many(["a", "b"], config=config("openrouter"))
-    assert looked_up(sim) == 1
+    assert count_catalogue_requests(sim) == 1
     assert len(asked(sim)) == 6
 
 
-async def test_after_five_minutes_it_is_looked_up_again(
+async def test_the_catalogue_is_read_again_after_five_minutes(
     config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model may have come or gone."""
+    """Models may have been added or removed."""
     await run("p", config=config("openrouter"))
     (address,) = models._catalogues
     read_at, known = models._catalogues[address]
     monkeypatch.setitem(models._catalogues, address, (read_at - 301, known))
     await run("p", config=config("openrouter"))
-    assert looked_up(sim) == 2
+    assert count_catalogue_requests(sim) == 2
 
 
 async def test_an_unknown_model_suggests_close_ones(config: MakeConfig, sim: Simulator) -> None:
-    """A typing error is told before anything is asked, with what was probably meant."""
+    """A misspelled model is refused before any generate request."""
     with pytest.raises(ConfigurationError, match="no model 'openai/gpt-5-nana'") as caught:
         await run("p", config=config("openrouter", model="openai/gpt-5-nana"))
     assert "openai/gpt-5-nano" in str(caught.value.hint)
     assert asked(sim) == []
 
 
-async def test_a_model_like_no_other_says_how_to_write_it(config: MakeConfig) -> None:
+async def test_a_model_without_close_matches_explains_the_format(config: MakeConfig) -> None:
     with pytest.raises(ConfigurationError) as caught:
         await run("p", config=config("openrouter", model="zzz"))
     assert "vendor/model" in str(caught.value.hint)
 
 
-async def test_a_variant_is_its_model(config: MakeConfig) -> None:
+async def test_a_variant_has_the_capabilities_of_its_model(config: MakeConfig) -> None:
     """`:free` and `:nitro` are routes to the same model."""
     assert (await run("p", config=config("openrouter", model="openai/gpt-4.1-mini:nitro"))).status == "ok"
 
 
-CANNOT: list[tuple[str, dict[str, Any], str]] = [
+UNSUPPORTED_OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("meta-llama/llama-3.3-70b-instruct", {"response_schema": {"type": "object"}}, "response_schema"),
     ("meta-llama/llama-3.3-70b-instruct", {"tools": [{"name": "f"}]}, "tools"),
     ("openai/gpt-4.1-mini", {"reasoning_effort": "low"}, "reasoning_effort"),
@@ -65,37 +65,37 @@ CANNOT: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "given", "name"), CANNOT)
-async def test_what_a_model_does_not_list_is_refused(
-    model: str, given: dict[str, Any], name: str, config: MakeConfig, sim: Simulator
+@pytest.mark.parametrize(("model", "options", "name"), UNSUPPORTED_OPTIONS)
+async def test_an_option_that_the_model_does_not_list_is_refused(
+    model: str, options: dict[str, Any], name: str, config: MakeConfig, sim: Simulator
 ) -> None:
-    """OpenRouter itself would drop it in silence."""
+    """OpenRouter itself would drop the option silently."""
     with pytest.raises(ConfigurationError, match=f"does not support {name}") as caught:
-        await run("p", config=config("openrouter", model=model), options=Options(**given))
+        await run("p", config=config("openrouter", model=model), options=Options(**options))
     assert caught.value.hint
     assert asked(sim) == []
 
 
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(kind="drop"), Fault(kind="malformed")], ids=str)
-async def test_a_stumble_of_the_catalogue_fails_nobody(fault: Fault, config: MakeConfig, sim: Simulator) -> None:
-    """Looking is free and repeatable, so it is retried like any call."""
+async def test_reading_the_catalogue_is_retried(fault: Fault, config: MakeConfig, sim: Simulator) -> None:
+    """The catalogue is free, so a retry is always safe."""
     sim.fail(fault, operation="models")
     envelope = await run_many(["a", "b"], config=config("openrouter"))
     assert envelope.status == "ok"
-    assert looked_up(sim) == 2
+    assert count_catalogue_requests(sim) == 2
 
 
-async def test_a_catalogue_that_stays_away_is_an_api_error(config: MakeConfig, sim: Simulator) -> None:
-    """After the usual number of attempts; nothing was asked, so nothing is unknown."""
+async def test_an_unreachable_catalogue_is_an_api_error(config: MakeConfig, sim: Simulator) -> None:
+    """The error comes after the usual attempts; no generate request was sent, so the outcome is known."""
     sim.fail(Fault(kind="drop"), operation="models", times=None)
     with pytest.raises(APIError) as caught:
         await run("p", config=config("openrouter"))
     assert (caught.value.phase, caught.value.retryable, caught.value.outcome_unknown) == ("metadata", True, False)
-    assert looked_up(sim) == 3
+    assert count_catalogue_requests(sim) == 3
     assert asked(sim) == []
 
 
-LIES = [
+MALFORMED = [
     http(b"<html>"),
     http(b"", content_type="text/plain"),
     http([]),
@@ -107,9 +107,8 @@ LIES = [
 ]
 
 
-@pytest.mark.parametrize("listing", LIES, ids=range(len(LIES)))
-async def test_a_catalogue_that_lies_is_an_api_error(listing: bytes) -> None:
-    """In a short text, without the key."""
+@pytest.mark.parametrize("listing", MALFORMED, ids=range(len(MALFORMED)))
+async def test_a_malformed_catalogue_is_an_api_error_without_the_key(listing: bytes) -> None:
     async with scripted(http(good("openrouter"))) as server:
         server.listing = listing
         with pytest.raises(APIError) as caught:
@@ -128,16 +127,15 @@ ODD_ENTRIES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("entry", ODD_ENTRIES, ids=str)
-async def test_what_the_catalogue_does_not_say_is_not_refused(entry: dict[str, Any]) -> None:
-    """Unknown is not no; and entries that are none are passed over."""
+async def test_an_option_that_the_catalogue_does_not_mention_is_not_refused(entry: dict[str, Any]) -> None:
+    """Malformed entries of the catalogue are skipped."""
     async with scripted(http(good("openrouter"))) as server:
         server.listing = http({"data": [None, 5, {"id": 5}, {"id": MODELS["openrouter"], **entry}]})
         envelope = await run("p", config=server.config("openrouter"), options=Options(temperature=0.5))
     assert envelope.answers == ["fine"]
 
 
-async def test_a_model_that_does_not_write_is_refused() -> None:
-    """One that only draws cannot answer in text."""
+async def test_a_model_without_text_output_is_refused() -> None:
     entry = {"id": MODELS["openrouter"], "architecture": {"output_modalities": ["image"]}}
     async with scripted(http(good("openrouter"))) as server:
         server.listing = http({"data": [entry]})
@@ -146,8 +144,7 @@ async def test_a_model_that_does_not_write_is_refused() -> None:
         assert server.requests == []
 
 
-async def test_a_failed_look_is_not_remembered(config: MakeConfig, sim: Simulator) -> None:
-    """The next run looks again."""
+async def test_a_failed_catalogue_request_is_not_cached(config: MakeConfig, sim: Simulator) -> None:
     sim.fail(Fault(status=400), operation="models")
     with pytest.raises(APIError):
         await run("p", config=config("openrouter"))

@@ -1,4 +1,4 @@
-"""Connections: made once a run, shared by its calls, closed with it, and bound to nothing that lives longer."""
+"""HTTP clients: one for each run, shared by its calls, closed at its end, and bound to one event loop."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tests.loopback import ONCE, QUICK, SDKS, MakeConfig, asked, every_provider,
 
 
 @pytest.fixture
-def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every HTTP client that is made."""
-    made: list[Any] = []
+def created_clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Collect every HTTP client that is created."""
+    created: list[Any] = []
     make = http_clients.sdk_client
 
-    def noting(*args: Any, **settings: Any) -> Any:
-        made.append(make(*args, **settings))
-        return made[-1]
+    def create_noting(*args: Any, **settings: Any) -> Any:
+        created.append(make(*args, **settings))
+        return created[-1]
 
-    monkeypatch.setattr(http_clients, "sdk_client", noting)
-    return made
+    monkeypatch.setattr(http_clients, "sdk_client", create_noting)
+    return created
 
 
 @contextmanager
-def nothing_left_open() -> Iterator[None]:
-    """Whoever leaves a socket or a transport behind is told by the garbage collector."""
+def assert_nothing_left_open() -> Iterator[None]:
+    """Turn the ResourceWarning of an unclosed socket or transport into an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         yield
@@ -45,16 +45,17 @@ def nothing_left_open() -> Iterator[None]:
 
 
 @every_provider
-async def test_one_client_serves_all_calls(provider: ProviderName, config: MakeConfig, clients: list[Any]) -> None:
-    """Twenty prompts, one client."""
+async def test_all_calls_of_a_run_share_one_client(
+    provider: ProviderName, config: MakeConfig, created_clients: list[Any]
+) -> None:
     await run_many([f"p{n}" for n in range(20)], config=config(provider))
-    (client,) = clients
+    (client,) = created_clients
     assert client.is_closed
 
 
 @every_provider
 async def test_connections_are_reused(provider: ProviderName) -> None:
-    """As many connections as calls may be under way at once, not as many as there are calls."""
+    """The number of connections is bounded by request_concurrency, not by the number of calls."""
     async with scripted(http(good(provider))) as server:
         await run_many([f"p{n}" for n in range(12)], config=server.config(provider, request_concurrency=2))
         assert len(server.requests) == 12
@@ -63,64 +64,60 @@ async def test_connections_are_reused(provider: ProviderName) -> None:
 
 @every_provider
 async def test_the_client_is_closed_after_success(provider: ProviderName, config: MakeConfig) -> None:
-    """Nothing is left for the garbage collector to complain about."""
-    with nothing_left_open():
+    with assert_nothing_left_open():
         await run("p", config=config(provider))
 
 
 @every_provider
 async def test_the_client_is_closed_after_a_failure(
-    provider: ProviderName, config: MakeConfig, sim: Simulator, clients: list[Any]
+    provider: ProviderName, config: MakeConfig, sim: Simulator, created_clients: list[Any]
 ) -> None:
-    """Also when every call failed, in every way a call can fail."""
+    """The calls fail in different ways: dropped, malformed, refused."""
     sim.fail(Fault(kind="drop"), contains="dropped", times=None)
     sim.fail(Fault(kind="malformed"), contains="malformed", times=None)
     sim.fail(Fault(status=400), contains="refused", times=None)
-    with nothing_left_open(), pytest.raises(APIError):
+    with assert_nothing_left_open(), pytest.raises(APIError):
         await run_many(["dropped", "malformed", "refused"], config=config(provider))
-    assert [client.is_closed for client in clients] == [True]
+    assert [client.is_closed for client in created_clients] == [True]
 
 
 @every_provider
 async def test_the_client_is_closed_after_a_cancellation(
-    provider: ProviderName, config: MakeConfig, sim: Simulator, clients: list[Any]
+    provider: ProviderName, config: MakeConfig, sim: Simulator, created_clients: list[Any]
 ) -> None:
-    """Whoever cancels the run leaves no connection behind."""
     sim.fail(Fault(kind="hang"), times=None)
-    with nothing_left_open():
+    with assert_nothing_left_open():
         running = asyncio.create_task(run_many(["a", "b"], config=config(provider)))
         await until(lambda: len(asked(sim)) == 2)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-    assert [client.is_closed for client in clients] == [True]
+    assert [client.is_closed for client in created_clients] == [True]
 
 
 @every_provider
-async def test_the_client_is_closed_when_the_body_raises(
-    provider: ProviderName, config: MakeConfig, clients: list[Any]
+async def test_the_client_is_closed_when_the_session_block_raises(
+    provider: ProviderName, config: MakeConfig, created_clients: list[Any]
 ) -> None:
-    """A session ends with its block, however the block ends."""
-
-    async def failing() -> None:
+    async def raise_in_session() -> None:
         async with open_session(config(provider)):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await failing()
-    assert [client.is_closed for client in clients] == [True]
+        await raise_in_session()
+    assert [client.is_closed for client in created_clients] == [True]
 
 
-def test_loops_share_nothing(config: MakeConfig) -> None:
-    """Run after run, each with an event loop of its own: no connection of a dead loop is ever used again."""
+def test_a_client_is_not_reused_in_another_event_loop(config: MakeConfig) -> None:
+    """Each run has a new event loop."""
     for _ in range(3):
         for provider in PROVIDERS:
             envelope = asyncio.run(run_many(["a", "b"], config=config(provider)))
             assert envelope.status == "ok"
 
 
-def test_threads_share_nothing(config: MakeConfig, sim: Simulator) -> None:
-    """Four threads with a loop each, thirty calls each to every provider, at the same time: not one error."""
+def test_runs_in_several_threads_do_not_disturb_each_other(config: MakeConfig, sim: Simulator) -> None:
+    """Four threads, each with an event loop, make thirty calls to every provider at once."""
     problems: list[BaseException] = []
 
     def work() -> None:
@@ -128,7 +125,7 @@ def test_threads_share_nothing(config: MakeConfig, sim: Simulator) -> None:
             for provider in PROVIDERS:
                 envelope = asyncio.run(run_many([f"p{n}" for n in range(30)], config=config(provider)))
                 assert envelope.answers == [f"Simulated answer to: p{n}" for n in range(30)]
-        except BaseException as problem:  # noqa: BLE001 (a thread tells nobody otherwise)
+        except BaseException as problem:  # noqa: BLE001 (raised after the thread has ended)
             problems.append(problem)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -142,74 +139,73 @@ def test_threads_share_nothing(config: MakeConfig, sim: Simulator) -> None:
 
 @every_provider
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense"])
-async def test_a_proxy_does_not_stand_before_this_machine(
+async def test_a_loopback_address_bypasses_the_proxy(
     provider: ProviderName, proxy: str, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy is for the way out: what listens on loopback is reached without it."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, proxy)
     assert (await run("p", config=config(provider))).status == "ok"
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_a_proxy_stands_before_everything_else(
+async def test_a_remote_address_goes_through_the_proxy(
     provider: ProviderName, monkeypatch: pytest.MonkeyPatch, config: MakeConfig
 ) -> None:
-    """An address elsewhere goes through it: here into nothing, as the error says."""
+    """Nothing listens at the proxy's address, so the call fails to connect."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    elsewhere = config(provider, base_url="http://pollux.invalid/v1", retry=ONCE)
+    remote_config = config(provider, base_url="http://pollux.invalid/v1", retry=ONCE)
     with pytest.raises(APIError, match="ConnectError") as caught:
-        await run("p", config=elsewhere)
+        await run("p", config=remote_config)
     assert caught.value.outcome_unknown is False
 
 
 @every_provider
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://127.0.0.1:9"])
-async def test_a_proxy_that_nobody_can_use_is_a_mistake_in_the_setup(
+async def test_an_unusable_proxy_is_a_configuration_error(
     provider: ProviderName, proxy: str, monkeypatch: pytest.MonkeyPatch, config: MakeConfig
 ) -> None:
-    """Told as one, with the variables to look at."""
+    """The hint names the environment variable."""
     monkeypatch.setenv("HTTP_PROXY", proxy)
     with pytest.raises(ConfigurationError, match="proxy") as caught:
         await run("p", config=config(provider, base_url="http://pollux.invalid/v1"))
     assert "HTTP_PROXY" in str(caught.value.hint)
 
 
-SWITCHES = {
+SDK_VARIABLES = {
     "GOOGLE_GENAI_USE_VERTEXAI": "true",
     "GOOGLE_GENAI_USE_ENTERPRISE": "true",
     "GOOGLE_GENAI_CLIENT_MODE": "replay",
-    "GOOGLE_GENAI_ACCESS_TOKEN": "somebody-elses",
-    "GOOGLE_GENAI_API_KEY": "somebody-elses",
-    "GOOGLE_GENAI_DEFAULT_HEADERS": "x-extra: somebody-elses",
-    "GOOGLE_CLOUD_PROJECT": "somebody-elses",
+    "GOOGLE_GENAI_ACCESS_TOKEN": "foreign-value",
+    "GOOGLE_GENAI_API_KEY": "foreign-value",
+    "GOOGLE_GENAI_DEFAULT_HEADERS": "x-extra: foreign-value",
+    "GOOGLE_CLOUD_PROJECT": "foreign-value",
     "GOOGLE_GENAI_API_VERSION": "beta",
     "GOOGLE_GENAI_HTTP_CLIENT": "httpx",
-    "GOOGLE_API_KEY": "somebody-elses",
-    "OPENAI_ADMIN_KEY": "somebody-elses",
-    "OPENAI_ORG_ID": "somebody-elses",
-    "OPENAI_PROJECT_ID": "somebody-elses",
-    "OPENAI_CUSTOM_HEADERS": "x-extra: somebody-elses\nauthorization: Bearer somebody-elses",
-    "ANTHROPIC_AUTH_TOKEN": "somebody-elses",
-    "ANTHROPIC_CUSTOM_HEADERS": "x-extra: somebody-elses\nauthorization: Bearer somebody-elses",
-    "ANTHROPIC_IDENTITY_TOKEN": "somebody-elses",
-    "ANTHROPIC_FEDERATION_RULE_ID": "somebody-elses",
-    "ANTHROPIC_ORGANIZATION_ID": "somebody-elses",
+    "GOOGLE_API_KEY": "foreign-value",
+    "OPENAI_ADMIN_KEY": "foreign-value",
+    "OPENAI_ORG_ID": "foreign-value",
+    "OPENAI_PROJECT_ID": "foreign-value",
+    "OPENAI_CUSTOM_HEADERS": "x-extra: foreign-value\nauthorization: Bearer foreign-value",
+    "ANTHROPIC_AUTH_TOKEN": "foreign-value",
+    "ANTHROPIC_CUSTOM_HEADERS": "x-extra: foreign-value\nauthorization: Bearer foreign-value",
+    "ANTHROPIC_IDENTITY_TOKEN": "foreign-value",
+    "ANTHROPIC_FEDERATION_RULE_ID": "foreign-value",
+    "ANTHROPIC_ORGANIZATION_ID": "foreign-value",
 }
 
 
 @pytest.mark.parametrize("provider", SDKS)
-async def test_no_variable_of_an_sdk_changes_what_is_asked(
+async def test_environment_variables_of_an_sdk_do_not_change_a_request(
     provider: ProviderName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment may be set up for something else; none of it goes to an address that only the Config names."""
-    for name, value in SWITCHES.items():
+    """SDK variables may belong to another address than the one in the Config."""
+    for name, value in SDK_VARIABLES.items():
         monkeypatch.setenv(name, value)
     async with scripted(http(good(provider))) as server:
         await run("p", config=server.config(provider, api_key="sk-passed"))
     (head,) = server.heads
     assert b"sk-passed" in head
-    assert b"somebody-elses" not in head + server.requests[0]
+    assert b"foreign-value" not in head + server.requests[0]
 
 
 @pytest.mark.parametrize(
@@ -219,10 +215,10 @@ async def test_no_variable_of_an_sdk_changes_what_is_asked(
         ("anthropic", [b"x-extra: for-anthropic"]),
     ],
 )
-async def test_what_the_environment_adds_to_its_key_goes_to_the_address_that_it_names(
+async def test_organization_and_extra_headers_are_sent_to_the_base_url_of_the_environment(
     provider: ProviderName, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with the bare SDK: an organization, a project, and the headers that a gateway asks for."""
+    """Organization, project and custom headers belong to the address in the environment, as with the bare SDK."""
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "project-1")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-extra: for-openai")
@@ -236,27 +232,28 @@ async def test_what_the_environment_adds_to_its_key_goes_to_the_address_that_it_
 
 
 @every_provider
-async def test_the_same_session_serves_many_operations(provider: ProviderName, config: MakeConfig) -> None:
-    """What one attempt loop needs of a session is its slot: it comes back after each."""
+async def test_a_session_slot_is_released_after_each_attempt(provider: ProviderName, config: MakeConfig) -> None:
     async with open_session(config(provider, request_concurrency=1)) as session:
 
-        async def nothing() -> int:
+        async def return_one() -> int:
             return 1
 
         for _ in range(3):
-            done = await attempt(nothing, policy=QUICK, timeout_s=1, slot=session.slot)
+            done = await attempt(return_one, policy=QUICK, timeout_s=1, slot=session.slot)
             assert done.unwrap() == 1
 
 
 @every_provider
-async def test_the_simulator_in_process_is_a_provider_too(provider: ProviderName) -> None:
-    """`use_mock` needs no socket and no key, and does what the provider can do."""
-    config = Config(provider=provider, model="local-model" if provider == "local" else _MOCKED[provider], use_mock=True)
+async def test_use_mock_answers_from_the_simulator_in_process(provider: ProviderName) -> None:
+    """No socket and no key are needed."""
+    config = Config(
+        provider=provider, model="local-model" if provider == "local" else _MOCK_MODELS[provider], use_mock=True
+    )
     envelope = await run_many(["a", "b"], config=config, options=Options(max_tokens=100))
     assert envelope.answers == ["Simulated answer to: a", "Simulated answer to: b"]
 
 
-_MOCKED = {
+_MOCK_MODELS = {
     "gemini": "gemini-2.5-flash-lite",
     "openai": "gpt-4.1-mini",
     "anthropic": "claude-sonnet-4-6",

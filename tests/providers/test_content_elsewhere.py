@@ -1,4 +1,4 @@
-"""Files in other file systems: what goes wrong while they are read, and when they are believed to be unchanged."""
+"""Files in other file systems: read errors, and when an unchanged version is trusted instead of read again."""
 
 from __future__ import annotations
 
@@ -28,54 +28,56 @@ ODD_ERRORS = [
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
-async def look(source: Source) -> Content:
+async def examine_cached(source: Source) -> Content:
+    """Examine the source with the content cache."""
     (found,) = await examine([source], open_content_cache())
     return found
 
 
 @pytest.mark.parametrize("error", ODD_ERRORS, ids=lambda error: type(error).__name__)
-async def test_what_fails_in_the_middle_is_said_in_words(shelf: Shelf, error: Exception) -> None:
-    """Whatever kind of error it is, with the file's name and without what is secret."""
+async def test_a_read_error_names_the_file_and_no_secret(shelf: Shelf, error: Exception) -> None:
+    """A read that breaks off after 2 MB raises SourceError, for every class of error."""
     source = shelf.put("march.pdf", PDF)
-    shelf.fails, shelf.after = error, 2_000_000
-    for read in (look(source), load(source, Content(sha256="", size_bytes=len(PDF), mime_type="application/pdf"))):
+    shelf.error, shelf.readable_bytes = error, 2_000_000
+    for read in (
+        examine_cached(source),
+        load(source, Content(sha256="", size_bytes=len(PDF), mime_type="application/pdf")),
+    ):
         with pytest.raises(SourceError, match=r"'shelf://march\.pdf' (cannot|may not) be read: ") as caught:
             await read
         assert "hunter2" not in collect_text(caught.value)
 
 
 @pytest.mark.parametrize("provider", SDKS)
-async def test_what_fails_in_the_middle_of_an_upload_is_the_files_error(
+async def test_a_read_error_during_an_upload_is_a_source_error(
     provider: ProviderName,
     config: MakeConfig,
     sim: Simulator,
     shelf: Shelf,
 ) -> None:
-    """The provider did nothing wrong, and is not asked again and again."""
+    """The upload is not retried, and no generate request is sent."""
     source = shelf.put("march.pdf", PDF)
-    shelf.fails, shelf.after, shelf.at_open = OSError("the disk is broken"), 2_000_000, 2
+    shelf.error, shelf.readable_bytes, shelf.failing_from = OSError("the disk is broken"), 2_000_000, 2
     with pytest.raises(SourceError, match=r"'shelf://march\.pdf' cannot be read: OSError: the disk is broken"):
         await run("What is it?", source=source, config=config(provider))
-    assert shelf.opened == 2
+    assert shelf.open_count == 2
     assert [request for request in sim.requests if request.operation == "generate"] == []
 
 
-async def test_a_local_disk_that_fails_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for what lies on this machine."""
+async def test_a_read_error_of_a_local_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pollux_flows.files import place
 
     (tmp_path / "a.pdf").write_bytes(PDF)
     monkeypatch.setattr(place, "_open", lambda _: Path("/proc/self/mem").open("rb", 0))  # noqa: SIM115
     with pytest.raises(SourceError, match=r"a\.pdf' cannot be read: OSError: .*Input/output error"):
-        await look(Source.from_file(tmp_path / "a.pdf"))
+        await examine_cached(Source.from_file(tmp_path / "a.pdf"))
 
 
-async def test_a_reader_goes_back_and_forth_in_what_lies_elsewhere(shelf: Shelf) -> None:
-    """In any steps."""
+async def test_a_remote_file_can_be_sought_and_read_in_steps(shelf: Shelf) -> None:
     reader = await open_file(shelf.put("march.pdf", PDF))
     assert reader.seek(0, 2) == len(PDF)
     reader.seek(0)
@@ -84,13 +86,13 @@ async def test_a_reader_goes_back_and_forth_in_what_lies_elsewhere(shelf: Shelf)
     reader.close()
 
 
-# --- What is believed ---------------------------------------------------------------------------------------
+# --- When an earlier reading is trusted ---------------------------------------------------------------------
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
-    "told",
+    "metadata",
     [
         {"ETag": '"1"'},
         {"generation": 17},
@@ -103,19 +105,19 @@ LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
         {"LastModified": LONG_AGO, "ETag": '"1"'},
     ],
 )
-async def test_a_version_that_is_old_enough_is_believed(shelf: Shelf, told: dict[str, Any]) -> None:
-    """In whatever form the file system tells it; another one is not."""
-    source, shelf.told = shelf.put("march.pdf", PDF), told
-    first = await look(source)
-    assert await look(source) == first
-    assert shelf.opened == 1
-    shelf.told = {name: f"another {value}" for name, value in told.items()}
-    await look(source)
-    assert shelf.opened == 2
+async def test_an_old_version_is_trusted_without_reading(shelf: Shelf, metadata: dict[str, Any]) -> None:
+    """The version may be an ETag, a generation or a time in any format; another version is read again."""
+    source, shelf.metadata = shelf.put("march.pdf", PDF), metadata
+    first = await examine_cached(source)
+    assert await examine_cached(source) == first
+    assert shelf.open_count == 1
+    shelf.metadata = {name: f"another {value}" for name, value in metadata.items()}
+    await examine_cached(source)
+    assert shelf.open_count == 2
 
 
 @pytest.mark.parametrize(
-    "tell",
+    "make_metadata",
     [
         lambda _: {},
         lambda _: {"created": LONG_AGO},
@@ -127,52 +129,54 @@ async def test_a_version_that_is_old_enough_is_believed(shelf: Shelf, told: dict
         lambda now: {"LastModified": now, "ETag": '"1"'},
     ],
 )
-async def test_a_young_version_is_not_believed(shelf: Shelf, tell: Callable[[datetime], dict[str, Any]]) -> None:
-    """Within a second of a coarse clock the file may change and look the same; nor is a time that nobody can read."""
-    source, shelf.told = shelf.put("march.pdf", PDF), tell(datetime.now(UTC))
-    first = await look(source)
+async def test_a_recent_or_unreadable_version_is_not_trusted(
+    shelf: Shelf, make_metadata: Callable[[datetime], dict[str, Any]]
+) -> None:
+    """Within one second of a coarse clock a file may change and keep its modification time."""
+    source, shelf.metadata = shelf.put("march.pdf", PDF), make_metadata(datetime.now(UTC))
+    first = await examine_cached(source)
     shelf.put("march.pdf", PDF[::-1])
-    assert (await look(source)).sha256 != first.sha256
+    assert (await examine_cached(source)).sha256 != first.sha256
 
 
-async def test_a_file_system_that_tells_nothing_is_read_all_the_same(
+async def test_a_file_without_metadata_is_read(
     shelf: Shelf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is wrong with it shows when it is read."""
+    """An error while the metadata is read does not prevent the file from being read."""
     source = shelf.put("march.pdf", PDF)
-    monkeypatch.setattr(shelf, "told", None)  # which info() cannot unpack
-    assert (await look(source)).size_bytes == len(PDF)
+    monkeypatch.setattr(shelf, "metadata", None)  # which info() cannot unpack
+    assert (await examine_cached(source)).size_bytes == len(PDF)
 
 
-async def test_what_was_found_changed_is_not_believed_again(shelf: Shelf) -> None:
-    """The version did not tell, so what is remembered under it is forgotten."""
-    source, shelf.told = shelf.put("march.pdf", PDF), {"ETag": '"the same for ever"'}
-    first = await look(source)
+async def test_a_file_found_changed_is_forgotten(shelf: Shelf) -> None:
+    """The version stayed the same although the content changed, so the entry in the content cache is removed."""
+    source, shelf.metadata = shelf.put("march.pdf", PDF), {"ETag": '"the same for ever"'}
+    first = await examine_cached(source)
     shelf.put("march.pdf", PDF[::-1])
-    assert await look(source) == first
+    assert await examine_cached(source) == first
     with pytest.raises(SourceError, match="changed while it was being sent"):
         await load(source, first)
-    assert (await look(source)).sha256 != first.sha256
+    assert (await examine_cached(source)).sha256 != first.sha256
 
 
-async def test_forgetting_can_be_asked_for(shelf: Shelf) -> None:
-    """By who noticed it during an upload."""
-    source, shelf.told = shelf.put("march.pdf", PDF), {"ETag": '"the same for ever"'}
-    await look(source)
-    await look(source)
-    assert shelf.opened == 1
+async def test_forget_removes_a_file_from_the_content_cache(shelf: Shelf) -> None:
+    """Uploads call `forget` when they notice a change."""
+    source, shelf.metadata = shelf.put("march.pdf", PDF), {"ETag": '"the same for ever"'}
+    await examine_cached(source)
+    await examine_cached(source)
+    assert shelf.open_count == 1
     await forget(source)
-    await look(source)
-    assert shelf.opened == 2
+    await examine_cached(source)
+    assert shelf.open_count == 2
     assert "changed" in str(changed(source))
 
 
-async def test_a_file_that_grows_while_it_is_loaded_is_not_read_to_its_end(shelf: Shelf) -> None:
-    """Nobody knows how long it will be, and it is to be held in memory."""
+async def test_a_file_that_grew_is_not_read_to_its_end(shelf: Shelf) -> None:
+    """The new length is unknown, and the file would be held in memory."""
     source = shelf.put("march.pdf", PDF)
-    first = await look(source)
+    first = await examine_cached(source)
     shelf.put("march.pdf", PDF * 20)
-    shelf.fails, shelf.after, shelf.at_open = OSError("read too far"), len(PDF) * 10, 2
+    shelf.error, shelf.readable_bytes, shelf.failing_from = OSError("read too far"), len(PDF) * 10, 2
     with pytest.raises(SourceError, match="changed"):
         await load(source, first)

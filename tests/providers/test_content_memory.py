@@ -1,4 +1,4 @@
-"""Memory: what was read before is a convenience. Without it all goes on, but for uploads, which need the ledger."""
+"""The content cache is optional: without it files are read again. Only uploads need the state, for the ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PDF = b"%PDF-1.7\nsome pages"
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Source]:
-    """Files that nobody has touched for a while."""
+    """Return files that were last modified a minute ago."""
     then = time.time() - 60
     for name in ("a.pdf", "b.pdf"):
         (tmp_path / name).write_bytes(PDF + name.encode())
@@ -35,22 +35,22 @@ def sources(tmp_path: Path) -> list[Source]:
     return [Source.from_file(tmp_path / name) for name in ("a.pdf", "b.pdf")]
 
 
-def is_a_file(home: Path, _: pytest.MonkeyPatch) -> None:
+def put_a_file_in_its_place(home: Path, _: pytest.MonkeyPatch) -> None:
     home.touch()
 
 
-def is_full(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_room(*_: Any, **__: Any) -> None:
+def fill_the_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def raise_disk_full(*_: Any, **__: Any) -> None:
         raise disk_full_error(home)
 
-    monkeypatch.setattr(DiskStore, "put_many", no_room)
-    monkeypatch.setattr(DiskStore, "swap", no_room)
-    monkeypatch.setattr(DiskStore, "add", no_room)
-    monkeypatch.setattr(DiskStore, "put", no_room)
-    monkeypatch.setattr(ContentCache, "put_many", no_room)
+    monkeypatch.setattr(DiskStore, "put_many", raise_disk_full)
+    monkeypatch.setattr(DiskStore, "swap", raise_disk_full)
+    monkeypatch.setattr(DiskStore, "add", raise_disk_full)
+    monkeypatch.setattr(DiskStore, "put", raise_disk_full)
+    monkeypatch.setattr(ContentCache, "put_many", raise_disk_full)
 
 
-def is_damaged(home: Path, _: pytest.MonkeyPatch) -> None:
+def damage_databases(home: Path, _: pytest.MonkeyPatch) -> None:
     for folder in ("state", "contents"):
         (home / folder).mkdir(parents=True)
         (home / folder / "cache.db").write_bytes(b"no database" * 1000)
@@ -61,19 +61,19 @@ def count_cached() -> int:
         return len(cache)
 
 
-@pytest.fixture(params=[is_a_file, is_full, is_damaged])
-def unusable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A POLLUX_HOME where nothing can be kept."""
+@pytest.fixture(params=[put_a_file_in_its_place, fill_the_disk, damage_databases])
+def unusable_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set POLLUX_HOME to a place where nothing can be stored."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
-    make: Callable[[Path, pytest.MonkeyPatch], None] = request.param
-    make(tmp_path / "pollux", monkeypatch)
+    break_home: Callable[[Path, pytest.MonkeyPatch], None] = request.param
+    break_home(tmp_path / "pollux", monkeypatch)
 
 
-@pytest.mark.usefixtures("unusable")
-async def test_what_cannot_be_remembered_is_read(
+@pytest.mark.usefixtures("unusable_home")
+async def test_files_are_read_without_a_usable_cache(
     sources: list[Source], config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each time, and one warning says why."""
+    """One warning names the reason, and the files are read again in each run."""
     caplog.set_level(logging.WARNING, logger="pollux_flows")
     assert None not in await read_sources(make_request(["What?"], target=config("openrouter").target, sources=sources))
     (warning,) = [record.getMessage() for record in caplog.records]
@@ -81,24 +81,25 @@ async def test_what_cannot_be_remembered_is_read(
     assert "POLLUX_HOME" in warning or "Remove that folder" in warning
 
 
-@pytest.mark.usefixtures("unusable")
-async def test_an_upload_does_and_says_so(sources: list[Source], config: MakeConfig, sim: Simulator) -> None:
-    """A file that nobody wrote down could be left behind, or uploaded again and again."""
+@pytest.mark.usefixtures("unusable_home")
+async def test_an_upload_without_a_usable_state_is_refused(
+    sources: list[Source], config: MakeConfig, sim: Simulator
+) -> None:
+    """Without a ledger entry the file could be left behind, or uploaded again and again."""
     with pytest.raises(ConfigurationError, match=r"State cannot be stored|no room left|is damaged"):
         await run("What is it?", source=sources[0], config=config("openai"))
     assert sim.files == []
 
 
-@pytest.mark.usefixtures("unusable")
-async def test_forgetting_fails_quietly(sources: list[Source]) -> None:
-    """Who forgets has something worse to tell."""
+@pytest.mark.usefixtures("unusable_home")
+async def test_forget_does_not_fail_without_a_cache(sources: list[Source]) -> None:
+    """The caller of `forget` has an error of its own to raise."""
     await forget(sources[0])
 
 
-async def test_files_are_remembered_by_name_and_version(
+async def test_each_file_is_cached_once_by_name_and_version(
     sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each once, however often it is given."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
     first = await examine([*sources, *sources], open_content_cache())
     assert first[:2] == first[2:]
@@ -107,10 +108,10 @@ async def test_files_are_remembered_by_name_and_version(
     assert await examine(sources, open_content_cache()) == first[:2]
 
 
-async def test_another_way_of_reading_reads_again(
+async def test_a_new_reading_version_reads_cached_files_again(
     sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an older version saw in the same bytes may not be what this one sees."""
+    """A later version of this project may read more from the bytes than an earlier one."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
     await examine(sources, open_content_cache())
     monkeypatch.setattr("pollux_flows.files.content._READING", 10**6)

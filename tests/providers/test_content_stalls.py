@@ -1,4 +1,4 @@
-"""Stalls: a file system that hangs is given up, and holds up neither its caller, nor the loop, nor the process."""
+"""Stalls: a read that hangs is given up, and blocks neither its caller, nor the event loop, nor the process."""
 
 from __future__ import annotations
 
@@ -28,25 +28,23 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def short_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
     monkeypatch.setattr("pollux_flows.files.file_threads.STALL_S", 0.3)
 
 
-def hanging(shelf: Shelf, *, after: int = 2_000_000, at_open: int = 1) -> Source:
-    shelf.hangs, shelf.after, shelf.at_open = True, after, at_open
+def make_hanging_source(shelf: Shelf, *, readable_bytes: int = 2_000_000, failing_from: int = 1) -> Source:
+    shelf.hangs, shelf.readable_bytes, shelf.failing_from = True, readable_bytes, failing_from
     return shelf.put("march.pdf", PDF)
 
 
-def busy() -> int:
-    """How many threads are reading."""
+def count_reading_threads() -> int:
     return sum(thread.name == "pollux-reading" for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("after", [0, 2_000_000])
-async def test_a_file_that_brings_nothing_any_more_is_an_error_that_says_so(shelf: Shelf, after: int) -> None:
-    """With its name and how long nothing came; files beside it are read meanwhile."""
-    source = hanging(shelf, after=after)
+@pytest.mark.parametrize("readable_bytes", [0, 2_000_000])
+async def test_a_stalled_read_names_the_file_and_the_seconds(shelf: Shelf, readable_bytes: int) -> None:
+    source = make_hanging_source(shelf, readable_bytes=readable_bytes)
     started = time.monotonic()
     for reading in (examine([source]), load(source, Content(sha256="", size_bytes=len(PDF), mime_type="a/b"))):
         with pytest.raises(SourceError, match=r"'shelf://march\.pdf' has sent no data for 0\.3 seconds"):
@@ -54,53 +52,53 @@ async def test_a_file_that_brings_nothing_any_more_is_an_error_that_says_so(shel
     assert time.monotonic() - started < 5
 
 
-async def test_what_goes_on_slowly_is_waited_for() -> None:
-    """Only silence counts, not how long it takes in all."""
+async def test_a_slow_read_that_makes_progress_is_not_a_stall() -> None:
+    """Only the time without progress counts, not the time in total."""
 
-    def slow(pulse: Pulse) -> str:
+    def read_slowly(pulse: Pulse) -> str:
         for piece in range(10):
             time.sleep(0.08)
             pulse.beat(f"piece {piece}")
         return "done"
 
-    assert await run_on_thread(slow) == "done"
+    assert await run_on_thread(read_slowly) == "done"
 
 
-async def test_waiting_can_be_cancelled_at_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deadline holds although the read does not return; and the thread ends as soon as it does."""
+async def test_a_hanging_read_can_be_cancelled(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline holds although the read does not return, and the thread ends once the read does."""
     monkeypatch.setattr("pollux_flows.files.file_threads.STALL_S", 60.0)
-    source = hanging(shelf)
-    await until(lambda: busy() == 0)  # threads of the tests before
+    source = make_hanging_source(shelf)
+    await until(lambda: count_reading_threads() == 0)  # threads of the tests before
     started = time.monotonic()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
             await examine([source])
     assert time.monotonic() - started < 2
-    assert busy() == 1
-    shelf.released.set()
-    await until(lambda: busy() == 0)
+    assert count_reading_threads() == 1
+    shelf.may_return.set()
+    await until(lambda: count_reading_threads() == 0)
 
 
-def test_a_loop_ends_although_a_read_hangs(shelf: Shelf) -> None:
-    """`asyncio.run` waits for the threads of its executor; these are not among them."""
-    source = hanging(shelf)
+def test_an_event_loop_closes_while_a_read_hangs(shelf: Shelf) -> None:
+    """`asyncio.run` waits for the threads of its executor; reading threads are not among them."""
+    source = make_hanging_source(shelf)
     started = time.monotonic()
     with pytest.raises(SourceError, match="has sent no data"):
         asyncio.run(examine([source]))
     assert time.monotonic() - started < 5
-    shelf.released.set()  # the thread finds nobody there any more, and that is no error
-    asyncio.run(until(lambda: busy() == 0))
+    shelf.may_return.set()  # the thread ends without an error, although its event loop is closed
+    asyncio.run(until(lambda: count_reading_threads() == 0))
 
 
-async def test_so_many_files_are_loaded_at_once_and_no_more(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request may name thousands."""
+async def test_the_number_of_reading_threads_is_limited(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may name thousands of files."""
     monkeypatch.setattr("pollux_flows.files.file_threads.STALL_S", 60.0)
-    source, content = hanging(shelf), Content(sha256="", size_bytes=len(PDF), mime_type="a/b")
-    before = busy()
+    source, content = make_hanging_source(shelf), Content(sha256="", size_bytes=len(PDF), mime_type="a/b")
+    before = count_reading_threads()
     loads = [asyncio.create_task(load(source, content)) for _ in range(100)]
-    await until(lambda: shelf.opened == file_threads.THREADS)
+    await until(lambda: shelf.open_count == file_threads.THREADS)
     await asyncio.sleep(0.1)
-    assert (shelf.opened, busy() - before) == (file_threads.THREADS, file_threads.THREADS)
+    assert (shelf.open_count, count_reading_threads() - before) == (file_threads.THREADS, file_threads.THREADS)
     for each in loads:
         each.cancel()
     await asyncio.gather(*loads, return_exceptions=True)
@@ -108,19 +106,19 @@ async def test_so_many_files_are_loaded_at_once_and_no_more(shelf: Shelf, monkey
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_reads_with_threads_of_its_own(tmp_path: Path) -> None:
-    """Its parent's did not come along."""
+    """A fork copies none of its parent's threads."""
     (tmp_path / "a.pdf").write_bytes(PDF)
     program = textwrap.dedent("""
         import asyncio, os, sys
         from pollux_flows import Source
         from pollux_flows.files.content import examine
 
-        def look():
+        def read_size():
             return asyncio.run(examine([Source.from_file(sys.argv[1])]))[0].size_bytes
 
-        look()
+        read_size()
         if (child := os.fork()) == 0:
-            os._exit(0 if look() else 1)
+            os._exit(0 if read_size() else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -129,8 +127,8 @@ def test_a_forked_process_reads_with_threads_of_its_own(tmp_path: Path) -> None:
     assert done.stdout.strip() == "0"
 
 
-def test_a_process_ends_although_a_read_hangs() -> None:
-    """Nothing joins what will never return."""
+def test_a_process_exits_while_a_read_hangs() -> None:
+    """The interpreter does not join reading threads."""
     program = textwrap.dedent("""
         import asyncio, os, sys, threading
         from pollux_flows import Source
@@ -139,7 +137,7 @@ def test_a_process_ends_although_a_read_hangs() -> None:
 
         file_threads.STALL_S = 0.3
         readable, _ = os.pipe()
-        place._open = lambda name: os.fdopen(readable, "rb", buffering=0)  # nobody ever writes
+        place._open = lambda name: os.fdopen(readable, "rb", buffering=0)  # never written to
         try:
             asyncio.run(examine([Source(source_type="file", uri="a.pdf")]))
         except Exception as error:
@@ -154,17 +152,20 @@ def test_a_process_ends_although_a_read_hangs() -> None:
     assert done.stderr == ""
 
 
-# --- While it is uploaded -----------------------------------------------------------------------------------
+# --- Stalls during an upload --------------------------------------------------------------------------------
 
 
-async def test_a_reader_fails_rather_than_hangs(shelf: Shelf) -> None:
-    """And can be closed, which would otherwise wait for the read."""
-    with closing(await open_file(hanging(shelf))) as reader, pytest.raises(SourceError, match="has sent no data"):
+async def test_a_stalled_reader_raises_and_can_be_closed(shelf: Shelf) -> None:
+    """Without the time limit, closing would wait for the read."""
+    with (
+        closing(await open_file(make_hanging_source(shelf))) as reader,
+        pytest.raises(SourceError, match="has sent no data"),
+    ):
         reader.read()
 
 
-async def test_a_local_file_that_hangs_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mount may be gone."""
+async def test_a_stalled_local_file_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mount of a local file may be gone."""
     readable, writable = os.pipe()
     try:
         monkeypatch.setattr("pollux_flows.files.place._open", lambda _: os.fdopen(readable, "rb", 0))
@@ -178,17 +179,17 @@ async def test_a_local_file_that_hangs_fails_too(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("provider", SDKS)
-async def test_an_upload_of_what_hangs_is_the_files_error(
+async def test_a_stall_during_an_upload_is_a_source_error(
     provider: ProviderName,
     config: MakeConfig,
     sim: Simulator,
     shelf: Shelf,
 ) -> None:
-    """It fails in good time, once, and in words; the run ends."""
-    source = hanging(shelf, at_open=2)
+    """The upload fails in time and without a retry, and no generate request is sent."""
+    source = make_hanging_source(shelf, failing_from=2)
     started = time.monotonic()
     with pytest.raises(SourceError, match=r"'shelf://march\.pdf' has sent no data"):
         await run("What is it?", source=source, config=config(provider, timeout_s=30.0))
     assert time.monotonic() - started < 10
-    assert shelf.opened == 2
+    assert shelf.open_count == 2
     assert [request for request in sim.requests if request.operation == "generate"] == []

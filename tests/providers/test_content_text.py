@@ -1,4 +1,4 @@
-"""Text: what goes into a request as text is UTF-8 from end to end, or is refused before anything is sent."""
+"""Text sources are sent as UTF-8 without any change, or refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ PDF = b"%PDF-1.7\nsome pages"
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
-Write = Callable[[str, bytes], Source]
+WriteFile = Callable[[str, bytes], Source]
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def written(name: str, data: bytes) -> Source:
+def write_file(tmp_path: Path) -> WriteFile:
+    def write(name: str, data: bytes) -> Source:
         (tmp_path / name).write_bytes(data)
         return Source.from_file(tmp_path / name)
 
-    return written
+    return write
 
 
 NOT_UTF_8 = {
@@ -50,34 +50,34 @@ NOT_UTF_8 = {
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 @pytest.mark.parametrize("name", NOT_UTF_8)
 async def test_text_that_is_not_utf_8_is_refused_before_anything_is_sent(
-    provider: ProviderName, name: str, write: Write, config: MakeConfig, sim: Simulator
+    provider: ProviderName, name: str, write_file: WriteFile, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Wherever in the file it shows, and although a good file stands before it."""
-    sources = [write("report.pdf", PDF), write(name, NOT_UTF_8[name])]
+    """Invalid bytes may be anywhere in the file, and a good file may precede it."""
+    sources = [write_file("report.pdf", PDF), write_file(name, NOT_UTF_8[name])]
     with pytest.raises(SourceError, match=r"\.csv' is sent as text, and is not UTF-8\. Save it as UTF-8"):
         await run_many(["?"], sources=sources, config=config(provider))
     assert sim.requests == []
 
 
-async def test_text_that_was_read_before_is_refused_just_as_early(
-    write: Write, config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+async def test_cached_text_that_is_not_utf_8_is_refused_unread(
+    write_file: WriteFile, config: MakeConfig, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is remembered of it says so."""
+    """The content cache stores whether a file is UTF-8."""
     monkeypatch.setattr("pollux_flows.files.place._SETTLED_S", -1.0)
-    source = write("latin-1.csv", NOT_UTF_8["latin-1.csv"])
+    source = write_file("latin-1.csv", NOT_UTF_8["latin-1.csv"])
     for _ in range(2):
         with pytest.raises(SourceError, match="not UTF-8"):
             await run("?", source=source, config=config("openai"))
-        monkeypatch.setattr(content, "_read", None)  # the second time nobody reads it
+        monkeypatch.setattr(content, "_read", None)  # so that a second read would fail
     assert sim.requests == []
 
 
-async def test_a_memory_from_before_that_question_was_asked_is_not_believed(
-    write: Write, monkeypatch: pytest.MonkeyPatch
+async def test_a_cache_entry_without_the_utf8_field_is_read_again(
+    write_file: WriteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is read again, and the record made whole."""
+    """The incomplete entry is replaced."""
     monkeypatch.setattr("pollux_flows.files.place._SETTLED_S", -1.0)
-    source, cache = write("latin-1.csv", NOT_UTF_8["latin-1.csv"]), open_content_cache()
+    source, cache = write_file("latin-1.csv", NOT_UTF_8["latin-1.csv"]), open_content_cache()
     (first,) = await examine([source], cache)
     key = content._key(str(source.uri), Pulse())
     assert key is not None
@@ -89,27 +89,28 @@ async def test_a_memory_from_before_that_question_was_asked_is_not_believed(
     assert (await cache.get_many([key]))[key]["utf8"] is False
 
 
-async def test_characters_may_be_cut_between_two_pieces(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece ends where it ends."""
+async def test_a_character_split_between_two_pieces_is_valid(
+    write_file: WriteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pollux_flows.files.place.PIECE", 3)
-    (found,) = await examine([write("greek.txt", "αβγδε😀".encode())])
+    (found,) = await examine([write_file("greek.txt", "αβγδε😀".encode())])
     assert found.utf8 is True
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 @pytest.mark.parametrize("text", ["\ufeffa,b\n1,2\n", "a\r\nb\n\x0b", "Grüße 😀"])
-async def test_text_arrives_as_the_bytes_of_the_file(
-    provider: ProviderName, text: str, write: Write, config: MakeConfig, sim: Simulator
+async def test_text_is_sent_unchanged(
+    provider: ProviderName, text: str, write_file: WriteFile, config: MakeConfig, sim: Simulator
 ) -> None:
-    """All of them, a byte order mark included: an upload would hold it too, and the file's hash does."""
-    source = write("table.csv", text.encode())
+    """A byte order mark and line ends are sent too, so the text matches the file's hash."""
+    source = write_file("table.csv", text.encode())
     await run("What?", source=source, config=config(provider))
     assert json.dumps(text) in json.dumps(sent(sim))
 
 
-async def test_text_that_is_uploaded_may_be_in_any_encoding(write: Write, config: MakeConfig, sim: Simulator) -> None:
-    """Its bytes go as they are; only what becomes part of a JSON document has to be UTF-8."""
-    source = write("latin-1.csv", NOT_UTF_8["latin-1.csv"])
+async def test_uploaded_text_may_have_any_encoding(write_file: WriteFile, config: MakeConfig, sim: Simulator) -> None:
+    """Only text that becomes part of a JSON document has to be UTF-8."""
+    source = write_file("latin-1.csv", NOT_UTF_8["latin-1.csv"])
     request = make_request(["?"], target=config("gemini").target, sources=[source])
     (known,) = await read_sources(request)
     assert known is not None

@@ -1,4 +1,4 @@
-"""Files on the web: read as streams from whatever kind of server, and what goes wrong there in words."""
+"""Files on the web: streamed from servers of many kinds, with errors that name the cause and no secret."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PDF = b"%PDF-1.7\n" + bytes(range(256)) * 5000
 
 
 class Site:
-    """What the server gives, and how. It knows nothing of ranges."""
+    """The responses of the test server, which ignores range requests."""
 
     def __init__(self) -> None:
         self.body = PDF
@@ -40,15 +40,15 @@ class Site:
         self.with_length = True
         self.sends_all = True
         self.answers_head = True
-        self.asked: list[str] = []
-        self.hang = threading.Event()  # set when nobody is to wait any more
+        self.requests: list[str] = []
+        self.stopped = threading.Event()  # set at the end, so that hanging responses return
         self.hangs_after: int | None = None
         self.drips = False
-        self.moved_body = b""  # what the redirect at /moved.pdf brings besides
-        self.moved_sent = 0
+        self.redirect_body = b""  # the body of the redirect at /moved.pdf
+        self.redirect_bytes_sent = 0
         self.origin = ""
 
-    def source(self, path: str = "/report.pdf") -> Source:
+    def make_source(self, path: str = "/report.pdf") -> Source:
         return Source.from_file(self.origin + path)
 
 
@@ -63,27 +63,27 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
 
         def do_GET(self) -> None:
             self._answer(site.status)
-            with suppress(ConnectionError):  # whoever reads an error does not read its body
-                while site.moved_body and self.path.startswith("/moved.pdf") and not site.hang.is_set():
-                    self.wfile.write(site.moved_body)
-                    site.moved_sent += len(site.moved_body)
+            with suppress(ConnectionError):  # the client closes the connection after an error
+                while site.redirect_body and self.path.startswith("/moved.pdf") and not site.stopped.is_set():
+                    self.wfile.write(site.redirect_body)
+                    site.redirect_bytes_sent += len(site.redirect_body)
                 if site.hangs_after is not None:
                     self.wfile.write(site.body[: site.hangs_after])
-                    site.hang.wait(30)
+                    site.stopped.wait(30)
                     return
                 place = 0
-                while site.drips and not site.hang.wait(0.02):
+                while site.drips and not site.stopped.wait(0.02):
                     self.wfile.write(site.body[place : place + 1])
                     place += 1
                 self.wfile.write(site.body if site.sends_all else site.body[:-1])
 
         def _answer(self, status: int) -> None:
-            site.asked.append(f"{self.command} {self.path}")
+            site.requests.append(f"{self.command} {self.path}")
             moved = self.path.startswith("/moved.pdf")
             self.send_response(302 if moved else status)
             for name, value in ({"Location": "/report.pdf?sig=hunter3"} if moved else site.headers).items():
                 self.send_header(name, value)
-            if (moved and not site.moved_body) or (not moved and site.with_length):
+            if (moved and not site.redirect_body) or (not moved and site.with_length):
                 self.send_header("Content-Length", str(0 if moved else len(site.body)))
             self.end_headers()
 
@@ -97,45 +97,48 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
     try:
         yield site
     finally:
-        site.hang.set()
+        site.stopped.set()
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-async def look(source: Source) -> Content:
+async def examine_cached(source: Source) -> Content:
+    """Examine the source with the content cache."""
     (found,) = await examine([source], open_content_cache())
     return found
 
 
 @pytest.mark.parametrize("with_length", [True, False])
 @pytest.mark.parametrize("answers_head", [True, False])
-async def test_a_server_need_know_neither_ranges_nor_lengths(site: Site, with_length: bool, answers_head: bool) -> None:
-    """The file is read as it comes."""
+async def test_a_server_without_ranges_lengths_or_head_is_read(
+    site: Site, with_length: bool, answers_head: bool
+) -> None:
     site.with_length, site.answers_head = with_length, answers_head
-    found = await look(site.source())
+    found = await examine_cached(site.make_source())
     assert (found.sha256, found.size_bytes) == (hashlib.sha256(PDF).hexdigest(), len(PDF))
     assert found.mime_type == "application/pdf"
 
 
 @pytest.mark.parametrize("provider", SDKS)
-async def test_it_is_uploaded_byte_by_byte(
+async def test_a_web_file_is_uploaded_unchanged(
     provider: ProviderName, site: Site, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Although the SDKs ask for its length and go back to its beginning."""
+    """The SDKs ask for its length and seek to its start, which the server does not support."""
     site.with_length = False
-    assert (await run("What is it?", source=site.source(), config=config(provider))).status == "ok"
+    assert (await run("What is it?", source=site.make_source(), config=config(provider))).status == "ok"
     assert [file.sha256 for file in sim.files] == [hashlib.sha256(PDF).hexdigest()]
 
 
-async def test_it_is_inlined_as_well(site: Site, config: MakeConfig, sim: Simulator) -> None:
-    """Where a provider keeps no files."""
-    assert (await run("What is it?", source=site.source(), config=config("openrouter"))).status == "ok"
+async def test_a_web_file_is_inlined_for_a_provider_without_files(
+    site: Site, config: MakeConfig, sim: Simulator
+) -> None:
+    assert (await run("What is it?", source=site.make_source(), config=config("openrouter"))).status == "ok"
     assert sim.files == []
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [
         (404, r"There is nothing at 'http://127.0.0.1:\d+/report.pdf'"),
         (410, "There is nothing at"),
@@ -144,17 +147,18 @@ async def test_it_is_inlined_as_well(site: Site, config: MakeConfig, sim: Simula
         (503, "cannot be read: .*the server answers 503"),
     ],
 )
-async def test_what_the_server_answers_is_said_in_words(site: Site, status: int, said: str) -> None:
-    """And never with what was secret in the address."""
+async def test_an_error_status_is_explained_without_the_signature(site: Site, status: int, message: str) -> None:
     site.status = status
-    with pytest.raises(SourceError, match=said) as caught:
-        await look(site.source("/report.pdf?X-Amz-Signature=hunter2"))
+    with pytest.raises(SourceError, match=message) as caught:
+        await examine_cached(site.make_source("/report.pdf?X-Amz-Signature=hunter2"))
     assert "hunter2" not in collect_text(caught.value)
-    assert site.asked[-1] == "GET /report.pdf?X-Amz-Signature=hunter2"
+    assert site.requests[-1] == "GET /report.pdf?X-Amz-Signature=hunter2"
 
 
-async def test_nobody_there_is_said_in_words(config: MakeConfig, sim: Simulator) -> None:
-    """The network has its own errors, and they hold the address, too."""
+async def test_an_unreachable_or_invalid_address_is_a_source_error_without_its_query(
+    config: MakeConfig, sim: Simulator
+) -> None:
+    """Errors of the network library hold the address, too."""
     for address in ("http://127.0.0.1:9/a.pdf?sig=hunter2", "http://[::1/a.pdf?sig=hunter2", "http:///a?sig=hunter2"):
         with pytest.raises(SourceError, match="cannot be read") as caught:
             await run("What is it?", source=Source.from_file(address), config=config("openai"))
@@ -162,89 +166,86 @@ async def test_nobody_there_is_said_in_words(config: MakeConfig, sim: Simulator)
     assert sim.requests == []
 
 
-async def test_a_file_that_ends_too_early_is_not_taken_for_whole(site: Site) -> None:
-    """A connection that breaks is no end."""
+async def test_a_truncated_download_is_an_error(site: Site) -> None:
     site.sends_all = False
     with pytest.raises(SourceError, match="cannot be read"):
-        await look(site.source())
+        await examine_cached(site.make_source())
 
 
-async def test_an_address_may_lead_elsewhere(site: Site) -> None:
-    """As arXiv's and GitHub's do."""
-    assert (await look(site.source("/moved.pdf"))).size_bytes == len(PDF)
+async def test_redirects_are_followed(site: Site) -> None:
+    """Addresses of arXiv and GitHub redirect."""
+    assert (await examine_cached(site.make_source("/moved.pdf"))).size_bytes == len(PDF)
 
 
-async def test_what_is_packed_for_the_way_is_unpacked(site: Site) -> None:
-    """What counts is the file."""
+async def test_a_gzipped_response_is_unpacked_before_it_is_hashed(site: Site) -> None:
     site.body, site.headers = gzip.compress(PDF), {"Content-Encoding": "gzip"}
-    assert (await look(site.source())).sha256 == hashlib.sha256(PDF).hexdigest()
+    assert (await examine_cached(site.make_source())).sha256 == hashlib.sha256(PDF).hexdigest()
 
 
 async def test_an_unchanged_file_is_not_fetched_again(site: Site) -> None:
-    """Its tag says that it is the same."""
+    """The ETag shows that the file is unchanged."""
     site.headers = {"ETag": '"1"', "Last-Modified": formatdate(time.time() - 3600, usegmt=True)}
-    first = await look(site.source())
-    assert await look(site.source()) == first
-    assert [asked.split()[0] for asked in site.asked] == ["HEAD", "GET", "HEAD"]
+    first = await examine_cached(site.make_source())
+    assert await examine_cached(site.make_source()) == first
+    assert [line.split()[0] for line in site.requests] == ["HEAD", "GET", "HEAD"]
     site.body, site.headers = PDF + b"more", {**site.headers, "ETag": '"2"'}
-    assert (await look(site.source())).size_bytes == len(PDF) + 4
+    assert (await examine_cached(site.make_source())).size_bytes == len(PDF) + 4
 
 
 @pytest.mark.parametrize("modified", [None, "just now", "some day"])
-async def test_a_file_without_a_version_or_with_a_fresh_one_is_fetched_again(site: Site, modified: str | None) -> None:
-    """Within one second of the server's clock it may change and look the same."""
+async def test_a_file_with_a_recent_or_no_version_is_fetched_again(site: Site, modified: str | None) -> None:
+    """Within one second of the server's clock a file may change and keep its version."""
     if modified:
         site.headers = {"Last-Modified": formatdate(usegmt=True) if modified == "just now" else modified}
-    first = await look(site.source())
+    first = await examine_cached(site.make_source())
     site.body = PDF[::-1]
-    assert (await look(site.source())).sha256 != first.sha256
+    assert (await examine_cached(site.make_source())).sha256 != first.sha256
 
 
-async def test_a_server_that_goes_silent_is_not_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a file came, and then nothing."""
+async def test_a_server_that_stalls_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pollux_flows.files.file_threads.STALL_S", 0.3)
     site.hangs_after = 1000
     started = time.monotonic()
     with pytest.raises(SourceError, match=r"report\.pdf.*(0\.3 seconds|ReadTimeout)"):
-        await look(site.source())
+        await examine_cached(site.make_source())
     assert time.monotonic() - started < 5
 
 
-async def test_a_server_that_drips_has_until_timeout_s(site: Site, config: MakeConfig, sim: Simulator) -> None:
-    """A byte now and then is no silence; without an end, a run would wait for it for months."""
+async def test_a_slow_endless_download_ends_at_timeout_s(site: Site, config: MakeConfig, sim: Simulator) -> None:
+    """A byte now and then is not a stall, so only the total time ends the download."""
     site.drips = True
     started = time.monotonic()
     with pytest.raises(SourceError, match=r"report\.pdf' was not read to its end within 0\.4 seconds") as caught:
-        await run("What is it?", source=site.source(), config=config("openai", timeout_s=0.4))
+        await run("What is it?", source=site.make_source(), config=config("openai", timeout_s=0.4))
     assert time.monotonic() - started < 5
     assert "timeout_s" in str(caught.value.hint)
     assert sim.requests == []
 
 
-async def test_what_swells_on_the_way_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A megabyte that unpacks to gigabytes is read no further than any provider would take, a piece at a time."""
+async def test_a_gzip_bomb_on_the_web_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpacking stops at the size limit."""
     monkeypatch.setattr("pollux_flows.files.web._LARGEST", 8 << 20)
     site.body, site.headers = gzip.compress(bytes(100 << 20)), {"Content-Encoding": "gzip"}
     with pytest.raises(SourceError, match="larger than"):
-        await look(site.source())
+        await examine_cached(site.make_source())
 
 
-async def test_no_log_holds_what_is_secret_in_an_address(
+async def test_no_log_holds_the_signature_of_an_address(
     site: Site, config: MakeConfig, sim: Simulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither ours, nor that of the library that fetches it, however much is logged; nor where the address leads."""
+    """Neither this project nor its HTTP library logs the signature at any level, also after a redirect."""
     caplog.set_level(logging.DEBUG)
-    source = site.source("/moved.pdf?X-Amz-Signature=hunter2")
+    source = site.make_source("/moved.pdf?X-Amz-Signature=hunter2")
     await run("What is it?", source=source, config=config("openai"))
-    assert "GET /report.pdf?sig=hunter3" in site.asked
+    assert "GET /report.pdf?sig=hunter3" in site.requests
     assert len(sim.files) == 1
     assert "hunter" not in caplog.text
 
 
 async def test_a_provider_that_repeats_an_address_is_quoted_without_its_query() -> None:
-    """It says that it could not fetch it; who reads that may not be who may fetch it."""
-    said = "Error while downloading https://h/march.pdf?X-Amz-Signature=hunter2. Upstream status code: 403."
-    async with scripted(http({"error": {"message": said}}, 400)) as server:
+    """Readers of the error may have no right to fetch the file."""
+    message = "Error while downloading https://h/march.pdf?X-Amz-Signature=hunter2. Upstream status code: 403."
+    async with scripted(http({"error": {"message": message}}, 400)) as server:
         source = Source.from_uri("https://h/march.pdf?X-Amz-Signature=hunter2", mime_type="application/pdf")
         with pytest.raises(APIError, match=r"downloading https://h/march\.pdf") as caught:
             await run("What is it?", source=source, config=server.config("openai"))
@@ -253,7 +254,7 @@ async def test_a_provider_that_repeats_an_address_is_quoted_without_its_query() 
 
 
 async def test_an_artifact_shows_an_address_without_its_query() -> None:
-    """A page that whoever sees the run may read."""
+    """The page can be read by everyone who sees the run."""
     from pollux_flows.pages import RunInput, render_grid
 
     config = Config(provider="openai", model="gpt-4.1-mini", use_mock=True)
@@ -264,63 +265,63 @@ async def test_an_artifact_shows_an_address_without_its_query() -> None:
     assert "hunter2" not in page
 
 
-# --- The copy that an upload is made from -------------------------------------------------------------------
+# --- The temporary copy for an upload -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files are."""
+    """Return the folder of temporary files."""
     folder = tmp_path / "spool"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
 
 
-async def test_a_copy_can_be_made_beside_what_else_goes_on(site: Site, spool: Path) -> None:
-    """And one that nobody waits for any more is not finished."""
+async def test_copying_can_be_cancelled_without_blocking_the_loop(site: Site, spool: Path) -> None:
+    """The cancelled copy is removed."""
     site.hangs_after = 1000
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await open_file(site.source())
-    site.hang.set()
-    await until(lambda: open_descriptors(spool) == [])
+            await open_file(site.make_source())
+    site.stopped.set()
+    await until(lambda: list_open_files(spool) == [])
     site.hangs_after = None
-    with closing(await open_file(site.source())) as file:
+    with closing(await open_file(site.make_source())) as file:
         assert file.read() == PDF
 
 
-async def test_the_copy_has_no_name_and_goes_with_the_reader(site: Site, spool: Path) -> None:
-    """Not even a process that is killed leaves it behind."""
-    with closing(await open_file(site.source())) as file:
-        assert names_in(spool) == []
+async def test_the_copy_has_no_name_and_is_removed_with_its_reader(site: Site, spool: Path) -> None:
+    """A file without a name is removed even if the process is killed."""
+    with closing(await open_file(site.make_source())) as file:
+        assert list_names(spool) == []
         assert file.seek(0, os.SEEK_END) == len(PDF)
         file.seek(0)
         assert file.read() == PDF
-    assert open_descriptors(spool) == []
+    assert list_open_files(spool) == []
 
 
-async def test_the_copy_goes_when_it_cannot_be_finished(site: Site, spool: Path) -> None:
-    """The server breaks off, so there is nothing to upload."""
+async def test_an_incomplete_copy_is_removed(site: Site, spool: Path) -> None:
     site.sends_all = False
     with pytest.raises(SourceError, match="cannot be read"):
-        await open_file(site.source())
-    assert names_in(spool) == []
-    assert open_descriptors(spool) == []
+        await open_file(site.make_source())
+    assert list_names(spool) == []
+    assert list_open_files(spool) == []
 
 
-async def test_no_room_for_the_copy_is_said_in_words(site: Site, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With where the room is missing, and how to find other room."""
+async def test_a_full_disk_during_the_copy_names_the_folder_and_tmpdir(
+    site: Site, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
     with pytest.raises(SourceError, match=rf"report\.pdf' could not be copied to {spool} .*No space.*TMPDIR"):
-        await open_file(site.source())
+        await open_file(site.make_source())
 
 
-def names_in(folder: Path) -> list[str]:
-    return os.listdir(folder)  # noqa: PTH208 (of a folder that a test made, from wherever it asks)
+def list_names(folder: Path) -> list[str]:
+    return os.listdir(folder)  # noqa: PTH208 (an async test may call this)
 
 
-def open_descriptors(folder: Path) -> list[str]:
-    """Open files under the folder, those without a name included."""
+def list_open_files(folder: Path) -> list[str]:
+    """Return the open files under the folder, including those without a name."""
     links = []
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
@@ -331,18 +332,17 @@ def open_descriptors(folder: Path) -> list[str]:
 
 
 async def test_the_body_of_a_redirect_is_not_read(site: Site) -> None:
-    """httpx would read it to its end into memory, and this one has none."""
-    site.moved_body = bytes(1 << 16)
+    """httpx would read the body into memory, and this one is endless."""
+    site.redirect_body = bytes(1 << 16)
     async with asyncio.timeout(10):
-        found = await look(site.source("/moved.pdf"))
+        found = await examine_cached(site.make_source("/moved.pdf"))
     assert found.sha256 == hashlib.sha256(PDF).hexdigest()
-    assert site.moved_sent < 64 << 20
+    assert site.redirect_bytes_sent < 64 << 20
 
 
-async def test_a_packed_file_ends_where_its_packing_does(site: Site) -> None:
-    """A server may go on for ever after it."""
+async def test_bytes_after_a_gzipped_file_are_not_waited_for(site: Site) -> None:
     site.body, site.headers = gzip.compress(PDF) + bytes(1 << 16), {"Content-Encoding": "gzip"}
     site.with_length, site.hangs_after = False, len(site.body)
     async with asyncio.timeout(10):
-        found = await look(site.source())
+        found = await examine_cached(site.make_source())
     assert found.sha256 == hashlib.sha256(PDF).hexdigest()

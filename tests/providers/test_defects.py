@@ -1,6 +1,7 @@
-"""What the library behind the seeds sends wrongly, row by row of our list: sent rightly here, or refused unsent.
+"""Requests that the library behind the seeds (pollux) sends wrongly: sent correctly here, or refused unsent.
 
-Rows 7, 11, 16 and 17 are conversations (test_conversations.py), 19 and 21 deferred delivery.
+The numbers are the rows of the list of defects. Rows 7, 11, 16 and 17 are in test_conversations.py; rows 19 and 21
+concern deferred jobs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OPTIONAL_ARGUMENT: dict[str, Any] = {
 }
 Case = tuple[int, ProviderName, str, dict[str, Any]]  # row, provider, model, options
 BEHIND_OPENROUTER = "openai/gpt-4.1-mini"
-SENT: list[Case] = [
+ACCEPTED_CASES: list[Case] = [
     (1, "openai", "gpt-4.1-mini", {"response_schema": Optionals}),
     (1, "openrouter", BEHIND_OPENROUTER, {"response_schema": Optionals}),
     (1, "openai", "gpt-4.1-mini", {"tools": [OPTIONAL_ARGUMENT]}),
@@ -52,15 +53,17 @@ SENT: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("case", SENT, ids=str)
-async def test_it_is_sent_as_the_provider_takes_it(case: Case, config: MakeConfig, sim: Simulator) -> None:
-    """The simulator refuses what the provider refuses: the one request was accepted."""
-    _, provider, model, given = case
-    await run("What do you see?", config=config(provider, model=model), options=Options(**given))
+@pytest.mark.parametrize("case", ACCEPTED_CASES, ids=str)
+async def test_a_request_that_pollux_gets_wrong_is_accepted_by_the_provider(
+    case: Case, config: MakeConfig, sim: Simulator
+) -> None:
+    """The simulator refuses what the provider refuses, and accepted the only request."""
+    _, provider, model, options = case
+    await run("What do you see?", config=config(provider, model=model), options=Options(**options))
     assert [entry.status for entry in asked(sim)] == [200]
 
 
-REFUSED: list[Case] = [
+REFUSED_CASES: list[Case] = [
     (4, "openai", "gpt-4.1-mini", {"max_tokens": 15}),
     (6, "openai", "gpt-5-mini", {"temperature": 0.5}),
     (6, "openai", "gpt-5-mini", {"top_p": 0.5}),
@@ -77,18 +80,21 @@ REFUSED: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=str)
-async def test_it_is_refused_unsent(case: Case, config: MakeConfig, sim: Simulator) -> None:
-    """With a hint, and without any request."""
-    _, provider, model, given = case
+@pytest.mark.parametrize("case", REFUSED_CASES, ids=str)
+async def test_a_request_that_pollux_gets_wrong_is_refused_with_a_hint_and_unsent(
+    case: Case, config: MakeConfig, sim: Simulator
+) -> None:
+    _, provider, model, options = case
     with pytest.raises(ConfigurationError) as caught:
-        await run("p", config=config(provider, model=model), options=Options(**given))
+        await run("p", config=config(provider, model=model), options=Options(**options))
     assert caught.value.hint
     assert sim.requests == []
 
 
-async def test_row_5_a_sound_is_no_document(config: MakeConfig, sim: Simulator, tmp_path: Path) -> None:
-    """OpenAI reads no audio as a file: nothing is uploaded to find that out."""
+async def test_row_5_audio_for_openai_is_refused_before_an_upload(
+    config: MakeConfig, sim: Simulator, tmp_path: Path
+) -> None:
+    """OpenAI reads no audio as a file."""
     sound = tmp_path / "a.mp3"
     sound.write_bytes(b"ID3\4\0\0\0\0\0\0")
     with pytest.raises(ConfigurationError) as caught:
@@ -97,23 +103,24 @@ async def test_row_5_a_sound_is_no_document(config: MakeConfig, sim: Simulator, 
     assert sim.requests == []
 
 
-async def test_row_13_thinking_that_was_paid_for_is_shown(config: MakeConfig) -> None:
-    """Newer Claudes think, bill for it, and show nothing unless they are asked to."""
+async def test_row_13_the_reasoning_of_newer_claude_models_is_returned(config: MakeConfig) -> None:
+    """These models bill for thinking, and return it only on request."""
     options = Options(reasoning_effort="low")
     envelope = await run("Why?", config=config("anthropic", model="claude-opus-4-8"), options=options)
     assert envelope.reasoning == ["Simulated reasoning about: Why?"]
 
 
-async def test_row_20_gemini_is_cut(config: MakeConfig, sim: Simulator) -> None:
-    """max_tokens reaches Gemini, and holds."""
+async def test_row_20_max_tokens_limits_geminis_answer(config: MakeConfig, sim: Simulator) -> None:
     envelope = await run("Tell me about the sea.", config=config("gemini"), options=Options(max_tokens=5))
     assert sent(sim)["generationConfig"]["maxOutputTokens"] == 5
     assert len(envelope.text) <= 20
 
 
 @pytest.mark.parametrize("budget", [1024, 20_000])
-async def test_row_9_thinking_always_leaves_room(budget: int, config: MakeConfig, sim: Simulator) -> None:
-    """Anthropic counts thinking against max_tokens; the default leaves the answer its share."""
+async def test_row_9_the_default_max_tokens_leaves_room_beside_thinking(
+    budget: int, config: MakeConfig, sim: Simulator
+) -> None:
+    """Anthropic counts thinking against max_tokens."""
     options = Options(reasoning_budget_tokens=budget)
     await run("p", config=config("anthropic", model="claude-sonnet-4-5"), options=options)
     assert sent(sim)["max_tokens"] - budget >= 4096

@@ -1,4 +1,4 @@
-"""Hostile answers: texts that are made to keep whoever checks them busy. They cost their own structure, and no time."""
+"""Hostile answers: text that is expensive to parse or validate loses its structured value, and costs little time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pollux_flows.schemas.validation import check
 from tests.conforming import problems, without_invented_nulls
 from tests.loopback import MODELS, good, http, scripted
 
-# Ten levels of it took 54 seconds: each level tries all three branches, and each of those all below.
+# A naive validator needs 54 seconds for ten levels: each level tries three branches, each with all levels below.
 TREE: dict[str, Any] = {
     "$ref": "#/$defs/node",
     "$defs": {
@@ -43,7 +43,7 @@ TREE: dict[str, Any] = {
 }
 
 
-def nested(depth: int, leaf: dict[str, Any]) -> dict[str, Any]:
+def make_nested(depth: int, leaf: dict[str, Any]) -> dict[str, Any]:
     value = leaf
     for _ in range(depth):
         value = {"kind": "c", "child": value, "note": None}
@@ -51,7 +51,7 @@ def nested(depth: int, leaf: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def assert_within(seconds: float) -> Iterator[None]:
     started = time.monotonic()
     yield
     assert time.monotonic() - started < seconds
@@ -59,29 +59,28 @@ def within(seconds: float) -> Iterator[None]:
 
 @pytest.mark.parametrize("leaf", [{"kind": "a"}, {"kind": "b", "note": None}])
 def test_a_recursive_union_is_read_in_linear_time(leaf: dict[str, Any]) -> None:
-    """Each value is held against each branch once, however deep it lies."""
-    with within(5):
-        cleaned = without_invented_nulls(nested(30, leaf), TREE)
+    """Each value is checked against each branch once, at any depth."""
+    with assert_within(5):
+        cleaned = without_invented_nulls(make_nested(30, leaf), TREE)
         assert problems(cleaned, TREE) == []
     assert "note" not in json.dumps(cleaned)
 
 
-def test_the_fault_at_the_bottom_of_a_recursive_union_is_named() -> None:
-    """And not "not valid under any of the given schemas" at its root."""
-    with within(5):
-        (problem,) = problems(nested(30, {"kind": "a", "note": 5}) | {"note": "x"}, TREE)[:1]
+def test_a_problem_deep_in_a_recursive_union_is_located() -> None:
+    """The problem is not reported as "not valid under any of the given schemas" at the root."""
+    with assert_within(5):
+        (problem,) = problems(make_nested(30, {"kind": "a", "note": 5}) | {"note": "x"}, TREE)[:1]
     assert problem.startswith("$.child")
 
 
-def test_an_answer_with_many_faults_tells_the_first_ones() -> None:
-    """A million lines help no reader."""
+def test_at_most_twenty_problems_are_reported() -> None:
     assert len(problems(["x"] * 100_000, {"type": "array", "items": {"type": "integer"}})) == 20
 
 
 def test_unique_items_are_compared_by_hash() -> None:
-    """Each with each would be two hundred million comparisons here. 1 is 1.0, and not true."""
+    """Pairwise comparison would take 200 million steps here. 1 equals 1.0, and not true."""
     schema = {"uniqueItems": True}
-    with within(3):
+    with assert_within(3):
         assert problems([{"n": number} for number in range(20_000)], schema) == []
     assert problems([[1, {"a": True}], [1.0, {"a": True}]], schema) != []
     assert problems([1, True, "1", None, [1], [True]], schema) == []
@@ -96,23 +95,23 @@ def test_unique_items_are_compared_by_hash() -> None:
         ({"propertyNames": {"pattern": "^(a|a)*$"}}, {"a" * 60 + "!": 1}),
     ],
 )
-def test_a_pattern_that_backtracks_for_ever_is_stopped(schema: dict[str, Any], value: Any) -> None:
-    """At the deadline, with its name."""
-    with within(5), pytest.raises(TimeoutError, match=r"pattern .*\(a\|a\)\*"):
+def test_a_backtracking_pattern_is_stopped_at_the_time_limit(schema: dict[str, Any], value: Any) -> None:
+    """The error names the pattern."""
+    with assert_within(5), pytest.raises(TimeoutError, match=r"pattern .*\(a\|a\)\*"):
         Conformance(schema, limit_s=0.1).problems(value)
 
 
-def test_names_that_jsonschema_would_match_itself_are_refused() -> None:
-    """Before the call: its own engine cannot be stopped."""
+def test_a_schema_whose_patterns_jsonschema_would_match_itself_is_refused() -> None:
+    """Regular expressions that jsonschema matches cannot be interrupted."""
     assert "unevaluatedProperties" in str(check({"patternProperties": {"a": {}}, "unevaluatedProperties": False}))
 
 
-# --- Through a run ------------------------------------------------------------------------------------------
+# --- In a run -----------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def responsive(seconds: float) -> AsyncIterator[None]:
-    """The event loop never stands still for so long, by the time that this process computes."""
+async def assert_responsive(seconds: float) -> AsyncIterator[None]:
+    """Assert that the event loop is never blocked for so many seconds of this process's CPU time."""
     longest = 0.0
 
     async def tick() -> None:
@@ -132,25 +131,25 @@ async def responsive(seconds: float) -> AsyncIterator[None]:
     assert longest < seconds
 
 
-async def answered(text: str, schema: Any, **settings: Any) -> ResultEnvelope:
-    """The envelope of a run whose event loop stays alive while the answer is read."""
-    async with scripted(http(good("local", text))) as server, responsive(1):
+async def run_with_answer(text: str, schema: Any, **settings: Any) -> ResultEnvelope:
+    """Run a prompt that is answered with this text, and assert that the event loop is not blocked meanwhile."""
+    async with scripted(http(good("local", text))) as server, assert_responsive(1):
         envelope = await run("p", config=server.config("local", **settings), options=Options(response_schema=schema))
     assert envelope.answers == [text]
     return envelope
 
 
-async def test_a_pattern_for_ever_costs_the_structure_and_not_the_envelope() -> None:
-    """It obeys timeout_s, and other work goes on meanwhile."""
-    with within(5):
+async def test_a_backtracking_pattern_costs_only_the_structured_value() -> None:
+    """timeout_s limits the validation, and other tasks run meanwhile."""
+    with assert_within(5):
         schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a|a)*$"}}}
-        envelope = await answered(json.dumps({"a": "a" * 60 + "!"}), schema, timeout_s=0.4)
+        envelope = await run_with_answer(json.dumps({"a": "a" * 60 + "!"}), schema, timeout_s=0.4)
     assert envelope.structured == [None]
     assert "0.4 s" in envelope.diagnostics["warnings"][0]
 
 
-class Looping(BaseModel):
-    """A caller's validator that never returns for what a model may well write."""
+class LoopingModel(BaseModel):
+    """A model whose validator never returns for some values."""
 
     name: str
 
@@ -165,24 +164,24 @@ class Looping(BaseModel):
 
 
 @pytest.mark.parametrize("text", ["loop", "sleep"])
-async def test_a_validator_that_never_returns_is_given_up(text: str) -> None:
-    """At timeout_s; the text stays."""
-    with within(5):
-        envelope = await answered(json.dumps({"name": text}), Looping, timeout_s=0.4)
+async def test_a_validator_that_never_returns_is_given_up_after_timeout_s(text: str) -> None:
+    """The answer's text is returned."""
+    with assert_within(5):
+        envelope = await run_with_answer(json.dumps({"name": text}), LoopingModel, timeout_s=0.4)
     assert envelope.structured == [None]
     assert "longer than 0.4 seconds" in envelope.diagnostics["warnings"][0]
 
 
-async def test_an_answer_that_is_given_up_costs_its_siblings_nothing() -> None:
-    """Those before it and after it become what they are."""
-
+async def test_a_validation_given_up_does_not_affect_other_answers() -> None:
     def choose(body: bytes) -> bytes:
         return http(good("local", json.dumps({"name": "loop" if b"second" in body else "fine"})))
 
     async with scripted(choose, by_body=True) as server:
         config = server.config("local", timeout_s=0.4)
-        envelope = await run_many(["first", "second", "third"], config=config, options=Options(response_schema=Looping))
-    assert envelope.structured == [Looping(name="fine"), None, Looping(name="fine")]
+        envelope = await run_many(
+            ["first", "second", "third"], config=config, options=Options(response_schema=LoopingModel)
+        )
+    assert envelope.structured == [LoopingModel(name="fine"), None, LoopingModel(name="fine")]
 
 
 class Left(BaseModel):
@@ -205,31 +204,30 @@ for _model in (Left, Right, Other):
     _model.model_rebuild()
 
 
-async def test_a_model_that_would_try_all_combinations_is_refused_in_words() -> None:
-    """Pydantic would try three to the thirtieth, in one go that nothing interrupts. A few levels it takes in its
-    stride."""
+async def test_a_union_with_exponentially_many_combinations_is_not_validated() -> None:
+    """Pydantic would try 3**30 combinations in a call that nothing can interrupt; a few levels are validated."""
     text = '{"left": ' * 30 + "{}" + "}" * 30
-    with within(5):
-        envelope = await answered(text, Left)
+    with assert_within(5):
+        envelope = await run_with_answer(text, Left)
     assert envelope.structured == [None]
     assert "discriminator" in envelope.diagnostics["warnings"][0]
-    assert (await answered('{"left": {"left": {"b": 5}}}', Left)).diagnostics["warnings"] == []
+    assert (await run_with_answer('{"left": {"left": {"b": 5}}}', Left)).diagnostics["warnings"] == []
 
 
-FOREVER = "^(a|a)*$"
+BACKTRACKING = "^(a|a)*$"
 
 
 class Compiled(BaseModel):
-    config: Annotated[str, Field(pattern=re.compile(FOREVER))]
+    config: Annotated[str, Field(pattern=re.compile(BACKTRACKING))]
 
 
 class PythonRe(BaseModel):
     model_config = ConfigDict(regex_engine="python-re")
 
-    a: str = Field(pattern=FOREVER)
+    a: str = Field(pattern=BACKTRACKING)
 
 
-class Within(BaseModel):
+class ModelInContainer(BaseModel):
     default: dict[str, list[PythonRe | int]]
 
 
@@ -237,7 +235,7 @@ class Within(BaseModel):
 class PythonReDataclass:
     __pydantic_config__ = ConfigDict(regex_engine="python-re")
 
-    a: Annotated[str, Field(pattern=FOREVER)]
+    a: Annotated[str, Field(pattern=BACKTRACKING)]
 
 
 class AroundDataclass(BaseModel):
@@ -245,39 +243,39 @@ class AroundDataclass(BaseModel):
     within: PythonReDataclass | None = None
 
 
-class Linear(BaseModel):
-    """A model within has a config of its own: its pattern is one of Rust's engine."""
+class RustInsidePython(BaseModel):
+    """The inner model has a config of its own, so its pattern runs on Rust's linear-time engine."""
 
     model_config = ConfigDict(regex_engine="python-re")
 
     class Inner(BaseModel):
-        a: str = Field(pattern=FOREVER)
+        a: str = Field(pattern=BACKTRACKING)
 
     inner: Inner
     number: int = 0
 
 
-@pytest.mark.parametrize("model", [Compiled, PythonRe, Within, AroundDataclass])
-async def test_a_pattern_that_nothing_can_stop_is_refused(model: type[BaseModel]) -> None:
-    """Before any request: Python's re holds the GIL, so a deadline on another thread never comes."""
+@pytest.mark.parametrize("model", [Compiled, PythonRe, ModelInContainer, AroundDataclass])
+async def test_a_model_with_an_uninterruptible_pattern_is_refused(model: type[BaseModel]) -> None:
+    """Python's re holds the GIL, so no deadline on another thread can end it."""
     with pytest.raises(
-        ConfigurationError, match=re.escape(f"{model.__name__} checks the pattern '{FOREVER}'")
-    ) as refused:
+        ConfigurationError, match=re.escape(f"{model.__name__} checks the pattern '{BACKTRACKING}'")
+    ) as caught:
         Options(response_schema=model)
-    assert "model_json_schema()" in str(refused.value.hint)
+    assert "model_json_schema()" in str(caught.value.hint)
     with pytest.raises(ConfigurationError, match="checks the pattern"):
         Options(response_schema=f"{__name__}:{model.__name__}")
 
 
-def test_such_a_pattern_freezes_the_process() -> None:
-    """Why it is refused: a reader with a deadline of 0.1 seconds is not back after two."""
+def test_a_backtracking_pattern_of_python_re_blocks_the_process() -> None:
+    """A reader with a deadline of 0.1 seconds has not returned after two, so such models are refused."""
     code = f"""
 from pydantic import BaseModel, ConfigDict, Field
 from pollux_flows.pipeline.time_limit import each_in_time
 
 class PythonRe(BaseModel):
     model_config = ConfigDict(regex_engine="python-re")
-    a: str = Field(pattern={FOREVER!r})
+    a: str = Field(pattern={BACKTRACKING!r})
 
 answer = '{{"a": "' + "a" * 60 + '!"}}'
 print("begins", flush=True)
@@ -293,13 +291,13 @@ each_in_time(PythonRe.model_validate_json, [answer], limit_s=0.1, late=None)
             process.kill()
 
 
-async def test_a_pattern_of_rusts_engine_is_read_in_linear_time() -> None:
-    """And the patterns of a class that is passed as its JSON Schema are checked under the deadline."""
-    with within(5):
+async def test_a_pattern_on_rusts_engine_is_validated_in_linear_time() -> None:
+    """A model passed as JSON Schema has its patterns checked under the time limit."""
+    with assert_within(5):
         text = json.dumps({"inner": {"a": "a" * 60 + "!"}})
-        envelope = await answered(text, Linear, timeout_s=0.4)
+        envelope = await run_with_answer(text, RustInsidePython, timeout_s=0.4)
         assert "inner.a: String should match pattern" in envelope.diagnostics["warnings"][0]
-        envelope = await answered('{"a": "aa"}', PythonRe.model_json_schema(), timeout_s=0.4)
+        envelope = await run_with_answer('{"a": "aa"}', PythonRe.model_json_schema(), timeout_s=0.4)
     assert envelope.structured == [{"a": "aa"}]
 
 
@@ -320,21 +318,21 @@ class Words(BaseModel):
     ],
     ids=["set", "dict"],
 )
-async def test_numbers_of_equal_hashes_are_refused_in_words(answer: dict[str, Any]) -> None:
-    """Python would compare each with all others, in one go that nothing interrupts; a megabyte took a minute."""
-    envelope = await answered(json.dumps(answer), Numbers)
+async def test_a_set_of_numbers_with_colliding_hashes_is_not_built(answer: dict[str, Any]) -> None:
+    """Python would compare each with all others without interruption; a megabyte took a minute."""
+    envelope = await run_with_answer(json.dumps(answer), Numbers)
     assert envelope.structured == [None]
     assert "too many items for the sets" in envelope.diagnostics["warnings"][0]
 
 
-async def test_a_large_set_of_texts_is_read() -> None:
-    """Their hashes are secret, so they cannot be made equal."""
+async def test_a_large_set_of_strings_is_built() -> None:
+    """Hashes of strings are randomised, so an answer cannot make them collide."""
     words = [f"{number}" for number in range(6_000)]
-    assert (await answered(json.dumps({"ids": words}), Words)).structured == [Words(ids=set(words))]
+    assert (await run_with_answer(json.dumps({"ids": words}), Words)).structured == [Words(ids=set(words))]
 
 
-class Once(BaseModel):
-    """A validator with a memory, such as one that looks for doubled invoices."""
+class UniqueInvoice(BaseModel):
+    """A validator with a state, such as one that looks for doubled invoices."""
 
     seen: ClassVar[list[str]] = []
     number: str
@@ -348,26 +346,26 @@ class Once(BaseModel):
         return value
 
 
-async def test_a_callers_validators_run_once_an_answer() -> None:
-    """One that fails on a second call lost the envelope."""
-    Once.seen.clear()
-    envelope = await answered('{"number": "7"}', Once)
-    assert Once.seen == ["7"]
+async def test_a_callers_validators_run_once_for_each_answer() -> None:
+    """A validator that fails on its second call would otherwise lose the envelope."""
+    UniqueInvoice.seen.clear()
+    envelope = await run_with_answer('{"number": "7"}', UniqueInvoice)
+    assert UniqueInvoice.seen == ["7"]
     assert [value.number for value in envelope.structured or []] == ["7"]
 
 
 @pytest.mark.parametrize(("tail", "value"), [("x", None), ("{}\n```\n", {})])
 def test_a_fence_before_many_blank_lines_is_found_in_linear_time(tail: str, value: Any) -> None:
-    """A regular expression took the cube of their number, and the whole process with it."""
+    """A regular expression would take time cubic in their number, and block the process."""
     answer = Answer(text="```json\n" + "\n" * 3_000 + tail, finish_reason="stop")
-    with within(5):
+    with assert_within(5):
         readings = read_answers(Options(response_schema={"type": "object"}), [answer])
     assert readings is not None
     assert readings[0].value == value
 
 
-async def test_the_arguments_of_many_tool_calls_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with a pattern that never ends; past the limit, they are as the model wrote them."""
+async def test_the_arguments_of_all_tool_calls_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the limit, arguments are returned as the model wrote them."""
     monkeypatch.setattr(extract, "TOOLS_S", 0.05, raising=False)
     slow = {"type": "object", "properties": {"q": {"type": "string", "pattern": "^(a|a)*$"}}}
     tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"anyOf": [slow, {"type": "object"}]}}}}
@@ -376,7 +374,7 @@ async def test_the_arguments_of_many_tool_calls_share_one_limit(monkeypatch: pyt
     reply = {"choices": [{"message": {"content": None, "tool_calls": calls}, "finish_reason": "tool_calls"}]}
     async with scripted(http(reply)) as server:
         server.listing = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["tools"]}]})
-        with within(5):
+        with assert_within(5):
             envelope = await run("p", config=server.config("openrouter"), options=Options(tools=[tool]))
     assert envelope.tool_calls is not None
     assert [call["arguments"] for call in envelope.tool_calls[0]] == [arguments] * 10

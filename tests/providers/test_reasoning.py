@@ -1,4 +1,4 @@
-"""Reasoning: effort and budget by model family, and the reasoning text that comes back."""
+"""Reasoning: effort and budget by model family, and the reasoning text of the answer."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ EFFORTS: list[tuple[ProviderName, str, str, dict[str, Any]]] = [
 ]
 
 
-def thinking_of(provider: ProviderName, body: dict[str, Any]) -> Any:
+def read_thinking(provider: ProviderName, body: dict[str, Any]) -> Any:
     if provider == "gemini":
         return body["generationConfig"]["thinkingConfig"]
     return body["thinking" if provider == "anthropic" else "reasoning"]
 
 
 @pytest.mark.parametrize("case", EFFORTS, ids=str)
-async def test_effort_is_said_as_each_family_wants_it(
+async def test_reasoning_effort_is_sent_in_the_form_of_each_model_family(
     case: tuple[ProviderName, str, str, dict[str, Any]], config: MakeConfig, sim: Simulator
 ) -> None:
-    """The same word everywhere; on the wire a level, a number of tokens or a mode. The reasoning comes back."""
+    """The effort is sent as a level, a number of tokens or a mode, and the reasoning is returned."""
     provider, model, effort, wire = case
     envelope = await run("Why?", config=config(provider, model=model), options=Options(reasoning_effort=effort))
-    assert thinking_of(provider, sent(sim)) == wire
+    assert read_thinking(provider, sent(sim)) == wire
     assert envelope.reasoning == ["Simulated reasoning about: Why?"]
     assert envelope.answers == ["Simulated answer to: Why?"]
     assert envelope.usage["reasoning_tokens"] > 0
 
 
-async def test_anthropic_is_told_the_effort_beside_the_thinking(config: MakeConfig, sim: Simulator) -> None:
-    """Effort is a setting of its own there."""
+async def test_anthropic_receives_the_effort_in_output_config(config: MakeConfig, sim: Simulator) -> None:
+    """The effort is a setting beside the thinking mode."""
     await run("Why?", config=config("anthropic", model="claude-opus-4-7"), options=Options(reasoning_effort="low"))
     assert sent(sim)["output_config"] == {"effort": "low"}
 
@@ -57,10 +57,10 @@ async def test_anthropic_is_told_the_effort_beside_the_thinking(config: MakeConf
 @pytest.mark.parametrize(
     ("model", "output_config"), [("claude-haiku-4-5", None), ("claude-novella-next", {"effort": "max"})]
 )
-async def test_only_a_model_that_is_known_to_refuse_the_effort_is_sent_none(
+async def test_effort_is_left_out_only_for_models_known_to_refuse_it(
     model: str, output_config: Any, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Haiku 4.5 answers `output_config.effort` with a 400; a name that no list knows is the provider's to judge."""
+    """Haiku 4.5 answers `output_config.effort` with a 400; an unknown model receives it."""
     await run("Why?", config=config("anthropic", model=model), options=Options(reasoning_effort="max"))
     assert sent(sim).get("output_config") == output_config
 
@@ -76,26 +76,26 @@ BUDGETS: list[tuple[ProviderName, str, int, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("case", BUDGETS, ids=str)
-async def test_a_budget_is_a_number_of_tokens(
+async def test_a_reasoning_budget_is_sent_as_tokens(
     case: tuple[ProviderName, str, int, dict[str, Any]], config: MakeConfig, sim: Simulator
 ) -> None:
     """Zero turns thinking off."""
     provider, model, budget, wire = case
     options = Options(reasoning_budget_tokens=budget)
     envelope = await run("Why?", config=config(provider, model=model), options=options)
-    assert thinking_of(provider, sent(sim)) == wire
+    assert read_thinking(provider, sent(sim)) == wire
     assert (envelope.reasoning is not None) == (budget > 0)
 
 
-async def test_anthropic_leaves_room_for_the_answer(config: MakeConfig, sim: Simulator) -> None:
-    """max_tokens covers the thinking too, so the default grows with the budget."""
+async def test_the_default_max_tokens_of_anthropic_grows_with_the_budget(config: MakeConfig, sim: Simulator) -> None:
+    """max_tokens includes the thinking."""
     options = Options(reasoning_budget_tokens=30_000)
     await run("Why?", config=config("anthropic", model="claude-sonnet-4-5"), options=options)
     assert sent(sim)["max_tokens"] > 30_000
 
 
-async def test_the_room_for_the_answer_ends_where_the_model_does(config: MakeConfig, sim: Simulator) -> None:
-    """A default beyond what the model can write is a 400."""
+async def test_the_default_max_tokens_stays_within_the_models_limit(config: MakeConfig, sim: Simulator) -> None:
+    """Anthropic refuses a larger value."""
     options = Options(reasoning_budget_tokens=63_000)
     await run("Why?", config=config("anthropic", model="claude-sonnet-4-5"), options=options)
     assert sent(sim)["max_tokens"] == 64_000
@@ -132,22 +132,19 @@ REFUSED: list[tuple[ProviderName, str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-async def test_what_a_model_cannot_do_is_refused_before_it_is_asked(
+async def test_reasoning_options_that_a_model_does_not_support_are_refused_unsent(
     case: tuple[ProviderName, str, dict[str, Any], str], config: MakeConfig, sim: Simulator
 ) -> None:
-    """A stable fact about a model family costs nothing here, and a failed run over there."""
-    provider, model, given, says = case
-    with pytest.raises(ConfigurationError, match=says) as caught:
-        await run("Why?", config=config(provider, model=model), options=Options(**given))
+    provider, model, options, message = case
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        await run("Why?", config=config(provider, model=model), options=Options(**options))
     assert caught.value.hint
     assert sim.requests == []
 
 
 @pytest.mark.parametrize("provider", ["local", "openrouter"])
-async def test_reasoning_that_nobody_asked_for_is_passed_on(
-    provider: ProviderName, config: MakeConfig, sim: Simulator
-) -> None:
-    """Servers think by themselves, and name the field as they like."""
+async def test_unrequested_reasoning_is_returned(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
+    """Some servers reason by default, and name the field differently."""
     sim.fail(Fault(kind="reasoning"))
     envelope = await run("Why?", config=config(provider))
     assert envelope.reasoning == ["Simulated reasoning about: Why?"]

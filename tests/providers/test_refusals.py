@@ -1,4 +1,4 @@
-"""Errors that a provider sends as such: what is retried, what never is, and what each says to do."""
+"""Error responses of providers: which are retried, which are not, and which hint each has."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pollux_flows.errors import ErrorCategory
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, ONCE, QUICK, MakeConfig, asked, every_provider, http, outcomes, scripted
 
-FINAL: list[tuple[int, ErrorCategory | None]] = [
+PERMANENT: list[tuple[int, ErrorCategory | None]] = [
     (400, None), (401, "auth"), (402, None), (403, "auth"), (404, None), (405, None), (413, None), (422, None),
     (501, None),
 ]  # fmt: skip
-PASSING = [408, 409, 425, 429, 500, 502, 503, 504, 520, 529]
+TRANSIENT = [408, 409, 425, 429, 500, 502, 503, 504, 520, 529]
 
 
 @every_provider
-@pytest.mark.parametrize(("status", "category"), FINAL)
-async def test_what_will_not_pass_is_asked_once(
+@pytest.mark.parametrize(("status", "category"), PERMANENT)
+async def test_a_permanent_error_is_not_retried(
     provider: ProviderName, status: int, category: ErrorCategory | None, config: MakeConfig, sim: Simulator
 ) -> None:
-    """One request, one error, a hint. The status and the provider's words are in it."""
+    """The error has the status, the provider's message and a hint."""
     sim.fail(Fault(status=status, message="so they say"), times=None)
     with pytest.raises(APIError, match=f"{provider} answered {status}: so they say") as caught:
         await run("p", config=config(provider))
@@ -39,10 +39,9 @@ async def test_what_will_not_pass_is_asked_once(
 
 @every_provider
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
-async def test_a_final_refusal_stays_final(
+async def test_a_permanent_error_with_retry_after_is_not_retried(
     provider: ProviderName, status: int, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Whatever it says about coming back later."""
     sim.fail(Fault(status=status, retry_after=0), times=None)
     with pytest.raises(APIError):
         await run("p", config=config(provider))
@@ -50,22 +49,23 @@ async def test_a_final_refusal_stays_final(
 
 
 @pytest.mark.parametrize(
-    ("provider", "path", "right"), [("openai", "/openai", "/openai/v1"), ("anthropic", "/anthropic/v1", "/anthropic")]
+    ("provider", "path", "usual_path"),
+    [("openai", "/openai", "/openai/v1"), ("anthropic", "/anthropic/v1", "/anthropic")],
 )
-async def test_an_address_with_a_path_too_many_or_too_few(
-    provider: ProviderName, path: str, right: str, config: MakeConfig, world: tuple[Simulator, str]
+async def test_a_404_for_a_wrong_base_url_suggests_the_usual_path(
+    provider: ProviderName, path: str, usual_path: str, config: MakeConfig, world: tuple[Simulator, str]
 ) -> None:
-    """A gateway may have any path, so that only its answer shows what is wrong."""
-    with pytest.raises(APIError, match=f"answered 404: .*most servers have this API at {world[1]}{right}\\.$"):
+    """A gateway may have any path, so the base URL is not checked before the call."""
+    with pytest.raises(APIError, match=f"answered 404: .*most servers have this API at {world[1]}{usual_path}\\.$"):
         await run("p", config=config(provider, base_url=world[1] + path))
 
 
 @every_provider
-@pytest.mark.parametrize("status", PASSING)
-async def test_what_may_pass_is_asked_again(
+@pytest.mark.parametrize("status", TRANSIENT)
+async def test_a_transient_error_is_retried(
     provider: ProviderName, status: int, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Once it has passed, nobody needs to know but the diagnostics."""
+    """Only the diagnostics show the retry."""
     sim.fail(Fault(status=status))
     envelope = await run("p", config=config(provider))
     assert envelope.status == "ok"
@@ -75,10 +75,10 @@ async def test_what_may_pass_is_asked_again(
 
 @every_provider
 @pytest.mark.parametrize(("status", "category"), [(409, None), (429, "rate_limit"), (529, "capacity")])
-async def test_what_does_not_pass_ends(
+async def test_a_transient_error_is_retried_up_to_max_attempts(
     provider: ProviderName, status: int, category: ErrorCategory | None, config: MakeConfig, sim: Simulator
 ) -> None:
-    """After max_attempts requests in all: the SDKs' own retries are off. The last error is the one told."""
+    """The SDKs' own retries are off. The last error is raised."""
     sim.fail(Fault(status=status), times=None)
     with pytest.raises(APIError) as caught:
         await run("p", config=config(provider))
@@ -90,18 +90,17 @@ async def test_what_does_not_pass_ends(
 
 
 @every_provider
-async def test_no_sdk_says_that_it_retried(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Each request is a first one, as far as the SDK knows."""
+async def test_no_sdk_retries_by_itself(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
+    """Each request has a retry count of zero."""
     sim.fail(Fault(status=503), times=None)
     await outcomes(["p"], config(provider))
     assert {entry.headers.get("x-stainless-retry-count", "0") for entry in asked(sim)} == {"0"}
 
 
 @every_provider
-async def test_too_much_at_once_is_never_asked_again(
+async def test_a_prompt_beyond_the_context_is_not_retried(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """In the words of each provider: the same prompt will be too long the next time, too."""
     sim.fail(Fault(kind="context_overflow"), times=None)
     with pytest.raises(APIError) as caught:
         await run("p", config=config(provider))
@@ -111,8 +110,10 @@ async def test_too_much_at_once_is_never_asked_again(
 
 
 @pytest.mark.parametrize("provider", ["openai", "openrouter"])
-async def test_an_empty_account_is_not_asked_again(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """A 429 that no waiting cures."""
+async def test_an_account_without_funds_is_not_retried(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """Waiting does not resolve such a 429."""
     sim.fail(Fault(status=429, error_type="insufficient_quota"), times=None)
     with pytest.raises(RateLimitError) as caught:
         await run("p", config=config(provider))
@@ -122,10 +123,9 @@ async def test_an_empty_account_is_not_asked_again(provider: ProviderName, confi
 
 
 @every_provider
-async def test_a_bad_key_says_where_the_key_comes_from(
+async def test_a_refused_key_names_its_environment_variable_and_not_the_key(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """The variable's name, and never the key."""
     sim.fail(Fault(status=401, message=f"Incorrect API key provided: {KEY}"))
     with pytest.raises(APIError) as caught:
         await run("p", config=config(provider))
@@ -135,8 +135,8 @@ async def test_a_bad_key_says_where_the_key_comes_from(
     assert "[REDACTED]" in str(caught.value)
 
 
-async def test_googles_bad_key_is_a_400() -> None:
-    """The reason stands in the details, and the hint is the one about keys."""
+async def test_googles_400_for_a_bad_key_is_an_auth_error() -> None:
+    """The reason is in the error's details."""
     body = {
         "error": {
             "code": 400,
@@ -152,8 +152,8 @@ async def test_googles_bad_key_is_a_400() -> None:
     assert "GEMINI_API_KEY" in str(caught.value.hint)
 
 
-async def test_openrouter_passes_on_what_its_upstream_said() -> None:
-    """Its own message is "Provider returned error"; what helps is behind it."""
+async def test_the_message_of_openrouters_upstream_is_raised() -> None:
+    """OpenRouter's own message is only "Provider returned error"."""
     metadata = {"provider_name": "Vendor", "raw": "the image is too wide"}
     body = {"error": {"code": 400, "message": "Provider returned error", "metadata": metadata}}
     async with scripted(http(body, 400)) as server:
@@ -162,8 +162,7 @@ async def test_openrouter_passes_on_what_its_upstream_said() -> None:
 
 
 @pytest.mark.parametrize("raw", ["the image is too wide", {"error": "the image is too wide"}])
-async def test_openrouters_own_message_is_told_beside_its_upstreams(raw: Any) -> None:
-    """Either may be the one that helps."""
+async def test_openrouters_message_and_its_upstreams_are_both_raised(raw: Any) -> None:
     metadata = {"provider_name": "Vendor", "raw": raw}
     body = {"error": {"code": 400, "message": "No endpoint takes this image", "metadata": metadata}}
     async with scripted(http(body, 400)) as server:
@@ -181,17 +180,16 @@ async def test_openrouters_own_message_is_told_beside_its_upstreams(raw: Any) ->
     ],
     ids=str,
 )
-async def test_a_local_servers_own_message_is_told(body: dict[str, Any]) -> None:
-    """Wherever it stands."""
+async def test_the_message_of_a_local_server_is_raised(body: dict[str, Any]) -> None:
+    """Local servers use several formats of errors."""
     async with scripted(http(body, 400)) as server:
         with pytest.raises(APIError, match=r"local answered 400: .*no such adapter"):
             await run("p", config=server.config("local"))
 
 
-@pytest.mark.parametrize("told", [{"availability": {"retry_after": 17}}, {"metadata": {"retry_after_seconds": 17}}])
-async def test_openrouter_says_in_its_body_how_long_to_wait(told: dict[str, Any]) -> None:
-    """Where there is no header."""
-    body = {"error": {"code": 429, "message": "Provider returned error", **told}}
+@pytest.mark.parametrize("fields", [{"availability": {"retry_after": 17}}, {"metadata": {"retry_after_seconds": 17}}])
+async def test_openrouters_retry_after_in_the_body_is_read(fields: dict[str, Any]) -> None:
+    body = {"error": {"code": 429, "message": "Provider returned error", **fields}}
     async with scripted(http(body, 429)) as server:
         with pytest.raises(RateLimitError) as caught:
             await run("p", config=server.config("openrouter", retry=ONCE))
@@ -218,7 +216,7 @@ ERROR_BODIES: dict[str, tuple[bytes, str]] = {
 
 @pytest.fixture
 def no_finalizers() -> Iterator[None]:
-    """One of these errors is so deep that a finalizer of another test's, run while it is read, would have no stack."""
+    """Disable garbage collection: reading the deepest of these errors leaves a finalizer no stack."""
     gc.collect()
     gc.disable()
     yield
@@ -228,14 +226,13 @@ def no_finalizers() -> Iterator[None]:
 @every_provider
 @pytest.mark.parametrize("name", ERROR_BODIES)
 @pytest.mark.usefixtures("no_finalizers")
-async def test_an_error_in_any_form_is_an_api_error(provider: ProviderName, name: str) -> None:
-    """A gateway's HTML, half a JSON, a book, the key itself: a short text with the status, and no key."""
+async def test_a_malformed_error_body_is_a_short_api_error_without_the_key(provider: ProviderName, name: str) -> None:
     body, content_type = ERROR_BODIES[name]
     async with scripted(http(body, 400, content_type=content_type)) as server:
         with pytest.raises(APIError) as caught:
             await run("p", config=server.config(provider))
     error = caught.value
-    # Google's SDK breaks over these two by itself, and the status is lost with its exception.
+    # Google's SDK fails on these two, and its exception has no status.
     if provider != "gemini" or name not in {"not utf-8", "no end"}:
         assert error.status_code == 400
         assert error.outcome_unknown is False
@@ -244,8 +241,8 @@ async def test_an_error_in_any_form_is_an_api_error(provider: ProviderName, name
 
 
 @every_provider
-async def test_nobody_listening_says_where(provider: ProviderName) -> None:
-    """A refused connection was surely not billed; the address is in the hint."""
+async def test_a_refused_connection_names_the_address(provider: ProviderName) -> None:
+    """The outcome is known: the call was not billed."""
     settings: dict[str, Any] = {"model": "google/gemini-2.5-flash-lite" if provider == "openrouter" else "gpt-x"}
     config = Config(provider=provider, api_key=KEY, base_url="http://127.0.0.1:9/v1", retry=QUICK, **settings)
     with pytest.raises(APIError) as caught:
@@ -255,5 +252,5 @@ async def test_nobody_listening_says_where(provider: ProviderName) -> None:
     assert "http://127.0.0.1:9/v1" in str(error.hint)
 
 
-def test_every_provider_is_here() -> None:
+def test_there_are_five_providers() -> None:
     assert len(PROVIDERS) == 5

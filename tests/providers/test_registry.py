@@ -1,4 +1,4 @@
-"""The registry of the providers, beside the matrix of what they can do."""
+"""The registry of providers agrees with the capability matrix, and loads no SDK."""
 
 import subprocess
 import sys
@@ -11,16 +11,15 @@ from pollux_flows.providers.registry import find_provider
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-def test_a_provider_lacks_what_the_matrix_says(name: ProviderName) -> None:
-    """A module that exists for nothing, or is missing for a promise, is found here and not by a run."""
+def test_a_provider_has_the_modules_that_the_matrix_promises(name: ProviderName) -> None:
     provider = find_provider(name)
     assert (provider.caches is not None) == (support(name, "persistent_cache") == "yes")
     assert (provider.batches is not None) == (support(name, "deferred") == "yes")
     assert provider.files is not None or provider.batches is None
 
 
-def test_the_registry_loads_no_sdk() -> None:
-    """Nor any provider: a run loads the one that it uses, and its SDK when it connects."""
+def test_the_registry_imports_no_provider_and_no_sdk() -> None:
+    """A run imports the provider that it uses, and its SDK when it connects."""
     code = (
         "import sys\n"
         "from pollux_flows.providers.registry import find_provider\n"

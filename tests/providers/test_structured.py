@@ -1,4 +1,4 @@
-"""Structured output: the shape that was asked for, held by the provider and checked by us."""
+"""Structured output: the schema is sent to the provider, and the answer is checked against it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INVOICE = Invoice.model_json_schema()
 CASES: list[type[BaseModel]] = [Invoice, Optionals, Painted, Map, Company, Awkward, Node]
 
 
-def wire_schema(provider: ProviderName, body: dict[str, Any]) -> Any:
+def read_wire_schema(provider: ProviderName, body: dict[str, Any]) -> Any:
     match provider:
         case "gemini":
             return body["generationConfig"]["responseJsonSchema"]
@@ -45,10 +45,10 @@ def wire_schema(provider: ProviderName, body: dict[str, Any]) -> Any:
 
 @every_provider
 @pytest.mark.parametrize("shape", CASES, ids=lambda shape: shape.__name__)
-async def test_a_model_comes_back_as_its_instance(
+async def test_a_pydantic_model_is_returned_as_an_instance(
     provider: ProviderName, shape: type[BaseModel], config: MakeConfig
 ) -> None:
-    """Whatever the shape (optional fields, enums, maps, references, recursion), the provider accepts it."""
+    """Each provider accepts optional fields, enums, maps, references and recursion."""
     envelope = await run("Fill it in.", config=config(provider), options=Options(response_schema=shape))
     assert envelope.structured is not None
     assert [type(value) for value in envelope.structured] == [shape]
@@ -57,8 +57,8 @@ async def test_a_model_comes_back_as_its_instance(
 
 
 @pytest.mark.parametrize("shape", CASES, ids=lambda shape: shape.__name__)
-async def test_openai_models_behind_openrouter_take_it_too(shape: type[BaseModel], config: MakeConfig) -> None:
-    """They are as strict as OpenAI itself."""
+async def test_openai_models_behind_openrouter_accept_each_schema(shape: type[BaseModel], config: MakeConfig) -> None:
+    """Such models are as strict as OpenAI itself."""
     options = Options(response_schema=shape)
     envelope = await run("Fill it in.", config=config("openrouter", model="openai/gpt-5-nano"), options=options)
     assert envelope.structured is not None
@@ -66,10 +66,12 @@ async def test_openai_models_behind_openrouter_take_it_too(shape: type[BaseModel
 
 
 @every_provider
-async def test_bounds_are_sent_or_said(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """A bound that a provider refuses goes into the description; none is lost, and the answer is checked for it."""
+async def test_bounds_are_sent_as_keywords_or_in_the_description(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """The answer is checked against all bounds."""
     envelope = await run("Fill it in.", config=config(provider), options=Options(response_schema=Bounded))
-    schema = json.dumps(wire_schema(provider, sent(sim)))
+    schema = json.dumps(read_wire_schema(provider, sent(sim)))
     for keyword, words in (
         ('"minimum": 18', "at least 18"),
         ('"minLength": 3', "at least 3 characters long"),
@@ -80,8 +82,7 @@ async def test_bounds_are_sent_or_said(provider: ProviderName, config: MakeConfi
 
 
 @every_provider
-async def test_a_plain_schema_comes_back_as_plain_data(provider: ProviderName, config: MakeConfig) -> None:
-    """A dict in, a dict out, checked against the schema."""
+async def test_a_json_schema_is_answered_with_plain_data(provider: ProviderName, config: MakeConfig) -> None:
     envelope = await run("Fill it in.", config=config(provider), options=Options(response_schema=INVOICE))
     assert envelope.structured is not None
     (value,) = envelope.structured
@@ -90,8 +91,8 @@ async def test_a_plain_schema_comes_back_as_plain_data(provider: ProviderName, c
 
 
 @every_provider
-async def test_an_import_string_is_the_model_it_names(provider: ProviderName, config: MakeConfig) -> None:
-    """What a person can type into a form."""
+async def test_an_import_string_names_the_model(provider: ProviderName, config: MakeConfig) -> None:
+    """An import string can be typed into a form."""
     options = Options(response_schema="tests.providers.shapes:Invoice")
     envelope = await run("Fill it in.", config=config(provider), options=options)
     assert envelope.structured is not None
@@ -99,8 +100,10 @@ async def test_an_import_string_is_the_model_it_names(provider: ProviderName, co
 
 
 @every_provider
-async def test_every_prompt_has_its_own_entry(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """An answer that is not what was asked for is None with a reason; its text stays, and so do the others."""
+async def test_an_answer_that_does_not_fit_is_none_with_a_warning(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """The text and the other answers are returned."""
     sim.fail(Fault(kind="invalid_json"), contains="second")
     envelope = await run_many(
         ["first", "second", "third"], config=config(provider), options=Options(response_schema=Invoice)
@@ -113,7 +116,7 @@ async def test_every_prompt_has_its_own_entry(provider: ProviderName, config: Ma
     assert envelope.status == "ok"
 
 
-NOT_THE_SHAPE = [
+INVALID_TEXTS = [
     ('{"number": "a"}', "total"),
     ('{"number": "a", "total": "much"}', "total"),
     ('["a"]', ""),
@@ -126,9 +129,9 @@ NOT_THE_SHAPE = [
 
 
 @pytest.mark.parametrize("schema", [Invoice, INVOICE], ids=["model", "dict"])
-@pytest.mark.parametrize(("text", "reason"), NOT_THE_SHAPE, ids=[text[:30] for text, _ in NOT_THE_SHAPE])
-async def test_whatever_a_model_writes_the_envelope_comes_back(schema: Any, text: str, reason: str) -> None:
-    """Half a JSON, another shape, nesting without end, half a character, infinity: None, a reason, and the text."""
+@pytest.mark.parametrize(("text", "reason"), INVALID_TEXTS, ids=[text[:30] for text, _ in INVALID_TEXTS])
+async def test_an_invalid_structured_answer_does_not_lose_the_envelope(schema: Any, text: str, reason: str) -> None:
+    """The structured value is None with a warning, and the text is returned."""
     async with scripted(http(good("local", text))) as server:
         envelope = await run("p", config=server.config("local"), options=Options(response_schema=schema))
     assert envelope.structured == [None]
@@ -138,15 +141,15 @@ async def test_whatever_a_model_writes_the_envelope_comes_back(schema: Any, text
     assert type(envelope).model_validate_json(envelope.model_dump_json()) == envelope
 
 
-async def test_json_in_a_fence_is_json() -> None:
-    """Where a server cannot hold a model to a schema, models put their JSON into Markdown."""
+async def test_json_in_a_markdown_fence_is_read() -> None:
+    """Models write a fence where a server cannot enforce a schema."""
     async with scripted(http(good("local", '```json\n{"number": "a", "total": 1}\n```'))) as server:
         envelope = await run("p", config=server.config("local"), options=Options(response_schema=Invoice))
     assert envelope.structured == [Invoice(number="a", total=1)]
 
 
-async def test_invented_nulls_are_taken_back() -> None:
-    """OpenAI's strict mode makes an optional field nullable; the null that comes back means: left out."""
+async def test_nulls_added_by_strict_mode_are_removed() -> None:
+    """OpenAI's strict mode makes optional fields nullable; null stands for a missing field."""
     text = '{"name": "a", "note": null, "count": null}'
     async with scripted(http(good("openai", text))) as server:
         envelope = await run("p", config=server.config("openai"), options=Options(response_schema=Optionals))
@@ -154,8 +157,8 @@ async def test_invented_nulls_are_taken_back() -> None:
 
 
 @every_provider
-async def test_a_cut_answer_is_no_structure(provider: ProviderName, config: MakeConfig) -> None:
-    """Half a JSON is told twice: that it was cut, and that it does not fit."""
+async def test_a_truncated_answer_has_no_structured_value(provider: ProviderName, config: MakeConfig) -> None:
+    """One warning says that the answer was truncated, another that it does not fit the schema."""
     options = Options(response_schema=Company, max_tokens=16)
     envelope = await run("Tell me about a large company, and all its staff.", config=config(provider), options=options)
     assert envelope.structured == [None]
@@ -164,15 +167,16 @@ async def test_a_cut_answer_is_no_structure(provider: ProviderName, config: Make
 
 
 @every_provider
-async def test_a_schema_that_is_none_is_refused(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """A typing error in a schema is found before it is paid for."""
+async def test_an_invalid_json_schema_is_refused_unsent(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
     with pytest.raises(ConfigurationError, match="no usable JSON Schema"):
         await run("p", config=config(provider), options=Options(response_schema={"type": "strnig"}))
     assert asked(sim) == []
 
 
-async def test_openai_wants_an_object_at_the_root(config: MakeConfig, sim: Simulator) -> None:
-    """A list at the root is refused with what to do instead."""
+async def test_a_schema_without_an_object_at_the_root_is_refused_for_openai(config: MakeConfig, sim: Simulator) -> None:
+    """The hint suggests a field of an object."""
     schema = {"type": "array", "items": {"type": "string"}}
     with pytest.raises(ConfigurationError) as caught:
         await run("p", config=config("openai"), options=Options(response_schema=schema))
@@ -180,8 +184,8 @@ async def test_openai_wants_an_object_at_the_root(config: MakeConfig, sim: Simul
     assert sim.requests == []
 
 
-async def test_a_map_stays_a_map(config: MakeConfig, sim: Simulator) -> None:
-    """Closed into an empty object, a free-form map could only come back empty."""
+async def test_a_free_form_map_is_not_closed(config: MakeConfig, sim: Simulator) -> None:
+    """A map closed to additional properties could only be empty."""
     for provider in MODELS:
         await run("p", config=config(provider), options=Options(response_schema=Map))
     for entry in asked(sim):
@@ -189,15 +193,15 @@ async def test_a_map_stays_a_map(config: MakeConfig, sim: Simulator) -> None:
             (tool,) = entry.body["tools"]
             schema = tool["input_schema"]
         else:
-            schema = wire_schema(entry.provider, entry.body)  # type: ignore[arg-type]
+            schema = read_wire_schema(entry.provider, entry.body)  # type: ignore[arg-type]
         assert schema["properties"]["counts"]["additionalProperties"] == {"type": "integer"}
 
 
 @pytest.mark.parametrize("shape", [Map, Node])
-async def test_anthropic_answers_in_a_call_where_it_has_no_format(
+async def test_anthropic_answers_an_unsupported_schema_through_a_forced_tool_call(
     shape: type[BaseModel], config: MakeConfig, sim: Simulator
 ) -> None:
-    """What output_config refuses comes as the arguments of a forced call, and reads as an answer, not a call."""
+    """The arguments are returned as the answer, not as a tool call."""
     envelope = await run("p", config=config("anthropic"), options=Options(response_schema=shape))
     assert sent(sim)["tool_choice"]["type"] == "tool"
     assert sent(sim)["tools"][0]["input_schema"]["type"] == "object"
@@ -207,17 +211,16 @@ async def test_anthropic_answers_in_a_call_where_it_has_no_format(
 
 
 @pytest.mark.parametrize("more", [{"tools": [{"name": "f"}]}, {"reasoning_effort": "low"}])
-async def test_anthropic_refuses_what_such_a_call_excludes(
+async def test_tools_and_reasoning_are_refused_with_a_forced_tool_call(
     more: dict[str, Any], config: MakeConfig, sim: Simulator
 ) -> None:
-    """A forced call leaves no room for tools or thinking: told before the request."""
     with pytest.raises(ConfigurationError, match="response_schema"):
         await run("p", config=config("anthropic"), options=Options(response_schema=Map, **more))
     assert sim.requests == []
 
 
-class Peculiar(BaseModel):
-    """Validators of a caller's own, which may raise anything."""
+class RaisingModel(BaseModel):
+    """A model whose validator may raise any error."""
 
     choice: str
 
@@ -234,14 +237,13 @@ class Aliased(BaseModel):
 @pytest.mark.parametrize(
     ("schema", "text"),
     [
-        (Peculiar, '{"choice": "unknown"}'),
+        (RaisingModel, '{"choice": "unknown"}'),
         ({"type": "array", "items": {"$ref": "#"}}, "[" * 200 + "]" * 200),
         ({"type": "object", "properties": {"a": {"type": "number", "multipleOf": 0.01}}}, '{"a": ' + "9" * 400 + "}"),
         ({"type": "object", "properties": {"a": {"type": "string", "pattern": "^a"}}}, '{"a": "b"}'),
     ],
 )
-async def test_whatever_goes_wrong_while_an_answer_is_looked_at_its_text_stays(schema: Any, text: str) -> None:
-    """And the siblings' answers, which were paid for as well."""
+async def test_an_error_during_validation_does_not_lose_the_texts(schema: Any, text: str) -> None:
     async with scripted(http(good("local", text))) as server:
         config = server.config("local")
         envelope = await run_many(["one", "two"], config=config, options=Options(response_schema=schema))
@@ -250,8 +252,8 @@ async def test_whatever_goes_wrong_while_an_answer_is_looked_at_its_text_stays(s
     assert len(envelope.diagnostics["warnings"]) == 2
 
 
-async def test_aliases_are_what_the_json_says(config: MakeConfig) -> None:
-    """An envelope's JSON fits the schema that was sent, and the model when it is read back."""
+async def test_the_json_of_an_envelope_uses_field_aliases(config: MakeConfig) -> None:
+    """The JSON fits the schema that was sent, and can be read back into the model."""
     envelope = await run("Give one.", config=config("openai"), options=Options(response_schema=Aliased))
     stored = json.loads(envelope.model_dump_json())["structured"][0]
     assert set(stored) == {"class"}
@@ -259,15 +261,15 @@ async def test_aliases_are_what_the_json_says(config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["json_schema is not supported", "unknown response_format type", "no structured output"]
+    "message", ["json_schema is not supported", "unknown response_format type", "no structured output"]
 )
-async def test_a_local_server_without_schemas_is_asked_for_json_as_the_hint_says(said: str) -> None:
-    """The hint is code: pasted, it asks for JSON without a schema."""
-    async with scripted(http({"error": said}, 400)) as server:
+async def test_the_hint_for_a_local_server_without_schemas_can_be_pasted(message: str) -> None:
+    """The pasted code requests JSON without a schema."""
+    async with scripted(http({"error": message}, 400)) as server:
         with pytest.raises(APIError) as caught:
             await run("p", config=server.config("local"), options=Options(response_schema={"type": "object"}))
-    pasted = re.search(r"provider_options=(\{.*\})\)", caught.value.hint or "")
-    assert pasted is not None
-    options = Options(provider_options=ast.literal_eval(pasted[1]))
+    match = re.search(r"provider_options=(\{.*\})\)", caught.value.hint or "")
+    assert match is not None
+    options = Options(provider_options=ast.literal_eval(match[1]))
     call = Call(model="m", materials=(), prompt="p", options=options)
     assert request(call)["response_format"] == {"type": "json_object"}

@@ -1,4 +1,4 @@
-"""Tools out, tool calls back."""
+"""Tools: declarations sent to the provider, and the tool calls returned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEATHER: dict[str, Any] = {
 CLOCK: dict[str, Any] = {"name": "get_time"}
 
 
-def declared(provider: ProviderName, body: dict[str, Any]) -> list[Any]:
+def read_declarations(provider: ProviderName, body: dict[str, Any]) -> list[Any]:
     tools: list[Any] = body["tools"]
     if provider == "gemini":
         functions: list[Any] = tools[0]["functionDeclarations"]
@@ -35,9 +35,9 @@ def declared(provider: ProviderName, body: dict[str, Any]) -> list[Any]:
 
 @with_tools
 async def test_tools_are_declared(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Name and description reach the model; a tool without parameters is one that takes none."""
+    """A declaration has name and description; a tool without parameters takes no arguments."""
     await run("p", config=config(provider), options=Options(tools=[WEATHER, CLOCK]))
-    first, second = declared(provider, sent(sim))
+    first, second = read_declarations(provider, sent(sim))
     assert (first["name"], first["description"], second["name"]) == (
         "get_weather",
         "The weather at a place.",
@@ -46,8 +46,8 @@ async def test_tools_are_declared(provider: ProviderName, config: MakeConfig, si
 
 
 @with_tools
-async def test_a_call_comes_back(provider: ProviderName, config: MakeConfig) -> None:
-    """Id, name, and arguments as JSON text. Without any text the answer is whole all the same."""
+async def test_a_tool_call_is_returned(provider: ProviderName, config: MakeConfig) -> None:
+    """The call has an id, a name and JSON arguments, and the status is ok although the answer has no text."""
     options = Options(tools=[WEATHER], tool_choice="required")
     envelope = await run("Weather?", config=config(provider), options=options)
     assert envelope.tool_calls is not None
@@ -62,8 +62,10 @@ async def test_a_call_comes_back(provider: ProviderName, config: MakeConfig) -> 
 
 
 @with_tools
-async def test_several_calls_in_one_turn(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """All of them come back, each with its own id."""
+async def test_several_tool_calls_in_one_turn_are_returned(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """Each call has an id of its own."""
     sim.fail(Fault(kind="tool_call", count=3))
     envelope = await run("p", config=config(provider), options=Options(tools=[WEATHER, CLOCK]))
     assert envelope.tool_calls is not None
@@ -74,17 +76,18 @@ async def test_several_calls_in_one_turn(provider: ProviderName, config: MakeCon
 
 @with_tools
 @pytest.mark.parametrize("choice", ["auto", "required", "none", {"name": "get_time"}], ids=str)
-async def test_tool_choice_decides(provider: ProviderName, choice: Any, config: MakeConfig) -> None:
-    """auto leaves it to the model, required wants any, a name wants that one, none wants none."""
+async def test_tool_choice_decides_which_tool_is_called(
+    provider: ProviderName, choice: Any, config: MakeConfig
+) -> None:
+    """The model decides with auto; required forces any tool, a name that tool, and none forbids calls."""
     options = Options(tools=[WEATHER, CLOCK], tool_choice=choice)
     envelope = await run("p", config=config(provider), options=options)
     names = [call["name"] for call in (envelope.tool_calls or [[]])[0]]
-    called = {"auto": [], "required": ["get_weather"], "none": []}
-    assert names == (["get_time"] if isinstance(choice, dict) else called[choice])
+    expected = {"auto": [], "required": ["get_weather"], "none": []}
+    assert names == (["get_time"] if isinstance(choice, dict) else expected[choice])
 
 
-async def test_openai_holds_a_call_to_its_schema(config: MakeConfig, sim: Simulator) -> None:
-    """Strict as far as the schema allows: an optional argument becomes one that may be null."""
+async def test_openai_tools_are_strict_with_nullable_optional_arguments(config: MakeConfig, sim: Simulator) -> None:
     await run("p", config=config("openai"), options=Options(tools=[WEATHER]))
     (tool,) = sent(sim)["tools"]
     assert tool["strict"] is True
@@ -93,43 +96,43 @@ async def test_openai_holds_a_call_to_its_schema(config: MakeConfig, sim: Simula
 
 
 @pytest.mark.parametrize(("provider", "model"), [("openai", "gpt-4.1-mini"), ("openrouter", "openai/gpt-4.1-mini")])
-async def test_a_tool_may_be_loose(provider: ProviderName, model: str, config: MakeConfig, sim: Simulator) -> None:
-    """`strict: False` sends the parameters as they are."""
+async def test_a_tool_with_strict_false_has_its_parameters_unchanged(
+    provider: ProviderName, model: str, config: MakeConfig, sim: Simulator
+) -> None:
     await run("p", config=config(provider, model=model), options=Options(tools=[{**WEATHER, "strict": False}]))
-    (tool,) = declared(provider, sent(sim))
+    (tool,) = read_declarations(provider, sent(sim))
     assert tool["strict"] is False
     assert tool["parameters"] == WEATHER["parameters"]
 
 
-async def test_a_tool_with_a_map_is_loose_by_itself(config: MakeConfig, sim: Simulator) -> None:
-    """Strict mode has no maps: the tool is sent as it is rather than closed into nothing."""
+async def test_a_tool_with_a_map_is_not_strict(config: MakeConfig, sim: Simulator) -> None:
+    """Strict mode has no maps, and closing the map would empty it."""
     parameters = {"type": "object", "properties": {"m": {"type": "object", "additionalProperties": {"type": "string"}}}}
     await run("p", config=config("openai"), options=Options(tools=[{"name": "f", "parameters": parameters}]))
     (tool,) = sent(sim)["tools"]
     assert (tool["strict"], tool["parameters"]) == (False, parameters)
 
 
-async def test_gemini_gets_no_additional_properties(config: MakeConfig, sim: Simulator) -> None:
-    """Its API refuses the keyword; a property that has that name is a property."""
+async def test_additional_properties_is_not_sent_to_gemini(config: MakeConfig, sim: Simulator) -> None:
+    """Gemini's API refuses the keyword; a property with that name is sent."""
     parameters = {
         "type": "object",
         "properties": {"additionalProperties": {"type": "string"}},
         "additionalProperties": False,
     }
     await run("p", config=config("gemini"), options=Options(tools=[{"name": "f", "parameters": parameters}]))
-    (function,) = declared("gemini", sent(sim))
+    (function,) = read_declarations("gemini", sent(sim))
     assert function["parameters_json_schema"] == {k: v for k, v in parameters.items() if k != "additionalProperties"}
 
 
-async def test_local_servers_get_no_tools(config: MakeConfig, sim: Simulator) -> None:
-    """Refused with a hint, before any request."""
+async def test_tools_are_refused_for_local_servers(config: MakeConfig, sim: Simulator) -> None:
     with pytest.raises(ConfigurationError, match="tools"):
         await run("p", config=config("local"), options=Options(tools=[CLOCK]))
     assert sim.requests == []
 
 
-async def test_gemini_2_has_tools_or_a_schema(config: MakeConfig, sim: Simulator) -> None:
-    """Both at once only Gemini 3 can do."""
+async def test_tools_with_a_schema_are_refused_for_gemini_2(config: MakeConfig, sim: Simulator) -> None:
+    """Gemini 3 supports both at once."""
     options = Options(tools=[CLOCK], response_schema={"type": "object", "properties": {"a": {"type": "string"}}})
     with pytest.raises(ConfigurationError, match="at once"):
         await run("p", config=config("gemini"), options=options)
@@ -139,18 +142,17 @@ async def test_gemini_2_has_tools_or_a_schema(config: MakeConfig, sim: Simulator
 
 
 @with_tools
-async def test_a_tool_schema_that_is_none_is_refused(
+async def test_an_invalid_tool_schema_is_refused_with_the_tools_name(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """With the tool's name, before any request."""
     options = Options(tools=[{"name": "f", "parameters": {"type": "objekt"}}])
     with pytest.raises(ConfigurationError, match=r"\(f\)"):
         await run("p", config=config(provider), options=options)
     assert asked(sim) == []
 
 
-def with_unnamed_call(provider: ProviderName, **item: Any) -> dict[str, Any]:
-    """A text, and a call of get_time that has no id."""
+def answer_with_call_without_id(provider: ProviderName, **item: Any) -> dict[str, Any]:
+    """Return an answer with a text, and a call of get_time that has no id."""
     match provider:
         case "gemini":
             parts = [{"text": "fine"}, {"functionCall": {"name": "get_time", **item}}]
@@ -171,10 +173,12 @@ LISTING = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["
 
 @every_provider
 @pytest.mark.parametrize("item", [{}, {"id": None}, {"id": "", "call_id": ""}], ids=str)
-async def test_a_call_without_an_id_is_named_by_its_place(provider: ProviderName, item: dict[str, Any]) -> None:
-    """With every provider: it was paid for, and can be answered."""
+async def test_a_tool_call_without_an_id_gets_one_from_its_position(
+    provider: ProviderName, item: dict[str, Any]
+) -> None:
+    """The id is needed to send the result back."""
     options = None if provider == "local" else Options(tools=[CLOCK])
-    async with scripted(http(with_unnamed_call(provider, **item))) as server:
+    async with scripted(http(answer_with_call_without_id(provider, **item))) as server:
         server.listing = LISTING
         envelope = await run("p", config=server.config(provider), options=options)
     place = 0 if provider in {"openrouter", "local"} else 1
@@ -183,8 +187,8 @@ async def test_a_call_without_an_id_is_named_by_its_place(provider: ProviderName
     assert envelope.diagnostics["warnings"] == []
 
 
-def ids_in(provider: ProviderName, body: dict[str, Any]) -> tuple[Any, Any]:
-    """The ids under which the call and its result go back."""
+def read_ids(provider: ProviderName, body: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the ids of the call and of its result in a request."""
     match provider:
         case "gemini":
             _, model, user = body["contents"]
@@ -202,10 +206,11 @@ def ids_in(provider: ProviderName, body: dict[str, Any]) -> tuple[Any, Any]:
 
 @with_tools
 @pytest.mark.parametrize("thinks", [False, True])
-async def test_the_result_of_a_call_without_an_id_goes_back_to_it(provider: ProviderName, thinks: bool) -> None:
-    """Under the id that it was given here, but to Gemini, which pairs them by their order. OpenAI, which would not find
-    the call among what it remembers, gets all of it again."""
-    reply = with_unnamed_call(provider)
+async def test_the_result_of_a_tool_call_without_an_id_is_sent_with_its_new_id(
+    provider: ProviderName, thinks: bool
+) -> None:
+    """Gemini pairs calls and results by order instead. OpenAI's stored response lacks the id, so all turns are sent."""
+    reply = answer_with_call_without_id(provider)
     if thinks and provider == "anthropic":
         reply["content"].insert(0, {"type": "thinking", "thinking": "hm", "signature": "s"})
     if thinks and provider == "openai":
@@ -218,7 +223,7 @@ async def test_the_result_of_a_call_without_an_id_goes_back_to_it(provider: Prov
         results = [{"tool_call_id": first.tool_calls[0][0]["id"], "content": "noon"}]
         await continue_tool(first, results, config=config, options=options)
         body = json.loads(server.requests[1])
-    call, result = ids_in(provider, body)
+    call, result = read_ids(provider, body)
     assert call == result
     assert (call is None) == (provider == "gemini")
     assert "previous_response_id" not in body

@@ -1,4 +1,4 @@
-"""Usage and finish reasons: the same words for the same things, whoever answers."""
+"""Usage and finish reasons have one meaning for all providers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import MODELS, MakeConfig, every_provider, good, http, scripted
 
-# What each protocol says of: 100 tokens read, 40 of them from a cache, 10 of them into one; 20 written, 5 of them
-# in thought. Gemini bills no writes, local servers report what they like.
-SAID: dict[ProviderName, dict[str, Any]] = {
+# One usage in each protocol: 100 input tokens, 40 of them read from a cache and 10 written to one; 20 output tokens,
+# 5 of them reasoning. Gemini reports no cache writes, and local servers vary.
+USAGES: dict[ProviderName, dict[str, Any]] = {
     "gemini": {
         "usageMetadata": {
             "promptTokenCount": 90,
@@ -65,9 +65,9 @@ SAID: dict[ProviderName, dict[str, Any]] = {
 
 
 @every_provider
-async def test_usage_means_the_same_everywhere(provider: ProviderName) -> None:
-    """Input includes what came from and went into a cache; output includes the reasoning; total is their sum."""
-    async with scripted(http(good(provider, **SAID[provider]))) as server:
+async def test_usage_has_one_meaning_for_all_providers(provider: ProviderName) -> None:
+    """Input includes cache reads and writes, output includes reasoning, and the total is their sum."""
+    async with scripted(http(good(provider, **USAGES[provider]))) as server:
         usage = (await run("p", config=server.config(provider))).usage
     writes = {} if provider in {"gemini", "local"} else {"cache_write_tokens": 10}
     assert usage == {
@@ -81,8 +81,7 @@ async def test_usage_means_the_same_everywhere(provider: ProviderName) -> None:
 
 
 @every_provider
-async def test_usage_adds_up_over_the_calls(provider: ProviderName, config: MakeConfig) -> None:
-    """Two calls cost what two calls cost, and the total is input plus output."""
+async def test_usage_is_summed_over_the_calls(provider: ProviderName, config: MakeConfig) -> None:
     one = (await run_many(["prompt a"], config=config(provider), options=Options(system_instruction="s"))).usage
     two = (
         await run_many(["prompt b", "prompt c"], config=config(provider), options=Options(system_instruction="s"))
@@ -92,14 +91,14 @@ async def test_usage_adds_up_over_the_calls(provider: ProviderName, config: Make
 
 
 @every_provider
-async def test_what_nobody_reported_is_absent(provider: ProviderName) -> None:
+async def test_unreported_usage_is_absent(provider: ProviderName) -> None:
     """Unknown is not zero."""
     async with scripted(http(good(provider))) as server:
         assert (await run("p", config=server.config(provider))).usage == {}
 
 
 async def test_anthropics_cache_writes_and_reads_are_input(config: MakeConfig) -> None:
-    """The first lone call writes, the second reads; both had the same input."""
+    """The first call writes, the second reads, and both have equal input."""
     source = Source.from_text("A long story. " * 500)
     first = (await run("p", source=source, config=config("anthropic"))).usage
     second = (await run("p", source=source, config=config("anthropic"))).usage
@@ -109,15 +108,14 @@ async def test_anthropics_cache_writes_and_reads_are_input(config: MakeConfig) -
 
 
 @every_provider
-async def test_a_blocked_prompt_has_been_read(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """A refusal costs its input; what was counted is told."""
+async def test_a_blocked_prompt_has_input_usage(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
     sim.fail(Fault(kind="blocked"))
     usage = (await run("p", config=config(provider))).usage
     assert usage["input_tokens"] > 0
     assert "output_tokens" in usage
 
 
-RAW = {
+NATIVE_REASONS = {
     "stop": {"gemini": "STOP", "openai": "completed", "anthropic": "end_turn", "openrouter": "stop", "local": "stop"},
     "truncated": {
         "gemini": "MAX_TOKENS",
@@ -141,24 +139,23 @@ RAW = {
         "local": "content_filter",
     },
 }
-OURS = {"stop": "stop", "truncated": "max_tokens", "blocked": "blocked", "content_filter": "blocked"}
+EXPECTED_REASONS = {"stop": "stop", "truncated": "max_tokens", "blocked": "blocked", "content_filter": "blocked"}
 
 
 @every_provider
-@pytest.mark.parametrize("kind", RAW)
-async def test_finish_reasons_are_ours_and_theirs(
+@pytest.mark.parametrize("kind", NATIVE_REASONS)
+async def test_finish_reasons_are_normalised_and_the_raw_one_is_stored(
     provider: ProviderName, kind: str, config: MakeConfig, sim: Simulator
 ) -> None:
-    """One vocabulary to decide by; the provider's own word is kept beside the answer."""
     if kind != "stop":
         sim.fail(Fault(kind=kind))
     envelope = await run("Tell me about the sea.", config=config(provider))
-    assert envelope.metrics["finish_reasons"] == [OURS[kind]]
+    assert envelope.metrics["finish_reasons"] == [EXPECTED_REASONS[kind]]
     (raw,) = envelope.diagnostics["raw_responses"]
-    assert raw["raw_finish_reason"] == RAW[kind][provider]
+    assert raw["raw_finish_reason"] == NATIVE_REASONS[kind][provider]
 
 
-UNHEARD_OF: dict[ProviderName, dict[str, Any]] = {
+UNKNOWN_REASON: dict[ProviderName, dict[str, Any]] = {
     "gemini": {"candidates": [{"content": {"parts": [{"text": "fine"}]}, "finishReason": "UNHEARD_OF"}]},
     "openai": {"status": "unheard_of"},
     "anthropic": {"stop_reason": "unheard_of"},
@@ -168,15 +165,15 @@ UNHEARD_OF: dict[ProviderName, dict[str, Any]] = {
 
 
 @every_provider
-async def test_a_new_finish_reason_is_other(provider: ProviderName) -> None:
-    """A word that this version has never heard loses no answer."""
-    async with scripted(http(good(provider, **UNHEARD_OF[provider]))) as server:
+async def test_an_unknown_finish_reason_is_other(provider: ProviderName) -> None:
+    """The answer is returned."""
+    async with scripted(http(good(provider, **UNKNOWN_REASON[provider]))) as server:
         envelope = await run("p", config=server.config(provider))
     assert envelope.answers == ["fine"]
     assert envelope.metrics["finish_reasons"] == ["other"]
 
 
-SILENT: dict[ProviderName, dict[str, Any]] = {
+NO_REASON: dict[ProviderName, dict[str, Any]] = {
     "gemini": {"candidates": [{"content": {"parts": [{"text": "fine"}]}}]},
     "openai": {"status": None},
     "anthropic": {"stop_reason": None},
@@ -186,13 +183,12 @@ SILENT: dict[ProviderName, dict[str, Any]] = {
 
 
 @every_provider
-async def test_no_finish_reason_is_none(provider: ProviderName) -> None:
-    """Who does not say why it ended is not put words into the mouth."""
-    async with scripted(http(good(provider, **SILENT[provider]))) as server:
+async def test_a_missing_finish_reason_is_none(provider: ProviderName) -> None:
+    async with scripted(http(good(provider, **NO_REASON[provider]))) as server:
         envelope = await run("p", config=server.config(provider))
     assert envelope.metrics["finish_reasons"] == [None]
     assert envelope.status == "ok"
 
 
-def test_every_provider_has_a_row() -> None:
-    assert SAID.keys() == UNHEARD_OF.keys() == SILENT.keys() == MODELS.keys()
+def test_every_provider_has_its_cases() -> None:
+    assert USAGES.keys() == UNKNOWN_REASON.keys() == NO_REASON.keys() == MODELS.keys()

@@ -36,7 +36,7 @@ def test_no_key_anywhere(tmp_path: Path) -> None:
     simulator.fail(Fault(status=400, message=f"bad key {KEY}"), times=None, contains="Echo it.")
     with serve(simulator) as origin:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.prefect.sentinel_run", KEY, origin],
+            [sys.executable, "-m", "tests.processes.sentinel_run", KEY, origin],
             env=environment,
             cwd=tmp_path,
             capture_output=True,

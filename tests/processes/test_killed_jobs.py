@@ -23,7 +23,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator, serve
 from tests.loopback import SDKS
 from tests.mortal import Death, find_function, retry_quickly_without_logs
-from tests.prefect.life import BOTH, STEPS, Lane, Life, Phase, Trial
+from tests.processes.life import BOTH, STEPS, Lane, Life, Phase, Trial
 
 KILLS = int(os.environ.get("TEST_BATCH_KILLS", "4"))
 AT_ONCE = 4

@@ -1,7 +1,6 @@
-"""A provider that lies: HTTP 200, and something else than an answer.
+"""Malformed answers under HTTP 200.
 
-Whatever it is, it is an APIError of that one call; whatever an answer merely says wrongly beside its text costs
-nothing but that.
+An answer without usable content is an APIError of its call; a malformed detail beside the text costs only that detail.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pollux_flows.config import PROVIDERS, ProviderName
 from pollux_flows.pipeline.execute import first_error
 from tests.loopback import KEY, MODELS, QUICK, SDKS, every_provider, good, http, outcomes, scripted
 
-ANYWHERE: dict[str, bytes] = {
+NONSENSE_REPLIES: dict[str, bytes] = {
     "html": http(b"<html>Welcome to the hotel</html>", content_type="text/html"),
     "html that says JSON": http(b"<html>"),
     "nothing": http(b""),
@@ -40,7 +39,7 @@ ANYWHERE: dict[str, bytes] = {
     "redirect": http(b"", status=307, location="http://127.0.0.1:9/elsewhere"),
 }
 
-INSIDE: dict[ProviderName, list[Any]] = {
+MALFORMED_BODIES: dict[ProviderName, list[Any]] = {
     "gemini": [
         {"candidates": [None]},
         {"candidates": 5},
@@ -99,40 +98,44 @@ INSIDE: dict[ProviderName, list[Any]] = {
         {"choices": [{"message": {"content": {"a": 1}}}]},
     ],
 }
-LIES = [(provider, name, reply) for provider in PROVIDERS for name, reply in ANYWHERE.items()]
-LIES += [(provider, str(lie), http(lie)) for provider in PROVIDERS for lie in INSIDE[provider]]
+MALFORMED_CASES = [(provider, name, reply) for provider in PROVIDERS for name, reply in NONSENSE_REPLIES.items()]
+MALFORMED_CASES += [
+    (provider, str(malformed), http(malformed)) for provider in PROVIDERS for malformed in MALFORMED_BODIES[provider]
+]
 
 
-@pytest.mark.parametrize(("provider", "_name", "reply"), LIES, ids=[f"{p}-{n[:60]}" for p, n, _ in LIES])
-async def test_a_lie_is_an_error_of_its_call(provider: ProviderName, _name: str, reply: bytes) -> None:
-    """The calls beside it keep their answers, what is raised is an APIError, and the key is nowhere."""
-    async with scripted(lambda body: reply if b"liar" in body else http(good(provider)), by_body=True) as server:
-        first, lie, last = await outcomes(["first", "liar", "last"], server.config(provider))
+@pytest.mark.parametrize(
+    ("provider", "_name", "reply"), MALFORMED_CASES, ids=[f"{p}-{n[:60]}" for p, n, _ in MALFORMED_CASES]
+)
+async def test_a_malformed_answer_is_an_api_error_of_its_call(provider: ProviderName, _name: str, reply: bytes) -> None:
+    """Other calls have their answers, and the error does not show the key."""
+    async with scripted(lambda body: reply if b"malformed" in body else http(good(provider)), by_body=True) as server:
+        first, malformed, last = await outcomes(["first", "malformed", "last"], server.config(provider))
     assert first.answer is not None
     assert last.answer is not None
-    assert lie.answer is None
-    assert lie.failure is not None
-    assert lie.failure.kind == "api_error"
-    assert lie.failure.hint
-    raised = first_error([first, lie, last], provider)
+    assert malformed.answer is None
+    assert malformed.failure is not None
+    assert malformed.failure.kind == "api_error"
+    assert malformed.failure.hint
+    raised = first_error([first, malformed, last], provider)
     assert isinstance(raised, APIError)
-    told = f"{lie.failure!r} {raised!r} {raised} {vars(raised)}"
-    assert KEY not in told
-    assert len(told) < 6_000
+    text = f"{malformed.failure!r} {raised!r} {raised} {vars(raised)}"
+    assert KEY not in text
+    assert len(text) < 6_000
 
 
 @every_provider
-async def test_an_unreadable_answer_may_have_been_billed(provider: ProviderName) -> None:
-    """Nobody knows what was done: the error says so."""
+async def test_the_outcome_of_an_unreadable_answer_is_unknown(provider: ProviderName) -> None:
+    """The call may have been billed."""
     async with scripted(http(b'{"half')) as server:
-        (made,) = await outcomes(["p"], server.config(provider))
-    assert made.failure is not None
-    assert made.failure.outcome_unknown is True
-    assert made.failure.retryable is True
-    assert made.unknown_attempts == 1
+        (outcome,) = await outcomes(["p"], server.config(provider))
+    assert outcome.failure is not None
+    assert outcome.failure.outcome_unknown is True
+    assert outcome.failure.retryable is True
+    assert outcome.unknown_attempts == 1
 
 
-MERELY_ODD: dict[ProviderName, list[dict[str, Any]]] = {
+ODD_DETAILS: dict[ProviderName, list[dict[str, Any]]] = {
     "gemini": [
         {"usageMetadata": {"promptTokenCount": "many", "candidatesTokenCount": -5}},
         {"usageMetadata": 5},
@@ -170,12 +173,12 @@ MERELY_ODD: dict[ProviderName, list[dict[str, Any]]] = {
         {"choices": [{"message": {"content": [{"type": "text", "text": "fine"}]}}]},
     ],
 }
-ODDITIES = [(provider, odd) for provider in PROVIDERS for odd in MERELY_ODD[provider]]
+ODD_DETAIL_CASES = [(provider, odd) for provider in PROVIDERS for odd in ODD_DETAILS[provider]]
 
 
-@pytest.mark.parametrize(("provider", "odd"), ODDITIES, ids=[f"{p}-{str(o)[:60]}" for p, o in ODDITIES])
-async def test_an_odd_detail_loses_no_answer(provider: ProviderName, odd: dict[str, Any]) -> None:
-    """The text was paid for: a count that is none is left out, a name that is none is None."""
+@pytest.mark.parametrize(("provider", "odd"), ODD_DETAIL_CASES, ids=[f"{p}-{str(o)[:60]}" for p, o in ODD_DETAIL_CASES])
+async def test_a_malformed_detail_does_not_lose_the_answer(provider: ProviderName, odd: dict[str, Any]) -> None:
+    """A malformed count is left out, and a malformed name is None."""
     async with scripted(http(good(provider, **odd))) as server:
         envelope = await run("p", config=server.config(provider))
     assert envelope.answers == ["fine"]
@@ -183,7 +186,7 @@ async def test_an_odd_detail_loses_no_answer(provider: ProviderName, odd: dict[s
     assert type(envelope).model_validate_json(envelope.model_dump_json()) == envelope
 
 
-BESIDE: dict[ProviderName, list[tuple[Any, Any]]] = {
+ODD_ITEMS: dict[ProviderName, list[tuple[Any, Any]]] = {
     "gemini": [
         (None, None),
         (5, 5),
@@ -209,11 +212,11 @@ BESIDE: dict[ProviderName, list[tuple[Any, Any]]] = {
     "openrouter": [(None, None), ({"type": "text", "text": 5}, {"type": "text", "text": 5})],
     "local": [("stray", "stray")],
 }
-BESIDES = [(provider, odd, raw) for provider in PROVIDERS for odd, raw in BESIDE[provider]]
+ODD_ITEM_CASES = [(provider, odd, raw) for provider in PROVIDERS for odd, raw in ODD_ITEMS[provider]]
 
 
-def with_beside(provider: ProviderName, odd: Any) -> dict[str, Any]:
-    """A good answer with an odd item before its text."""
+def answer_with_odd_item(provider: ProviderName, odd: Any) -> dict[str, Any]:
+    """Return a good answer with an odd item before its text."""
     fine = {"type": "text", "text": "fine"}
     match provider:
         case "gemini":
@@ -226,10 +229,12 @@ def with_beside(provider: ProviderName, odd: Any) -> dict[str, Any]:
             return {"choices": [{"message": {"content": [odd, fine]}, "finish_reason": "stop"}]}
 
 
-@pytest.mark.parametrize(("provider", "odd", "raw"), BESIDES, ids=[f"{p}-{str(o)[:40]}" for p, o, _ in BESIDES])
-async def test_an_odd_item_costs_no_more_than_itself(provider: ProviderName, odd: Any, raw: Any) -> None:
-    """The text was answered and paid for: it is kept with a warning, with the item as it came, and asked for once."""
-    async with scripted(http(with_beside(provider, odd))) as server:
+@pytest.mark.parametrize(
+    ("provider", "odd", "raw"), ODD_ITEM_CASES, ids=[f"{p}-{str(o)[:40]}" for p, o, _ in ODD_ITEM_CASES]
+)
+async def test_an_unreadable_item_does_not_lose_the_text_beside_it(provider: ProviderName, odd: Any, raw: Any) -> None:
+    """The answer has a warning and the raw item, and is not requested again."""
+    async with scripted(http(answer_with_odd_item(provider, odd))) as server:
         envelope = await run("p", config=server.config(provider, retry=QUICK))
         assert len(server.requests) == 1
     assert (envelope.answers, envelope.status) == (["fine"], "ok")
@@ -247,8 +252,7 @@ async def test_an_odd_item_costs_no_more_than_itself(provider: ProviderName, odd
         {"content": "fine", "reasoning_details": [None]},
     ],
 )
-async def test_odd_calls_beside_a_chat_message_cost_no_text(message: dict[str, Any]) -> None:
-    """Wherever a list of the message has what is none of its items."""
+async def test_malformed_lists_of_a_chat_message_do_not_lose_its_text(message: dict[str, Any]) -> None:
     async with scripted(http({"choices": [{"message": message, "finish_reason": "stop"}]})) as server:
         envelope = await run("p", config=server.config("openrouter", retry=QUICK))
         assert len(server.requests) == 1
@@ -257,8 +261,8 @@ async def test_odd_calls_beside_a_chat_message_cost_no_text(message: dict[str, A
     assert len(envelope.diagnostics["warnings"]) == 1
 
 
-async def test_what_cannot_be_read_does_not_go_back_when_the_conversation_goes_on() -> None:
-    """The provider would refuse all that was said."""
+async def test_unreadable_items_are_not_sent_back_in_the_next_turn() -> None:
+    """The provider would refuse the request."""
     thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
     content = [thought, None, {"type": "text", "text": "fine"}]
     async with scripted(http(good("anthropic", content=content))) as server:
@@ -270,9 +274,9 @@ async def test_what_cannot_be_read_does_not_go_back_when_the_conversation_goes_o
 
 
 @pytest.mark.parametrize("provider", SDKS)
-async def test_an_odd_item_in_a_batch_costs_no_more_than_itself(provider: ProviderName) -> None:
-    """A row of results is read as an answer to a call is."""
-    response = with_beside(provider, None)
+async def test_an_unreadable_item_of_a_batch_row_does_not_lose_the_text(provider: ProviderName) -> None:
+    """A result row is read like the answer to a call."""
+    response = answer_with_odd_item(provider, None)
     rows: dict[str, Any] = {
         "gemini": {"key": "k", "response": response},
         "openai": {"custom_id": "k", "response": {"status_code": 200, "body": response}},
@@ -286,8 +290,8 @@ async def test_an_odd_item_in_a_batch_costs_no_more_than_itself(provider: Provid
 
 
 @every_provider
-async def test_half_a_character_goes_through_every_file(provider: ProviderName) -> None:
-    """An answer that was cut within an emoji is an answer; the half becomes a replacement character."""
+async def test_half_a_surrogate_pair_becomes_a_replacement_character(provider: ProviderName) -> None:
+    """An answer may be cut in the middle of an emoji."""
     async with scripted(http(good(provider, "cut \ud83d"))) as server:
         envelope = await run("p", config=server.config(provider))
     assert envelope.answers == ["cut \ufffd"]
@@ -305,8 +309,7 @@ CALLS_WITHOUT_ARGUMENTS: dict[ProviderName, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("provider", CALLS_WITHOUT_ARGUMENTS)
-async def test_a_call_without_arguments_has_none(provider: ProviderName) -> None:
-    """A tool that takes nothing is called with nothing."""
+async def test_a_tool_call_without_arguments_has_an_empty_object(provider: ProviderName) -> None:
     async with scripted(http(good(provider, **CALLS_WITHOUT_ARGUMENTS[provider]))) as server:
         server.listing = http({"data": [{"id": MODELS["openrouter"], "supported_parameters": ["tools"]}]})
         options = Options(tools=[{"name": "f"}])
@@ -317,8 +320,7 @@ async def test_a_call_without_arguments_has_none(provider: ProviderName) -> None
     assert envelope.status == "ok"
 
 
-async def test_arguments_may_come_as_an_object() -> None:
-    """Some servers do not write them as text; ours are always text."""
+async def test_tool_arguments_that_come_as_an_object_become_text() -> None:
     call = {"function": {"name": "f", "arguments": {"a": 1}}}
     listing = {"data": [{"id": MODELS["openrouter"]}]}
     reply = {"choices": [{"message": {"content": None, "tool_calls": [call]}}]}

@@ -1,4 +1,4 @@
-"""Files when everything around them moves: accounts, addresses, expiry, forgetful providers, a full disk."""
+"""File sources under disruption: several accounts and addresses, expiry, a provider that loses files, a full disk."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ on_sdks = pytest.mark.parametrize("provider", SDKS)
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pollux_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "pollux"
     monkeypatch.setenv("POLLUX_HOME", str(home))
     return home
 
 
-def papers(folder: Path, count: int) -> list[Source]:
+def write_pdfs(folder: Path, count: int) -> list[Source]:
     for index in range(count):
         (folder / f"{index}.pdf").write_bytes(PDF + bytes([index]))
     return [Source.from_file(folder / f"{index}.pdf") for index in range(count)]
 
 
 @on_sdks
-async def test_two_accounts_at_once_share_nothing(
+async def test_concurrent_runs_of_two_accounts_share_no_upload(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
 ) -> None:
-    """The same file, at the same moment, each with a key of its own: neither could see the other's upload."""
-    (paper,) = papers(tmp_path, 1)
+    """Both use the same file at the same time."""
+    (pdf,) = write_pdfs(tmp_path, 1)
     keys = ("sk-one-account-000000", "sk-another-account-00")
     envelopes = await asyncio.gather(
-        *(run("What is it?", source=paper, config=config(provider, api_key=key)) for key in keys for _ in range(2))
+        *(run("What is it?", source=pdf, config=config(provider, api_key=key)) for key in keys for _ in range(2))
     )
     assert [envelope.status for envelope in envelopes] == ["ok"] * 4
     assert len({file.account for file in sim.files}) == len(sim.files) == 2
@@ -66,102 +66,103 @@ async def test_two_accounts_at_once_share_nothing(
 
 
 @on_sdks
-async def test_another_address_is_another_provider(
+async def test_another_base_url_does_not_share_uploads(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
 ) -> None:
-    """What was uploaded at one is not there at the other."""
-    (paper,) = papers(tmp_path, 1)
+    (pdf,) = write_pdfs(tmp_path, 1)
     elsewhere = Simulator()
     with serve(elsewhere) as origin:
         moved = config(provider, base_url=Simulator.base_url(provider, origin))
         for settings in (config(provider), moved, config(provider), moved):
-            assert (await run("What is it?", source=paper, config=settings)).status == "ok"
+            assert (await run("What is it?", source=pdf, config=settings)).status == "ok"
     assert (len(sim.files), len(elsewhere.files)) == (1, 1)
 
 
 @on_sdks
-async def test_a_file_that_will_soon_expire_is_uploaded_anew(
+async def test_a_file_that_expires_within_five_minutes_is_uploaded_again(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path
 ) -> None:
-    """Five minutes are too few for a run that may take ten; eleven are enough."""
-    (paper,) = papers(tmp_path, 1)
-    assert (await run("What is it?", source=paper, config=config(provider))).status == "ok"
-    (kept,) = [entry async for entry in entries()]
-    assert kept.uploaded is not None
+    """A run may take ten minutes, so a file that expires in eleven is reused."""
+    (pdf,) = write_pdfs(tmp_path, 1)
+    assert (await run("What is it?", source=pdf, config=config(provider))).status == "ok"
+    (entry,) = [loaded async for loaded in load_entries()]
+    assert entry.uploaded is not None
     for left_s, uploads in ((660.0, 1), (300.0, 2)):
-        uploaded = kept.uploaded.model_copy(update={"expires_at": time.time() + left_s})
-        await open_store().put(kept.key.name, kept._replace(uploaded=uploaded).to_record() or {})
-        assert (await run("What is it?", source=paper, config=config(provider))).status == "ok"
+        uploaded = entry.uploaded.model_copy(update={"expires_at": time.time() + left_s})
+        await open_store().put(entry.key.name, entry._replace(uploaded=uploaded).to_record() or {})
+        assert (await run("What is it?", source=pdf, config=config(provider))).status == "ok"
         assert len(sim.files) == uploads
 
 
-async def entries() -> AsyncIterator[Entry]:
+async def load_entries() -> AsyncIterator[Entry]:
     async for _, record in open_store().scan("upload/"):
         yield Entry.from_record(record)
 
 
 @on_sdks
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_provider_that_forgets_everything_in_the_middle(
+async def test_files_lost_in_the_middle_of_a_run_are_uploaded_once_more(
     provider: ProviderName, seed: int, config: MakeConfig, sim: Simulator, tmp_path: Path
 ) -> None:
-    """Of a run of twenty prompts about three files: every prompt is answered, and each file is sent twice."""
-    moment = random.Random(seed).randrange(2, 17)  # noqa: S311 (no secret)
+    """Every one of twenty prompts about three files is answered."""
+    lost_after = random.Random(seed).randrange(2, 17)  # noqa: S311 (no secret)
     settings = config(provider, request_concurrency=3)
-    request = make_request([f"Question {n}?" for n in range(20)], target=settings.target, sources=papers(tmp_path, 3))
+    request = make_request(
+        [f"Question {n}?" for n in range(20)], target=settings.target, sources=write_pdfs(tmp_path, 3)
+    )
     plan = make_plan(request, await read_sources(request))
     done = 0
 
-    def forget(_: Outcome) -> None:
+    def lose_files(_: Outcome) -> None:
         nonlocal done
         done += 1
-        if done == moment:
+        if done == lost_after:
             for file in sim.files:
                 file.deleted_at = sim.clock()
 
-    outcomes = await execute_plan(plan, settings, on_outcome=forget)
+    outcomes = await execute_plan(plan, settings, on_outcome=lose_files)
     assert [outcome.failure for outcome in outcomes] == [None] * 20
     assert sorted(Counter(file.sha256 for file in sim.files).values()) == [2, 2, 2]
 
 
 @on_sdks
-async def test_a_disk_that_is_full_in_the_middle_costs_no_answer(
+async def test_a_disk_that_fills_in_the_middle_of_a_run_costs_no_answer(
     provider: ProviderName, config: MakeConfig, sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was asked is answered, the rest says that there is no room; once there is, nothing is left over."""
+    """Later calls fail and name the cause; once there is room, no file is left over."""
     monkeypatch.setattr(cleanup, "Ledger", partial(Ledger, lease_s=1.0))
     monkeypatch.setattr(answers, "_PAUSES", ())
     settings = config(provider, keep_files_s=0.0)
-    sources = papers(tmp_path, 24)
-    ask, answered = DiskStore._run, 0
+    sources = write_pdfs(tmp_path, 24)
+    run_on_disk, answer_count = DiskStore._run, 0
 
-    async def filled(store: DiskStore, do: Any, *, writes: bool = False) -> Any:
-        if writes and answered >= 3:
+    async def run_on_full_disk(store: DiskStore, do: Any, *, writes: bool = False) -> Any:
+        if writes and answer_count >= 3:
             raise disk_full_error(store.folder)
-        return await ask(store, do, writes=writes)
+        return await run_on_disk(store, do, writes=writes)
 
-    def count(_: Outcome) -> None:
-        nonlocal answered
-        answered += 1
+    def count_answers(_: Outcome) -> None:
+        nonlocal answer_count
+        answer_count += 1
 
     with monkeypatch.context() as disk:
-        disk.setattr(DiskStore, "_run", filled)
-        outcomes = await broadcast(sources, settings, count)
+        disk.setattr(DiskStore, "_run", run_on_full_disk)
+        outcomes = await run_broadcast(sources, settings, count_answers)
     failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
     assert 0 < len(failures) <= 21
     assert all("no room left" in failure.message and "Make room" in str(failure.hint) for failure in failures)
     assert all(outcome.answer is not None for outcome in outcomes if outcome.failure is None)
 
-    assert [outcome.failure for outcome in await broadcast(sources, settings)] == [None] * 24
+    assert [outcome.failure for outcome in await run_broadcast(sources, settings)] == [None] * 24
     async with open_session(settings) as session:
         await delete_due(session, Ledger(open_store(), clock=lambda: time.time() + 2 * OWNER_S))
     assert [file for file in sim.files if file.is_there] == []
 
 
-async def broadcast(
+async def run_broadcast(
     sources: list[Source], settings: Config, on_outcome: Callable[[Outcome], None] | None = None
 ) -> list[Outcome]:
-    """One prompt about each source by itself."""
+    """Run one prompt about each source."""
     request = make_request(["What is it?"], target=settings.target, sources=sources, each_source=True)
     plan = make_plan(request, await read_sources(request))
     return await execute_plan(plan, settings, on_outcome=on_outcome)
