@@ -117,7 +117,7 @@ def _fork(process: ForkServerProcess) -> None:
     os.environ["PYTHONPATH"] = str(ROOT)
     try:
         # pytest too: a new process imports what its ancestor was started with.
-        _context.set_forkserver_preload(["pytest", "tests.mortal", "tests.prefect.life"])
+        _context.set_forkserver_preload(["pytest", "tests.mortal", "tests.processes.life"])
         process.start()
     finally:
         if before is None:
