@@ -27,7 +27,7 @@ from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
 from pollux_flows.simulator import Simulator  # noqa: E402
-from tests.hurry import hurried  # noqa: E402
+from tests.hurry import retry_quickly  # noqa: E402
 from tests.prefect.conftest import no_caches_are_left, provider, simulator, world  # noqa: E402
 from tests.prefect.runs import wait_until  # noqa: E402
 
@@ -72,7 +72,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        with hurried(), temporary_settings({PREFECT_API_URL: URL}):
+        with retry_quickly(), temporary_settings({PREFECT_API_URL: URL}):
             yield
     finally:
         server.send_signal(signal.SIGINT)

@@ -23,7 +23,7 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import amap_rows
 from pollux_flows.simulator import Simulator
 from tests.loopback import MODELS, until
-from tests.mortal import Death, Mortal, find_function, started
+from tests.mortal import Death, Mortal, find_function, start_process
 
 SEEDS: Final = int(os.environ.get("TEST_MAP_KILLS", "2"))
 ROWS: Final = int(os.environ.get("TEST_MAP_ROWS", "400"))
@@ -77,7 +77,7 @@ class Map:
         """Map the table in a process of its own, with a home beside the output."""
         folder = output.parent
         arguments = (str(self.table), str(output), self.base_url)
-        return started(run_map, *arguments, death=death, home=folder / "home", said=folder / "said")
+        return start_process(run_map, *arguments, death=death, home=folder / "home", log=folder / "said")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def mapping(world: tuple[Simulator, str], tmp_path_factory: pytest.TempPathFacto
 def undisturbed(mapping: Map, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The output of a run that is not killed."""
     output = tmp_path_factory.mktemp("undisturbed") / "out.parquet"
-    assert asyncio.run(mapping.start(output).ended(_HUNG_S))
+    assert asyncio.run(mapping.start(output).runs_to_completion(_HUNG_S))
     return read_output(output)
 
 
@@ -109,11 +109,11 @@ async def test_a_map_that_is_killed_pays_for_nothing_twice(
             await until(lambda: len(simulator.requests) > moment, within_s=_HUNG_S)
         finally:
             killed.process.kill()
-    assert not await killed.ended(_HUNG_S)
+    assert not await killed.runs_to_completion(_HUNG_S)
     if output.exists():
         assert read_output(output) == undisturbed
 
-    assert await mapping.start(output).ended(_HUNG_S)
+    assert await mapping.start(output).runs_to_completion(_HUNG_S)
     assert read_output(output) == undisturbed
     asked = _count(simulator)
     assert len(asked) == ROWS
