@@ -1,4 +1,4 @@
-"""A world that processes share: what one of them has been given, another finds."""
+"""Shared state: simulators in several processes have their files, batches and caches in common."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPTS = ("One?", "[[simulate: status=400]] Two?", "Three?")
 
 @pytest.fixture(scope="module")
 def worlds() -> Iterator[list[tuple[Simulator, str]]]:
-    """Two of them: what they have in common is the folder alone."""
+    """Serve two simulators that share nothing but a folder."""
     first, second = Simulator(batch_s=0), Simulator(batch_s=0)
     with serve(first) as one, serve(second) as other:
         yield [(first, one), (second, other)]
@@ -39,59 +39,63 @@ async def batchers(
         yield opened
 
 
-async def test_another_process_collects(batchers: list[Batcher], worlds: list[tuple[Simulator, str]]) -> None:
-    """Which answers the rows, too: the first had ended before anything asked after the batch."""
+async def test_another_process_can_collect_a_batch(
+    batchers: list[Batcher], worlds: list[tuple[Simulator, str]]
+) -> None:
+    """A process answers the rows of a batch whose submitting process has ended."""
     batch_id = await batchers[0].submit(*PROMPTS)
     worlds[0][0].batch_store._items.clear()  # as if its process had ended
-    assert await batchers[1].ids(10) == [batch_id]
-    assert await batchers[1].state(batch_id) == batchers[1].words["completed"]
-    results = await batchers[1].by_key(batch_id)
+    assert await batchers[1].list_ids(10) == [batch_id]
+    assert await batchers[1].state(batch_id) == batchers[1].state_names["completed"]
+    results = await batchers[1].results_by_key(batch_id)
     assert [results[f"r{n}"].outcome for n in range(3)] == ["succeeded", "errored", "succeeded"]
     assert results["r2"].text == "Simulated answer to: Three?"
 
 
-async def test_results_that_one_has_made_are_those_of_all(batchers: list[Batcher]) -> None:
+async def test_processes_share_the_results_of_a_batch(batchers: list[Batcher]) -> None:
     batch_id = await batchers[0].submit(*PROMPTS)
     await batchers[0].state(batch_id)
     lines = [[line async for line in batcher._lines(batch_id)] for batcher in (*batchers, batchers[0])]
     assert lines[0] == lines[1] == lines[2]
 
 
-async def test_what_one_cancels_is_cancelled_for_all(
+async def test_processes_share_the_cancellation_of_a_batch(
     batchers: list[Batcher], worlds: list[tuple[Simulator, str]]
 ) -> None:
     worlds[0][0].batch(takes_s=3600)
     batch_id = await batchers[0].submit(*PROMPTS)
     await batchers[1].cancel(batch_id)
-    assert await batchers[0].state(batch_id) == batchers[0].words["cancelling"]
+    assert await batchers[0].state(batch_id) == batchers[0].state_names["cancelling"]
 
 
-async def test_the_same_in_each_has_two_ids(batchers: list[Batcher], worlds: list[tuple[Simulator, str]]) -> None:
-    """Though either counts for itself."""
+async def test_equal_batches_in_two_processes_have_different_ids(
+    batchers: list[Batcher], worlds: list[tuple[Simulator, str]]
+) -> None:
+    """Equal batches and input files of two processes are both stored."""
     ids = [await batcher.submit(*PROMPTS) for batcher in batchers]
-    assert sorted(await batchers[0].ids(10)) == sorted(ids)
+    assert sorted(await batchers[0].list_ids(10)) == sorted(ids)
     assert len({file.id for world, _ in worlds for file in world.files if file.purpose == "batch"}) in (0, 2)
 
 
-async def test_the_oldest_go(batchers: list[Batcher], tmp_path: Path) -> None:
-    """For all, and their content with them."""
+async def test_the_oldest_batches_are_removed(batchers: list[Batcher], tmp_path: Path) -> None:
+    """Beyond the limit the oldest batches and their content are removed for all processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "KEEP_ITEMS", 2)
         ids = [await batchers[n % 2].submit("Which?") for n in range(6)]
     for batcher in batchers:
-        assert await batcher.ids(10) == ids[:-3:-1]
+        assert await batcher.list_ids(10) == ids[:-3:-1]
     rows = [path.name for path in (tmp_path / "shared").iterdir() if path.suffix == ".rows"]
     assert len(rows) == 2
 
 
-async def test_a_reset_forgets_what_is_on_disk(batchers: list[Batcher], worlds: list[tuple[Simulator, str]]) -> None:
+async def test_a_reset_clears_the_shared_folder(batchers: list[Batcher], worlds: list[tuple[Simulator, str]]) -> None:
     await batchers[0].submit(*PROMPTS)
     worlds[1][0].reset()
-    assert await batchers[1].ids(10) == []
+    assert await batchers[1].list_ids(10) == []
 
 
 @pytest.mark.parametrize("batchers", ["openai"], indirect=True)
-async def test_a_file_that_one_deletes_is_gone_for_all(
+async def test_processes_share_the_deletion_of_a_file(
     batchers: list[Batcher], worlds: list[tuple[Simulator, str]], tmp_path: Path
 ) -> None:
     await batchers[0].submit(*PROMPTS)
@@ -104,8 +108,8 @@ async def test_a_file_that_one_deletes_is_gone_for_all(
     assert not list((tmp_path / "shared").glob("*.content"))
 
 
-async def test_caches_are_those_of_all(worlds: list[tuple[Simulator, str]], tmp_path: Path) -> None:
-    """One makes it, the other finds it and gives it more time, and both lose it."""
+async def test_processes_share_caches(worlds: list[tuple[Simulator, str]], tmp_path: Path) -> None:
+    """One process creates a cache, another extends it, and its deletion applies to both."""
     for world, _ in worlds:
         world.share(tmp_path / "shared")
         world.reset()
@@ -117,12 +121,12 @@ async def test_caches_are_those_of_all(worlds: list[tuple[Simulator, str]], tmp_
             for world, origin in worlds
         ]
         body = {"model": "models/gemini-2.5-flash", "contents": [{"parts": [{"text": "word"}]}], "ttl": "60s"}
-        made = (await first.post("/v1/cachedContents", json=body)).json()
-        path = f"/v1/{made['name']}"
-        assert (await second.get(path)).json() == made
-        longer = (await second.patch(path, json={"ttl": "3600s"})).json()
-        assert longer["expireTime"] > made["expireTime"]
-        assert (await first.get(path)).json() == longer
+        created = (await first.post("/v1/cachedContents", json=body)).json()
+        path = f"/v1/{created['name']}"
+        assert (await second.get(path)).json() == created
+        extended = (await second.patch(path, json={"ttl": "3600s"})).json()
+        assert extended["expireTime"] > created["expireTime"]
+        assert (await first.get(path)).json() == extended
         await first.delete(path)
         assert (await second.get(path)).status_code == 403
         assert (await first.get("/v1/cachedContents")).json() == {}
