@@ -33,7 +33,7 @@ class Logged:
     #: The id of the file or batch that it stored, as in `Simulator.files` and `Simulator.batches`.
     stored: str | None = None
 
-    def answered(self, status: int) -> None:
+    def record_response(self, status: int) -> None:
         self.status = status
         self.answered_at = time.monotonic()
 

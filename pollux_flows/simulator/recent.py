@@ -1,4 +1,4 @@
-"""A bounded memory of items by id. A simulator in a worker lives as long as the worker."""
+"""A bounded store of recent items by id, for a simulator that lives as long as its worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class Recent(Generic[Item]):
+class RecentItems(Generic[Item]):
     """The last `keep` items; `close` is called with those that are removed because there are more, or by `clear`."""
 
     def __init__(self, keep: int, close: Callable[[Item], None] = lambda _: None) -> None:

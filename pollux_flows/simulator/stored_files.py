@@ -15,7 +15,7 @@ from pollux_flows.simulator.storage import Record, Store
 State = Literal["processing", "active", "failed", "expired", "deleted"]
 
 #: A simulator in a worker lives as long as the worker: only the last deleted and expired files are remembered.
-KEEP_GONE = 10_000
+MAX_GONE = 10_000
 
 
 class NameTaken(Exception):  # noqa: N818 (turned into a provider's own error)
@@ -108,9 +108,9 @@ class FileStore(Store[StoredFile]):
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
         #: Files that were deleted or expired, once their name is used again or there are many.
-        self._gone: deque[StoredFile] = deque(maxlen=KEEP_GONE)
+        self._gone: deque[StoredFile] = deque(maxlen=MAX_GONE)
         self._arrivals = 0
-        self._sweep_at = KEEP_GONE
+        self._sweep_at = MAX_GONE
 
     def add(self, file: StoredFile) -> None:
         key = (file.provider, file.id)
@@ -125,10 +125,10 @@ class FileStore(Store[StoredFile]):
 
     def find(self, provider: str, file_id: str, account: str) -> StoredFile | None:
         """Return an account's file, unless it has expired or was deleted."""
-        file = self.remembered(provider, file_id, account)
+        file = self.find_any(provider, file_id, account)
         return file if file is not None and file.is_there else None
 
-    def remembered(self, provider: str, file_id: str, account: str) -> StoredFile | None:
+    def find_any(self, provider: str, file_id: str, account: str) -> StoredFile | None:
         """Return an account's file, even if it has expired or was deleted."""
         with self._lock:
             self._load()
@@ -180,7 +180,7 @@ class FileStore(Store[StoredFile]):
         if len(self._items) > self._sweep_at:
             for gone in [file for file in self._items.values() if not file.is_there]:
                 self._retire(gone)
-            self._sweep_at = KEEP_GONE + 2 * len(self._items)
+            self._sweep_at = MAX_GONE + 2 * len(self._items)
 
     def _retire(self, file: StoredFile) -> None:
         file.release()
@@ -189,4 +189,4 @@ class FileStore(Store[StoredFile]):
 
 def _content(file: StoredFile) -> dict[str, Spool]:
     """Return the content to share with other processes: only of files that are meant to be read again."""
-    return {"content": file.spool} if file.spool is not None and file.spool.keeps_all else {}
+    return {"content": file.spool} if file.spool is not None and file.spool.stores_all else {}

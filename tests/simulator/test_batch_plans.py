@@ -106,7 +106,7 @@ async def test_results_can_have_unknown_keys(batcher: Batcher, sim: Simulator, c
     sim.batch(unknown=2, missing=1)
     results = await batcher.results(await submit_and_end(batcher, clock))
     strangers = [result for result in results if result.key not in KEYS]
-    assert [result.key for result in strangers] == ["nobodys-0", "nobodys-1"]
+    assert [result.key for result in strangers] == ["unknown-0", "unknown-1"]
     assert {result.outcome for result in strangers} == {"succeeded"}
     assert len(results) == 9
 
@@ -189,7 +189,7 @@ async def test_a_download_can_break_off(batcher: Batcher, sim: Simulator, clock:
         {"missing": -1},
         {"takes_s": -1},
         {"colour": "red"},
-        {"provider": "nobody"},
+        {"provider": "unknown"},
         {"times": 0},
         [],
         3,

@@ -1,4 +1,4 @@
-"""Token counting endpoints: they count the input that an answer would bill, and refuse the fields that are not input."""
+"""Token counting endpoints: they count the input that an answer would bill, and refuse all other fields."""
 
 from __future__ import annotations
 

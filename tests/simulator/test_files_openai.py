@@ -86,12 +86,12 @@ async def test_a_form_without_a_file_is_refused(http: httpx.AsyncClient) -> None
 
 async def test_the_purpose_may_come_after_the_file(http: httpx.AsyncClient, sim: Simulator) -> None:
     """The fields of a form may come in any order; the purpose still decides whether the content is stored."""
-    for purpose, is_kept in (("user_data", False), ("batch", True)):
+    for purpose, is_stored in (("user_data", False), ("batch", True)):
         answer = await http.post(FILES, files={"file": ("in.jsonl", LINES), "purpose": (None, purpose)})
         assert answer.status_code == 200, answer.text
         spool = sim.files[-1].spool
         assert spool is not None
-        assert spool.is_kept is is_kept
+        assert spool.has_content is is_stored
 
 
 async def test_only_batch_files_expire_by_default(sdk: openai.AsyncOpenAI, clock: Clock) -> None:

@@ -75,14 +75,14 @@ async def test_other_requests_are_answered_while_a_batch_settles(
     sim: Simulator, origin: str, clock: Clock, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_begun, may_continue = threading.Event(), threading.Event()
-    read = ResultLines.read
+    read = ResultLines.read_row
 
     def read_slowly(self: ResultLines, *row: Any) -> Any:
         has_begun.set()
         assert may_continue.wait(20)
         return read(self, *row)
 
-    monkeypatch.setattr(ResultLines, "read", read_slowly)
+    monkeypatch.setattr(ResultLines, "read_row", read_slowly)
     async with AsyncExitStack() as stack:
         batcher = await Anthropic.open(sim.base_url("anthropic", origin), stack)
         batch_id = await batcher.submit("Hello?")

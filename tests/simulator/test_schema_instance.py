@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import UUID4, AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl
 
-from pollux_flows.simulator.pattern_instance import matching
-from pollux_flows.simulator.schema_instance import instance
+from pollux_flows.simulator.pattern_instance import generate_match
+from pollux_flows.simulator.schema_instance import generate_instance
 
 CHECKED_FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 
@@ -104,15 +104,15 @@ schemas = st.recursive(leaves, combined, max_leaves=12)
 @settings(max_examples=300, deadline=None)
 @given(schemas, st.text(max_size=20))
 def test_a_generated_value_fits_its_schema(schema: Any, hint: str) -> None:
-    """A generated value validates against its schema, whatever the hint."""
-    assert_fits(instance(schema, hint), schema)
+    """A generated value validates against its schema, for any hint."""
+    assert_fits(generate_instance(schema, hint), schema)
 
 
 @settings(max_examples=50, deadline=None)
 @given(schemas)
 def test_generated_values_are_deterministic(schema: Any) -> None:
     """Equal schemas and hints give equal values."""
-    assert instance(schema, "x") == instance(schema, "x")
+    assert generate_instance(schema, "x") == generate_instance(schema, "x")
 
 
 @settings(max_examples=100, deadline=None)
@@ -133,7 +133,7 @@ def test_generated_values_are_deterministic(schema: Any) -> None:
 def test_unique_items_are_unique(item: Any, count: int) -> None:
     """With `uniqueItems`, the array has at least `minItems` items, and no two are equal."""
     schema = {"type": "array", "items": item, "uniqueItems": True, "minItems": count}
-    assert_fits(instance(schema, "hint"), schema)
+    assert_fits(generate_instance(schema, "hint"), schema)
 
 
 SPECIAL_SCHEMAS: dict[str, Any] = {
@@ -222,7 +222,7 @@ SPECIAL_SCHEMAS: dict[str, Any] = {
 def test_values_fit_schemas_with_recursion_and_combinations(name: str) -> None:
     """Recursion ends, and combined schemas all hold."""
     schema = SPECIAL_SCHEMAS[name]
-    assert_fits(instance(schema, "hint"), schema)
+    assert_fits(generate_instance(schema, "hint"), schema)
 
 
 class Leaf(BaseModel):
@@ -246,27 +246,27 @@ class Branch(BaseModel):
 
 def test_pydantic_accepts_values_for_its_own_schemas() -> None:
     """A value for the schema of a Pydantic model validates as that model."""
-    Branch.model_validate(instance(Branch.model_json_schema(), "hint"))
+    Branch.model_validate(generate_instance(Branch.model_json_schema(), "hint"))
 
 
 def test_mutually_recursive_schemas_end() -> None:
     """Twelve models that refer to each other would expand to millions of nodes."""
     every = {f"M{n}": {"$ref": f"#/$defs/M{n}"} for n in range(12)}
     models = {name: {"type": "object", "properties": every} for name in every}
-    assert_fits(instance({"$ref": "#/$defs/M0", "$defs": models}), {"$ref": "#/$defs/M0", "$defs": models})
+    assert_fits(generate_instance({"$ref": "#/$defs/M0", "$defs": models}), {"$ref": "#/$defs/M0", "$defs": models})
 
 
 @pytest.mark.parametrize(
     "schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}, {"type": "array", "minItems": 1, "items": {"$ref": "#"}}]
 )
 def test_a_schema_without_any_finite_value_gives_an_empty_object(schema: Any) -> None:
-    assert instance(schema) == {}
+    assert generate_instance(schema) == {}
 
 
 def test_the_hint_is_part_of_free_texts() -> None:
     """Different hints make different texts, so that answers to different prompts differ."""
     schema = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
-    assert instance(schema, "What?") == {"title": "Simulated title: What?"}
+    assert generate_instance(schema, "What?") == {"title": "Simulated title: What?"}
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_the_hint_is_part_of_free_texts() -> None:
     ],
 )
 def test_a_generated_string_matches_its_pattern(pattern: str) -> None:
-    text = matching(pattern)
+    text = generate_match(pattern)
     assert text is not None
     assert re.search(pattern, text)
 
@@ -294,11 +294,11 @@ def test_a_generated_string_matches_its_pattern(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", ["(", "(?<!a)(?<=b)c", r"(a)\1{2}b", r"\p{L}", "(?P<x"])
 def test_a_pattern_that_is_too_complex_is_ignored(pattern: str) -> None:
     """A pattern that cannot be generated gives an ordinary text."""
-    assert matching(pattern) is None
-    assert isinstance(instance({"type": "string", "pattern": pattern}), str)
+    assert generate_match(pattern) is None
+    assert isinstance(generate_instance({"type": "string", "pattern": pattern}), str)
 
 
 def test_a_string_for_a_pattern_can_have_a_length() -> None:
     """A string has the required length if the quantifiers of its pattern allow it."""
-    assert matching("^a*$", 5, 7) == "aaaaa"
-    assert matching("^a$", 5) is None
+    assert generate_match("^a*$", 5, 7) == "aaaaa"
+    assert generate_match("^a$", 5) is None

@@ -80,7 +80,7 @@ async def test_equal_batches_in_two_processes_have_different_ids(
 async def test_the_oldest_batches_are_removed(batchers: list[Batcher], tmp_path: Path) -> None:
     """Beyond the limit the oldest batches and their content are removed for all processes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "KEEP_ITEMS", 2)
+        patch.setattr(storage, "MAX_ITEMS", 2)
         ids = [await batchers[n % 2].submit("Which?") for n in range(6)]
     for batcher in batchers:
         assert await batcher.list_ids(10) == ids[:-3:-1]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux_flows.simulator import StoredFile, stored_files
-from pollux_flows.simulator.spool import KEEP_BYTES, Spool
+from pollux_flows.simulator.spool import CONTENT_LIMIT_BYTES, Spool
 from pollux_flows.simulator.stored_files import FileStore, NameTaken
 
 
@@ -40,7 +40,7 @@ def test_a_file_id_can_be_reused_after_deletion_or_expiry() -> None:
 
 def test_the_number_of_remembered_files_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the last deleted files are remembered, since a worker's simulator lives long."""
-    monkeypatch.setattr(stored_files, "KEEP_GONE", 3)
+    monkeypatch.setattr(stored_files, "MAX_GONE", 3)
     store = FileStore(lambda: 0.0)
     stays = file("stays")
     store.add(stays)
@@ -59,10 +59,10 @@ def test_the_number_of_remembered_files_is_limited(monkeypatch: pytest.MonkeyPat
 def test_a_spool_can_be_rewound_to_a_mark(steps: list[tuple[bytes, bool]]) -> None:
     """Content and hash are those at the time of the mark."""
     spool, expected = Spool(), b""
-    for piece, is_kept in steps:
+    for piece, is_stored in steps:
         mark = spool.mark()
         spool.write(piece)
-        if is_kept:
+        if is_stored:
             expected += piece
         else:
             spool.rewind(mark)
@@ -91,9 +91,9 @@ def test_a_line_may_span_several_pieces() -> None:
 
 
 @pytest.mark.parametrize(("size", "is_required", "is_stored"), [
-    (KEEP_BYTES, False, True),
-    (KEEP_BYTES + 1, False, False),
-    (KEEP_BYTES + 1, True, True),
+    (CONTENT_LIMIT_BYTES, False, True),
+    (CONTENT_LIMIT_BYTES + 1, False, False),
+    (CONTENT_LIMIT_BYTES + 1, True, True),
 ])  # fmt: skip
 def test_a_spool_stores_small_or_required_content(size: int, is_required: bool, is_stored: bool) -> None:
     """Content above the limit is stored only if required; hash and size are always known."""
@@ -101,7 +101,7 @@ def test_a_spool_stores_small_or_required_content(size: int, is_required: bool, 
     if not is_required:
         spool.keep_little()
     spool.write(bytes(size))
-    assert (spool.is_kept, spool.size, spool.sha256) == (is_stored, size, hashlib.sha256(bytes(size)).hexdigest())
+    assert (spool.has_content, spool.size, spool.sha256) == (is_stored, size, hashlib.sha256(bytes(size)).hexdigest())
     if is_stored:
         assert b"".join(spool.chunks()) == bytes(size)
     spool.close()

@@ -89,7 +89,7 @@ def is_known(name: str) -> bool:
     return name.startswith("claude-")
 
 
-def model(name: str) -> Model:
+def parse_model(name: str) -> Model:
     match = _OLD.match(name) or _NEW.match(name)
     if match is None:
         return Model("", _NEWEST)

@@ -1,4 +1,4 @@
-"""Reads Messages requests."""
+"""Parses Messages requests into `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pollux_flows.simulator import tokens
 from pollux_flows.simulator.anthropic import attachments
 from pollux_flows.simulator.anthropic.rules import check
-from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.prefixes import Block
 from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.wire import Call
@@ -17,17 +17,17 @@ _CACHE_S = {"5m": 300.0, "1h": 3600.0}
 _CHOICES: dict[str, Any] = {"auto": "auto", "none": "none", "any": "required"}
 
 
-def read(call: Call) -> Ask:
-    asked = check(call)
+def read(call: Call) -> GenerateRequest:
+    model = check(call)
     attachments.check(call)
     body = call.body
     prompt, results = _last_turn(body["messages"])
     thinking = (body.get("thinking") or {"type": "disabled"})["type"]
     reasoning = thinking in ("enabled", "adaptive") or (thinking == "between_tools" and bool(results))
-    return Ask(
+    return GenerateRequest(
         prompt=prompt,
         input_tokens=sum(block.tokens for block in prompt_blocks(call)),
-        context_window=asked.context_window,
+        context_window=model.context_window,
         max_tokens=body["max_tokens"],
         schema=_schema(body),
         tools={tool["name"]: tool["input_schema"] for tool in body.get("tools") or [] if "input_schema" in tool},
@@ -35,7 +35,7 @@ def read(call: Call) -> Ask:
         tool_results=results,
         reasoning=reasoning,
         # Claude announces its calls; a client must replay a turn of thinking, text and call.
-        speaks_before_calls=reasoning,
+        announces_calls=reasoning,
         stop=tuple(body.get("stop_sequences") or ()),
     )
 
@@ -71,8 +71,8 @@ def _unmarked(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schema(body: dict[str, Any]) -> Any:
-    wanted = (body.get("output_config") or {}).get("format")
-    return wanted["schema"] if wanted else None
+    output_format = (body.get("output_config") or {}).get("format")
+    return output_format["schema"] if output_format else None
 
 
 def _tool_choice(choice: dict[str, Any] | None) -> Any:

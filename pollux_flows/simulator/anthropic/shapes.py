@@ -1,4 +1,4 @@
-"""The shape of Messages requests: that of the SDK's types, and the limits that they do not say."""
+"""Checks of the shape of Messages requests: the SDK's types, and limits that the types do not express."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pollux_flows.simulator.sdk_shape import SdkShapes
 from pollux_flows.simulator.shape import (
     Check,
-    Misfit,
+    Mismatch,
     Path,
     anything,
     boolean,
@@ -27,7 +27,7 @@ _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 def _tool_name(value: Any, path: Path) -> None:
     text(value, path)
     if not _TOOL_NAME.fullmatch(value):
-        raise Misfit(path, "value", "a name that matches '^[a-zA-Z0-9_-]{1,128}$'", value)
+        raise Mismatch(path, "value", "a name that matches '^[a-zA-Z0-9_-]{1,128}$'", value)
 
 
 _LIMITS: dict[str, Check] = {
@@ -44,8 +44,8 @@ SAMPLING: dict[str, Check] = {
 
 
 @cache
-def count_request() -> Check:
-    """Return the check of a request to count tokens: of its fields alone, as `request` checks what is in them."""
+def count_request_check() -> Check:
+    """Return the check of the field names of a count request; `request_check` checks their values."""
     from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 
     required, optional = SdkShapes(_LIMITS).fields(MessageCountTokensParams)
@@ -53,7 +53,7 @@ def count_request() -> Check:
 
 
 @cache
-def request(*, is_current: bool) -> Check:
+def request_check(*, is_current: bool) -> Check:
     """Return the check of a request, to the current version of the API or to an older one."""
     from anthropic.types import MessageParam
     from anthropic.types.message_create_params import MessageCreateParamsNonStreaming

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import orjson
 from typing_extensions import override
 
-from pollux_flows.simulator.batch.plan import ANSWERED, Plan
+from pollux_flows.simulator.batch.plan import ANSWERED_SHARE, Plan
 from pollux_flows.simulator.batch.rows import Rows, SavedRows
 from pollux_flows.simulator.spool import Spool
 from pollux_flows.simulator.storage import Record, Storage, Store
@@ -20,12 +20,12 @@ Phase = Literal["starting", "running", "finishing", "cancelling", "completed", "
 
 ENDINGS = frozenset({"completed", "expired", "cancelled", "failed"})
 #: The shares of a batch's duration at which it has started, and has run; an invalid one fails when it starts.
-STARTED = 0.1
-RAN = 0.9
+START_SHARE = 0.1
+FINISH_SHARE = 0.9
 #: The share of the duration that a cancellation takes.
-_STOPPING = 0.1
+_CANCEL_SHARE = 0.1
 #: A simulator in a worker lives as long as the worker: beyond this many, the oldest batches are removed.
-KEEP = 10_000
+MAX_BATCHES = 10_000
 
 
 @dataclass
@@ -77,8 +77,8 @@ class StoredBatch:
     name: str | None = None
     #: OpenAI's metadata.
     metadata: dict[str, str] | None = None
-    #: Further data of its provider.
-    given: dict[str, Any] = field(default_factory=dict, repr=False)
+    #: Data that only its provider needs.
+    provider_data: dict[str, Any] = field(default_factory=dict, repr=False)
     #: The errors of the entire batch, in the provider's format.
     problems: list[dict[str, Any]] = field(default_factory=list)
     #: The time at which its cancellation was requested.
@@ -96,7 +96,7 @@ class StoredBatch:
     @property
     def state(self) -> str:
         """Return its current state, as the provider names it."""
-        return self.word(self.phase)
+        return self.state_name(self.phase)
 
     @property
     def phase(self) -> Phase:
@@ -105,7 +105,7 @@ class StoredBatch:
             return self.ending
         if self.cancel_asked_at is not None:
             return "cancelling"
-        return "starting" if self.progress < STARTED else "running" if self.progress < RAN else "finishing"
+        return "starting" if self.progress < START_SHARE else "running" if self.progress < FINISH_SHARE else "finishing"
 
     @property
     def is_ended(self) -> bool:
@@ -123,10 +123,10 @@ class StoredBatch:
     @property
     def ends_at(self) -> float:
         if self.problems:
-            return self.reaches(STARTED)
+            return self.time_at(START_SHARE)
         end = self.created_at + min(self.takes_s, self.window_s)
         if self.cancel_asked_at is not None:
-            end = min(end, self.cancel_asked_at + _STOPPING * self.takes_s)
+            end = min(end, self.cancel_asked_at + _CANCEL_SHARE * self.takes_s)
         return end
 
     @property
@@ -146,18 +146,18 @@ class StoredBatch:
             return 0
         if self.plan.end != "partial" and self.ending == "completed":
             return self.rows
-        share = ANSWERED if self.plan.answered is None else self.plan.answered
+        share = ANSWERED_SHARE if self.plan.answered is None else self.plan.answered
         if self.plan.answered is None and self.cancel_asked_at is not None:
             share = self._share(self.cancel_asked_at - self.created_at)
         elif self.plan.answered is None and self.takes_s > self.window_s:
             share = self._share(self.window_s)
         return int(share * self.rows)
 
-    def word(self, phase: Phase) -> str:
+    def state_name(self, phase: Phase) -> str:
         """Return the provider's name of that phase, or the plan's."""
         return self.words[phase] if self.plan.status is None or phase in ENDINGS else self.plan.status
 
-    def reaches(self, share: float) -> float:
+    def time_at(self, share: float) -> float:
         """Return the time at which that share of its duration has passed."""
         return self.created_at + share * self.takes_s
 
@@ -185,12 +185,18 @@ class BatchStore(Store[StoredBatch]):
 
     kind = "batch"
     saved = (
-        "provider", "id", "account", "created_at", "takes_s", "window_s", "words", "name", "metadata", "given",
+        "provider", "id", "account", "created_at", "takes_s", "window_s", "words", "name", "metadata",
         "problems", "cancel_asked_at", "deleted_at",
     )  # fmt: skip
 
     def add(self, batch: StoredBatch) -> None:
-        record = {"plan": asdict(batch.plan), "rows": batch.rows, "bytes": batch.input.spool.size, "results": None}
+        record = {
+            "given": batch.provider_data,  # stored names never change
+            "plan": asdict(batch.plan),
+            "rows": batch.rows,
+            "bytes": batch.input.spool.size,
+            "results": None,
+        }
         with self._lock:
             self._load()
             key = batch.provider, batch.id
@@ -246,7 +252,9 @@ class BatchStore(Store[StoredBatch]):
         batch = self._items.get(key)
         if batch is None:
             rows = SavedRows(self._storage.content(key, "rows", record["bytes"]), record["rows"])
-            batch = StoredBatch(**self._saved_fields(record), plan=Plan(**record["plan"]), input=rows)
+            batch = StoredBatch(
+                **self._saved_fields(record), provider_data=record["given"], plan=Plan(**record["plan"]), input=rows
+            )
             self._remember(batch)
         batch.cancel_asked_at, batch.deleted_at = record["cancel_asked_at"], record["deleted_at"]
         if batch.results is None and record["results"] is not None:
@@ -255,7 +263,7 @@ class BatchStore(Store[StoredBatch]):
     def _remember(self, batch: StoredBatch) -> None:
         batch.clock = self._clock
         self._items[batch.provider, batch.id] = batch
-        if len(self._items) > KEEP:
+        if len(self._items) > MAX_BATCHES:
             self._items.pop(next(iter(self._items))).release()
 
     def _set(self, batch: StoredBatch, **fields: float) -> None:

@@ -1,4 +1,4 @@
-"""Reads chat completions requests."""
+"""Parses chat completions requests into `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from pollux_flows.simulator import tokens
-from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.prefixes import Block
 
 _CACHE_S = {"5m": 300.0, "1h": 3600.0}
 
 
-def read(body: dict[str, Any], *, context_window: int, reasoning: bool) -> Ask:
+def read(body: dict[str, Any], *, context_window: int, reasoning: bool) -> GenerateRequest:
     prompt, results = _last_turn(body["messages"])
     stop = body.get("stop") or ()
-    return Ask(
+    return GenerateRequest(
         prompt=prompt,
         input_tokens=sum(block.tokens for block in prompt_blocks(body)),
         context_window=context_window,
@@ -30,10 +30,10 @@ def read(body: dict[str, Any], *, context_window: int, reasoning: bool) -> Ask:
 
 
 def schema(body: dict[str, Any]) -> Any:
-    wanted = body.get("response_format") or {}
-    if wanted.get("type") == "json_schema":
-        return wanted["json_schema"]["schema"]
-    return True if wanted.get("type") == "json_object" else None
+    response_format = body.get("response_format") or {}
+    if response_format.get("type") == "json_schema":
+        return response_format["json_schema"]["schema"]
+    return True if response_format.get("type") == "json_object" else None
 
 
 def parts(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -46,8 +46,8 @@ def parts(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def prompt_blocks(body: dict[str, Any]) -> list[Block]:
     """Split the prompt into blocks; `cache_control` marks the end of a prefix to cache."""
     blocks = [Block(tool, tokens.of_json(tool)) for tool in body.get("tools") or []]
-    if isinstance(asked := schema(body), dict):
-        blocks.append(Block(asked, tokens.of_json(asked)))
+    if isinstance(json_schema := schema(body), dict):
+        blocks.append(Block(json_schema, tokens.of_json(json_schema)))
     for message in body["messages"]:
         for part in _parts(message.get("content")):
             control = part.get("cache_control")

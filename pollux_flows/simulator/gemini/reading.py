@@ -1,4 +1,4 @@
-"""Reads generateContent requests."""
+"""Parses generateContent requests into `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pollux_flows.simulator import tokens
-from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.gemini import attachments, fields, rules
 from pollux_flows.simulator.gemini.caches import Cache
-from pollux_flows.simulator.gemini.dialect import as_json_schema
+from pollux_flows.simulator.gemini.dialect import to_json_schema
+from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import BadRequest, Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call, Refusal
 
 CONTEXT_WINDOW = 1_048_576
 #: The most addresses that the URL context tool fetches for one request.
@@ -20,10 +20,10 @@ URLS_LIMIT = 20
 _URL = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;:!?]")
 
 
-def read(call: Call) -> Ask:
+def read(call: Call) -> GenerateRequest:
     model = call.params["model"]
     rules.check_model(model)
-    call.body = message = rules.checked(call.body, fields.GENERATE)
+    call.body = message = rules.read_message(call.body, fields.GENERATE)
     rules.check_generate(model, message)
     attachments.check(call, message["contents"])
     cache = cache_of(call)
@@ -31,7 +31,7 @@ def read(call: Call) -> Ask:
     contents = message["contents"]
     prompt, results = _last_turn(contents)
     tools = [*(cache.message.get("tools") or [] if cache else []), *(message.get("tools") or [])]
-    return Ask(
+    return GenerateRequest(
         prompt=prompt,
         input_tokens=message_tokens(message, call.files) + (cache.tokens if cache else 0),
         context_window=CONTEXT_WINDOW,
@@ -51,9 +51,9 @@ def cache_of(call: Call) -> Cache | None:
     name = call.body.get("cachedContent")
     if not name:
         return None
-    cache = call.world.gemini_caches.get(name, call.account, call.world.now())
+    cache = call.simulator.gemini_caches.get(name, call.account, call.simulator.now())
     if cache is None:
-        raise Refused(403, "CachedContent not found (or permission denied)")
+        raise Refusal(403, "CachedContent not found (or permission denied)")
     if cache.model != f"models/{call.params['model']}":
         raise BadRequest(
             f"Model used by GenerateContent request (models/{call.params['model']}) and CachedContent ({cache.model}) "
@@ -81,14 +81,14 @@ def _schema(config: dict[str, Any]) -> Any:
     if "responseJsonSchema" in config:
         return config["responseJsonSchema"]
     if "responseSchema" in config:
-        return as_json_schema(config["responseSchema"])
+        return to_json_schema(config["responseSchema"])
     return True if config.get("responseMimeType") == "application/json" else None
 
 
 def _declared(tools: Iterable[dict[str, Any]]) -> Iterable[tuple[str, Any]]:
     for tool in tools:
         for declaration in tool.get("functionDeclarations") or []:
-            own = as_json_schema(declaration.get("parameters") or {})
+            own = to_json_schema(declaration.get("parameters") or {})
             yield declaration["name"], declaration.get("parametersJsonSchema") or own
 
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pollux_flows.simulator.gemini import fields
 from pollux_flows.simulator.gemini.signature import is_valid
-from pollux_flows.simulator.shape import Check, Misfit
-from pollux_flows.simulator.wire import BadRequest, Call, Refused
+from pollux_flows.simulator.shape import Check, Mismatch
+from pollux_flows.simulator.wire import BadRequest, Call, Refusal
 
 LIST_LIMIT = 100
 _KNOWN_MODELS = re.compile(r"(gemini|gemma|learnlm)-")
@@ -42,19 +42,19 @@ def page(call: Call, items: Sequence[Item], request: str) -> tuple[list[Item], d
     return list(items[int(start) : end]), {"nextPageToken": str(end)} if end < len(items) else {}
 
 
-def checked(body: Any, shape: Check) -> dict[str, Any]:
+def read_message(body: Any, shape: Check) -> dict[str, Any]:
     """Return the body with field names in camelCase; refuse one of another shape."""
     message: dict[str, Any] = fields.normal(body)
     try:
         shape(message, ())
-    except Misfit as misfit:
-        raise BadRequest(fields.in_words(misfit)) from None
+    except Mismatch as mismatch:
+        raise BadRequest(fields.describe(mismatch)) from None
     return message
 
 
 def check_model(name: str) -> None:
     if not _KNOWN_MODELS.match(name):
-        raise Refused(
+        raise Refusal(
             404,
             f"models/{name} is not found for API version v1, or is not supported for generateContent. Call ListModels "
             "to see the list of available models and their supported methods.",
@@ -63,7 +63,7 @@ def check_model(name: str) -> None:
 
 def check_cacheable(model: str) -> None:
     if _WITHOUT_CACHES.match(model):
-        raise Refused(
+        raise Refusal(
             404, f"models/{model} is not found for API version v1, or is not supported for createCachedContent."
         )
 
