@@ -80,7 +80,7 @@ class _Generator:
             rest: Schema = {key: value for key, value in schema.items() if key != "allOf"}
             with self._inside([part["$ref"] for part in schema["allOf"] if isinstance(part, dict) and "$ref" in part]):
                 for part in schema["allOf"]:
-                    rest = merge(rest, self._resolved(part))
+                    rest = merge(rest, self._resolve_root(part))
                 return self.make(rest, name, salt)
         if any(keyword in schema for keyword in _NEEDS_VALIDATION):
             return self._first_valid(schema, name, salt)
@@ -146,7 +146,7 @@ class _Generator:
         finally:
             del self.open_references[before:]
 
-    def _resolved(self, schema: Any) -> Any:
+    def _resolve_root(self, schema: Any) -> Any:
         """Return a schema with the reference at its root resolved, to be merged with others."""
         seen = set()
         while isinstance(schema, dict) and "$ref" in schema:

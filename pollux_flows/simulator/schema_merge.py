@@ -10,7 +10,7 @@ Schema = Mapping[str, Any] | bool
 
 
 def merge(one: Schema, other: Schema) -> Schema:
-    """Merge two schemas. Covers the pairs that people and libraries write into `allOf`, not all."""
+    """Merge two schemas, as far as people and libraries combine keywords with `allOf`."""
     if isinstance(one, bool):
         return other if one else False
     if isinstance(other, bool):

@@ -58,7 +58,7 @@ class StoredFile:
 
     @property
     def state(self) -> State:
-        """Return its current state, by the simulator's clock."""
+        """Return the current state of the file, by the simulator's clock."""
         now = self.clock()
         if self.deleted_at is not None and self.deleted_at <= now:
             return "deleted"
@@ -70,11 +70,11 @@ class StoredFile:
 
     @property
     def is_there(self) -> bool:
-        """Return whether it exists for its provider: neither deleted nor expired."""
+        """Return whether the provider still finds the file: it is neither deleted nor expired."""
         return self.state not in ("deleted", "expired")
 
     def chunks(self) -> Iterator[bytes]:
-        """Iterate over its stored bytes: those of a small file, and of one that is meant to be read again."""
+        """Iterate over the stored bytes, which small files and the inputs and outputs of batches have."""
         if self.spool is None:
             raise LookupError("this file is gone, and its content with it")
         return self.spool.chunks()
@@ -88,7 +88,7 @@ class StoredFile:
             self.spool = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return its public fields as JSON, for clients in another process."""
+        """Return the public fields as JSON, for clients in another process."""
         names = (
             "provider", "id", "filename", "mime_type", "size", "sha256", "purpose",
             "created_at", "expires_at", "deleted_at", "state",
@@ -135,7 +135,7 @@ class FileStore(Store[StoredFile]):
             file = self._items.get((provider, file_id))
         return file if file is not None and file.account == account else None
 
-    def owned(self, provider: str, account: str) -> list[StoredFile]:
+    def list_owned(self, provider: str, account: str) -> list[StoredFile]:
         """Return the existing files of an account, oldest first."""
         return [file for file in self.all() if (file.provider, file.account) == (provider, account) and file.is_there]
 

@@ -16,22 +16,22 @@ PROVIDERS = tuple(CLIENTS)
 
 
 @pytest.fixture(scope="session")
-def served() -> Iterator[tuple[Simulator, str]]:
-    world = Simulator()
-    with serve(world) as origin:
-        yield world, origin
+def server() -> Iterator[tuple[Simulator, str]]:
+    simulator = Simulator()
+    with serve(simulator) as origin:
+        yield simulator, origin
 
 
 @pytest.fixture
-def origin(served: tuple[Simulator, str]) -> str:
-    return served[1]
+def origin(server: tuple[Simulator, str]) -> str:
+    return server[1]
 
 
 @pytest.fixture
-def sim(served: tuple[Simulator, str]) -> Simulator:
+def sim(server: tuple[Simulator, str]) -> Simulator:
     """Return the served simulator after a reset."""
-    served[0].reset()
-    return served[0]
+    server[0].reset()
+    return server[0]
 
 
 @pytest.fixture(params=PROVIDERS)

@@ -62,10 +62,10 @@ class AttachmentSender:
                 "x-goog-upload-header-content-length": str(len(content)),
                 "x-goog-upload-header-content-type": mime_type,
             }
-            begun = await self.http.post("/gemini/upload/v1/files", json={}, headers=headers)
+            start = await self.http.post("/gemini/upload/v1/files", json={}, headers=headers)
             headers = {"x-goog-upload-command": "upload, finalize", "x-goog-upload-offset": "0"}
-            ended = await self.http.post(begun.headers["x-goog-upload-url"], content=content, headers=headers)
-            return str(ended.json()["file"]["uri"])
+            end = await self.http.post(start.headers["x-goog-upload-url"], content=content, headers=headers)
+            return str(end.json()["file"]["uri"])
         fields = {"purpose": "user_data"} if provider == "openai" else {}
         answer = await self.http.post(f"/{provider}/v1/files", data=fields, files={"file": (name, content, mime_type)})
         return str(answer.json()["id"])
@@ -441,11 +441,11 @@ async def test_a_file_cannot_be_used_by_another_account(sender: AttachmentSender
     }
     headers = KEY_HEADERS | {"authorization": "Bearer another", "x-goog-api-key": "another"}
     async with httpx.AsyncClient(base_url=origin, headers=headers) as http:
-        stranger = AttachmentSender(http)
+        other = AttachmentSender(http)
         answers = [
-            await stranger.openai({"type": "input_file", "file_id": uploaded["openai"]}),
-            await stranger.anthropic(document(type="file", file_id=uploaded["anthropic"])),
-            await stranger.gemini(file_data(uploaded["gemini"])),
+            await other.openai({"type": "input_file", "file_id": uploaded["openai"]}),
+            await other.anthropic(document(type="file", file_id=uploaded["anthropic"])),
+            await other.gemini(file_data(uploaded["gemini"])),
         ]
     assert [answer.status_code for answer in answers] == [404, 404, 403]
     assert answers[1].json()["error"]["type"] == "not_found_error"

@@ -107,7 +107,7 @@ async def test_rows_without_a_key_keep_their_order(sdk: genai.Client, clock: Clo
     requests: Any = [{"contents": prompt} for prompt in prompts]
     job = await sdk.aio.batches.create(model="gemini-2.5-flash", src=requests)
     lines = [{"request": {"contents": [{"parts": [{"text": prompt}]}]}} for prompt in prompts]
-    filed = await sdk.aio.batches.create(model="gemini-2.5-flash", src=await upload(sdk, jsonl(*lines)))
+    file_job = await sdk.aio.batches.create(model="gemini-2.5-flash", src=await upload(sdk, jsonl(*lines)))
     clock.now += 1
     job = await sdk.aio.batches.get(name=str(job.name))
     assert job.dest is not None
@@ -115,10 +115,10 @@ async def test_rows_without_a_key_keep_their_order(sdk: genai.Client, clock: Clo
     assert [answer.response and answer.response.text for answer in answers] == [
         f"Simulated answer to: {prompt}" for prompt in prompts
     ]
-    filed = await sdk.aio.batches.get(name=str(filed.name))
-    assert filed.dest is not None
-    assert filed.dest.file_name is not None
-    content = await sdk.aio.files.download(file=filed.dest.file_name)
+    file_job = await sdk.aio.batches.get(name=str(file_job.name))
+    assert file_job.dest is not None
+    assert file_job.dest.file_name is not None
+    content = await sdk.aio.files.download(file=file_job.dest.file_name)
     for line, prompt in zip(content.splitlines(), prompts, strict=True):
         assert prompt in line.decode()
         assert json.loads(line).keys() == {"response"}

@@ -39,23 +39,23 @@ async def test_the_sdks_read_the_counts(sim: Simulator, origin: str) -> None:
 async def test_a_count_equals_the_billed_input_tokens(http: httpx.AsyncClient) -> None:
     """A count includes instructions, tools and the schema, like the usage of the answer."""
     claude = CLAUDE | {"system": "Be brief.", "tools": [TOOL]}
-    billed = (await http.post("/anthropic/v1/messages", json=claude | {"max_tokens": 9})).json()["usage"]
+    usage = (await http.post("/anthropic/v1/messages", json=claude | {"max_tokens": 9})).json()["usage"]
     assert (await http.post("/anthropic/v1/messages/count_tokens", json=claude)).json() == {
-        "input_tokens": billed["input_tokens"]
+        "input_tokens": usage["input_tokens"]
     }
     text = {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA, "strict": True}}
     gpt = {"model": "gpt-4.1", "input": "four", "instructions": "Be brief.", "text": text}
-    billed = (await http.post("/openai/v1/responses", json=gpt)).json()["usage"]
+    usage = (await http.post("/openai/v1/responses", json=gpt)).json()["usage"]
     counted = (await http.post("/openai/v1/responses/input_tokens", json=gpt)).json()
-    assert counted == {"object": "response.input_tokens", "input_tokens": billed["input_tokens"]}
+    assert counted == {"object": "response.input_tokens", "input_tokens": usage["input_tokens"]}
     gemini = GEMINI | {
         "systemInstruction": {"parts": [{"text": "Be brief."}]},
         "generationConfig": {"responseMimeType": "application/json", "responseJsonSchema": SCHEMA},
     }
-    billed = (await http.post(f"{GEMINI_PATH}generateContent", json=gemini)).json()["usageMetadata"]
+    usage = (await http.post(f"{GEMINI_PATH}generateContent", json=gemini)).json()["usageMetadata"]
     request = {"generateContentRequest": {"model": "models/gemini-2.5-flash", **gemini}}
     counted = (await http.post(f"{GEMINI_PATH}countTokens", json=request)).json()
-    assert counted == {"totalTokens": billed["promptTokenCount"]}
+    assert counted == {"totalTokens": usage["promptTokenCount"]}
 
 
 @pytest.mark.parametrize(

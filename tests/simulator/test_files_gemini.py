@@ -269,10 +269,10 @@ async def test_an_invalid_list_query_is_refused(query: dict[str, Any], http: htt
 
 async def test_an_in_process_upload_needs_no_socket() -> None:
     """The upload URL leads back to the simulator in this process."""
-    world = Simulator()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+    simulator = Simulator()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator") as http:
         http.headers["x-goog-api-key"] = "k"
         url = await start_upload(http)
         assert url.startswith("http://simulator/gemini/upload/v1/files?upload_id=")
         assert (await send_chunk(http, url, b"%PDF")).status_code == 200
-    assert world.files[0].content() == b"%PDF"
+    assert simulator.files[0].content() == b"%PDF"

@@ -22,7 +22,7 @@ def config(**fields: Any) -> dict[str, Any]:
     return {"generationConfig": fields}
 
 
-def declared(**fields: Any) -> dict[str, Any]:
+def declare(**fields: Any) -> dict[str, Any]:
     return {"tools": [{"functionDeclarations": [{"name": "f", **fields}]}]}
 
 
@@ -96,15 +96,15 @@ REFUSED_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "additionalProperties in parameters": (
         FLASH,
-        declared(parameters={"type": "object", "properties": {}, "additionalProperties": False}),
+        declare(parameters={"type": "object", "properties": {}, "additionalProperties": False}),
         'Unknown name "additionalProperties"',
     ),
     "a reference in parameters": (
         FLASH,
-        declared(parameters={"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}}),
+        declare(parameters={"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}}),
         'Unknown name "$ref"',
     ),
-    "parameters in two dialects": (FLASH, declared(parameters={}, parametersJsonSchema={}), "only one of"),
+    "parameters in two dialects": (FLASH, declare(parameters={}, parametersJsonSchema={}), "only one of"),
     "invalid function name": (FLASH, {"tools": [{"functionDeclarations": [{"name": "1 f"}]}]}, "Invalid function name"),
     "tool in OpenAI's format": (FLASH, {"tools": [{"type": "function", "name": "f"}]}, "Cannot find field"),
     "empty tool": (FLASH, {"tools": [{}]}, "tool_type"),
@@ -192,13 +192,13 @@ ACCEPTED_REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tools and JSON on 3": (GEMINI_3, {**DECLARED, **config(responseMimeType="application/json")}),
     "open schema in parametersJsonSchema": (
         FLASH,
-        declared(
+        declare(
             parameters_json_schema={"type": "object", "properties": {"snake_case": {}}, "additionalProperties": True}
         ),
     ),
     "Gemini's schema dialect": (
         FLASH,
-        declared(parameters={"type": "OBJECT", "properties": {"snake_case": {"type": "STRING", "nullable": True}}}),
+        declare(parameters={"type": "OBJECT", "properties": {"snake_case": {"type": "STRING", "nullable": True}}}),
     ),
     "tool loop": (FLASH, turns(HI, [CALL, CALL], [RESPONSE, RESPONSE])),
     "tool loop with a placeholder signature on 3": (

@@ -50,7 +50,7 @@ formats = st.sampled_from(
 patterns = st.sampled_from(
     [r"^\d{4}-\d{2}$", r"^[A-Z]{2,3}$", "^(foo|bar)+$", r"^[a-z]+(?:-[a-z]+)*$", r"^\+?[0-9 ]{7,}$", "x", "^[^a-z]$"]
 ).map(lambda pattern: {"type": "string", "pattern": pattern})
-fixed = st.sampled_from(
+constants = st.sampled_from(
     [
         {"type": "boolean"},
         {"type": "null"},
@@ -62,7 +62,7 @@ fixed = st.sampled_from(
         True,
     ]
 )
-leaves = st.one_of(integers, multiples, numbers, open_numbers, strings, formats, patterns, fixed)
+leaves = st.one_of(integers, multiples, numbers, open_numbers, strings, formats, patterns, constants)
 names = st.text("abcdefgh$/~ é", min_size=1, max_size=4)
 
 
@@ -86,7 +86,7 @@ def arrays(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.builds(lambda item, bound: {"type": "array", "items": item, **bound}, inner, bounds)
 
 
-def combined(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def combinations(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(
         objects(inner),
         arrays(inner),
@@ -98,7 +98,7 @@ def combined(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-schemas = st.recursive(leaves, combined, max_leaves=12)
+schemas = st.recursive(leaves, combinations, max_leaves=12)
 
 
 @settings(max_examples=300, deadline=None)
@@ -220,7 +220,7 @@ SPECIAL_SCHEMAS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", SPECIAL_SCHEMAS)
 def test_values_fit_schemas_with_recursion_and_combinations(name: str) -> None:
-    """Recursion ends, and combined schemas all hold."""
+    """Recursion ends, and combinations schemas all hold."""
     schema = SPECIAL_SCHEMAS[name]
     assert_fits(generate_instance(schema, "hint"), schema)
 

@@ -1,4 +1,4 @@
-"""The requests of a new batch. Their `params` are checked only when they are answered."""
+"""Parses the body of a new Anthropic batch; the `params` of its rows are checked only when they are answered."""
 
 from __future__ import annotations
 

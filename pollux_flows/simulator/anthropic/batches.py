@@ -102,7 +102,7 @@ def _find(call: Call) -> StoredBatch:
 def _page(call: Call) -> tuple[list[StoredBatch], bool]:
     """Return a page of batches, newest first, after `after_id` or before `before_id`, and whether there are more."""
     check_version(call)
-    batches = call.simulator.batch_store.owned("anthropic", call.account)
+    batches = call.simulator.batch_store.list_owned("anthropic", call.account)
     limit = page_limit(call)
     after, before = call.query.get("after_id"), call.query.get("before_id")
     if after and before:

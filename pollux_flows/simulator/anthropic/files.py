@@ -96,7 +96,7 @@ def as_json(file: StoredFile) -> dict[str, Any]:
 def _list(call: Call) -> Reply:
     """List files page by page, newest first, or those requested by id."""
     check_version(call)
-    files = call.simulator.file_store.owned("anthropic", call.account)[::-1]
+    files = call.simulator.file_store.list_owned("anthropic", call.account)[::-1]
     ids = {value for name, value in call.query_pairs if name in ("ids", "ids[]")}
     if ids:
         if call.query.keys() & {"page", "limit"}:

@@ -90,17 +90,17 @@ class StoredBatch:
 
     @property
     def rows(self) -> int:
-        """Return the number of its requests."""
+        """Return the number of requests in the batch."""
         return len(self.input)
 
     @property
     def state(self) -> str:
-        """Return its current state, as the provider names it."""
+        """Return the current state of the batch, as the provider names it."""
         return self.state_name(self.phase)
 
     @property
     def phase(self) -> Phase:
-        """Return its current phase, by the simulator's clock."""
+        """Return the current phase of the batch, by the simulator's clock."""
         if self.is_ended:
             return self.ending
         if self.cancel_asked_at is not None:
@@ -113,7 +113,7 @@ class StoredBatch:
 
     @property
     def ending(self) -> Literal["completed", "expired", "cancelled", "failed"]:
-        """Return the phase in which it ends, unless it is cancelled later."""
+        """Return the phase in which the batch ends, unless it is cancelled later."""
         if self.problems:
             return "failed"
         if self.cancel_asked_at is not None or self.plan.end == "cancelled":
@@ -131,17 +131,17 @@ class StoredBatch:
 
     @property
     def expires_at(self) -> float:
-        """Return the time at which it expires; a batch that is planned to expire does so within its duration."""
+        """Return the time at which the batch expires; if its plan says so, that is at the end of its duration."""
         return self.created_at + (min(self.takes_s, self.window_s) if self.plan.end == "expired" else self.window_s)
 
     @property
     def progress(self) -> float:
-        """Return the share of its duration that has passed."""
+        """Return the share of the batch's duration that has passed."""
         return self._share(self.clock() - self.created_at)
 
     @property
     def answered(self) -> int:
-        """Return the number of rows, always the first ones, that are answered when it has ended."""
+        """Return the number of rows, always the first ones, that are answered when the batch ends."""
         if self.plan.end in ("failed", "queue_full"):
             return 0
         if self.plan.end != "partial" and self.ending == "completed":
@@ -154,15 +154,15 @@ class StoredBatch:
         return int(share * self.rows)
 
     def state_name(self, phase: Phase) -> str:
-        """Return the provider's name of that phase, or the plan's."""
+        """Return the provider's name of a phase, or the name that the plan sets."""
         return self.words[phase] if self.plan.status is None or phase in ENDINGS else self.plan.status
 
     def time_at(self, share: float) -> float:
-        """Return the time at which that share of its duration has passed."""
+        """Return the time at which a share of the batch's duration has passed."""
         return self.created_at + share * self.takes_s
 
     def requests(self) -> Iterator[Any]:
-        """Iterate over the submitted requests; those of a long batch are available only until it has ended."""
+        """Iterate over the submitted requests; those of a long batch are available only until it ends."""
         return (orjson.loads(line) for line in self.input)
 
     def release(self) -> None:
@@ -172,7 +172,7 @@ class StoredBatch:
             self.results.errors.close()
 
     def as_json(self) -> dict[str, Any]:
-        """Return its public fields as JSON, for clients in another process."""
+        """Return the public fields as JSON, for clients in another process."""
         names = ("provider", "id", "rows", "state", "name", "metadata", "created_at", "ends_at", "deleted_at")
         return {name: getattr(self, name) for name in names}
 
@@ -205,9 +205,9 @@ class BatchStore(Store[StoredBatch]):
 
     def find(self, provider: str, batch_id: str, account: str) -> StoredBatch | None:
         """Return an account's batch, unless it was deleted."""
-        return next((batch for batch in self.owned(provider, account) if batch.id == batch_id), None)
+        return next((batch for batch in self.list_owned(provider, account) if batch.id == batch_id), None)
 
-    def owned(self, provider: str, account: str) -> list[StoredBatch]:
+    def list_owned(self, provider: str, account: str) -> list[StoredBatch]:
         """Return the batches of an account, newest first, without deleted ones."""
         return [
             batch

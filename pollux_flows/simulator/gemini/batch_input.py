@@ -1,4 +1,4 @@
-"""The requests of a new batch, inline or in a file."""
+"""Parses the requests of a new Gemini batch, inline or in a file."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ class InlineOrFileResults(RowWriter):
     def read_row(self, batch: StoredBatch, line: bytes) -> Row:
         row = orjson.loads(line)
         body = row.get("request")
-        requested = body.get("model") if isinstance(body, dict) else None
-        model = requested if isinstance(requested, str) else batch.provider_data["model"]
+        own_model = body.get("model") if isinstance(body, dict) else None
+        model = own_model if isinstance(own_model, str) else batch.provider_data["model"]
         name = "key" if batch.provider_data["file"] else "metadata"
         # The key of a row is returned under the same name.
         key = {name: row[name]} if name in row else {}

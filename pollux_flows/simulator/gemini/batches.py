@@ -141,7 +141,7 @@ def _find(call: Call) -> StoredBatch:
 
 
 def _page(call: Call) -> tuple[list[StoredBatch], dict[str, str]]:
-    return rules.page(call, call.simulator.batch_store.owned("gemini", call.account), "ListOperationsRequest")
+    return rules.page(call, call.simulator.batch_store.list_owned("gemini", call.account), "ListOperationsRequest")
 
 
 def _list(call: Call) -> Reply:

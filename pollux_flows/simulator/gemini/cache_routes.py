@@ -45,7 +45,7 @@ def _create(call: Call) -> Reply:
 def _list(call: Call) -> Reply:
     now = call.simulator.now()
     listed = now - call.simulator.gemini_cache_listed_after_s
-    caches = [cache for cache in call.simulator.gemini_caches.owned(call.account, now) if cache.created <= listed]
+    caches = [cache for cache in call.simulator.gemini_caches.list_owned(call.account, now) if cache.created <= listed]
     try:
         size = int(call.query.get("pageSize", 1000))
         start = int(call.query.get("pageToken", 0))

@@ -59,9 +59,9 @@ class CacheStore(Store[Cache]):
 
     def get(self, name: str, account: str, now: float) -> Cache | None:
         """Return an account's cache, or None if it does not exist or has expired."""
-        return next((cache for cache in self.owned(account, now) if cache.name == name), None)
+        return next((cache for cache in self.list_owned(account, now) if cache.name == name), None)
 
-    def owned(self, account: str, now: float) -> list[Cache]:
+    def list_owned(self, account: str, now: float) -> list[Cache]:
         """Return the unexpired caches of an account, oldest first."""
         return [cache for cache in self.all(now) if cache.account == account]
 

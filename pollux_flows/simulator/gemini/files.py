@@ -69,7 +69,7 @@ def name_conflict(name: str) -> Refusal:
 
 
 def _list(call: Call) -> Reply:
-    files = call.simulator.file_store.owned("gemini", call.account)[::-1]
+    files = call.simulator.file_store.list_owned("gemini", call.account)[::-1]
     page, following = rules.page(call, files, "ListFilesRequest")
     listed = [as_json(file, call.params["version"]) for file in page]
     return Reply({"files": listed, **following} if listed else following)

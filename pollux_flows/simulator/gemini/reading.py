@@ -37,7 +37,7 @@ def read(call: Call) -> GenerateRequest:
         context_window=CONTEXT_WINDOW,
         max_tokens=config.get("maxOutputTokens"),
         schema=_schema(config),
-        tools=dict(_declared(tools)),
+        tools=dict(_declarations(tools)),
         tool_choice=_tool_choice((cache.message if cache else message).get("toolConfig") or {}),
         tool_results=results,
         reasoning=_reasons(config.get("thinkingConfig") or {}),
@@ -85,7 +85,7 @@ def _schema(config: dict[str, Any]) -> Any:
     return True if config.get("responseMimeType") == "application/json" else None
 
 
-def _declared(tools: Iterable[dict[str, Any]]) -> Iterable[tuple[str, Any]]:
+def _declarations(tools: Iterable[dict[str, Any]]) -> Iterable[tuple[str, Any]]:
     for tool in tools:
         for declaration in tool.get("functionDeclarations") or []:
             own = to_json_schema(declaration.get("parameters") or {})

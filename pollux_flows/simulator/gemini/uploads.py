@@ -1,4 +1,4 @@
-"""Gemini's resumable uploads: a first request returns an address, to which chunks are sent until the last."""
+"""Gemini's resumable uploads: the first request returns a URL, to which the client sends the chunks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _mime_type(headers: Mapping[str, str], file: Mapping[str, Any]) -> str:
 
 
 def is_job_input(mime_type: str) -> bool:
-    """Return whether a batch reads such a file, so that all its content must be stored."""
+    """Return whether batches read files of this type, so that their content is stored at any size."""
     return re.search(r"jsonl|ndjson|json-?lines", mime_type) is not None
 
 
@@ -133,8 +133,8 @@ def _chunk(call: Call) -> Reply:
     commands = {word.strip() for word in call.headers.get("x-goog-upload-command", "").split(",")}
     match sorted(commands):
         case ["query"]:
-            received = {"x-goog-upload-status": "active", "x-goog-upload-size-received": str(session.acknowledged.size)}
-            return Reply(b"", headers=received)
+            headers = {"x-goog-upload-status": "active", "x-goog-upload-size-received": str(session.acknowledged.size)}
+            return Reply(b"", headers=headers)
         case ["cancel"]:
             call.simulator.gemini_uploads.remove(session.id)
             session.spool.close()
@@ -143,13 +143,13 @@ def _chunk(call: Call) -> Reply:
             pass
         case _:
             raise BadRequest("Invalid X-Goog-Upload-Command: expected upload, finalize, query or cancel")
-    arrived = session.acknowledged
+    received = session.acknowledged
     if "upload" in commands and call.received is not None:
-        arrived = call.received
-        _check_chunk(call, session, arrived.size, is_last="finalize" in commands)
-    if "finalize" in commands and arrived.size != session.size:
-        raise BadRequest(f"Upload was finalized after {arrived.size} bytes, but {session.size} were announced.")
-    session.acknowledged = arrived
+        received = call.received
+        _check_chunk(call, session, received.size, is_last="finalize" in commands)
+    if "finalize" in commands and received.size != session.size:
+        raise BadRequest(f"Upload was finalized after {received.size} bytes, but {session.size} were announced.")
+    session.acknowledged = received
     session.fails |= _fails(call)
     if "finalize" not in commands:
         return Reply(b"", headers={"x-goog-upload-status": "active"})

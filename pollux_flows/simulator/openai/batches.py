@@ -187,7 +187,7 @@ def _find(call: Call) -> StoredBatch:
 
 def _page(call: Call) -> tuple[list[StoredBatch], bool]:
     """Return a page of batches, newest first, and whether there are more."""
-    batches = call.simulator.batch_store.owned("openai", call.account)
+    batches = call.simulator.batch_store.list_owned("openai", call.account)
     return page(call, batches, most=LIST_LIMIT, default=20, unknown="No batch found with id '{}'.")
 
 

@@ -105,7 +105,7 @@ def as_json(file: StoredFile) -> dict[str, Any]:
 
 def _list(call: Call) -> Reply:
     """List files, newest first unless `order` is `asc`."""
-    files = call.simulator.file_store.owned("openai", call.account)
+    files = call.simulator.file_store.list_owned("openai", call.account)
     order = call.query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise refusal_for(Mismatch(("order",), "value", "'asc' and 'desc'", order))

@@ -175,10 +175,10 @@ OUTPUT_OF_NO_CALL = {"model": "gpt-4.1", "input": [{"type": "function_call_outpu
 def test_no_request_breaks_the_simulator(request: tuple[str, Any]) -> None:
     """Every mutated request is answered, or refused with a JSON error."""
     url, body = request
-    world = Simulator()
+    simulator = Simulator()
 
     async def post() -> httpx.Response:
-        transport = httpx.ASGITransport(app=world.app)
+        transport = httpx.ASGITransport(app=simulator.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://s", headers=KEY_HEADERS) as http:
             return await http.post(url, json=body)
 

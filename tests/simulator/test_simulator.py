@@ -130,13 +130,13 @@ async def test_another_process_can_read_the_log_and_reset(http: httpx.AsyncClien
 
 async def test_in_process_use_needs_no_socket() -> None:
     """The ASGI application answers behind an ASGITransport of httpx and of httpx2."""
-    world = Simulator()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=world.app)) as transport:
+    simulator = Simulator()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=simulator.app)) as transport:
         sdk = openai.AsyncOpenAI(
-            api_key="k", base_url=world.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
+            api_key="k", base_url=simulator.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
         )
         response = await sdk.responses.create(model="gpt-4.1", input="Hello?")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator") as http:
         answer = await http.post(URL, json=BODY)
     assert response.output_text == answer.json()["choices"][0]["message"]["content"] == "Simulated answer to: Hello?"
 
@@ -144,27 +144,27 @@ async def test_in_process_use_needs_no_socket() -> None:
 @pytest.mark.parametrize("kind", ["drop", "drop_after", "cut"])
 async def test_an_in_process_drop_is_a_network_error(kind: str) -> None:
     """Each HTTP library raises its own error of a closed socket, although there is none."""
-    world = Simulator()
-    world.fail(Fault(kind=kind), times=None)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=world.app)) as transport:
+    simulator = Simulator()
+    simulator.fail(Fault(kind=kind), times=None)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=simulator.app)) as transport:
         sdk = openai.AsyncOpenAI(
-            api_key="k", base_url=world.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
+            api_key="k", base_url=simulator.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
         )
         with pytest.raises(openai.APIConnectionError):
             await sdk.responses.create(model="gpt-4.1", input="Hello?")
         with pytest.raises(httpx2.RemoteProtocolError):
             await transport.post(f"http://simulator{URL}", json=BODY)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator") as http:
         with pytest.raises(httpx.RemoteProtocolError):
             await http.post(URL, json=BODY)
-    assert {entry.status for entry in world.requests} == {None if kind == "drop" else 200}
+    assert {entry.status for entry in simulator.requests} == {None if kind == "drop" else 200}
 
 
 async def test_an_in_process_hang_ends_with_the_callers_timeout() -> None:
     """An ASGITransport has no timeout, so the caller sets one."""
-    world = Simulator()
-    world.fail(Fault(kind="hang"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+    simulator = Simulator()
+    simulator.fail(Fault(kind="hang"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator") as http:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await http.post(URL, json=BODY)
@@ -178,15 +178,15 @@ def test_there_is_one_in_process_simulator() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({id(world) for world in found}) == 1
+    assert len({id(simulator) for simulator in found}) == 1
 
 
 def test_one_simulator_answers_many_event_loops() -> None:
     """The simulator holds nothing that belongs to one event loop."""
-    world = Simulator()
+    simulator = Simulator()
 
     async def ask() -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://s") as http:
             return (await http.post(URL, json=BODY)).status_code
 
     assert [asyncio.run(ask()) for _ in range(3)] == [200, 200, 200]
@@ -194,21 +194,21 @@ def test_one_simulator_answers_many_event_loops() -> None:
 
 def test_the_length_of_the_log_can_be_limited() -> None:
     """`keep_requests` limits the log, since a worker's simulator lives as long as the worker."""
-    world = Simulator(keep_requests=2)
+    simulator = Simulator(keep_requests=2)
 
     async def ask_three_times() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://s") as http:
             for _ in range(3):
                 await http.post(URL, json=BODY)
 
     asyncio.run(ask_three_times())
-    assert len(world.requests) == 2
+    assert len(simulator.requests) == 2
 
 
 def test_a_server_stops_while_a_request_hangs() -> None:
     """Leaving `serve` closes open connections at once."""
-    world = Simulator()
-    world.fail(Fault(kind="hang"))
+    simulator = Simulator()
+    simulator.fail(Fault(kind="hang"))
     has_failed = threading.Event()
 
     def ask(origin: str) -> None:
@@ -217,10 +217,10 @@ def test_a_server_stops_while_a_request_hangs() -> None:
         except httpx.RemoteProtocolError:
             has_failed.set()
 
-    with serve(world) as origin:
+    with serve(simulator) as origin:
         thread = threading.Thread(target=ask, args=(origin,))
         thread.start()
-        while not (world.requests and world.requests[0].fault == "hang"):
+        while not (simulator.requests and simulator.requests[0].fault == "hang"):
             threading.Event().wait(0.005)
     thread.join(5)
     assert has_failed.is_set()
@@ -236,14 +236,14 @@ def test_a_port_in_use_is_an_error() -> None:
 
 
 def test_latency_applies_to_refused_requests_too() -> None:
-    world = Simulator(latency_s=0.05)
+    simulator = Simulator(latency_s=0.05)
 
     async def ask() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://s") as http:
             await http.post(URL, json=BODY)
 
     asyncio.run(ask())
-    (entry,) = world.requests
+    (entry,) = simulator.requests
     assert entry.answered_at is not None
     assert entry.answered_at - entry.received_at >= 0.05
 
