@@ -31,10 +31,7 @@ class LongJson:
     """A document in `pieces` with an array at `path`: field names, which are compared after `normalize`."""
 
     def __init__(
-        self,
-        pieces: Iterator[bytes],
-        path: tuple[str, ...],
-        normalize: Callable[[str], str] = lambda name: name,
+        self, pieces: Iterator[bytes], path: tuple[str, ...], normalize: Callable[[str], str] = lambda name: name
     ) -> None:
         self._pieces = pieces
         self._decode = codecs.getincrementaldecoder("utf-8")().decode

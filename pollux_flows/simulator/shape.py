@@ -7,6 +7,7 @@ its own error message.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Path = tuple[str | int, ...]
@@ -14,13 +15,14 @@ Check = Callable[[Any, Path], None]
 Problem = Literal["unknown", "missing", "type", "value", "minimum", "maximum"]
 
 
+@dataclass(eq=False)
 class Mismatch(Exception):  # noqa: N818 (always turned into a provider's own error)
-    def __init__(self, path: Path, problem: Problem, expected: str = "", value: Any = None) -> None:
-        super().__init__(path, problem, expected, value)
-        self.path = path
-        self.problem: Problem = problem
-        self.expected = expected
-        self.value = value
+    """The first difference between a document and its shape."""
+
+    path: Path
+    problem: Problem
+    expected: str = ""
+    value: Any = None
 
 
 def anything(value: Any, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -18,26 +18,17 @@ if TYPE_CHECKING:
     from pollux_flows.simulator.stored_files import StoredFile
 
 
+@dataclass(eq=False)
 class Refusal(Exception):  # noqa: N818 (it is a response, not an error of ours)
     """An error response. `kind`, `code` and `param` fill the provider's error body; None is its default."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str | None = None,
-        *,
-        kind: str | None = None,
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.kind = kind
-        self.code = code
-        self.param = param
-        self.headers = dict(headers or {})
+    status: int
+    message: str | None = None
+    _: KW_ONLY
+    kind: str | None = None
+    code: str | None = None
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class BadRequest(Refusal):

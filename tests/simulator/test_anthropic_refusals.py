@@ -233,10 +233,7 @@ ACCEPTED_REQUESTS: dict[str, dict[str, Any]] = {
                     {"type": "image", "source": {"type": "url", "url": "https://e.x/a.png"}},
                     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}},
                     {"type": "document", "source": {"type": "url", "url": "https://e.x/a.pdf"}, "title": "T"},
-                    {
-                        "type": "document",
-                        "source": {"type": "base64", "media_type": "application/pdf", "data": "AA=="},
-                    },
+                    {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "AA=="}},
                     {
                         "type": "document",
                         "source": {"type": "text", "media_type": "text/plain", "data": "txt"},

@@ -226,8 +226,7 @@ async def test_a_batch_can_be_too_large(
 
 
 @pytest.mark.parametrize(
-    "query",
-    [{"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"after_id": "x"}, {"before_id": "x"}],
+    "query", [{"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"after_id": "x"}, {"before_id": "x"}]
 )
 async def test_an_invalid_list_query_is_refused(query: dict[str, Any], http: httpx.AsyncClient) -> None:
     """An invalid list query is refused with the name of the parameter."""

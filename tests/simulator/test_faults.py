@@ -171,11 +171,7 @@ IN_200: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]},
         {"type": "error"},
     ),
-    "gemini": (
-        "/gemini/v1/models/gemini-2.5-flash:generateContent",
-        {"contents": [{"parts": [{"text": "x"}]}]},
-        {},
-    ),
+    "gemini": ("/gemini/v1/models/gemini-2.5-flash:generateContent", {"contents": [{"parts": [{"text": "x"}]}]}, {}),
     "openrouter": (
         "/openrouter/api/v1/chat/completions",
         {"model": "openai/gpt-5-nano", "messages": [{"role": "user", "content": "x"}]},

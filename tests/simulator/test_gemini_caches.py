@@ -10,6 +10,7 @@ from google.genai import errors, types
 from pollux_flows.simulator import Fault, Simulator
 
 from .clients import Gemini
+from .conftest import Clock
 
 FLASH = "gemini-2.5-flash"
 CONTENT = types.CreateCachedContentConfig(contents="word " * 800, display_name="run-abc", ttl="3600s")  # 1000 tokens
@@ -61,35 +62,25 @@ async def test_caches_are_listed_page_by_page(sdk: genai.Client) -> None:
     assert [cache.name async for cache in await sdk.aio.caches.list()] == []
 
 
-async def test_a_cache_expires(sdk: genai.Client, sim: Simulator) -> None:
+async def test_a_cache_expires(sdk: genai.Client, clock: Clock) -> None:
     """An expired cache is refused with 403, like one of another account."""
-    real, now = sim.clock, 1_000_000.0
-    sim.clock = lambda: now
-    try:
-        name = await create_cache(sdk)
-        now += 3601
-        for attempt in (ask(sdk, name), sdk.aio.caches.get(name=name), sdk.aio.caches.delete(name=name)):
-            with pytest.raises(errors.ClientError) as caught:
-                await attempt
-            assert (caught.value.code, caught.value.status) == (403, "PERMISSION_DENIED")
-    finally:
-        sim.clock = real
+    name = await create_cache(sdk)
+    clock.now += 3601
+    for attempt in (ask(sdk, name), sdk.aio.caches.get(name=name), sdk.aio.caches.delete(name=name)):
+        with pytest.raises(errors.ClientError) as caught:
+            await attempt
+        assert (caught.value.code, caught.value.status) == (403, "PERMISSION_DENIED")
 
 
-async def test_a_cache_can_be_extended(sdk: genai.Client, sim: Simulator) -> None:
+async def test_a_cache_can_be_extended(sdk: genai.Client, clock: Clock) -> None:
     """A new lifetime counts from the update, not from the creation."""
-    real, now = sim.clock, 1_000_000.0
-    sim.clock = lambda: now
-    try:
-        name = await create_cache(sdk)
-        now += 3599
-        updated = await sdk.aio.caches.update(name=name, config={"ttl": "100s"})
-        assert updated.expire_time is not None
-        assert updated.expire_time.timestamp() == now + 100
-        now += 99
-        assert (await ask(sdk, name)).text
-    finally:
-        sim.clock = real
+    name = await create_cache(sdk)
+    clock.now += 3599
+    updated = await sdk.aio.caches.update(name=name, config={"ttl": "100s"})
+    assert updated.expire_time is not None
+    assert updated.expire_time.timestamp() == clock.now + 100
+    clock.now += 99
+    assert (await ask(sdk, name)).text
 
 
 async def test_an_unknown_cache_is_forbidden(sdk: genai.Client) -> None:
@@ -154,8 +145,7 @@ async def test_a_cache_of_another_account_is_not_found(sdk: genai.Client, sim: S
     """Another account can neither list, use, fetch nor delete a cache."""
     name = await create_cache(sdk)
     other = genai.Client(
-        api_key="sk-other",
-        http_options=types.HttpOptions(base_url=sim.base_url("gemini", origin), api_version="v1"),
+        api_key="sk-other", http_options=types.HttpOptions(base_url=sim.base_url("gemini", origin), api_version="v1")
     )
     assert [cache.name async for cache in await other.aio.caches.list()] == []
     for attempt in (ask(other, name), other.aio.caches.get(name=name), other.aio.caches.delete(name=name)):

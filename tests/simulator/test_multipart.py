@@ -65,10 +65,7 @@ def test_part_headers_are_parsed() -> None:
 
 @pytest.mark.parametrize(
     ("header", "boundary"),
-    [
-        ("multipart/form-data; boundary=abc", b"abc"),
-        ('Multipart/Form-Data; charset=utf-8; boundary="a b"', b"a b"),
-    ],
+    [("multipart/form-data; boundary=abc", b"abc"), ('Multipart/Form-Data; charset=utf-8; boundary="a b"', b"a b")],
 )
 def test_the_boundary_may_be_quoted(header: str, boundary: bytes) -> None:
     assert boundary_of(header) == boundary

@@ -61,10 +61,7 @@ REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "file without a data URL": (part(type="input_file", filename="a.pdf", file_data="JVBERi0="), "data URL"),
     "file without a name": (part(type="input_file", file_data="data:application/pdf;base64,AA=="), "filename"),
-    "schema: optional property": (
-        schema(properties={"opt": {"type": "string"}}, required=[]),
-        "Missing 'opt'",
-    ),
+    "schema: optional property": (schema(properties={"opt": {"type": "string"}}, required=[]), "Missing 'opt'"),
     "schema: open object": (schema(additionalProperties=True), "'additionalProperties' is required"),
     "schema: open object below": (properties(a={"type": "object", "properties": {}}), "('properties', 'a')"),
     "schema: map": (

@@ -210,10 +210,7 @@ SPECIAL_SCHEMAS: dict[str, Any] = {
     "contains": {"type": "array", "items": {"type": "integer"}, "contains": {"minimum": 50}},
     "no type": {"properties": {"a": {"minimum": 3}}, "required": ["a"]},
     "number that JSON cannot represent as an integer": {"type": "number", "minimum": 1e300},
-    "an escaped reference": {
-        "$ref": "#/$defs/a~1b~0c",
-        "$defs": {"a/b~c": {"type": "integer"}},
-    },
+    "an escaped reference": {"$ref": "#/$defs/a~1b~0c", "$defs": {"a/b~c": {"type": "integer"}}},
     "integer with a fractional minimum": {"type": "integer", "minimum": 0.5, "exclusiveMaximum": 1.5},
 }
 

@@ -11,6 +11,7 @@ from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.simulator.tokens import of_attachment, of_text
 
 from .clients import Client
+from .conftest import Clock
 
 LONG = "x" * 8_000  # 2000 tokens
 PNG = "data:image/png;base64," + "A" * 400
@@ -111,18 +112,13 @@ async def test_cache_writes_are_counted_by_lifetime(http: httpx.AsyncClient) -> 
     assert usage["cache_creation"] == {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 2000}
 
 
-async def test_a_cached_prefix_expires(http: httpx.AsyncClient, sim: Simulator) -> None:
+async def test_a_cached_prefix_expires(http: httpx.AsyncClient, clock: Clock) -> None:
     """A prefix expires five minutes after its last use, by the simulator's clock."""
-    real, now = sim.clock, 1_000_000.0
-    sim.clock = lambda: now
-    try:
-        assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
-        now += 299
-        assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
-        now += 301
-        assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
-    finally:
-        sim.clock = real
+    assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
+    clock.now += 299
+    assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
+    clock.now += 301
+    assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
 
 
 async def test_each_model_has_its_own_cache(http: httpx.AsyncClient) -> None:
@@ -169,16 +165,11 @@ async def test_a_failed_request_writes_no_cache(http: httpx.AsyncClient, sim: Si
     assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
 
 
-async def test_reading_extends_the_lifetime_of_a_prefix(http: httpx.AsyncClient, sim: Simulator) -> None:
-    real, now = sim.clock, 1_000_000.0
-    sim.clock = lambda: now
-    try:
-        await claude_usage(http, "four")
-        for _ in range(3):
-            now += 200
-            assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
-    finally:
-        sim.clock = real
+async def test_reading_extends_the_lifetime_of_a_prefix(http: httpx.AsyncClient, clock: Clock) -> None:
+    await claude_usage(http, "four")
+    for _ in range(3):
+        clock.now += 200
+        assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
 
 
 async def test_one_request_may_write_two_lifetimes(http: httpx.AsyncClient) -> None:

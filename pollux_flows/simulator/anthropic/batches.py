@@ -75,13 +75,7 @@ def _as_json(call: Call, batch: StoredBatch, phase: Phase) -> dict[str, Any]:
 
 def _counts(batch: StoredBatch, results: Results | None) -> dict[str, int]:
     """Return the counts of rows; all are processing until the batch has ended."""
-    counts = {
-        "processing": 0 if results else batch.rows,
-        "succeeded": 0,
-        "errored": 0,
-        "canceled": 0,
-        "expired": 0,
-    }
+    counts = {"processing": 0 if results else batch.rows, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     for outcome, count in (results.counts if results else {}).items():
         counts["canceled" if outcome == "cancelled" else outcome] = count
     return counts

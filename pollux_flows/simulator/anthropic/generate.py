@@ -72,10 +72,7 @@ def _usage(call: Call, answer: Answer) -> dict[str, Any]:
         "input_tokens": sum(block.tokens for block in blocks) - cache_use.read - cache_use.written,
         "cache_creation_input_tokens": cache_use.written,
         "cache_read_input_tokens": cache_use.read,
-        "cache_creation": {
-            "ephemeral_5m_input_tokens": cache_use.written - hour,
-            "ephemeral_1h_input_tokens": hour,
-        },
+        "cache_creation": {"ephemeral_5m_input_tokens": cache_use.written - hour, "ephemeral_1h_input_tokens": hour},
         "output_tokens": answer.reasoning_tokens + answer.visible_tokens,
         "output_tokens_details": {"thinking_tokens": answer.reasoning_tokens},
         "service_tier": "standard",

@@ -31,7 +31,7 @@ def check(call: Call) -> Model:
     if body["max_tokens"] > model.max_output:
         raise BadRequest(
             f"max_tokens: {body['max_tokens']} > {model.max_output}, which is the maximum allowed number of output "
-            f"tokens for {body['model']}",
+            f"tokens for {body['model']}"
         )
     _check_thinking(body, model)
     _check_output(body, model)
@@ -111,13 +111,13 @@ def _check_thinking(body: dict[str, Any], model: Model) -> None:
         if not model.takes_thinking_budget:
             raise BadRequest(
                 '"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and '
-                '"output_config.effort" to control thinking behavior.',
+                '"output_config.effort" to control thinking behavior.'
             )
         if thinking["budget_tokens"] >= body["max_tokens"]:
             raise BadRequest(
                 "`max_tokens` must be greater than `thinking.budget_tokens`. Please consult our documentation at "
                 "https://docs.claude.com/en/docs/build-with-claude/extended-thinking"
-                "#max-tokens-and-context-window-size",
+                "#max-tokens-and-context-window-size"
             )
     if kind in ("adaptive", "between_tools") and not model.thinks_adaptively:
         raise BadRequest("adaptive thinking is not supported on this model")
@@ -132,7 +132,7 @@ def _check_output(body: dict[str, Any], model: Model) -> None:
         raise BadRequest("This model does not support the effort parameter.")
     if effort and effort not in model.efforts:
         raise BadRequest(
-            f"This model does not support effort level '{effort}'. Supported levels: {', '.join(model.efforts)}.",
+            f"This model does not support effort level '{effort}'. Supported levels: {', '.join(model.efforts)}."
         )
     if output_config.get("format"):
         if not model.has_structured_output:
@@ -200,7 +200,7 @@ def _check_turns(body: dict[str, Any], model: Model) -> None:
     if turns[-1][1] == "assistant":
         if not model.takes_prefill:
             raise BadRequest(
-                "This model does not support assistant message prefill. The conversation must end with a user message.",
+                "This model does not support assistant message prefill. The conversation must end with a user message."
             )
         if thinks != "disabled":
             raise BadRequest("messages: the final message cannot be from the assistant when thinking is enabled")
@@ -215,7 +215,7 @@ def _check_content(place: int, role: str, blocks: list[dict[str, Any]], *, is_la
     if not blocks and not (role == "assistant" and is_last):
         raise BadRequest(
             f"messages.{place}: all messages must have non-empty content except for the optional final assistant "
-            "message",
+            "message"
         )
     for index, block in enumerate(blocks):
         kind = block["type"]
@@ -234,14 +234,14 @@ def _check_results(place: int, blocks: list[dict[str, Any]], waiting: list[str])
             raise BadRequest(
                 f"messages.{place}.content.{index}: unexpected `tool_use_id` found in `tool_result` blocks: "
                 f"{identity}. Each `tool_result` block must have a corresponding `tool_use` block in the previous "
-                "message.",
+                "message."
             )
     if missing := [identity for identity in waiting if identity not in answered]:
         _refuse_missing_results(place - 1, missing)
     if answered and blocks[0]["type"] != "tool_result":
         raise BadRequest(
             f"messages.{place - 1}: `tool_use` ids were found without `tool_result` blocks immediately after: "
-            f"{answered[0]}. In a user message that answers tools, the results come first.",
+            f"{answered[0]}. In a user message that answers tools, the results come first."
         )
 
 
@@ -249,7 +249,7 @@ def _refuse_missing_results(place: int, missing: list[str]) -> None:
     raise BadRequest(
         f"messages.{place}: `tool_use` ids were found without `tool_result` blocks immediately after: "
         f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in the next "
-        "message.",
+        "message."
     )
 
 
@@ -265,7 +265,7 @@ def _check_thinking_turn(place: int, blocks: list[dict[str, Any]], thinks: str, 
         raise BadRequest(
             f"messages.{place}.content.0.type: Expected `thinking` or `redacted_thinking`, but found `{kinds[0]}`. "
             "When `thinking` is enabled, a final `assistant` message must start with a thinking block (preceeding the "
-            "lastmost set of `tool_use` and `tool_result` blocks).",
+            "lastmost set of `tool_use` and `tool_result` blocks)."
         )
     for index, block in enumerate(blocks):
         if block["type"] == "thinking" and not is_valid(block["signature"], block["thinking"]):

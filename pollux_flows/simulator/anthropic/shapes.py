@@ -36,11 +36,7 @@ _LIMITS: dict[str, Check] = {
     "ThinkingConfigEnabledParam.budget_tokens": integer(minimum=1024),
 }
 #: Fields that only the versions of the API before 2026-10-21 take.
-SAMPLING: dict[str, Check] = {
-    "temperature": number(0, 1),
-    "top_p": number(0, 1),
-    "top_k": integer(minimum=0),
-}
+SAMPLING: dict[str, Check] = {"temperature": number(0, 1), "top_p": number(0, 1), "top_k": integer(minimum=0)}
 
 
 @cache

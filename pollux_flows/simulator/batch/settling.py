@@ -218,20 +218,18 @@ class _Settlement:
             return self._leave_unanswered(row, "expired", request_id)
         body = make_reply(call, self.writer.operation, fault, request_id).body
         self.results.usage.update(self.writer.count_usage(body))
-        result = self._encode("succeeded", self.writer.success_result(self.batch, row.key, body, request_id))
+        result = _Result("succeeded", orjson.dumps(self.writer.success_result(self.batch, row.key, body, request_id)))
         if kind == "malformed" and result.line is not None:
             result.line = result.line[: len(result.line) // 2]
         return result
 
     def _fail(self, row: Row, refusal: Refusal, request_id: str) -> _Result:
         error = self.call.provider.error(refusal, request_id)
-        return self._encode("errored", self.writer.error_result(self.batch, row.key, refusal.status, error, request_id))
+        result = self.writer.error_result(self.batch, row.key, refusal.status, error, request_id)
+        return _Result("errored", orjson.dumps(result))
 
     def _leave_unanswered(self, row: Row, why: str, request_id: str) -> _Result:
-        return self._encode(why, self.writer.unanswered_result(self.batch, row.key, why, request_id))
-
-    def _encode(self, outcome: str, row: dict[str, Any]) -> _Result:
-        return _Result(outcome, orjson.dumps(row))
+        return _Result(why, orjson.dumps(self.writer.unanswered_result(self.batch, row.key, why, request_id)))
 
     def _write(self, result: _Result) -> None:
         if result.line is None:

@@ -16,11 +16,7 @@ _CREATED = 1_770_000_000
 
 
 def _model(
-    name: str,
-    context: int,
-    inputs: tuple[str, ...],
-    parameters: tuple[str, ...],
-    **prices: str,
+    name: str, context: int, inputs: tuple[str, ...], parameters: tuple[str, ...], **prices: str
 ) -> dict[str, Any]:
     model: dict[str, Any] = {
         "id": name,

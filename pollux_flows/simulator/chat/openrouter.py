@@ -72,12 +72,11 @@ def _sign(reasoning: str) -> str:
 
 
 def _check_parameters(body: dict[str, Any], supported: Sequence[str]) -> None:
-    for name in ("temperature", "top_p", "max_tokens", "seed", "stop", "tools", "tool_choice", "reasoning"):
-        if body.get(name) is not None and name not in supported:
-            raise Refusal(404, "No endpoints found that can handle the requested parameters.")
+    names = ("temperature", "top_p", "max_tokens", "seed", "stop", "tools", "tool_choice", "reasoning")
+    needed = [name for name in names if body.get(name) is not None]
     kind = (body.get("response_format") or {}).get("type")
-    needed = {"json_object": "response_format", "json_schema": "structured_outputs"}.get(kind or "")
-    if needed and needed not in supported:
+    needed += {"json_object": ["response_format"], "json_schema": ["structured_outputs"]}.get(kind or "", [])
+    if not set(needed) <= set(supported):
         raise Refusal(404, "No endpoints found that can handle the requested parameters.")
 
 
@@ -201,10 +200,7 @@ class OpenRouter(Provider):
             "error": {
                 "code": fault.status or 502,
                 "message": fault.message or "Provider returned error",
-                "metadata": {
-                    "provider_name": "Simulated",
-                    "error_type": fault.error_type or "provider_unavailable",
-                },
+                "metadata": {"provider_name": "Simulated", "error_type": fault.error_type or "provider_unavailable"},
             },
             "user_id": "user_simulated",
         }

@@ -164,7 +164,7 @@ def _check_turns(messages: list[dict[str, Any]]) -> None:
             if message["tool_call_id"] not in waiting:
                 raise BadRequest(
                     "Invalid parameter: messages with role 'tool' must be a response to a preceeding message "
-                    "with 'tool_calls'.",
+                    "with 'tool_calls'."
                 )
             waiting.remove(message["tool_call_id"])
             continue
@@ -174,5 +174,5 @@ def _check_turns(messages: list[dict[str, Any]]) -> None:
     if waiting:
         raise BadRequest(
             "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
-            f"'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(waiting)}",
+            f"'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(waiting)}"
         )

@@ -71,6 +71,4 @@ class Gemini(Provider):
     def overflow(self, request: GenerateRequest | None) -> Refusal:
         window = request.context_window if request else 0
         tokens = max(request.input_tokens if request else 0, window + 1)
-        return BadRequest(
-            f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({window}).",
-        )
+        return BadRequest(f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({window}).")

@@ -73,7 +73,7 @@ def _check_video(settings: dict[str, Any], at: str) -> None:
             if not _SECONDS.fullmatch(settings[name]):
                 raise BadRequest(
                     f"Invalid value at '{at}.{spelled}' (type.googleapis.com/google.protobuf.Duration), "
-                    f'"{settings[name]}"',
+                    f'"{settings[name]}"'
                 )
             seconds[name] = float(settings[name].removesuffix("s"))
     if len(seconds) > 1 and seconds["startOffset"] >= seconds["endOffset"]:

@@ -25,7 +25,7 @@ def _create(call: Call) -> Reply:
     if size < call.simulator.gemini_cache_minimum:
         raise BadRequest(
             f"Cached content is too small. total_token_count={size}, "
-            f"min_total_token_count={call.simulator.gemini_cache_minimum}",
+            f"min_total_token_count={call.simulator.gemini_cache_minimum}"
         )
     cache = Cache(
         name=f"cachedContents/simulated{call.simulator.next_number():08d}",

@@ -195,11 +195,7 @@ _GENERATION_CONFIG = record(
             {
                 "includeThoughts": boolean,
                 "thinkingBudget": integer(-1),
-                "thinkingLevel": one_of(
-                    *_LEVELS,
-                    *(level.lower() for level in _LEVELS),
-                    "THINKING_LEVEL_UNSPECIFIED",
-                ),
+                "thinkingLevel": one_of(*_LEVELS, *(level.lower() for level in _LEVELS), "THINKING_LEVEL_UNSPECIFIED"),
             },
         ),
     },
@@ -230,13 +226,7 @@ CREATE_BATCH = record(
     {
         "batch": record(
             {"inputConfig": record({}, {"fileName": text, "requests": record({"requests": items(anything)})})},
-            {
-                "displayName": text,
-                "model": text,
-                "name": text,
-                "priority": _int64,
-                "webhookConfig": mapping,
-            },
+            {"displayName": text, "model": text, "name": text, "priority": _int64, "webhookConfig": mapping},
         )
     }
 )

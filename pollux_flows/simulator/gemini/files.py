@@ -47,8 +47,7 @@ def find(call: Call, file_id: str) -> StoredFile:
     file = call.simulator.file_store.find("gemini", file_id, call.account)
     if file is None:
         raise Refusal(
-            403,
-            f"You do not have permission to access the File {file_id.removeprefix('files/')} or it may not exist.",
+            403, f"You do not have permission to access the File {file_id.removeprefix('files/')} or it may not exist."
         )
     return file
 

@@ -57,7 +57,7 @@ def cache_of(call: Call) -> Cache | None:
     if cache.model != f"models/{call.params['model']}":
         raise BadRequest(
             f"Model used by GenerateContent request (models/{call.params['model']}) and CachedContent ({cache.model}) "
-            "has to be the same.",
+            "has to be the same."
         )
     return cache
 

@@ -93,7 +93,7 @@ def _check_name(call: Call, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise BadRequest(
             "* CreateFileRequest.file.name: Name may only contain lowercase alphanumeric characters or dashes (-), "
-            "cannot begin or end with a dash, and has up to 40 characters after 'files/'.\n",
+            "cannot begin or end with a dash, and has up to 40 characters after 'files/'.\n"
         )
     # All accounts share one namespace of files.
     if any(file.id == name and file.provider == "gemini" and file.is_there for file in call.simulator.files):

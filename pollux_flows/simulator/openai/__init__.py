@@ -61,14 +61,7 @@ class OpenAI(Provider):
             code = refusal.code
         if refusal.kind is not None:
             kind = code = refusal.kind
-        return {
-            "error": {
-                "message": refusal.message or message,
-                "type": kind,
-                "param": refusal.param,
-                "code": code,
-            }
-        }
+        return {"error": {"message": refusal.message or message, "type": kind, "param": refusal.param, "code": code}}
 
     @override
     def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:

@@ -115,10 +115,15 @@ def _check_image(call: Call, part: dict[str, Any], at: str) -> None:
 
 
 def _stored(call: Call, file_id: str, at: str) -> StoredFile:
+    call.files[file_id] = file = find_file(call, file_id, at)
+    return file
+
+
+def find_file(call: Call, file_id: str, param: str) -> StoredFile:
+    """Return an account's file; refuse with 404, for this parameter, if it does not exist."""
     file = call.simulator.file_store.find("openai", file_id, call.account)
     if file is None:
-        raise Refusal(404, f"No such File object: {file_id}", param=at)
-    call.files[file_id] = file
+        raise Refusal(404, f"No such File object: {file_id}", param=param)
     return file
 
 
@@ -141,9 +146,7 @@ def _check_base64(url: str, at: str) -> None:
 
 def _no_url(at: str) -> Refusal:
     return BadRequest(
-        f"Invalid '{at}'. Expected a valid URL, but got a value with an invalid format.",
-        param=at,
-        code="invalid_value",
+        f"Invalid '{at}'. Expected a valid URL, but got a value with an invalid format.", param=at, code="invalid_value"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pollux_flows.simulator.batch.rows import Rows
 from pollux_flows.simulator.batch.settling import accept_batch, make_batch_preparer, make_page_preparer
 from pollux_flows.simulator.batch.stored import ENDINGS, FINISH_SHARE, START_SHARE, Phase, Results, StoredBatch
+from pollux_flows.simulator.openai.attachments import find_file
 from pollux_flows.simulator.openai.batch_input import read_input
 from pollux_flows.simulator.openai.batch_results import ResultFiles
 from pollux_flows.simulator.openai.paging import list_reply, page
@@ -79,9 +80,7 @@ def _too_long(param: str, kind: str, limit: str, got: int) -> Refusal:
 
 
 def _input_file(call: Call, file_id: str) -> StoredFile:
-    file = call.simulator.file_store.find("openai", file_id, call.account)
-    if file is None:
-        raise Refusal(404, f"No such File object: {file_id}", param="input_file_id")
+    file = find_file(call, file_id, "input_file_id")
     if file.purpose != "batch":
         raise BadRequest(f"Invalid file purpose: expected 'batch', but got '{file.purpose}'.", param="input_file_id")
     return file

@@ -7,6 +7,7 @@ from typing import Any
 
 from pollux_flows.simulator.forms import Form, read_form
 from pollux_flows.simulator.media import extension, guess_type
+from pollux_flows.simulator.openai.attachments import find_file
 from pollux_flows.simulator.openai.paging import list_reply, page
 from pollux_flows.simulator.openai.rules import refusal_for
 from pollux_flows.simulator.shape import Mismatch, Path, anything, integer, one_of, record
@@ -135,10 +136,7 @@ def _content(call: Call) -> Reply:
 
 
 def _find(call: Call) -> StoredFile:
-    file = call.simulator.file_store.find("openai", call.params["id"], call.account)
-    if file is None:
-        raise Refusal(404, f"No such File object: {call.params['id']}", param="id")
-    return file
+    return find_file(call, call.params["id"], "id")
 
 
 OPERATIONS = (

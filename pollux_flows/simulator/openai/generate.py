@@ -119,13 +119,7 @@ def _output(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
 
 
 def _message(content: dict[str, Any], number: int, status: str) -> dict[str, Any]:
-    return {
-        "type": "message",
-        "id": f"msg_{number:08d}",
-        "role": "assistant",
-        "status": status,
-        "content": [content],
-    }
+    return {"type": "message", "id": f"msg_{number:08d}", "role": "assistant", "status": status, "content": [content]}
 
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
@@ -148,10 +142,7 @@ def _usage(call: Call, answer: Answer) -> dict[str, Any]:
 
 
 def _by_lifetime(written: Mapping[float, int]) -> dict[str, int]:
-    return {
-        "ttl_30m_tokens": written.get(CACHE_S["30m"], 0),
-        "ttl_12h_tokens": written.get(CACHE_S["12h"], 0),
-    }
+    return {"ttl_30m_tokens": written.get(CACHE_S["30m"], 0), "ttl_12h_tokens": written.get(CACHE_S["12h"], 0)}
 
 
 OPERATIONS = (Operation("generate", "POST", "/responses", respond, read),)

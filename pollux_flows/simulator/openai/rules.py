@@ -93,9 +93,7 @@ def _check_model(body: dict[str, Any]) -> None:
     model = body["model"]
     if not is_known_model(model):
         raise Refusal(
-            404,
-            f"The model `{model}` does not exist or you do not have access to it.",
-            code="model_not_found",
+            404, f"The model `{model}` does not exist or you do not have access to it.", code="model_not_found"
         )
     if _WITHOUT_SAMPLING.match(model):
         for name in ("temperature", "top_p"):
@@ -114,9 +112,7 @@ def _check_model(body: dict[str, Any]) -> None:
 
 def _unsupported(param: str) -> Refusal:
     return BadRequest(
-        f"Unsupported parameter: '{param}' is not supported with this model.",
-        param=param,
-        code="unsupported_parameter",
+        f"Unsupported parameter: '{param}' is not supported with this model.", param=param, code="unsupported_parameter"
     )
 
 
@@ -164,8 +160,7 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
     if choice is None:
         return
     if isinstance(choice, str):
-        one = choice in ("none", "auto", "required")
-        if not one:
+        if choice not in ("none", "auto", "required"):
             raise BadRequest(
                 f"Invalid value: '{choice}'. Supported values are: 'none', 'auto', and 'required'.",
                 param="tool_choice",
@@ -180,47 +175,50 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
 def _check_turns(call: Call) -> StoredResponse | None:
     """Check that every output answers a call, and every call has an output; return the continued response."""
     body = call.body
-    previous: StoredResponse | None = None
-    if body.get("previous_response_id"):
-        previous = call.simulator.openai_responses.get(body["previous_response_id"])
-        if previous is None:
-            raise BadRequest(
-                f"Previous response with id '{body['previous_response_id']}' not found.",
-                param="previous_response_id",
-                code="previous_response_not_found",
-            )
+    previous = _previous_response(call)
     items: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
     open_calls = dict(previous.open_calls) if previous else {}
     for index, item in enumerate(items):
-        if (
-            item.get("type") == "reasoning"
-            and item.get("encrypted_content")
-            and not is_unchanged(item["encrypted_content"])
-        ):
-            raise BadRequest(
-                f"The encrypted content for item {item['id']} could not be verified.",
-                param="input",
-                code="invalid_encrypted_content",
-            )
-        if item.get("type") == "function_call":
-            if previous and item["call_id"] in previous.all_calls:
+        match item.get("type"):
+            case "reasoning" if (sealed := item.get("encrypted_content")) and not is_unchanged(sealed):
                 raise BadRequest(
-                    f"Duplicate item found with id {item['call_id']}. Remove duplicate items from your input and try "
-                    "again.",
+                    f"The encrypted content for item {item['id']} could not be verified.",
                     param="input",
+                    code="invalid_encrypted_content",
                 )
-            open_calls[item["call_id"]] = item["name"]
-        if item.get("type") == "function_call_output" and "call_id" not in item:
-            raise BadRequest(
-                f"Missing required parameter: 'input[{index}].call_id'.",
-                param=f"input[{index}].call_id",
-                code="missing_required_parameter",
-            )
-        if item.get("type") == "function_call_output" and open_calls.pop(item["call_id"], None) is None:
-            raise BadRequest(
-                f"No tool call found for function call output with call_id {item['call_id']}.",
-                param="input",
-            )
+            case "function_call":
+                if previous and item["call_id"] in previous.all_calls:
+                    raise BadRequest(
+                        f"Duplicate item found with id {item['call_id']}. Remove duplicate items from your input and "
+                        "try again.",
+                        param="input",
+                    )
+                open_calls[item["call_id"]] = item["name"]
+            case "function_call_output":
+                if "call_id" not in item:
+                    at = f"input[{index}].call_id"
+                    raise BadRequest(
+                        f"Missing required parameter: '{at}'.", param=at, code="missing_required_parameter"
+                    )
+                if open_calls.pop(item["call_id"], None) is None:
+                    raise BadRequest(
+                        f"No tool call found for function call output with call_id {item['call_id']}.", param="input"
+                    )
     if open_calls:
         raise BadRequest(f"No tool output found for function call {next(iter(open_calls))}.", param="input")
+    return previous
+
+
+def _previous_response(call: Call) -> StoredResponse | None:
+    """Return the stored response that the request continues, if any; refuse an unknown one."""
+    previous_id = call.body.get("previous_response_id")
+    if not previous_id:
+        return None
+    previous = call.simulator.openai_responses.get(previous_id)
+    if previous is None:
+        raise BadRequest(
+            f"Previous response with id '{previous_id}' not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
     return previous
