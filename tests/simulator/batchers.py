@@ -13,7 +13,7 @@ import openai
 from google import genai
 
 from . import uploaders
-from .clients import KEY
+from .clients import KEY, unify_errors
 from .uploaders import Uploader
 
 
@@ -51,12 +51,10 @@ class Batcher(ABC):
 
     async def submit(self, *prompts: str, label: str = "run-1", **params: Any) -> str:
         """Submit a batch of prompts with the keys r0, r1, ...; return its id. Anthropic does not take the label."""
-        return str(
-            await Uploader.unify_errors(self._submit({f"r{n}": text for n, text in enumerate(prompts)}, label, params))
-        )
+        return str(await unify_errors(self._submit({f"r{n}": text for n, text in enumerate(prompts)}, label, params)))
 
     async def state(self, batch_id: str) -> str:
-        return str(await Uploader.unify_errors(self._state(batch_id)))
+        return str(await unify_errors(self._state(batch_id)))
 
     async def results(self, batch_id: str) -> list[Result]:
         """Return the results in the order in which the provider sends them."""
@@ -66,11 +64,11 @@ class Batcher(ABC):
         return {result.key: result for result in await self.results(batch_id)}
 
     async def cancel(self, batch_id: str) -> None:
-        await Uploader.unify_errors(self._cancel(batch_id))
+        await unify_errors(self._cancel(batch_id))
 
     async def list_ids(self, size: int) -> list[str]:
         """Return the ids of all batches, fetched in pages of `size`."""
-        return list(await Uploader.unify_errors(self._list_all(size)))
+        return list(await unify_errors(self._list_all(size)))
 
     async def _list_all(self, size: int) -> list[str]:
         return [batch_id async for batch_id in self._ids(size)]

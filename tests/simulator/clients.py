@@ -6,6 +6,7 @@ complete.
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -40,6 +41,18 @@ class ErrorResponse(Exception):  # noqa: N818 (an HTTP response as an exception)
         self.headers = headers
 
 
+async def unify_errors(attempt: Awaitable[Any]) -> Any:
+    """Await a call, and raise the error responses of all SDKs as `ErrorResponse`."""
+    try:
+        return await attempt
+    except openai.APIStatusError as error:
+        raise ErrorResponse(error.status_code, {"error": error.body}, error.response.headers) from error
+    except anthropic.APIStatusError as error:
+        raise ErrorResponse(error.status_code, error.body, error.response.headers) from error
+    except genai.errors.APIError as error:
+        raise ErrorResponse(error.code, error.details, getattr(error.response, "headers", {})) from error
+
+
 @dataclass
 class Answer:
     """An answer of any provider."""
@@ -72,13 +85,17 @@ class Client(ABC):
     #: A model that reasons, where the usual one does not.
     reasoner: ClassVar[str]
 
+    def __init__(self, sdk: Any) -> None:
+        self.sdk = sdk
+
     @classmethod
     @abstractmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self: ...
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self: ...
 
     async def ask(self, prompt: str, **settings: Any) -> Answer:
         """Send a prompt; `settings` are the other fields of `Question`."""
-        return await self.send(Question(prompt, **settings))
+        answer: Answer = await unify_errors(self.send(Question(prompt, **settings)))
+        return answer
 
     @abstractmethod
     async def send(self, question: Question) -> Answer: ...
@@ -87,16 +104,14 @@ class Client(ABC):
 class OpenAI(Client):
     model = "gpt-4.1-mini"
     reasoner = "gpt-5-nano"
-
-    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
-        self.sdk = sdk
+    sdk: openai.AsyncOpenAI
 
     @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
         transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
         return cls(
             openai.AsyncOpenAI(
-                api_key=KEY, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
+                api_key=key, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
             )
         )
 
@@ -127,10 +142,7 @@ class OpenAI(Client):
             request["reasoning"] = {"effort": "low", "summary": "auto"}
         if question.max_tokens:
             request["max_output_tokens"] = question.max_tokens
-        try:
-            response = await self.sdk.responses.create(**request, timeout=question.timeout_s)
-        except openai.APIStatusError as error:
-            raise ErrorResponse(error.status_code, {"error": error.body}, error.response.headers) from error
+        response = await self.sdk.responses.create(**request, timeout=question.timeout_s)
         usage = response.usage
         summaries = [part.text for item in response.output if item.type == "reasoning" for part in item.summary]
         return Answer(
@@ -147,16 +159,14 @@ class OpenAI(Client):
 class Anthropic(Client):
     model = "claude-haiku-4-5"
     reasoner = "claude-sonnet-4-6"
-
-    def __init__(self, sdk: anthropic.AsyncAnthropic) -> None:
-        self.sdk = sdk
+    sdk: anthropic.AsyncAnthropic
 
     @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
         transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
         return cls(
             anthropic.AsyncAnthropic(
-                api_key=KEY, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
+                api_key=key, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
             )
         )
 
@@ -180,10 +190,7 @@ class Anthropic(Client):
                 request["tool_choice"]["name"] = question.tool_choice
         if question.reasoning:
             request["thinking"] = {"type": "adaptive"}
-        try:
-            message = await self.sdk.messages.create(**request, timeout=question.timeout_s)
-        except anthropic.APIStatusError as error:
-            raise ErrorResponse(error.status_code, error.body, error.response.headers) from error
+        message = await self.sdk.messages.create(**request, timeout=question.timeout_s)
         return Answer(
             text="".join(block.text for block in message.content if block.type == "text"),
             stop=message.stop_reason,
@@ -198,18 +205,16 @@ class Anthropic(Client):
 class Gemini(Client):
     model = "gemini-2.5-flash-lite"
     reasoner = "gemini-3-flash-preview"
-
-    def __init__(self, sdk: genai.Client) -> None:
-        self.sdk = sdk
+    sdk: genai.Client
 
     @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
         transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
         sync_transport = stack.enter_context(httpx2.Client(verify=False))
         options = types.HttpOptions(
             base_url=base_url, api_version="v1", httpx_async_client=transport, httpx_client=sync_transport
         )
-        return cls(genai.Client(api_key=KEY, vertexai=False, http_options=options))
+        return cls(genai.Client(api_key=key, vertexai=False, http_options=options))
 
     async def send(self, question: Question) -> Answer:
         config: dict[str, Any] = {
@@ -233,16 +238,13 @@ class Gemini(Client):
             config["thinking_config"] = {"include_thoughts": True, "thinking_level": "LOW"}
         if question.max_tokens:
             config["max_output_tokens"] = question.max_tokens
-        try:
-            response = await self.sdk.aio.models.generate_content(
-                model=self.reasoner if question.reasoning else self.model,
-                contents=types.Content(
-                    role="user", parts=[types.Part(text=t) for t in (*question.sources, question.prompt)]
-                ),
-                config=types.GenerateContentConfig(**config),
-            )
-        except genai.errors.APIError as error:
-            raise ErrorResponse(error.code, error.details, getattr(error.response, "headers", {})) from error
+        response = await self.sdk.aio.models.generate_content(
+            model=self.reasoner if question.reasoning else self.model,
+            contents=types.Content(
+                role="user", parts=[types.Part(text=t) for t in (*question.sources, question.prompt)]
+            ),
+            config=types.GenerateContentConfig(**config),
+        )
         candidate = response.candidates[0] if response.candidates else None
         parts = (candidate.content and candidate.content.parts) or [] if candidate else []
         usage = response.usage_metadata
@@ -262,12 +264,11 @@ class Gemini(Client):
 class Chat(Client):
     """Chat completions over plain httpx, which is how the project's own adapters send them."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self.http = http
+    sdk: httpx.AsyncClient
 
     @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
-        headers = {"authorization": f"Bearer {KEY}"}
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
+        headers = {"authorization": f"Bearer {key}"}
         http = httpx.AsyncClient(base_url=base_url, headers=headers, verify=False)  # noqa: S501 (loopback)
         return cls(await stack.enter_async_context(http))
 
@@ -294,7 +295,7 @@ class Chat(Client):
             request["reasoning"] = {"effort": "low"}
         if question.max_tokens:
             request["max_tokens"] = question.max_tokens
-        answer = await self.http.post("chat/completions", json=request, timeout=question.timeout_s)
+        answer = await self.sdk.post("chat/completions", json=request, timeout=question.timeout_s)
         body = answer.json()
         if answer.status_code != 200:
             raise ErrorResponse(answer.status_code, body, answer.headers)

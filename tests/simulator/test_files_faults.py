@@ -10,7 +10,7 @@ from google.genai.errors import UnknownApiResponseError
 
 from pollux_flows.simulator import Fault, Simulator
 
-from .clients import DROPPED, TIMED_OUT, ErrorResponse
+from .clients import DROPPED, TIMED_OUT, ErrorResponse, unify_errors
 from .uploaders import Uploader
 
 PDF = b"%PDF-1.7 and so on"
@@ -123,7 +123,7 @@ async def run_operation(uploader: Uploader, operation: str, file_id: str) -> Any
         case "file.delete":
             return await uploader.delete(file_id)
         case _:
-            return await uploader.unify_errors(uploader.list_ids(10))
+            return await unify_errors(uploader.list_ids(10))
 
 
 async def test_an_interrupted_upload_stores_nothing(sim: Simulator, origin: str) -> None:

@@ -19,6 +19,11 @@ BODY = {"model": "local-model", "messages": [{"role": "user", "content": "Hello?
 URL = "/local/v1/chat/completions"
 
 
+def open_in_process(simulator: Simulator) -> httpx.AsyncClient:
+    """Open a client of the simulator without a socket."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator")
+
+
 async def test_the_log_has_every_request(client: Client, sim: Simulator, provider: str) -> None:
     """The log is in order of arrival, with bodies, statuses and times."""
     await client.ask("first")
@@ -136,7 +141,7 @@ async def test_in_process_use_needs_no_socket() -> None:
             api_key="k", base_url=simulator.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
         )
         response = await sdk.responses.create(model="gpt-4.1", input="Hello?")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator") as http:
+    async with open_in_process(simulator) as http:
         answer = await http.post(URL, json=BODY)
     assert response.output_text == answer.json()["choices"][0]["message"]["content"] == "Simulated answer to: Hello?"
 
@@ -154,7 +159,7 @@ async def test_an_in_process_drop_is_a_network_error(kind: str) -> None:
             await sdk.responses.create(model="gpt-4.1", input="Hello?")
         with pytest.raises(httpx2.RemoteProtocolError):
             await transport.post(f"http://simulator{URL}", json=BODY)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator") as http:
+    async with open_in_process(simulator) as http:
         with pytest.raises(httpx.RemoteProtocolError):
             await http.post(URL, json=BODY)
     assert {entry.status for entry in simulator.requests} == {None if kind == "drop" else 200}
@@ -164,7 +169,7 @@ async def test_an_in_process_hang_ends_with_the_callers_timeout() -> None:
     """An ASGITransport has no timeout, so the caller sets one."""
     simulator = Simulator()
     simulator.fail(Fault(kind="hang"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator") as http:
+    async with open_in_process(simulator) as http:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await http.post(URL, json=BODY)
@@ -186,7 +191,7 @@ def test_one_simulator_answers_many_event_loops() -> None:
     simulator = Simulator()
 
     async def ask() -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://s") as http:
+        async with open_in_process(simulator) as http:
             return (await http.post(URL, json=BODY)).status_code
 
     assert [asyncio.run(ask()) for _ in range(3)] == [200, 200, 200]
@@ -197,7 +202,7 @@ def test_the_length_of_the_log_can_be_limited() -> None:
     simulator = Simulator(keep_requests=2)
 
     async def ask_three_times() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://s") as http:
+        async with open_in_process(simulator) as http:
             for _ in range(3):
                 await http.post(URL, json=BODY)
 
@@ -239,7 +244,7 @@ def test_latency_applies_to_refused_requests_too() -> None:
     simulator = Simulator(latency_s=0.05)
 
     async def ask() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://s") as http:
+        async with open_in_process(simulator) as http:
             await http.post(URL, json=BODY)
 
     asyncio.run(ask())

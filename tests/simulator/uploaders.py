@@ -6,52 +6,47 @@ from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Self
 
 import anthropic
-import httpx2
 import openai
 from google import genai
 from google.genai import types
 
-from .clients import KEY, ErrorResponse
+from . import clients
+from .clients import KEY, Client, unify_errors
 
 
 class Uploader(ABC):
     provider: ClassVar[str]
+    client: ClassVar[type[Client]]
     #: An id in the format of this provider that no file has.
     unknown_id: ClassVar[str]
     #: The timeout of an upload.
     timeout_s: float = 20
 
+    def __init__(self, sdk: Any) -> None:
+        self.sdk = sdk
+
     @classmethod
-    @abstractmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self: ...
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
+        opened: Any = await cls.client.open(base_url, stack, key)
+        return cls(opened.sdk)
 
     async def upload(self, content: Any, name: str = "a.pdf", mime_type: str = "application/pdf") -> str:
         """Upload bytes or an open file; return its id."""
-        return str(await self.unify_errors(self._upload(content, name, mime_type)))
+        return str(await unify_errors(self._upload(content, name, mime_type)))
 
     async def get(self, file_id: str) -> Any:
-        return await self.unify_errors(self._get(file_id))
+        return await unify_errors(self._get(file_id))
 
     async def delete(self, file_id: str) -> Any:
-        return await self.unify_errors(self._delete(file_id))
+        return await unify_errors(self._delete(file_id))
 
     async def ask(self, file_id: str, kind: str = "document") -> int:
         """Ask `four` about a document (or an image); return the input tokens."""
-        return int(await self.unify_errors(self._ask(file_id, kind)))
+        return int(await unify_errors(self._ask(file_id, kind)))
 
     @abstractmethod
     async def list_ids(self, size: int) -> list[str]:
         """Return the ids of all files, fetched in pages of `size`."""
-
-    @staticmethod
-    async def unify_errors(attempt: Any) -> Any:
-        """Await a call, and raise the error responses of all SDKs as `ErrorResponse`."""
-        try:
-            return await attempt
-        except (openai.APIStatusError, anthropic.APIStatusError) as error:
-            raise ErrorResponse(error.status_code, error.body, error.response.headers) from error
-        except genai.errors.APIError as error:
-            raise ErrorResponse(error.code, error.details, getattr(error.response, "headers", {})) from error
 
     @abstractmethod
     async def _upload(self, content: Any, name: str, mime_type: str) -> Any: ...
@@ -68,19 +63,9 @@ class Uploader(ABC):
 
 class OpenAI(Uploader):
     provider = "openai"
+    client = clients.OpenAI
     unknown_id = "file-unknown"
-
-    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
-        self.sdk = sdk
-
-    @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
-        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
-        return cls(
-            openai.AsyncOpenAI(
-                api_key=key, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
-            )
-        )
+    sdk: openai.AsyncOpenAI
 
     async def _upload(self, content: Any, name: str, mime_type: str) -> str:
         expires_after: Any = {"anchor": "created_at", "seconds": 86_400}
@@ -110,19 +95,9 @@ class OpenAI(Uploader):
 
 class Anthropic(Uploader):
     provider = "anthropic"
+    client = clients.Anthropic
     unknown_id = "file_unknown"
-
-    def __init__(self, sdk: anthropic.AsyncAnthropic) -> None:
-        self.sdk = sdk
-
-    @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
-        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
-        return cls(
-            anthropic.AsyncAnthropic(
-                api_key=key, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
-            )
-        )
+    sdk: anthropic.AsyncAnthropic
 
     async def _upload(self, content: Any, name: str, mime_type: str) -> str:
         file = await self.sdk.files.upload(
@@ -148,21 +123,9 @@ class Anthropic(Uploader):
 
 class Gemini(Uploader):
     provider = "gemini"
+    client = clients.Gemini
     unknown_id = "files/unknown"
-
-    def __init__(self, sdk: genai.Client) -> None:
-        self.sdk = sdk
-
-    @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
-        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
-        options = types.HttpOptions(
-            base_url=base_url,
-            api_version="v1",
-            httpx_async_client=transport,
-            httpx_client=stack.enter_context(httpx2.Client(verify=False)),
-        )
-        return cls(genai.Client(api_key=key, vertexai=False, http_options=options))
+    sdk: genai.Client
 
     async def _upload(self, content: Any, name: str, mime_type: str) -> str:
         source = io.BytesIO(content) if isinstance(content, bytes) else content
