@@ -157,18 +157,15 @@ def _check_tools(body: dict[str, Any]) -> None:
 
 
 def _check_tools_are_declared(body: dict[str, Any]) -> None:
-    blocks = [block for turn in body["messages"] for block in _blocks(turn)]
+    blocks = [block for message in body["messages"] for block in blocks_of(message["content"])]
     if not body.get("tools") and any(block["type"] in ("tool_use", "tool_result") for block in blocks):
         raise BadRequest("Requests which include `tool_use` or `tool_result` blocks must define tools.")
 
 
 def _check_breakpoints(body: dict[str, Any]) -> None:
-    blocks = list(body.get("tools") or [])
-    if isinstance(body.get("system"), list):
-        blocks += body["system"]
+    blocks = [*(body.get("tools") or []), *blocks_of(body.get("system") or [])]
     for message in body["messages"]:
-        if isinstance(message["content"], list):
-            blocks += message["content"]
+        blocks += blocks_of(message["content"])
     marked = [block for block in blocks if block.get("cache_control")]
     count = len(marked) + bool(body.get("cache_control"))
     if count > _MAX_BREAKPOINTS:
@@ -178,7 +175,7 @@ def _check_breakpoints(body: dict[str, Any]) -> None:
 
 
 def _check_turns(body: dict[str, Any], model: Model) -> None:
-    turns = [(place, turn["role"], _blocks(turn)) for place, turn in enumerate(body["messages"])]
+    turns = [(place, turn["role"], blocks_of(turn["content"])) for place, turn in enumerate(body["messages"])]
     if turns[0][1] != "user":
         raise BadRequest('messages: first message must use the "user" role')
     thinks = (body.get("thinking") or {}).get("type", "disabled")
@@ -206,8 +203,8 @@ def _check_turns(body: dict[str, Any], model: Model) -> None:
             raise BadRequest("messages: the final message cannot be from the assistant when thinking is enabled")
 
 
-def _blocks(turn: dict[str, Any]) -> list[dict[str, Any]]:
-    content = turn["content"]
+def blocks_of(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the blocks of a message or system prompt; a string is one text block."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 

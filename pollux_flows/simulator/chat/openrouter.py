@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -13,6 +12,7 @@ from typing_extensions import override
 from pollux_flows.simulator import strict_schema
 from pollux_flows.simulator.answers import Answer, compose
 from pollux_flows.simulator.anthropic.models import parse_model as parse_claude_model
+from pollux_flows.simulator.anthropic.signature import sign
 from pollux_flows.simulator.chat import attachments, catalogue, reading, rules
 from pollux_flows.simulator.chat.completion import completion
 from pollux_flows.simulator.faults import Fault
@@ -61,14 +61,10 @@ def _check_reasoning_details(body: dict[str, Any]) -> None:
     """Refuse reasoning details with a wrong signature, and messages with tool calls but no declared tools."""
     for place, message in enumerate(body["messages"]):
         for detail in message.get("reasoning_details") or []:
-            if detail.get("format") == _FORMAT and detail.get("signature") != _sign(detail.get("text") or ""):
+            if detail.get("format") == _FORMAT and detail.get("signature") != sign(detail.get("text") or ""):
                 raise BadRequest(f"messages.{place}.reasoning_details: Invalid `signature` in reasoning detail")
         if message.get("tool_calls") and not body.get("tools"):
             raise BadRequest("Tools must be defined in each request of a conversation that calls them.")
-
-
-def _sign(reasoning: str) -> str:
-    return base64.b64encode(reasoning.encode()).decode()
 
 
 def _check_parameters(body: dict[str, Any], supported: Sequence[str]) -> None:
@@ -133,7 +129,7 @@ def _reasoning(answer: Answer) -> dict[str, Any]:
     detail = {
         "type": "reasoning.text",
         "text": answer.reasoning,
-        "signature": _sign(answer.reasoning),
+        "signature": sign(answer.reasoning),
         "format": _FORMAT,
         "index": 0,
     }

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pollux_flows.simulator import tokens
+from pollux_flows.simulator.anthropic.reading import CACHE_S
 from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.prefixes import Block
-
-_CACHE_S = {"5m": 300.0, "1h": 3600.0}
 
 
 def read(body: dict[str, Any], *, context_window: int, reasoning: bool) -> GenerateRequest:
@@ -51,7 +50,7 @@ def prompt_blocks(body: dict[str, Any]) -> list[Block]:
     for message in body["messages"]:
         for part in _parts(message.get("content")):
             control = part.get("cache_control")
-            keep = _CACHE_S.get(control.get("ttl", "5m")) if control else None
+            keep = CACHE_S.get(control.get("ttl", "5m")) if control else None
             content = {name: value for name, value in part.items() if name != "cache_control"}
             blocks.append(Block([message["role"], content], _part_tokens(part), keep))
         for call in message.get("tool_calls") or []:

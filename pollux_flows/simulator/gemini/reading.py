@@ -29,20 +29,21 @@ def read(call: Call) -> GenerateRequest:
     cache = cache_of(call)
     config = message.get("generationConfig") or {}
     contents = message["contents"]
-    prompt, results = _last_turn(contents)
+    last_parts = _last_parts(contents)
+    texts = [part["text"] for part in last_parts if "text" in part]
     tools = [*(cache.message.get("tools") or [] if cache else []), *(message.get("tools") or [])]
     return GenerateRequest(
-        prompt=prompt,
+        prompt=texts[-1] if texts else "",
         input_tokens=message_tokens(message, call.files) + (cache.tokens if cache else 0),
         context_window=CONTEXT_WINDOW,
         max_tokens=config.get("maxOutputTokens"),
         schema=_schema(config),
         tools=dict(_declarations(tools)),
         tool_choice=_tool_choice((cache.message if cache else message).get("toolConfig") or {}),
-        tool_results=results,
+        tool_results=tuple(part["functionResponse"]["name"] for part in last_parts if "functionResponse" in part),
         reasoning=_reasons(config.get("thinkingConfig") or {}),
         stop=tuple(config.get("stopSequences") or ()),
-        urls=_urls(contents) if any("urlContext" in tool for tool in tools) else (),
+        urls=_urls(texts) if any("urlContext" in tool for tool in tools) else (),
     )
 
 
@@ -99,21 +100,14 @@ def _tool_choice(config: dict[str, Any]) -> Any:
     return "none" if calling.get("mode") == "NONE" else "auto"
 
 
-def _last_turn(contents: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
-    """Return the prompt of the last turn, and the names of the functions whose responses it has."""
-    asking = [content for content in contents if content.get("role", "user") != "model"]
-    if not asking:
-        return "", ()
-    parts = asking[-1]["parts"]
-    results = tuple(part["functionResponse"]["name"] for part in parts if "functionResponse" in part)
-    texts = [part["text"] for part in parts if "text" in part]
-    return (texts[-1] if texts else ""), results
+def _last_parts(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the parts of the last turn that is not the model's."""
+    turns = [content["parts"] for content in contents if content.get("role", "user") != "model"]
+    return turns[-1] if turns else []
 
 
-def _urls(contents: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the addresses in the texts of the last turn, which the URL context tool would fetch."""
-    asking = [content for content in contents if content.get("role", "user") != "model"]
-    texts = [part["text"] for content in asking[-1:] for part in content["parts"] if "text" in part]
+def _urls(texts: list[str]) -> tuple[str, ...]:
+    """Return the URLs in the texts of the last turn, which the URL context tool would fetch."""
     found = dict.fromkeys(match for text in texts for match in _URL.findall(text))
     if len(found) > URLS_LIMIT:
         raise BadRequest(f"Number of urls to lookup exceeds the limit ({len(found)} > {URLS_LIMIT}).")
