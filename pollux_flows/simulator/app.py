@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import parse_qs
 
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Scope
 from typing_extensions import override
@@ -19,16 +19,10 @@ if TYPE_CHECKING:
     from pollux_flows.simulator.simulator import Simulator
 
 
-class _ApiVersion(Convertor[str]):
+class _ApiVersion(StringConvertor):
     """A path segment with an API version of Gemini, whose SDK uses both."""
 
     regex = "v1(?:beta)?"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
 
 
 register_url_convertor("apiversion", _ApiVersion())

@@ -51,12 +51,10 @@ class _Entry:
     until: float
     lifetime_s: float
 
-    def is_found(self, arrival: Arrival | None, now: float) -> bool:
-        if self.until <= (now if arrival is None or arrival.at is None else arrival.at):
+    def is_found(self, arrival: Arrival, now: float) -> bool:
+        if self.number > arrival.writes:
             return False
-        if arrival is None:
-            return True
-        return self.number <= arrival.writes and (arrival.at is None or self.written_at <= arrival.at)
+        return self.until > now if arrival.at is None else self.written_at <= arrival.at < self.until
 
 
 class PrefixCache:
@@ -71,9 +69,7 @@ class PrefixCache:
         with self._lock:
             return Arrival(self._writes, at)
 
-    def use(
-        self, owner: str, blocks: Sequence[Block], now: float, *, arrival: Arrival | None = None, least_tokens: int = 1
-    ) -> CacheUse:
+    def use(self, owner: str, blocks: Sequence[Block], now: float, *, arrival: Arrival, least_tokens: int) -> CacheUse:
         """Read the longest cached prefix within reach of a breakpoint, then write the marked prefixes.
 
         A prefix is written when its request is answered; requests that arrived before do not find it. Prefixes

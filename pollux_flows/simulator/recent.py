@@ -11,17 +11,17 @@ Item = TypeVar("Item")
 
 
 class RecentItems(Generic[Item]):
-    """The last `keep` items; `close` is called with those that are removed because there are more, or by `clear`."""
+    """The last `limit` items; `close` is called with those that are removed because there are more, or by `clear`."""
 
-    def __init__(self, keep: int, close: Callable[[Item], None] = lambda _: None) -> None:
-        self._keep, self._close = keep, close
+    def __init__(self, limit: int, close: Callable[[Item], None] = lambda _: None) -> None:
+        self._limit, self._close = limit, close
         self._lock = threading.Lock()
         self._items: OrderedDict[str, Item] = OrderedDict()
 
     def add(self, item_id: str, item: Item) -> None:
         with self._lock:
             self._items[item_id] = item
-            if len(self._items) > self._keep:
+            if len(self._items) > self._limit:
                 self._close(self._items.popitem(last=False)[1])
 
     def get(self, item_id: str) -> Item | None:

@@ -50,7 +50,7 @@ class Spool:
 
     @property
     def stores_all(self) -> bool:
-        """Return whether all content is stored, whatever its size."""
+        """Return whether all content is stored, at any size."""
         return self._stores_all
 
     def keep_little(self) -> None:

@@ -157,9 +157,7 @@ class Storage:
             size += 0 if gone else item_size
             if count > 2 * MAX_ITEMS:
                 database.execute("DELETE FROM items WHERE arrival = ?", (arrival,))
-            elif (
-                count > 1 and not gone and (count > MAX_ITEMS or size > MAX_BYTES)
-            ):  # the newest stays, whatever its size
+            elif count > 1 and not gone and (count > MAX_ITEMS or size > MAX_BYTES):  # the newest stays, at any size
                 (record,) = database.execute("SELECT record FROM items WHERE arrival = ?", (arrival,)).fetchone()
                 self._write(database, (provider, item), {**orjson.loads(record), "deleted_at": self._clock()})
 

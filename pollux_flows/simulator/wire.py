@@ -61,6 +61,8 @@ class Call:
     params: Mapping[str, str]
     query: Mapping[str, str]
     body: Any
+    #: The start of the request, for the prompt cache.
+    arrival: Arrival
     #: The account: a hash of its key. Uploads of one account are invisible to others.
     account: str = ""
     #: The origin that the request was sent to, e.g. `http://127.0.0.1:4210`.
@@ -81,8 +83,6 @@ class Call:
     files: dict[str, StoredFile] = field(default_factory=dict)
     #: The generate request, once its provider has checked it; None for other operations.
     generate_request: GenerateRequest | None = None
-    #: The start of the request, for the prompt cache.
-    arrival: Arrival | None = None
     #: Whether it is a row of a batch; batches have prompt caches of their own.
     is_batch_row: bool = False
     #: The fault that shapes the answer, if there is one.

@@ -19,7 +19,7 @@ from .uploaders import UPLOADERS, Uploader
 PDF = b"%PDF-1.7 " + bytes(range(256)) * 9 + b"\r\n--boundary\r\n"
 
 
-def the_file(sim: Simulator) -> StoredFile:
+def only_file(sim: Simulator) -> StoredFile:
     (file,) = sim.files
     return file
 
@@ -27,7 +27,7 @@ def the_file(sim: Simulator) -> StoredFile:
 async def test_an_uploaded_file_is_stored_unchanged(uploader: Uploader, sim: Simulator) -> None:
     """A stored file has the name, type and exact bytes of the upload."""
     file_id = await uploader.upload(PDF)
-    file = the_file(sim)
+    file = only_file(sim)
     assert (file.id, file.provider, file.filename, file.mime_type) == (
         file_id,
         uploader.provider,
@@ -45,7 +45,7 @@ async def test_a_large_upload_is_hashed_and_not_stored(uploader: Uploader, sim: 
     path.write_bytes(PDF * 4000)
     with path.open("rb") as opened:
         await uploader.upload(opened)
-    file = the_file(sim)
+    file = only_file(sim)
     assert (file.size, file.sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(LookupError, match="did not store"):
         file.content()
@@ -99,7 +99,7 @@ async def test_a_deleted_file_is_not_found(uploader: Uploader, sim: Simulator, c
     file_id = await uploader.upload(PDF)
     clock.now += 5
     await uploader.delete(file_id)
-    file = the_file(sim)
+    file = only_file(sim)
     assert (file.state, file.is_there, file.deleted_at) == ("deleted", False, clock.now)
     with pytest.raises(LookupError):
         file.content()
@@ -110,11 +110,11 @@ async def test_a_file_expires(uploader: Uploader, sim: Simulator, clock: Clock) 
     """A file expires after the requested time; at Gemini after 48 hours."""
     file_id = await uploader.upload(PDF)
     lifetime_s = 48 * 3600 if uploader.provider == "gemini" else 86_400
-    assert the_file(sim).expires_at == clock.now + lifetime_s
+    assert only_file(sim).expires_at == clock.now + lifetime_s
     clock.now += lifetime_s - 1
     assert await uploader.ask(file_id)
     clock.now += 1
-    assert (the_file(sim).state, the_file(sim).deleted_at) == ("expired", None)
+    assert (only_file(sim).state, only_file(sim).deleted_at) == ("expired", None)
     assert await uploader.list_ids(10) == []
     await assert_unknown(uploader, file_id)
 
@@ -191,7 +191,7 @@ async def test_ids_of_other_content_differ_after_a_reset(uploader: Uploader, sim
 async def test_a_file_name_may_have_any_characters(uploader: Uploader, sim: Simulator) -> None:
     """File names may have characters outside ASCII."""
     await uploader.upload(PDF, "Bericht über Öl & 100%.pdf")
-    assert the_file(sim).filename == "Bericht über Öl & 100%.pdf"
+    assert only_file(sim).filename == "Bericht über Öl & 100%.pdf"
 
 
 async def test_an_upload_needs_a_key(http: httpx.AsyncClient, sim: Simulator) -> None:

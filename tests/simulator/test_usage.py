@@ -79,29 +79,29 @@ async def claude_usage(http: httpx.AsyncClient, prompt: str, **more: Any) -> Any
     return (await http.post("/anthropic/v1/messages", json=body | more)).json()["usage"]
 
 
-def parts(usage: Any) -> tuple[int, int, int]:
+def cache_counts(usage: Any) -> tuple[int, int, int]:
     return usage["input_tokens"], usage["cache_creation_input_tokens"], usage["cache_read_input_tokens"]
 
 
 async def test_anthropic_counts_the_cache_beside_the_input(http: httpx.AsyncClient) -> None:
     """Input, cache writes and cache reads are three numbers, whose sum is the prompt."""
-    assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
-    assert parts(await claude_usage(http, "five")) == (1, 0, 2000)
+    assert cache_counts(await claude_usage(http, "four")) == (1, 2000, 0)
+    assert cache_counts(await claude_usage(http, "five")) == (1, 0, 2000)
 
 
 async def test_anthropic_caches_nothing_without_a_breakpoint(http: httpx.AsyncClient) -> None:
     plain = {"messages": [{"role": "user", "content": LONG}]}
     for _ in range(2):
-        assert parts(await claude_usage(http, "", **plain)) == (2000, 0, 0)
+        assert cache_counts(await claude_usage(http, "", **plain)) == (2000, 0, 0)
 
 
 async def test_a_top_level_breakpoint_covers_the_request(http: httpx.AsyncClient) -> None:
     """A conversation that grows reads its former turns from the cache and writes the new ones."""
     top = {"cache_control": {"type": "ephemeral"}}
     messages = [{"role": "user", "content": LONG}]
-    assert parts(await claude_usage(http, "", messages=messages, **top)) == (0, 2000, 0)
+    assert cache_counts(await claude_usage(http, "", messages=messages, **top)) == (0, 2000, 0)
     messages += [{"role": "assistant", "content": "four"}, {"role": "user", "content": "four"}]
-    assert parts(await claude_usage(http, "", messages=messages, **top)) == (0, 2, 2000)
+    assert cache_counts(await claude_usage(http, "", messages=messages, **top)) == (0, 2, 2000)
 
 
 async def test_cache_writes_are_counted_by_lifetime(http: httpx.AsyncClient) -> None:
@@ -114,17 +114,17 @@ async def test_cache_writes_are_counted_by_lifetime(http: httpx.AsyncClient) -> 
 
 async def test_a_cached_prefix_expires(http: httpx.AsyncClient, clock: Clock) -> None:
     """A prefix expires five minutes after its last use, by the simulator's clock."""
-    assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
+    assert cache_counts(await claude_usage(http, "four")) == (1, 2000, 0)
     clock.now += 299
-    assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
+    assert cache_counts(await claude_usage(http, "four")) == (1, 0, 2000)
     clock.now += 301
-    assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
+    assert cache_counts(await claude_usage(http, "four")) == (1, 2000, 0)
 
 
 async def test_each_model_has_its_own_cache(http: httpx.AsyncClient) -> None:
     """A prefix that one model cached is not found by another."""
     await claude_usage(http, "four")
-    assert parts(await claude_usage(http, "four", model="claude-opus-4-8")) == (1, 2000, 0)
+    assert cache_counts(await claude_usage(http, "four", model="claude-opus-4-8")) == (1, 2000, 0)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ async def test_a_short_prefix_is_not_cached(model: str, least: int, http: httpx.
         marked = {"type": "text", "text": "x" * 4 * length, "cache_control": {"type": "ephemeral"}}
         messages = [{"role": "user", "content": [marked, {"type": "text", "text": "four"}]}]
         usage = await claude_usage(http, "", model=model, messages=messages)
-        assert parts(usage) == (length + 1 - written, written, 0)
+        assert cache_counts(usage) == (length + 1 - written, written, 0)
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def slow(sim: Simulator) -> Iterator[Simulator]:
 async def test_concurrent_requests_each_write_the_cache(http: httpx.AsyncClient, slow: Simulator) -> None:
     """No request reads what a concurrent one writes; the next request does."""
     found = await asyncio.gather(*(claude_usage(http, "four") for _ in range(3)))
-    assert [parts(usage) for usage in found] == [(1, 2000, 0)] * 3
-    assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
+    assert [cache_counts(usage) for usage in found] == [(1, 2000, 0)] * 3
+    assert cache_counts(await claude_usage(http, "four")) == (1, 0, 2000)
     assert len(slow.requests) == 4
 
 
@@ -162,21 +162,21 @@ async def test_a_failed_request_writes_no_cache(http: httpx.AsyncClient, sim: Si
     source = {"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}
     body = {"model": "claude-sonnet-5", "max_tokens": 9, "messages": [{"role": "user", "content": [source]}]}
     assert (await http.post("/anthropic/v1/messages", json=body)).status_code == 529
-    assert parts(await claude_usage(http, "four")) == (1, 2000, 0)
+    assert cache_counts(await claude_usage(http, "four")) == (1, 2000, 0)
 
 
 async def test_reading_extends_the_lifetime_of_a_prefix(http: httpx.AsyncClient, clock: Clock) -> None:
     await claude_usage(http, "four")
     for _ in range(3):
         clock.now += 200
-        assert parts(await claude_usage(http, "four")) == (1, 0, 2000)
+        assert cache_counts(await claude_usage(http, "four")) == (1, 0, 2000)
 
 
 async def test_one_request_may_write_two_lifetimes(http: httpx.AsyncClient) -> None:
     """The tokens up to the longer breakpoint count for an hour, the rest for five minutes."""
     system = [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
     usage = await claude_usage(http, "four", system=system)
-    assert parts(usage) == (1, 4000, 0)
+    assert cache_counts(usage) == (1, 4000, 0)
     assert usage["cache_creation"] == {"ephemeral_5m_input_tokens": 2000, "ephemeral_1h_input_tokens": 2000}
 
 

@@ -144,33 +144,36 @@ class _Result:
 
 @dataclass
 class _Settlement:
+    """The computation of one batch's results."""
+
     batch: StoredBatch
     call: Call
     writer: RowWriter
     results: Results
     #: The number of rows that are answered, always the first ones.
-    answered: int = 0
+    answered: int = field(init=False)
     #: Rows read the prompt cache as it was when the batch was submitted, not the writes of other rows.
-    arrival: Arrival | None = None
+    arrival: Arrival = field(init=False)
 
-    def run(self) -> None:
-        plan = self.batch.plan
+    def __post_init__(self) -> None:
         self.answered = self.batch.answered
         self.arrival = self.call.simulator.prefixes.arrive(self.batch.created_at)
-        order = self._order()
-        again: list[_Result] = []
+
+    def run(self) -> None:
+        plan, order = self.batch.plan, self._order()
+        duplicates: list[_Result] = []
         for number, place in enumerate(order):
-            result = self._result(place)
+            result = self._settle_row(place)
             self.results.counts[result.outcome] += 1
             if number < plan.missing:
                 continue
             self._write(result)
-            if len(again) < plan.duplicates:
-                again.append(result)
-        for result in again:
+            if len(duplicates) < plan.duplicates:
+                duplicates.append(result)
+        for result in duplicates:
             self._write(result)
         for number in range(plan.unknown if order else 0):
-            self._write(self._result(order[number % len(order)], foreign=number))
+            self._write(self._settle_row(order[number % len(order)], foreign=number))
 
     def _order(self) -> Sequence[int]:
         """Return the order of the results: never that of the rows, unless the rows have no keys."""
@@ -181,7 +184,7 @@ class _Settlement:
         order = random.Random(self.batch.id).sample(places, len(places))  # noqa: S311
         return [*order[1:], order[0]] if order == list(places) else order
 
-    def _result(self, place: int, foreign: int | None = None) -> _Result:
+    def _settle_row(self, place: int, foreign: int | None = None) -> _Result:
         batch, writer = self.batch, self.writer
         row = writer.read_row(batch, batch.input[place])
         if foreign is not None:

@@ -50,9 +50,9 @@ def prompt_blocks(body: dict[str, Any]) -> list[Block]:
     for message in body["messages"]:
         for part in _parts(message.get("content")):
             control = part.get("cache_control")
-            keep = CACHE_S.get(control.get("ttl", "5m")) if control else None
+            lifetime_s = CACHE_S.get(control.get("ttl", "5m")) if control else None
             content = {name: value for name, value in part.items() if name != "cache_control"}
-            blocks.append(Block([message["role"], content], _part_tokens(part), keep))
+            blocks.append(Block([message["role"], content], _part_tokens(part), lifetime_s))
         for call in message.get("tool_calls") or []:
             function = call["function"]
             count = tokens.of_text(function["name"]) + tokens.of_text(function["arguments"])

@@ -10,7 +10,7 @@ from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.timestamps import format_timestamp
 from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
-#: The origin in the URIs of files, whatever the address of the API.
+#: The origin in the URIs of files, at any address of the API.
 ORIGIN = "https://generativelanguage.googleapis.com"
 _PATH = "/{version:apiversion}/files"
 _STATES = {"processing": "PROCESSING", "active": "ACTIVE", "failed": "FAILED"}

@@ -207,7 +207,7 @@ OPERATIONS = (
         receive=_receive,
         parameter="upload_id",
         needs_key=False,
-        # Without it, the SDK sleeps and sends the chunk again, whatever the status.
+        # Without it, the SDK sleeps and sends the chunk again, at any status.
         headers={"x-goog-upload-status": "final"},
     ),
     Operation("file.create", "POST", _PATH, _start),
