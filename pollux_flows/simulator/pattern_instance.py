@@ -1,6 +1,6 @@
 """Generates a short string that matches a regular expression.
 
-It knows literals, classes, groups, alternatives and quantifiers. Other syntax (look-around, back references) is
+Literals, classes, groups, alternatives and quantifiers are supported. Other syntax (look-around, back references) is
 ignored, so the result is tested against the pattern itself.
 """
 

@@ -59,7 +59,7 @@ class Simulator:
         self.prefixes = PrefixCache()
         self.file_store = FileStore(self.now)
         self.batch_store = BatchStore(self.now)
-        #: Each with the provider that it is for; None: for any.
+        #: Plans, each with the provider that it applies to; None: to any.
         self.batch_plans: PendingQueue[tuple[Plan, str | None]] = PendingQueue()
         self.gemini_caches = CacheStore(self.now)
         #: The fewest tokens of a Gemini cache. Zero by default, because examples are short.

@@ -32,7 +32,7 @@ class StoredFile:
     id: str
     #: The account that owns it: a hash of the API key that uploaded it.
     account: str = field(repr=False)
-    #: As the client named it; for Gemini the display name.
+    #: The name that the client sent; for Gemini the display name.
     filename: str
     mime_type: str
     size: int
@@ -42,7 +42,7 @@ class StoredFile:
     purpose: str | None = None
     expires_at: float | None = None
     deleted_at: float | None = None
-    #: When it has been processed.
+    #: The time at which its processing ends.
     ready_at: float = 0.0
     #: Whether its processing ends in failure.
     fails: bool = False

@@ -53,7 +53,7 @@ def prompt_blocks(call: Call) -> list[Block]:
         for part in blocks_of(message["content"]):
             blocks.append(_block(message["role"], part, _part_tokens(part, call.files)))
     if control := body.get("cache_control"):
-        # At the top level it caches the entire request.
+        # A top-level `cache_control` caches the entire request.
         last = blocks[-1]
         blocks[-1] = Block(last.content, last.tokens, CACHE_S[control.get("ttl", "5m")])
     return blocks

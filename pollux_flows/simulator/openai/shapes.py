@@ -71,7 +71,7 @@ def request_check() -> Check:
     return record({"model": text}, {**optional, "input": string_or(items(item))})
 
 
-#: The fields that shape the input. All others (a limit, a temperature, where to cache) are unknown here.
+#: The fields that are part of the input. A count request has no others, such as a limit or a temperature.
 _COUNTED = (
     "conversation",
     "input",
