@@ -101,7 +101,7 @@ class LongJson:
                     raise BadJsonError(str(problem)) from None
                 count *= 2
                 continue
-            # A number may continue in the next piece. (At the end of the text, the slice is empty and counts as contained.)
+            # A number may continue in the next piece. (At the end of the text the slice is empty, which is contained.)
             if isinstance(value, int | float) and self._text[end : end + 1] in _IN_NUMBERS and self._read(1):
                 continue
             self._at = end
