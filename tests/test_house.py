@@ -157,7 +157,7 @@ def test_an_sdk_is_imported_only_in_functions_of_its_provider() -> None:
         ("config", "from pollux_flows.options import Options\nfrom pollux_flows.pipeline.execute import Execution"),
         ("providers.base", "def f():\n    from pollux_flows import flows"),
         ("errors", "if TYPE_CHECKING:\n    import pollux_flows.capabilities"),
-        ("simulator.world", "from pollux_flows.errors import PolluxError"),
+        ("simulator.simulator", "from pollux_flows.errors import PolluxError"),
         ("caching.create", "from pollux_flows.tasks import request"),
     ],
 )
