@@ -20,11 +20,12 @@ demo: $(READY)  ## run the main job offline and show the result
 # fourth Prefect server to keep busy. In the order that tests/conftest.py gives the files: reordered, those with one
 # long test would come last, with nothing beside them.
 PYTEST := $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+KILLED := $(wildcard tests/*/test_killed*.py)
 test: $(READY)  ## run the tests, but for those of `make processes` and `make browser`
-	$(PYTEST) --ignore tests/processes --ignore tests/browser
+	$(PYTEST) --ignore tests/processes --ignore-glob '*/test_killed*.py' --ignore tests/browser
 
 processes: $(READY)  ## serve flows, cancel and retry their runs, kill processes, use a cluster
-	$(PYTEST) tests/processes
+	$(PYTEST) tests/processes $(filter-out tests/processes/%,$(KILLED))
 
 browser: $(READY)  ## use the UI as a person does, in Chromium, and keep screenshots in browser-shots/
 	$(BIN)/pytest -q --timeout 300 tests/browser

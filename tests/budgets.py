@@ -11,19 +11,19 @@ from pollux_flows.simulator.answers import PROMPT_CHARS
 from tests.loopback import asked
 
 SHORT = Options(max_tokens=16)
-# Of gpt-4.1-mini, in US dollars for a token.
+# The prices of gpt-4.1-mini, in US dollars for a token.
 INPUT_USD, OUTPUT_USD = 0.4e-6, 1.6e-6
 
 
-async def worst_case(config: Config, prompt: str, options: Options = SHORT, *, of: int = 1) -> float:
-    """Return the worst case of a call, of so many that share its options."""
+async def find_worst_case(config: Config, prompt: str, options: Options = SHORT, *, of: int = 1) -> float:
+    """Return the worst case of a call in US dollars, as one of a plan of `of` calls."""
     plan = make_plan(make_request([prompt] * of, target=config.target, options=options))
     async with open_execution(plan, config) as execution:
         return (await execution.find_worst_case(plan.calls[0])).usd(prompt)
 
 
-def bill(sim: Simulator) -> float:
-    """Return what the provider charges for all answers of gpt-4.1-mini, those that never arrived among them."""
+def compute_bill(sim: Simulator) -> float:
+    """Return the price of all answers of gpt-4.1-mini in US dollars, including answers that never arrived."""
     usd = 0.0
     for entry in asked(sim):
         if entry.status == 200 or entry.fault == "drop_after":

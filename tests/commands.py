@@ -1,4 +1,4 @@
-"""Commands as a test runs them, in its own process."""
+"""Commands that tests run in their own process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Command = Callable[..., str]
 def caches(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `pollux-flows caches …`; return its output, or `refused:` and the message."""
 
-    def command(*words: str) -> str:
+    def run_command(*words: str) -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as caught:
             app(["caches", *words])
         printed = capsys.readouterr()
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value} {printed.out}"
+        return printed.out if caught.value.code in (None, 0) else f"refused: {caught.value} {printed.out}"
 
-    return command
+    return run_command

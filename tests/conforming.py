@@ -1,4 +1,4 @@
-"""One answer, checked against its schema."""
+"""Checks of one answer against its schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every test starts from: no keys, no proxies, no `.env`, nobody's home, nobody's Prefect server."""
+"""The environment in which each test starts: no keys, no proxies, no `.env`, and a temporary home of Prefect."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ for _name in [name for name in os.environ if name.startswith(("PREFECT_", "POLLU
     del os.environ[_name]
 os.environ["PREFECT_HOME"] = str(_HOME / "prefect")
 os.environ["POLLUX_HOME"] = str(_HOME / "pollux")
-os.environ |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}  # Prefect's own server is here
-os.environ |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}  # nobody is told that tests run
+os.environ |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}  # for Prefect's local server
+os.environ |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}  # tests send no usage data
 
-# No test speaks to anybody who has a certificate; one SDK reads all 150 for each client that it makes.
+# No test connects to a server with a public certificate, and one SDK reads all 150 of them for each new client.
 _ONE_CERTIFICATE = _HOME / "certificate.pem"
 _ONE_CERTIFICATE.write_text(
     certifi.contents().partition("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
 )
 os.environ["SSL_CERT_FILE"] = str(_ONE_CERTIFICATE)
 
-# A shell that starts the tests in the background has Ctrl-C ignored; so would each process that they start and stop.
+# If the tests run in the background of a shell, SIGINT is ignored. Processes that tests start and stop need it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -52,7 +52,7 @@ settings.register_profile(
     deadline=None,  # a busy machine is no failure
     derandomize="CI" in os.environ,
     database=None,
-    # A cleared environment is as good for the hundredth example as for the first.
+    # The function-scoped fixtures clear the environment, which no example changes.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("default")
@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _rank(item: pytest.Item) -> int:
-    """The place of the test's file in `_LONG`; tests of one rank stay in order."""
+    """Return the place of the test's file in `_LONG`; tests of one rank stay in order."""
     return next((place for place, name in enumerate(_LONG) if item.nodeid.startswith(name)), len(_LONG))
 
 
@@ -85,21 +85,21 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _older_objects_left_alone() -> None:
-    """A test that collects garbage looks for its own: half a second less than through all that was ever imported."""
+def _freeze_older_objects() -> None:
+    """Exclude imported modules from garbage collection, which saves half a second in each test that collects."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to work in, without a `.env`."""
+    """A working folder without a `.env`."""
     return tmp_path_factory.mktemp("empty")
 
 
 @pytest.fixture(autouse=True)
-def _nobody(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a machine that nobody has set up."""
+def _bare_environment(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove keys, addresses and proxies from the environment, and work in an empty folder."""
     for name in (*KEY_VARIABLES.values(), *URL_VARIABLES.values(), *_SDK_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     for name in (*_PROXIES, *map(str.lower, _PROXIES)):

@@ -1,4 +1,4 @@
-"""Documents of all kinds, for tests that want any of them, and what has to hold for each."""
+"""Strategies for documents of all kinds, and a check of what holds for each of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pollux_flows.result import CallFailure
 
 SENTINEL = "sk-sentinel-0123456789abcdef"
 
-# What no JSON has, one of each kind: none of it may get into a document.
+# Values that JSON does not have, one of each kind: a document must refuse them.
 NOT_JSON: dict[str, Any] = {
     "a callable": print,
     "a lambda": lambda: None,
@@ -28,7 +28,7 @@ NOT_JSON: dict[str, Any] = {
     "infinity": float("inf"),
     "half a character": "\ud800",
     "a key that is a number": {1: "one"},
-    "a number that nobody reads back": 10**5000,
+    "a number too long to read back": 10**5000,
     "a complex number": 1j,
     "an iterator": iter([]),
 }
@@ -45,13 +45,13 @@ NOT_JSON["a dict that holds itself"] = _cycle()
 not_json = pytest.mark.parametrize("value", list(NOT_JSON.values()), ids=list(NOT_JSON))
 
 
-def refused(kind: type[PolluxError], *words: str) -> Any:
-    """A refusal of exactly this kind, with these words in its text in this order."""
+def expect_error(kind: type[PolluxError], *words: str) -> Any:
+    """Expect an error of this kind, with these words in its text in this order."""
     return pytest.raises(kind, match="(?s)" + ".*".join(map(re.escape, words)))
 
 
-def goes_through_json(document: Document) -> None:
-    """The promise: through JSON, as text or as data, and back equal."""
+def check_json_round_trip(document: Document) -> None:
+    """Check that the document comes back equal from JSON, both from text and from data."""
     kind = type(document)
     text = document.model_dump_json()
     for back in (kind.model_validate_json(text), kind.model_validate(json.loads(text))):
@@ -117,8 +117,8 @@ sources = st.one_of(
 
 @st.composite
 def options(draw: st.DrawFn) -> Options:
-    """Options of all sorts that exclude each other as they should."""
-    given: dict[str, Any] = draw(
+    """Draw valid options: fields that exclude each other are not set together."""
+    fields: dict[str, Any] = draw(
         st.fixed_dictionaries(
             {},
             optional={
@@ -135,8 +135,8 @@ def options(draw: st.DrawFn) -> Options:
             },
         )
     )
-    said = st.text(min_size=1).filter(str.strip)
-    turn = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": said})
+    text = st.text(min_size=1).filter(str.strip)
+    turn = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": text})
     one_of: list[st.SearchStrategy[dict[str, Any]]] = [
         st.sampled_from([{}, {"reasoning_effort": "high"}, {"reasoning_budget_tokens": 0}]),
         st.sampled_from([{}])
@@ -144,11 +144,11 @@ def options(draw: st.DrawFn) -> Options:
         | st.fixed_dictionaries({"continue_from": json_objects}),
     ]
     for exclusive in one_of:
-        given |= draw(exclusive)
-    if given.get("tools"):
-        named = [{"name": tool["name"]} for tool in given["tools"]]
-        given["tool_choice"] = draw(st.sampled_from([None, "auto", "required", "none", *named]))
-    return Options(**given)
+        fields |= draw(exclusive)
+    if fields.get("tools"):
+        named = [{"name": tool["name"]} for tool in fields["tools"]]
+        fields["tool_choice"] = draw(st.sampled_from([None, "auto", "required", "none", *named]))
+    return Options(**fields)
 
 
 failures = st.builds(

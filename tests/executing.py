@@ -1,4 +1,4 @@
-"""All calls of a plan, made in one go."""
+"""The execution of all calls of a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server on SQLite that is asked for two things at once puts one of them off. Here it is asked again at once."""
+"""Short retries of Prefect's client: a server on SQLite postpones one of two requests that it gets at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 
 @contextmanager
-def hurried() -> Iterator[None]:
-    """Prefect's client waits for 2 to 32 seconds, and gives up after that; this one is as patient in smaller steps."""
+def retry_quickly() -> Iterator[None]:
+    """Let Prefect's client retry in short intervals.
+
+    By default it waits for 2 to 32 seconds, and then gives up; here it waits about as long in all.
+    """
     with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 300}):
-        patch.setattr("prefect.client.base.clamped_poisson_interval", _soon)
+        patch.setattr("prefect.client.base.clamped_poisson_interval", _draw_short_interval)
         yield
 
 
-def _soon(_seconds: float, _factor: float) -> float:
+def _draw_short_interval(_seconds: float, _factor: float) -> float:
     return random.uniform(0.05, 0.25)  # noqa: S311 (no secret)

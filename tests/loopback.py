@@ -1,4 +1,4 @@
-"""Providers on loopback HTTP: the simulated ones, and a server that says whatever a test wants said."""
+"""Providers on loopback HTTP: the simulated ones, and a server with scripted replies."""
 
 from __future__ import annotations
 
@@ -50,42 +50,44 @@ def world() -> Iterator[tuple[Simulator, str]]:
 
 @pytest.fixture
 def sim(world: tuple[Simulator, str]) -> Simulator:
-    """The simulated world, as new: nothing asked, nothing cached, nothing going wrong."""
+    """A simulator without requests, caches or faults of earlier tests."""
     simulator, _ = world
     simulator.reset()
     simulator.latency_s = 0.0
     simulator.clock = time.time
-    forget_the_provider()
+    clear_provider_caches()
     return simulator
 
 
 @pytest.fixture
-def config(world: tuple[Simulator, str], sim: Simulator) -> MakeConfig:  # noqa: ARG001 (it is reset first)
-    """A Config for a simulated provider, with a key that must show up nowhere and waits that a test can bear."""
-    return config_at(world[1])
+def config(world: tuple[Simulator, str], sim: Simulator) -> MakeConfig:  # noqa: ARG001 (`sim` resets the world)
+    """A maker of Configs for the simulated providers, with a key that must show up nowhere and short waits."""
+    return make_config_at(world[1])
 
 
-def config_at(origin: str) -> MakeConfig:
+def make_config_at(origin: str) -> MakeConfig:
+    """Return a maker of Configs whose providers are at this origin."""
+
     def make(provider: ProviderName, **settings: Any) -> Config:
-        given = {
+        defaults = {
             "model": MODELS[provider],
             "api_key": KEY,
             "base_url": Simulator.base_url(provider, origin),
             "retry": QUICK,
             "timeout_s": 20.0,
         }
-        return Config(provider=provider, **{**given, **settings})
+        return Config(provider=provider, **{**defaults, **settings})
 
     return make
 
 
 def asked(sim: Simulator) -> list[Logged]:
-    """The generate requests that arrived, in order."""
+    """Return the generate requests that arrived, in order."""
     return [entry for entry in sim.requests if entry.operation == "generate"]
 
 
 def sent(sim: Simulator) -> dict[str, Any]:
-    """The body of the only generate request."""
+    """Return the body of the only generate request."""
     (entry,) = asked(sim)
     body: dict[str, Any] = entry.body
     return body
@@ -94,24 +96,24 @@ def sent(sim: Simulator) -> dict[str, Any]:
 async def outcomes(
     prompts: Sequence[str], config: Config, options: Options | None = None, sources: Sequence[Source] = ()
 ) -> list[Outcome]:
-    """What became of each call, as a flow sees it: nothing is raised for one of them."""
+    """Return the outcome of each call, as a flow gets it: a failed call raises nothing."""
     plan = make_plan(make_request(prompts, target=config.target, sources=sources, options=options))
     return await execute_plan(plan, config)
 
 
-def forget_the_provider() -> None:
-    """What this process knows of any provider, from the tests before."""
+def clear_provider_caches() -> None:
+    """Clear the catalogues and rate limiters that earlier tests have left in this process."""
     catalogue._catalogues.clear()
     limiter._limiters.clear()
 
 
-# --- A server that says what it is told to say ------------------------------------------------------------
+# --- A server with scripted replies -------------------------------------------------------------------------
 
 Reply = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def http(body: Any, status: int = 200, *, content_type: str = "application/json", **headers: str) -> bytes:
-    """An HTTP answer, byte by byte. What is not bytes goes as JSON; `retry_after` is the header Retry-After."""
+    """Return the bytes of an HTTP reply. A body that is not bytes is sent as JSON; `retry_after` is Retry-After."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     head = [f"HTTP/1.1 {status} X", f"content-type: {content_type}", f"content-length: {len(content)}", *lines]
@@ -119,7 +121,7 @@ def http(body: Any, status: int = 200, *, content_type: str = "application/json"
 
 
 def good(provider: ProviderName, text: str = "fine", **more: Any) -> dict[str, Any]:
-    """The smallest answer that each protocol knows, with more fields where a test wants them."""
+    """Return the body of a minimal successful answer in the protocol of this provider, with `more` fields."""
     bodies: dict[ProviderName, dict[str, Any]] = {
         "gemini": {"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}]},
         "openai": {
@@ -134,7 +136,7 @@ def good(provider: ProviderName, text: str = "fine", **more: Any) -> dict[str, A
 
 
 class Scripted:
-    """Answers each request by what `choose` makes of its body. The catalogue is there unless a test says otherwise."""
+    """A server that replies to a request with what `choose` returns for its body, and to `/models` with `listing`."""
 
     def __init__(self, choose: Callable[[bytes], Reply]) -> None:
         self._choose = choose
@@ -147,7 +149,7 @@ class Scripted:
         self._open: set[asyncio.StreamWriter] = set()
 
     def config(self, provider: ProviderName, **settings: Any) -> Config:
-        return config_at(self.origin)(provider, **{"retry": ONCE, **settings})
+        return make_config_at(self.origin)(provider, **{"retry": ONCE, **settings})
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -186,8 +188,8 @@ class Scripted:
 
 @asynccontextmanager
 async def scripted(reply: Reply | Callable[[bytes], Reply], *, by_body: bool = False) -> AsyncIterator[Scripted]:
-    """A server that always gives the same reply, or, `by_body`, the one that a function finds for the request."""
-    forget_the_provider()
+    """Run a server with one fixed reply or, with `by_body`, a function that returns the reply to a request's body."""
+    clear_provider_caches()
     choose: Any = reply if by_body else lambda _body: reply
     server = Scripted(choose)
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
@@ -200,8 +202,8 @@ async def scripted(reply: Reply | Callable[[bytes], Reply], *, by_body: bool = F
 
 
 async def until(condition: Callable[[], object], *, within_s: float = 5.0) -> None:
-    """Wait for something to become true, and no longer than it may take."""
+    """Wait until the condition is true, and fail if that takes too long."""
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         await asyncio.sleep(0.005)

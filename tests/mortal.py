@@ -1,6 +1,6 @@
-"""Mortal: processes that work until they kill themselves, at a place in our code or at any moment.
+"""Processes that work until they kill themselves, at a place in our code or at any moment.
 
-Each is forked from one that has imported everything, and dies by a real SIGKILL: nothing of it is told, and nothing is
+Each is forked from one that has imported everything, and dies by a real SIGKILL, so that no handler runs and nothing is
 cleaned up.
 """
 
@@ -33,9 +33,9 @@ from pollux_flows.providers.batches import BatchLimits
 from pollux_flows.providers.gemini import batch as gemini
 from pollux_flows.providers.lines import Lines
 from pollux_flows.providers.openai import batch as openai
-from tests.hurry import hurried
+from tests.hurry import retry_quickly
 
-# What a process would else import once it works: it is there already when it is forked.
+# A forked process has these modules already, and does not import them once it works.
 for _name in (
     "pollux_flows.flows", "pollux_flows.providers.anthropic.generate", "pollux_flows.providers.gemini.generate",
     "pollux_flows.providers.openai.generate", "anthropic.resources", "anthropic.types", "openai.resources",
@@ -52,10 +52,10 @@ _context: Final = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True)
 class Death:
-    """Where a process dies: before or after its so-manieth call of a function, or so long after its start."""
+    """The moment when a process dies: before or after its nth call of a function, or some time after its start."""
 
     function: str = ""
-    """As `module:name`, where it is looked up when it is called."""
+    """Written as `module:name`, where callers look the function up."""
     when: Literal["before", "after"] = "before"
     nth: int = 1
     after_s: float | None = None
@@ -68,56 +68,56 @@ class Death:
 
 @dataclass
 class Mortal:
-    """A process that was started."""
+    """A started process, and the file with its output."""
 
     process: ForkServerProcess
-    said: Path
+    log: Path
 
-    async def ended(self, within_s: float) -> bool:
-        """Whether it came to its end; False if it was killed. Anything else is an error, and so is taking longer."""
+    async def runs_to_completion(self, within_s: float) -> bool:
+        """Wait for the end of the process, and return False if it was killed. Fail after an error or a timeout."""
         deadline = time.monotonic() + within_s
         while self.process.exitcode is None:
             if time.monotonic() > deadline:
                 self.process.kill()
-                raise AssertionError(f"it hung:\n{self.said.read_text()}")
+                raise AssertionError(f"the process hangs:\n{self.log.read_text()}")
             await asyncio.sleep(0.02)
-        assert self.process.exitcode in {0, -signal.SIGKILL}, self.said.read_text()
+        assert self.process.exitcode in {0, -signal.SIGKILL}, self.log.read_text()
         return self.process.exitcode == 0
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a process lives."""
+class _Environment:
+    """The environment of a process: its state, its output, its Prefect server, and whether batches are small."""
 
     home: Path
-    said: Path
+    log: Path
     api: str | None
     split: bool
 
 
-def started(
-    work: Callable[..., Any], *arguments: Any, death: Death | None, home: Path, said: Path, split: bool = False
+def start_process(
+    work: Callable[..., Any], *arguments: Any, death: Death | None, home: Path, log: Path, split: bool = False
 ) -> Mortal:
-    """Let a process of its own do this work. It says what it has to say in the file `said`."""
-    place = _Place(home, said, PREFECT_API_URL.value(), split)
-    process = _context.Process(target=_lived, args=(work, arguments, death, place))
-    _started(process)
-    return Mortal(process, said)
+    """Do this work in a new process, which writes its output to the file `log`."""
+    environment = _Environment(home, log, PREFECT_API_URL.value(), split)
+    process = _context.Process(target=_work_in_process, args=(work, arguments, death, environment))
+    _fork(process)
+    return Mortal(process, log)
 
 
 @contextmanager
-def in_a_hurry() -> Iterator[None]:
-    """Ask a server that is busy again at once, as `tests.hurry` does, and tell it nothing that nobody reads."""
-    with hurried(), temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
+def retry_quickly_without_logs() -> Iterator[None]:
+    """Retry requests to a busy Prefect server quickly, and send it no logs."""
+    with retry_quickly(), temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
         yield
 
 
-def _started(process: ForkServerProcess) -> None:
+def _fork(process: ForkServerProcess) -> None:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(ROOT)
     try:
         # pytest too: a new process imports what its ancestor was started with.
-        _context.set_forkserver_preload(["pytest", "tests.mortal", "tests.prefect.life"])
+        _context.set_forkserver_preload(["pytest", "tests.mortal", "tests.processes.life"])
         process.start()
     finally:
         if before is None:
@@ -126,28 +126,28 @@ def _started(process: ForkServerProcess) -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def _lived(
+def _work_in_process(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
     death: Death | None,
-    place: _Place,
+    environment: _Environment,
 ) -> None:
-    with place.said.open("a") as file:
+    with environment.log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ["POLLUX_HOME"] = str(place.home)
-    random.seed()  # else all would wait for the same times
+    os.environ["POLLUX_HOME"] = str(environment.home)
+    random.seed()  # or all processes would wait for the same times
     patch = pytest.MonkeyPatch()
     patch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", _SETTLED_S)
-    if place.split:
+    if environment.split:
         for module in (openai, anthropic, gemini):
             patch.setattr(module, "LIMITS", BatchLimits(ROWS_A_BATCH, module.LIMITS.size_bytes))
     if death is not None:
-        _doom(death)
+        _arrange_death(death)
     try:
-        with temporary_settings({PREFECT_API_URL: place.api}), in_a_hurry():
+        with temporary_settings({PREFECT_API_URL: environment.api}), retry_quickly_without_logs():
             asyncio.run(work(*arguments))
-    except BaseException:  # noqa: BLE001 (whatever it was, it is told)
+    except BaseException:  # noqa: BLE001 (every error is printed)
         traceback.print_exc()
         sys.exit(1)
 
@@ -167,7 +167,7 @@ def find_function(step: str) -> tuple[Any, str]:
     return owner, name
 
 
-def _doom(death: Death) -> None:
+def _arrange_death(death: Death) -> None:
     if death.after_s is not None:
         timer = threading.Timer(death.after_s, _die)
         timer.daemon = True
@@ -176,7 +176,7 @@ def _doom(death: Death) -> None:
     owner, name = find_function(death.function)
     function, calls = getattr(owner, name), itertools.count(1)
 
-    async def waited(*arguments: Any, **named: Any) -> Any:
+    async def call_async(*arguments: Any, **named: Any) -> Any:
         dies = next(calls) == death.nth
         if dies and death.when == "before":
             _die()
@@ -185,7 +185,7 @@ def _doom(death: Death) -> None:
             _die()
         return result
 
-    def called(*arguments: Any, **named: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
         dies = next(calls) == death.nth
         if dies and death.when == "before":
             _die()
@@ -193,8 +193,8 @@ def _doom(death: Death) -> None:
         if dies:
             if isinstance(arguments[0], Lines):
                 into = arguments[0]._into
-                getattr(into, "_into", into).flush()  # so that a part of it is on the disk, also below a redactor
+                getattr(into, "_into", into).flush()  # so that some of the lines are on the disk, also below a redactor
             _die()
         return result
 
-    setattr(owner, name, waited if iscoroutinefunction(function) else called)
+    setattr(owner, name, call_async if iscoroutinefunction(function) else call)

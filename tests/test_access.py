@@ -1,4 +1,4 @@
-"""Access: which protocols fsspec may use, and what a run with limits reaches."""
+"""Access: the protocols that fsspec may use, and the files, hosts and modules that a restricted run may reach."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("address", "protocol"), [each for each in REFUSED if "://" in each[0]])
-def test_a_source_uses_only_protocols_on_the_list(address: str, protocol: str) -> None:
-    """In every part of a chain; the refusal says which setting adds one."""
-    with pytest.raises(SourceError, match=f"protocol '{protocol}'") as refused:
+def test_a_source_with_an_unlisted_protocol_is_refused(address: str, protocol: str) -> None:
+    """Each part of a chain is checked, and the error names the setting that allows the protocol."""
+    with pytest.raises(SourceError, match=f"protocol '{protocol}'") as caught:
         asyncio.run(examine([Source.from_file(address)]))
-    assert str(refused.value).endswith(f"POLLUX_ALLOW_PROTOCOLS={protocol}")
+    assert str(caught.value).endswith(f"POLLUX_ALLOW_PROTOCOLS={protocol}")
 
 
 @pytest.mark.parametrize(("address", "protocol"), REFUSED)
-def test_an_output_uses_only_protocols_on_the_list(address: str, protocol: str) -> None:
+def test_an_output_with_an_unlisted_protocol_is_refused(address: str, protocol: str) -> None:
     with pytest.raises(ConfigurationError, match=f"protocol '{protocol}'"):
         resolve_output(address)
 
 
 @pytest.mark.parametrize("address", ["memory://a.jsonl", "file:///tmp/a.jsonl", "/tmp/a.jsonl", "a.jsonl"])  # noqa: S108
-def test_the_usual_places_stay_open(address: str) -> None:
+def test_an_output_may_be_a_local_file_or_in_memory(address: str) -> None:
     assert resolve_output(address)
 
 
-def test_a_setting_adds_protocols(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Those of all parts; what is named already is kept in the line that a refusal shows."""
+def test_pollux_allow_protocols_allows_more_protocols(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The setting must name the protocol of each part; the error repeats those that are set already."""
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -70,95 +70,95 @@ def test_a_setting_adds_protocols(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 # --- Restrictions -------------------------------------------------------------------------------------------------
 
 
-def limits(folder: Path | str, paths: str = "", **more: str) -> Restrictions:
+def restrict_to(folder: Path | str, paths: str = "", **more: str) -> Restrictions:
     environment = {"POLLUX_ALLOW_PATHS": paths} | {f"POLLUX_ALLOW_{key.upper()}": value for key, value in more.items()}
     return Restrictions(folders=[str(folder)], environment=environment)
 
 
 @pytest.mark.parametrize("name", ["zip://a.txt::/etc/passwd", "zip://a.txt::file:///etc/passwd"])
-def test_every_part_of_a_chain_is_held_to_the_limits(name: str, tmp_path: Path) -> None:
+def test_every_part_of_a_chain_is_restricted(name: str, tmp_path: Path) -> None:
     with (
-        apply_restrictions(limits(tmp_path, protocols="zip")),
+        apply_restrictions(restrict_to(tmp_path, protocols="zip")),
         pytest.raises(SourceError, match="POLLUX_ALLOW_PATHS=/etc"),
     ):
         check_source(name)
 
 
 @pytest.mark.parametrize("name", ["zip://a::https://intranet/a.zip", "sftp://intranet/a.pdf", "ssh://me@intranet:22/a"])
-def test_where_redirects_cannot_be_checked_a_host_is_named(name: str, tmp_path: Path) -> None:
+def test_a_host_whose_redirects_cannot_be_checked_must_be_allowed_by_name(name: str, tmp_path: Path) -> None:
     with (
-        apply_restrictions(limits(tmp_path, protocols="zip")),
+        apply_restrictions(restrict_to(tmp_path, protocols="zip")),
         pytest.raises(SourceError, match="POLLUX_ALLOW_HOSTS=intranet"),
     ):
         check_source(name)
-    with apply_restrictions(limits(tmp_path, protocols="zip", hosts="intranet")):
+    with apply_restrictions(restrict_to(tmp_path, protocols="zip", hosts="intranet")):
         check_source(name)
 
 
-def test_a_root_folder_as_working_directory_opens_nothing() -> None:
-    """As the workers of a pool may have it."""
-    with apply_restrictions(limits("/")), pytest.raises(SourceError, match="POLLUX_ALLOW_PATHS=/etc"):
+def test_the_root_as_working_directory_allows_no_files() -> None:
+    """Workers of a pool may run in the root folder."""
+    with apply_restrictions(restrict_to("/")), pytest.raises(SourceError, match="POLLUX_ALLOW_PATHS=/etc"):
         check_source("/etc/hostname")
 
 
 @pytest.mark.parametrize("paths", ["/", "/data:/", "s3://bucket/answers:/"])
-def test_an_allowed_root_leaves_the_system_closed(paths: str) -> None:
-    """Until it is named itself."""
+def test_allowing_the_root_does_not_allow_system_folders(paths: str) -> None:
+    """A system folder such as /proc must be allowed by its own path."""
     for name in ("/proc/self/environ", "/proc/1/environ", "/dev/null", "/sys/kernel/notes"):
-        with apply_restrictions(limits("/served", paths)), pytest.raises(SourceError, match="may not be read"):
+        with apply_restrictions(restrict_to("/served", paths)), pytest.raises(SourceError, match="may not be read"):
             check_source(name)
-    with apply_restrictions(limits("/served", paths)):
+    with apply_restrictions(restrict_to("/served", paths)):
         check_source("/etc/hostname")
-    with apply_restrictions(limits("/served", f"{paths}:/proc")):
+    with apply_restrictions(restrict_to("/served", f"{paths}:/proc")):
         check_source("/proc/self/environ")
 
 
-def test_a_dot_file_is_allowed_by_its_name(tmp_path: Path) -> None:
+def test_a_dot_file_must_be_allowed_by_its_own_path(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("secret")
-    with apply_restrictions(limits(tmp_path)), pytest.raises(SourceError) as refused:
+    with apply_restrictions(restrict_to(tmp_path)), pytest.raises(SourceError) as caught:
         check_source(str(tmp_path / ".env"))
-    line = str(refused.value).rpartition("POLLUX_ALLOW_PATHS=")[2]
-    with apply_restrictions(limits(tmp_path, line)):
+    line = str(caught.value).rpartition("POLLUX_ALLOW_PATHS=")[2]
+    with apply_restrictions(restrict_to(tmp_path, line)):
         check_source(str(tmp_path / ".env"))
 
 
-def test_a_link_that_is_swapped_before_it_is_opened_leads_nowhere(tmp_path: Path) -> None:
-    """What was opened is looked at, not what the link says by then."""
+def test_a_link_that_is_replaced_between_check_and_open_is_refused(tmp_path: Path) -> None:
+    """The opened file is checked, not the current target of the link."""
     served, secret = tmp_path / "served", tmp_path / "secret.txt"
     served.mkdir()
     secret.write_text("secret")
     (served / "a.txt").symlink_to(secret)
-    with apply_restrictions(limits(served)), (served / "a.txt").open() as opened:
+    with apply_restrictions(restrict_to(served)), (served / "a.txt").open() as file:
         (served / "a.txt").unlink()
         (served / "a.txt").write_text("innocent")
         check_source(str(served / "a.txt"))
         with pytest.raises(SourceError, match="may not be read"):
-            check_opened(str(served / "a.txt"), opened.fileno())
+            check_opened(str(served / "a.txt"), file.fileno())
 
 
-def test_files_are_read_on_threads_under_the_same_limits(tmp_path: Path) -> None:
-    with apply_restrictions(limits(tmp_path)), pytest.raises(SourceError, match="may not be read"):
+def test_restrictions_hold_in_threads_that_read_files(tmp_path: Path) -> None:
+    with apply_restrictions(restrict_to(tmp_path)), pytest.raises(SourceError, match="may not be read"):
         asyncio.run(examine([Source.from_file("/proc/self/environ")]))
 
 
 @pytest.mark.parametrize("module", ["os", "sys", "antigravity", "__main__", "tests.documents", "no_such_package"])
-def test_only_installed_modules_are_imported(module: str, tmp_path: Path) -> None:
+def test_a_schema_may_only_come_from_an_installed_package(module: str, tmp_path: Path) -> None:
     with (
-        apply_restrictions(limits(tmp_path)),
+        apply_restrictions(restrict_to(tmp_path)),
         pytest.raises(ConfigurationError, match=f"POLLUX_ALLOW_SCHEMAS={module}$"),
     ):
         check_schema(f"{module}:Shape")
 
 
-def test_a_schema_is_checked_whenever_it_is_imported(tmp_path: Path) -> None:
-    """Options that were made before the limits were known do not go round them."""
+def test_a_schema_is_checked_again_when_it_is_imported(tmp_path: Path) -> None:
+    """Options that were made before the restrictions applied do not circumvent them."""
     options = Options(response_schema="tests.test_access:Unlisted")
-    with apply_restrictions(limits(tmp_path)), pytest.raises(ConfigurationError, match="may not be imported"):
+    with apply_restrictions(restrict_to(tmp_path)), pytest.raises(ConfigurationError, match="may not be imported"):
         options.response_json_schema()
 
 
-def test_a_setting_restricts_schemas(tmp_path: Path) -> None:
-    with apply_restrictions(limits(tmp_path, schemas="my_models, httpx.models")):
+def test_pollux_allow_schemas_names_the_allowed_modules(tmp_path: Path) -> None:
+    with apply_restrictions(restrict_to(tmp_path, schemas="my_models, httpx.models")):
         for allowed in ("my_models:A", "my_models.invoices:B", "httpx.models:C"):
             check_schema(allowed)
         for refused in ("httpx:A", "my_models_2:A", "pydantic:BaseModel"):
@@ -166,17 +166,17 @@ def test_a_setting_restricts_schemas(tmp_path: Path) -> None:
                 check_schema(refused)
 
 
-def test_a_running_program_has_no_limits(tmp_path: Path) -> None:
-    """Unless it enters some."""
+def test_without_restrictions_everything_is_allowed(tmp_path: Path) -> None:
+    """Programs that import the package are not restricted by default."""
     (tmp_path / ".env").write_text("secret")
     check_source(str(tmp_path / ".env"))
     check_schema("os:path")
 
 
 def test_an_allowed_module_does_not_allow_what_it_imports(tmp_path: Path) -> None:
-    with apply_restrictions(limits(tmp_path, tools="mine, mine:other.named")):
+    with apply_restrictions(restrict_to(tmp_path, tools="mine, mine:other.named")):
         check_tool("mine:own", defined_in="mine")
         check_tool("mine:other.named", defined_in="other")
-        check_tool("mine:other.danger")  # it is imported to be looked at
+        check_tool("mine:other.danger")  # the module may be imported, so that its tool can be checked
         with pytest.raises(ConfigurationError, match="does not name it"):
             check_tool("mine:other.danger", defined_in="other")

@@ -1,4 +1,4 @@
-"""pollux-flows caches without a Prefect server: the caches of the state store."""
+"""The command `pollux-flows caches` without a Prefect server, for the caches of the state store."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def gemini(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A Config whose key and address are in the environment, too."""
-    made = config("gemini")
+    """A Config whose key and address are also in the environment."""
+    gemini = config("gemini")
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
-    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", str(made.base_url))
-    return made
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", str(gemini.base_url))
+    return gemini
 
 
-def make(config: Config, title: str = "Bees") -> CacheHandle:
+def make_cache(config: Config, title: str = "Bees") -> CacheHandle:
     return asyncio.run(create_cache([Source.from_text(f"All about {title}. " * 400, identifier=title)], config=config))
 
 
-def test_no_caches_yet(caches: Command, home: Path) -> None:
-    """Nothing is made on the way."""
+def test_the_command_without_caches_says_so_and_creates_nothing(caches: Command, home: Path) -> None:
     assert caches() == f"Registered in the state store at {home}/state: none yet.\n"
     assert json.loads(caches("--json")) == {"registry": f"in the state store at {home}/state", "caches": []}
     assert caches("delete", "x").startswith(f"refused: No cache called 'x' is registered in the state store at {home}")
@@ -49,8 +48,8 @@ def test_no_caches_yet(caches: Command, home: Path) -> None:
 
 
 def test_caches_are_listed(caches: Command, gemini: Config, home: Path) -> None:
-    """For people and for machines; the list names its registry."""
-    handle = make(gemini, "[bold]Bees")
+    """The list names its registry, and `--json` prints the same caches."""
+    handle = make_cache(gemini, "[bold]Bees")
     assert handle.identity is not None
     name = cache_name(handle.identity)
     listed = caches()
@@ -71,8 +70,8 @@ def test_caches_are_listed(caches: Command, gemini: Config, home: Path) -> None:
 
 @pytest.mark.parametrize("by", ["our name", "the provider's name"])
 def test_a_cache_is_deleted(caches: Command, gemini: Config, sim: Simulator, by: str) -> None:
-    """At the provider and in the registry; the other one stays."""
-    handle, other = make(gemini), make(gemini, "Wasps")
+    """The cache is deleted at the provider and in the registry, by either of its names; the other cache stays."""
+    handle, other = make_cache(gemini), make_cache(gemini, "Wasps")
     assert handle.identity is not None
     name = cache_name(handle.identity)
     assert caches("delete", name if by == "our name" else handle.name) == f"Deleted {name} ({handle.name}).\n"
@@ -81,11 +80,11 @@ def test_a_cache_is_deleted(caches: Command, gemini: Config, sim: Simulator, by:
     assert caches("delete", name).startswith(f"refused: No cache called '{name}' is registered")
 
 
-def test_deleting_needs_the_key(
+def test_deleting_a_cache_needs_the_key_of_its_account(
     caches: Command, gemini: Config, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cache of another account is refused, and so is one without a key at hand."""
-    name = make(gemini).name
+    """The command refuses with another key, and without a key."""
+    name = make_cache(gemini).name
     monkeypatch.setenv("GEMINI_API_KEY", "another-key")
     assert "the API key that this cache was made with (gemini at http://127.0.0.1" in caches("delete", name)
     monkeypatch.delenv("GEMINI_API_KEY")
@@ -93,7 +92,7 @@ def test_deleting_needs_the_key(
     assert len(sim.gemini_caches.all(sim.now())) == 1
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_names_subcommands_and_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     for words, named in (([], "caches"), (["caches"], "delete"), (["caches", "delete"], "NAME")):
         with pytest.raises(SystemExit):
             app([*words, "--help"])

@@ -1,7 +1,7 @@
-"""The provider matrix, and the one gate that reads it: what cannot be answered is refused before anything is sent.
+"""The provider matrix, and the gate that refuses unsupported requests before anything is sent.
 
-The tables here are typed from the seeds' page *Provider Capabilities*, not taken from the code; but for YouTube, which
-OpenAI and Anthropic have no way to open.
+The tables here are copied from the seeds' page *Provider Capabilities*, not from the code, except for YouTube, which
+OpenAI and Anthropic cannot open.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pollux_flows import CacheHandle, Config, ConfigurationError, Options, Sourc
 from pollux_flows.capabilities import MATRIX, check, require, support
 from pollux_flows.config import PROVIDERS, ProviderName, Target
 from pollux_flows.errors import PolluxError
-from tests.documents import refused
+from tests.documents import expect_error
 
-# A model of each provider that can do whatever its provider can.
+# For each provider a model with all of its capabilities.
 MODELS: dict[ProviderName, str] = {
     "gemini": "gemini-3-pro",
     "openai": "gpt-5-mini",
@@ -49,12 +49,12 @@ conversation            yes    yes    yes       yes        yes
 tool_results            yes    yes    yes       model      no
 """
 CELLS = [
-    (row.split()[0], provider, said)
+    (row.split()[0], provider, cell)
     for row in PAGE.strip().splitlines()
-    for provider, said in zip(PROVIDERS, row.split()[1:], strict=True)
+    for provider, cell in zip(PROVIDERS, row.split()[1:], strict=True)
 ]
-# How each capability is asked for, where it is asked for in options.
-ASKED: dict[str, dict[str, Any]] = {
+# The options that ask for a capability.
+OPTIONS: dict[str, dict[str, Any]] = {
     "implicit_caching": {"implicit_caching": True},
     "structured_output": {"response_schema": SCHEMA},
     "reasoning_effort": {"reasoning_effort": "high"},
@@ -69,106 +69,111 @@ SOURCES: dict[str, list[Source]] = {
 }
 
 
-def target(provider: ProviderName, model: str | None = None) -> Target:
+def make_target(provider: ProviderName, model: str | None = None) -> Target:
     return Target(provider=provider, model=model or MODELS[provider])
 
 
-def gate(
-    provider: ProviderName, *, model: str | None = None, sources: list[Source] | None = None, **asked: Any
+def check_options(
+    provider: ProviderName, *, model: str | None = None, sources: list[Source] | None = None, **options: Any
 ) -> None:
-    check(target(provider, model), Options(**asked), sources or [])
+    check(make_target(provider, model), Options(**options), sources or [])
 
 
 # --- The matrix ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("capability", "provider", "said"), CELLS)
-def test_the_matrix_is_the_page(capability: str, provider: ProviderName, said: str) -> None:
-    """Cell by cell; ⚠️ is `model`: the model, the route or the server decides."""
-    assert support(provider, capability) == said
+@pytest.mark.parametrize(("capability", "provider", "expected"), CELLS)
+def test_the_matrix_equals_the_page_of_the_seeds(capability: str, provider: ProviderName, expected: str) -> None:
+    """Each cell is compared; a ⚠️ on the page is `model`, as the model, the route or the server decides."""
+    assert support(provider, capability) == expected
 
 
-def test_only_sampling_is_not_on_the_page() -> None:
-    """Anthropic stopped taking temperatures after it was written."""
+def test_sampling_is_the_only_capability_that_is_not_on_the_page() -> None:
+    """Newer models of Anthropic, which refuse a temperature, appeared after the page."""
     assert set(MATRIX) - {capability for capability, _, _ in CELLS} == {"sampling"}
     assert [support(provider, "sampling") for provider in PROVIDERS] == ["yes", "model", "no", "yes", "yes"]
 
 
-@pytest.mark.parametrize(("capability", "provider", "said"), CELLS)
-def test_every_no_is_an_error_with_a_way_out(capability: str, provider: ProviderName, said: str) -> None:
-    """It names the provider and what it cannot do, and the hint says what to do instead."""
-    if said != "no":
+@pytest.mark.parametrize(("capability", "provider", "expected"), CELLS)
+def test_an_unsupported_capability_is_an_error_with_a_hint(
+    capability: str, provider: ProviderName, expected: str
+) -> None:
+    """The error names the provider and the capability, and its hint an alternative."""
+    if expected != "no":
         require(provider, capability)
         return
-    if capability == "automatic_caching":  # nobody asks for it: it happens
+    if capability == "automatic_caching":  # this is never asked for
         return
-    with refused(ConfigurationError, f"Provider {provider!r} does not support", capability) as caught:
+    with expect_error(ConfigurationError, f"Provider {provider!r} does not support", capability) as caught:
         require(provider, capability)
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("capability", "provider", "said"), [cell for cell in CELLS if cell[0] in ASKED])
-def test_the_gate_lets_through_what_the_provider_can(capability: str, provider: ProviderName, said: str) -> None:
-    """And nothing else."""
-    if said == "no":
-        with refused(ConfigurationError, capability) as caught:
-            gate(provider, **ASKED[capability])
+@pytest.mark.parametrize(("capability", "provider", "expected"), [cell for cell in CELLS if cell[0] in OPTIONS])
+def test_options_are_refused_exactly_if_the_provider_does_not_support_them(
+    capability: str, provider: ProviderName, expected: str
+) -> None:
+    if expected == "no":
+        with expect_error(ConfigurationError, capability) as caught:
+            check_options(provider, **OPTIONS[capability])
         assert caught.value.hint
     else:
-        gate(provider, **ASKED[capability])
+        check_options(provider, **OPTIONS[capability])
 
 
-@pytest.mark.parametrize(("capability", "provider", "said"), [cell for cell in CELLS if cell[0] in SOURCES])
-def test_sources_that_a_provider_cannot_read_are_refused(capability: str, provider: ProviderName, said: str) -> None:
-    """The others pass; which of them a provider takes in which form is looked at once they have been read."""
+@pytest.mark.parametrize(("capability", "provider", "expected"), [cell for cell in CELLS if cell[0] in SOURCES])
+def test_sources_are_refused_exactly_if_the_provider_cannot_read_them(
+    capability: str, provider: ProviderName, expected: str
+) -> None:
+    """The form in which a provider takes a source is checked later, when the source has been read."""
     for source in SOURCES[capability]:
-        if said != "no":
-            gate(provider, sources=[Source.from_text("fine"), source])
+        if expected != "no":
+            check_options(provider, sources=[Source.from_text("fine"), source])
             continue
-        with refused(ConfigurationError, f"does not support {MATRIX[capability].title}") as caught:
-            gate(provider, sources=[Source.from_text("fine"), source])
+        with expect_error(ConfigurationError, f"does not support {MATRIX[capability].title}") as caught:
+            check_options(provider, sources=[Source.from_text("fine"), source])
         assert caught.value.hint
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_text_and_json_go_everywhere(provider: ProviderName) -> None:
-    """With all that any provider understands."""
+def test_text_and_json_sources_are_supported_everywhere(provider: ProviderName) -> None:
+    """A system instruction and max_tokens are supported as well."""
     sources = [Source.from_text("hi"), Source.from_json({"n": 1})]
-    gate(provider, sources=sources, system_instruction="Be brief.", max_tokens=100)
+    check_options(provider, sources=sources, system_instruction="Be brief.", max_tokens=100)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("asked", [{"temperature": 0.0}, {"top_p": 0.5}])
-def test_sampling_is_the_models_business_or_refused(provider: ProviderName, asked: dict[str, Any]) -> None:
-    """A temperature of 0 is a temperature."""
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.5}])
+def test_sampling_options_are_refused_only_for_anthropic(provider: ProviderName, options: dict[str, Any]) -> None:
+    """A temperature of 0 counts as set."""
     if provider == "anthropic":
-        with refused(ConfigurationError, "sampling", "Leave temperature and top_p out"):
-            gate(provider, **asked)
+        with expect_error(ConfigurationError, "sampling", "Leave temperature and top_p out"):
+            check_options(provider, **options)
     else:
-        gate(provider, model="gpt-4.1-mini" if provider == "openai" else None, **asked)
+        check_options(provider, model="gpt-4.1-mini" if provider == "openai" else None, **options)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_implicit_caching_can_be_declined_everywhere(provider: ProviderName) -> None:
-    """False asks for nothing."""
-    gate(provider, implicit_caching=False)
+def test_implicit_caching_may_be_disabled_everywhere(provider: ProviderName) -> None:
+    """The value False needs no support."""
+    check_options(provider, implicit_caching=False)
 
 
 @pytest.mark.parametrize("provider", [provider for provider in PROVIDERS if provider != "gemini"])
-async def test_only_gemini_keeps_a_cache(provider: ProviderName) -> None:
-    """At `create_cache` already, as in the seeds, before any network."""
+async def test_cache_handles_are_refused_for_other_providers_than_gemini(provider: ProviderName) -> None:
+    """Both `create_cache` and a handle in the options are refused before any request."""
     config = Config(provider=provider, model="m", api_key="sk-1", base_url="http://127.0.0.1:9")
-    with refused(ConfigurationError, f"Provider {provider!r} does not support", "persistent_cache", "gemini"):
+    with expect_error(ConfigurationError, f"Provider {provider!r} does not support", "persistent_cache", "gemini"):
         await create_cache([Source.from_text("hello")], config=config)
     handle = CacheHandle(name="c", model=MODELS[provider], provider=provider, expires_at=2e9)
-    with refused(ConfigurationError, "persistent_cache"):
-        gate(provider, cache=handle)
+    with expect_error(ConfigurationError, "persistent_cache"):
+        check_options(provider, cache=handle)
 
 
-async def test_a_refusal_comes_before_any_network() -> None:
-    """Nothing listens there, and nobody finds out."""
+async def test_a_refusal_comes_before_any_request() -> None:
+    """Nothing listens at the address, so a request would raise another error."""
     config = Config(provider="openai", model="gpt-5-mini", api_key="sk-1", base_url="http://127.0.0.1:9")
-    with refused(ConfigurationError, "reasoning_budget"):
+    with expect_error(ConfigurationError, "reasoning_budget"):
         await run("Hi", config=config, options=Options(reasoning_budget_tokens=1024))
 
 
@@ -177,13 +182,14 @@ async def test_a_refusal_comes_before_any_network() -> None:
 HANDLE = CacheHandle(name="caches/1", model=MODELS["gemini"], provider="gemini", expires_at=2e9)
 
 
-def test_a_handle_goes_with_all_that_it_does_not_hold() -> None:
-    """The prompt and how to answer it."""
-    gate("gemini", cache=HANDLE, temperature=0.5, max_tokens=10, response_schema=SCHEMA, reasoning_effort="low")
+def test_options_that_are_not_part_of_a_cache_are_allowed_beside_a_handle() -> None:
+    check_options(
+        "gemini", cache=HANDLE, temperature=0.5, max_tokens=10, response_schema=SCHEMA, reasoning_effort="low"
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
+    ("name", "options"),
     [
         ("system_instruction", {"system_instruction": "Be brief."}),
         ("system_instruction", {"system_instruction": ""}),
@@ -193,17 +199,17 @@ def test_a_handle_goes_with_all_that_it_does_not_hold() -> None:
         ("sources", {"sources": [Source.from_text("")]}),
     ],
 )
-def test_what_a_handle_holds_is_not_said_twice(name: str, asked: dict[str, Any]) -> None:
-    """Gemini would refuse it; the hint says where it belongs."""
-    with refused(ConfigurationError, f"{name} cannot go along with a cache handle", f"create_cache({name}=…)"):
-        gate("gemini", cache=HANDLE, **asked)
+def test_options_that_belong_into_the_cache_are_refused_beside_a_handle(name: str, options: dict[str, Any]) -> None:
+    """Gemini would refuse such a request; the hint says to pass them to create_cache."""
+    with expect_error(ConfigurationError, f"{name} cannot go along with a cache handle", f"create_cache({name}=…)"):
+        check_options("gemini", cache=HANDLE, **options)
 
 
 @pytest.mark.parametrize("change", [{"provider": "openai"}, {"model": "gemini-2.5-flash"}])
-def test_a_handle_belongs_to_one_provider_and_model(change: dict[str, Any]) -> None:
-    """The error says to which."""
-    with refused(ConfigurationError, "The cache handle caches/1 belongs to", "make another with create_cache"):
-        gate("gemini", cache=HANDLE.model_copy(update=change))
+def test_a_handle_of_another_provider_or_model_is_refused(change: dict[str, Any]) -> None:
+    """The error names the provider and model of the handle."""
+    with expect_error(ConfigurationError, "The cache handle caches/1 belongs to", "make another with create_cache"):
+        check_options("gemini", cache=HANDLE.model_copy(update=change))
 
 
 # --- Model rules --------------------------------------------------------------------------------------------
@@ -280,35 +286,37 @@ ALLOWED: list[tuple[ProviderName, str, dict[str, Any]]] = [
 ]
 
 
-def in_words(given: Any) -> str | None:
-    return re.sub(r"[^\w.=]+", " ", str(given)).strip()[:60] if isinstance(given, dict) else None
+def make_id(value: Any) -> str | None:
+    return re.sub(r"[^\w.=]+", " ", str(value)).strip()[:60] if isinstance(value, dict) else None
 
 
-@pytest.mark.parametrize(("provider", "model", "asked", "words"), REFUSED, ids=in_words)
-def test_what_a_model_answers_with_a_400_is_refused_here(
-    provider: ProviderName, model: str, asked: dict[str, Any], words: str
+@pytest.mark.parametrize(("provider", "model", "options", "words"), REFUSED, ids=make_id)
+def test_options_that_a_model_would_refuse_are_refused_before_the_call(
+    provider: ProviderName, model: str, options: dict[str, Any], words: str
 ) -> None:
-    """For nothing, with the reason and a way out."""
-    with refused(ConfigurationError, words) as caught:
-        gate(provider, model=model, **asked)
+    """The error names the reason, and its hint an alternative."""
+    with expect_error(ConfigurationError, words) as caught:
+        check_options(provider, model=model, **options)
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("provider", "model", "asked"), ALLOWED, ids=in_words)
-def test_what_a_model_can_do_is_let_through(provider: ProviderName, model: str, asked: dict[str, Any]) -> None:
-    """Also where nothing is known about it: then the provider decides."""
-    gate(provider, model=model, **asked)
+@pytest.mark.parametrize(("provider", "model", "options"), ALLOWED, ids=make_id)
+def test_options_that_a_model_may_support_are_not_refused(
+    provider: ProviderName, model: str, options: dict[str, Any]
+) -> None:
+    """For an unknown model, the provider decides."""
+    check_options(provider, model=model, **options)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_the_mock_can_do_what_its_provider_can(provider: ProviderName) -> None:
-    """And no more: what passes in the mock passes for real."""
+def test_the_mock_refuses_the_same_options_as_its_provider(provider: ProviderName) -> None:
+    """A request that works with the mock is not refused with the real provider."""
     mock = Target(provider=provider, model=MODELS[provider], use_mock=True)
-    for capability, asked in ASKED.items():
+    for capability, options in OPTIONS.items():
         refusals: list[str] = []
-        for who in (target(provider), mock):
+        for target in (make_target(provider), mock):
             try:
-                check(who, Options(**asked), [])
+                check(target, Options(**options), [])
                 refusals.append("")
             except PolluxError as error:
                 refusals.append(str(error))

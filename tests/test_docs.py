@@ -1,4 +1,4 @@
-"""Tests of the documents: what they list is what the code has, and their commands are commands."""
+"""Tests of the documentation: its tables equal the code, and its commands and links are valid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def read_code() -> str:
     return "".join(path.read_text() for path in (ROOT / "pollux_flows").rglob("*.py"))
 
 
-def commands_of(page: Path) -> list[str]:
+def list_commands(page: Path) -> list[str]:
+    """Return the lines of all shell examples of a page."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
@@ -31,8 +32,8 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= MOST_LINES
 
 
-def test_the_capability_table_is_the_code() -> None:
-    """Every row of the matrix is on the page, in order, and nothing else is."""
+def test_the_capability_table_equals_the_matrix_in_the_code() -> None:
+    """The page has exactly the rows of the matrix, in order."""
     rows = [f"| {row.title} | " + " | ".join(SIGNS[cell] for cell in row.support) + " |" for row in MATRIX.values()]
     page = (ROOT / "docs" / "providers.md").read_text()
     assert [line for line in page.splitlines() if line.startswith("| ") and line[-3] in "✅❌️"] == rows
@@ -56,10 +57,10 @@ def test_every_flow_is_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_is_one(page: Path) -> None:
-    """The command itself parses its lines, and the Makefile has the targets."""
+def test_every_command_in_the_documentation_is_valid(page: Path) -> None:
+    """The parser of `pollux-flows` accepts its commands, and the Makefile has the targets."""
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for line in commands_of(page):
+    for line in list_commands(page):
         program, *words = shlex.split(line)
         if program == "pollux-flows":
             app.parse_args(words, exit_on_error=False, print_error=False)
@@ -70,7 +71,7 @@ def test_every_command_is_one(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
-    """Sphinx checks those of the site; the README is not part of it."""
+def test_every_link_between_pages_has_a_target(page: Path) -> None:
+    """Sphinx checks links of the site, but the README is not part of it."""
     for link in re.findall(r"\]\(([^):#]+)\)", page.read_text()):
         assert (page.parent / link).is_file(), link

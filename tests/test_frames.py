@@ -1,4 +1,4 @@
-"""Frames: prompts from a column of a table, and answers as rows of one, in pandas, polars and Arrow."""
+"""Frames: prompts from a column, and answers as rows of a table, in pandas, polars and Arrow."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ class City(BaseModel):
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-async def test_a_column_is_a_list_of_prompts(kind: str) -> None:
+async def test_a_column_may_be_passed_as_prompts(kind: str) -> None:
     column = COLUMNS[kind](QUESTIONS)
-    asked = await run_many(QUESTIONS, config=CONFIG)
-    assert (await run_many(column, config=CONFIG)).answers == asked.answers
-    assert asked.to_rows(column) == asked.to_rows(QUESTIONS)
+    expected = await run_many(QUESTIONS, config=CONFIG)
+    assert (await run_many(column, config=CONFIG)).answers == expected.answers
+    assert expected.to_rows(column) == expected.to_rows(QUESTIONS)
 
 
-async def test_a_column_is_deferred() -> None:
+async def test_a_column_may_be_deferred() -> None:
     handle = await defer_many(pl.Series(QUESTIONS), config=CONFIG)
     assert handle.request_count == len(QUESTIONS)
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_a_null_is_refused_by_the_number_of_its_row(kind: str) -> None:
+def test_nulls_in_a_column_are_refused_by_row_number(kind: str) -> None:
     column = COLUMNS[kind](["What is it?", None, "And why?", None])
     with pytest.raises(ConfigurationError, match=r"prompts has no value in 2 of its 4 rows; the first is row 2\."):
         column_to_list(column, "prompts")
 
 
-def test_nan_and_nat_are_nulls() -> None:
+def test_nan_and_nat_count_as_nulls() -> None:
     for column in (pd.Series(["a", float("nan")]), pd.Series([pd.Timestamp(0), pd.NaT])):
         with pytest.raises(ConfigurationError, match=r"the first is row 2"):
             column_to_list(column, "prompts")
@@ -76,18 +76,18 @@ def test_nan_and_nat_are_nulls() -> None:
         pa.record_batch({"question": QUESTIONS}),
     ],
 )
-async def test_a_table_is_no_column(table: Any) -> None:
+async def test_a_table_instead_of_a_column_is_refused(table: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"is a table \(\w+\), not a column\. Pass one column, such as df\["):
         await run_many(table, config=CONFIG)
 
 
 @pytest.mark.parametrize("column", [pd.Series([1, 2]), np.array([["a"], ["b"]]), pa.array([["a"], ["b"]])])
-async def test_a_column_of_something_else_is_no_prompts(column: Any) -> None:
+async def test_a_column_of_other_values_than_text_is_refused(column: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"prompts\[0\] is a (int|list)"):
         await run_many(column, config=CONFIG)
 
 
-def test_other_values_stay_as_they_are() -> None:
+def test_values_that_are_not_columns_are_returned_unchanged() -> None:
     for value in (None, "a", ["a", None], ("a",), {"a": 1}, b"a", 3, np.str_("a"), np.array("a"), pl.Series):
         assert column_to_list(value, "prompts") is value
 
@@ -95,8 +95,8 @@ def test_other_values_stay_as_they_are() -> None:
 # --- Rows ---------------------------------------------------------------------------------------------------
 
 
-async def answered() -> ResultEnvelope:
-    """Of three prompts, the second answered out of shape and the third not at all."""
+async def make_envelope() -> ResultEnvelope:
+    """Return an envelope of three prompts: a valid answer, one that does not fit the schema, and a failure."""
     envelope = await run_many(["Oslo?", "Bergen?", "Pisa?"], config=CONFIG, options=Options(response_schema=City))
     assert envelope.structured
     calls = [*envelope.diagnostics["calls"]]
@@ -112,8 +112,8 @@ async def answered() -> ResultEnvelope:
     return envelope.model_copy(update=changes)
 
 
-async def test_rows_say_what_became_of_each_prompt() -> None:
-    envelope = await answered()
+async def test_rows_have_the_status_and_outcome_of_each_prompt() -> None:
+    envelope = await make_envelope()
     first, second, third = envelope.to_rows()
     assert list(first) == [name for name in CSV_COLUMNS if name not in {"source", "source_name", "prompt"}]
     assert [row["status"] for row in (first, second, third)] == ["answered", "invalid_output", "rate_limit"]
@@ -131,28 +131,28 @@ async def test_rows_say_what_became_of_each_prompt() -> None:
     assert ResultEnvelope.model_validate_json(envelope.model_dump_json()).to_rows() == [first, second, third]
 
 
-async def test_rows_have_their_prompts() -> None:
-    envelope = await answered()
+async def test_rows_have_the_prompts_that_are_passed() -> None:
+    envelope = await make_envelope()
     assert [row["prompt"] for row in envelope.to_rows(["Oslo?", "Bergen?", "Pisa?"])] == ["Oslo?", "Bergen?", "Pisa?"]
     with pytest.raises(ConfigurationError, match="has 3 answers, and prompts has 1 items"):
         envelope.to_rows("Oslo?")
 
 
-async def test_a_reused_answer_is_a_reused_row() -> None:
+async def test_rows_of_reused_answers_are_marked() -> None:
     for reused in (False, True):
         envelope = await run_many(["Is it new?"], config=CONFIG, reuse="always")
         assert [row["reused"] for row in envelope.to_rows()] == [reused]
 
 
-def test_an_envelope_that_knows_little_has_rows() -> None:
+def test_an_envelope_without_diagnostics_has_rows() -> None:
     envelope = ResultEnvelope(status="ok", answers=["Yes."], confidence=0.9)
     assert [{name: value for name, value in row.items() if value is not None} for row in envelope.to_rows()] == [
         {"number": 1, "status": "answered", "answer": "Yes.", "reused": False}
     ]
 
 
-async def test_every_library_makes_a_table_of_rows(tmp_path: Path) -> None:
-    rows = (await answered()).to_rows()
+async def test_rows_become_a_table_in_each_library(tmp_path: Path) -> None:
+    rows = (await make_envelope()).to_rows()
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, tmp_path / "answers.parquet")
     assert pq.read_table(tmp_path / "answers.parquet").to_pylist() == rows
@@ -160,6 +160,6 @@ async def test_every_library_makes_a_table_of_rows(tmp_path: Path) -> None:
         assert list(frame.columns) == list(rows[0])
         assert frame["answer"].to_list()[:2] == [row["answer"] for row in rows[:2]]
         assert frame["structured"].to_list()[0] == rows[0]["structured"]
-    # A failure in a late row.
+    # The first failure is in a late row.
     late = [*[rows[0] | {"structured": None}] * 200, *rows]
     assert pl.DataFrame(late, infer_schema_length=None)["error"].to_list()[-1] == "Too many."

@@ -1,4 +1,4 @@
-"""Hints: each refusal says what to do about it."""
+"""Hints: each refusal says what to do instead."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).parent.parent / "pollux_flows"
 REFUSALS = {"ConfigurationError", "SourceError", "PlanningError", "refusal"}
 
 
-def without_hint(code: str) -> Iterator[int]:
-    """The lines on which a refusal is made without a hint, be it by its name or as `cls.refusal`."""
+def find_refusals_without_hint(code: str) -> Iterator[int]:
+    """Yield the lines on which a refusal is made without a hint, by its class or by `cls.refusal`."""
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.Call):
             continue
@@ -36,7 +36,7 @@ def test_every_refusal_in_the_source_has_a_hint() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{line}"
         for path in sorted(PACKAGE.rglob("*.py"))
-        for line in without_hint(path.read_text(encoding="utf-8"))
+        for line in find_refusals_without_hint(path.read_text(encoding="utf-8"))
     ]
     assert found == []
 
@@ -50,8 +50,8 @@ def test_every_refusal_in_the_source_has_a_hint() -> None:
         'PlanningError("x", hint="")',
     ],
 )
-def test_a_refusal_without_a_hint_is_found(code: str) -> None:
-    assert list(without_hint(code)) == [1]
+def test_the_check_finds_a_refusal_without_a_hint(code: str) -> None:
+    assert list(find_refusals_without_hint(code)) == [1]
 
 
 @pytest.mark.parametrize(
@@ -68,22 +68,22 @@ def test_a_refusal_without_a_hint_is_found(code: str) -> None:
         (PolluxProvider, {"provider": "gemini"}, "Set model: "),
     ],
 )
-def test_a_field_check_has_a_hint(document: type[BaseModel], data: Any, hint: str) -> None:
-    """It names the field, and what belongs there."""
-    with pytest.raises(PolluxError) as refused:
+def test_a_validation_error_has_a_hint_about_the_field(document: type[BaseModel], data: Any, hint: str) -> None:
+    """The hint names the field and its meaning."""
+    with pytest.raises(PolluxError) as caught:
         document.model_validate(data)
-    assert refused.value.hint is not None
-    assert refused.value.hint.startswith(hint)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
 
 
-def test_what_is_no_json_has_a_hint() -> None:
-    with pytest.raises(ConfigurationError) as refused:
+def test_the_error_about_invalid_json_has_a_hint() -> None:
+    with pytest.raises(ConfigurationError) as caught:
         Options.model_validate_json("{")
-    assert refused.value.hint is not None
+    assert caught.value.hint is not None
 
 
-def test_a_hint_of_a_field_check_quotes_no_input() -> None:
-    """What was passed may be a key."""
-    with pytest.raises(ConfigurationError) as refused:
+def test_a_validation_error_does_not_show_the_input() -> None:
+    """The input may be a key."""
+    with pytest.raises(ConfigurationError) as caught:
         Options.model_validate({"max_tokens": "sk-secret"})
-    assert "sk-secret" not in str(refused.value)
+    assert "sk-secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The house rules: floors, rooms, what an import costs, and the names that hold."""
+"""The rules of the project: imports between modules, size of files, cost of an import, and stable names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pollux_flows
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pollux_flows"
 
-# From the ground up. A module imports only from floors below its own, or from its own.
+# Lowest floor first. A module imports only from its own floor and from lower ones.
 FLOORS: tuple[set[str], ...] = (
     {"simulator"},
     {
@@ -59,11 +59,11 @@ SDKS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
 
 @dataclass(frozen=True)
 class Import:
-    """Who imports what, and whether that waits until a function is called (or, for type checkers, for ever)."""
+    """An import of a module, which is executed with the importer or only later, in a function or for type checkers."""
 
     importer: str  # such as pipeline.execute
     imported: str
-    waits: bool
+    is_deferred: bool
 
     @property
     def room(self) -> str:
@@ -77,78 +77,78 @@ class Import:
         return f"{self.importer} imports {self.imported}"
 
 
-def imports_in(code: str, importer: str) -> Iterator[Import]:
-    """All of them: those within functions and those for type checkers, too."""
+def find_imports(code: str, importer: str) -> Iterator[Import]:
+    """Yield all imports, including those in functions and those for type checkers."""
 
-    def walk(node: ast.AST, *, waits: bool) -> Iterator[Import]:
+    def walk(node: ast.AST, *, is_deferred: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Import):
-                yield from (Import(importer, alias.name, waits) for alias in child.names)
+                yield from (Import(importer, alias.name, is_deferred) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, f"{importer} has a relative import"
                 # `from package import module` may import the module.
-                yield from (Import(importer, f"{child.module}.{alias.name}", waits) for alias in child.names)
+                yield from (Import(importer, f"{child.module}.{alias.name}", is_deferred) for alias in child.names)
             else:
                 for_checkers = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
                 function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-                yield from walk(child, waits=waits or for_checkers or function)
+                yield from walk(child, is_deferred=is_deferred or for_checkers or function)
 
-    return walk(ast.parse(code), waits=False)
+    return walk(ast.parse(code), is_deferred=False)
 
 
-def every_import() -> Iterator[Import]:
+def find_all_imports() -> Iterator[Import]:
     for file in PACKAGE.rglob("*.py"):
-        if PACKAGE / "cli" / "project" in file.parents:  # what `init` copies: the code of those who use the package
+        if PACKAGE / "cli" / "project" in file.parents:  # files that `init` copies into projects of users
             continue
         name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        yield from imports_in(file.read_text(), name)
+        yield from find_imports(file.read_text(), name)
 
 
-def floor(room: str) -> int:
+def get_floor(room: str) -> int:
     return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
 
-def climbs(each: Import) -> bool:
-    """Whether it reaches above its floor."""
+def is_upward(each: Import) -> bool:
+    """Return whether a module imports from a higher floor."""
     if each.package != "pollux_flows":
         return False
     room = each.imported.split(".")[1]
     if room in {"__version__", "__all__"}:
         return False
-    if each.room == "simulator":  # stands alone
+    if each.room == "simulator":  # imports nothing else of the package
         return room != "simulator"
-    return floor(room) > floor(each.room)
+    return get_floor(room) > get_floor(each.room)
 
 
-def misplaced_sdk(each: Import) -> bool:
+def is_misplaced_sdk(each: Import) -> bool:
     """Return whether an SDK is imported outside a function of its provider's own folder, real or simulated."""
     home = SDKS.get(each.package)
     homes = (f"providers.{home}.", f"simulator.{home}.")
-    return home is not None and not (each.waits and each.importer.startswith(homes))
+    return home is not None and not (each.is_deferred and each.importer.startswith(homes))
 
 
 # --- Floors -------------------------------------------------------------------------------------------------
 
 
-def test_every_room_has_a_floor() -> None:
-    """A new module belongs somewhere: put it on a floor above."""
+def test_every_module_has_a_floor() -> None:
+    """A new module must be added to FLOORS."""
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert rooms <= set().union(*FLOORS)
 
 
-def test_nobody_imports_from_above() -> None:
-    """What is below can be read, tested and used without what is above."""
-    assert [str(each) for each in every_import() if climbs(each)] == []
+def test_no_module_imports_from_a_higher_floor() -> None:
+    """Each module can be read, tested and used without the modules on higher floors."""
+    assert [str(each) for each in find_all_imports() if is_upward(each)] == []
 
 
-def test_the_engine_knows_nothing_of_prefect() -> None:
-    """It is plain async Python; the Prefect layer over it is thin."""
-    assert [str(each) for each in every_import() if each.package == "prefect" and each.room in ENGINE] == []
+def test_the_engine_does_not_import_prefect() -> None:
+    """The engine is plain async Python below a thin Prefect layer."""
+    assert [str(each) for each in find_all_imports() if each.package == "prefect" and each.room in ENGINE] == []
 
 
-def test_an_sdk_is_imported_where_it_is_used() -> None:
-    """In its provider's folder, by the function that needs it: whoever uses one provider loads one SDK."""
-    assert [str(each) for each in every_import() if misplaced_sdk(each)] == []
+def test_an_sdk_is_imported_only_in_functions_of_its_provider() -> None:
+    """A program that uses one provider loads only one SDK."""
+    assert [str(each) for each in find_all_imports() if is_misplaced_sdk(each)] == []
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def test_an_sdk_is_imported_where_it_is_used() -> None:
         ("config", "from pollux_flows.options import Options\nfrom pollux_flows.pipeline.execute import Execution"),
         ("providers.base", "def f():\n    from pollux_flows import flows"),
         ("errors", "if TYPE_CHECKING:\n    import pollux_flows.capabilities"),
-        ("simulator.world", "from pollux_flows.errors import PolluxError"),
+        ("simulator.simulator", "from pollux_flows.errors import PolluxError"),
         ("caching.create", "from pollux_flows.tasks import request"),
     ],
 )
-def test_the_rule_of_the_floors_can_be_broken(importer: str, code: str) -> None:
-    """So the test above means something."""
-    assert [each for each in imports_in(code, importer) if climbs(each)]
+def test_the_check_finds_an_import_from_a_higher_floor(importer: str, code: str) -> None:
+    """The check is also applied to imports in functions and for type checkers."""
+    assert [each for each in find_imports(code, importer) if is_upward(each)]
 
 
 @pytest.mark.parametrize(
@@ -176,17 +176,16 @@ def test_the_rule_of_the_floors_can_be_broken(importer: str, code: str) -> None:
         ("providers.http", "async def f():\n    import openai.types"),
     ],
 )
-def test_the_rule_of_the_sdks_can_be_broken(importer: str, code: str) -> None:
-    """The same."""
-    assert [each for each in imports_in(code, importer) if misplaced_sdk(each)]
+def test_the_check_finds_a_misplaced_import_of_an_sdk(importer: str, code: str) -> None:
+    assert [each for each in find_imports(code, importer) if is_misplaced_sdk(each)]
 
 
-# --- Rooms --------------------------------------------------------------------------------------------------
+# --- Files --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", ["pollux_flows", "deployments", "benchmarks"])
-def test_a_file_holds_one_idea(folder: str) -> None:
-    """One that passes 500 lines is asked to become two, and none is a drawer for what has no place."""
+def test_files_are_short_and_have_specific_names(folder: str) -> None:
+    """A file has at most 500 lines, and neither files nor folders are named like collections of leftovers."""
     files = list((ROOT / folder).rglob("*.py"))
     assert [str(file) for file in files if len(file.read_text().splitlines()) > 500] == []
     assert [
@@ -194,11 +193,11 @@ def test_a_file_holds_one_idea(folder: str) -> None:
     ] == []
 
 
-# --- What an import costs -----------------------------------------------------------------------------------
+# --- The cost of an import ----------------------------------------------------------------------------------
 
 
-def loaded_after(code: str) -> set[str]:
-    """The packages that a fresh Python has loaded after running this."""
+def find_loaded_modules(code: str) -> set[str]:
+    """Return the modules that a new Python process has loaded after running this code."""
     script = f"{code}\nimport sys; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -210,38 +209,38 @@ HEAVY = {
 }  # fmt: skip
 
 
-def test_importing_the_package_costs_next_to_nothing() -> None:
-    """No Prefect, no SDK, not even Pydantic, until a name is used."""
-    loaded = loaded_after("import pollux_flows")
+def test_importing_the_package_loads_no_heavy_module() -> None:
+    """Neither Prefect nor an SDK nor Pydantic is loaded before a name is used."""
+    loaded = find_loaded_modules("import pollux_flows")
     assert loaded & (HEAVY | OPTIONAL | {"pydantic", "pydantic_core", "asyncio"}) == set()
     assert {name for name in loaded if name.startswith("pollux_flows.")} == set()
 
 
 def test_using_every_name_loads_no_prefect_and_no_sdk() -> None:
-    """The engine starts without them; the SDK of the chosen provider comes with the first call."""
-    loaded = loaded_after("from pollux_flows import *\nConfig(provider='openai', model='m', api_key='sk-1')")
+    """The SDK of a provider is loaded by its first call."""
+    loaded = find_loaded_modules("from pollux_flows import *\nConfig(provider='openai', model='m', api_key='sk-1')")
     assert loaded & (OPTIONAL | {"prefect", "openai", "anthropic", "google.genai"}) == set()
 
 
 def test_flows_and_commands_load_no_optional_package() -> None:
-    """They start without; a table or a cluster brings its own."""
-    assert loaded_after("from pollux_flows.flows import *\nimport pollux_flows.cli") & OPTIONAL == set()
+    """The packages for tables and clusters are loaded when one is used."""
+    assert find_loaded_modules("from pollux_flows.flows import *\nimport pollux_flows.cli") & OPTIONAL == set()
 
 
-def test_the_list_of_prices_waits_until_a_price_is_asked_for() -> None:
-    """It takes longer to load than all the rest of the engine."""
-    loaded = loaded_after("from pollux_flows import *\nimport pollux_flows.pricing")
+def test_the_price_list_is_loaded_at_its_first_use() -> None:
+    """Loading the list takes longer than loading the rest of the engine."""
+    loaded = find_loaded_modules("from pollux_flows import *\nimport pollux_flows.pricing")
     assert not {name for name in loaded if name.partition(".")[0] == "genai_prices"}
 
 
-def test_no_test_is_at_home_in_anybodys_home() -> None:
-    """Prefect and the embedded state live in a folder that goes when the tests are done."""
+def test_tests_use_temporary_homes_and_a_local_server() -> None:
+    """The homes of Prefect and of the embedded state are in a folder that is removed after the tests."""
     for name in ("PREFECT_HOME", "POLLUX_HOME"):
         assert Path(os.environ[name]).is_relative_to(tempfile.gettempdir())
     assert not [name for name in os.environ if name.startswith("PREFECT_API") and "127.0.0.1" not in os.environ[name]]
 
 
-# --- Names that hold ----------------------------------------------------------------------------------------
+# --- Stable names -------------------------------------------------------------------------------------------
 
 NAMES = {
     "Config", "RetryPolicy", "Source", "Options", "ResultEnvelope", "CacheHandle", "run", "run_many", "create_cache",
@@ -256,42 +255,46 @@ FLOWS = {
 }  # fmt: skip
 
 
-def test_the_package_exports_its_names() -> None:
-    """Others rely on these: add freely, rename never."""
+def test_the_package_exports_exactly_these_names() -> None:
+    """Users rely on these names: new ones may be added, but none may be renamed."""
     assert set(pollux_flows.__all__) == NAMES
     assert pollux_flows.__all__ == sorted(pollux_flows.__all__)
     assert set(dir(pollux_flows)) >= NAMES
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_every_exported_name_is_there(name: str) -> None:
-    """Under the name it is known by."""
+def test_every_exported_name_is_importable(name: str) -> None:
+    """Each object has the name under which it is exported."""
     assert getattr(pollux_flows, name).__name__ == name
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    """As of any module; what is imported for itself is not offered to others."""
+def test_a_name_that_is_not_exported_is_an_attribute_error() -> None:
+    """Modules that the package imports itself are not attributes of it."""
     for name in ("Confg", "pydantic", "PROVIDERS"):
         with pytest.raises(AttributeError, match=name):
             getattr(pollux_flows, name)
 
 
-def exported(module: str) -> set[str]:
-    """`__all__` as it stands in the file: importing the flows would load Prefect."""
+def read_exported_names(module: str) -> set[str]:
+    """Return `__all__` from the source of a module, because importing flows would load Prefect."""
     for node in ast.parse((PACKAGE / module).read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return set(ast.literal_eval(node.value))
     return set()
 
 
-def test_every_flow_is_there_in_both_forms() -> None:
-    """Sync, and async with an `a` in front."""
-    assert exported("flows/__init__.py") == FLOWS | {f"a{name}" for name in FLOWS}
-    assert exported("blocks/__init__.py") == {"PolluxBudget", "PolluxCache", "PolluxDeferredJob", "PolluxProvider"}
+def test_every_flow_has_a_sync_and_an_async_form() -> None:
+    """The async form has an `a` in front of its name."""
+    assert read_exported_names("flows/__init__.py") == FLOWS | {f"a{name}" for name in FLOWS}
+    assert read_exported_names("blocks/__init__.py") == {
+        "PolluxBudget",
+        "PolluxCache",
+        "PolluxDeferredJob",
+        "PolluxProvider",
+    }
 
 
 def test_the_four_phases_are_tasks() -> None:
-    """By the names of the phases."""
     tasks = {
         node.name
         for node in ast.parse((PACKAGE / "tasks.py").read_text()).body
@@ -300,8 +303,8 @@ def test_the_four_phases_are_tasks() -> None:
     assert {"request", "plan", "execute", "extract"} <= tasks
 
 
-def test_the_typed_api_is_the_whole_api() -> None:
-    """What `tests/typing/api.py` shows type checkers leaves out no name but plain errors."""
+def test_the_typing_test_covers_the_public_api() -> None:
+    """The file `tests/typing/api.py` uses all exported names except some errors."""
     shown = {
         node.id
         for node in ast.walk(ast.parse((ROOT / "tests/typing/api.py").read_text()))
@@ -311,7 +314,7 @@ def test_the_typed_api_is_the_whole_api() -> None:
     assert {name for name in left_out if not name.endswith("Error")} == set()
 
 
-def test_the_version_is_told_once() -> None:
-    """In the package; the distribution takes it from there."""
+def test_the_version_is_defined_only_in_the_package() -> None:
+    """The distribution reads the version from the package."""
     assert pollux_flows.__version__.count(".") == 2
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()

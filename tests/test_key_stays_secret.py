@@ -1,4 +1,4 @@
-"""The key stays where it is: in memory, for the call, and in nothing that is shown, stored or sent on."""
+"""The API key is in memory only: it is in nothing that is shown, stored or passed to other processes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, TypeAdapter
 
 from pollux_flows import Config, ConfigurationError
-from tests.documents import SENTINEL, refused
+from tests.documents import SENTINEL, expect_error
 
 
-def make(**changes: Any) -> Config:
-    """A Config that works, but for these changes."""
+def make_config(**changes: Any) -> Config:
+    """Return a valid Config with these changes."""
     return Config(**{"provider": "openai", "model": "gpt-4.1-mini", "api_key": SENTINEL, **changes})
 
 
-def test_the_key_shows_up_nowhere() -> None:
-    """Not in JSON, not in what is printed, not in a pickle, not in copies, not in a form's schema."""
-    config = make()
+def test_no_form_of_a_config_shows_the_key() -> None:
+    """The forms are JSON, text, pickles, copies and the schema of a form."""
+    config = make_config()
     copies = (config, copy.copy(config), copy.deepcopy(config), config.model_copy(), config.model_copy(deep=True))
     for each in (*copies, config.model_copy(update={"api_key": SecretStr(SENTINEL)})):
         assert each.key() == SENTINEL
@@ -48,57 +48,56 @@ def test_the_key_shows_up_nowhere() -> None:
         assert not [text for text in shown if SENTINEL in text]
 
 
-def test_that_there_is_a_key_can_be_seen() -> None:
-    """Whether it is missing is the first thing one wants to know."""
-    assert "api_key='[REDACTED]'" in repr(make())
+def test_the_repr_of_a_config_shows_whether_it_has_a_key() -> None:
+    assert "api_key='[REDACTED]'" in repr(make_config())
     assert "api_key=None" in repr(Config(provider="openai", model="m", use_mock=True))
 
 
-def what_is_said(error: BaseException | None) -> str:
-    """All that a log could show of it: causes and contexts too."""
-    said = ""
+def collect_text(error: BaseException | None) -> str:
+    """Return all text that a log could show of an error, including causes and contexts."""
+    text = ""
     while error is not None:
-        said += f"{error} {error!r} {vars(error)}"
+        text += f"{error} {error!r} {vars(error)}"
         error = error.__cause__ or error.__context__
-    return said
+    return text
 
 
 @given(
     field=st.sampled_from([*Config.model_fields, "unknown"]),
     value=st.sampled_from([None, 0, -1, "", "x", [], {}, object(), SENTINEL, [SENTINEL], {"max_attempts": SENTINEL}]),
 )
-def test_no_refusal_shows_the_key(field: str, value: Any) -> None:
-    """Whatever else is wrong, and wherever the key was put by mistake."""
-    said = ""
+def test_no_validation_error_shows_the_key(field: str, value: Any) -> None:
+    """This holds for each invalid field, and for a key that was passed in the wrong field."""
+    text = ""
     try:
-        make(**{field: value})
+        make_config(**{field: value})
     except ConfigurationError as error:
-        said = what_is_said(error)
-    assert SENTINEL not in said
+        text = collect_text(error)
+    assert SENTINEL not in text
 
 
 @pytest.mark.parametrize(
     "text",
     [
         f'{{"provider": "openai", "model": "m", "api_key": "{SENTINEL}", "x": 1}}',
-        f'{{"provider": "nobody", "model": "m", "api_key": "{SENTINEL}"}}',
+        f'{{"provider": "unknown", "model": "m", "api_key": "{SENTINEL}"}}',
         f'{{"provider": "openai", "model": 1, "api_key": "{SENTINEL}"}}',
         f'{{"provider": "openai", "model": "m", "api_key": ["{SENTINEL}"]}}',
         f'{{"provider": "openai", "model": "m", "api_key": "{SENTINEL}"',
     ],
 )
-def test_no_refusal_of_json_shows_the_key(text: str) -> None:
-    """Pydantic quotes what it cannot read; we do not."""
-    with refused(ConfigurationError) as caught:
+def test_no_error_about_invalid_json_shows_the_key(text: str) -> None:
+    """Errors of Pydantic quote their input, but ours do not."""
+    with expect_error(ConfigurationError) as caught:
         Config.model_validate_json(text)
-    assert SENTINEL not in what_is_said(caught.value)
+    assert SENTINEL not in collect_text(caught.value)
 
 
-def test_no_refusal_of_a_change_shows_the_key() -> None:
-    """The same for an attempt to set it later."""
-    with refused(ConfigurationError, "cannot be changed") as caught:
-        make().api_key = SecretStr(SENTINEL)  # type: ignore[misc]
-    assert SENTINEL not in what_is_said(caught.value)
-    with refused(ConfigurationError, "cannot be changed") as caught:
-        make().token = SENTINEL  # type: ignore[attr-defined]
-    assert SENTINEL not in what_is_said(caught.value)
+def test_no_error_about_a_change_shows_the_key() -> None:
+    """The key may be part of the attempted change."""
+    with expect_error(ConfigurationError, "cannot be changed") as caught:
+        make_config().api_key = SecretStr(SENTINEL)  # type: ignore[misc]
+    assert SENTINEL not in collect_text(caught.value)
+    with expect_error(ConfigurationError, "cannot be changed") as caught:
+        make_config().token = SENTINEL  # type: ignore[attr-defined]
+    assert SENTINEL not in collect_text(caught.value)

@@ -1,6 +1,6 @@
-"""Results, jobs, answers, handles and conversations that an earlier version stored are still read.
+"""Results, jobs, answers, handles and conversations that an earlier version stored can still be read.
 
-The files in `records/0.1.0` were written by that version and are never written again. A new format adds its own.
+The files in `records/0.1.0` were written by that version and must not change. A new format gets another folder.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ RECORDS = Path(__file__).parent / "records" / "0.1.0"
 JOB = "deferred-330d58e38766"
 
 
-def record(name: str) -> Any:
+def load_record(name: str) -> Any:
     return json.loads((RECORDS / f"{name}.json").read_text())
 
 
-def result(name: str) -> Any:
-    """The result in this file, read as Prefect reads it."""
+def load_result(name: str) -> Any:
+    """Return the result in this file, read as Prefect reads it."""
     return DOCUMENTS.loads((RECORDS / f"{name}.json").read_bytes())
 
 
 # --- Records of 0.1.0 -----------------------------------------------------------------------------------------------
 
 
-def test_results_of_flows_are_read() -> None:
-    envelopes = result("result-list-of-envelopes")
+def test_stored_results_of_flows_can_be_read() -> None:
+    envelopes = load_result("result-list-of-envelopes")
     assert [type(envelope) for envelope in envelopes] == [ResultEnvelope, ResultEnvelope]
     assert envelopes[1].answers == ["Simulated answer to: Who?"]
-    report = result("result-collect")
+    report = load_result("result-collect")
     assert isinstance(report, CollectReport)
     assert [(row.job, row.collected) for row in report.rows] == [(JOB, True)]
-    assert result("result-sweep") == SweepReport()
+    assert load_result("result-sweep") == SweepReport()
 
 
-def test_a_conversation_goes_on() -> None:
-    envelope = result("result-conversation")
+def test_a_stored_conversation_can_be_continued() -> None:
+    envelope = load_result("result-conversation")
     target = Target(provider="openai", model="gpt-4.1-mini")
     request = make_request("Who am I?", target=target, options=Options(continue_from=envelope))
     assert [turn.role for turn in request.said.turns] == ["user", "assistant"]
@@ -85,53 +85,53 @@ def storage(tmp_path: Path) -> ResultStorage:
     return ResultStorage(ResultStore(result_storage=storage, serializer=DOCUMENTS, cache_result_in_memory=False))
 
 
-async def test_a_job_can_be_handed_in_and_its_answers_are_there(storage: ResultStorage) -> None:
-    block = record("block-deferred-job")
+async def test_a_stored_job_and_its_answers_can_be_read(storage: ResultStorage) -> None:
+    block = load_record("block-deferred-job")
     job = Job.model_validate({**block["data"]["job"], "name": block["name"]})
     assert PolluxDeferredJob.model_validate(block["data"]).handle.request_count == 2
-    asked = await storage.get(f"{JOB}/asked")
-    assert isinstance(asked, JobRequest)
-    assert [call.prompt for call in asked.plan(job).calls] == ["one", "two"]
+    request = await storage.get(f"{JOB}/asked")
+    assert isinstance(request, JobRequest)
+    assert [call.prompt for call in request.plan(job).calls] == ["one", "two"]
     assert [item.bucket async for item in read_items(storage, job)] == ["succeeded", "succeeded"]
     envelope = await storage.get(f"{JOB}/envelope")
     assert isinstance(envelope, ResultEnvelope)
     assert envelope.answers == ["Simulated answer to: one", "Simulated answer to: two"]
 
 
-def test_handles_are_read() -> None:
-    deferred = DeferredHandle.from_dict(record("handle-deferred"))
+def test_stored_handles_can_be_read() -> None:
+    deferred = DeferredHandle.from_dict(load_record("handle-deferred"))
     assert Job.model_validate((deferred.provider_state or {})["job"]).is_submitted
-    assert CacheHandle.model_validate(record("handle-cache")).provider == "gemini"
+    assert CacheHandle.model_validate(load_record("handle-cache")).provider == "gemini"
 
 
 @pytest.mark.parametrize(("reuse", "run_key"), [("run", "nightly"), ("always", "another")])
-async def test_a_journaled_answer_is_not_paid_for_again(
+async def test_a_stored_answer_of_the_journal_is_reused(
     reuse: Any, run_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its run, and through the pointer that leads any run to it. At the address of the provider, nothing listens."""
+    """Its own run and other runs find the answer. Nothing listens at the address of the provider."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
     monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", "36500")
-    journal = record("journal")
+    journal = load_record("journal")
     await open_store().put_many(journal["records"])
     config = Config(
         provider="gemini",
         model="gemini-2.5-flash-lite",
         api_key="k-x",
-        base_url=record("handle-deferred")["provider_state"]["job"]["target"]["base_url"],
+        base_url=load_record("handle-deferred")["provider_state"]["job"]["target"]["base_url"],
     )
     envelope = await run_many(["Who?"], config=config, run_key=run_key, reuse=reuse)
     assert envelope.answers == ["Simulated answer to: Who?"]
     assert envelope.metrics["n_reused"] == 1
 
 
-def test_a_record_of_today_is_read() -> None:
-    stored = {"pollux_document": "cache-handle", "version": 1, "json": json.dumps(record("handle-cache"))}
-    assert decode(stored) == CacheHandle.model_validate(record("handle-cache"))
+def test_a_record_of_the_current_format_can_be_read() -> None:
+    stored = {"pollux_document": "cache-handle", "version": 1, "json": json.dumps(load_record("handle-cache"))}
+    assert decode(stored) == CacheHandle.model_validate(load_record("handle-cache"))
 
 
-# --- The table of names ---------------------------------------------------------------------------------------------
+# --- Stored names ---------------------------------------------------------------------------------------------------
 
-# These are stored within other documents, or in records that have a form of their own.
+# These are stored only within other documents, or in records of another form.
 PARTS = {
     "Amount", "Attached", "Billing", "CacheChoice", "Chunk", "ChunkAnswers", "Content", "Conversation",
     "DamageReport", "Entry", "Exchange", "Failure", "Leftover", "MapSpec", "MappedAnswer", "Ownership", "Part",
@@ -141,36 +141,36 @@ PARTS = {
 }  # fmt: skip
 
 
-def documents(base: type[Document] = Document) -> Iterator[type[Document]]:
+def find_documents(base: type[Document] = Document) -> Iterator[type[Document]]:
     for kind in base.__subclasses__():
         yield kind
-        yield from documents(kind)
+        yield from find_documents(kind)
 
 
 def test_every_document_has_a_stored_name_or_is_a_part_of_others() -> None:
-    """A new class goes into KINDS or, if it is never stored by itself, into PARTS."""
+    """A new class must be added to KINDS or, if it is only stored within others, to PARTS."""
     for module in pkgutil.walk_packages(pollux_flows.__path__, "pollux_flows."):
         importlib.import_module(module.name)
-    ours = {kind for kind in documents() if kind.__module__.startswith("pollux_flows.")}
+    ours = {kind for kind in find_documents() if kind.__module__.startswith("pollux_flows.")}
     stored = {kind.document for kind in KINDS.values()}
     assert {kind.__name__ for kind in ours - stored} == PARTS
     assert len(stored) == len(KINDS)
 
 
-def documents_in(annotation: Any) -> set[type[Document]]:
+def find_documents_in(annotation: Any) -> set[type[Document]]:
     if isinstance(annotation, type) and issubclass(annotation, Document):
         return {annotation}
-    return {found for each in typing.get_args(annotation) for found in documents_in(each)}
+    return {found for each in typing.get_args(annotation) for found in find_documents_in(each)}
 
 
 @pytest.mark.parametrize("name", flows.__all__)
-def test_every_flow_returns_what_can_be_stored(name: str) -> None:
+def test_every_flow_returns_documents_with_a_stored_name(name: str) -> None:
     returned = typing.get_type_hints(getattr(flows, name).fn)["return"]
-    assert documents_in(returned) <= {kind.document for kind in KINDS.values()}
+    assert find_documents_in(returned) <= {kind.document for kind in KINDS.values()}
 
 
 def test_stored_names_never_change() -> None:
-    """Add to these freely; one that is gone or renamed makes results unreadable."""
+    """New names may be added; without an old name, stored results would be unreadable."""
     of_0_1_0 = {
         "answer", "cache-handle", "call-failure", "collect-report", "config", "deferred-handle", "deferred-snapshot",
         "job", "job-item", "job-request", "job-row", "manifest", "options", "outcome", "plan", "request",

@@ -1,4 +1,4 @@
-"""Answer schemas: what each provider is told, and that it means what the caller asked for."""
+"""Answer schemas: the schema that each provider gets is accepted, and equivalent to the caller's schema."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def is_valid(value: Any, schema: Schema) -> bool:
     return bool(Draft202012Validator(schema).is_valid(value))
 
 
-# --- What the services accept, written down once more and independently of the code -----------------------
+# --- The rules of the services, written independently of the code -----------------------------------------
 
 
 # fmt: off
-BOTH_KNOW = {
+KNOWN_TO_BOTH = {
     "type", "enum", "const", "properties", "required", "additionalProperties", "items", "anyOf", "$ref",
     "$defs", "definitions", "title", "description",
 }
-OPENAI_KNOWS = BOTH_KNOW | {
+KNOWN_TO_OPENAI = KNOWN_TO_BOTH | {
     "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
     "minItems", "maxItems",
 }
@@ -54,8 +54,8 @@ NAMES = (
 # fmt: on
 
 
-def openai_refuses(schema: Any, *, is_root: bool = True) -> list[str]:
-    """What OpenAI would answer 400 for, in strict mode."""
+def find_openai_faults(schema: Any, *, is_root: bool = True) -> list[str]:
+    """Return the reasons for which OpenAI would refuse the schema in strict mode."""
     if not isinstance(schema, dict):
         return ["a schema must be an object"]
     faults = []
@@ -65,7 +65,7 @@ def openai_refuses(schema: Any, *, is_root: bool = True) -> list[str]:
         faults.append(f"no type in {schema}")
     if is_root and (schema.get("type") != "object" or "anyOf" in schema):
         faults.append("the root is no object")
-    faults += [f"unknown keyword {keyword}" for keyword in schema if keyword not in OPENAI_KNOWS]
+    faults += [f"unknown keyword {keyword}" for keyword in schema if keyword not in KNOWN_TO_OPENAI]
     if "object" in schema.get("type", ""):
         if schema.get("additionalProperties") is not False:
             faults.append("an open object")
@@ -73,22 +73,25 @@ def openai_refuses(schema: Any, *, is_root: bool = True) -> list[str]:
             faults.append("required is incomplete")
     if "array" in schema.get("type", "") and "items" not in schema:
         faults.append("an array without items")
-    return faults + [fault for sub in subschemas(schema) for fault in openai_refuses(sub, is_root=False)]
+    return faults + [fault for sub in list_subschemas(schema) for fault in find_openai_faults(sub, is_root=False)]
 
 
-def anthropic_refuses(schema: Any) -> list[str]:
+def find_anthropic_faults(schema: Any) -> list[str]:
+    """Return the reasons for which Anthropic would refuse the schema in strict mode."""
     faults = []
     if "$ref" in schema and set(schema) - {"$ref"}:
         faults.append("$ref has siblings")
-    faults += [f"unknown keyword {keyword}" for keyword in schema if keyword not in BOTH_KNOW | {"format", "minItems"}]
+    faults += [
+        f"unknown keyword {keyword}" for keyword in schema if keyword not in KNOWN_TO_BOTH | {"format", "minItems"}
+    ]
     if schema.get("minItems", 0) not in {0, 1}:
         faults.append("minItems")
     if "object" in schema.get("type", "") and schema.get("additionalProperties") is not False:
         faults.append("an open object")
-    return faults + [fault for sub in subschemas(schema) for fault in anthropic_refuses(sub)]
+    return faults + [fault for sub in list_subschemas(schema) for fault in find_anthropic_faults(sub)]
 
 
-def subschemas(schema: Schema) -> list[Any]:
+def list_subschemas(schema: Schema) -> list[Any]:
     maps = [sub for keyword in ("properties", "$defs", "definitions") for sub in schema.get(keyword, {}).values()]
     return [*maps, *schema.get("anyOf", []), *([schema["items"]] if "items" in schema else [])]
 
@@ -110,14 +113,14 @@ leaves = st.one_of(
 
 @st.composite
 def objects(draw: st.DrawFn, parts: st.SearchStrategy[Schema], loops: st.SearchStrategy[Schema]) -> Schema:
-    """A model: required properties from `parts`; optional ones also from `loops`, which may lead back."""
+    """Draw the schema of a model: required properties from `parts`, optional ones also from recursive `loops`."""
     required = draw(st.dictionaries(names, parts, max_size=3))
     optional = draw(st.dictionaries(names.map(lambda name: f"{name}_"), st.one_of(parts, loops), max_size=3))
     closed: Schema = {"additionalProperties": False} if draw(st.booleans()) else {}
     return {"type": "object", "properties": required | optional, "required": list(required), **closed}
 
 
-def nested(loops: st.SearchStrategy[Schema], base: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
+def nest(loops: st.SearchStrategy[Schema], base: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
     return st.recursive(
         base,
         lambda parts: st.one_of(
@@ -125,13 +128,13 @@ def nested(loops: st.SearchStrategy[Schema], base: st.SearchStrategy[Schema]) ->
             parts.map(lambda part: {"type": "array", "items": part, "maxItems": 3, "default": []}),
             parts.map(lambda part: {"anyOf": [part, {"type": "null"}], "title": "Maybe"}),
             parts.map(lambda part: {"allOf": [part]}),
-            st.tuples(objects(parts, loops), objects(parts, loops)).map(tagged_union),
+            st.tuples(objects(parts, loops), objects(parts, loops)).map(make_tagged_union),
         ),
         max_leaves=6,
     )
 
 
-def tagged_union(models: tuple[Schema, Schema]) -> Schema:
+def make_tagged_union(models: tuple[Schema, Schema]) -> Schema:
     branches = []
     for tag, model in zip(("properties", "enum"), models, strict=True):
         properties = {**model["properties"], "kind": {"const": tag, "type": "string"}}
@@ -142,10 +145,10 @@ def tagged_union(models: tuple[Schema, Schema]) -> Schema:
 references = st.sampled_from([{"$ref": "#/$defs/properties"}, {"$ref": "#/$defs/Node"}])
 anywhere = references | references.map(lambda ref: {**ref, "description": "described", "default": None})
 definitions = {
-    "recursive": objects(nested(anywhere, leaves), anywhere),
-    "finite": objects(nested(leaves, leaves), leaves),
+    "recursive": objects(nest(anywhere, leaves), anywhere),
+    "finite": objects(nest(leaves, leaves), leaves),
 }
-roots = objects(nested(anywhere, leaves | anywhere), anywhere)
+roots = objects(nest(anywhere, leaves | anywhere), anywhere)
 
 
 def schemas(kind: Literal["recursive", "finite"] = "recursive") -> st.SearchStrategy[Schema]:
@@ -154,9 +157,9 @@ def schemas(kind: Literal["recursive", "finite"] = "recursive") -> st.SearchStra
 
 
 class Answer(NamedTuple):
-    plain: Any  # valid under the schema
-    filled: Any  # as strict mode has it: what is missing is null, or the constant
-    cleaned: Any  # what is left once the invented nulls are gone
+    plain: Any  # valid by the schema
+    filled: Any  # valid in strict mode: a missing value is null, or the constant
+    cleaned: Any  # without the invented nulls
 
 
 @st.composite
@@ -197,25 +200,25 @@ def draw_object(draw: st.DrawFn, schema: Schema, root: Schema, depth: int) -> An
         if name in schema["required"] or (depth < 4 and draw(st.booleans())):
             part = draw_answer(draw, sub, root, depth + 1)
             plain[name], filled[name], cleaned[name] = part
-        elif "const" in (bare := without_all_of(sub)):
+        elif "const" in (bare := strip_all_of(sub)):
             filled[name] = cleaned[name] = bare["const"]
         else:
             filled[name] = None
             if Draft202012Validator({"$defs": root["$defs"], "allOf": [sub]}).is_valid(None):
-                cleaned[name] = None  # it might have been meant
+                cleaned[name] = None  # the schema allows this null, so it stays
     return Answer(plain, filled, cleaned)
 
 
-def without_all_of(schema: Schema) -> Schema:
-    return without_all_of(schema["allOf"][0]) if "allOf" in schema else schema
+def strip_all_of(schema: Schema) -> Schema:
+    return strip_all_of(schema["allOf"][0]) if "allOf" in schema else schema
 
 
 @quick
 @given(schemas())
-def test_the_callers_schema_is_never_changed(schema: Schema) -> None:
+def test_conversions_do_not_change_the_callers_schema(schema: Schema) -> None:
     before = deepcopy(schema)
-    for write in (for_openai, for_anthropic, for_gemini):
-        write(schema).schema.clear()
+    for convert in (for_openai, for_anthropic, for_gemini):
+        convert(schema).schema.clear()
     gemini_tool_parameters(schema)
     without_invented_nulls({"name": None}, schema)
     assert schema == before
@@ -223,32 +226,32 @@ def test_the_callers_schema_is_never_changed(schema: Schema) -> None:
 
 @quick
 @given(schemas())
-def test_openai_accepts_what_is_called_strict(schema: Schema) -> None:
+def test_a_strict_schema_for_openai_follows_its_rules(schema: Schema) -> None:
     wire = for_openai(schema)
     assert wire.strict
-    assert openai_refuses(wire.schema) == []
+    assert find_openai_faults(wire.schema) == []
     assert check(wire.schema) is None
 
 
 @quick
 @given(schemas("finite"))
-def test_anthropic_accepts_what_is_called_strict(schema: Schema) -> None:
+def test_a_strict_schema_for_anthropic_follows_its_rules(schema: Schema) -> None:
     wire = for_anthropic(schema)
     assert wire.strict
-    assert anthropic_refuses(wire.schema) == []
+    assert find_anthropic_faults(wire.schema) == []
 
 
 @quick
 @given(schemas())
-def test_writing_twice_is_writing_once(schema: Schema) -> None:
-    for write in (for_openai, for_anthropic, for_gemini):
-        once = write(schema)
-        assert write(once.schema) == once
+def test_a_second_conversion_changes_nothing(schema: Schema) -> None:
+    for convert in (for_openai, for_anthropic, for_gemini):
+        once = convert(schema)
+        assert convert(once.schema) == once
 
 
 @quick
 @given(st.data(), schemas())
-def test_every_answer_can_be_given_in_the_openai_form_and_comes_back(data: st.DataObject, schema: Schema) -> None:
+def test_every_valid_answer_can_be_converted_to_the_openai_form_and_back(data: st.DataObject, schema: Schema) -> None:
     answer = data.draw(answers(schema))
     assert problems(answer.plain, schema) == []
     assert problems(answer.filled, for_openai(schema).schema) == []
@@ -258,7 +261,7 @@ def test_every_answer_can_be_given_in_the_openai_form_and_comes_back(data: st.Da
 
 @quick
 @given(st.data(), schemas())
-def test_every_answer_in_the_openai_form_is_one_that_was_asked_for(data: st.DataObject, schema: Schema) -> None:
+def test_every_answer_in_the_openai_form_is_valid_by_the_callers_schema(data: st.DataObject, schema: Schema) -> None:
     wire = for_openai(schema).schema
     answer = data.draw(answers(wire)).plain
     assert problems(answer, wire) == []
@@ -267,12 +270,12 @@ def test_every_answer_in_the_openai_form_is_one_that_was_asked_for(data: st.Data
 
 @quick
 @given(st.data(), schemas("finite"))
-def test_every_answer_can_be_given_in_the_anthropic_form(data: st.DataObject, schema: Schema) -> None:
+def test_every_valid_answer_is_valid_in_the_anthropic_form(data: st.DataObject, schema: Schema) -> None:
     answer = data.draw(answers(schema)).plain
     assert problems(answer, for_anthropic(schema).schema) == []
 
 
-# --- One example for each thing that people write -----------------------------------------------------------
+# --- Examples -----------------------------------------------------------------------------------------------
 
 
 class Color(Enum):
@@ -310,13 +313,13 @@ class Keywords(BaseModel):
     enum: Color = Color.RED
 
 
-def schema_of(**fields: Any) -> Schema:
+def make_schema(**fields: Any) -> Schema:
     model: type[BaseModel] = create_model("Model", **fields)
     return model.model_json_schema()
 
 
 def test_an_optional_field_becomes_required_and_nullable() -> None:
-    schema = schema_of(a=(int, ...), b=(str | None, None), c=(int, 3))
+    schema = make_schema(a=(int, ...), b=(str | None, None), c=(int, 3))
     wire = for_openai(schema)
     assert wire.strict
     assert wire.schema["required"] == ["a", "b", "c"]
@@ -325,8 +328,8 @@ def test_an_optional_field_becomes_required_and_nullable() -> None:
     assert without_invented_nulls({"a": 1, "b": None, "c": None}, schema) == {"a": 1, "b": None}
 
 
-def test_null_joins_the_values_of_an_optional_enum() -> None:
-    wire = for_openai(schema_of(size=(Literal["s", "m"], "s"), mixed=(Literal[1, "a"], 1)))
+def test_an_optional_enum_gets_null_as_a_value() -> None:
+    wire = for_openai(make_schema(size=(Literal["s", "m"], "s"), mixed=(Literal[1, "a"], 1)))
     size, mixed = wire.schema["properties"].values()
     assert (size["enum"], size["type"]) == (["s", "m", None], ["string", "null"])
     assert (mixed["enum"], mixed["type"]) == ([1, "a", None], ["integer", "string", "null"])
@@ -337,10 +340,10 @@ def test_null_joins_the_values_of_an_optional_enum() -> None:
     [dict[str, int], dict[str, Any], dict, Any, list, tuple[int, str]],
     ids=["map", "free map", "dict", "any", "list", "tuple"],
 )
-def test_what_strict_mode_cannot_say_is_sent_as_it_is(field: Any) -> None:
-    schema = schema_of(data=(field, ...), note=(str, "-"))
-    for write in (for_openai, for_anthropic):
-        assert write(schema) == WireSchema(schema, strict=False)
+def test_a_schema_that_strict_mode_cannot_express_is_sent_unchanged(field: Any) -> None:
+    schema = make_schema(data=(field, ...), note=(str, "-"))
+    for convert in (for_openai, for_anthropic):
+        assert convert(schema) == WireSchema(schema, strict=False)
     assert for_gemini(schema) == WireSchema(schema, strict=True)
 
 
@@ -358,7 +361,7 @@ def test_what_strict_mode_cannot_say_is_sent_as_it_is(field: Any) -> None:
         {"type": "object", "properties": {"a": {"type": "string"}}, "anyOf": [{"required": ["a"]}]},
     ],
 )
-def test_so_is_what_closing_would_make_impossible(schema: Schema) -> None:
+def test_a_schema_that_strict_mode_would_make_unsatisfiable_is_sent_unchanged(schema: Schema) -> None:
     assert for_openai(schema) == for_anthropic(schema) == WireSchema(schema, strict=False)
 
 
@@ -370,14 +373,14 @@ def test_a_tool_without_arguments_is_strict(extra: Schema) -> None:
 
 
 @pytest.mark.parametrize("model", [list[int], Cat | Dog, int], ids=["array", "union", "number"])
-def test_openai_wants_an_object_at_the_root_and_anthropic_does_not(model: Any) -> None:
+def test_strict_mode_needs_an_object_at_the_root_only_for_openai(model: Any) -> None:
     schema = RootModel[model].model_json_schema()
     assert for_openai(schema) == WireSchema(schema, strict=False)
     assert for_anthropic(schema).strict
 
 
-def test_a_described_reference_is_opened() -> None:
-    schema = schema_of(
+def test_a_reference_with_a_description_is_inlined() -> None:
+    schema = make_schema(
         color=(Color, Field(description="the paint")),
         home=(Address, Field(description="where")),
         work=(Address, ...),
@@ -389,7 +392,7 @@ def test_a_described_reference_is_opened() -> None:
         assert work == {"$ref": "#/$defs/Address"}
 
 
-def test_a_recursive_model_stays_finite() -> None:
+def test_the_schema_of_a_recursive_model_is_finite() -> None:
     schema = Node.model_json_schema()
     wire = for_openai(schema)
     assert wire.strict
@@ -404,19 +407,19 @@ def test_a_recursive_model_stays_finite() -> None:
     assert not for_anthropic(schema).strict
 
 
-def test_a_description_beside_a_recursive_reference_survives() -> None:
+def test_a_description_beside_a_recursive_reference_is_preserved() -> None:
     node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/N", "description": "after"}}}
     schema = {"$defs": {"N": node}, "$ref": "#/$defs/N"}
-    opened = {"anyOf": [{"$ref": "#/$defs/N"}], "description": "after"}
-    assert for_gemini(schema).schema["$defs"]["N"]["properties"]["next"] == opened
+    wrapped = {"anyOf": [{"$ref": "#/$defs/N"}], "description": "after"}
+    assert for_gemini(schema).schema["$defs"]["N"]["properties"]["next"] == wrapped
     assert for_openai(schema).schema["properties"]["next"] == {
-        **opened,
+        **wrapped,
         "anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}],
     }
 
 
-def test_a_discriminated_union_keeps_its_tags() -> None:
-    schema = schema_of(pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...))
+def test_the_tags_of_a_discriminated_union_are_not_nullable() -> None:
+    schema = make_schema(pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...))
     wire = for_openai(schema)
     assert wire.strict
     assert wire.schema["properties"]["pet"] == {
@@ -432,8 +435,8 @@ def test_a_discriminated_union_keeps_its_tags() -> None:
     assert without_invented_nulls({"pet": {"kind": "dog", "name": None}}, schema) == {"pet": {"kind": "dog"}}
 
 
-def test_bounds_go_into_words_where_they_are_refused() -> None:
-    schema = schema_of(
+def test_bounds_that_a_service_refuses_become_part_of_the_description() -> None:
+    schema = make_schema(
         age=(Annotated[int, Field(ge=0, lt=150, description="In years.")], ...),
         tags=(Annotated[list[Annotated[str, Field(max_length=9)]], Field(min_length=2)], ...),
         price=(Decimal, ...),
@@ -445,14 +448,14 @@ def test_bounds_go_into_words_where_they_are_refused() -> None:
     assert "pattern" not in str(price).replace("regular expression", "")
 
     wire = for_openai(schema)
-    assert openai_refuses(wire.schema) == []
+    assert find_openai_faults(wire.schema) == []
     age, tags, price = wire.schema["properties"].values()
     assert (age["minimum"], age["exclusiveMaximum"], tags["minItems"]) == (0, 150, 2)
     assert tags["items"]["description"] == "Must be at most 9 characters long."
     assert "(?!" not in str([branch.get("pattern") for branch in price["anyOf"]])
 
 
-def test_formats_that_a_service_does_not_know_go_into_words() -> None:
+def test_formats_that_a_service_does_not_know_become_part_of_the_description() -> None:
     schema = {
         "type": "object",
         "properties": {"link": {"type": "string", "format": "uri"}},
@@ -464,9 +467,9 @@ def test_formats_that_a_service_does_not_know_go_into_words() -> None:
 
 
 def test_fields_may_be_named_like_keywords() -> None:
-    schema = schema_of(properties=(Address, ...), required=(int, 3), items=(list[Color], ...))
+    schema = make_schema(properties=(Address, ...), required=(int, 3), items=(list[Color], ...))
     wire = for_openai(schema)
-    assert openai_refuses(wire.schema) == []
+    assert find_openai_faults(wire.schema) == []
     assert list(wire.schema["properties"]) == wire.schema["required"] == ["properties", "required", "items"]
     answer = {"properties": {"street": "x", "zip": None}, "required": None, "items": ["red"]}
     assert is_valid(answer, wire.schema)
@@ -476,7 +479,7 @@ def test_fields_may_be_named_like_keywords() -> None:
     }
 
 
-def test_gemini_tools_lose_the_keyword_and_keep_the_property() -> None:
+def test_tools_of_gemini_lose_the_keyword_additional_properties_but_no_property_of_that_name() -> None:
     field = {
         "type": "object",
         "additionalProperties": {"type": "integer"},
@@ -489,18 +492,18 @@ def test_gemini_tools_lose_the_keyword_and_keep_the_property() -> None:
     }
 
 
-# --- Undoing and checking ---------------------------------------------------------------------------------
+# --- Removing nulls and validation ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("draft", ["http://json-schema.org/draft-07/schema#", None])
-def test_nulls_are_found_through_the_root(draft: str | None) -> None:
+def test_invented_nulls_below_a_reference_to_the_root_are_removed(draft: str | None) -> None:
     schema: Schema = {"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "string"}]}}}
     if draft:
         schema["$schema"] = draft
     assert without_invented_nulls({"a": {"a": None}}, schema) == {"a": {}}
 
 
-def test_nulls_go_only_where_the_schema_forbids_them() -> None:
+def test_nulls_are_removed_only_where_the_schema_forbids_them() -> None:
     item = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": ["integer", "null"]}}}
     schema = {
         "type": "object",
@@ -517,14 +520,14 @@ def test_nulls_go_only_where_the_schema_forbids_them() -> None:
     }
 
 
-def test_a_branch_that_never_heard_of_the_property_does_not_claim_it() -> None:
+def test_a_null_is_removed_if_only_a_branch_without_the_property_would_allow_it() -> None:
     small: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     large = {**small, "properties": {**small["properties"], "n": {"type": "string"}}}
     assert without_invented_nulls({"a": 1, "n": None}, {"anyOf": [small, large]}) == {"a": 1}
 
 
-def test_problems_name_the_place_and_the_fault() -> None:
-    schema = schema_of(items=(list[Address], ...), pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...))
+def test_problems_name_the_path_and_the_fault() -> None:
+    schema = make_schema(items=(list[Address], ...), pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...))
     answer = {"items": [{"street": "x"}, {"street": 3}], "pet": {"kind": "dog", "name": 4}}
     assert problems(answer, schema) == [
         "$.items[1].street: 3 is not of type 'string'",

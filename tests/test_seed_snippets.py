@@ -1,6 +1,6 @@
-"""The seeds' snippets, as they stand but for the package's name (and the indentation that the seeds lost).
+"""The snippets of the seeds, unchanged except for the name of the package and restored indentation.
 
-They run in a process of their own, which knows keys and addresses from its environment.
+Each runs in a new process, which has keys and addresses in its environment.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def main() -> None:
 asyncio.run(main())
 """
 
-# This one awaits at its top level, as in a notebook.
+# This snippet awaits at its top level, as in a notebook.
 UNSUPPORTED = """
 from pollux_flows import Config, Source, create_cache
 
@@ -96,13 +96,13 @@ asyncio.run(eval(code, {"__name__": "__main__"}))
 """
 
 
-def in_a_shell(
-    program: str, world: tuple[Simulator, str], where: Path, *, typed: str | None = None
+def run_program(
+    program: str, world: tuple[Simulator, str], folder: Path, *, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     _, origin = world
     environment = {
         "PATH": os.environ["PATH"],
-        "HOME": str(where),
+        "HOME": str(folder),
         "GEMINI_API_KEY": "sk-sentinel",
         "OPENAI_API_KEY": "sk-sentinel",
         "GOOGLE_GEMINI_BASE_URL": Simulator.base_url("gemini", origin),
@@ -110,34 +110,39 @@ def in_a_shell(
     }
     return subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", program],
-        env=environment, cwd=where, input=typed, capture_output=True, text=True, timeout=50, check=False,
+        env=environment, cwd=folder, input=stdin, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
 
 
-def test_comparing_efficiency(world: tuple[Simulator, str], tmp_path: Path) -> None:
-    """The arithmetic of caching comes out as printed in the seed."""
-    done = in_a_shell(COMPARE, world, tmp_path)
+def test_the_snippet_about_efficiency_prints_the_result_of_the_seed(
+    world: tuple[Simulator, str], tmp_path: Path
+) -> None:
+    done = run_program(COMPARE, world, tmp_path)
     assert done.stdout.splitlines()[-1] == "Savings: 8,521,200 tokens (90.0%)"
 
 
-def test_turning_implicit_caching_off(world: tuple[Simulator, str], tmp_path: Path) -> None:
-    """Options alone need no provider."""
-    done = in_a_shell(IMPLICIT, world, tmp_path)
+def test_the_snippet_that_disables_implicit_caching_runs(world: tuple[Simulator, str], tmp_path: Path) -> None:
+    """Options need no provider."""
+    done = run_program(IMPLICIT, world, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_cache_is_made_and_used(world: tuple[Simulator, str], sim: Simulator, tmp_path: Path) -> None:
-    """One create, two runs of two prompts, and the provider says that the cache was read."""
-    done = in_a_shell(EXPLICIT, world, tmp_path)
+def test_the_snippet_about_a_cache_creates_and_uses_one(
+    world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
+) -> None:
+    """There is one create request, and two runs of two prompts read from the cache."""
+    done = run_program(EXPLICIT, world, tmp_path)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["first: ok", "second: ok", "cache_used: True"]
     assert [entry.operation for entry in sim.requests] == ["cache.create"] + ["generate"] * 4
     assert all("ACME" not in str(entry.body) for entry in asked(sim))
 
 
-def test_a_cache_elsewhere_raises_immediately(world: tuple[Simulator, str], sim: Simulator, tmp_path: Path) -> None:
-    """With the provider's name, the capability's, and where to go instead. Nothing is asked."""
-    done = in_a_shell(IN_A_NOTEBOOK, world, tmp_path, typed=UNSUPPORTED)
+def test_the_snippet_about_a_provider_without_caches_raises_immediately(
+    world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
+) -> None:
+    """The error names the provider, the capability and an alternative, and no request is sent."""
+    done = run_program(IN_A_NOTEBOOK, world, tmp_path, stdin=UNSUPPORTED)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "ConfigurationError: Provider 'openai' does not support" in last
@@ -147,6 +152,6 @@ def test_a_cache_elsewhere_raises_immediately(world: tuple[Simulator, str], sim:
 
 
 @pytest.mark.parametrize("snippet", [COMPARE, IMPLICIT, EXPLICIT, UNSUPPORTED])
-def test_a_snippet_names_our_package_only(snippet: str) -> None:
-    """`pollux` read as `pollux_flows`: nothing else was changed."""
+def test_a_snippet_imports_only_this_package(snippet: str) -> None:
+    """In each import, `pollux` is replaced by `pollux_flows`."""
     assert "from pollux " not in snippet

@@ -1,4 +1,4 @@
-"""How results are stored: nothing that is read back can become anything but a document of this package."""
+"""The serializer of results: stored text can only become plain data and documents of this package."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ HOSTILE: list[dict[str, Any]] = [
 ]
 
 
-def through_storage(value: Any) -> Any:
+def store_and_load(value: Any) -> Any:
+    """Return the value as it is read back after storage."""
     return DOCUMENTS.loads(DOCUMENTS.dumps(value))
 
 
 @given(envelopes)
-def test_an_envelope_comes_back_as_itself(envelope: ResultEnvelope) -> None:
-    """Not as a dict that looks like it."""
-    assert through_storage(envelope) == envelope
-    assert type(through_storage(envelope)) is ResultEnvelope
+def test_an_envelope_comes_back_equal_from_storage(envelope: ResultEnvelope) -> None:
+    """Its class is ResultEnvelope, not dict."""
+    assert store_and_load(envelope) == envelope
+    assert type(store_and_load(envelope)) is ResultEnvelope
 
 
-def test_documents_come_back_from_within_lists_and_dicts() -> None:
-    """As broadcast returns them."""
+def test_documents_in_lists_and_dicts_come_back_equal() -> None:
+    """The flow broadcast returns a list of documents."""
     answer = Answer(text="fine", finish_reason="stop")
     outcome = Outcome(index=0, identity="x", answer=answer, attempts=1)
-    assert through_storage([outcome, None, {"inner": answer}]) == [outcome, None, {"inner": answer}]
+    assert store_and_load([outcome, None, {"inner": answer}]) == [outcome, None, {"inner": answer}]
 
 
 @pytest.mark.parametrize("data", HOSTILE, ids=lambda data: " ".join(map(str, data.values())))
-def test_what_a_model_answered_stays_data(data: dict[str, Any]) -> None:
-    """A structured answer is written by whoever talked the model into it. It names classes in vain."""
+def test_a_hostile_structured_answer_stays_data(data: dict[str, Any]) -> None:
+    """A prompt injection may control a structured answer, so names of classes in it are not looked up."""
     envelope = ResultEnvelope(
         status="ok",
         answers=[json.dumps(data)],
@@ -54,19 +55,19 @@ def test_what_a_model_answered_stays_data(data: dict[str, Any]) -> None:
         structured=[data],
         diagnostics={"raw_responses": [data]},
     )
-    back = through_storage(envelope)
+    back = store_and_load(envelope)
     assert back == envelope
     assert back.structured == [data]
 
 
 @pytest.mark.parametrize("data", HOSTILE[:4], ids=lambda data: " ".join(map(str, data.values())))
-def test_prefects_own_marks_mean_nothing_here(data: dict[str, Any]) -> None:
-    """Not even where they stand in the open."""
-    assert through_storage({"result": data}) == {"result": data}
+def test_prefects_markers_of_classes_are_ignored(data: dict[str, Any]) -> None:
+    """They are ignored also at the top level of a result."""
+    assert store_and_load({"result": data}) == {"result": data}
 
 
-def test_stored_text_holds_no_class_to_load() -> None:
-    """What is on disk names documents of ours, and nothing else."""
+def test_stored_text_names_a_document_and_no_class() -> None:
+    """A document is stored with its stable name and a version."""
     stored = json.loads(DOCUMENTS.dumps(Answer(text="fine", finish_reason="stop")))
     assert set(stored) == {"pollux_document", "version", "json"}
     assert (stored["pollux_document"], stored["version"]) == ("answer", 1)
@@ -89,8 +90,8 @@ def test_stored_text_holds_no_class_to_load() -> None:
         "",
     ],
 )
-def test_a_name_that_is_no_document_of_ours_is_refused(name: str) -> None:
-    """Somebody wrote there who should not, or another version did."""
+def test_an_unknown_document_name_is_refused(name: str) -> None:
+    """Such a name comes from another version or an attacker."""
     for version in ({}, {"version": 1}):
         with pytest.raises(ValueError, match="is not a document that this version of pollux_flows"):
             decode({"pollux_document": name, **version, "json": "{}"})
@@ -98,43 +99,43 @@ def test_a_name_that_is_no_document_of_ours_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("version", [2, "1", None, [1]])
 def test_a_document_of_a_newer_format_is_refused(version: Any) -> None:
-    """Reading it as if it were of this one could lose what it says."""
+    """Reading it as the current format could lose data."""
     with pytest.raises(ValueError, match="stored by a newer version of pollux_flows"):
         decode({"pollux_document": "answer", "version": version, "json": "{}"})
 
 
-def test_data_that_only_resembles_a_document_is_data() -> None:
-    """A caller's own dict may have a key of that name."""
-    mine = {"pollux_document": "invoice.pdf", "pages": 3}
-    assert through_storage(mine) == mine
+def test_data_with_the_key_of_a_document_name_stays_data() -> None:
+    """A dict of the caller may have a key of this name."""
+    data = {"pollux_document": "invoice.pdf", "pages": 3}
+    assert store_and_load(data) == data
 
 
-def test_our_errors_come_back_as_themselves() -> None:
-    """With what they said."""
-    back = through_storage(RateLimitError("Too many.", hint="Wait."))
+def test_errors_of_this_package_come_back_equal() -> None:
+    """Class and text are preserved."""
+    back = store_and_load(RateLimitError("Too many.", hint="Wait."))
     assert type(back) is RateLimitError
     assert str(back) == "Too many. Wait."
-    assert type(through_storage(ConfigurationError("No."))) is ConfigurationError
+    assert type(store_and_load(ConfigurationError("No."))) is ConfigurationError
 
 
-def test_other_errors_come_back_as_what_they_said() -> None:
-    """Their classes are not looked for."""
-    back = through_storage(KeyboardInterrupt("stop"))
+def test_other_errors_come_back_as_a_runtime_error_with_their_text() -> None:
+    """Their classes are not looked up."""
+    back = store_and_load(KeyboardInterrupt("stop"))
     assert type(back) is RuntimeError
     assert str(back) == "KeyboardInterrupt: stop"
 
 
 @pytest.mark.parametrize("value", [print, b"raw", {1, 2}, object()])
-def test_what_is_no_document_is_not_stored(value: Any) -> None:
-    """A result is plain data, or the run says what in it is not."""
+def test_a_value_that_is_neither_data_nor_a_document_is_not_stored(value: Any) -> None:
+    """The error names the type of the value."""
     with pytest.raises(TypeError, match="cannot be part of a stored result"):
         encode(value)
     with pytest.raises(TypeError):
         DOCUMENTS.dumps(value)
 
 
-def test_a_document_of_somebody_else_is_not_stored() -> None:
-    """It could not be read back: only names of ours are."""
+def test_a_document_of_a_foreign_class_is_not_stored() -> None:
+    """Such a document could not be read back, because only names of this package are known."""
 
     class Mine(Answer):
         pass

@@ -1,4 +1,4 @@
-"""pollux-flows state: what a person sees of what is kept, and removes of it."""
+"""The command `pollux-flows state`, which shows and prunes the state."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def state(home: Path, capsys: pytest.CaptureFixture[str]) -> Command:  # noqa: ARG001 (where it is)
-    """What `pollux-flows state …` prints, or says on its way out."""
+def state(home: Path, capsys: pytest.CaptureFixture[str]) -> Command:  # noqa: ARG001 (the fixture sets the environment)
+    """Run `pollux-flows state …`; return its output, or `refused:` and the message."""
 
-    def command(*words: str) -> str:
+    def run_command(*words: str) -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as caught:
             app(["state", *words])
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
-        return printed.out if left.value.code in (None, 0) else f"refused: {left.value} {printed.out}"
+        return printed.out if caught.value.code in (None, 0) else f"refused: {caught.value} {printed.out}"
 
-    return command
+    return run_command
 
 
-async def ran(name: str, days_ago: float, answers: int = 10, cost: float | None = 0.01) -> None:
-    """A run, which was answered."""
+async def save_run(name: str, days_ago: float, answers: int = 10, cost: float | None = 0.01) -> None:
+    """Save a run with this number of answers."""
     clock = Clock(time.time() - days_ago * DAY)
     journal = Journal(open_store(), name, clock)
     await journal.begin()
@@ -62,23 +62,24 @@ async def ran(name: str, days_ago: float, answers: int = 10, cost: float | None 
         clock.now += 0.001
 
 
-def three_runs() -> None:
+def save_three_runs() -> None:
+    """Save runs of today, of last week and of two months ago."""
     for name, days_ago, cost in (("long ago", 60, None), ("[bold]last week", 7, 0.5), ("today", 0.1, 0.01)):
-        asyncio.run(ran(name, days_ago, cost=cost))
+        asyncio.run(save_run(name, days_ago, cost=cost))
 
 
 # --- Showing ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_shown(state: Command, home: Path) -> None:
-    """Where, how much, how many, since when, and the last runs with what they cost, in a person's words."""
-    three_runs()
-    said = state()
-    assert said == state("show")
-    assert f"{home}/state: " in said
-    assert "of at most 2.0 GB. Answers are kept for 90 days." in said
-    assert "Answers              │ 30 " in said
-    runs = said[said.index("The last runs") :]
+def test_show_prints_the_location_size_and_last_runs(state: Command, home: Path) -> None:
+    """The output also has the limits, the number of answers and the cost of each run."""
+    save_three_runs()
+    output = state()
+    assert output == state("show")
+    assert f"{home}/state: " in output
+    assert "of at most 2.0 GB. Answers are kept for 90 days." in output
+    assert "Answers              │ 30 " in output
+    runs = output[output.index("The last runs") :]
     assert [name in runs for name in ("today", "[bold]last week", "long ago")] == [True] * 3
     assert runs.index("today") < runs.index("[bold]last week") < runs.index("long ago")
     assert "$5.00" in runs
@@ -86,39 +87,39 @@ def test_what_is_kept_is_shown(state: Command, home: Path) -> None:
     assert "long ago" not in state("--runs", "2")
 
 
-def test_what_is_kept_is_told_to_machines(state: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same in numbers."""
-    three_runs()
+def test_show_prints_json(state: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_three_runs()
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1GB")
     monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", "30")
-    told = json.loads(state("--json"))
-    assert told["records"] == {"run": 3, "answer": 30, "pointer": 30}
-    assert (told["max_size_bytes"], told["kept_days"], told["unreadable"]) == (1_000_000_000, 30.0, 0)
-    assert [run["name"] for run in told["runs"]] == ["today", "[bold]last week", "long ago"]
-    assert told["runs"][1]["cost_usd"] == pytest.approx(5.0)
-    assert told["newest_at"] - told["oldest_at"] == pytest.approx(59.9 * DAY, abs=60)
-    assert told["size_bytes"] > 60_000
+    data = json.loads(state("--json"))
+    assert data["records"] == {"run": 3, "answer": 30, "pointer": 30}
+    assert (data["max_size_bytes"], data["kept_days"], data["unreadable"]) == (1_000_000_000, 30.0, 0)
+    assert [run["name"] for run in data["runs"]] == ["today", "[bold]last week", "long ago"]
+    assert data["runs"][1]["cost_usd"] == pytest.approx(5.0)
+    assert data["newest_at"] - data["oldest_at"] == pytest.approx(59.9 * DAY, abs=60)
+    assert data["size_bytes"] > 60_000
 
 
-def test_where_nothing_is_kept_that_is_said(state: Command, home: Path) -> None:
-    """And nothing is made."""
+def test_without_a_state_the_command_says_so_and_creates_nothing(state: Command, home: Path) -> None:
     assert state() == "Nothing is stored yet.\n"
     assert state("--json") == "null\n"
     assert state("prune", "--older-than", "30d") == "Nothing is stored yet.\n"
     assert not home.exists()
 
 
-def test_a_redis_is_shown_without_its_password(state: Command, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what bounds it there."""
-    server.tell("CONFIG", "SET", "requirepass", "s3cret")
+def test_show_prints_the_address_of_a_redis_without_its_password(
+    state: Command, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output says that answers in a Redis are removed only by age."""
+    server.execute("CONFIG", "SET", "requirepass", "s3cret")
     monkeypatch.setenv("POLLUX_STATE_URL", server.url.replace("//", "//:s3cret@"))
-    three_runs()
-    said = state()
-    assert server.url.removeprefix("redis://") in said
-    assert "In a Redis, answers are removed by age only" in said
-    assert "Answers              │ 30 " in said
+    save_three_runs()
+    output = state()
+    assert server.url.removeprefix("redis://") in output
+    assert "In a Redis, answers are removed by age only" in output
+    assert "Answers              │ 30 " in output
     assert "Removed 10 answers" in state("prune", "--older-than", "30d")
-    assert "s3cret" not in said + state("--json") + state("prune", "--max-size", "1kB")
+    assert "s3cret" not in output + state("--json") + state("prune", "--max-size", "1kB")
     server.kill()
     assert state().startswith(f"refused: The Redis at {server.url.removeprefix('redis://')} cannot be reached")
 
@@ -126,18 +127,18 @@ def test_a_redis_is_shown_without_its_password(state: Command, server: Server, m
 # --- Pruning ------------------------------------------------------------------------------------------------------
 
 
-def test_who_says_nothing_is_told_what_there_is(state: Command) -> None:
-    """Nothing goes that was not asked for."""
-    three_runs()
+def test_prune_without_a_criterion_is_refused(state: Command) -> None:
+    """The error lists the options, and nothing is removed."""
+    save_three_runs()
     for words in ([], ["--dry-run"]):
-        said = state("prune", *words)
-        assert said.startswith("refused: Choose what to remove")
-        assert all(option in said for option in ("--older-than", "--max-size", "--run", "--damaged", "--dry-run"))
+        output = state("prune", *words)
+        assert output.startswith("refused: Choose what to remove")
+        assert all(option in output for option in ("--older-than", "--max-size", "--run", "--damaged", "--dry-run"))
     assert json.loads(state("--json"))["records"]["answer"] == 30
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         (["--older-than", "30"], "--older-than is no age: '30'. Write it as 90m, 12h, 30d or 8w."),
         (["--max-size", "half"], "--max-size is no size: 'half'. Write it as 500MB or 2GiB."),
@@ -145,33 +146,33 @@ def test_who_says_nothing_is_told_what_there_is(state: Command) -> None:
         (["--run", "today", "--max-size", "1GB"], "--run removes all answers of that run"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_words(state: Command, words: list[str], said: str) -> None:
-    three_runs()
-    assert state("prune", *words).startswith(f"refused: {said}")
+def test_invalid_options_of_prune_are_refused(state: Command, words: list[str], output: str) -> None:
+    save_three_runs()
+    assert state("prune", *words).startswith(f"refused: {output}")
     assert json.loads(state("--json"))["records"]["answer"] == 30
 
 
-def test_old_answers_are_pruned(state: Command) -> None:
-    """After a look at what would go."""
-    three_runs()
-    for words, did in ((["--dry-run"], "Would remove"), ([], "Removed"), ([], "Removed 0 answers")):
-        said = state("prune", "--older-than", "30d", *words)
-        assert said.startswith(did)
-        assert ("10 answers, 1 run without answers, and 10 other records: " in said) is ("0 answers" not in did)
+def test_prune_removes_old_answers(state: Command) -> None:
+    """A dry run first shows what would be removed."""
+    save_three_runs()
+    for words, action in ((["--dry-run"], "Would remove"), ([], "Removed"), ([], "Removed 0 answers")):
+        output = state("prune", "--older-than", "30d", *words)
+        assert output.startswith(action)
+        assert ("10 answers, 1 run without answers, and 10 other records: " in output) is ("0 answers" not in action)
     assert [run["name"] for run in json.loads(state("--json"))["runs"]] == ["today", "[bold]last week"]
 
 
-def test_the_oldest_are_pruned(state: Command) -> None:
-    three_runs()
+def test_prune_removes_the_oldest_answers_down_to_a_size(state: Command) -> None:
+    save_three_runs()
     assert state("prune", "--max-size", "120 kB").startswith("Removed ")
-    told = json.loads(state("--json"))
-    assert told["size_bytes"] <= 120_000
-    assert told["runs"][0]["name"] == "today"
-    assert told["records"]["answer"] >= 10
+    data = json.loads(state("--json"))
+    assert data["size_bytes"] <= 120_000
+    assert data["runs"][0]["name"] == "today"
+    assert data["records"]["answer"] >= 10
 
 
-def test_a_run_is_pruned(state: Command) -> None:
-    three_runs()
+def test_prune_removes_the_answers_of_a_run(state: Command) -> None:
+    save_three_runs()
     assert state("prune", "--run", "today").startswith("Removed 10 answers, 1 run without answers")
     assert json.loads(state("--json"))["records"]["answer"] == 20
     assert state("prune", "--run", "today").startswith("refused: No answers of a run called 'today' are stored.")
@@ -180,7 +181,7 @@ def test_a_run_is_pruned(state: Command) -> None:
 def test_a_damaged_answer_is_asked_for_again_once_it_is_pruned(
     state: Command, config: MakeConfig, sim: Simulator, home: Path
 ) -> None:
-    """Until then the run refuses, and pays for nothing. All others are still there."""
+    """Before the pruning, the run is refused without a call. Afterwards, its other answers are reused."""
 
     def ask() -> ResultEnvelope:
         return asyncio.run(run_many(["first", "second", "third"], config=config("openai"), run_key="monday"))
@@ -200,9 +201,9 @@ def test_a_damaged_answer_is_asked_for_again_once_it_is_pruned(
     assert len(asked(sim)) == 4
 
 
-def test_damage_that_stays_is_named(state: Command, home: Path) -> None:
-    """With what to do about it."""
-    three_runs()
+def test_prune_reports_damaged_records_that_it_does_not_remove(state: Command, home: Path) -> None:
+    """The output says what to do about them."""
+    save_three_runs()
     damaged = {"upload/1": b"{", "hash/1": b"{"}
     for key, data in damaged.items():
         asyncio.run(open_store().put(key, {}))
@@ -210,27 +211,27 @@ def test_damage_that_stays_is_named(state: Command, home: Path) -> None:
     assert (
         "2 records cannot be read; what is damaged is named by pollux-flows state prune --damaged --dry-run." in state()
     )
-    said = state("prune", "--damaged", "--older-than", "30d").splitlines()
-    assert said[:2] == ["Removed 1 damaged record.", "hash/1"]
-    assert said[2].startswith("Left 1 damaged record, for that tells what is still at a provider. Restore")
-    assert said[3] == "upload/1"
-    assert said[4].startswith("Removed 10 answers")
+    output = state("prune", "--damaged", "--older-than", "30d").splitlines()
+    assert output[:2] == ["Removed 1 damaged record.", "hash/1"]
+    assert output[2].startswith("Left 1 damaged record, for that tells what is still at a provider. Restore")
+    assert output[3] == "upload/1"
+    assert output[4].startswith("Removed 10 answers")
 
 
-def test_a_run_at_work_is_named(state: Command) -> None:
-    """Its answers stay."""
-    three_runs()
+def test_prune_spares_and_reports_a_run_at_work(state: Command) -> None:
+    """The answers of the run stay."""
+    save_three_runs()
 
-    async def at_work(*words: str) -> str:
-        async with places.at_work(open_store(), "today"):
+    async def prune_during_run(*words: str) -> str:
+        async with places.hold_run_lease(open_store(), "today"):
             return await asyncio.to_thread(state, "prune", *words)
 
-    assert "so that its answers stay: 1 run." in asyncio.run(at_work("--older-than", "0d"))
-    assert asyncio.run(at_work("--run", "today")).startswith("refused: The run today is at work.")
+    assert "so that its answers stay: 1 run." in asyncio.run(prune_during_run("--older-than", "0d"))
+    assert asyncio.run(prune_during_run("--run", "today")).startswith("refused: The run today is at work.")
     assert [run["name"] for run in json.loads(state("--json"))["runs"]] == ["today"]
 
 
-def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_names_subcommands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     for words, named in (([], "state"), (["state"], "prune"), (["state", "prune"], "--older-than")):
         with pytest.raises(SystemExit):
             app([*words, "--help"])

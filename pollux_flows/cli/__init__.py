@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -31,11 +32,18 @@ app = App(
 
 
 def main() -> None:
-    """Run the command, and end it without a traceback when it is interrupted with Ctrl-C while it still loads."""
+    """Run the command, and end it without a traceback on Ctrl-C, or when the reader of its output has gone."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(ExitCode.INTERRUPTED) from None
+    except BrokenPipeError:
+        # At its end, Python flushes the output once more, and would report that this fails.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(ExitCode.PIPE_CLOSED) from None
 
 
 @app.command

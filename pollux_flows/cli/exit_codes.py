@@ -12,13 +12,14 @@ from pollux_flows.errors import ConfigurationError, PlanningError, PolluxError, 
 
 
 class ExitCode(IntEnum):
-    """How a command ended. Usage errors and Ctrl-C have the numbers that cyclopts and shells use for them."""
+    """How a command ended. Usage errors, Ctrl-C and closed pipes have the numbers of cyclopts and of shells."""
 
     DONE = 0
     FAILED = 1
     USAGE = 2
     NO_SERVER = 3
     INTERRUPTED = 130
+    PIPE_CLOSED = 141
 
 
 MEANINGS: Final[Mapping[ExitCode, str]] = {
@@ -28,6 +29,7 @@ MEANINGS: Final[Mapping[ExitCode, str]] = {
     ExitCode.USAGE: "Wrong usage or configuration: an argument, a file, a saved provider, a key. Nothing was sent.",
     ExitCode.NO_SERVER: "The Prefect server does not answer, or refuses the request.",
     ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",
+    ExitCode.PIPE_CLOSED: "The program that reads the output has ended, as in `head`.",
 }
 
 

@@ -1,4 +1,4 @@
-"""The simulated model's answers: a function of the request, and of the fault if there is one."""
+"""Composes the answers of the simulated model from the request and the fault, if there is one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pollux_flows.simulator import tokens
-from pollux_flows.simulator.asking import Ask
-from pollux_flows.simulator.directives import without_directives
+from pollux_flows.simulator.directives import remove_directives
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.schema_instance import instance
-from pollux_flows.simulator.schema_merge import merged
+from pollux_flows.simulator.generate_request import GenerateRequest
+from pollux_flows.simulator.schema_instance import generate_instance
+from pollux_flows.simulator.schema_merge import merge
 
 Finish = Literal["stop", "stop_sequence", "length", "tool_calls", "blocked", "content_filter"]
 
@@ -45,62 +45,62 @@ class Answer:
         return tokens.of_text(self.text) + sum(_call_tokens(call) for call in self.calls)
 
 
-def compose(ask: Ask, fault: Fault | None = None) -> Answer:
-    """Compose the answer to `ask`; deterministic, and never longer than `ask.max_tokens`."""
+def compose(request: GenerateRequest, fault: Fault | None = None) -> Answer:
+    """Compose the answer to a request: the same for equal requests, and never longer than `max_tokens`."""
     kind = fault.kind if fault else None
-    prompt = " ".join(without_directives(ask.prompt).split())[:PROMPT_CHARS]
+    prompt = " ".join(remove_directives(request.prompt).split())[:PROMPT_CHARS]
     answer = Answer()
     if kind == "blocked":
         # A refusal has no other content.
         return Answer(text=fault.message if fault and fault.message else REFUSAL, finish="blocked")
-    if ask.reasoning or kind == "reasoning":
+    if request.reasoning or kind == "reasoning":
         answer.reasoning = f"Simulated reasoning about: {prompt}"
     if kind == "empty":
         answer.reasoning = ""
-    elif names := _tools_to_call(ask, fault):
-        answer.calls = [ToolCall(name, _arguments(ask.tools[name], prompt)) for name in names]
+    elif names := _tools_to_call(request, fault):
+        answer.calls = [ToolCall(name, _arguments(request.tools[name], prompt)) for name in names]
         answer.finish = "tool_calls"
-        answer.text = f"Simulated call of: {', '.join(names)}" if ask.speaks_before_calls else ""
+        answer.text = f"Simulated call of: {', '.join(names)}" if request.announces_calls else ""
     else:
-        answer.text = NOT_JSON if kind == "invalid_json" else _text(ask, prompt)
-        _stop_early(answer, ask, kind)
-    if ask.max_tokens is not None:
-        _cut(answer, ask.max_tokens)
+        answer.text = NOT_JSON if kind == "invalid_json" else _text(request, prompt)
+        _stop_early(answer, request, kind)
+    if request.max_tokens is not None:
+        _cut(answer, request.max_tokens)
     return answer
 
 
-def _text(ask: Ask, prompt: str) -> str:
-    if ask.schema is True:
+def _text(request: GenerateRequest, prompt: str) -> str:
+    if request.schema is True:
         return tokens.compact({"answer": f"Simulated answer to: {prompt}"})
-    if ask.schema is not None:
-        return tokens.compact(instance(ask.schema, prompt))
-    if ask.tool_results:
-        return f"Simulated answer from the results of: {', '.join(ask.tool_results)}"
+    if request.schema is not None:
+        return tokens.compact(generate_instance(request.schema, prompt))
+    if request.tool_results:
+        return f"Simulated answer from the results of: {', '.join(request.tool_results)}"
     return f"Simulated answer to: {prompt}"
 
 
-def _tools_to_call(ask: Ask, fault: Fault | None) -> list[str]:
+def _tools_to_call(request: GenerateRequest, fault: Fault | None) -> list[str]:
     """Return the tools to call. After a tool result only a forced call, or a fault, is made, so that loops end."""
-    forced = isinstance(ask.tool_choice, tuple) or (fault is not None and fault.kind == "tool_call")
-    if not ask.tools or ask.tool_choice == "none" or (ask.tool_results and not forced):
+    forced = isinstance(request.tool_choice, tuple) or (fault is not None and fault.kind == "tool_call")
+    if not request.tools or request.tool_choice == "none" or (request.tool_results and not forced):
         return []
-    allowed = list(ask.tools)
-    if isinstance(ask.tool_choice, tuple):
-        allowed = [name for name in allowed if name in ask.tool_choice]
+    allowed = list(request.tools)
+    if isinstance(request.tool_choice, tuple):
+        allowed = [name for name in allowed if name in request.tool_choice]
     if fault is not None and fault.kind == "tool_call":
         return [allowed[place % len(allowed)] for place in range(fault.count)]
-    return allowed[:1] if ask.tool_choice != "auto" else []
+    return allowed[:1] if request.tool_choice != "auto" else []
 
 
 def _arguments(parameters: Any, prompt: str) -> dict[str, Any]:
     """Return arguments that fit the parameters: always an object, even for a tool without parameters."""
-    made = instance(merged({"type": "object"}, parameters or {}), prompt)
-    return made if isinstance(made, dict) else {}
+    arguments = generate_instance(merge({"type": "object"}, parameters or {}), prompt)
+    return arguments if isinstance(arguments, dict) else {}
 
 
-def _stop_early(answer: Answer, ask: Ask, kind: str | None) -> None:
+def _stop_early(answer: Answer, request: GenerateRequest, kind: str | None) -> None:
     text = answer.text
-    ends = [(place, stop) for stop in ask.stop if stop and (place := text.find(stop)) >= 0]
+    ends = [(place, stop) for stop in request.stop if stop and (place := text.find(stop)) >= 0]
     if ends:
         place, answer.stop_sequence = min(ends)
         answer.text, answer.finish = text[:place], "stop_sequence"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import parse_qs
 
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Scope
 from typing_extensions import override
@@ -13,22 +13,16 @@ from typing_extensions import override
 from pollux_flows.simulator.control import control_routes
 from pollux_flows.simulator.exchange import Exchange
 from pollux_flows.simulator.providers import PROVIDERS
-from pollux_flows.simulator.wire import Call, Operation, Provider, Refused
+from pollux_flows.simulator.wire import Call, Operation, Provider, Refusal
 
 if TYPE_CHECKING:
-    from pollux_flows.simulator.world import Simulator
+    from pollux_flows.simulator.simulator import Simulator
 
 
-class _ApiVersion(Convertor[str]):
+class _ApiVersion(StringConvertor):
     """A path segment with an API version of Gemini, whose SDK uses both."""
 
     regex = "v1(?:beta)?"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
 
 
 register_url_convertor("apiversion", _ApiVersion())
@@ -46,24 +40,26 @@ class _Route(Route):
         return super().matches(scope)
 
 
-def build_app(world: Simulator) -> Router:
+def build_app(simulator: Simulator) -> Router:
     # A bare router: the middleware of a full application would turn a dropped connection into a 500.
-    routes: list[BaseRoute] = list(control_routes(world))
+    routes: list[BaseRoute] = list(control_routes(simulator))
     for provider in PROVIDERS.values():
-        routes.extend(_route(world, provider, operation) for operation in provider.operations)
+        routes.extend(_route(simulator, provider, operation) for operation in provider.operations)
         # Last: an unknown path is refused in the provider's own format.
-        routes.append(Route(provider.prefix + "/{path:path}", Exchange(world, provider, _unknown_path(provider))))
+        routes.append(Route(provider.prefix + "/{path:path}", Exchange(simulator, provider, _unknown_path(provider))))
     return Router(routes, redirect_slashes=False)
 
 
-def _route(world: Simulator, provider: Provider, operation: Operation) -> Route:
-    route = _Route(provider.prefix + operation.path, Exchange(world, provider, operation), methods=[operation.method])
+def _route(simulator: Simulator, provider: Provider, operation: Operation) -> Route:
+    route = _Route(
+        provider.prefix + operation.path, Exchange(simulator, provider, operation), methods=[operation.method]
+    )
     route.parameter = operation.parameter
     return route
 
 
 def _unknown_path(provider: Provider) -> Operation:
     def refuse(call: Call) -> NoReturn:
-        raise Refused(404, f"Unknown path: {provider.prefix}/{call.params['path']}")
+        raise Refusal(404, f"Unknown path: {provider.prefix}/{call.params['path']}")
 
     return Operation("unknown", "*", "/{path:path}", refuse)

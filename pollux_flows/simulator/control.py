@@ -14,19 +14,19 @@ from starlette.routing import Route
 from pollux_flows.simulator.faults import Fault
 
 if TYPE_CHECKING:
-    from pollux_flows.simulator.world import Simulator
+    from pollux_flows.simulator.simulator import Simulator
 
 _RULE_FIELDS = frozenset({"times", "provider", "operation", "contains"})
 
 
-def control_routes(world: Simulator) -> Sequence[Route]:
+def control_routes(simulator: Simulator) -> Sequence[Route]:
     async def add_fault(request: Request) -> Response:
         """Queue a fault. The body has the arguments of `Fault` and `Simulator.fail` in one flat JSON object."""
         try:
-            asked = orjson.loads(await request.body())
-            rule = {name: asked.pop(name) for name in _RULE_FIELDS & asked.keys()}
-            fault = Fault(**asked)
-            world.fail(fault, **rule)
+            arguments = orjson.loads(await request.body())
+            rule = {name: arguments.pop(name) for name in _RULE_FIELDS & arguments.keys()}
+            fault = Fault(**arguments)
+            simulator.fail(fault, **rule)
         except (ValueError, TypeError, AttributeError) as problem:
             return _json({"error": str(problem)}, 400)
         return _json({"queued": asdict(fault)}, 201)
@@ -34,23 +34,23 @@ def control_routes(world: Simulator) -> Sequence[Route]:
     async def add_plan(request: Request) -> Response:
         """Queue a batch plan. The body has the arguments of `Simulator.batch` in one JSON object."""
         try:
-            asked = orjson.loads(await request.body())
-            world.batch(**asked)
+            arguments = orjson.loads(await request.body())
+            simulator.batch(**arguments)
         except (ValueError, TypeError) as problem:
             return _json({"error": str(problem)}, 400)
-        return _json({"queued": asked}, 201)
+        return _json({"queued": arguments}, 201)
 
     async def batches(_: Request) -> Response:
-        return _json({"batches": [batch.as_json() for batch in world.batches]})
+        return _json({"batches": [batch.as_json() for batch in simulator.batches]})
 
     async def requests(_: Request) -> Response:
-        return _json({"requests": [asdict(entry) for entry in world.requests]})
+        return _json({"requests": [asdict(entry) for entry in simulator.requests]})
 
     async def files(_: Request) -> Response:
-        return _json({"files": [file.as_json() for file in world.files]})
+        return _json({"files": [file.as_json() for file in simulator.files]})
 
     async def reset(_: Request) -> Response:
-        world.reset()
+        simulator.reset()
         return _json({})
 
     return [

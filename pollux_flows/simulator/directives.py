@@ -42,12 +42,12 @@ class Directive:
             raise ValueError("times is at least 1")
 
 
-def directives(prompt: str) -> list[Directive]:
+def parse_directives(prompt: str) -> list[Directive]:
     """Parse the directives in a prompt, in order."""
     return [_parse(match[1]) for match in _DIRECTIVE.finditer(prompt)]
 
 
-def without_directives(prompt: str) -> str:
+def remove_directives(prompt: str) -> str:
     return _DIRECTIVE.sub("", prompt) if "[[" in prompt else prompt
 
 
@@ -81,27 +81,27 @@ class DirectiveCounts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._met: dict[bytes, list[int]] = {}
+        self._uses: dict[bytes, list[int]] = {}
 
     def take(self, prompt: str) -> Fault | None:
         """Return the fault that this request's prompt asks for, and count it as used once."""
         if "[[" not in prompt:
             return None
-        asked = directives(prompt)
-        if not asked:
+        found = parse_directives(prompt)
+        if not found:
             return None
         # A digest, so that a long-lived simulator does not hold every prompt.
         key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
         with self._lock:
-            met = self._met.setdefault(key, [0] * len(asked))
-            for place, directive in enumerate(asked):
+            uses = self._uses.setdefault(key, [0] * len(found))
+            for place, directive in enumerate(found):
                 if directive.times is None:
                     return directive.fault
-                if met[place] < directive.times:
-                    met[place] += 1
+                if uses[place] < directive.times:
+                    uses[place] += 1
                     return directive.fault
         return None
 
     def clear(self) -> None:
         with self._lock:
-            self._met.clear()
+            self._uses.clear()

@@ -14,15 +14,15 @@ from urllib.parse import parse_qsl
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from pollux_flows.simulator.answering import fault_for, reply_to, understand
+from pollux_flows.simulator.answering import make_reply, read_request, take_fault
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.incoming import ClientGone, Incoming
+from pollux_flows.simulator.request_body import ClientGone, RequestBody
 from pollux_flows.simulator.spool import Spool
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Provider, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Provider, Refusal, Reply
 
 if TYPE_CHECKING:
     from pollux_flows.simulator.log import Logged
-    from pollux_flows.simulator.world import Simulator
+    from pollux_flows.simulator.simulator import Simulator
 
 #: Under this name the server puts a connection's abort function into the ASGI state (see server.py).
 ABORT = "abort_connection"
@@ -32,40 +32,40 @@ ABORT = "abort_connection"
 class Exchange:
     """The ASGI application for one operation of one provider."""
 
-    world: Simulator
+    simulator: Simulator
     provider: Provider
     operation: Operation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         provider = self.provider
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        entry = self.world.log.add(provider.name, self.operation.name, scope["method"], scope["path"], headers)
-        request_id = provider.request_id.format(self.world.number())
-        incoming = Incoming(receive)
+        entry = self.simulator.log.add(provider.name, self.operation.name, scope["method"], scope["path"], headers)
+        request_id = provider.request_id.format(self.simulator.next_number())
+        incoming = RequestBody(receive)
         call = self._call(scope, headers)
         try:
             try:
                 await self._receive(call, incoming, entry)
             finally:
                 await incoming.drain()
-                if self.world.latency_s:
-                    await asyncio.sleep(self.world.latency_s)
+                if self.simulator.latency_s:
+                    await asyncio.sleep(self.simulator.latency_s)
             fault = await self._check(call, entry)
             if fault is not None and fault.kind in ("drop", "hang"):
                 await _never_answer(fault.kind, scope, receive)
                 return
-            reply = reply_to(call, self.operation, fault, request_id)
+            reply = make_reply(call, self.operation, fault, request_id)
         except ClientGone:
             return
-        except Refused as refused:
-            reply = Reply(provider.error(refused, request_id), refused.status, refused.headers)
+        except Refusal as refusal:
+            reply = Reply(provider.error(refusal, request_id), refusal.status, refusal.headers)
         finally:
             if call.stored is None:
                 for spool in call.spools:
                     spool.close()
         entry.stored = call.stored
         # Logged before the response is sent: a client that has the response must find its request in the log.
-        entry.answered(reply.status)
+        entry.record_response(reply.status)
         fault_kind = _fault_of(entry)
         if fault_kind == "drop_after":
             await _never_answer("drop", scope, receive)
@@ -78,25 +78,25 @@ class Exchange:
     def _call(self, scope: Scope, headers: dict[str, str]) -> Call:
         pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
         return Call(
-            world=self.world,
+            simulator=self.simulator,
             provider=self.provider,
             headers=headers,
             params=scope.get("path_params", {}),
             query=dict(pairs),
             query_pairs=pairs,
             body=None,
-            arrival=self.world.prefixes.arrive(),
+            arrival=self.simulator.prefixes.arrive(),
             origin=f"{scope.get('scheme', 'http')}://{headers.get('host', '')}",
         )
 
-    async def _receive(self, call: Call, incoming: Incoming, entry: Logged) -> None:
+    async def _receive(self, call: Call, incoming: RequestBody, entry: Logged) -> None:
         """Authenticate the request and read its body: as JSON, or by the operation's own `receive`."""
         if self.operation.needs_key:
             key = self.provider.authenticate(call.headers)
             call.account = hashlib.sha256(key.encode()).hexdigest()[:16]
         if self.operation.receive is not None:
             entry.body = call.body = await self.operation.receive(call, incoming)
-        elif raw := await incoming.whole():
+        elif raw := await incoming.read_all():
             try:
                 entry.body = call.body = orjson.loads(raw)
             except orjson.JSONDecodeError:
@@ -106,8 +106,8 @@ class Exchange:
         """Run the provider's own checks, and return the fault that applies to the request, if any."""
         if self.operation.prepare is not None:
             await asyncio.to_thread(self.operation.prepare, call)
-        understand(call, self.operation)
-        fault = fault_for(call, self.operation.name)
+        read_request(call, self.operation)
+        fault = take_fault(call, self.operation.name)
         if fault is not None:
             entry.fault = fault.kind
             await asyncio.sleep(fault.delay_s)
@@ -140,8 +140,8 @@ def _connection_error() -> Exception:
     """
     loaded = [sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules]
     bases = tuple(library.RemoteProtocolError for library in loaded) or (ConnectionError,)
-    made: Exception = type("RemoteProtocolError", bases, {})("Server disconnected without sending a response.")
-    return made
+    error: Exception = type("RemoteProtocolError", bases, {})("Server disconnected without sending a response.")
+    return error
 
 
 async def _send(send: Send, reply: Reply, headers: dict[str, str], fault_kind: str | None) -> None:

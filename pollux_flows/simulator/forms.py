@@ -25,13 +25,13 @@ class Form:
     def has_file(self) -> bool:
         return self.filename is not None
 
-    def extend(self, name: str, piece: bytes) -> None:
+    def extend_field(self, name: str, piece: bytes) -> None:
         text = self.fields.get(name, "") + piece.decode("utf-8", "replace")
         if len(text) > _FIELD_LIMIT:
             raise BadMultipart(f"the field {name!r} is too long")
         self.fields[name] = text
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return the form for the log, without the file's bytes."""
         if not self.has_file:
             return dict(self.fields)
@@ -44,21 +44,21 @@ class Form:
         return {**self.fields, "file": file}
 
 
-async def read_form(call: Call, incoming: AsyncIterator[bytes], keeps_whole: Callable[[dict[str, str]], bool]) -> Form:
+async def read_form(call: Call, incoming: AsyncIterator[bytes], stores_all: Callable[[dict[str, str]], bool]) -> Form:
     """Read a form with a file in its field `file`.
 
-    `keeps_whole` decides, from the fields before the file, whether all its bytes will be needed again.
+    `stores_all` decides, from the fields before the file, whether its content is stored at any size.
     """
     form = call.upload = Form()
     call.spools.append(form.spool)
     try:
         async for part, piece in read_parts(incoming, boundary_of(call.headers.get("content-type", ""))):
             if part.name != "file" or part.filename is None:
-                form.extend(part.name, piece)
+                form.extend_field(part.name, piece)
                 continue
             if not form.has_file:
                 form.filename, form.content_type = part.filename, part.content_type
-                if not keeps_whole(form.fields):
+                if not stores_all(form.fields):
                     form.spool.keep_little()
             form.spool.write(piece)
     except BadMultipart as problem:

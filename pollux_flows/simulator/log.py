@@ -22,18 +22,18 @@ class Logged:
     method: str
     path: str
     headers: dict[str, str]
-    #: Its JSON; for an upload, the form with the name, type, size and hash of the file instead of its bytes.
+    #: The JSON body; for an upload, the form with the name, type, size and hash of the file instead of its bytes.
     body: Any = None
-    #: The status of the answer; None while unanswered, and always for one that was dropped or hangs.
+    #: The status of the response; None before it is sent, and always for a request that is dropped or hangs.
     status: int | None = None
     received_at: float = field(default_factory=time.monotonic)
     answered_at: float | None = None
-    #: The kind of fault that applied to it, if any.
+    #: The kind of the fault that applied to the request, if any.
     fault: str | None = None
-    #: The id of the file or batch that it stored, as in `Simulator.files` and `Simulator.batches`.
+    #: The id of the file or batch that the request stored, as in `Simulator.files` and `Simulator.batches`.
     stored: str | None = None
 
-    def answered(self, status: int) -> None:
+    def record_response(self, status: int) -> None:
         self.status = status
         self.answered_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Reads JSON documents that may be too long for memory: one array of a document is read item by item."""
+"""A streaming JSON reader: one array of a document is read item by item, in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,18 +28,15 @@ class BadJsonError(ValueError):
 
 
 class LongJson:
-    """A document in `pieces`, with an array at `path` (of names, as normalized by `spelled`)."""
+    """A document in `pieces` with an array at `path`: field names, which are compared after `normalize`."""
 
     def __init__(
-        self,
-        pieces: Iterator[bytes],
-        path: tuple[str, ...],
-        spelled: Callable[[str], str] = lambda name: name,
+        self, pieces: Iterator[bytes], path: tuple[str, ...], normalize: Callable[[str], str] = lambda name: name
     ) -> None:
         self._pieces = pieces
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._path = path
-        self._spelled = spelled
+        self._normalize = normalize
         self._text = ""
         self._at = 0
         #: The document, with only the first item in that array; set once all items have been read.
@@ -84,27 +81,27 @@ class LongJson:
             if not isinstance(name, str):
                 raise BadJsonError(f"{name!r} is no name of a field")
             self._take(":")
-            members[name] = yield from self._value((*path, self._spelled(name)))
+            members[name] = yield from self._value((*path, self._normalize(name)))
             if self._take(",}") == "}":
                 return members
 
     def _plain(self) -> Any:
-        """Parse the next value completely."""
+        """Parse and return the next value."""
         self._peek()
-        wanted = 1
+        count = 1
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except RecursionError:
                 raise BadJsonError("it is nested too deeply") from None
             except json.JSONDecodeError as problem:
-                # The value may only be incomplete so far; each time, twice as much is read.
+                # The value may be incomplete: read twice as many pieces each time.
                 is_cut = problem.msg.startswith("Unterminated") or problem.pos > len(self._text) - _LONGEST_WORD
-                if not (is_cut and self._read(wanted)):
+                if not (is_cut and self._read(count)):
                     raise BadJsonError(str(problem)) from None
-                wanted *= 2
+                count *= 2
                 continue
-            # A number may continue in the next piece. (The empty string at the end is in every string.)
+            # A number may continue in the next piece. (At the end of the text the slice is empty, which is contained.)
             if isinstance(value, int | float) and self._text[end : end + 1] in _IN_NUMBERS and self._read(1):
                 continue
             self._at = end

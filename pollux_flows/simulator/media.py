@@ -28,7 +28,7 @@ def is_base64(data: str) -> bool:
 
 
 def is_web_url(url: str, *schemes: str) -> bool:
-    """Return whether it is a web address with one of these schemes (http or https by default)."""
+    """Return whether a URL has one of these schemes (http or https by default) and a host."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -45,5 +45,5 @@ def url_extension(url: str) -> str:
     return extension(urlsplit(url).path)
 
 
-def guessed_type(name: str) -> str:
+def guess_type(name: str) -> str:
     return mimetypes.guess_type(name)[0] or "application/octet-stream"

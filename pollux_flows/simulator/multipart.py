@@ -51,24 +51,24 @@ async def read_parts(incoming: AsyncIterator[bytes], boundary: bytes) -> AsyncIt
             if part is not None and safe:
                 yield part, bytes(buffer[:safe])
             del buffer[:safe]
-            await _more(incoming, buffer)
+            await _read_more(incoming, buffer)
             continue
         if part is not None:
             yield part, bytes(buffer[:end])
         del buffer[: end + len(delimiter)]
         while len(buffer) < len(b"--"):
-            await _more(incoming, buffer)
+            await _read_more(incoming, buffer)
         if buffer.startswith(b"--"):
             return
         while (stop := buffer.find(b"\r\n\r\n")) < 0:
             if len(buffer) > _HEADERS_LIMIT:
                 raise BadMultipart("the headers of a part do not end")
-            await _more(incoming, buffer)
+            await _read_more(incoming, buffer)
         part = _part(bytes(buffer[:stop]))
         del buffer[: stop + len(b"\r\n\r\n")]
 
 
-async def _more(incoming: AsyncIterator[bytes], buffer: bytearray) -> None:
+async def _read_more(incoming: AsyncIterator[bytes], buffer: bytearray) -> None:
     try:
         buffer += await anext(incoming)
     except StopAsyncIteration:

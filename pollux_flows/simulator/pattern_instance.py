@@ -1,6 +1,6 @@
 """Generates a short string that matches a regular expression.
 
-It knows literals, classes, groups, alternatives and quantifiers. Other syntax (look-around, back references) is
+Literals, classes, groups, alternatives and quantifiers are supported. Other syntax (look-around, back references) is
 ignored, so the result is tested against the pattern itself.
 """
 
@@ -25,7 +25,7 @@ _CATEGORIES = {
 _REPEATS = (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT)
 
 
-def matching(pattern: str, min_length: int = 0, max_length: int | None = None) -> str | None:
+def generate_match(pattern: str, min_length: int = 0, max_length: int | None = None) -> str | None:
     """Return a match within the lengths; None if the pattern is too complex."""
     for more in (0, 1, min_length):
         try:

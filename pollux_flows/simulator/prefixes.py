@@ -1,4 +1,4 @@
-"""Prompt caches: remembers the prefixes of prompts, as the providers do."""
+"""Prompt caches: the prefixes of prompts that a provider has cached, by account and model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Block:
 
     content: object
     tokens: int
-    remember_s: float | None = None
+    lifetime_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class CacheUse:
     """The tokens of a prompt that were read from the cache, and those written to it."""
 
     read: int = 0
     written: int = 0
     #: The tokens written, by their lifetime in seconds.
-    written_for: Mapping[float, int] = field(default_factory=dict)
+    written_by_lifetime: Mapping[float, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,12 @@ class _Entry:
     number: int
     written_at: float
     until: float
-    lasts_s: float
+    lifetime_s: float
 
-    def is_found(self, arrival: Arrival | None, now: float) -> bool:
-        if self.until <= (now if arrival is None or arrival.at is None else arrival.at):
+    def is_found(self, arrival: Arrival, now: float) -> bool:
+        if self.number > arrival.writes:
             return False
-        if arrival is None:
-            return True
-        return self.number <= arrival.writes and (arrival.at is None or self.written_at <= arrival.at)
+        return self.until > now if arrival.at is None else self.written_at <= arrival.at < self.until
 
 
 class PrefixCache:
@@ -71,9 +69,7 @@ class PrefixCache:
         with self._lock:
             return Arrival(self._writes, at)
 
-    def meet(
-        self, owner: str, blocks: Sequence[Block], now: float, *, arrival: Arrival | None = None, least_tokens: int = 1
-    ) -> Seen:
+    def use(self, owner: str, blocks: Sequence[Block], now: float, *, arrival: Arrival, least_tokens: int) -> CacheUse:
         """Read the longest cached prefix within reach of a breakpoint, then write the marked prefixes.
 
         A prefix is written when its request is answered; requests that arrived before do not find it. Prefixes
@@ -89,10 +85,10 @@ class PrefixCache:
             total += block.tokens
             sums.append(total)
         marked = [
-            place for place, block in enumerate(blocks) if block.remember_s is not None and sums[place] >= least_tokens
+            place for place, block in enumerate(blocks) if block.lifetime_s is not None and sums[place] >= least_tokens
         ]
         if not marked:
-            return Seen()
+            return CacheUse()
         visible = {back for place in marked for back in range(max(0, place - LOOK_BACK), place + 1)}
         with self._lock:
             known = [
@@ -103,30 +99,30 @@ class PrefixCache:
             read_to = max(known) if known else None
             if read_to is not None:  # a read extends the lifetime
                 entry = self._entries[keys[read_to]]
-                entry.until = max(entry.until, now + entry.lasts_s)
+                entry.until = max(entry.until, now + entry.lifetime_s)
             self._writes += 1
             for place in marked:
-                self._remember(keys[place], now, blocks[place].remember_s or 0.0)
+                self._remember(keys[place], now, blocks[place].lifetime_s or 0.0)
             self._sweep(now)
         read = 0 if read_to is None else sums[read_to]
-        written_for: Counter[float] = Counter()
+        written_by_lifetime: Counter[float] = Counter()
         done = read
         for place in marked:
             if sums[place] > done:
-                written_for[blocks[place].remember_s or 0.0] += sums[place] - done
+                written_by_lifetime[blocks[place].lifetime_s or 0.0] += sums[place] - done
                 done = sums[place]
-        return Seen(read, written_for.total(), dict(written_for))
+        return CacheUse(read, written_by_lifetime.total(), dict(written_by_lifetime))
 
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
 
-    def _remember(self, key: bytes, now: float, lasts_s: float) -> None:
+    def _remember(self, key: bytes, now: float, lifetime_s: float) -> None:
         entry = self._entries.get(key)
         if entry is not None and entry.until > now:
-            entry.until, entry.lasts_s = max(entry.until, now + lasts_s), max(entry.lasts_s, lasts_s)
+            entry.until, entry.lifetime_s = max(entry.until, now + lifetime_s), max(entry.lifetime_s, lifetime_s)
         else:
-            self._entries[key] = _Entry(self._writes, now, now + lasts_s, lasts_s)
+            self._entries[key] = _Entry(self._writes, now, now + lifetime_s, lifetime_s)
 
     def _sweep(self, now: float) -> None:
         if len(self._entries) > self._sweep_at:

@@ -1,4 +1,4 @@
-"""A bounded memory of items by id. A simulator in a worker lives as long as the worker."""
+"""A bounded store of recent items by id, for a simulator that lives as long as its worker."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class Recent(Generic[Item]):
-    """The last `keep` items; `close` is called with those that are removed because there are more, or by `clear`."""
+class RecentItems(Generic[Item]):
+    """The last `limit` items; `close` is called with those that are removed because there are more, or by `clear`."""
 
-    def __init__(self, keep: int, close: Callable[[Item], None] = lambda _: None) -> None:
-        self._keep, self._close = keep, close
+    def __init__(self, limit: int, close: Callable[[Item], None] = lambda _: None) -> None:
+        self._limit, self._close = limit, close
         self._lock = threading.Lock()
         self._items: OrderedDict[str, Item] = OrderedDict()
 
     def add(self, item_id: str, item: Item) -> None:
         with self._lock:
             self._items[item_id] = item
-            if len(self._items) > self._keep:
+            if len(self._items) > self._limit:
                 self._close(self._items.popitem(last=False)[1])
 
     def get(self, item_id: str) -> Item | None:

@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 
 
-def malformed(schema: Any) -> str | None:
+def find_schema_error(schema: Any) -> str | None:
     """Return why this is not a valid JSON schema; None if it is one."""
-    problem = _malformed(orjson.dumps(schema))
+    problem = _find_schema_error(orjson.dumps(schema))
     return f"Invalid JSON schema: {problem}" if problem else None
 
 
@@ -27,7 +27,7 @@ def resolve(reference: str, root: Any) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _malformed(schema: bytes) -> str | None:
+def _find_schema_error(schema: bytes) -> str | None:
     # Imported here because it takes a while to load and most requests have no schema.
     from jsonschema import Draft202012Validator, SchemaError
 

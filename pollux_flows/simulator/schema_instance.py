@@ -10,9 +10,9 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from pollux_flows.simulator.pattern_instance import matching
+from pollux_flows.simulator.pattern_instance import generate_match
 from pollux_flows.simulator.schema_check import resolve
-from pollux_flows.simulator.schema_merge import Schema, merged
+from pollux_flows.simulator.schema_merge import Schema, merge
 
 #: Schemas that refer to each other multiply. Beyond this many nodes only required properties are generated,
 MANY_NODES = 2_000
@@ -48,11 +48,11 @@ _FORMATS = {
 }
 
 
-def instance(schema: Any, hint: str = "") -> Any:
+def generate_instance(schema: Any, hint: str = "") -> Any:
     """Return a value that fits the schema; `hint` is part of free texts, so that answers to prompts differ."""
-    maker = _Maker(schema, hint)
+    generator = _Generator(schema, hint)
     try:
-        return maker.make(schema, "", 0)
+        return generator.make(schema, "", 0)
     except _Endless:
         # No finite value fits; an empty object is the least wrong.
         return {}
@@ -62,7 +62,7 @@ class _Endless(Exception):  # noqa: N818 (never leaves this module: another bran
     """A reference that leads back into itself."""
 
 
-class _Maker:
+class _Generator:
     def __init__(self, root: Any, hint: str) -> None:
         self.root = root
         self.hint = hint
@@ -80,7 +80,7 @@ class _Maker:
             rest: Schema = {key: value for key, value in schema.items() if key != "allOf"}
             with self._inside([part["$ref"] for part in schema["allOf"] if isinstance(part, dict) and "$ref" in part]):
                 for part in schema["allOf"]:
-                    rest = merged(rest, self._resolved(part))
+                    rest = merge(rest, self._resolve_root(part))
                 return self.make(rest, name, salt)
         if any(keyword in schema for keyword in _NEEDS_VALIDATION):
             return self._first_valid(schema, name, salt)
@@ -117,22 +117,22 @@ class _Maker:
         start = salt % len(branches)
         found = False
         for branch in branches[start:] + branches[:start]:
-            both = merged(rest, branch)
+            both = merge(rest, branch)
             if both is False:
                 continue
             try:
-                made = self.make(both, name, salt)
+                value = self.make(both, name, salt)
             except _Endless:
                 continue
             found = True
-            yield made
+            yield value
         if not found:
             raise _Endless
 
     def _follow_reference(self, schema: Mapping[str, Any], name: str, salt: int) -> Any:
         with self._inside([schema["$ref"]]):
             rest = {key: value for key, value in schema.items() if key != "$ref"}
-            return self.make(merged(self._target(schema["$ref"]), rest), name, salt)
+            return self.make(merge(self._target(schema["$ref"]), rest), name, salt)
 
     @contextmanager
     def _inside(self, references: list[str]) -> Iterator[None]:
@@ -146,7 +146,7 @@ class _Maker:
         finally:
             del self.open_references[before:]
 
-    def _resolved(self, schema: Any) -> Any:
+    def _resolve_root(self, schema: Any) -> Any:
         """Return a schema with the reference at its root resolved, to be merged with others."""
         seen = set()
         while isinstance(schema, dict) and "$ref" in schema:
@@ -155,7 +155,7 @@ class _Maker:
                 raise _Endless
             seen.add(reference)
             rest = {key: value for key, value in schema.items() if key != "$ref"}
-            schema = merged(self._target(reference), rest)
+            schema = merge(self._target(reference), rest)
         return schema
 
     def _target(self, reference: str) -> Any:
@@ -170,9 +170,9 @@ class _Maker:
             case "array":
                 return self._array(schema, name, salt)
             case "integer":
-                return _number(schema, salt, whole=True)
+                return _number(schema, salt, is_integer=True)
             case "number":
-                return _number(schema, salt, whole=False)
+                return _number(schema, salt, is_integer=False)
             case "boolean":
                 return salt % 2 == 0
             case "null":
@@ -185,31 +185,31 @@ class _Maker:
         required = schema.get("required") or []
         most = schema.get("maxProperties", math.inf)
         extra = schema.get("additionalProperties", True)
-        made: dict[str, Any] = {}
+        members: dict[str, Any] = {}
         for name in required:
-            made[name] = self.make(properties.get(name, extra), name, salt)
+            members[name] = self.make(properties.get(name, extra), name, salt)
         for name, part in properties.items():
-            if name in made or part is False or len(made) >= most or self.nodes > MANY_NODES:
+            if name in members or part is False or len(members) >= most or self.nodes > MANY_NODES:
                 continue
             try:
-                made[name] = self.make(part, name, salt)
+                members[name] = self.make(part, name, salt)
             except _Endless:
                 continue
         least = schema.get("minProperties", 0)
-        if isinstance(extra, dict) and not properties and not made and most:
+        if isinstance(extra, dict) and not properties and not members and most:
             # A map gets one entry as an example.
             least = max(least, 1)
         number = 0
-        while len(made) < least and extra is not False:
+        while len(members) < least and extra is not False:
             key = self.make(schema.get("propertyNames", {"const": f"key{number}"}), "key", number)
             try:
-                made.setdefault(str(key), self.make(extra, str(key), salt))
+                members.setdefault(str(key), self.make(extra, str(key), salt))
             except _Endless:
                 break
             number += 1
             if number > least + _TRIES:
                 break
-        return {name: made[name] for name in (*properties, *made) if name in made}
+        return {name: members[name] for name in (*properties, *members) if name in members}
 
     def _array(self, schema: Mapping[str, Any], name: str, salt: int) -> list[Any]:
         items = schema.get("items", True)
@@ -220,33 +220,33 @@ class _Maker:
             first.append({"allOf": [items, schema["contains"]]})
         if isinstance(items, list):
             first, items = items, schema.get("additionalItems", True)
-        wanted = max(least, len(first) or (0 if items in (False, True, {}) else 1))
-        made: list[Any] = []
+        length = max(least, len(first) or (0 if items in (False, True, {}) else 1))
+        array: list[Any] = []
         seen: set[str] = set()
         number = salt
-        while len(made) < min(wanted, most):
-            part = first[len(made)] if len(made) < len(first) else items
+        while len(array) < min(length, most):
+            part = first[len(array)] if len(array) < len(first) else items
             if part is False:
                 break
             try:
                 item = self.make(part, name, number)
             except _Endless:
-                if len(made) < least:
+                if len(array) < least:
                     raise
                 break
             number += 1
             text = json.dumps(item, sort_keys=True)
             if not schema.get("uniqueItems") or text not in seen:
-                made.append(item)
+                array.append(item)
                 seen.add(text)
-            elif number > salt + wanted + 10 * _TRIES:
+            elif number > salt + length + 10 * _TRIES:
                 break
-        return made
+        return array
 
     def _text(self, schema: Mapping[str, Any], name: str, salt: int) -> str:
         least = schema.get("minLength", 0)
         most = schema.get("maxLength")
-        if "pattern" in schema and (match := matching(schema["pattern"], least, most)) is not None:
+        if "pattern" in schema and (match := generate_match(schema["pattern"], least, most)) is not None:
             return match
         shape = _FORMATS.get(schema.get("format", ""))
         if shape is not None:
@@ -285,11 +285,11 @@ def _type(schema: Mapping[str, Any]) -> str:
     return "string"
 
 
-def _number(schema: Mapping[str, Any], salt: int, *, whole: bool) -> int | float:
+def _number(schema: Mapping[str, Any], salt: int, *, is_integer: bool) -> int | float:
     """Return the allowed number nearest to zero on the grid of multiples, moved on by `salt`."""
     low, low_open = _bound(schema, "minimum", "exclusiveMinimum", max)
     high, high_open = _bound(schema, "maximum", "exclusiveMaximum", min)
-    step, origin = _grid(schema, low, high, whole=whole)
+    step, origin = _grid(schema, low, high, is_integer=is_integer)
     first = None if low is None else math.ceil((low - origin) / step)
     if first is not None and low_open and origin + first * step == low:
         first += 1
@@ -300,13 +300,13 @@ def _number(schema: Mapping[str, Any], salt: int, *, whole: bool) -> int | float
 
 
 def _grid(
-    schema: Mapping[str, Any], low: Fraction | None, high: Fraction | None, *, whole: bool
+    schema: Mapping[str, Any], low: Fraction | None, high: Fraction | None, *, is_integer: bool
 ) -> tuple[Fraction, Fraction]:
     """Return the step between candidate numbers, and their origin."""
     if "multipleOf" in schema:
         step = Fraction(str(schema["multipleOf"]))
-        return (Fraction(step.numerator) if whole else step), Fraction(0)
-    if whole or low is None or high is None or high - low > FEW:
+        return (Fraction(step.numerator) if is_integer else step), Fraction(0)
+    if is_integer or low is None or high is None or high - low > FEW:
         return Fraction(1), Fraction(0)
     # Bounds that are close together get a grid with points between them.
     return (high - low) / 4 or Fraction(1), low

@@ -9,8 +9,8 @@ from typing import Any
 Schema = Mapping[str, Any] | bool
 
 
-def merged(one: Schema, other: Schema) -> Schema:
-    """Merge two schemas. Covers the pairs that people and libraries write into `allOf`, not all."""
+def merge(one: Schema, other: Schema) -> Schema:
+    """Merge two schemas, as far as people and libraries combine keywords with `allOf`."""
     if isinstance(one, bool):
         return other if one else False
     if isinstance(other, bool):
@@ -27,7 +27,7 @@ def _both(name: str, one: Any, other: Any) -> Any:
 
 
 def _by_name(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return {**one, **{name: merged(one[name], part) if name in one else part for name, part in other.items()}}
+    return {**one, **{name: merge(one[name], part) if name in one else part for name, part in other.items()}}
 
 
 def _union(one: list[Any], other: list[Any]) -> list[Any]:
@@ -39,7 +39,7 @@ def _intersection(one: list[Any], other: list[Any]) -> list[Any]:
 
 
 def _product(one: list[Any], other: list[Any]) -> list[Any]:
-    return [merged(left, right) for left in one for right in other]
+    return [merge(left, right) for left in one for right in other]
 
 
 def _types(one: str | list[str], other: str | list[str]) -> list[str]:
@@ -53,7 +53,7 @@ def _types(one: str | list[str], other: str | list[str]) -> list[str]:
 
 _WAYS: Mapping[str, Callable[[Any, Any], Any]] = {
     **dict.fromkeys(("properties", "$defs", "definitions", "patternProperties"), _by_name),
-    **dict.fromkeys(("items", "additionalProperties", "propertyNames"), merged),
+    **dict.fromkeys(("items", "additionalProperties", "propertyNames"), merge),
     **dict.fromkeys(("anyOf", "oneOf"), _product),
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "multipleOf"), max),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), min),

@@ -1,7 +1,7 @@
 """Checks of JSON documents made from the types of a provider's SDK.
 
-An SDK declares what its provider takes, as dictionaries with typed fields. It does not say the limits of numbers and
-texts: those are added by name.
+An SDK declares the requests of its provider as dictionaries with typed fields. Limits of numbers and texts are not part
+of these types, and are added by name.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SdkShapes:
         return required, optional
 
     def check(self, hint: Any) -> Check:
-        """Return the check for a type; one that JSON has no values of is ignored."""
+        """Return the check for a type; a type without JSON values accepts anything."""
         origin, args = _origin(hint), get_args(hint)
         if origin in (Required, Annotated):
             return self.check(args[0])

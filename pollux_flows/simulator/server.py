@@ -14,7 +14,7 @@ from pollux_flows.simulator.exchange import ABORT
 if TYPE_CHECKING:
     import uvicorn
 
-    from pollux_flows.simulator.world import Simulator
+    from pollux_flows.simulator.simulator import Simulator
 
 HOST = "127.0.0.1"
 

@@ -1,12 +1,13 @@
 """Checks of the shape of JSON documents: small checks that combine into large ones.
 
-A check takes a value and its path, and raises `Misfit` with the first problem. Each provider turns a `Misfit` into
+A check takes a value and its path, and raises `Mismatch` with the first problem. Each provider turns a `Mismatch` into
 its own error message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Path = tuple[str | int, ...]
@@ -14,13 +15,14 @@ Check = Callable[[Any, Path], None]
 Problem = Literal["unknown", "missing", "type", "value", "minimum", "maximum"]
 
 
-class Misfit(Exception):  # noqa: N818 (always turned into a provider's own error)
-    def __init__(self, path: Path, problem: Problem, expected: str = "", value: Any = None) -> None:
-        super().__init__(path, problem, expected, value)
-        self.path = path
-        self.problem: Problem = problem
-        self.expected = expected
-        self.value = value
+@dataclass(eq=False)
+class Mismatch(Exception):  # noqa: N818 (always turned into a provider's own error)
+    """The first difference between a document and its shape."""
+
+    path: Path
+    problem: Problem
+    expected: str = ""
+    value: Any = None
 
 
 def anything(value: Any, path: Path) -> None:
@@ -29,23 +31,23 @@ def anything(value: Any, path: Path) -> None:
 
 def text(value: Any, path: Path) -> None:
     if not isinstance(value, str):
-        raise Misfit(path, "type", "a string", value)
+        raise Mismatch(path, "type", "a string", value)
 
 
 def boolean(value: Any, path: Path) -> None:
     if not isinstance(value, bool):
-        raise Misfit(path, "type", "a boolean", value)
+        raise Mismatch(path, "type", "a boolean", value)
 
 
 def mapping(value: Any, path: Path) -> None:
     if not isinstance(value, dict):
-        raise Misfit(path, "type", "an object", value)
+        raise Mismatch(path, "type", "an object", value)
 
 
 def integer(minimum: int | None = None, maximum: int | None = None) -> Check:
     def check(value: Any, path: Path) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise Misfit(path, "type", "an integer", value)
+            raise Mismatch(path, "type", "an integer", value)
         _within(value, path, minimum, maximum)
 
     return check
@@ -54,7 +56,7 @@ def integer(minimum: int | None = None, maximum: int | None = None) -> Check:
 def number(minimum: float | None = None, maximum: float | None = None) -> Check:
     def check(value: Any, path: Path) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Misfit(path, "type", "a number", value)
+            raise Mismatch(path, "type", "a number", value)
         _within(value, path, minimum, maximum)
 
     return check
@@ -62,16 +64,16 @@ def number(minimum: float | None = None, maximum: float | None = None) -> Check:
 
 def _within(value: float, path: Path, minimum: float | None, maximum: float | None) -> None:
     if minimum is not None and value < minimum:
-        raise Misfit(path, "minimum", f"{minimum:g}", value)
+        raise Mismatch(path, "minimum", f"{minimum:g}", value)
     if maximum is not None and value > maximum:
-        raise Misfit(path, "maximum", f"{maximum:g}", value)
+        raise Mismatch(path, "maximum", f"{maximum:g}", value)
 
 
 def one_of(*values: str) -> Check:
     def check(value: Any, path: Path) -> None:
         text(value, path)
         if value not in values:
-            raise Misfit(path, "value", ", ".join(f"'{known}'" for known in values), value)
+            raise Mismatch(path, "value", ", ".join(f"'{known}'" for known in values), value)
 
     return check
 
@@ -87,9 +89,9 @@ def nullable(inner: Check) -> Check:
 def items(inner: Check, at_least: int = 0) -> Check:
     def check(value: Any, path: Path) -> None:
         if not isinstance(value, list):
-            raise Misfit(path, "type", "an array", value)
+            raise Mismatch(path, "type", "an array", value)
         if len(value) < at_least:
-            raise Misfit(path, "minimum", f"{at_least} items", value)
+            raise Mismatch(path, "minimum", f"{at_least} items", value)
         for place, item in enumerate(value):
             inner(item, (*path, place))
 
@@ -123,13 +125,13 @@ def record(
         mapping(value, path)
         for name in required:
             if name not in value:
-                raise Misfit((*path, name), "missing")
+                raise Mismatch((*path, name), "missing")
         for name, item in value.items():
             inner = known.get(name)
             if inner is not None:
                 inner(item, (*path, name))
             elif not is_open:
-                raise Misfit((*path, name), "unknown")
+                raise Mismatch((*path, name), "unknown")
 
     return check
 
@@ -141,11 +143,11 @@ def tagged(tag: str, variants: Mapping[str, Check], default: str | None = None) 
         mapping(value, path)
         kind = value.get(tag, default)
         if kind is None:
-            raise Misfit((*path, tag), "missing")
+            raise Mismatch((*path, tag), "missing")
         text(kind, (*path, tag))
         variant = variants.get(kind)
         if variant is None:
-            raise Misfit((*path, tag), "value", ", ".join(f"'{known}'" for known in variants), kind)
+            raise Mismatch((*path, tag), "value", ", ".join(f"'{known}'" for known in variants), kind)
         variant(value, path)
 
     return check

@@ -1,4 +1,4 @@
-"""Spools: hash the bytes of an upload as they pass, and store them up to a limit."""
+"""Spools: buffers that hash the bytes of an upload, and store them up to a limit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-#: Larger content is dropped or, where all of it is needed, goes to disk.
-KEEP_BYTES = 1024 * 1024
+#: Larger content is dropped or, where it is required, written to disk.
+CONTENT_LIMIT_BYTES = 1024 * 1024
 _PIECE = 64 * 1024
 
 
@@ -37,25 +37,25 @@ class Spool:
         self.size = 0
         self._digest = hashlib.sha256()
         self._lock = threading.Lock()
-        self._content: tempfile.SpooledTemporaryFile[bytes] | None = tempfile.SpooledTemporaryFile(KEEP_BYTES)  # noqa: SIM115 (it lives as long as its file does)
-        self._whole = True
+        self._content: tempfile.SpooledTemporaryFile[bytes] | None = tempfile.SpooledTemporaryFile(CONTENT_LIMIT_BYTES)  # noqa: SIM115 (it lives as long as its file does)
+        self._stores_all = True
 
     @property
     def sha256(self) -> str:
         return str(self._digest.hexdigest())
 
     @property
-    def is_kept(self) -> bool:
+    def has_content(self) -> bool:
         return self._content is not None
 
     @property
-    def keeps_all(self) -> bool:
-        """Return whether all content is stored, whatever its size."""
-        return self._whole
+    def stores_all(self) -> bool:
+        """Return whether all content is stored, at any size."""
+        return self._stores_all
 
     def keep_little(self) -> None:
-        """Store no content of more than `KEEP_BYTES`, including what has been written already."""
-        self._whole = False
+        """Store no content of more than `CONTENT_LIMIT_BYTES`, including what has been written already."""
+        self._stores_all = False
         self._drop_large()
 
     def write(self, piece: bytes) -> None:
@@ -108,5 +108,5 @@ class Spool:
                 self._content = None
 
     def _drop_large(self) -> None:
-        if not self._whole and self.size > KEEP_BYTES:
+        if not self._stores_all and self.size > CONTENT_LIMIT_BYTES:
             self.close()

@@ -26,8 +26,8 @@ Key = tuple[str, str]
 """The provider and the id."""
 
 #: Beyond this, the oldest are deleted for all processes, and their records are removed later.
-KEEP_ITEMS: Final = 2_000
-KEEP_BYTES: Final = 500_000_000
+MAX_ITEMS: Final = 2_000
+MAX_BYTES: Final = 500_000_000
 _WAIT_S: Final = 30.0
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS items (
@@ -63,7 +63,7 @@ class Storage:
         self._is_shared = folder is not None
         self._folder, self._kind, self._clock = folder or Path(), kind, clock
         self._database = self._folder / "world.db"
-        self._seen = 0
+        self._last_change = 0
 
     def add(self, key: Key, record: Record, contents: Mapping[str, Spool]) -> None:
         """Save an item, unless there is one with that key already."""
@@ -71,7 +71,7 @@ class Storage:
             return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         size = sum(spool.size for spool in contents.values())
-        with self._changing() as database:
+        with self._transaction() as database:
             added = database.execute(
                 f"INSERT OR IGNORE INTO items (kind, provider, id, bytes, record, change) VALUES (?, ?, ?, ?, ?, {_NEXT})",  # noqa: S608, E501
                 (self._kind, *key, size, orjson.dumps(record)),
@@ -84,7 +84,7 @@ class Storage:
         """Set those fields that are still null, and return the record; None if there is no such item."""
         if not self._exists():
             return None
-        with self._changing() as database:
+        with self._transaction() as database:
             record = self._read(database, key)
             if record is None:
                 return None
@@ -98,7 +98,7 @@ class Storage:
         """Replace the record of an item, unless it has been deleted."""
         if not self._exists():
             return
-        with self._changing() as database:
+        with self._transaction() as database:
             before = self._read(database, key)
             if before is not None and before.get("deleted_at") is None:
                 self._write(database, key, record)
@@ -110,9 +110,9 @@ class Storage:
         with closing(self._connect()) as database:
             rows = database.execute(
                 "SELECT change, record FROM items WHERE kind = ? AND change > ? ORDER BY arrival",
-                (self._kind, self._seen),
+                (self._kind, self._last_change),
             ).fetchall()
-        self._seen = max([self._seen, *(change for change, _ in rows)])
+        self._last_change = max([self._last_change, *(change for change, _ in rows)])
         for _, record in rows:
             yield orjson.loads(record)
 
@@ -123,7 +123,7 @@ class Storage:
         """Remove all items of this kind."""
         if not self._exists():
             return
-        with self._changing() as database:
+        with self._transaction() as database:
             for provider, item in database.execute(
                 "SELECT provider, id FROM items WHERE kind = ?", (self._kind,)
             ).fetchall():
@@ -155,11 +155,9 @@ class Storage:
         size = 0
         for count, (arrival, provider, item, gone, item_size) in enumerate(rows, start=1):
             size += 0 if gone else item_size
-            if count > 2 * KEEP_ITEMS:
+            if count > 2 * MAX_ITEMS:
                 database.execute("DELETE FROM items WHERE arrival = ?", (arrival,))
-            elif (
-                count > 1 and not gone and (count > KEEP_ITEMS or size > KEEP_BYTES)
-            ):  # the newest stays, whatever its size
+            elif count > 1 and not gone and (count > MAX_ITEMS or size > MAX_BYTES):  # the newest stays, at any size
                 (record,) = database.execute("SELECT record FROM items WHERE arrival = ?", (arrival,)).fetchone()
                 self._write(database, (provider, item), {**orjson.loads(record), "deleted_at": self._clock()})
 
@@ -182,7 +180,7 @@ class Storage:
         return database
 
     @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         with closing(self._connect()) as database:
             database.execute("BEGIN IMMEDIATE")
             for statement in _TABLE.split(";"):

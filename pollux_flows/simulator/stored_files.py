@@ -15,7 +15,7 @@ from pollux_flows.simulator.storage import Record, Store
 State = Literal["processing", "active", "failed", "expired", "deleted"]
 
 #: A simulator in a worker lives as long as the worker: only the last deleted and expired files are remembered.
-KEEP_GONE = 10_000
+MAX_GONE = 10_000
 
 
 class NameTaken(Exception):  # noqa: N818 (turned into a provider's own error)
@@ -32,7 +32,7 @@ class StoredFile:
     id: str
     #: The account that owns it: a hash of the API key that uploaded it.
     account: str = field(repr=False)
-    #: As the client named it; for Gemini the display name.
+    #: The name that the client sent; for Gemini the display name.
     filename: str
     mime_type: str
     size: int
@@ -42,7 +42,7 @@ class StoredFile:
     purpose: str | None = None
     expires_at: float | None = None
     deleted_at: float | None = None
-    #: When it has been processed.
+    #: The time at which its processing ends.
     ready_at: float = 0.0
     #: Whether its processing ends in failure.
     fails: bool = False
@@ -58,7 +58,7 @@ class StoredFile:
 
     @property
     def state(self) -> State:
-        """Return its current state, by the simulator's clock."""
+        """Return the current state of the file, by the simulator's clock."""
         now = self.clock()
         if self.deleted_at is not None and self.deleted_at <= now:
             return "deleted"
@@ -70,11 +70,11 @@ class StoredFile:
 
     @property
     def is_there(self) -> bool:
-        """Return whether it exists for its provider: neither deleted nor expired."""
+        """Return whether the provider still finds the file: it is neither deleted nor expired."""
         return self.state not in ("deleted", "expired")
 
     def chunks(self) -> Iterator[bytes]:
-        """Iterate over its stored bytes: those of a small file, and of one that is meant to be read again."""
+        """Iterate over the stored bytes, which small files and the inputs and outputs of batches have."""
         if self.spool is None:
             raise LookupError("this file is gone, and its content with it")
         return self.spool.chunks()
@@ -88,7 +88,7 @@ class StoredFile:
             self.spool = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return its public fields as JSON, for clients in another process."""
+        """Return the public fields as JSON, for clients in another process."""
         names = (
             "provider", "id", "filename", "mime_type", "size", "sha256", "purpose",
             "created_at", "expires_at", "deleted_at", "state",
@@ -108,9 +108,9 @@ class FileStore(Store[StoredFile]):
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
         #: Files that were deleted or expired, once their name is used again or there are many.
-        self._gone: deque[StoredFile] = deque(maxlen=KEEP_GONE)
+        self._gone: deque[StoredFile] = deque(maxlen=MAX_GONE)
         self._arrivals = 0
-        self._sweep_at = KEEP_GONE
+        self._sweep_at = MAX_GONE
 
     def add(self, file: StoredFile) -> None:
         key = (file.provider, file.id)
@@ -125,17 +125,17 @@ class FileStore(Store[StoredFile]):
 
     def find(self, provider: str, file_id: str, account: str) -> StoredFile | None:
         """Return an account's file, unless it has expired or was deleted."""
-        file = self.remembered(provider, file_id, account)
+        file = self.find_any(provider, file_id, account)
         return file if file is not None and file.is_there else None
 
-    def remembered(self, provider: str, file_id: str, account: str) -> StoredFile | None:
+    def find_any(self, provider: str, file_id: str, account: str) -> StoredFile | None:
         """Return an account's file, even if it has expired or was deleted."""
         with self._lock:
             self._load()
             file = self._items.get((provider, file_id))
         return file if file is not None and file.account == account else None
 
-    def owned(self, provider: str, account: str) -> list[StoredFile]:
+    def list_owned(self, provider: str, account: str) -> list[StoredFile]:
         """Return the existing files of an account, oldest first."""
         return [file for file in self.all() if (file.provider, file.account) == (provider, account) and file.is_there]
 
@@ -180,7 +180,7 @@ class FileStore(Store[StoredFile]):
         if len(self._items) > self._sweep_at:
             for gone in [file for file in self._items.values() if not file.is_there]:
                 self._retire(gone)
-            self._sweep_at = KEEP_GONE + 2 * len(self._items)
+            self._sweep_at = MAX_GONE + 2 * len(self._items)
 
     def _retire(self, file: StoredFile) -> None:
         file.release()
@@ -189,4 +189,4 @@ class FileStore(Store[StoredFile]):
 
 def _content(file: StoredFile) -> dict[str, Spool]:
     """Return the content to share with other processes: only of files that are meant to be read again."""
-    return {"content": file.spool} if file.spool is not None and file.spool.keeps_all else {}
+    return {"content": file.spool} if file.spool is not None and file.spool.stores_all else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pollux_flows.simulator.schema_check import malformed, resolve
+from pollux_flows.simulator.schema_check import find_schema_error, resolve
 
 _NOT_PERMITTED: Final = (
     "allOf",
@@ -32,9 +32,9 @@ _TYPE_KEYWORDS: Final = frozenset({"type", "anyOf", "$ref", "enum", "const"})
 _DEFINITIONS: Final = ("$defs", "definitions")
 
 
-def complaint(schema: Any) -> str | None:
-    """Return OpenAI's objection to this schema; None if strict mode accepts it."""
-    if problem := malformed(schema):
+def find_problem(schema: Any) -> str | None:
+    """Return OpenAI's error message for this schema; None if strict mode accepts it."""
+    if problem := find_schema_error(schema):
         return problem
     if not isinstance(schema, dict) or schema.get("type") != "object":
         got = schema.get("type") if isinstance(schema, dict) else schema
@@ -84,13 +84,13 @@ def _object(node: dict[str, Any], context: tuple[str, ...]) -> str | None:
         return _in_context(context, "'additionalProperties' is required to be supplied and to be false.")
     properties = node.get("properties") or {}
     required = node.get("required") or []
-    wanted = "'required' is required to be supplied and to be an array including every key in properties."
+    rule = "'required' is required to be supplied and to be an array including every key in properties."
     for name in properties:
         if name not in required:
-            return _in_context(context, f"{wanted} Missing '{name}'.")
+            return _in_context(context, f"{rule} Missing '{name}'.")
     for name in required:
         if name not in properties:
-            return _in_context(context, f"{wanted} Extra required key '{name}' supplied.")
+            return _in_context(context, f"{rule} Extra required key '{name}' supplied.")
     return None
 
 

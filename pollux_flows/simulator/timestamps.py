@@ -5,5 +5,5 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 
-def timestamp(seconds: float) -> str:
+def format_timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

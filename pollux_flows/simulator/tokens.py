@@ -5,7 +5,7 @@
 - A text file (`text/*`), stored or sent along: a quarter of its bytes, rounded up.
 - Any other file (image, document, audio, video): 258 tokens for each started 32 KiB of its bytes, up to
   256 times: a model sees large files at a lower resolution.
-- A web address, whatever its content: 258.
+- A web address with any content: 258.
 """
 
 from __future__ import annotations

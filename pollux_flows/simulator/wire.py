@@ -4,43 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
-    from pollux_flows.simulator.asking import Ask
     from pollux_flows.simulator.faults import Fault
     from pollux_flows.simulator.forms import Form
-    from pollux_flows.simulator.prefixes import Arrival, Block, Seen
+    from pollux_flows.simulator.generate_request import GenerateRequest
+    from pollux_flows.simulator.prefixes import Arrival, Block, CacheUse
+    from pollux_flows.simulator.simulator import Simulator
     from pollux_flows.simulator.spool import Mark, Spool
     from pollux_flows.simulator.stored_files import StoredFile
-    from pollux_flows.simulator.world import Simulator
 
 
-class Refused(Exception):  # noqa: N818 (it is a response, not an error of ours)
+@dataclass(eq=False)
+class Refusal(Exception):  # noqa: N818 (it is a response, not an error of ours)
     """An error response. `kind`, `code` and `param` fill the provider's error body; None is its default."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str | None = None,
-        *,
-        kind: str | None = None,
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.kind = kind
-        self.code = code
-        self.param = param
-        self.headers = dict(headers or {})
+    status: int
+    message: str | None = None
+    _: KW_ONLY
+    kind: str | None = None
+    code: str | None = None
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
-class BadRequest(Refused):
+class BadRequest(Refusal):
     """A refusal with status 400."""
 
     def __init__(
@@ -64,12 +55,14 @@ class Reply:
 class Call:
     """One request, after its body is read and its key is checked."""
 
-    world: Simulator
+    simulator: Simulator
     provider: Provider
     headers: Mapping[str, str]
     params: Mapping[str, str]
     query: Mapping[str, str]
     body: Any
+    #: The start of the request, for the prompt cache.
+    arrival: Arrival
     #: The account: a hash of its key. Uploads of one account are invisible to others.
     account: str = ""
     #: The origin that the request was sent to, e.g. `http://127.0.0.1:4210`.
@@ -88,27 +81,26 @@ class Call:
     stored: str | None = None
     #: The stored files that a generate request refers to, by the id or URI it used.
     files: dict[str, StoredFile] = field(default_factory=dict)
-    #: The content of a generate request, once its provider has checked it.
-    asked: Ask | None = None
-    #: Its start, for the prompt cache.
-    arrival: Arrival | None = None
+    #: The generate request, once its provider has checked it; None for other operations.
+    generate_request: GenerateRequest | None = None
     #: Whether it is a row of a batch; batches have prompt caches of their own.
     is_batch_row: bool = False
     #: The fault that shapes the answer, if there is one.
     fault: Fault | None = None
 
     @property
-    def ask(self) -> Ask:
-        if self.asked is None:
-            raise RuntimeError("only a generate request asks something")
-        return self.asked
+    def request(self) -> GenerateRequest:
+        """Return the generate request; raise RuntimeError for other operations."""
+        if self.generate_request is None:
+            raise RuntimeError("this operation has no generate request")
+        return self.generate_request
 
-    def meet_cache(self, scope: str, blocks: Sequence[Block], *, least_tokens: int) -> Seen:
+    def use_cache(self, scope: str, blocks: Sequence[Block], *, least_tokens: int) -> CacheUse:
         """Read and write the account's prompt cache; batches and realtime requests have separate ones."""
         lane = "batch" if self.is_batch_row else "realtime"
         owner = f"{self.provider.name} {self.account} {lane} {scope}"
-        return self.world.prefixes.meet(
-            owner, blocks, self.world.now(), arrival=self.arrival, least_tokens=least_tokens
+        return self.simulator.prefixes.use(
+            owner, blocks, self.simulator.now(), arrival=self.arrival, least_tokens=least_tokens
         )
 
 
@@ -121,8 +113,8 @@ class Operation:
     path: str
     answer: Callable[[Call], Reply]
     #: Checks a generate request as strictly as the provider does, and returns its content.
-    read: Callable[[Call], Ask] | None = None
-    #: Receives a body that is too long for memory; its result stands for the body in the log.
+    read: Callable[[Call], GenerateRequest] | None = None
+    #: Receives a body that is too long for memory; its result replaces the body in the log.
     receive: Callable[[Call, AsyncIterator[bytes]], Awaitable[Any]] | None = None
     #: Slow work before the answer, run in a thread.
     prepare: Callable[[Call], None] | None = None
@@ -149,23 +141,23 @@ class Provider(ABC):
 
     @abstractmethod
     def authenticate(self, headers: Mapping[str, str]) -> str:
-        """Return the key in `headers`; raise `Refused` when there is none."""
+        """Return the key in `headers`; raise `Refusal` when there is none."""
 
     @abstractmethod
-    def error(self, refused: Refused, request_id: str) -> Any:
+    def error(self, refusal: Refusal, request_id: str) -> Any:
         """Return the body of an error response."""
 
     def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:  # noqa: ARG002 (some need the call)
         """Return the body of an error that is sent with status 200."""
-        return self.error(Refused(fault.status or 500, fault.message, kind=fault.error_type), request_id)
+        return self.error(Refusal(fault.status or 500, fault.message, kind=fault.error_type), request_id)
 
     @abstractmethod
-    def overflow(self, ask: Ask | None) -> Refused:
+    def overflow(self, request: GenerateRequest | None) -> Refusal:
         """Return the refusal of a prompt that is longer than the context window."""
 
 
 def row(table: Mapping[int, Row], status: int) -> Row:
-    """Return the row of a status in an error table, else the row of 400 or 500 for its class."""
+    """Return the row of a status in an error table; for an unlisted status, the row of 400 or 500."""
     class_default = (
         HTTPStatus.BAD_REQUEST if status < HTTPStatus.INTERNAL_SERVER_ERROR else HTTPStatus.INTERNAL_SERVER_ERROR
     )

@@ -1,4 +1,4 @@
-"""cache="auto": a cache where it is cheaper, none where it is not, and the reason in either case."""
+"""Tests of cache="auto": a cache is created where that is cheaper, and the envelope names the reason."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PROMPTS = [f"Question {number}?" for number in range(10)]
 TOOL: dict[str, Any] = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
 
 
-def document(tokens: int = 10_000, letter: str = "x") -> Source:
+def make_document(tokens: int = 10_000, letter: str = "x") -> Source:
     return Source.from_text(letter * 4 * tokens, identifier=letter)
 
 
-def planned(
+def make_cached_plan(
     target: Target = FLASH,
     prompts: Sequence[str | None] = PROMPTS,
     sources: list[Source] | None = None,
@@ -39,13 +39,13 @@ def planned(
     each_source: bool = False,
     **options: Any,
 ) -> Plan:
-    sources = [document()] if sources is None else sources
+    sources = [make_document()] if sources is None else sources
     request = make_request(prompts, target=target, sources=sources, options=Options(**options), each_source=each_source)
     plan = make_plan(request)
     return plan_cache(plan, plan.calls, 6)
 
 
-def choice_of(plan: Plan) -> CacheChoice:
+def get_choice(plan: Plan) -> CacheChoice:
     assert plan.cache_choice is not None
     return plan.cache_choice
 
@@ -54,28 +54,30 @@ def choice_of(plan: Plan) -> CacheChoice:
 
 
 def test_many_prompts_about_a_long_document_share_a_cache() -> None:
-    """Of the shortest lifetime that serves them; what the calls are called does not change."""
-    plan = planned(system_instruction="Be brief.")
-    assert choice_of(plan).mode == "explicit"
-    assert "$0.0" in choice_of(plan).why
+    """The cache has the shortest sufficient lifetime, and the identities of the calls stay the same."""
+    plan = make_cached_plan(system_instruction="Be brief.")
+    assert get_choice(plan).mode == "explicit"
+    assert "$0.0" in get_choice(plan).why
     assert plan.cache_request is not None
     assert plan.cache_request.ttl_seconds == 180
     assert plan.cache_request.system_instruction == "Be brief."
-    request = make_request(PROMPTS, target=FLASH, sources=[document()], options=Options(system_instruction="Be brief."))
+    request = make_request(
+        PROMPTS, target=FLASH, sources=[make_document()], options=Options(system_instruction="Be brief.")
+    )
     assert plan.calls == make_plan(request).calls
 
 
 @pytest.mark.parametrize(("prompts", "mode"), [(1, "none"), (2, "explicit"), (3, "explicit")])
-def test_from_so_many_prompts_on_it_pays(prompts: int, mode: str) -> None:
-    """A tenth for each read, and the storage of three minutes: from the second on."""
-    assert choice_of(planned(prompts=PROMPTS[:prompts])).mode == mode
+def test_a_cache_pays_from_the_second_prompt_on(prompts: int, mode: str) -> None:
+    """A read costs a tenth of the input, and the storage is paid for three minutes."""
+    assert get_choice(make_cached_plan(prompts=PROMPTS[:prompts])).mode == mode
 
 
-NOTHING: list[tuple[dict[str, Any], str]] = [
+NO_CACHE: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["One?"]}, "no two prompts"),
     ({"sources": []}, "no sources or instructions in common"),
-    ({"sources": [document(2_000)]}, "needs 2,048 tokens, and the prompts share about 2,000"),
-    ({"target": GEMINI_3, "sources": [document(4_000)]}, "4,096 tokens"),
+    ({"sources": [make_document(2_000)]}, "needs 2,048 tokens, and the prompts share about 2,000"),
+    ({"target": GEMINI_3, "sources": [make_document(4_000)]}, "4,096 tokens"),
     ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
     ({"provider_options": {"gemini": {"systemInstruction": "Be brief."}}}, "provider_options"),
     ({"target": Target(provider="gemini", model="gemini-unheard-of")}, "price of a cache of gemini-unheard-of"),
@@ -85,57 +87,57 @@ NOTHING: list[tuple[dict[str, Any], str]] = [
     ({"target": Target(provider="local", model="llama", base_url="http://localhost:1")}, "nothing has to be done"),
     ({"sources": [Source.from_youtube("https://youtu.be/dQw4w9WgXcQ")]}, "length of what is at an address"),
     ({"prompts": [None, "One?"]}, "nothing but the sources"),
-    ({"target": CLAUDE, "sources": [document(4_000)]}, "caching needs 4,096 tokens"),
+    ({"target": CLAUDE, "sources": [make_document(4_000)]}, "caching needs 4,096 tokens"),
     ({"target": CLAUDE, "implicit_caching": False}, "the options set implicit_caching"),
     ({"target": CLAUDE, "prompts": ["One?"]}, "no two prompts"),
     ({"target": Target(provider="anthropic", model="claude-unheard-of")}, "price of caching with claude-unheard-of"),
-    ({"sources": [document(), document(letter="y")], "each_source": True, "prompts": ["One?"]}, "no two prompts"),
+    ({"sources": [make_document(), make_document(letter="y")], "each_source": True, "prompts": ["One?"]},
+     "no two prompts"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "why"), NOTHING)
-def test_where_nothing_can_be_gained_nothing_changes(arguments: dict[str, Any], why: str) -> None:
-    """And the reason is there."""
-    plan = planned(**arguments)
-    assert choice_of(plan).mode == "none"
-    assert why in choice_of(plan).why
+@pytest.mark.parametrize(("arguments", "why"), NO_CACHE)
+def test_no_cache_is_planned_where_none_would_pay(arguments: dict[str, Any], why: str) -> None:
+    """The plan stays the same, and the choice names the reason."""
+    plan = make_cached_plan(**arguments)
+    assert get_choice(plan).mode == "none"
+    assert why in get_choice(plan).why
     assert plan.cache_request is None
     assert plan.options.implicit_caching in {None, False}
 
 
-def test_a_long_document_is_written_first_with_anthropic() -> None:
-    plan = planned(CLAUDE)
-    assert choice_of(plan).mode == "warm"
+def test_prompts_about_a_long_document_warm_the_cache_of_anthropic() -> None:
+    plan = make_cached_plan(CLAUDE)
+    assert get_choice(plan).mode == "warm"
     assert plan.options.implicit_caching == "warm"
     assert plan.cache_request is None
 
 
-def test_a_short_source_of_a_broadcast_leaves_the_others_warm() -> None:
-    """It is sent as ever, at the price that it has anyway."""
-    sources = [document(), document(100, "y"), document(letter="z")]
-    assert choice_of(planned(CLAUDE, sources=sources, each_source=True)).mode == "warm"
+def test_a_broadcast_with_one_short_source_still_warms_the_cache_of_anthropic() -> None:
+    """The calls about the short source cost as much as without a cache."""
+    sources = [make_document(), make_document(100, "y"), make_document(letter="z")]
+    assert get_choice(make_cached_plan(CLAUDE, sources=sources, each_source=True)).mode == "warm"
 
 
-def test_a_write_for_an_hour_pays_from_three_prompts_on() -> None:
-    """It costs two documents, where one for five minutes costs 1.25."""
-    assert choice_of(planned(CLAUDE, PROMPTS[:2])).mode == "warm"
-    assert choice_of(planned(CLAUDE, PROMPTS[:2], cache_ttl="1h")).mode == "none"
-    assert choice_of(planned(CLAUDE, PROMPTS[:3], cache_ttl="1h")).mode == "warm"
+def test_a_cache_write_for_an_hour_pays_from_three_prompts_on() -> None:
+    """A write for an hour costs twice the document, and one for five minutes 1.25 times."""
+    assert get_choice(make_cached_plan(CLAUDE, PROMPTS[:2])).mode == "warm"
+    assert get_choice(make_cached_plan(CLAUDE, PROMPTS[:2], cache_ttl="1h")).mode == "none"
+    assert get_choice(make_cached_plan(CLAUDE, PROMPTS[:3], cache_ttl="1h")).mode == "warm"
 
 
-def test_what_is_answered_counts_for_nothing() -> None:
-    """A retry that lacks one answer makes no cache for it."""
-    request = make_request(PROMPTS, target=FLASH, sources=[document()])
+def test_answered_calls_do_not_count_towards_a_cache() -> None:
+    """A retry with one missing answer creates no cache."""
+    request = make_request(PROMPTS, target=FLASH, sources=[make_document()])
     plan = make_plan(request)
-    assert choice_of(plan_cache(plan, plan.calls[:1], 6)).mode == "none"
-    assert "answered already" in choice_of(plan_cache(plan, [], 6)).why
+    assert get_choice(plan_cache(plan, plan.calls[:1], 6)).mode == "none"
+    assert "answered already" in get_choice(plan_cache(plan, [], 6)).why
 
 
-def test_a_broadcast_has_a_cache_a_source_where_that_pays() -> None:
-    """Not for the short one."""
-    sources = [document(letter="a"), document(100, letter="b"), document(letter="c")]
-    plan = planned(sources=sources, each_source=True)
-    assert choice_of(plan).sources == [0, 2]
+def test_a_broadcast_gets_a_cache_for_each_source_that_is_long_enough() -> None:
+    sources = [make_document(letter="a"), make_document(100, letter="b"), make_document(letter="c")]
+    plan = make_cached_plan(sources=sources, each_source=True)
+    assert get_choice(plan).sources == [0, 2]
     assert [request and request.sources for request in map(plan.find_cache_request, range(3))] == [
         [sources[0]],
         None,
@@ -147,7 +149,9 @@ def test_a_broadcast_has_a_cache_a_source_where_that_pays() -> None:
     ("mime_type", "utf8", "tokens"),
     [("text/plain", True, 100_000), ("application/json", True, 100_000), ("image/png", None, 258)],
 )
-def test_a_file_is_estimated_by_its_length(mime_type: str, utf8: bool | None, tokens: int) -> None:
+def test_the_tokens_of_a_file_are_estimated_from_its_size_and_type(
+    mime_type: str, utf8: bool | None, tokens: int
+) -> None:
     content = Content(sha256="a", size_bytes=400_000, mime_type=mime_type, utf8=utf8)
     assert estimate_tokens(Source(source_type="file", uri="a"), content) == tokens
 
@@ -165,23 +169,23 @@ def gemini(config: MakeConfig) -> Config:
     return config("gemini", model="gemini-2.5-flash")
 
 
-async def ask(config: Config, prompts: list[str] = PROMPTS, **arguments: Any) -> ResultEnvelope:
-    return await run_many(prompts, sources=[document()], config=config, cache="auto", **arguments)
+async def run_with_auto_cache(config: Config, prompts: list[str] = PROMPTS, **arguments: Any) -> ResultEnvelope:
+    return await run_many(prompts, sources=[make_document()], config=config, cache="auto", **arguments)
 
 
-def operations(sim: Simulator) -> list[str | None]:
+def list_operations(sim: Simulator) -> list[str | None]:
     return [entry.operation for entry in sim.requests if entry.operation != "generate"]
 
 
-async def records(config: Config) -> list[CacheRecord]:
+async def list_records(config: Config) -> list[CacheRecord]:
     return await open_registry(config).list()
 
 
 async def test_a_run_creates_a_cache_and_deletes_it(gemini: Config, sim: Simulator) -> None:
-    """All prompts read from it, and the envelope says why."""
-    envelope = await ask(gemini)
-    assert operations(sim) == ["cache.create", "cache.delete"]
-    assert await records(gemini) == []
+    """All prompts read from the cache, and the envelope names the reason."""
+    envelope = await run_with_auto_cache(gemini)
+    assert list_operations(sim) == ["cache.create", "cache.delete"]
+    assert await list_records(gemini) == []
     assert envelope.metrics["cache_mode"] == "persistent"
     assert envelope.metrics["cache_used"] is True
     assert envelope.usage["cached_tokens"] == 10 * 10_000
@@ -189,103 +193,103 @@ async def test_a_run_creates_a_cache_and_deletes_it(gemini: Config, sim: Simulat
     assert "the sources in a cache for 180 seconds" in envelope.diagnostics["cache"]["why"]
 
 
-async def test_it_is_deleted_after_a_failure_too(gemini: Config, sim: Simulator) -> None:
-    """A retry asks the unanswered prompt alone, and creates no cache for it."""
+async def test_the_cache_is_deleted_after_a_failed_run(gemini: Config, sim: Simulator) -> None:
+    """The retry asks only for the missing answer, and creates no cache."""
     sim.fail(Fault(status=400, message="not now"), contains=PROMPTS[3])
-    with pytest.raises(APIError, match="not now") as failed:
-        await ask(gemini, run_key="nightly")
-    assert failed.value.envelope is not None
-    assert operations(sim) == ["cache.create", "cache.delete"]
-    envelope = await ask(gemini, run_key="nightly")
+    with pytest.raises(APIError, match="not now") as caught:
+        await run_with_auto_cache(gemini, run_key="nightly")
+    assert caught.value.envelope is not None
+    assert list_operations(sim) == ["cache.create", "cache.delete"]
+    envelope = await run_with_auto_cache(gemini, run_key="nightly")
     assert (envelope.status, envelope.metrics["n_reused"]) == ("ok", 9)
-    assert operations(sim) == ["cache.create", "cache.delete"]
+    assert list_operations(sim) == ["cache.create", "cache.delete"]
     assert envelope.diagnostics["cache"]["mode"] == "none"
     assert len(asked(sim)) == 11
 
 
-async def test_answers_are_those_of_runs_without_it(gemini: Config, sim: Simulator) -> None:
-    """It stands beside reuse."""
-    await ask(gemini)
-    without = await run_many(PROMPTS, sources=[document()], config=gemini, reuse="always")
+async def test_calls_have_the_same_identity_with_and_without_an_automatic_cache(gemini: Config, sim: Simulator) -> None:
+    """Answers of either kind of run are reused by the other."""
+    await run_with_auto_cache(gemini)
+    without = await run_many(PROMPTS, sources=[make_document()], config=gemini, reuse="always")
     assert without.metrics["n_reused"] == 10
     assert "cache" not in without.diagnostics
-    again = await ask(gemini, reuse="always")
+    again = await run_with_auto_cache(gemini, reuse="always")
     assert again.metrics["n_reused"] == 10
     assert len(asked(sim)) == 10
 
 
 @pytest.mark.parametrize("fault", [Fault(status=400, message="too small"), Fault(status=403, message="forbidden")])
-async def test_a_cache_that_cannot_be_had_costs_no_answer(fault: Fault, gemini: Config, sim: Simulator) -> None:
-    """The sources are sent along, and the envelope says so."""
+async def test_a_refused_cache_costs_no_answer(fault: Fault, gemini: Config, sim: Simulator) -> None:
+    """The calls are sent with the sources, and the envelope names the error."""
     sim.fail(fault, operation="cache.create", times=None)
-    envelope = await ask(gemini)
+    envelope = await run_with_auto_cache(gemini)
     assert envelope.status == "ok"
     assert envelope.metrics["n_cache_hits"] == 0
     assert str(fault.message) in envelope.diagnostics["cache"]["why"]
-    assert operations(sim) == ["cache.create"]
+    assert list_operations(sim) == ["cache.create"]
 
 
-async def test_a_cache_that_is_lost_twice_is_done_without(gemini: Config, sim: Simulator) -> None:
+async def test_calls_are_sent_without_a_cache_once_it_was_lost_twice(gemini: Config, sim: Simulator) -> None:
     sim.fail(Fault(status=403, message="CachedContent not found (or permission denied)"), times=2)
-    envelope = await ask(gemini, prompts=PROMPTS[:2], run_key="a")
+    envelope = await run_with_auto_cache(gemini, prompts=PROMPTS[:2], run_key="a")
     assert envelope.status == "ok"
-    assert len([each for each in operations(sim) if each == "cache.create"]) == 2
-    assert await records(gemini) == []
+    assert len([each for each in list_operations(sim) if each == "cache.create"]) == 2
+    assert await list_records(gemini) == []
 
 
-async def test_a_cache_that_is_in_callers_hands_stays(gemini: Config, sim: Simulator) -> None:
-    """It is used, and not deleted: another made it."""
-    handle = await create_cache([document()], config=gemini)
-    envelope = await ask(gemini)
+async def test_a_cache_from_create_cache_is_used_and_not_deleted(gemini: Config, sim: Simulator) -> None:
+    handle = await create_cache([make_document()], config=gemini)
+    envelope = await run_with_auto_cache(gemini)
     assert envelope.metrics["cache_used"] is True
-    assert operations(sim) == ["cache.create"]
-    assert [cache_name(record.identity) for record in await records(gemini)] == [cache_name(handle.identity or "")]
+    assert list_operations(sim) == ["cache.create"]
+    assert [cache_name(record.identity) for record in await list_records(gemini)] == [cache_name(handle.identity or "")]
 
 
-async def test_a_cache_of_others_that_is_made_again_stays_theirs(gemini: Config, sim: Simulator) -> None:
-    """They know it by its name, which must go on to name something."""
-    handle = await create_cache([document()], config=gemini)
+async def test_a_lost_cache_from_create_cache_is_recreated_and_not_deleted(gemini: Config, sim: Simulator) -> None:
+    """Its name must stay valid for those who use it."""
+    handle = await create_cache([make_document()], config=gemini)
     sim.gemini_caches.clear()
-    assert (await ask(gemini)).metrics["cache_used"] is True
-    assert operations(sim) == ["cache.create", "cache.create"]
+    assert (await run_with_auto_cache(gemini)).metrics["cache_used"] is True
+    assert list_operations(sim) == ["cache.create", "cache.create"]
     envelope = await run("p", config=gemini, cache=cache_name(handle.identity or ""))
     assert envelope.metrics["cache_used"] is True
 
 
-async def test_one_prompt_is_sent_as_ever(gemini: Config, sim: Simulator) -> None:
-    envelope = await run("p", source=document(), config=gemini, cache="auto")
-    assert operations(sim) == []
+async def test_a_single_prompt_is_sent_without_a_cache(gemini: Config, sim: Simulator) -> None:
+    envelope = await run("p", source=make_document(), config=gemini, cache="auto")
+    assert list_operations(sim) == []
     assert "no two prompts" in envelope.diagnostics["cache"]["why"]
     assert envelope.metrics["cache_mode"] == "none"
 
 
-async def test_anthropic_writes_once(config: MakeConfig, sim: Simulator) -> None:
-    """1.25 documents and nine tenths instead of ten."""
+async def test_a_run_with_anthropic_writes_the_cache_once(config: MakeConfig, sim: Simulator) -> None:
+    """The run costs 1.25 times the document for the write and 0.1 for each of nine reads, instead of 10."""
     sim.latency_s = 0.05
-    envelope = await ask(config("anthropic"))
+    envelope = await run_with_auto_cache(config("anthropic"))
     assert (envelope.metrics["n_cache_hits"], envelope.metrics["cache_write_tokens"]) == (9, 10_000)
     assert envelope.diagnostics["cache"]["mode"] == "warm"
 
 
-async def test_it_is_made_only_if_the_budget_has_room_for_it(gemini: Config, sim: Simulator) -> None:
-    """And for a call: else the sources are sent along, as long as there is room for that."""
-    alone = gemini.model_copy(update={"request_concurrency": 1})
+async def test_a_cache_is_created_only_if_the_budget_covers_it_and_a_call(gemini: Config, sim: Simulator) -> None:
+    """Otherwise the calls are sent with the sources, as long as the budget covers them."""
+    serial = gemini.model_copy(update={"request_concurrency": 1})
     with pytest.raises(BudgetError, match=r"the run has cost \$0.00\d* so far, this call may cost up to \$0.01"):
-        await run_many(PROMPTS, sources=[document()], config=alone, options=SHORT, cache="auto", max_cost_usd=0.013)
-    assert operations(sim) == []
+        await run_many(
+            PROMPTS, sources=[make_document()], config=serial, options=SHORT, cache="auto", max_cost_usd=0.013
+        )
+    assert list_operations(sim) == []
     assert asked(sim)
     sim.reset()
     envelope = await run_many(
-        PROMPTS, sources=[document()], config=alone, options=SHORT, cache="auto", max_cost_usd=0.04, reuse="never"
+        PROMPTS, sources=[make_document()], config=serial, options=SHORT, cache="auto", max_cost_usd=0.04, reuse="never"
     )
-    assert operations(sim)[0] == "cache.create"
+    assert list_operations(sim)[0] == "cache.create"
     assert envelope.metrics["cost_usd"] < 0.04
 
 
-async def test_a_handle_beside_it_stays_in_use(gemini: Config, sim: Simulator) -> None:
-    """It is refused nowhere."""
-    handle = await create_cache([document()], config=gemini)
+async def test_a_handle_in_the_options_takes_precedence_over_cache_auto(gemini: Config, sim: Simulator) -> None:
+    handle = await create_cache([make_document()], config=gemini)
     envelope = await run_many(PROMPTS, config=gemini, options=Options(cache=handle), cache="auto")
-    assert operations(sim) == ["cache.create"]
+    assert list_operations(sim) == ["cache.create"]
     assert envelope.metrics["cache_used"] is True
     assert "name a cache already" in envelope.diagnostics["cache"]["why"]

@@ -1,4 +1,4 @@
-"""Cache identity: equal for equal contents, wherever they lie and however they are spelt, and for nothing else."""
+"""Cache identity: equal for equal contents, whatever their location and notation, and different otherwise."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TARGET = Target(provider="gemini", model="gemini-2.5-flash")
 KEY = "sk-sentinel-0123456789abcdef"
 
 
-def identity_of(content: dict[str, Any]) -> str:
+def compute_identity(content: dict[str, Any]) -> str:
     names = [source_identity(source, "gemini") for source in content["sources"]]
     contents = cache_contents_identity(content["system_instruction"], content["tools"], names)
     return cache_identity(content["target"], content["account"], contents)
 
 
-def said(content: dict[str, Any]) -> str:
-    """All that counts of a content, as JSON: what the identity is to be as good as."""
+def describe(content: dict[str, Any]) -> str:
+    """Return everything that counts of a content as JSON: the identity must differ where this differs."""
     return json.dumps(
         [
             content["target"].model_dump(),
@@ -64,22 +64,22 @@ contents = st.fixed_dictionaries(
 
 
 @given(contents, contents)
-def test_different_contents_do_not_collide(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Nor do equal ones differ."""
-    assert (identity_of(one) == identity_of(other)) == (said(one) == said(other))
+def test_identities_are_equal_exactly_if_the_contents_are(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert (compute_identity(one) == compute_identity(other)) == (describe(one) == describe(other))
 
 
-def shuffled(value: Any, seed: int) -> Any:
+def shuffle(value: Any, seed: int) -> Any:
+    """Return the same JSON with the keys of each object in random order."""
     if isinstance(value, dict):
         names = list(value)
         random.Random(seed).shuffle(names)  # noqa: S311 (no secret)
-        return {name: shuffled(value[name], seed) for name in names}
-    return [shuffled(item, seed) for item in value] if isinstance(value, list) else value
+        return {name: shuffle(value[name], seed) for name in names}
+    return [shuffle(item, seed) for item in value] if isinstance(value, list) else value
 
 
 @given(st.lists(json_objects, max_size=3), st.integers(0, 9))
 def test_the_order_of_keys_does_not_count(declared: list[dict[str, Any]], seed: int) -> None:
-    assert cache_contents_identity(None, declared, []) == cache_contents_identity(None, shuffled(declared, seed), [])
+    assert cache_contents_identity(None, declared, []) == cache_contents_identity(None, shuffle(declared, seed), [])
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -96,8 +96,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_each_part_counts(change: str) -> None:
-    """And tells apart what the seeds' own key did not."""
+def test_each_part_of_a_cache_is_in_its_identity(change: str) -> None:
+    """The cache key of the seeds did not distinguish all of these."""
     plain: dict[str, Any] = {
         "target": TARGET,
         "account": "mine",
@@ -105,16 +105,16 @@ def test_each_part_counts(change: str) -> None:
         "tools": None,
         "sources": [Source.from_text("a"), Source.from_text("b")],
     }
-    assert identity_of(plain) != identity_of({**plain, **CHANGES[change]})
+    assert compute_identity(plain) != compute_identity({**plain, **CHANGES[change]})
 
 
-def test_a_key_is_no_system_instruction() -> None:
-    """Parts are labelled: a value in one place is another than in the next."""
+def test_equal_values_in_different_parts_have_different_identities() -> None:
+    """The identity labels each part."""
     plain: dict[str, Any] = {"target": TARGET, "account": "x", "system_instruction": None, "tools": None, "sources": []}
-    assert identity_of({**plain, "account": KEY}) != identity_of({**plain, "system_instruction": KEY})
+    assert compute_identity({**plain, "account": KEY}) != compute_identity({**plain, "system_instruction": KEY})
 
 
-def test_the_settings_of_a_video_count() -> None:
+def test_the_settings_of_a_video_are_in_the_identity() -> None:
     video = Source.from_youtube("https://youtu.be/x")
     names = {
         source_identity(each, "gemini")
@@ -123,27 +123,27 @@ def test_the_settings_of_a_video_count() -> None:
     assert len({cache_contents_identity(None, None, [name]) for name in names}) == 3
 
 
-async def prepared(*files: Source, key: str = KEY, **request: Any) -> PreparedCache:
+async def prepare(*files: Source, key: str = KEY, **request: Any) -> PreparedCache:
     config = Config(provider="gemini", model="gemini-2.5-flash", api_key=key)
     return await prepare_cache(CacheRequest(sources=list(files), **request), config)
 
 
-async def test_moving_a_file_makes_no_new_cache(tmp_path: Path) -> None:
-    """Neither does another name or lifetime; other content, and another key, do."""
+async def test_a_moved_file_keeps_the_identity_of_its_cache(tmp_path: Path) -> None:
+    """Name and lifetime do not count; another content or another key changes the identity."""
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7 content")
-    before = await prepared(Source.from_file(tmp_path / "a.pdf"))
+    before = await prepare(Source.from_file(tmp_path / "a.pdf"))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "a.pdf").rename(tmp_path / "elsewhere" / "b.pdf")
     moved = Source.from_file(tmp_path / "elsewhere" / "b.pdf")
-    assert (await prepared(moved, ttl_seconds=60)).identity == before.identity
-    other_key = await prepared(moved, key="sk-another-0123456789abcdef")
+    assert (await prepare(moved, ttl_seconds=60)).identity == before.identity
+    other_key = await prepare(moved, key="sk-another-0123456789abcdef")
     assert other_key.identity != before.identity
     assert other_key.contents_identity == before.contents_identity
     (tmp_path / "elsewhere" / "b.pdf").write_bytes(b"%PDF-1.7 other content")
-    assert (await prepared(moved)).identity != before.identity
+    assert (await prepare(moved)).identity != before.identity
 
 
-async def test_the_account_is_no_key_and_equal_everywhere() -> None:
+async def test_a_shared_account_is_equal_everywhere_and_does_not_contain_the_key() -> None:
     """Workers without a common store find each other's caches by it."""
     account = await derive_shared_account(KEY)
     assert account == await derive_shared_account(KEY)
@@ -152,24 +152,24 @@ async def test_the_account_is_no_key_and_equal_everywhere() -> None:
     assert await derive_shared_account(None) == "nobody"
 
 
-def handle(**fields: Any) -> CacheHandle:
-    given = {"name": "cachedContents/a", "model": TARGET.model, "provider": "gemini", "expires_at": time.time() + 60}
-    return CacheHandle(**{**given, **fields})
+def make_handle(**fields: Any) -> CacheHandle:
+    defaults = {"name": "cachedContents/a", "model": TARGET.model, "provider": "gemini", "expires_at": time.time() + 60}
+    return CacheHandle(**{**defaults, **fields})
 
 
-def in_a_call(cache: CacheHandle | None) -> str:
+def identify(cache: CacheHandle | None) -> str:
     return request_identity(TARGET, Options(cache=cache), [])
 
 
-def test_in_a_call_a_registered_cache_is_what_is_in_it() -> None:
-    """A cache that was made again, with another name and expiry, leads to the answers that were paid for."""
-    made = handle(identity="i", contents="c")
-    again = handle(name="cachedContents/b", expires_at=1e10, identity="j", contents="c")
-    assert in_a_call(made) == in_a_call(again)
-    assert in_a_call(made) != in_a_call(handle(identity="i", contents="d"))
+def test_a_registered_cache_counts_by_its_contents_in_the_identity_of_a_call() -> None:
+    """With a recreated cache of another name and expiry, the saved answers are still found."""
+    made = make_handle(identity="i", contents="c")
+    again = make_handle(name="cachedContents/b", expires_at=1e10, identity="j", contents="c")
+    assert identify(made) == identify(again)
+    assert identify(made) != identify(make_handle(identity="i", contents="d"))
 
 
-def test_in_a_call_a_bare_handle_is_its_name() -> None:
-    """When it expires does not count."""
-    assert in_a_call(handle()) == in_a_call(handle(expires_at=1e10))
-    assert len({in_a_call(handle()), in_a_call(handle(name="cachedContents/b")), in_a_call(None)}) == 3
+def test_an_unregistered_handle_counts_by_its_name_in_the_identity_of_a_call() -> None:
+    """The expiry of the handle does not count."""
+    assert identify(make_handle()) == identify(make_handle(expires_at=1e10))
+    assert len({identify(make_handle()), identify(make_handle(name="cachedContents/b")), identify(None)}) == 3

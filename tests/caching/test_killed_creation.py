@@ -1,4 +1,4 @@
-"""Killed while it creates a cache, at any moment: one usable cache, everybody served, nothing left that is unknown.
+"""Processes that are killed while they create a cache: all callers get one usable cache, and nothing is left behind.
 
 A few seeded moments each time; `make cache-kills` tries a hundred.
 """
@@ -21,14 +21,14 @@ from pollux_flows.pipeline import cache_creation
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.leases import LEASE_S
 from tests.loopback import KEY, MODELS
-from tests.mortal import Death, Mortal, started
+from tests.mortal import Death, Mortal, start_process
 
 KILLS = int(os.environ.get("TEST_CACHE_KILLS", "5"))
 SETTLED_S = 1.0
 # How long the provider works on a cache.
 _WORK_S = 0.3
 _CREATION = "pollux_flows.pipeline.cache_creation"
-_SAVES = 3  # the intent, that it is asked, the reply
+_SAVES = 3  # the intent, the time of the request, the reply
 STEPS = [
     *(Death("pollux_flows.caching.registry:_StoreLock.save", when, nth) for when in ("before", "after")
       for nth in range(1, _SAVES + 1)),
@@ -39,21 +39,21 @@ STEPS = [
 ]  # fmt: skip
 
 
-def death_of(seed: int) -> Death:
-    """At a step of ours, or while the provider works: before it has the request, during its work, after its reply."""
+def choose_death(seed: int) -> Death:
+    """Choose a step of the creation, or a time within the first second, while the provider creates the cache."""
     chosen = random.Random(seed)  # noqa: S311 (no secret)
     return chosen.choice(STEPS) if seed % 2 else Death(after_s=chosen.uniform(0.0, 1.0))
 
 
-async def make_cache(settings: dict[str, Any], file: Path, told: Path) -> None:
-    """Make the cache in a process of its own, and write down its name."""
+async def make_cache(settings: dict[str, Any], file: Path, name_file: Path) -> None:
+    """Create the cache, and write its name to a file; this runs in a separate process."""
     cache_creation.SETTLED_S = SETTLED_S  # type: ignore[misc]
     handle = await create_cache([Source.from_file(file)], config=Config(**settings))
-    _write(told, handle.name)
+    _write(name_file, handle.name)
 
 
-def _write(told: Path, name: str) -> None:
-    told.write_text(name)
+def _write(name_file: Path, name: str) -> None:
+    name_file.write_text(name)
 
 
 @pytest.fixture
@@ -76,38 +76,39 @@ def report(tmp_path: Path) -> Path:
     return tmp_path / "report.pdf"
 
 
-def at_provider(sim: Simulator) -> set[str]:
+def list_caches(sim: Simulator) -> set[str]:
+    """Return the names of the caches that exist at the provider."""
     return {cache.name for cache in sim.gemini_caches.all(sim.now())}
 
 
-async def begun(creator: Mortal, registry: StoreRegistry) -> None:
-    """Wait until the creator has said what it is about to do, or has died before."""
+async def wait_for_intent(creator: Mortal, registry: StoreRegistry) -> None:
+    """Wait until the creator has recorded its intent, or has died before."""
     while creator.process.exitcode is None and not await registry.list():  # noqa: ASYNC110 (another process)
         await asyncio.sleep(0.01)
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", range(KILLS))
-async def test_a_creator_killed_at_any_moment(
+async def test_waiters_get_one_cache_after_a_kill_of_its_creator_at_any_moment(
     seed: int, settings: dict[str, Any], sim: Simulator, home: Path, report: Path, *, tmp_path: Path
 ) -> None:
-    """Those who wait are served within the lease, by the cache that was paid for, where there is one."""
+    """Waiters get a cache within the lease time: the one of the killed process, if the provider has created it."""
     sim.fail(Fault(kind="slow", delay_s=_WORK_S), operation="cache.create", times=None)
     config, source = Config(**settings), Source.from_file(report)
-    registry, death = open_registry(config), death_of(seed)
-    work = (make_cache, settings, report, tmp_path / "told")
-    creator = started(*work, death=death, home=home, said=tmp_path / "said")
-    await begun(creator, registry)
+    registry, death = open_registry(config), choose_death(seed)
+    work = (make_cache, settings, report, tmp_path / "name")
+    creator = start_process(*work, death=death, home=home, log=tmp_path / "log")
+    await wait_for_intent(creator, registry)
     began = time.monotonic()
     handles = await asyncio.gather(*(create_cache([source], config=config) for _ in range(4)))
     assert time.monotonic() - began < LEASE_S + SETTLED_S, death
-    lived = await creator.ended(30)
-    assert lived == (tmp_path / "told").exists()
+    is_complete = await creator.runs_to_completion(30)
+    assert is_complete == (tmp_path / "name").exists()
 
     (name,) = {handle.name for handle in handles}
-    await asyncio.sleep(_WORK_S)  # whatever was on its way has arrived
+    await asyncio.sleep(_WORK_S)  # so that every request has arrived
     (record,) = await registry.list()
-    assert at_provider(sim) == {record.name} == {name}, death
+    assert list_caches(sim) == {record.name} == {name}, death
     assert [entry for entry in sim.requests if entry.operation == "cache.delete"] == [], death
     answer = await run("What is it?", config=config, options=Options(cache=handles[0]))
     assert answer.metrics["cache_used"] is True
@@ -115,21 +116,22 @@ async def test_a_creator_killed_at_any_moment(
     later = time.time() + 8 * 86_400
     await sweep_caches(registry, config, clock=lambda: later)
     assert await registry.list() == []
-    assert at_provider(sim) == set()
+    assert list_caches(sim) == set()
     assert [file.filename for file in sim.files if file.is_there] == [], death
 
 
 @pytest.mark.timeout(180)
-async def test_twenty_processes_at_once_make_one(
+async def test_twenty_concurrent_processes_create_one_cache(
     settings: dict[str, Any], sim: Simulator, home: Path, report: Path, *, tmp_path: Path
 ) -> None:
-    """And upload its file once; each has its handle."""
+    """The file is uploaded once, and each process gets the handle."""
     sim.latency_s = 0.1
-    told = [tmp_path / f"told-{number}" for number in range(20)]
+    name_files = [tmp_path / f"name-{number}" for number in range(20)]
     processes = [
-        started(make_cache, settings, report, file, death=None, home=home, said=tmp_path / "said") for file in told
+        start_process(make_cache, settings, report, file, death=None, home=home, log=tmp_path / "log")
+        for file in name_files
     ]
-    assert [await process.ended(120) for process in processes] == [True] * 20
-    assert {file.read_text() for file in told} == at_provider(sim)
-    assert len(at_provider(sim)) == len(sim.files) == 1
+    assert [await process.runs_to_completion(120) for process in processes] == [True] * 20
+    assert {file.read_text() for file in name_files} == list_caches(sim)
+    assert len(list_caches(sim)) == len(sim.files) == 1
     assert len([entry for entry in sim.requests if entry.operation == "cache.create"]) == 1

@@ -1,4 +1,4 @@
-"""A cache that is asked for by its name, without a Prefect server."""
+"""Caches that are named in a call, without a Prefect server."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ def name(handle: CacheHandle) -> str:
     return cache_name(handle.identity)
 
 
-def created(sim: Simulator) -> int:
+def count_created(sim: Simulator) -> int:
+    """Return the number of requests to create a cache."""
     return sum(entry.operation == "cache.create" for entry in sim.requests)
 
 
-async def test_a_name_stands_for_the_handle(gemini: Config, sim: Simulator, handle: CacheHandle, name: str) -> None:
-    """Beside the options or in them; to the journal, it is the same cache."""
+async def test_a_name_may_be_passed_instead_of_the_handle(
+    gemini: Config, sim: Simulator, handle: CacheHandle, name: str
+) -> None:
+    """The name may be an argument or part of the options, and calls have the same identity as with the handle."""
     await run("p", config=gemini, options=Options(cache=handle), run_key="once")
     for asking in (
         run("p", config=gemini, cache=name, run_key="once"),
@@ -53,17 +56,17 @@ async def test_a_name_stands_for_the_handle(gemini: Config, sim: Simulator, hand
     assert len(asked(sim)) == 1
 
 
-async def test_a_named_cache_that_is_lost_is_made_again(gemini: Config, sim: Simulator, name: str) -> None:
-    """Once for all prompts, and what was answered is not asked again."""
+async def test_a_lost_cache_that_is_named_is_recreated(gemini: Config, sim: Simulator, name: str) -> None:
+    """The cache is recreated once for all prompts, and saved answers are reused."""
     await run_many(["a"], config=gemini, cache=name, run_key="nightly")
     sim.gemini_caches.clear()
     envelope = await run_many(["a", "b", "c"], config=gemini, cache=name, run_key="nightly")
     assert (envelope.status, envelope.metrics["n_reused"], envelope.metrics["n_cache_hits"]) == ("ok", 1, 3)
-    assert created(sim) == 2
+    assert count_created(sim) == 2
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "words"),
     [
         ({"cache": "pollux-cache-unknown"}, "no cache 'pollux-cache-unknown'"),
         ({"options": Options(cache="pollux-cache-unknown")}, "no cache 'pollux-cache-unknown'"),
@@ -71,32 +74,31 @@ async def test_a_named_cache_that_is_lost_is_made_again(gemini: Config, sim: Sim
         ({"cache": 5}, "cache is a int"),
     ],
 )
-async def test_a_name_that_names_nothing_is_refused(
-    arguments: dict[str, object], says: str, gemini: Config, sim: Simulator
+async def test_an_unknown_name_and_two_names_are_refused(
+    arguments: dict[str, object], words: str, gemini: Config, sim: Simulator
 ) -> None:
-    """And so are two at once, before anything is sent."""
-    with pytest.raises(ConfigurationError, match=says) as refused:
+    """The refusal comes before any request."""
+    with pytest.raises(ConfigurationError, match=words) as caught:
         await run("p", config=gemini, **arguments)  # type: ignore[arg-type]
-    assert refused.value.hint
+    assert caught.value.hint
     assert sim.requests == []
 
 
-async def test_a_name_beside_sources_is_refused(gemini: Config, sim: Simulator, name: str) -> None:
-    """As a handle is."""
+async def test_sources_beside_the_name_of_a_cache_are_refused(gemini: Config, sim: Simulator, name: str) -> None:
     with pytest.raises(ConfigurationError, match="sources cannot go along with a cache handle"):
         await run("p", source=STORY, config=gemini, cache=name)
     assert asked(sim) == []
 
 
-async def test_where_names_are_not_looked_up_they_are_refused(gemini: Config, sim: Simulator) -> None:
-    """A batch reads no cache, by whichever name."""
+async def test_a_name_in_the_options_of_a_deferred_job_is_refused(gemini: Config, sim: Simulator) -> None:
+    """A batch cannot read from a cache."""
     with pytest.raises(ConfigurationError):
         await defer("p", config=gemini, options=Options(cache="pollux-cache-a"))
     assert sim.requests == []
 
 
 @pytest.mark.parametrize("cache", ["auto", "", " "])
-def test_options_take_no_cache_that_is_no_name(cache: str) -> None:
-    with pytest.raises(ConfigurationError) as refused:
+def test_an_invalid_name_of_a_cache_is_refused_in_options(cache: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
         Options(cache=cache)
-    assert refused.value.hint
+    assert caught.value.hint

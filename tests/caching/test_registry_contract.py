@@ -1,4 +1,4 @@
-"""The contract of a CacheRegistry. Whoever writes another kind adds a fixture, and its name to `KINDS`."""
+"""The contract of a CacheRegistry. A new kind needs a fixture here, and its name in `KINDS`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.pipeline.caches import CacheRecord, CacheRegistry, CacheRequest, cache_name
 from pollux_flows.source import Source
 from pollux_flows.state.leases import LeaseLostError
-from tests.state.places import opened
+from tests.state.places import open_store_at
 
 Open = Callable[[], CacheRegistry]
-"""Opens a registry of its own on one place, with leases of LEASE_S."""
+"""Open another registry with the same records, with leases of LEASE_S."""
 
 KINDS = ["disk_registry", "redis_registry"]
 LEASE_S = 1.0
@@ -49,11 +49,11 @@ def registry(open_registry: Open) -> CacheRegistry:
 
 
 def open_on_store(address: str) -> CacheRegistry:
-    return StoreRegistry(opened(address), lease_s=LEASE_S)
+    return StoreRegistry(open_store_at(address), lease_s=LEASE_S)
 
 
-def record(identity: str = "a", **fields: Any) -> CacheRecord:
-    given: dict[str, Any] = {
+def make_record(identity: str = "a", **fields: Any) -> CacheRecord:
+    defaults: dict[str, Any] = {
         "identity": identity,
         "contents_identity": "c",
         "target": Target(provider="gemini", model="gemini-2.5-flash"),
@@ -64,10 +64,10 @@ def record(identity: str = "a", **fields: Any) -> CacheRecord:
         "created_at": 1.0,
         "last_used_at": 1.0,
     }
-    return CacheRecord(**{**given, **fields})
+    return CacheRecord(**{**defaults, **fields})
 
 
-FULL = record(
+FULL = make_record(
     state="living",
     name="cachedContents/a",
     contents=["report.pdf", "Grüße"],
@@ -88,18 +88,20 @@ async def save(registry: CacheRegistry, *records: CacheRecord) -> None:
             await lock.save(each)
 
 
-async def test_a_registry_says_where_it_is(registry: CacheRegistry) -> None:
+async def test_a_registry_describes_its_location(registry: CacheRegistry) -> None:
     assert registry.where
 
 
-async def test_an_empty_registry_has_nothing(registry: CacheRegistry) -> None:
+async def test_an_empty_registry_has_no_records(registry: CacheRegistry) -> None:
     assert await registry.find("a") is None
     assert await registry.list() == []
 
 
-@pytest.mark.parametrize("saved", [record(), FULL])
-async def test_a_saved_record_is_found_by_all(registry: CacheRegistry, open_registry: Open, saved: CacheRecord) -> None:
-    """As it was saved, by every other registry on this place."""
+@pytest.mark.parametrize("saved", [make_record(), FULL])
+async def test_a_saved_record_is_found_by_other_registries(
+    registry: CacheRegistry, open_registry: Open, saved: CacheRecord
+) -> None:
+    """Another registry in the same place finds and lists an equal record."""
     await save(registry, saved)
     assert await open_registry().find("a") == saved
     assert await open_registry().list() == [saved]
@@ -107,72 +109,71 @@ async def test_a_saved_record_is_found_by_all(registry: CacheRegistry, open_regi
 
 async def test_a_record_is_found_by_its_name(registry: CacheRegistry) -> None:
     """People name a cache by the name of its block, with or without a Prefect server."""
-    await save(registry, FULL, record("b"))
+    await save(registry, FULL, make_record("b"))
     assert await registry.find_named(cache_name("a")) == FULL
     assert await registry.find_named("pollux-cache-c") is None
 
 
 async def test_a_record_that_cannot_be_read_is_left_out(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """One that a newer version wrote hides none of the others, and is reported."""
-    store = opened(f"disk:{tmp_path / 'state'}")
+    """A record of a newer version is logged, and the others are listed."""
+    store = open_store_at(f"disk:{tmp_path / 'state'}")
     registry = StoreRegistry(store)
-    await save(registry, record("b"))
-    await store.put("cache/a", {**record("a").model_dump(mode="json"), "version": 99})
-    assert await registry.list() == [record("b")]
+    await save(registry, make_record("b"))
+    await store.put("cache/a", {**make_record("a").model_dump(mode="json"), "version": 99})
+    assert await registry.list() == [make_record("b")]
     assert "newer pollux_flows (format 99" in caplog.text
 
 
-async def test_a_record_is_seen_while_it_is_locked(registry: CacheRegistry, open_registry: Open) -> None:
-    """Others see that a creation has begun, and under which display name."""
+async def test_a_locked_record_can_be_read(registry: CacheRegistry, open_registry: Open) -> None:
+    """Other registries see that a creation has begun, and its display name."""
     async with registry.lock("a") as lock:
         assert lock.record is None
         assert await open_registry().find("a") is None
         assert await open_registry().list() == []
-        await lock.save(record())
-        assert lock.record == record()
-        assert await open_registry().find("a") == record()
+        await lock.save(make_record())
+        assert lock.record == make_record()
+        assert await open_registry().find("a") == make_record()
 
 
-async def test_a_lock_alone_leaves_no_record(registry: CacheRegistry) -> None:
+async def test_a_lock_without_a_save_leaves_no_record(registry: CacheRegistry) -> None:
     async with registry.lock("a"):
         pass
     assert await registry.find("a") is None
     assert await registry.list() == []
 
 
-async def test_the_last_record_counts(registry: CacheRegistry) -> None:
-    await save(registry, record(), FULL)
+async def test_a_saved_record_replaces_the_previous_one(registry: CacheRegistry) -> None:
+    await save(registry, make_record(), FULL)
     async with registry.lock("a") as lock:
         assert lock.record == FULL
         await lock.save(FULL.change(tokens=1))
     assert await registry.find("a") == FULL.change(tokens=1)
 
 
-async def test_a_removed_record_is_gone(registry: CacheRegistry) -> None:
-    """And may be saved again, in that lock or in the next."""
-    await save(registry, record(), record("b"))
+async def test_a_removed_record_is_no_longer_found(registry: CacheRegistry) -> None:
+    """A record of the same identity may be saved later."""
+    await save(registry, make_record(), make_record("b"))
     async with registry.lock("a") as lock:
         await lock.remove()
         assert lock.record is None
     assert await registry.find("a") is None
-    assert await registry.list() == [record("b")]
-    await save(registry, record())
-    assert await registry.list() == [record(), record("b")]
+    assert await registry.list() == [make_record("b")]
+    await save(registry, make_record())
+    assert await registry.list() == [make_record(), make_record("b")]
 
 
-async def test_one_works_at_a_time(open_registry: Open) -> None:
-    """In one loop, of many who ask."""
-    at_work: list[int] = []
+async def test_a_lock_excludes_others_in_one_event_loop(open_registry: Open) -> None:
+    working: list[int] = []
     most = 0
 
     async def work(number: int) -> None:
         nonlocal most
         async with open_registry().lock("a") as lock:
-            at_work.append(number)
-            most = max(most, len(at_work))
-            await lock.save(record(tokens=(lock.record.tokens or 0) + 1 if lock.record else 1))
+            working.append(number)
+            most = max(most, len(working))
+            await lock.save(make_record(tokens=(lock.record.tokens or 0) + 1 if lock.record else 1))
             await asyncio.sleep(0.01)
-            at_work.remove(number)
+            working.remove(number)
 
     async with asyncio.timeout(30):
         await asyncio.gather(*map(work, range(8)))
@@ -181,23 +182,23 @@ async def test_one_works_at_a_time(open_registry: Open) -> None:
     assert (most, found.tokens) == (1, 8)
 
 
-async def test_other_identities_do_not_wait(registry: CacheRegistry) -> None:
+async def test_locks_on_different_identities_do_not_exclude_each_other(registry: CacheRegistry) -> None:
     async with asyncio.timeout(5), registry.lock("a"), registry.lock("b"):
         pass
 
 
-async def test_a_live_holder_keeps_its_lease(registry: CacheRegistry, open_registry: Open) -> None:
-    """For longer than a lease lasts; who waits with little patience is told."""
+async def test_the_lease_of_a_live_owner_is_renewed(registry: CacheRegistry, open_registry: Open) -> None:
+    """A lock may be held for longer than its lease; a waiter with little patience times out."""
     async with registry.lock("a") as lock:
         await asyncio.sleep(2 * LEASE_S)
         with pytest.raises(TimeoutError):
             async with open_registry().lock("a", patience_s=0):
                 pass
-        await lock.save(record())
-    assert await registry.find("a") == record()
+        await lock.save(make_record())
+    assert await registry.find("a") == make_record()
 
 
-async def test_who_waits_gets_its_turn(registry: CacheRegistry, open_registry: Open) -> None:
+async def test_a_waiter_gets_the_lock_and_the_saved_record(registry: CacheRegistry, open_registry: Open) -> None:
     async def wait() -> CacheRecord | None:
         async with open_registry().lock("a") as lock:
             return lock.record
@@ -206,16 +207,16 @@ async def test_who_waits_gets_its_turn(registry: CacheRegistry, open_registry: O
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0.1)
         assert not waiting.done()
-        await lock.save(record())
-    assert await asyncio.wait_for(waiting, 10) == record()
+        await lock.save(make_record())
+    assert await asyncio.wait_for(waiting, 10) == make_record()
 
 
 async def test_an_error_releases_the_lease(registry: CacheRegistry) -> None:
-    """So does a cancellation; what was saved stays."""
+    """A cancellation releases the lease as well, and the saved record stays."""
 
     async def work(*, fails: bool) -> None:
         async with registry.lock("a") as lock:
-            await lock.save(record())
+            await lock.save(make_record())
             if fails:
                 raise ConfigurationError("No.")
             await asyncio.sleep(60)
@@ -227,10 +228,10 @@ async def test_an_error_releases_the_lease(registry: CacheRegistry) -> None:
     working.cancel()
     await asyncio.wait([working])
     async with asyncio.timeout(5), registry.lock("a") as lock:
-        assert lock.record == record()
+        assert lock.record == make_record()
 
 
-async def test_a_waiter_that_is_cancelled_disturbs_no_other(registry: CacheRegistry, open_registry: Open) -> None:
+async def test_a_cancelled_waiter_does_not_affect_the_others(registry: CacheRegistry, open_registry: Open) -> None:
     async def wait() -> None:
         async with open_registry().lock("a"):
             pass
@@ -242,8 +243,8 @@ async def test_a_waiter_that_is_cancelled_disturbs_no_other(registry: CacheRegis
     await asyncio.wait_for(asyncio.gather(*waiting[1:]), 10)
 
 
-async def test_a_holder_taken_for_dead_writes_nothing(open_registry: Open) -> None:
-    """It comes back late, and its successor's record stands."""
+async def test_a_late_owner_cannot_overwrite_the_record_of_its_successor(open_registry: Open) -> None:
+    """The lease of the late owner has run out, so that its save and its removal fail."""
     registry = open_registry()
     if not isinstance(registry, StoreRegistry):
         pytest.skip("the clock of this registry cannot be moved")
@@ -251,7 +252,7 @@ async def test_a_holder_taken_for_dead_writes_nothing(open_registry: Open) -> No
     async with late.lock("a") as lock:
         await save(registry, FULL)
         with pytest.raises(LeaseLostError):
-            await lock.save(record())
+            await lock.save(make_record())
         with pytest.raises(LeaseLostError):
             await lock.remove()
     assert await registry.find("a") == FULL
@@ -260,7 +261,7 @@ async def test_a_holder_taken_for_dead_writes_nothing(open_registry: Open) -> No
 def hold_until_killed(kind: str, place: str, holding: Any) -> None:
     async def hold() -> None:
         async with open_on_store(f"{kind}:{place}").lock("a") as lock:
-            await lock.save(record())
+            await lock.save(make_record())
             holding.set()
             await asyncio.sleep(600)
 
@@ -268,8 +269,10 @@ def hold_until_killed(kind: str, place: str, holding: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["disk", "redis"])
-async def test_a_dead_holder_is_succeeded(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """After kill -9, within the lease; what it had saved is there."""
+async def test_a_killed_owner_is_succeeded_within_its_lease(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The successor finds the record that the killed owner saved."""
     place = str(tmp_path / "state") if kind == "disk" else request.getfixturevalue("redis_place")
     spawn = multiprocessing.get_context("spawn")
     holding = spawn.Event()
@@ -279,4 +282,4 @@ async def test_a_dead_holder_is_succeeded(kind: str, tmp_path: Path, request: py
     os.kill(holder.pid or 0, 9)
     await asyncio.to_thread(holder.join)
     async with asyncio.timeout(LEASE_S + 1), open_on_store(f"{kind}:{place}").lock("a") as lock:
-        assert lock.record == record()
+        assert lock.record == make_record()

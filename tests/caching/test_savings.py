@@ -1,4 +1,4 @@
-"""Savings: the provider's usage, beside what it would have been without a cache."""
+"""Savings: the usage that the provider reports, compared with the usage without a cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gemini(config: MakeConfig) -> Config:
 
 
 async def ask_with_new_cache(config: Config, source: Source, prompts: list[str], **options: Any) -> ResultEnvelope:
-    """A run that creates the cache of its source."""
+    """Run with a cache of the source that the run creates."""
     asking = make_request(prompts, target=config.target, sources=[source], options=Options(**options))
     plan = make_plan(asking, await read_sources(asking), cache_request=CacheRequest(sources=[source]))
     async with open_execution(plan, config, caches=open_registry(config)) as execution:
@@ -44,8 +44,8 @@ async def ask_with_new_cache(config: Config, source: Source, prompts: list[str],
         return extract_envelope(plan, outcomes, duration_s=1.0, caches=execution.used_caches)
 
 
-async def test_ten_questions_about_an_hour_of_video(gemini: Config) -> None:
-    """compare_efficiency(946_800, 10): 948,300 tokens and 90.0 %. In money, an hour's storage halves it."""
+async def test_a_cache_for_ten_questions_about_an_hour_of_video_saves_half_of_the_cost(gemini: Config) -> None:
+    """Of the tokens, 90.0 % are saved, as compare_efficiency(946_800, 10) says; storage reduces the saving in money."""
     envelope = await ask_with_new_cache(gemini, VIDEO, QUESTIONS, reasoning_budget_tokens=1024)
     caching = envelope.metrics["caching"]
     assert (caching["sent_tokens"], caching["naive_tokens"], caching["created_tokens"]) == (948_300, 9_469_500, 946_800)
@@ -66,8 +66,8 @@ async def test_ten_questions_about_an_hour_of_video(gemini: Config) -> None:
     assert "| Storage | $0.95 an hour, $0.95 until it ends |" in page
 
 
-async def test_a_cache_that_was_there_is_paid_elsewhere(gemini: Config) -> None:
-    """Of a handle, the price of an hour's storage is told; a run that finds a cache has not created it."""
+async def test_a_run_does_not_count_the_creation_of_an_existing_cache(gemini: Config) -> None:
+    """A run with a handle, or one that finds the cache, reports at most the hourly price of its storage."""
     handle = await create_cache([STORY], config=gemini)
     envelope = await run_many(["a", "b"], config=gemini, options=Options(cache=handle))
     caching = envelope.metrics["caching"]
@@ -83,8 +83,8 @@ async def test_a_cache_that_was_there_is_paid_elsewhere(gemini: Config) -> None:
     assert "storage_usd" not in found
 
 
-async def test_unknown_prices_are_unknown(config: MakeConfig) -> None:
-    """The tokens are still told."""
+async def test_without_a_price_of_storage_the_saving_in_money_is_unknown(config: MakeConfig) -> None:
+    """The saved tokens are still reported."""
     flash = config("gemini", model="gemini-2.5-flash-lite")  # whose storage has no listed price here
     envelope = await ask_with_new_cache(flash, STORY, ["a", "b", "c"])
     caching = envelope.metrics["caching"]
@@ -96,8 +96,8 @@ async def test_unknown_prices_are_unknown(config: MakeConfig) -> None:
     assert "| Storage | unknown |" in page
 
 
-async def test_tokens_that_were_not_reported_are_unknown() -> None:
-    """A reply without usage makes no saving of nothing."""
+async def test_without_reported_usage_the_savings_are_unknown() -> None:
+    """A reply without usage is not counted as zero tokens."""
     handle = CacheHandle(
         name="cachedContents/1", model="gemini-2.5-flash", provider="gemini", expires_at=time.time() + 3600
     )
@@ -109,8 +109,8 @@ async def test_tokens_that_were_not_reported_are_unknown() -> None:
     assert "did not say" in caching["unknown"]
 
 
-async def test_a_prefix_that_was_written_and_read(config: MakeConfig) -> None:
-    """On Anthropic, writes cost more than input, and reads a tenth."""
+async def test_savings_of_anthropic_include_the_surcharge_for_cache_writes(config: MakeConfig) -> None:
+    """A write costs 1.25 times the input, and a read a tenth."""
     claude = config("anthropic")
     envelope = await run_many(["a", "b", "c"], sources=[STORY], config=claude, options=Options(implicit_caching="warm"))
     usage, caching = envelope.usage, envelope.metrics["caching"]
@@ -123,7 +123,7 @@ async def test_a_prefix_that_was_written_and_read(config: MakeConfig) -> None:
     )
 
 
-async def test_without_a_cache_there_is_nothing_to_tell(gemini: Config) -> None:
+async def test_without_a_cache_no_savings_are_reported(gemini: Config) -> None:
     envelope = await run_many(["a"], config=gemini)
     assert "caching" not in envelope.metrics
     assert "Caching" not in render_answers(RunInput(gemini.target, ["a"]), envelope)

@@ -10,7 +10,7 @@ __all__ = ["config", "sim", "world"]
 
 
 @pytest.fixture(autouse=True)
-def _isolated_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _fresh_state_and_short_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test its own state, and search for lost batches only briefly."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "home"))
     # The simulator lists a batch at once: further searches would find no more.

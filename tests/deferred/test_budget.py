@@ -1,4 +1,4 @@
-"""Budgets of batches: all of a job's worst cases, at batch prices, before it is submitted."""
+"""Budgets of batches: the worst cases of all calls of a job, at batch prices, are checked before its submission."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import Request, make_request
 from pollux_flows.providers.session import open_session
 from pollux_flows.state.store import open_store
-from tests.budgets import SHORT, worst_case
+from tests.budgets import SHORT, find_worst_case
 from tests.loopback import SDKS, MakeConfig
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
 
 
-def request_of(config: Config, count: int, options: Options = SHORT) -> Request:
+def build_request(config: Config, count: int, options: Options = SHORT) -> Request:
     return make_request([f"question {number}" for number in range(count)], target=config.target, options=options)
 
 
-def plan_of(config: Config, count: int, options: Options = SHORT) -> Plan:
-    return make_plan(request_of(config, count, options))
+def build_plan(config: Config, count: int, options: Options = SHORT) -> Plan:
+    return make_plan(build_request(config, count, options))
 
 
 @pytest.mark.parametrize("provider", SDKS)
@@ -41,34 +41,34 @@ async def test_a_job_costs_at_most_half_of_what_its_calls_cost_now(config: MakeC
     settings = config(provider)
     options = Options(max_tokens=5_000)
     async with open_session(settings) as session:
-        most = price_job(plan_of(settings, 10, options), session)
-    now = await worst_case(settings, "question 0", options, of=10)
+        most = price_job(build_plan(settings, 10, options), session)
+    now = await find_worst_case(settings, "question 0", options, of=10)
     assert most == pytest.approx(10 * now / 2, rel=0.1)
 
 
 async def test_a_job_above_the_limit_is_refused(config: MakeConfig) -> None:
-    """In words, with what would do."""
+    """The error names the amount, and its hint a limit that is sufficient."""
     settings = config("openai")
-    plan = plan_of(settings, 10)
+    plan = build_plan(settings, 10)
     async with open_session(settings) as session:
         most = price_job(plan, session)
         check_job_budget(plan, session, most)
-        with pytest.raises(BudgetError, match=r"10 prompts may cost up to \$0.0008\d as a batch") as raised:
+        with pytest.raises(BudgetError, match=r"10 prompts may cost up to \$0.0008\d as a batch") as caught:
             check_job_budget(plan, session, 0.9 * most)
-        check_job_budget(plan, session, float((raised.value.hint or "").partition("to $")[2].split()[0]))
+        check_job_budget(plan, session, float((caught.value.hint or "").partition("to $")[2].split()[0]))
 
 
-async def test_what_is_submitted_again_must_fit_into_what_is_left(config: MakeConfig) -> None:
-    """By a retry of the run, or by the collector."""
+async def test_a_child_job_must_fit_into_the_rest_of_the_budget(config: MakeConfig) -> None:
+    """Failed calls are submitted again as a child job if the rest of the budget covers them."""
     settings = config("openai")
-    plan = plan_of(settings, 10)
+    plan = build_plan(settings, 10)
     async with open_session(settings) as session:
         most = price_job(plan, session)
 
         async def check(limit_usd: float | None, **manifest: Any) -> float | None:
             store, name = StateJobStore(open_store()), uuid4().hex
             job = new_job(name, plan, time.time(), None, max_cost_usd=limit_usd)
-            await store.save_request(name, JobRequest.of(request_of(settings, 10), plan.contents))
+            await store.save_request(name, JobRequest.of(build_request(settings, 10), plan.contents))
             found = Manifest(submitted=10, failed=5, collected_at=0.0, **manifest)
             return await check_child_budget(store, job.with_manifest(found), range(5), session)
 

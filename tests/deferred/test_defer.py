@@ -112,7 +112,7 @@ async def test_collection_deletes_the_uploads(
 
 @every_batch_system
 @pytest.mark.parametrize(("keep_files_s", "source_stays"), [(0.0, False), (3600.0, True)])
-async def test_source_files_are_kept_as_long_as_the_submitting_config_says(  # noqa: PLR0917 (each is a fixture or a parameter)
+async def test_source_files_stay_as_long_as_the_submitting_config_says(  # noqa: PLR0917 (each is a fixture or a parameter)
     provider: ProviderName,
     keep_files_s: float,
     source_stays: bool,
@@ -214,7 +214,7 @@ async def test_equal_calls_with_one_run_key_submit_one_batch(
 async def test_a_handle_is_enough_to_collect_on_another_machine(
     provider: ProviderName, sim: Simulator, config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That machine has no state of the job, a newer package and the key in its environment."""
+    """The other machine has no state of the job, a newer package and the key in its environment."""
     sim.batch_s = 0
     data = (await defer_many(PROMPTS, config=config(provider))).to_dict()
     data["provider_state"]["job"]["something_new"] = {"a": 1}

@@ -16,10 +16,10 @@ from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator
 from pollux_flows.simulator.storage import Storage
 from tests.loopback import KEY, MODELS, SDKS
-from tests.mortal import Death, started
+from tests.mortal import Death, start_process
 
 PROMPTS = ["one", "two", "three"]
-# Of the steps, a third in the suite; with `make batch-kills`, each.
+# The suite tests a third of the steps, and `make batch-kills` all of them.
 SKIPPED = 1 if "TEST_BATCH_KILLS" in os.environ else 3
 _STORE, _SESSION = "pollux_flows.deferred.store", "pollux_flows.providers.session:Session"
 STEPS = (
@@ -31,7 +31,7 @@ STEPS = (
     f"{_STORE}:_StateJobLock.save",
     "pollux_flows.state.leases:Lease.release",
 )
-# The parts, the intent, the reply.
+# A job is saved with its parts, its intent and the reply.
 _SAVES = 3
 DEATHS = [
     Death(step, when, nth)
@@ -67,10 +67,10 @@ def _save_handle(handle_file: Path, handle: DeferredHandle) -> None:
 async def test_a_call_after_a_kill_at_any_step_submits_one_batch(
     provider: ProviderName, run_key: str | None, world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
 ) -> None:
-    """There is one batch. Without a `run_key`, that is so until the provider's reply is saved."""
+    """Without a `run_key`, this holds until the provider's reply is saved."""
     sim.batch_s = 0
     base_url = sim.base_url(provider, world[1])
-    # A Config does not tell another process its key.
+    # The JSON of a Config, which another process gets, has no key.
     settings: dict[str, Any] = {"provider": provider, "model": MODELS[provider], "api_key": KEY, "base_url": base_url}
     config = Config(**settings, keep_files_s=0.0)
     deaths = [death for death in DEATHS if run_key or not _is_after_reply(death)]
@@ -105,11 +105,11 @@ async def _run_killed(
     file, handle_file, home = folder / "report.pdf", folder / "handle.json", folder / "home"
     _write(file, str(death))
     work: tuple[Any, ...] = (defer_until_known, settings, run_key, file, handle_file)
-    assert not await started(*work, death=death, home=home, said=folder / "said").ended(30), (
-        f"it was not killed: {death}"
+    assert not await start_process(*work, death=death, home=home, log=folder / "log").runs_to_completion(30), (
+        f"the process was not killed: {death}"
     )
     assert not handle_file.exists()
-    assert await started(*work, death=None, home=home, said=folder / "said").ended(60)
+    assert await start_process(*work, death=None, home=home, log=folder / "log").runs_to_completion(60)
     return home, DeferredHandle.from_dict(json.loads(handle_file.read_text()))
 
 
@@ -119,15 +119,15 @@ async def _run_killed(
 async def test_a_simulated_batch_outlives_its_process(
     provider: ProviderName, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a real one does: a second call with the same `run_key` finds it, and collects it."""
+    """A second call with the same `run_key` finds the batch, as with a real provider, and collects it."""
     home, file, handle_file = tmp_path / "home", tmp_path / "report.txt", tmp_path / "handle_file"
     file.write_text("A report.")
     settings: dict[str, Any] = {"provider": provider, "model": MODELS[provider], "use_mock": True}
     death = Death(step, "after")
-    mortal = started(
-        defer_until_known, settings, "nightly", file, handle_file, death=death, home=home, said=tmp_path / "said"
+    mortal = start_process(
+        defer_until_known, settings, "nightly", file, handle_file, death=death, home=home, log=tmp_path / "log"
     )
-    assert await mortal.ended(within_s=60) is False
+    assert await mortal.runs_to_completion(within_s=60) is False
     monkeypatch.setenv("POLLUX_HOME", str(home))
     await defer_until_known(settings, "nightly", file, handle_file)
     handle, config = DeferredHandle.from_dict(json.loads(handle_file.read_text())), Config(**settings)

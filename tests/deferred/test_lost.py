@@ -32,7 +32,7 @@ PROMPTS = ["one", "two", "three"]
 async def create_unsent_job(
     config: Config, on_lost: OnLost = "submit"
 ) -> AsyncIterator[tuple[StateJobStore, Session, Plan]]:
-    """Create a job every_system_with_names "job" that is not submitted yet."""
+    """Create a job named "job" that is not submitted yet."""
     request = make_request(PROMPTS, target=config.target)
     plan, store = make_plan(request, []), StateJobStore(open_store())
     await create_job(store, "job", JobRequest.of(request, []), plan, config.key(), on_lost=on_lost)
@@ -52,7 +52,7 @@ async def resume_submission(store: StateJobStore, session: Session, plan: Plan, 
 async def test_a_batch_whose_reply_was_lost_is_found(
     provider: ProviderName, sim: Simulator, config: MakeConfig
 ) -> None:
-    """At once by its name, or else by its first result."""
+    """The batch is found by its name or, where batches have no names, by its first result."""
     sim.batch_s = 0
     sim.fail(Fault(kind="drop_after"), operation="batch.create")
     handle = await defer_many(PROMPTS, config=config(provider))
@@ -92,7 +92,7 @@ async def test_a_batch_that_never_arrived_is_submitted_again_after_the_settling_
 async def test_the_settling_time_begins_when_the_request_has_ended(
     provider: ProviderName, sim: Simulator, config: MakeConfig
 ) -> None:
-    """Not when it was sent: a request may take minutes."""
+    """A request may take minutes, so the time at which it was sent does not count."""
     async with create_unsent_job(config(provider)) as (store, session, plan):
         sim.fail(Fault(kind="drop"), operation="batch.create")
         job = await resume_submission(store, session, plan)
@@ -107,7 +107,7 @@ async def test_the_settling_time_begins_when_the_request_has_ended(
 async def test_the_settling_time_begins_anew_if_the_submitting_process_has_died(
     provider: ProviderName, sim: Simulator, config: MakeConfig
 ) -> None:
-    """Its request may still arrive, so the first search decides nothing."""
+    """The request of the dead process may still arrive, so the first search decides nothing."""
     async with create_unsent_job(config(provider)) as (store, session, plan):
         sim.fail(Fault(kind="drop"), operation="batch.create")
         job = await resume_submission(store, session, plan)
@@ -129,7 +129,7 @@ async def test_on_lost_report_leaves_a_lost_batch_to_a_person(sim: Simulator, co
 
 
 async def test_a_lost_part_is_reconciled_again_before_it_is_resubmitted(sim: Simulator, config: MakeConfig) -> None:
-    """A running batch may be it, so it is not submitted a second time."""
+    """A running batch may be the lost part, so the part is not submitted a second time."""
     sim.batch_s = 3600
     async with create_unsent_job(config("anthropic"), on_lost="report") as (store, session, plan):
         sim.fail(Fault(kind="drop_after"), operation="batch.create")
@@ -143,7 +143,7 @@ async def test_a_lost_part_is_reconciled_again_before_it_is_resubmitted(sim: Sim
 
 
 async def test_another_key_never_resubmits_a_lost_batch(sim: Simulator, config: MakeConfig) -> None:
-    """Its account does not have the batch, which proves nothing."""
+    """The account of another key does not list the batch, which proves nothing."""
     async with create_unsent_job(config("openai")) as (store, session, plan):
         sim.fail(Fault(kind="drop_after"), operation="batch.create")
         sim.fail(Fault(status=500), operation="batch.list", times=30)
@@ -158,7 +158,7 @@ async def test_another_key_never_resubmits_a_lost_batch(sim: Simulator, config: 
 async def test_foreign_batches_of_the_same_size_are_not_mistaken_for_the_lost_one(
     sim: Simulator, config: MakeConfig
 ) -> None:
-    """A batch without readable results may be it, so nothing is submitted meanwhile."""
+    """A batch without readable results may be the lost one, so nothing is submitted meanwhile."""
     sim.batch_s = 0
     await defer_many(["a", "b", "c"], config=config("anthropic"))
     await defer_many(["d", "e", "f"], config=config("anthropic"))

@@ -1,4 +1,4 @@
-"""Tests of polling: many batches are inspected with few requests, whatever else the account has."""
+"""Tests of polling: many batches are inspected with few requests, also among many foreign batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.loopback import SDKS, MakeConfig
 every_batch_system = pytest.mark.parametrize("provider", SDKS)
 
 
-async def jobs_of(provider: ProviderName, count: int, sim: Simulator, config: MakeConfig) -> list[Job]:
+async def make_jobs(provider: ProviderName, count: int, sim: Simulator, config: MakeConfig) -> list[Job]:
     """Return jobs with one pending batch each: the first is submitted, the others are copies of it."""
     handle = await defer("Why?", config=config(provider))
     assert handle.provider_state is not None
@@ -48,7 +48,7 @@ async def poll_with(
 @every_batch_system
 async def test_a_list_shows_a_thousand_batches(provider: ProviderName, sim: Simulator, config: MakeConfig) -> None:
     sim.batch_s = 3600
-    jobs = await jobs_of(provider, 1000, sim, config)
+    jobs = await make_jobs(provider, 1000, sim, config)
     before = len(sim.requests)
     seen = await poll_with(provider, jobs, config)
     assert seen.batches.keys() == {batch_id for job in jobs for batch_id in pending_batches(job)}
@@ -61,9 +61,9 @@ async def test_foreign_batches_do_not_exceed_the_limit_of_requests(
 ) -> None:
     """Young batches are found in the list, and old ones, behind 5,000 foreign ones, are inspected one by one."""
     sim.batch_s = 3600
-    old = await jobs_of(provider, 20, sim, config)
+    old = await make_jobs(provider, 20, sim, config)
     add_foreign_batches(5000, sim)
-    young = await jobs_of(provider, 20, sim, config)
+    young = await make_jobs(provider, 20, sim, config)
     before = len(sim.requests)
     seen = await poll_with(provider, [*old, *young], config)
     assert len(seen.batches) == 40
@@ -71,9 +71,9 @@ async def test_foreign_batches_do_not_exceed_the_limit_of_requests(
 
 
 async def test_every_batch_is_inspected_sooner_or_later(sim: Simulator, config: MakeConfig) -> None:
-    """Although lists do not show them, and although half of them no longer exist."""
+    """This holds although lists do not show the batches, and although half of them no longer exist."""
     sim.batch_s = 3600
-    jobs = await jobs_of("openai", 60, sim, config)
+    jobs = await make_jobs("openai", 60, sim, config)
     for batch in sim.batches[:30]:
         sim.batch_store.delete(batch)
     add_foreign_batches(1000, sim)
@@ -84,14 +84,14 @@ async def test_every_batch_is_inspected_sooner_or_later(sim: Simulator, config: 
         found |= seen.batches.keys()
         if len(found) == 30:
             return
-    pytest.fail(f"only {len(found)} of 30 were ever looked at")
+    pytest.fail(f"only {len(found)} of 30 were ever inspected")
 
 
 async def test_young_batches_are_inspected_less_often(sim: Simulator, config: MakeConfig) -> None:
     sim.batch_s = 3600
-    jobs = await jobs_of("openai", 40, sim, config)
+    jobs = await make_jobs("openai", 40, sim, config)
     add_foreign_batches(1000, sim)
-    # As long ago as a list goes back to find the others.
+    # The list of batches is read back to the creation of the oldest job.
     old = [job.model_copy(update={"created_at": job.created_at - 7200}) for job in jobs[:20]]
     young = [job.model_copy(update={"created_at": job.created_at - 60}) for job in jobs[20:]]
     ids = {batch_id for job in old for batch_id in pending_batches(job)}

@@ -39,11 +39,11 @@ WARM_HOUR = WARM.model_copy(update={"cache_ttl": "1h"})
 
 @pytest.fixture(autouse=True)
 def _complete_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the simulator store the complete rows."""
+    """Let the simulator store complete rows."""
     monkeypatch.setattr(Spool, "keep_little", lambda _: None)
 
 
-def rows(sim: Simulator) -> list[list[Any]]:
+def list_row_bodies(sim: Simulator) -> list[list[Any]]:
     """Return the bodies of the rows of each accepted batch."""
     return [[json.loads(line)["params"] for line in batch.input] for batch in sim.batches]
 
@@ -56,7 +56,7 @@ async def collect_later(handle: DeferredHandle, sim: Simulator, config: MakeConf
         except DeferredNotReadyError:
             passed = sim.clock() + 61 - time.time()
             sim.clock = lambda passed=passed: time.time() + passed  # type: ignore[misc]
-    raise AssertionError("it does not end")
+    raise AssertionError("the job does not end")
 
 
 @pytest.mark.parametrize("options", [WARM, WARM_HOUR])
@@ -77,18 +77,18 @@ async def test_the_first_prompt_writes_the_cache_and_the_others_read_it(
     # At the price of a batch, $1.50 a million tokens: nine reads save 0.9 documents each, the write costs one more.
     assert metrics["caching"]["saved_usd"] == pytest.approx(1.5e-6 * DOCUMENT_TOKENS * (9 * 0.9 - 1))
     assert envelope.diagnostics["warnings"] == []
-    for row in (row for batch in rows(sim) for row in batch):
+    for row in (row for batch in list_row_bodies(sim) for row in batch):
         document, prompt = row["messages"][0]["content"]
         assert document["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
         assert count_breakpoints(prompt) == 0
 
 
 async def test_without_the_option_there_is_one_batch(sim: Simulator, config: MakeConfig) -> None:
-    """Its rows have no cache breakpoints."""
+    """The rows of that batch have no cache breakpoints."""
     sim.batch_s = 0
     handle = await defer_many(TEN_PROMPTS, sources=[DOCUMENT], config=config("anthropic"))
     envelope = await collect_later(handle, sim, config)
-    assert ([batch.rows for batch in sim.batches], count_breakpoints(rows(sim))) == ([10], 0)
+    assert ([batch.rows for batch in sim.batches], count_breakpoints(list_row_bodies(sim))) == ([10], 0)
     assert count_billed_documents(envelope.usage) == pytest.approx(10, abs=0.01)
 
 
@@ -107,17 +107,17 @@ async def test_there_is_one_batch_where_caching_does_not_pay(
     sim.batch_s = 0
     handle = await defer_many(prompts, sources=[source], config=config("anthropic", model=model), options=WARM)
     envelope = await collect_later(handle, sim, config)
-    assert ([batch.rows for batch in sim.batches], count_breakpoints(rows(sim))) == ([len(prompts)], 0)
+    assert ([batch.rows for batch in sim.batches], count_breakpoints(list_row_bodies(sim))) == ([len(prompts)], 0)
     assert any("had no effect" in warning for warning in envelope.diagnostics["warnings"])
 
 
 async def test_a_failed_first_prompt_does_not_stop_the_others(sim: Simulator, config: MakeConfig) -> None:
-    """They write no cache: each row would pay for it."""
+    """The other prompts use no cache, because each row would pay for a write."""
     sim.batch_s = 0
     sim.fail(Fault(kind="status", status=529), operation="batch.row")
     handle = await defer_many(TEN_PROMPTS, sources=[DOCUMENT], config=config("anthropic"), options=WARM)
     envelope = await collect_later(handle, sim, config)
-    assert [count_breakpoints(batch) for batch in rows(sim)] == [1, 0]
+    assert [count_breakpoints(batch) for batch in list_row_bodies(sim)] == [1, 0]
     assert (envelope.status, envelope.metrics["cache_write_tokens"]) == ("partial", 0)
 
 
@@ -129,7 +129,7 @@ async def test_prompts_that_follow_too_late_use_no_cache(
     sim.batch_s = 0
     handle = await defer_many(TEN_PROMPTS, sources=[DOCUMENT], config=config("anthropic"), options=WARM)
     envelope = await collect_later(handle, sim, config)
-    assert [count_breakpoints(batch) for batch in rows(sim)] == [1, 0]
+    assert [count_breakpoints(batch) for batch in list_row_bodies(sim)] == [1, 0]
     assert any("No prompt read" in warning for warning in envelope.diagnostics["warnings"])
 
 

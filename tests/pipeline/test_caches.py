@@ -1,4 +1,4 @@
-"""create_cache: content that Gemini keeps, the handle to it, and what the handle stands for."""
+"""create_cache: content that Gemini stores, the handle of that cache, and runs that use the handle."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ TOOL: dict[str, Any] = {"name": "f", "description": "d", "parameters": {"type": 
 
 @pytest.fixture(autouse=True)
 def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry of its own for each test."""
+    """Give each test its own registry."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
 
 
-def created(sim: Simulator) -> list[Logged]:
+def create_requests(sim: Simulator) -> list[Logged]:
+    """Return the requests to create a cache."""
     return [entry for entry in sim.requests if entry.operation == "cache.create"]
 
 
-async def test_everything_goes_into_the_cache(config: MakeConfig, sim: Simulator) -> None:
-    """Sources, system instruction, tools and the time to live: one request, no key in it."""
+async def test_all_shared_content_is_sent_in_one_create_request(config: MakeConfig, sim: Simulator) -> None:
+    """The request holds the sources, system instruction, tools and time to live, and not the key."""
     await create_cache(
         [STORY, Source.from_json({"n": 1})],
         config=config("gemini"),
@@ -49,7 +50,7 @@ async def test_everything_goes_into_the_cache(config: MakeConfig, sim: Simulator
         tools=[TOOL],
         ttl_seconds=120,
     )
-    (entry,) = created(sim)
+    (entry,) = create_requests(sim)
     body = entry.body
     assert [part["text"] for part in body["contents"][0]["parts"]] == [STORY.text, '{"n": 1}']
     assert body["systemInstruction"]["parts"][0]["text"] == "Be brief."
@@ -59,8 +60,8 @@ async def test_everything_goes_into_the_cache(config: MakeConfig, sim: Simulator
     assert KEY not in str(entry)
 
 
-async def test_the_handle_expires_when_the_server_says(config: MakeConfig, sim: Simulator) -> None:
-    """Its clock counts, not ours."""
+async def test_the_expiry_of_a_handle_is_that_of_the_provider(config: MakeConfig, sim: Simulator) -> None:
+    """The clock of the provider counts, not that of this machine."""
     now = time.time() + 10_000
     sim.clock = lambda: now
     handle = await create_cache([STORY], config=config("gemini"), ttl_seconds=60)
@@ -68,16 +69,16 @@ async def test_the_handle_expires_when_the_server_says(config: MakeConfig, sim: 
     assert (handle.provider, handle.model) == ("gemini", "gemini-2.5-flash-lite")
 
 
-async def test_a_handle_goes_through_json(config: MakeConfig) -> None:
-    """It can be kept, sent and read back, and holds no key."""
+async def test_a_handle_comes_back_equal_from_json(config: MakeConfig) -> None:
+    """The JSON of a handle holds no key."""
     handle = await create_cache([STORY], config=config("gemini"))
     text = handle.model_dump_json()
     assert CacheHandle.model_validate_json(text) == handle
     assert KEY not in text
 
 
-async def test_the_handle_answers(config: MakeConfig, sim: Simulator) -> None:
-    """Prompts travel alone; the tokens that came from the cache are counted, and that is what cache_used tells."""
+async def test_calls_with_a_handle_read_from_the_cache(config: MakeConfig, sim: Simulator) -> None:
+    """Only prompts are sent; the envelope reports the tokens that were read from the cache."""
     handle = await create_cache([STORY], config=config("gemini"))
     envelope = await run_many(["a", "b"], config=config("gemini"), options=Options(cache=handle))
     for entry in asked(sim):
@@ -88,8 +89,8 @@ async def test_the_handle_answers(config: MakeConfig, sim: Simulator) -> None:
     assert envelope.usage["cached_tokens"] > 0
 
 
-async def test_a_hit_that_nobody_counted_is_no_hit() -> None:
-    """Passing a handle proves nothing: the provider's count does."""
+async def test_cache_used_is_false_without_a_count_of_the_provider() -> None:
+    """A call with a handle counts as a cache hit only if the provider reports cached tokens."""
     handle = CacheHandle(name="cachedContents/a", model="gemini-x", provider="gemini", expires_at=time.time() + 60)
     reply = http({"candidates": [{"content": {"parts": [{"text": "fine"}]}}], "usageMetadata": {"promptTokenCount": 5}})
     async with scripted(reply) as server:
@@ -99,14 +100,16 @@ async def test_a_hit_that_nobody_counted_is_no_hit() -> None:
     assert envelope.metrics["cache_mode"] == "persistent"
 
 
-async def test_no_handle_no_use(config: MakeConfig) -> None:
+async def test_without_a_handle_no_cache_is_used(config: MakeConfig) -> None:
     envelope = await run("p", config=config("gemini"))
     assert (envelope.metrics["cache_used"], envelope.metrics["cache_mode"]) == (False, "none")
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "openrouter", "local"])
-async def test_only_gemini_has_handles(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Everywhere else it is refused with what to use instead, before any request."""
+async def test_create_cache_is_refused_for_other_providers_than_gemini(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """The refusal comes before any request and names Gemini."""
     with pytest.raises(ConfigurationError, match="persistent_cache") as caught:
         await create_cache([STORY], config=config(provider))
     assert "gemini" in str(caught.value.hint)
@@ -120,30 +123,30 @@ async def test_a_time_to_live_is_a_number_of_seconds(ttl: Any, config: MakeConfi
     assert sim.requests == []
 
 
-async def test_nothing_cannot_be_kept(config: MakeConfig, sim: Simulator) -> None:
+async def test_a_cache_without_content_is_refused(config: MakeConfig, sim: Simulator) -> None:
     with pytest.raises(ConfigurationError, match="nothing to keep"):
         await create_cache([], config=config("gemini"))
     assert sim.requests == []
 
 
-async def test_what_is_no_source_is_named(config: MakeConfig, sim: Simulator) -> None:
+async def test_an_invalid_source_is_named_by_its_index(config: MakeConfig, sim: Simulator) -> None:
     with pytest.raises(SourceError, match=r"sources\[1\]"):
         await create_cache([STORY, "text"], config=config("gemini"))  # type: ignore[list-item]
     assert sim.requests == []
 
 
-@pytest.mark.parametrize("given", [{"system_instruction": 5}, {"tools": [{"name": "no spaces please"}]}])
-async def test_what_is_no_instruction_and_no_tool_is_refused(
-    given: dict[str, Any], config: MakeConfig, sim: Simulator
+@pytest.mark.parametrize("content", [{"system_instruction": 5}, {"tools": [{"name": "no spaces please"}]}])
+async def test_an_invalid_system_instruction_or_tool_is_refused(
+    content: dict[str, Any], config: MakeConfig, sim: Simulator
 ) -> None:
     with pytest.raises(ConfigurationError):
-        await create_cache([STORY], config=config("gemini"), **given)
+        await create_cache([STORY], config=config("gemini"), **content)
     assert sim.requests == []
 
 
-def handle_for(**settings: Any) -> CacheHandle:
-    given = {"name": "cachedContents/a", "model": "gemini-2.5-flash-lite", "provider": "gemini"}
-    return CacheHandle(**{**given, "expires_at": time.time() + 60, **settings})
+def make_handle(**settings: Any) -> CacheHandle:
+    defaults = {"name": "cachedContents/a", "model": "gemini-2.5-flash-lite", "provider": "gemini"}
+    return CacheHandle(**{**defaults, "expires_at": time.time() + 60, **settings})
 
 
 CLASHES: list[tuple[dict[str, Any], str]] = [
@@ -153,20 +156,20 @@ CLASHES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "name"), CLASHES)
-async def test_what_is_in_the_cache_is_not_said_again(
-    given: dict[str, Any], name: str, config: MakeConfig, sim: Simulator
+@pytest.mark.parametrize(("options", "name"), CLASHES)
+async def test_options_that_belong_into_the_cache_are_refused_beside_a_handle(
+    options: dict[str, Any], name: str, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Gemini would refuse it; the hint says where it belongs."""
+    """Gemini would refuse such a request; the hint says to pass them to create_cache."""
     with pytest.raises(ConfigurationError, match=name) as caught:
-        await run("p", config=config("gemini"), options=Options(cache=handle_for(), **given))
+        await run("p", config=config("gemini"), options=Options(cache=make_handle(), **options))
     assert "create_cache" in str(caught.value.hint)
     assert sim.requests == []
 
 
-async def test_no_sources_beside_a_cache(config: MakeConfig, sim: Simulator) -> None:
+async def test_sources_beside_a_handle_are_refused(config: MakeConfig, sim: Simulator) -> None:
     with pytest.raises(ConfigurationError, match="sources"):
-        await run("p", source=STORY, config=config("gemini"), options=Options(cache=handle_for()))
+        await run("p", source=STORY, config=config("gemini"), options=Options(cache=make_handle()))
     assert sim.requests == []
 
 
@@ -176,62 +179,62 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "says"), OTHERS)
-async def test_a_handle_is_good_for_its_model_and_its_time(
-    settings: dict[str, Any], says: str, config: MakeConfig, sim: Simulator
+@pytest.mark.parametrize(("settings", "words"), OTHERS)
+async def test_a_handle_of_another_model_or_an_expired_one_is_refused(
+    settings: dict[str, Any], words: str, config: MakeConfig, sim: Simulator
 ) -> None:
-    with pytest.raises(ConfigurationError, match=says) as caught:
-        await run("p", config=config("gemini"), options=Options(cache=handle_for(**settings)))
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        await run("p", config=config("gemini"), options=Options(cache=make_handle(**settings)))
     assert "create_cache" in str(caught.value.hint)
     assert sim.requests == []
 
 
-async def test_another_provider_knows_no_handle(config: MakeConfig, sim: Simulator) -> None:
+async def test_a_handle_is_refused_by_another_provider(config: MakeConfig, sim: Simulator) -> None:
     with pytest.raises(ConfigurationError, match="persistent_cache"):
-        await run("p", config=config("openai"), options=Options(cache=handle_for()))
+        await run("p", config=config("openai"), options=Options(cache=make_handle()))
     assert sim.requests == []
 
 
-async def test_a_cache_that_is_gone_says_so(config: MakeConfig, sim: Simulator) -> None:
-    """Gemini says "permission denied"; the key is fine, and the hint does not send anybody after it."""
+async def test_the_error_about_a_deleted_cache_advises_create_cache(config: MakeConfig, sim: Simulator) -> None:
+    """Gemini replies "permission denied" although the key is valid, so the hint does not mention the key."""
     with pytest.raises(APIError, match="CachedContent not found") as caught:
-        await run("p", config=config("gemini"), options=Options(cache=handle_for()))
+        await run("p", config=config("gemini"), options=Options(cache=make_handle()))
     assert "create_cache" in str(caught.value.hint)
     assert "GEMINI_API_KEY" not in str(caught.value.hint)
     assert caught.value.error_category is None
     assert len(asked(sim)) == 1
 
 
-async def test_a_stumble_is_retried(config: MakeConfig, sim: Simulator) -> None:
-    """A refusal that may pass made no cache."""
+async def test_a_create_request_is_retried_after_a_503(config: MakeConfig, sim: Simulator) -> None:
+    """A request that was refused for the moment has created no cache."""
     sim.fail(Fault(status=503), operation="cache.create")
     await create_cache([STORY], config=config("gemini"))
-    assert len(created(sim)) == 2
+    assert len(create_requests(sim)) == 2
 
 
 async def test_a_cache_whose_reply_was_lost_is_adopted(config: MakeConfig, sim: Simulator) -> None:
-    """It was made and paid for: its display name finds it, and it is not asked for again."""
+    """The cache is found by its display name, so that it is created and paid for once."""
     sim.fail(Fault(kind="drop_after"), operation="cache.create", times=None)
     handle = await create_cache([STORY], config=config("gemini"))
-    assert len(created(sim)) == 1
+    assert len(create_requests(sim)) == 1
     assert (await run("p", config=config("gemini"), options=Options(cache=handle))).metrics["cache_used"] is True
 
 
-async def test_a_create_that_broke_off_is_not_repeated(config: MakeConfig, sim: Simulator) -> None:
-    """It may have been done, and two caches cost twice: the error says that the outcome is unknown."""
+async def test_a_create_request_of_unknown_outcome_is_not_repeated(config: MakeConfig, sim: Simulator) -> None:
+    """The cache may exist, and two caches cost twice; the error says that the outcome is unknown."""
     sim.fail(Fault(kind="drop_after"), operation="cache.create", times=None)
     sim.fail(Fault(status=503), operation="cache.list", times=None)
     with pytest.raises(CacheError) as caught:
         await create_cache([STORY], config=config("gemini"))
     assert caught.value.outcome_unknown is True
     assert (caught.value.provider, caught.value.phase) == ("gemini", "cache")
-    assert len(created(sim)) == 1
+    assert len(create_requests(sim)) == 1
     sim.faults.clear()
     await create_cache([STORY], config=config("gemini"))
-    assert len(created(sim)) == 1  # looked for, and found
+    assert len(create_requests(sim)) == 1  # the search finds the cache
 
 
-async def test_a_create_that_hangs_ends(config: MakeConfig, sim: Simulator) -> None:
+async def test_a_create_request_that_hangs_times_out(config: MakeConfig, sim: Simulator) -> None:
     sim.fail(Fault(kind="hang"), operation="cache.create", times=None)
     with pytest.raises(APIError, match="No answer came") as caught:
         await create_cache([STORY], config=config("gemini", timeout_s=0.2))
@@ -240,10 +243,10 @@ async def test_a_create_that_hangs_ends(config: MakeConfig, sim: Simulator) -> N
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, CacheError), (403, CacheError), (429, RateLimitError)])
-async def test_a_refusal_is_a_cache_error(
+async def test_a_refused_create_request_is_a_cache_error(
     status: int, kind: type[APIError], config: MakeConfig, sim: Simulator
 ) -> None:
-    """Unless it is about the rate."""
+    """A 429 is a RateLimitError instead."""
     sim.fail(Fault(status=status), operation="cache.create", times=None)
     with pytest.raises(APIError) as caught:
         await create_cache([STORY], config=config("gemini"))
@@ -251,27 +254,34 @@ async def test_a_refusal_is_a_cache_error(
     assert caught.value.hint
 
 
-LIES = [b"null", b"[]", b"{}", b"<html>", b'{"name": 5}', b'{"name": ""}', b'{"name": "a", "expireTime": "soon"}']
+INVALID_REPLIES = [
+    b"null",
+    b"[]",
+    b"{}",
+    b"<html>",
+    b'{"name": 5}',
+    b'{"name": ""}',
+    b'{"name": "a", "expireTime": "soon"}',
+]
 
 
-@pytest.mark.parametrize("lie", LIES)
-async def test_a_cache_that_is_none_is_an_error(lie: bytes) -> None:
-    """Whatever comes instead of one."""
-    async with scripted(http(lie)) as server:
+@pytest.mark.parametrize("reply", INVALID_REPLIES)
+async def test_an_invalid_reply_to_a_create_request_is_a_cache_error(reply: bytes) -> None:
+    async with scripted(http(reply)) as server:
         with pytest.raises(CacheError) as caught:
             await create_cache([STORY], config=server.config("gemini"))
     assert caught.value.hint
 
 
-async def test_without_an_expiry_the_time_to_live_counts() -> None:
-    """From when it was asked for: rather too early than too late."""
+async def test_without_an_expiry_in_the_reply_the_time_to_live_counts() -> None:
+    """The time to live counts from the request, so that the handle expires rather too early than too late."""
     before = time.time()
     async with scripted(http({"name": "cachedContents/a"})) as server:
         handle = await create_cache([STORY], config=server.config("gemini"), ttl_seconds=60)
     assert before + 60 <= handle.expires_at <= time.time() + 60
 
 
-async def test_an_expiry_in_another_zone_is_the_same_moment() -> None:
+async def test_an_expiry_in_another_time_zone_is_converted() -> None:
     when = datetime(2100, 1, 1, tzinfo=UTC)
     async with scripted(http({"name": "cachedContents/a", "expireTime": "2100-01-01T02:00:00+02:00"})) as server:
         handle = await create_cache([STORY], config=server.config("gemini"))

@@ -1,4 +1,4 @@
-"""Time is bounded: by timeout_s for each call, by whoever cancels for all of them."""
+"""Deadlines and cancellation: timeout_s bounds each call, and a cancelled run ends at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.loopback import MakeConfig, asked, every_provider, good, http, outcom
 
 
 @every_provider
-async def test_a_server_that_hangs_is_left(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """No answer within timeout_s: the error says so, and that the work may have been done. It is not asked again."""
+async def test_a_call_to_a_hanging_server_times_out(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
+    """The error names timeout_s and says that the outcome is unknown. The call is not repeated."""
     sim.fail(Fault(kind="hang"), times=None)
     started = time.monotonic()
     with pytest.raises(APIError, match=r"within 0\.2 seconds") as caught:
@@ -29,8 +29,8 @@ async def test_a_server_that_hangs_is_left(provider: ProviderName, config: MakeC
 
 
 @every_provider
-async def test_a_server_that_drips_is_left(provider: ProviderName) -> None:
-    """A byte now and then keeps every SDK's own timeout asleep; ours is for the whole call."""
+async def test_a_call_to_a_server_that_sends_slowly_times_out(provider: ProviderName) -> None:
+    """The timeouts of the SDKs restart with each byte; timeout_s bounds the whole call."""
     answer = http(good(provider))
 
     async def drip(writer: asyncio.StreamWriter) -> None:
@@ -49,7 +49,7 @@ async def test_a_server_that_drips_is_left(provider: ProviderName) -> None:
 
 @pytest.mark.parametrize("provider", ["gemini", "local"])  # an SDK's, and our own
 async def test_the_deadline_covers_all_attempts(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Each attempt is quick enough; together they are not."""
+    """No single attempt takes longer than timeout_s, but all of them together do."""
     sim.fail(Fault(status=503, delay_s=0.1), times=None)
     policy = RetryPolicy(max_attempts=50, initial_delay_s=0.01, max_delay_s=0.01)
     started = time.monotonic()
@@ -59,8 +59,8 @@ async def test_the_deadline_covers_all_attempts(provider: ProviderName, config: 
     assert 2 <= len(asked(sim)) <= 5
 
 
-async def test_standing_in_line_is_not_the_providers_time(config: MakeConfig, sim: Simulator) -> None:
-    """With one slot, eight calls of 0.1 s each take 0.8 s; none of them takes longer than its 0.5 s."""
+async def test_waiting_for_a_free_slot_does_not_count_against_timeout_s(config: MakeConfig, sim: Simulator) -> None:
+    """With one slot, eight calls of 0.1 s each take 0.8 s, but none of them takes longer than timeout_s, 0.5 s."""
     sim.latency_s = 0.1
     envelope = await run_many(
         [f"p{n}" for n in range(8)], config=config("openai", request_concurrency=1, timeout_s=0.5)
@@ -68,13 +68,15 @@ async def test_standing_in_line_is_not_the_providers_time(config: MakeConfig, si
     assert envelope.status == "ok"
 
 
-async def test_who_ran_out_of_time_in_line_says_what_went_wrong_before(config: MakeConfig, sim: Simulator) -> None:
-    """It failed, waited, and found no slot in time: that is told, and nothing is made up about an unsent request."""
+async def test_a_timeout_while_a_retry_waits_for_a_slot_reports_the_error_of_the_attempt(
+    config: MakeConfig, sim: Simulator
+) -> None:
+    """The retry was not sent, so its outcome is not reported as unknown."""
     sim.fail(Fault(status=503, message="too busy"), contains="unlucky")
     sim.fail(Fault(kind="slow", delay_s=0.8), contains="long one")
     one_slot = config("openai", request_concurrency=1, timeout_s=0.5)
-    started = asyncio.create_task(outcomes(["unlucky", "long one"], one_slot))
-    unlucky, long_one = await started
+    running = asyncio.create_task(outcomes(["unlucky", "long one"], one_slot))
+    unlucky, long_one = await running
     assert long_one.failure is not None
     assert unlucky.failure is not None
     assert "too busy" in unlucky.failure.message
@@ -82,8 +84,9 @@ async def test_who_ran_out_of_time_in_line_says_what_went_wrong_before(config: M
 
 
 @pytest.mark.parametrize("provider", ["gemini", "local"])  # an SDK's, and our own
-async def test_a_slow_call_hurts_no_other(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Its siblings keep their answers."""
+async def test_a_timeout_of_one_call_does_not_affect_the_others(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
     sim.fail(Fault(kind="hang"), contains="hangs")
     fast, slow = await outcomes(["fast", "hangs"], config(provider, timeout_s=0.4))
     assert fast.answer is not None
@@ -91,8 +94,8 @@ async def test_a_slow_call_hurts_no_other(provider: ProviderName, config: MakeCo
 
 
 @every_provider
-async def test_cancelling_a_run_is_prompt(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """All calls are given up at once; those that had not begun never begin."""
+async def test_a_cancelled_run_ends_promptly(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
+    """Calls under way are cancelled at once, and the other calls never start."""
     sim.fail(Fault(kind="hang"), times=None)
     prompts = [f"p{n}" for n in range(10)]
     running = asyncio.create_task(run_many(prompts, config=config(provider, request_concurrency=3)))
@@ -106,8 +109,8 @@ async def test_cancelling_a_run_is_prompt(provider: ProviderName, config: MakeCo
     assert len(asked(sim)) == 3
 
 
-async def test_cancelling_wakes_those_that_wait(config: MakeConfig, sim: Simulator) -> None:
-    """A call that was told to come back in ten seconds does not sleep through a cancellation."""
+async def test_a_cancelled_run_does_not_wait_for_a_retry(config: MakeConfig, sim: Simulator) -> None:
+    """A call with a Retry-After of ten seconds is cancelled while it waits."""
     sim.fail(Fault(status=429, retry_after=10), times=None)
     running = asyncio.create_task(run("p", config=config("openai")))
     await until(lambda: asked(sim) and asked(sim)[0].status == 429)
@@ -120,10 +123,10 @@ async def test_cancelling_wakes_those_that_wait(config: MakeConfig, sim: Simulat
 
 
 @every_provider
-async def test_a_timeout_around_a_run_is_the_callers(
+async def test_a_timeout_around_a_run_raises_timeout_error(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """asyncio.timeout outside means what it means anywhere: TimeoutError there, no APIError of ours."""
+    """asyncio.timeout around a run is not turned into an APIError."""
     sim.fail(Fault(kind="hang"), times=None)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):

@@ -1,4 +1,4 @@
-"""What the envelope says about answers that are none, or are not whole."""
+"""Envelopes of blocked, empty, truncated and failed answers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.loopback import KEY, ONCE, MakeConfig, asked, every_provider, outcome
 
 
 @every_provider
-async def test_no_prompts_are_no_work(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Zero prompts is a legal run: all is well, nothing is asked, not even the catalogue."""
+async def test_a_run_without_prompts_sends_nothing(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
+    """Its status is ok, and not even the catalogue is requested."""
     envelope = await run_many([], config=config(provider))
     assert (envelope.status, envelope.answers, envelope.usage) == ("ok", [], {})
     assert envelope.metrics["n_calls"] == 0
@@ -20,23 +20,26 @@ async def test_no_prompts_are_no_work(provider: ProviderName, config: MakeConfig
 
 
 @every_provider
-async def test_no_prompts_with_a_schema(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Structured output of nothing is nothing."""
+async def test_structured_output_of_no_prompts_is_an_empty_list(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
     envelope = await run_many([], config=config(provider), options=Options(response_schema={"type": "object"}))
     assert envelope.structured == []
     assert sim.requests == []
 
 
-async def test_a_blank_prompt_is_named(config: MakeConfig, sim: Simulator) -> None:
-    """By its index, before anything is asked."""
+async def test_a_blank_prompt_is_refused_by_its_index(config: MakeConfig, sim: Simulator) -> None:
+    """The refusal comes before any request."""
     with pytest.raises(ConfigurationError, match=r"prompts\[1\] is blank"):
         await run_many(["a", "  ", "c"], config=config("local"))
     assert sim.requests == []
 
 
 @every_provider
-async def test_blocked_is_said_and_not_raised(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """The provider answered, and was paid: the envelope says which prompt, and that it was blocked."""
+async def test_a_blocked_answer_is_reported_in_the_envelope(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """The blocked answer was paid for, so nothing is raised; the envelope names the prompt."""
     sim.fail(Fault(kind="blocked"), contains="second")
     envelope = await run_many(["first", "second"], config=config(provider))
     assert envelope.status == "partial"
@@ -49,8 +52,10 @@ async def test_blocked_is_said_and_not_raised(provider: ProviderName, config: Ma
 
 
 @every_provider
-async def test_all_blocked_is_an_error(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Nobody has an answer: the status says so; nothing is raised."""
+async def test_an_envelope_of_only_blocked_answers_has_the_status_error(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """Nothing is raised, and the call is not repeated."""
     sim.fail(Fault(kind="blocked"))
     envelope = await run("p", config=config(provider))
     assert envelope.status == "error"
@@ -59,8 +64,10 @@ async def test_all_blocked_is_an_error(provider: ProviderName, config: MakeConfi
 
 
 @every_provider
-async def test_truncated_is_partial(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """The half that came is kept, and a warning says what to raise."""
+async def test_an_envelope_with_a_truncated_answer_has_the_status_partial(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """The truncated text is in the envelope, and a warning advises a larger max_tokens."""
     sim.fail(Fault(kind="truncated"))
     envelope = await run("Tell me about the sea.", config=config(provider))
     assert envelope.status == "partial"
@@ -71,8 +78,10 @@ async def test_truncated_is_partial(provider: ProviderName, config: MakeConfig, 
 
 
 @every_provider
-async def test_empty_is_said(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Neither text nor call nor block: that is no answer, and it is not asked again unasked."""
+async def test_an_empty_answer_is_a_failure_and_not_retried(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """An answer is empty if it has neither text nor tool calls and was not blocked."""
     sim.fail(Fault(kind="empty"))
     envelope = await run("p", config=config(provider))
     assert envelope.status == "error"
@@ -85,31 +94,34 @@ async def test_empty_is_said(provider: ProviderName, config: MakeConfig, sim: Si
 
 
 @every_provider
-async def test_an_error_under_200_is_raised(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """OK is what the status says; what the body says counts."""
+async def test_an_error_in_a_reply_of_status_200_is_raised(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """The body of the reply counts, not its status code."""
     sim.fail(Fault(kind="error_200", message="the model fell over"))
     with pytest.raises(APIError, match="the model fell over") as caught:
         await run("p", config=config(provider, retry=ONCE))
     assert caught.value.provider == provider
     assert caught.value.phase == "generate"
     assert caught.value.call_idx == 0
-    # A 502 of OpenRouter's is the word of a gateway: the provider behind it may have answered, and billed.
+    # A 502 of OpenRouter comes from a gateway: the provider behind it may have answered, and billed.
     assert caught.value.outcome_unknown is (provider == "openrouter")
 
 
 @every_provider
-async def test_a_passing_error_under_200_is_retried(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """As it would be under its own status."""
+async def test_a_retryable_error_in_a_reply_of_status_200_is_retried(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
     sim.fail(Fault(kind="error_200"))
     assert (await run("p", config=config(provider))).status == "ok"
     assert len(asked(sim)) == 2
 
 
 @every_provider
-async def test_the_first_failure_is_raised_after_all_have_ended(
+async def test_run_many_raises_the_first_failure_once_all_calls_have_ended(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """run_many raises for the lowest index; nobody's call is cut short for it."""
+    """The failure of the lowest index is raised, and no other call is cancelled."""
     sim.fail(Fault(kind="slow", delay_s=0.1), contains="slow one", times=None)
     sim.fail(Fault(status=400, message="no"), contains="bad", times=None)
     with pytest.raises(APIError) as caught:
@@ -119,10 +131,10 @@ async def test_the_first_failure_is_raised_after_all_have_ended(
 
 
 @every_provider
-async def test_a_failed_call_costs_its_siblings_nothing(
+async def test_a_failed_call_does_not_affect_the_others(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Seen from a flow: every call has its own outcome."""
+    """In a flow, each call has its own outcome."""
     sim.fail(Fault(status=400, message="no"), contains="bad")
     first, bad, last = await outcomes(["first", "bad", "last"], config(provider))
     assert first.answer is not None
@@ -133,7 +145,7 @@ async def test_a_failed_call_costs_its_siblings_nothing(
 
 @every_provider
 async def test_the_key_is_in_no_outcome(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Not in what succeeded, not in what failed, not in how it is shown."""
+    """Neither the JSON nor the repr of an outcome shows the key, also if the provider's error message does."""
     sim.fail(Fault(status=400, message=f"your key {KEY} is bad"), contains="bad")
     made = await outcomes(["good", "bad"], config(provider))
     assert made[1].failure is not None
@@ -141,8 +153,8 @@ async def test_the_key_is_in_no_outcome(provider: ProviderName, config: MakeConf
     assert KEY not in "".join(f"{outcome!r}{outcome.model_dump_json()}" for outcome in made)
 
 
-async def test_what_each_call_took(config: MakeConfig) -> None:
-    """The diagnostics say it, and no more than that: in a flow, Prefect looks at each word of it."""
+async def test_the_diagnostics_of_a_call_have_exactly_these_keys(config: MakeConfig) -> None:
+    """Prefect inspects each value that a flow returns, so the diagnostics stay small."""
     envelope = await run_many(["first", "second"], config=config("openai"))
     for call in envelope.diagnostics["calls"]:
         assert call.keys() == {"attempts", "duration_s", "cost_usd", "reused", "cache_used"}

@@ -1,4 +1,4 @@
-"""Killed at any moment: the rerun asks only for what was on its way.
+"""Runs that are killed at any moment: the rerun repeats only the calls that were under way.
 
 A few seeded moments each time; `make kills` tries fifty, of a run of 1,000 prompts.
 """
@@ -42,7 +42,7 @@ PROGRAM = textwrap.dedent("""
 
 @pytest.fixture
 def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The state in a Redis of the test's own."""
+    """Keep the state in a Redis that only this test uses."""
     server = Server(tmp_path / "redis")
     server.start()
     monkeypatch.setenv("POLLUX_STATE_URL", server.url)
@@ -50,7 +50,7 @@ def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.kill()
 
 
-def started(address: str, home: Path, **terms: Any) -> subprocess.Popen[str]:
+def start_process(address: str, home: Path, **terms: Any) -> subprocess.Popen[str]:
     config = {
         "provider": "openai",
         "model": MODELS["openai"],
@@ -65,61 +65,59 @@ def started(address: str, home: Path, **terms: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(KILLS))
-def test_a_run_that_is_killed_pays_for_nothing_twice(
+def test_a_rerun_after_a_kill_repeats_at_most_the_calls_under_way(
     world: tuple[Simulator, str], sim: Simulator, tmp_path: Path, seed: int
 ) -> None:
-    """At most what was under way when it was killed is asked for again, and every prompt is answered."""
+    """Each prompt is answered in the end."""
     sim.latency_s = LATENCY_S
     address = sim.base_url("openai", world[1])
     moment = random.Random(seed).randrange(PROMPTS)  # noqa: S311 (no secret)
-    killed = started(address, tmp_path, run_key="nightly")
+    killed = start_process(address, tmp_path, run_key="nightly")
     while len(asked(sim)) <= moment and killed.poll() is None:
         time.sleep(0.002)
     killed.kill()
     killed.wait()
     before = len(asked(sim))
-    again = started(address, tmp_path, run_key="nightly")
+    again = start_process(address, tmp_path, run_key="nightly")
     output, _ = again.communicate(timeout=240)
     assert again.returncode == 0
     assert before > moment
     assert len(asked(sim)) <= PROMPTS + CONCURRENCY
     assert int(output) >= before - CONCURRENCY
-    assert len(_counts(sim)) == PROMPTS
+    assert len(_count_requests(sim)) == PROMPTS
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("place", ["disk", "redis"])
-def test_two_processes_share_the_work(
+def test_two_processes_with_reuse_always_pay_for_each_call_once(
     world: tuple[Simulator, str], sim: Simulator, tmp_path: Path, request: pytest.FixtureRequest, place: str
 ) -> None:
-    """With reuse='always' each call is paid for once, whoever asks it first."""
     if place == "redis":
         request.getfixturevalue("redis")
     sim.latency_s = LATENCY_S
     address = sim.base_url("openai", world[1])
-    both = [started(address, tmp_path, reuse="always") for _ in range(2)]
+    both = [start_process(address, tmp_path, reuse="always") for _ in range(2)]
     reused = [int(process.communicate(timeout=100)[0]) for process in both]
-    assert set(_counts(sim).values()) == {1}
+    assert set(_count_requests(sim).values()) == {1}
     assert sum(reused) == PROMPTS
 
 
 @pytest.mark.timeout(120)
-def test_nobody_waits_for_a_process_that_was_killed(
+def test_calls_of_a_killed_process_are_taken_over_before_their_leases_run_out(
     world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
 ) -> None:
-    """What it had claimed is taken over before the claims run out."""
     sim.latency_s = 60.0
     address = sim.base_url("openai", world[1])
-    killed = started(address, tmp_path, reuse="always")
+    killed = start_process(address, tmp_path, reuse="always")
     wait_until(lambda: len(asked(sim)) == CONCURRENCY)
     killed.kill()
     killed.wait()
     sim.latency_s = 0.0
     began = time.monotonic()
-    assert started(address, tmp_path, reuse="always").communicate(timeout=100)[0].strip() == "0"
+    assert start_process(address, tmp_path, reuse="always").communicate(timeout=100)[0].strip() == "0"
     assert time.monotonic() - began < LEASE_S
 
 
-def _counts(sim: Simulator) -> Counter[str]:
-    """How often each was asked; one that was cut off while it was being sent is not counted."""
+def _count_requests(sim: Simulator) -> Counter[str]:
+    """Return how often each prompt was sent. A request that was cut off while it was sent does not count."""
     return Counter(json.dumps(entry.body["input"]) for entry in asked(sim) if entry.body)

@@ -1,4 +1,4 @@
-"""Answers come in prompt order, whoever answers first."""
+"""Answers come in the order of the prompts, independently of the order in which calls end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.loopback import MakeConfig, Reply, asked, every_provider, good, http,
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(order=st.permutations(range(5)), provider=st.sampled_from(PROVIDERS))
-def test_answers_keep_prompt_order(order: list[int], provider: ProviderName) -> None:
-    """In whatever order the provider finishes, answer n belongs to prompt n."""
+def test_answers_come_in_the_order_of_the_prompts(order: list[int], provider: ProviderName) -> None:
+    """Answer n belongs to prompt n for every order in which the provider finishes."""
 
     async def ask() -> tuple[list[int], list[str]]:
         turns = [asyncio.Event() for _ in range(6)]
@@ -46,8 +46,10 @@ def test_answers_keep_prompt_order(order: list[int], provider: ProviderName) -> 
 
 
 @every_provider
-async def test_each_failure_stands_at_its_prompt(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """The last prompt answers first, the first fails last: each outcome is where its prompt is."""
+async def test_each_outcome_has_the_index_of_its_prompt(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """The order of outcomes is that of the prompts although the last call ends first."""
     sim.fail(Fault(status=400, message="no", delay_s=0.1), contains="prompt 0")
     sim.fail(Fault(kind="slow", delay_s=0.05), contains="prompt 1")
     made = await outcomes([f"prompt {n}" for n in range(3)], config(provider))
@@ -60,16 +62,16 @@ async def test_each_failure_stands_at_its_prompt(provider: ProviderName, config:
     ]
 
 
-async def test_the_same_prompt_twice_is_two_calls(config: MakeConfig, sim: Simulator) -> None:
-    """Asked twice, answered twice."""
+async def test_two_equal_prompts_are_two_calls(config: MakeConfig, sim: Simulator) -> None:
     envelope = await run_many(["same", "same"], config=config("openai"))
     assert len(envelope.answers) == 2
     assert len(asked(sim)) == 2
 
 
 @every_provider
-async def test_no_more_calls_at_once_than_allowed(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """request_concurrency is a promise to the provider."""
+async def test_request_concurrency_limits_concurrent_calls(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
     sim.latency_s = 0.05
     await run_many([f"p{n}" for n in range(6)], config=config(provider, request_concurrency=2))
     entries = asked(sim)

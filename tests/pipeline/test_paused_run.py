@@ -1,4 +1,4 @@
-"""Paused: a process that stood still while another took over asks nothing that the other has asked."""
+"""A process that is paused for longer than its lease does not repeat the calls of its successor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
-def started(address: str, home: Path) -> subprocess.Popen[bytes]:
+def start_process(address: str, home: Path) -> subprocess.Popen[bytes]:
     config = {
         "provider": "openai", "model": MODELS["openai"], "api_key": KEY, "base_url": address,
         "request_concurrency": CONCURRENCY,
@@ -40,19 +40,19 @@ def started(address: str, home: Path) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-async def test_a_process_that_was_paused_longer_than_its_lease(
+async def test_a_process_that_was_paused_beyond_its_lease_repeats_no_call_of_its_successor(
     world: tuple[Simulator, str], sim: Simulator, tmp_path: Path
 ) -> None:
-    """By SIGSTOP, or because its event loop was blocked. What it had under way is the most that is paid twice."""
+    """At most the calls that were under way at the pause are paid for twice."""
     sim.latency_s = 0.1
     address = sim.base_url("openai", origin=world[1])
-    paused = started(address, tmp_path)
+    paused = start_process(address, tmp_path)
     try:
         await asyncio.to_thread(wait_until, lambda: len(asked(sim)) >= COUNT // 4)
         paused.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(LEASE_S + 0.2)  # the time that it stands still is what is tested
+        await asyncio.sleep(LEASE_S + 0.2)  # the length of the pause is what is tested
         before = len(asked(sim))
-        successor = started(address, tmp_path)
+        successor = start_process(address, tmp_path)
         await asyncio.to_thread(wait_until, lambda: len(asked(sim)) >= before + CONCURRENCY)
         paused.send_signal(signal.SIGCONT)
         assert await asyncio.to_thread(successor.wait, 60) == 0

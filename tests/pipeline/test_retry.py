@@ -1,4 +1,4 @@
-"""One retry layer: how often, when, and when not."""
+"""Retries: the number of attempts, the waits between them, and errors that are not retried."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from pollux_flows.simulator import Fault, Logged, Simulator
 from tests.loopback import QUICK, MakeConfig, Reply, asked, every_provider, good, http, outcomes, scripted
 
 
-def waits(entries: list[Logged]) -> list[float]:
-    """From each answer to the next request, on the server's clock."""
+def compute_waits(entries: list[Logged]) -> list[float]:
+    """Return the time from each answer to the next request, by the server's clock."""
     return [later.received_at - (earlier.answered_at or 0) for earlier, later in pairwise(entries)]
 
 
-def about(entries: list[Logged], prompt: str) -> list[Logged]:
+def find_entries(entries: list[Logged], prompt: str) -> list[Logged]:
+    """Return the requests with this prompt."""
     return [entry for entry in entries if prompt in str(entry.body)]
 
 
-async def test_a_provider_is_given_the_time_it_asks_for(config: MakeConfig, sim: Simulator) -> None:
-    """Told twice to come back in two seconds, a call makes three requests, and lets another through meanwhile.
+async def test_a_retry_waits_for_the_retry_after_of_the_provider(config: MakeConfig, sim: Simulator) -> None:
+    """A call with two replies of `Retry-After: 2` makes three requests, and other calls run meanwhile.
 
-    On all five providers, side by side, since it takes its time.
+    The test takes seconds, so all five providers are tested at once.
     """
     sim.fail(Fault(status=429, retry_after=2), times=2 * len(PROVIDERS), contains="patient")
     runs = [
@@ -39,22 +40,22 @@ async def test_a_provider_is_given_the_time_it_asks_for(config: MakeConfig, sim:
     ]
     for provider, envelope in zip(PROVIDERS, await asyncio.gather(*runs), strict=True):
         entries = [entry for entry in asked(sim) if entry.provider == provider]
-        patient, quick = about(entries, "patient"), about(entries, "quick")
+        patient, quick = find_entries(entries, "patient"), find_entries(entries, "quick")
         assert envelope.status == "ok"
         assert len(patient) == 3
-        assert min(waits(patient)) >= 2
+        assert min(compute_waits(patient)) >= 2
         assert len(quick) == 1
         assert quick[0].received_at < patient[1].received_at
-        told = envelope.diagnostics["calls"][0]
-        assert told["attempts"] == 3
-        assert told["waited_s"] >= 4
+        call = envelope.diagnostics["calls"][0]
+        assert call["attempts"] == 3
+        assert call["waited_s"] >= 4
 
 
 @every_provider
-async def test_more_patience_than_there_is_fails_at_once(
+async def test_a_retry_after_beyond_the_longest_wait_fails_at_once(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    """One request, and an error that says when to come back."""
+    """There is one request, and the error says when to try again."""
     sim.fail(Fault(status=429, retry_after=90), times=None)
     started = time.monotonic()
     with pytest.raises(RateLimitError) as caught:
@@ -66,8 +67,10 @@ async def test_more_patience_than_there_is_fails_at_once(
 
 
 @every_provider
-async def test_the_deadline_bounds_patience_too(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """A wait that would outlast timeout_s is not begun."""
+async def test_a_retry_after_beyond_the_deadline_fails_at_once(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
+    """A wait that would end after timeout_s does not begin."""
     sim.fail(Fault(status=503, retry_after=5), times=None)
     with pytest.raises(APIError) as caught:
         await run("p", config=config(provider, timeout_s=3.0))
@@ -75,16 +78,16 @@ async def test_the_deadline_bounds_patience_too(provider: ProviderName, config: 
     assert len(asked(sim)) == 1
 
 
-def in_seconds(seconds: float) -> str:
+def format_date_in(seconds: float) -> str:
     return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
 
 
-async def test_a_date_is_a_time_to_come_back() -> None:
-    """Retry-After may be a date. Never earlier than it says, on any provider."""
+async def test_a_retry_after_may_be_a_date() -> None:
+    """No provider gets the retry before that date."""
 
-    async def come_back(provider: ProviderName) -> tuple[float, float]:
+    async def run_with_date(provider: ProviderName) -> tuple[float, float]:
         arrived: list[float] = []
-        date = in_seconds(2)
+        date = format_date_in(2)
 
         def reply(_body: bytes) -> Reply:
             arrived.append(time.time())
@@ -94,7 +97,7 @@ async def test_a_date_is_a_time_to_come_back() -> None:
             await run("p", config=server.config(provider, retry=QUICK))
         return arrived[1], parsedate_to_datetime(date).timestamp()
 
-    for arrived, asked_for in await asyncio.gather(*map(come_back, PROVIDERS)):
+    for arrived, asked_for in await asyncio.gather(*map(run_with_date, PROVIDERS)):
         assert arrived >= asked_for
 
 
@@ -122,8 +125,10 @@ PLACES: list[tuple[ProviderName, bytes]] = [
 
 
 @pytest.mark.parametrize(("provider", "refusal"), PLACES)
-async def test_wherever_it_is_written_it_is_read(provider: ProviderName, refusal: bytes) -> None:
-    """In milliseconds, in a header, in Google's RetryInfo, in OpenRouter's body, beside an error under HTTP 200."""
+async def test_the_wait_is_read_from_each_place_where_providers_write_it(
+    provider: ProviderName, refusal: bytes
+) -> None:
+    """Places are headers in seconds or milliseconds, Google's RetryInfo, and OpenRouter's body, even of status 200."""
     arrived: list[float] = []
 
     def reply(_body: bytes) -> Reply:
@@ -146,8 +151,8 @@ ABSURD += [("local", header, value) for header in ("retry_after", "retry_after_m
 
 
 @pytest.mark.parametrize(("provider", "header", "value"), ABSURD)
-async def test_an_absurd_wait_is_no_wait(provider: ProviderName, header: str, value: str) -> None:
-    """What is no length of time is not obeyed: our own back-off applies."""
+async def test_an_invalid_retry_after_is_ignored(provider: ProviderName, header: str, value: str) -> None:
+    """The wait is then that of the retry policy."""
     replies = [http({}, 429, **{header: value}), http(good(provider))]
     async with scripted(lambda _body: replies.pop(0), by_body=True) as server:
         (made,) = await outcomes(["p"], server.config(provider, retry=QUICK))
@@ -158,8 +163,8 @@ async def test_an_absurd_wait_is_no_wait(provider: ProviderName, header: str, va
 
 @every_provider
 @pytest.mark.parametrize("value", ["100000", "1e15"])
-async def test_a_wait_without_end_is_not_begun(provider: ProviderName, value: str) -> None:
-    """The outcome says how long it would have been, and can be written down."""
+async def test_a_very_long_retry_after_fails_at_once(provider: ProviderName, value: str) -> None:
+    """The outcome names the wait, and comes back equal from JSON."""
     async with scripted(http({}, 429, retry_after=value)) as server:
         (made,) = await outcomes(["p"], server.config(provider, retry=QUICK))
     assert made.failure is not None
@@ -170,22 +175,23 @@ async def test_a_wait_without_end_is_not_begun(provider: ProviderName, value: st
 
 @every_provider
 @pytest.mark.parametrize("kind", ["drop", "drop_after", "malformed"])
-async def test_a_lost_answer_is_asked_for_again_and_told(
+async def test_a_call_whose_answer_was_lost_is_retried_with_a_warning(
     provider: ProviderName, kind: str, config: MakeConfig, sim: Simulator
 ) -> None:
-    """Whether it was billed nobody knows: the answer comes with a warning that says so."""
+    """The warning says that the lost answer may have been billed."""
     sim.fail(Fault(kind=kind))
     envelope = await run("p", config=config(provider))
     assert envelope.status == "ok"
-    (told,) = envelope.diagnostics["calls"]
-    assert (told["attempts"], told["unknown_attempts"]) == (2, 1)
+    (call,) = envelope.diagnostics["calls"]
+    assert (call["attempts"], call["unknown_attempts"]) == (2, 1)
     (warning,) = envelope.diagnostics["warnings"]
     assert "billed" in warning
 
 
 @every_provider
-async def test_an_answer_that_stays_lost_is_unknown(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """Not failed, not done: the error says that nobody knows."""
+async def test_a_call_whose_answers_are_all_lost_has_an_unknown_outcome(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
     sim.fail(Fault(kind="drop"), times=None)
     (made,) = await outcomes(["p"], config(provider))
     assert made.failure is not None
@@ -196,16 +202,17 @@ async def test_an_answer_that_stays_lost_is_unknown(provider: ProviderName, conf
 
 
 @every_provider
-async def test_one_attempt_is_one_attempt(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
-    """max_attempts counts the first."""
+async def test_max_attempts_counts_the_first_attempt(
+    provider: ProviderName, config: MakeConfig, sim: Simulator
+) -> None:
     sim.fail(Fault(status=503), times=None)
     with pytest.raises(APIError):
         await run("p", config=config(provider, retry=RetryPolicy(max_attempts=1)))
     assert len(asked(sim)) == 1
 
 
-async def test_waiting_has_a_bound_of_its_own(config: MakeConfig, sim: Simulator) -> None:
-    """max_elapsed_s bounds all waits of a call together, not the time that answers take."""
+async def test_max_elapsed_s_bounds_the_waits_of_a_call(config: MakeConfig, sim: Simulator) -> None:
+    """Only the sum of the waits counts, not the time that attempts take."""
     sim.fail(Fault(status=503, delay_s=0.15), times=None)
     policy = RetryPolicy(max_attempts=10, initial_delay_s=0.1, backoff_multiplier=1.0, jitter=False, max_elapsed_s=0.25)
     (made,) = await outcomes(["p"], config("openai", retry=policy))
@@ -213,17 +220,16 @@ async def test_waiting_has_a_bound_of_its_own(config: MakeConfig, sim: Simulator
     assert made.waited_s <= 0.25
 
 
-async def test_each_wait_is_longer_up_to_the_longest(config: MakeConfig, sim: Simulator) -> None:
-    """0.05, then twice that, then no longer, since max_delay_s says so."""
+async def test_waits_grow_up_to_max_delay_s(config: MakeConfig, sim: Simulator) -> None:
+    """With a multiplier of 2 and a max_delay_s of 0.1, the waits are 0.05, 0.1 and 0.1 s."""
     sim.fail(Fault(status=503), times=3)
     policy = RetryPolicy(max_attempts=4, initial_delay_s=0.05, backoff_multiplier=2.0, max_delay_s=0.1, jitter=False)
     (made,) = await outcomes(["p"], config("openai", retry=policy))
     assert made.waited_s == 0.25
-    assert all(waited >= least for waited, least in zip(waits(asked(sim)), [0.05, 0.1, 0.1], strict=True))
+    assert all(wait >= least for wait, least in zip(compute_waits(asked(sim)), [0.05, 0.1, 0.1], strict=True))
 
 
-def test_jitter_never_undercuts_what_was_asked() -> None:
-    """Our own wait is random; the provider's is not."""
+def test_jitter_never_shortens_the_retry_after_of_the_provider() -> None:
     error = APIError("later", retryable=True, retry_after_s=1.5)
     attempts: Attempts[None] = Attempts(error=error, number=1)
     assert all(_delay(RetryPolicy(), attempts) >= 1.5 for _ in range(100))

@@ -16,7 +16,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.simulator import Simulator, serve
-from tests.hurry import hurried
+from tests.hurry import retry_quickly
 
 _SETTINGS: Final = {
     # An event is seen five seconds later, unless the server saves events more often.
@@ -28,7 +28,7 @@ _SETTINGS: Final = {
 
 @pytest.fixture(scope="session", autouse=True)
 def prefect_server() -> Iterator[None]:
-    with hurried(), temporary_settings(_SETTINGS), prefect_test_harness(server_startup_timeout=120):
+    with retry_quickly(), temporary_settings(_SETTINGS), prefect_test_harness(server_startup_timeout=120):
         yield
 
 

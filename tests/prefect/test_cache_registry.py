@@ -17,20 +17,20 @@ from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.pipeline.caches import CacheRegistry, cache_name
 from tests.caching import test_registry_contract as contract
 from tests.caching.test_registry_contract import (  # noqa: F401 (pytest collects them)
-    test_a_live_holder_keeps_its_lease,
-    test_a_lock_alone_leaves_no_record,
+    test_a_cancelled_waiter_does_not_affect_the_others,
+    test_a_lock_excludes_others_in_one_event_loop,
+    test_a_lock_without_a_save_leaves_no_record,
+    test_a_locked_record_can_be_read,
     test_a_record_is_found_by_its_name,
-    test_a_record_is_seen_while_it_is_locked,
-    test_a_registry_says_where_it_is,
-    test_a_removed_record_is_gone,
-    test_a_saved_record_is_found_by_all,
-    test_a_waiter_that_is_cancelled_disturbs_no_other,
-    test_an_empty_registry_has_nothing,
+    test_a_registry_describes_its_location,
+    test_a_removed_record_is_no_longer_found,
+    test_a_saved_record_is_found_by_other_registries,
+    test_a_saved_record_replaces_the_previous_one,
+    test_a_waiter_gets_the_lock_and_the_saved_record,
+    test_an_empty_registry_has_no_records,
     test_an_error_releases_the_lease,
-    test_one_works_at_a_time,
-    test_other_identities_do_not_wait,
-    test_the_last_record_counts,
-    test_who_waits_gets_its_turn,
+    test_locks_on_different_identities_do_not_exclude_each_other,
+    test_the_lease_of_a_live_owner_is_renewed,
 )
 
 
@@ -71,8 +71,8 @@ async def test_a_block_without_a_valid_record_is_refused_and_left_out_of_lists(
     with pytest.raises(ConfigurationError) as caught:
         await registry.find("a")
     assert caught.value.hint
-    await contract.save(registry, contract.record("b"))
-    assert await registry.list() == [contract.record("b")]
+    await contract.save(registry, contract.make_record("b"))
+    assert await registry.list() == [contract.make_record("b")]
     assert f"skipped: The block {cache_name('a')} does not describe a cache" in caplog.text
     async with get_client() as client:
         document = await client.read_block_document_by_name(cache_name("a"), "pollux-cache")

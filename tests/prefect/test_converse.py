@@ -30,7 +30,7 @@ from pollux_flows.state.maintenance import prune, remove_damaged, survey
 from pollux_flows.state.store import open_store
 from tests.commands import Command
 from tests.loopback import MODELS
-from tests.mortal import Death, Mortal, started
+from tests.mortal import Death, Mortal, start_process
 from tests.prefect import weather
 from tests.prefect.runs import find_newest_run, read_pages
 
@@ -248,7 +248,7 @@ class Worker:
 
     def start(self, death: Death | None = None) -> Mortal:
         work = (run_turn, self._run_id, "killed-turns", self._parameters)
-        return started(*work, death=death, home=self._home, said=self._home.parent / "log")
+        return start_process(*work, death=death, home=self._home, log=self._home.parent / "log")
 
 
 async def make_worker(provider: PolluxProvider, home: Path, **parameters: Any) -> Worker:
@@ -267,9 +267,9 @@ async def test_a_run_that_is_killed_around_the_append_adds_its_turn_once(
     """A retry in a new process asks nothing, and the next run continues the conversation."""
     turn = await make_worker(provider, home, prompt=RAIN, conversation=name, tools=[WEATHER])
     death = Death("pollux_flows.state.conversations:append_exchange", when)
-    assert not await turn.start(death).ended(30)
+    assert not await turn.start(death).runs_to_completion(30)
     assert len(read_calls(simulator)) == 2
-    assert await turn.start().ended(30)
+    assert await turn.start().runs_to_completion(30)
     assert len(read_calls(simulator)) == 2
     ((found,), _) = await conversations.list_conversations(open_store())
     assert len(found.exchanges) == 1
@@ -292,10 +292,10 @@ async def test_a_killed_run_adds_its_turn_after_that_of_another_run(
 ) -> None:
     """The answer to the shorter conversation is reused."""
     turn = await make_worker(provider, home, prompt=RAIN, conversation="shared", tools=[WEATHER])
-    assert not await turn.start(death).ended(30)
+    assert not await turn.start(death).runs_to_completion(30)
     assert len(read_calls(simulator)) == 1
     await aconverse("I come in between.", provider, "shared")
-    assert await turn.start().ended(30)
+    assert await turn.start().runs_to_completion(30)
     assert len(read_calls(simulator)) == 3
     found = await load_stored("shared")
     assert [each.base for each in found.exchanges] == [0, 0]

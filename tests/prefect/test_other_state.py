@@ -18,7 +18,7 @@ from pollux_flows.scope import Lineage
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
-from tests.pipeline.test_reuse import lose_before_the_look
+from tests.pipeline.test_reuse import lose_before_lookup
 from tests.prefect.runs import find_newest_run
 from tests.prefect.test_paid_once import PROMPTS, read_prompts
 
@@ -104,7 +104,7 @@ def test_an_error_calls_answers_saved_only_if_they_are(
 ) -> None:
     """The state may be lost while a run is at work."""
     if is_lost:
-        lose_before_the_look(monkeypatch, lambda: shutil.rmtree(tmp_path / "here"))
+        lose_before_lookup(monkeypatch, lambda: shutil.rmtree(tmp_path / "here"))
     simulator.fail(Fault(status=400, message="not now"), contains="Where")
     with pytest.raises(APIError) as caught:
         fan_out(PROMPTS, provider)

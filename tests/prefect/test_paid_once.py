@@ -20,7 +20,7 @@ from pollux_flows.flows import afan_out, broadcast, fan_out, realtime
 from pollux_flows.simulator import Fault, Logged, Simulator
 from pollux_flows.source import Source
 from pollux_flows.tasks import execute, extract, plan, request
-from tests.budgets import SHORT, worst_case
+from tests.budgets import SHORT, find_worst_case
 from tests.prefect.runs import find_newest_run, read_pages, wait_until
 
 PROMPTS = ["Who was it?", "Where was it?", "When was it?"]
@@ -187,7 +187,7 @@ def test_the_tasks_of_a_run_share_its_budget(provider: PolluxProvider, simulator
 
 
 async def _worst_case(provider: PolluxProvider) -> float:
-    return await worst_case(await provider.config(), max(PROMPTS, key=len), of=len(PROMPTS))
+    return await find_worst_case(await provider.config(), max(PROMPTS, key=len), of=len(PROMPTS))
 
 
 async def test_a_task_run_has_one_call_or_a_chunk_of_calls(provider: PolluxProvider) -> None:

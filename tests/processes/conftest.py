@@ -14,15 +14,22 @@ from pathlib import Path
 from socket import socket
 from uuid import UUID
 
-import httpx
-import pytest
-from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+with socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    PORT = _free.getsockname()[1]
+URL = f"http://127.0.0.1:{PORT}/api"
+# Prefect reads its settings when it is imported. Set later, they would not reach all of its threads.
+os.environ["PREFECT_API_URL"] = URL
 
-from pollux_flows.simulator import Simulator
-from tests.hurry import hurried
-from tests.prefect.conftest import no_caches_are_left, provider, simulator, world
-from tests.prefect.runs import wait_until
+import httpx  # noqa: E402
+import pytest  # noqa: E402
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
+
+from pollux_flows.simulator import Simulator  # noqa: E402
+from tests.hurry import retry_quickly  # noqa: E402
+from tests.prefect.conftest import no_caches_are_left, provider, simulator, world  # noqa: E402
+from tests.prefect.runs import wait_until  # noqa: E402
 
 __all__ = ["no_caches_are_left", "provider", "simulator", "world"]
 
@@ -52,12 +59,8 @@ _SETTINGS = {
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Start a server with its scheduler and all its services. That of tests/prefect has none."""
     folder = tmp_path_factory.mktemp("server")
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
     database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'server.db'}"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(PORT)]
     log = folder / "server.log"
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -65,20 +68,20 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         )
     try:
         deadline = time.monotonic() + 120
-        while not _is_healthy(url):
+        while not _is_healthy():
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        with hurried(), temporary_settings({PREFECT_API_URL: url}):
+        with retry_quickly(), temporary_settings({PREFECT_API_URL: URL}):
             yield
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(60)
 
 
-def _is_healthy(url: str) -> bool:
+def _is_healthy() -> bool:
     try:
-        return httpx.get(f"{url}/health").is_success
+        return httpx.get(f"{URL}/health").is_success
     except httpx.TransportError:
         return False
 
@@ -86,8 +89,7 @@ def _is_healthy(url: str) -> bool:
 @contextmanager
 def start_program(program: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """Run a Python program in a process of its own, which ends with the block at the latest."""
-    paths = {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": PREFECT_API_URL.value() or ""}
-    variables = {**os.environ, **paths, **environment}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": URL, **environment}
     process = subprocess.Popen([sys.executable, "-c", program], env=variables, cwd=ROOT, text=True)
     try:
         yield process

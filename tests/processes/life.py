@@ -31,7 +31,7 @@ from pollux_flows.state.identity import digest
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.process import is_dead
 from tests.loopback import MODELS
-from tests.mortal import ROWS_A_BATCH, Death, Mortal, started
+from tests.mortal import ROWS_A_BATCH, Death, Mortal, start_process
 
 BATCH_S: Final = 0.3
 _HUNG_S: Final = 60.0
@@ -241,10 +241,10 @@ class Life:
         self._history += f"{what} {'lives' if death is None else f'dies {death}'}; "
         self._processes += 1
         said = self._said / f"{self._processes}-{what}"
-        return started(*work, death=death, home=self._home, said=said, split=self._split)
+        return start_process(*work, death=death, home=self._home, log=said, split=self._split)
 
     async def _all(self, *mortals: Mortal) -> None:
-        ends = await asyncio.gather(*(mortal.ended(_HUNG_S) for mortal in mortals))
+        ends = await asyncio.gather(*(mortal.runs_to_completion(_HUNG_S) for mortal in mortals))
         self.died |= not all(ends)
 
     # --- Checks -------------------------------------------------------------------------------------------------

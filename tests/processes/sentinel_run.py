@@ -18,7 +18,7 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.config import ProviderName
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows import abroadcast, afan_out, broadcast, fan_in, fan_out, realtime
-from tests.hurry import hurried
+from tests.hurry import retry_quickly
 
 MODELS: dict[ProviderName, str] = {
     "openai": "gpt-4.1-mini",
@@ -64,5 +64,5 @@ def main(key: str, origin: str) -> None:
 
 
 if __name__ == "__main__":
-    with hurried():
+    with retry_quickly():
         main(sys.argv[1], sys.argv[2])

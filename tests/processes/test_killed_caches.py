@@ -24,7 +24,7 @@ from pollux_flows.pipeline import cache_creation
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import KEY, MODELS
-from tests.mortal import Death, started
+from tests.mortal import Death, start_process
 
 KILLS = max(4, int(os.environ.get("TEST_CACHE_KILLS", "4")) // 4)
 SETTLED_S = 1.0
@@ -83,13 +83,13 @@ async def test_a_cache_is_created_once_although_its_creator_is_killed(
     file.write_bytes(b"%PDF-1.7\n" + seed.to_bytes() + bytes(range(256)) * 40)
     registry = BlockRegistry()
     work = (create_elsewhere, settings, file, result)
-    creator = started(*work, death=death, home=tmp_path / "there", said=tmp_path / "log")
+    creator = start_process(*work, death=death, home=tmp_path / "there", log=tmp_path / "log")
     while creator.process.exitcode is None and not await registry.list():  # noqa: ASYNC110 (another process)
         await asyncio.sleep(0.02)
     began = time.monotonic()
     handles = await asyncio.gather(*(create(settings, file) for _ in range(3)))
     assert time.monotonic() - began < _LONGEST_S, death
-    assert await creator.ended(30) == result.exists()
+    assert await creator.runs_to_completion(30) == result.exists()
 
     (name,) = {handle.name for handle in handles}
     await asyncio.sleep(_WORK_S)  # until any request still under way has arrived

@@ -22,7 +22,7 @@ import pytest
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Simulator, serve
 from tests.loopback import SDKS
-from tests.mortal import Death, find_function, in_a_hurry
+from tests.mortal import Death, find_function, retry_quickly_without_logs
 from tests.processes.life import BOTH, STEPS, Lane, Life, Phase, Trial
 
 KILLS = int(os.environ.get("TEST_BATCH_KILLS", "4"))
@@ -56,7 +56,7 @@ def make_trials(count: int) -> list[Trial]:
 
 @pytest.fixture
 def lanes(tmp_path: Path) -> Iterator[list[Lane]]:
-    with in_a_hurry(), ExitStack() as stack:
+    with retry_quickly_without_logs(), ExitStack() as stack:
         simulators = [Simulator() for _ in range(AT_ONCE)]
         yield [
             Lane(number, simulator, stack.enter_context(serve(simulator)), tmp_path)

@@ -23,7 +23,7 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import amap_rows
 from pollux_flows.simulator import Simulator
 from tests.loopback import MODELS, until
-from tests.mortal import Death, Mortal, find_function, started
+from tests.mortal import Death, Mortal, find_function, start_process
 
 SEEDS: Final = int(os.environ.get("TEST_MAP_KILLS", "2"))
 ROWS: Final = int(os.environ.get("TEST_MAP_ROWS", "400"))
@@ -77,7 +77,7 @@ class Map:
         """Map the table in a process of its own, with a home beside the output."""
         folder = output.parent
         arguments = (str(self.table), str(output), self.base_url)
-        return started(run_map, *arguments, death=death, home=folder / "home", said=folder / "said")
+        return start_process(run_map, *arguments, death=death, home=folder / "home", log=folder / "said")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def mapping(world: tuple[Simulator, str], tmp_path_factory: pytest.TempPathFacto
 def expected_output(mapping: Map, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return the output of a run that is not killed."""
     output = tmp_path_factory.mktemp("expected") / "out.parquet"
-    assert asyncio.run(mapping.start(output).ended(_HUNG_S))
+    assert asyncio.run(mapping.start(output).runs_to_completion(_HUNG_S))
     return read_output(output)
 
 
@@ -109,11 +109,11 @@ async def test_a_rerun_of_a_killed_map_pays_for_no_saved_answer_twice(
             await until(lambda: len(simulator.requests) > moment, within_s=_HUNG_S)
         finally:
             killed.process.kill()
-    assert not await killed.ended(_HUNG_S)
+    assert not await killed.runs_to_completion(_HUNG_S)
     if output.exists():
         assert read_output(output) == expected_output
 
-    assert await mapping.start(output).ended(_HUNG_S)
+    assert await mapping.start(output).runs_to_completion(_HUNG_S)
     assert read_output(output) == expected_output
     prompts = _count_prompts(simulator)
     assert len(prompts) == ROWS

@@ -25,7 +25,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import amap_rows
 from pollux_flows.mapping.report import MapReport
-from tests.budgets import INPUT_USD, OUTPUT_USD, SHORT, worst_case
+from tests.budgets import INPUT_USD, OUTPUT_USD, SHORT, find_worst_case
 from tests.loopback import MODELS, Reply, good, http, scripted, until
 
 ROOT: Final = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ async def mapping(
             request_concurrency=CONCURRENCY,
         )
         await block.asave(name, overwrite=True)
-        worst = await worst_case(await block.config(), f"Say it: {name}, row {ROWS - 1}")
+        worst = await find_worst_case(await block.config(), f"Say it: {name}, row {ROWS - 1}")
         settings |= {"options": SHORT, "rows_per_chunk": CHUNK}
         run = flow(str(table), "Say it: {text}", block, str(output), **settings)
         yield Mapping(provider, asyncio.create_task(run), worst, output)

@@ -17,7 +17,7 @@ from pollux_flows.providers.anthropic import batch as module
 from pollux_flows.providers.batches import Rows
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Simulator
-from tests.loopback import MakeConfig, config_at, http, scripted
+from tests.loopback import MakeConfig, http, make_config_at, scripted
 from tests.providers.batching import BatchSession, make_call, open_batch_session
 
 
@@ -72,7 +72,7 @@ async def test_a_large_batch_is_streamed_from_disk(tmp_path: Path) -> None:
         writer.close()
 
     listener = await asyncio.start_server(serve_counting, "127.0.0.1", 0)
-    settings = config_at(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")("anthropic")
+    settings = make_config_at(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")("anthropic")
     async with listener, open_session(settings) as session:
         tracemalloc.start()
         try:

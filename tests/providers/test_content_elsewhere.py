@@ -16,7 +16,7 @@ from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig
 from tests.providers.shelf import Shelf
-from tests.test_address import all_said
+from tests.test_address import collect_text
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 20_000
 ODD_ERRORS = [
@@ -49,7 +49,7 @@ async def test_a_read_error_names_the_file_and_no_secret(shelf: Shelf, error: Ex
     ):
         with pytest.raises(SourceError, match=r"'shelf://march\.pdf' (cannot|may not) be read: ") as caught:
             await read
-        assert "hunter2" not in all_said(caught.value)
+        assert "hunter2" not in collect_text(caught.value)
 
 
 @pytest.mark.parametrize("provider", SDKS)

@@ -24,7 +24,7 @@ from pollux_flows import (
 )
 from pollux_flows.config import ProviderName
 from pollux_flows.simulator import Fault, Simulator
-from tests.documents import goes_through_json
+from tests.documents import check_json_round_trip
 from tests.loopback import MODELS, MakeConfig, asked, every_provider, good, http, scripted, with_tools
 from tests.providers.shapes import Map
 from tests.providers.test_tools import CLOCK, WEATHER
@@ -115,7 +115,7 @@ async def test_a_conversation_continues_from_the_json_of_an_envelope(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
     first = await run("One.", config=config(provider), options=NEW_CONVERSATION)
-    goes_through_json(first)
+    check_json_round_trip(first)
     state = first["_conversation_state"]
     assert state == json.loads(first.model_dump_json())["_conversation_state"]
     assert (state["version"], state["provider"]) == (1, provider)

@@ -14,7 +14,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.providers.batches import Batch, Result
 from pollux_flows.providers.redaction import Redactor
 from pollux_flows.simulator import Fault, Simulator
-from tests.loopback import KEY, ONCE, SDKS, MakeConfig, config_at, every_provider, good, http, scripted
+from tests.loopback import KEY, ONCE, SDKS, MakeConfig, every_provider, good, http, make_config_at, scripted
 from tests.providers.batching import BatchSession, open_batch_session
 
 PLACEHOLDER_KEY = "not-needed"
@@ -83,20 +83,20 @@ async def test_a_short_placeholder_key_is_redacted_only_in_errors() -> None:
 )
 def test_an_escaped_key_in_json_is_redacted(line: str, expected: object) -> None:
     """A line without the key is unchanged."""
-    redacted = Redactor(config_at("http://h")("openai")).line(line.encode(), _make_failed_result)
+    redacted = Redactor(make_config_at("http://h")("openai")).line(line.encode(), _make_failed_result)
     assert json.loads(redacted) == expected
     assert (redacted == line.encode()) == (KEY not in str(json.loads(line)))
 
 
 def test_a_key_in_a_line_that_is_not_json_is_redacted() -> None:
     """Such lines are stored for people to read."""
-    line = Redactor(config_at("http://h")("openai")).line(f'{{"cut: {KEY}'.encode(), _make_failed_result)
+    line = Redactor(make_config_at("http://h")("openai")).line(f'{{"cut: {KEY}'.encode(), _make_failed_result)
     assert line == b'{"cut: [REDACTED]'
 
 
 def test_a_key_split_between_two_writes_is_redacted() -> None:
     into = io.BytesIO()
-    results = Redactor(config_at("http://h")("openai")).results(into, _make_failed_result)
+    results = Redactor(make_config_at("http://h")("openai")).results(into, _make_failed_result)
     text = f'{{"error":"{KEY}"}}\n{{"error":"no key"}}\n'.encode()
     for at in range(0, len(text), 7):
         results.write(text[at : at + 7])

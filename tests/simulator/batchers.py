@@ -1,4 +1,4 @@
-"""Every batch system behind one small face, so that one test can use them all. Behind it are the real SDKs."""
+"""A common interface to all batch systems, implemented with the real SDKs, so that one test can cover all of them."""
 
 import io
 import json
@@ -13,19 +13,19 @@ import openai
 from google import genai
 
 from . import uploaders
-from .clients import KEY
+from .clients import KEY, unify_errors
 from .uploaders import Uploader
 
 
 @dataclass
 class Result:
-    """What became of a row."""
+    """The result of one row."""
 
     key: str | None
     #: "succeeded", "errored", "expired" or "cancelled".
     outcome: str
     text: str | None = None
-    #: Of an error: its message.
+    #: The message of an error.
     message: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
@@ -34,12 +34,12 @@ class Result:
 class Batcher(ABC):
     provider: ClassVar[str]
     uploader: ClassVar[type[Uploader]]
-    #: The SDK's words for the phases of a batch.
-    words: ClassVar[Mapping[str, str]]
-    #: The operation that gives the results.
-    results_from: ClassVar[str]
-    #: Do rows that the batch did not get to come back as such?
-    tells_what_is_left = True
+    #: The SDK's names of the phases of a batch.
+    state_names: ClassVar[Mapping[str, str]]
+    #: The operation that returns the results.
+    results_operation: ClassVar[str]
+    #: Whether unanswered rows come back as expired or cancelled results.
+    returns_unanswered_rows = True
 
     def __init__(self, sdk: Any) -> None:
         self.sdk = sdk
@@ -50,27 +50,27 @@ class Batcher(ABC):
         return cls(uploader.sdk)
 
     async def submit(self, *prompts: str, label: str = "run-1", **params: Any) -> str:
-        """A batch of these prompts, with the keys r0, r1, ...; gives its id. The label is lost on Anthropic."""
-        return str(await Uploader._told(self._submit({f"r{n}": text for n, text in enumerate(prompts)}, label, params)))
+        """Submit a batch of prompts with the keys r0, r1, ...; return its id. Anthropic does not take the label."""
+        return str(await unify_errors(self._submit({f"r{n}": text for n, text in enumerate(prompts)}, label, params)))
 
     async def state(self, batch_id: str) -> str:
-        return str(await Uploader._told(self._state(batch_id)))
+        return str(await unify_errors(self._state(batch_id)))
 
     async def results(self, batch_id: str) -> list[Result]:
-        """In the order in which they come."""
+        """Return the results in the order in which the provider sends them."""
         return [self._read(line) async for line in self._lines(batch_id)]
 
-    async def by_key(self, batch_id: str) -> dict[str | None, Result]:
+    async def results_by_key(self, batch_id: str) -> dict[str | None, Result]:
         return {result.key: result for result in await self.results(batch_id)}
 
     async def cancel(self, batch_id: str) -> None:
-        await Uploader._told(self._cancel(batch_id))
+        await unify_errors(self._cancel(batch_id))
 
-    async def ids(self, size: int) -> list[str]:
-        """All there are, fetched in pages of `size`."""
-        return list(await Uploader._told(self._all(size)))
+    async def list_ids(self, size: int) -> list[str]:
+        """Return the ids of all batches, fetched in pages of `size`."""
+        return list(await unify_errors(self._list_all(size)))
 
-    async def _all(self, size: int) -> list[str]:
+    async def _list_all(self, size: int) -> list[str]:
         return [batch_id async for batch_id in self._ids(size)]
 
     @abstractmethod
@@ -95,11 +95,11 @@ class Batcher(ABC):
 class OpenAI(Batcher):
     provider = "openai"
     uploader = uploaders.OpenAI
-    words = {  # noqa: RUF012
+    state_names = {  # noqa: RUF012
         "starting": "validating", "running": "in_progress", "finishing": "finalizing", "completed": "completed",
         "cancelling": "cancelling", "cancelled": "cancelled", "expired": "expired", "failed": "failed",
     }  # fmt: skip
-    results_from = "file.content"
+    results_operation = "file.content"
     sdk: openai.AsyncOpenAI
 
     async def _submit(self, prompts: Mapping[str, str], label: str, params: dict[str, Any]) -> str:
@@ -154,11 +154,11 @@ class OpenAI(Batcher):
 class Anthropic(Batcher):
     provider = "anthropic"
     uploader = uploaders.Anthropic
-    words = {  # noqa: RUF012
+    state_names = {  # noqa: RUF012
         "starting": "in_progress", "running": "in_progress", "finishing": "in_progress", "completed": "ended",
         "cancelling": "canceling", "cancelled": "ended", "expired": "ended", "failed": "ended",
     }  # fmt: skip
-    results_from = "batch.results"
+    results_operation = "batch.results"
     sdk: anthropic.AsyncAnthropic
 
     async def _submit(self, prompts: Mapping[str, str], label: str, params: dict[str, Any]) -> str:  # noqa: ARG002
@@ -201,18 +201,18 @@ class Anthropic(Batcher):
 
 
 class Gemini(Batcher):
-    """With its requests inline."""
+    """Gemini's batches with inline requests."""
 
     provider = "gemini"
     uploader = uploaders.Gemini
-    words = {  # noqa: RUF012
+    state_names = {  # noqa: RUF012
         "starting": "JOB_STATE_PENDING", "running": "JOB_STATE_RUNNING", "finishing": "JOB_STATE_RUNNING",
         "completed": "JOB_STATE_SUCCEEDED", "cancelling": "JOB_STATE_RUNNING", "cancelled": "JOB_STATE_CANCELLED",
         "expired": "JOB_STATE_EXPIRED", "failed": "JOB_STATE_FAILED",
     }  # fmt: skip
     model = "gemini-2.5-flash-lite"
-    results_from = "batch.get"
-    tells_what_is_left = False
+    results_operation = "batch.get"
+    returns_unanswered_rows = False
     sdk: genai.Client
 
     async def _submit(self, prompts: Mapping[str, str], label: str, params: dict[str, Any]) -> str:
@@ -233,8 +233,8 @@ class Gemini(Batcher):
     async def _lines(self, batch_id: str) -> AsyncIterator[Any]:
         job = await self.sdk.aio.batches.get(name=batch_id)
         for answer in (job.dest and job.dest.inlined_responses) or []:
-            told = answer.model_dump(mode="json", by_alias=True, exclude_none=True)
-            yield {"key": (answer.metadata or {}).get("key"), **told}
+            body = answer.model_dump(mode="json", by_alias=True, exclude_none=True)
+            yield {"key": (answer.metadata or {}).get("key"), **body}
 
     def _read(self, line: Any) -> Result:
         if "error" in line:
@@ -258,9 +258,9 @@ class Gemini(Batcher):
 
 
 class GeminiFile(Gemini):
-    """With its requests in a file."""
+    """Gemini's batches with requests in a file."""
 
-    results_from = "file.content"
+    results_operation = "file.content"
 
     async def _submit(self, prompts: Mapping[str, str], label: str, params: dict[str, Any]) -> str:
         rows = [

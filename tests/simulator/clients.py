@@ -1,11 +1,12 @@
-"""Every provider behind one small face, so that one test can ask them all.
+"""A common interface to all providers, so that one test can cover all of them.
 
-Behind the face stand the real SDKs in their strict mode, so each answer is also a proof that the
-simulator's JSON is complete.
+Its implementations use the real SDKs in their strict mode, so each answer also proves that the simulator's JSON is
+complete.
 """
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -20,7 +21,7 @@ from google.genai import types
 KEY = "key-that-opens-nothing"
 KEY_HEADERS = {"authorization": f"Bearer {KEY}", "x-goog-api-key": KEY, "anthropic-version": "2026-10-21"}
 
-#: What a closed socket looks like through each client.
+#: The exceptions of each client for a closed socket.
 DROPPED = (
     openai.APIConnectionError,
     anthropic.APIConnectionError,
@@ -30,8 +31,8 @@ DROPPED = (
 TIMED_OUT = (openai.APITimeoutError, anthropic.APITimeoutError, httpx2.ReadTimeout, httpx.ReadTimeout)
 
 
-class Failed(Exception):  # noqa: N818 (it is what the tests wait for)
-    """An error answer, as far as all providers have it."""
+class ErrorResponse(Exception):  # noqa: N818 (an HTTP response as an exception)
+    """An error response of any provider: its status, body and headers."""
 
     def __init__(self, status: int, body: Any, headers: Any) -> None:
         super().__init__(status, body)
@@ -40,9 +41,21 @@ class Failed(Exception):  # noqa: N818 (it is what the tests wait for)
         self.headers = headers
 
 
+async def unify_errors(attempt: Awaitable[Any]) -> Any:
+    """Await a call, and raise the error responses of all SDKs as `ErrorResponse`."""
+    try:
+        return await attempt
+    except openai.APIStatusError as error:
+        raise ErrorResponse(error.status_code, {"error": error.body}, error.response.headers) from error
+    except anthropic.APIStatusError as error:
+        raise ErrorResponse(error.status_code, error.body, error.response.headers) from error
+    except genai.errors.APIError as error:
+        raise ErrorResponse(error.code, error.details, getattr(error.response, "headers", {})) from error
+
+
 @dataclass
-class Said:
-    """What came back."""
+class Answer:
+    """An answer of any provider."""
 
     text: str | None
     stop: str | None
@@ -55,16 +68,16 @@ class Said:
 
 @dataclass(frozen=True)
 class Question:
-    """What all providers can be asked for."""
+    """The settings that all providers support."""
 
     prompt: str
-    before: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     schema: dict[str, Any] | None = None
     tools: dict[str, dict[str, Any]] | None = None
     tool_choice: str = "auto"
     reasoning: bool = False
     max_tokens: int | None = None
-    patience: float = 10
+    timeout_s: float = 10
 
 
 class Client(ABC):
@@ -72,63 +85,67 @@ class Client(ABC):
     #: A model that reasons, where the usual one does not.
     reasoner: ClassVar[str]
 
+    def __init__(self, sdk: Any) -> None:
+        self.sdk = sdk
+
     @classmethod
     @abstractmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self: ...
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self: ...
 
-    async def ask(self, prompt: str, **how: Any) -> Said:
-        """Send a prompt; `how` as the fields of `Question` say."""
-        return await self.send(Question(prompt, **how))
+    async def ask(self, prompt: str, **settings: Any) -> Answer:
+        """Send a prompt; `settings` are the other fields of `Question`."""
+        answer: Answer = await unify_errors(self.send(Question(prompt, **settings)))
+        return answer
 
     @abstractmethod
-    async def send(self, asked: Question) -> Said: ...
+    async def send(self, question: Question) -> Answer: ...
 
 
 class OpenAI(Client):
     model = "gpt-4.1-mini"
     reasoner = "gpt-5-nano"
-
-    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
-        self.sdk = sdk
+    sdk: openai.AsyncOpenAI
 
     @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
         transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
         return cls(
             openai.AsyncOpenAI(
-                api_key=KEY, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
+                api_key=key, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
             )
         )
 
-    async def send(self, asked: Question) -> Said:
+    async def send(self, question: Question) -> Answer:
         request: dict[str, Any] = {
-            "model": self.reasoner if asked.reasoning else self.model,
+            "model": self.reasoner if question.reasoning else self.model,
             "input": [
-                {"role": "user", "content": [{"type": "input_text", "text": t} for t in (*asked.before, asked.prompt)]}
+                {
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": t} for t in (*question.sources, question.prompt)],
+                }
             ],
         }
-        if asked.schema:
+        if question.schema:
             request["text"] = {
-                "format": {"type": "json_schema", "name": "answer", "schema": asked.schema, "strict": True}
+                "format": {"type": "json_schema", "name": "answer", "schema": question.schema, "strict": True}
             }
-        if asked.tools:
+        if question.tools:
             request["tools"] = [
                 {"type": "function", "name": name, "parameters": parameters, "strict": True}
-                for name, parameters in asked.tools.items()
+                for name, parameters in question.tools.items()
             ]
-            named = asked.tool_choice not in ("auto", "required", "none")
-            request["tool_choice"] = {"type": "function", "name": asked.tool_choice} if named else asked.tool_choice
-        if asked.reasoning:
+            named = question.tool_choice not in ("auto", "required", "none")
+            request["tool_choice"] = (
+                {"type": "function", "name": question.tool_choice} if named else question.tool_choice
+            )
+        if question.reasoning:
             request["reasoning"] = {"effort": "low", "summary": "auto"}
-        if asked.max_tokens:
-            request["max_output_tokens"] = asked.max_tokens
-        try:
-            response = await self.sdk.responses.create(**request, timeout=asked.patience)
-        except openai.APIStatusError as error:
-            raise Failed(error.status_code, {"error": error.body}, error.response.headers) from error
+        if question.max_tokens:
+            request["max_output_tokens"] = question.max_tokens
+        response = await self.sdk.responses.create(**request, timeout=question.timeout_s)
         usage = response.usage
         summaries = [part.text for item in response.output if item.type == "reasoning" for part in item.summary]
-        return Said(
+        return Answer(
             text=response.output_text,
             stop=response.status,
             raw=response,
@@ -142,42 +159,39 @@ class OpenAI(Client):
 class Anthropic(Client):
     model = "claude-haiku-4-5"
     reasoner = "claude-sonnet-4-6"
-
-    def __init__(self, sdk: anthropic.AsyncAnthropic) -> None:
-        self.sdk = sdk
+    sdk: anthropic.AsyncAnthropic
 
     @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
         transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
         return cls(
             anthropic.AsyncAnthropic(
-                api_key=KEY, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
+                api_key=key, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
             )
         )
 
-    async def send(self, asked: Question) -> Said:
+    async def send(self, question: Question) -> Answer:
         request: dict[str, Any] = {
-            "model": self.reasoner if asked.reasoning else self.model,
-            "max_tokens": asked.max_tokens or 1000,
+            "model": self.reasoner if question.reasoning else self.model,
+            "max_tokens": question.max_tokens or 1000,
             "messages": [
-                {"role": "user", "content": [{"type": "text", "text": t} for t in (*asked.before, asked.prompt)]}
+                {"role": "user", "content": [{"type": "text", "text": t} for t in (*question.sources, question.prompt)]}
             ],
         }
-        if asked.schema:
-            request["output_config"] = {"format": {"type": "json_schema", "schema": asked.schema}}
-        if asked.tools:
-            request["tools"] = [{"name": name, "input_schema": parameters} for name, parameters in asked.tools.items()]
+        if question.schema:
+            request["output_config"] = {"format": {"type": "json_schema", "schema": question.schema}}
+        if question.tools:
+            request["tools"] = [
+                {"name": name, "input_schema": parameters} for name, parameters in question.tools.items()
+            ]
             kinds = {"auto": "auto", "none": "none", "required": "any"}
-            request["tool_choice"] = {"type": kinds.get(asked.tool_choice, "tool")}
-            if asked.tool_choice not in kinds:
-                request["tool_choice"]["name"] = asked.tool_choice
-        if asked.reasoning:
+            request["tool_choice"] = {"type": kinds.get(question.tool_choice, "tool")}
+            if question.tool_choice not in kinds:
+                request["tool_choice"]["name"] = question.tool_choice
+        if question.reasoning:
             request["thinking"] = {"type": "adaptive"}
-        try:
-            message = await self.sdk.messages.create(**request, timeout=asked.patience)
-        except anthropic.APIStatusError as error:
-            raise Failed(error.status_code, error.body, error.response.headers) from error
-        return Said(
+        message = await self.sdk.messages.create(**request, timeout=question.timeout_s)
+        return Answer(
             text="".join(block.text for block in message.content if block.type == "text"),
             stop=message.stop_reason,
             raw=message,
@@ -191,54 +205,51 @@ class Anthropic(Client):
 class Gemini(Client):
     model = "gemini-2.5-flash-lite"
     reasoner = "gemini-3-flash-preview"
-
-    def __init__(self, sdk: genai.Client) -> None:
-        self.sdk = sdk
+    sdk: genai.Client
 
     @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
         transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
         sync_transport = stack.enter_context(httpx2.Client(verify=False))
         options = types.HttpOptions(
             base_url=base_url, api_version="v1", httpx_async_client=transport, httpx_client=sync_transport
         )
-        return cls(genai.Client(api_key=KEY, vertexai=False, http_options=options))
+        return cls(genai.Client(api_key=key, vertexai=False, http_options=options))
 
-    async def send(self, asked: Question) -> Said:
+    async def send(self, question: Question) -> Answer:
         config: dict[str, Any] = {
             "automatic_continuation": False,
-            "http_options": {"timeout": int(asked.patience * 1000)},
+            "http_options": {"timeout": int(question.timeout_s * 1000)},
         }
-        if asked.schema:
-            config |= {"response_mime_type": "application/json", "response_json_schema": asked.schema}
-        if asked.tools:
+        if question.schema:
+            config |= {"response_mime_type": "application/json", "response_json_schema": question.schema}
+        if question.tools:
             declared = [
-                {"name": name, "parameters_json_schema": parameters} for name, parameters in asked.tools.items()
+                {"name": name, "parameters_json_schema": parameters} for name, parameters in question.tools.items()
             ]
-            calling: dict[str, Any] = {"mode": {"auto": "AUTO", "none": "NONE"}.get(asked.tool_choice, "ANY")}
-            if asked.tool_choice not in ("auto", "none", "required"):
-                calling["allowed_function_names"] = [asked.tool_choice]
+            calling: dict[str, Any] = {"mode": {"auto": "AUTO", "none": "NONE"}.get(question.tool_choice, "ANY")}
+            if question.tool_choice not in ("auto", "none", "required"):
+                calling["allowed_function_names"] = [question.tool_choice]
             config |= {
                 "tools": [{"function_declarations": declared}],
                 "tool_config": {"function_calling_config": calling},
             }
-        if asked.reasoning:
+        if question.reasoning:
             config["thinking_config"] = {"include_thoughts": True, "thinking_level": "LOW"}
-        if asked.max_tokens:
-            config["max_output_tokens"] = asked.max_tokens
-        try:
-            response = await self.sdk.aio.models.generate_content(
-                model=self.reasoner if asked.reasoning else self.model,
-                contents=types.Content(role="user", parts=[types.Part(text=t) for t in (*asked.before, asked.prompt)]),
-                config=types.GenerateContentConfig(**config),
-            )
-        except genai.errors.APIError as error:
-            raise Failed(error.code, error.details, getattr(error.response, "headers", {})) from error
+        if question.max_tokens:
+            config["max_output_tokens"] = question.max_tokens
+        response = await self.sdk.aio.models.generate_content(
+            model=self.reasoner if question.reasoning else self.model,
+            contents=types.Content(
+                role="user", parts=[types.Part(text=t) for t in (*question.sources, question.prompt)]
+            ),
+            config=types.GenerateContentConfig(**config),
+        )
         candidate = response.candidates[0] if response.candidates else None
         parts = (candidate.content and candidate.content.parts) or [] if candidate else []
         usage = response.usage_metadata
         texts = [part.text for part in parts if part.text is not None and not part.thought]
-        return Said(
+        return Answer(
             text="".join(texts) if texts else None,
             stop=candidate.finish_reason.value if candidate and candidate.finish_reason else None,
             raw=response,
@@ -251,49 +262,48 @@ class Gemini(Client):
 
 
 class Chat(Client):
-    """Chat completions over plain httpx, as the project's own adapters speak them."""
+    """Chat completions over plain httpx, which is how the project's own adapters send them."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self.http = http
+    sdk: httpx.AsyncClient
 
     @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack) -> Self:
-        headers = {"authorization": f"Bearer {KEY}"}
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
+        headers = {"authorization": f"Bearer {key}"}
         http = httpx.AsyncClient(base_url=base_url, headers=headers, verify=False)  # noqa: S501 (loopback)
         return cls(await stack.enter_async_context(http))
 
-    async def send(self, asked: Question) -> Said:
+    async def send(self, question: Question) -> Answer:
         request: dict[str, Any] = {
-            "model": self.reasoner if asked.reasoning else self.model,
+            "model": self.reasoner if question.reasoning else self.model,
             "messages": [
-                {"role": "user", "content": [{"type": "text", "text": t} for t in (*asked.before, asked.prompt)]}
+                {"role": "user", "content": [{"type": "text", "text": t} for t in (*question.sources, question.prompt)]}
             ],
         }
-        if asked.schema:
-            wanted = {"name": "answer", "schema": asked.schema, "strict": True}
-            request["response_format"] = {"type": "json_schema", "json_schema": wanted}
-        if asked.tools:
+        if question.schema:
+            json_schema = {"name": "answer", "schema": question.schema, "strict": True}
+            request["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        if question.tools:
             request["tools"] = [
                 {"type": "function", "function": {"name": name, "parameters": parameters}}
-                for name, parameters in asked.tools.items()
+                for name, parameters in question.tools.items()
             ]
-            named = asked.tool_choice not in ("auto", "required", "none")
+            named = question.tool_choice not in ("auto", "required", "none")
             request["tool_choice"] = (
-                {"type": "function", "function": {"name": asked.tool_choice}} if named else asked.tool_choice
+                {"type": "function", "function": {"name": question.tool_choice}} if named else question.tool_choice
             )
-        if asked.reasoning:
+        if question.reasoning:
             request["reasoning"] = {"effort": "low"}
-        if asked.max_tokens:
-            request["max_tokens"] = asked.max_tokens
-        answer = await self.http.post("chat/completions", json=request, timeout=asked.patience)
+        if question.max_tokens:
+            request["max_tokens"] = question.max_tokens
+        answer = await self.sdk.post("chat/completions", json=request, timeout=question.timeout_s)
         body = answer.json()
         if answer.status_code != 200:
-            raise Failed(answer.status_code, body, answer.headers)
+            raise ErrorResponse(answer.status_code, body, answer.headers)
         if "error" in body:
-            return Said(text=None, stop=None, raw=body)
+            return Answer(text=None, stop=None, raw=body)
         choice = body["choices"][0]
         message = choice["message"]
-        return Said(
+        return Answer(
             text=message["content"],
             stop=choice["finish_reason"],
             raw=body,

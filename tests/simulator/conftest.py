@@ -1,4 +1,4 @@
-"""A served simulator, and a client of every provider that talks to it."""
+"""Fixtures: a simulator that is served over HTTP, and clients of every provider that talk to it."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -16,41 +16,41 @@ PROVIDERS = tuple(CLIENTS)
 
 
 @pytest.fixture(scope="session")
-def served() -> Iterator[tuple[Simulator, str]]:
-    world = Simulator()
-    with serve(world) as origin:
-        yield world, origin
+def server() -> Iterator[tuple[Simulator, str]]:
+    simulator = Simulator()
+    with serve(simulator) as origin:
+        yield simulator, origin
 
 
 @pytest.fixture
-def origin(served: tuple[Simulator, str]) -> str:
-    return served[1]
+def origin(server: tuple[Simulator, str]) -> str:
+    return server[1]
 
 
 @pytest.fixture
-def sim(served: tuple[Simulator, str]) -> Simulator:
-    """The served simulator as good as new."""
-    served[0].reset()
-    return served[0]
+def sim(server: tuple[Simulator, str]) -> Simulator:
+    """Return the served simulator after a reset."""
+    server[0].reset()
+    return server[0]
 
 
 @pytest.fixture(params=PROVIDERS)
 def provider(request: pytest.FixtureRequest) -> str:
-    """Each provider in turn."""
+    """Return the name of each provider in turn."""
     name: str = request.param
     return name
 
 
 @pytest.fixture
 async def client(provider: str, sim: Simulator, origin: str) -> AsyncIterator[Client]:
-    """A client of that provider: its real SDK where there is one."""
+    """Open a client of the provider: its real SDK where there is one."""
     async with AsyncExitStack() as stack:
         yield await CLIENTS[provider].open(sim.base_url(provider, origin), stack)
 
 
 @pytest.fixture
 async def http(sim: Simulator, origin: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Plain HTTP with everybody's key."""
+    """Open a plain HTTP client that sends the API keys of all providers."""
     assert not sim.requests
     async with httpx.AsyncClient(base_url=origin, headers=KEY_HEADERS, verify=False) as opened:  # noqa: S501 (loopback)
         yield opened
@@ -58,21 +58,21 @@ async def http(sim: Simulator, origin: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture(params=tuple(UPLOADERS))
 async def uploader(request: pytest.FixtureRequest, sim: Simulator, origin: str) -> AsyncIterator[Uploader]:
-    """A client of each Files API in turn."""
+    """Open a client of each Files API in turn."""
     async with AsyncExitStack() as stack:
         yield await UPLOADERS[request.param].open(sim.base_url(request.param, origin), stack)
 
 
 @pytest.fixture(params=tuple(BATCHERS))
 async def batcher(request: pytest.FixtureRequest, sim: Simulator, origin: str) -> AsyncIterator[Batcher]:
-    """A client of each batch system in turn; Gemini's takes requests in two ways."""
+    """Open a client of each batch system in turn: for Gemini once with inline requests and once with a file."""
     kind = BATCHERS[request.param]
     async with AsyncExitStack() as stack:
         yield await kind.open(sim.base_url(kind.provider, origin), stack)
 
 
-class Time:
-    """The time of a simulated world, which stands still until a test moves it."""
+class Clock:
+    """A simulated clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -82,7 +82,7 @@ class Time:
 
 
 @pytest.fixture
-def clock(sim: Simulator) -> Iterator[Time]:
-    real, sim.clock, batch_s = sim.clock, Time(), sim.batch_s
+def clock(sim: Simulator) -> Iterator[Clock]:
+    real, sim.clock, batch_s = sim.clock, Clock(), sim.batch_s
     yield sim.clock
     sim.clock, sim.processing_s, sim.batch_s = real, 0.0, batch_s

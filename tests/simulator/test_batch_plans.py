@@ -1,4 +1,4 @@
-"""Each way in which a batch can go differently, because a test has planned it."""
+"""Batch plans: each way in which a test can make a batch end differently."""
 
 import json
 from typing import Any
@@ -9,64 +9,62 @@ import pytest
 from pollux_flows.simulator import Fault, Simulator
 
 from .batchers import Batcher
-from .clients import DROPPED, Failed
-from .conftest import Time
+from .clients import DROPPED, ErrorResponse
+from .conftest import Clock
 
 PROMPTS = tuple(f"Question {number}" for number in range(8))
 KEYS = [f"r{number}" for number in range(8)]
 
 
-async def ended(batcher: Batcher, clock: Time) -> str:
+async def submit_and_end(batcher: Batcher, clock: Clock) -> str:
     batch_id = await batcher.submit(*PROMPTS)
     clock.now += 1
     return batch_id
 
 
-async def test_a_batch_can_be_completed_in_part(batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """The rows that were not answered failed, and the batch as a whole did not."""
+async def test_a_batch_can_be_completed_in_part(batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """In a partial batch the unanswered rows fail, but the batch is completed."""
     sim.batch(end="partial", answered=0.25, message="We are sorry")
-    batch_id = await ended(batcher, clock)
-    assert await batcher.state(batch_id) == batcher.words["completed"]
-    results = await batcher.by_key(batch_id)
+    batch_id = await submit_and_end(batcher, clock)
+    assert await batcher.state(batch_id) == batcher.state_names["completed"]
+    results = await batcher.results_by_key(batch_id)
     assert [results[key].outcome for key in KEYS] == ["succeeded"] * 2 + ["errored"] * 6
     assert results["r7"].message == "We are sorry"
 
 
 @pytest.mark.parametrize("end", ["expired", "cancelled"])
-async def test_a_batch_can_end_early(end: str, batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """Without anybody's doing, and with half of its rows answered; with none at all by Gemini, unless told to."""
+async def test_a_batch_can_end_early(end: str, batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """A planned early end leaves half of the rows answered; at Gemini none, unless the plan sets a share."""
     sim.batch(end=end)
-    batch_id = await ended(batcher, clock)
-    assert await batcher.state(batch_id) == batcher.words[end]
+    batch_id = await submit_and_end(batcher, clock)
+    assert await batcher.state(batch_id) == batcher.state_names[end]
     outcomes = sorted(result.outcome for result in await batcher.results(batch_id))
-    assert outcomes == (sorted(["succeeded", end] * 4) if batcher.tells_what_is_left else [])
+    assert outcomes == (sorted(["succeeded", end] * 4) if batcher.returns_unanswered_rows else [])
     sim.batch(end=end, answered=0.75)
-    results = await batcher.by_key(await ended(batcher, clock))
+    results = await batcher.results_by_key(await submit_and_end(batcher, clock))
     assert [results[key].outcome for key in KEYS] == ["succeeded"] * 6 + [end] * 2
 
 
-async def test_a_batch_that_is_planned_to_expire_has_no_more_time(
-    batcher: Batcher, sim: Simulator, clock: Time
-) -> None:
-    """What it says about its time agrees with what happens to it."""
+async def test_a_batch_planned_to_expire_announces_that_time(batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """The `expires_at` of a batch that is planned to expire is the time at which it does."""
     sim.batch(end="expired", takes_s=1000)
     batch_id = await batcher.submit("Hello?")
     assert sim.batches[0].expires_at == clock.now + 1000
     clock.now += 999
-    assert await batcher.state(batch_id) != batcher.words["expired"]
+    assert await batcher.state(batch_id) != batcher.state_names["expired"]
     clock.now += 1
-    assert await batcher.state(batch_id) == batcher.words["expired"]
+    assert await batcher.state(batch_id) == batcher.state_names["expired"]
 
 
 @pytest.mark.parametrize("end", ["failed", "queue_full"])
-async def test_a_batch_can_fail_after_it_was_accepted(end: str, batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """At its beginning, and as a whole; Anthropic has no word for that, so all its rows fail at the end."""
+async def test_a_batch_can_fail_after_it_was_accepted(end: str, batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """A batch fails when it starts. Anthropic has no such state, so all rows fail when the batch ends."""
     sim.batch(end=end, takes_s=100)
     batch_id = await batcher.submit(*PROMPTS)
-    assert await batcher.state(batch_id) == batcher.words["starting"]
+    assert await batcher.state(batch_id) == batcher.state_names["starting"]
     clock.now += 10
     if batcher.provider != "anthropic":
-        assert await batcher.state(batch_id) == batcher.words["failed"]
+        assert await batcher.state(batch_id) == batcher.state_names["failed"]
         assert sim.batches[0].phase == "failed"
         assert await batcher.results(batch_id) == []
     clock.now += 90
@@ -75,16 +73,16 @@ async def test_a_batch_can_fail_after_it_was_accepted(end: str, batcher: Batcher
     assert sim.batches[1].ending == "completed"
 
 
-async def test_results_can_be_in_order(batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """As Gemini documents it."""
+async def test_results_can_be_in_order(batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """With `shuffled=False` results come in the order of the rows, as Gemini documents it."""
     sim.batch(shuffled=False)
-    assert [result.key for result in await batcher.results(await ended(batcher, clock))] == KEYS
+    assert [result.key for result in await batcher.results(await submit_and_end(batcher, clock))] == KEYS
 
 
-async def test_results_can_be_missing(batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """Although the counts say that all is well."""
+async def test_results_can_be_missing(batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """Planned results are missing although the counts include them."""
     sim.batch(missing=3)
-    batch_id = await ended(batcher, clock)
+    batch_id = await submit_and_end(batcher, clock)
     keys = [str(result.key) for result in await batcher.results(batch_id)]
     assert len(keys) == len(set(keys)) == 5
     assert set(keys) < set(KEYS)
@@ -93,40 +91,40 @@ async def test_results_can_be_missing(batcher: Batcher, sim: Simulator, clock: T
     assert results.counts == {"succeeded": 8}
 
 
-async def test_results_can_come_twice(batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """The same ones, somewhere else."""
+async def test_results_can_come_twice(batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """Planned duplicates of results come at other places among the results."""
     sim.batch(duplicates=2)
-    results = await batcher.results(await ended(batcher, clock))
+    results = await batcher.results(await submit_and_end(batcher, clock))
     assert len(results) == 10
     twice = [result for place, result in enumerate(results) if result in results[:place]]
     assert len(twice) == 2
     assert {result.key for result in results} == set(KEYS)
 
 
-async def test_results_can_be_nobodys(batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """They look like the others, and belong to no row."""
+async def test_results_can_have_unknown_keys(batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """Planned foreign results look like the others, but their keys belong to no row."""
     sim.batch(unknown=2, missing=1)
-    results = await batcher.results(await ended(batcher, clock))
+    results = await batcher.results(await submit_and_end(batcher, clock))
     strangers = [result for result in results if result.key not in KEYS]
-    assert [result.key for result in strangers] == ["nobodys-0", "nobodys-1"]
+    assert [result.key for result in strangers] == ["unknown-0", "unknown-1"]
     assert {result.outcome for result in strangers} == {"succeeded"}
     assert len(results) == 9
 
 
 @pytest.mark.filterwarnings("ignore:RESTING is not a valid:UserWarning")
-async def test_a_state_can_be_a_word_that_nobody_knows(batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """Until the batch ends. The SDKs let it through, unless they are strict."""
+async def test_a_state_can_be_an_unknown_word(batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """A running batch can have a state that the SDKs do not know; they accept it unless they are strict."""
     batcher.sdk._strict_response_validation = False
     sim.batch(status="RESTING", takes_s=100)
     batch_id = await batcher.submit("Hello?")
     for _ in range(2):
         assert await batcher.state(batch_id) == sim.batches[0].state == "RESTING"
         clock.now += 50
-    assert await batcher.state(batch_id) == batcher.words["completed"]
+    assert await batcher.state(batch_id) == batcher.state_names["completed"]
 
 
-async def test_a_plan_is_for_some_batches_only(batcher: Batcher, sim: Simulator) -> None:
-    """Of one provider, so many, and the oldest plan comes first."""
+async def test_a_plan_applies_to_matching_batches_only(batcher: Batcher, sim: Simulator) -> None:
+    """A plan applies to one provider and a number of batches; the oldest matching plan comes first."""
     sim.batch(end="failed", provider="anthropic" if batcher.provider != "anthropic" else "openai")
     sim.batch(end="expired", times=2, provider=batcher.provider)
     sim.batch(end="cancelled", times=None)
@@ -135,15 +133,15 @@ async def test_a_plan_is_for_some_batches_only(batcher: Batcher, sim: Simulator)
     assert [batch.plan.end for batch in sim.batches] == ["expired", "expired", "cancelled", "cancelled"]
 
 
-async def test_a_full_queue_takes_no_more(batcher: Batcher, sim: Simulator) -> None:
-    """For so many attempts, in the provider's words; the next one is welcome."""
+async def test_a_full_queue_refuses_new_batches(batcher: Batcher, sim: Simulator) -> None:
+    """A full queue refuses new batches in the provider's words, as many times as the fault says."""
     sim.fail(Fault(kind="queue_full"), operation="batch.create", times=2)
     for _ in range(2):
-        with pytest.raises(Failed) as failed:
+        with pytest.raises(ErrorResponse) as caught:
             await batcher.submit("Hello?")
-        assert failed.value.status == 429
+        assert caught.value.status == 429
         words = {"openai": "Enqueued token limit", "anthropic": "processing queue", "gemini": "current quota"}
-        assert words[batcher.provider] in str(failed.value.body)
+        assert words[batcher.provider] in str(caught.value.body)
     assert sim.batches == []
     await batcher.submit("Hello?")
     assert len(sim.batches) == 1
@@ -151,20 +149,20 @@ async def test_a_full_queue_takes_no_more(batcher: Batcher, sim: Simulator) -> N
 
 @pytest.mark.parametrize("kind", ["drop_after", "malformed", "cut"])
 async def test_a_batch_whose_answer_is_lost_was_accepted(
-    kind: str, batcher: Batcher, sim: Simulator, clock: Time
+    kind: str, batcher: Batcher, sim: Simulator, clock: Clock
 ) -> None:
-    """The client cannot know, but it can find the batch in the list."""
+    """The client cannot know that the batch was accepted, but finds it in the list."""
     sim.fail(Fault(kind=kind), operation="batch.create", provider=batcher.provider)
     with pytest.raises((*DROPPED, json.JSONDecodeError)):
         await batcher.submit(*PROMPTS)
     (batch,) = sim.batches
     clock.now += 1
-    assert await batcher.ids(10) == [batch.id]
+    assert await batcher.list_ids(10) == [batch.id]
     assert len(await batcher.results(batch.id)) == len(PROMPTS)
 
 
-async def test_a_batch_that_was_dropped_is_none(batcher: Batcher, sim: Simulator) -> None:
-    """The socket closes, and it is as if nothing had been sent: even the plan waits for another."""
+async def test_a_dropped_batch_request_creates_no_batch(batcher: Batcher, sim: Simulator) -> None:
+    """A request whose socket closes creates no batch and uses up no plan."""
     sim.batch(end="expired")
     sim.fail(Fault(kind="drop"), operation="batch.create")
     with pytest.raises(DROPPED):
@@ -174,37 +172,39 @@ async def test_a_batch_that_was_dropped_is_none(batcher: Batcher, sim: Simulator
     assert [batch.plan.end for batch in sim.batches] == ["expired"]
 
 
-async def test_a_download_can_break_off(batcher: Batcher, sim: Simulator, clock: Time) -> None:
-    """Half-way; what comes after that is whole again."""
-    batch_id = await ended(batcher, clock)
-    sim.fail(Fault(kind="cut"), operation=batcher.results_from)
+async def test_a_download_can_break_off(batcher: Batcher, sim: Simulator, clock: Clock) -> None:
+    """A download can end half-way; the next download is complete."""
+    batch_id = await submit_and_end(batcher, clock)
+    sim.fail(Fault(kind="cut"), operation=batcher.results_operation)
     with pytest.raises(DROPPED):
         await batcher.results(batch_id)
     assert len(await batcher.results(batch_id)) == len(PROMPTS)
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "plan",
     [
         {"end": "happily"},
         {"answered": 2},
         {"missing": -1},
         {"takes_s": -1},
         {"colour": "red"},
-        {"provider": "nobody"},
+        {"provider": "unknown"},
         {"times": 0},
         [],
         3,
     ],
 )
-async def test_a_plan_that_makes_no_sense_is_refused(nonsense: Any, http: httpx.AsyncClient) -> None:
-    """With a word about what is wrong."""
-    answer = await http.post("/_simulator/batches", json=nonsense)
+async def test_an_invalid_plan_is_refused(plan: Any, http: httpx.AsyncClient) -> None:
+    """An invalid plan is refused with an error text."""
+    answer = await http.post("/_simulator/batches", json=plan)
     assert (answer.status_code, bool(answer.json()["error"])) == (400, True)
 
 
-async def test_another_process_can_plan_and_look(batcher: Batcher, sim: Simulator, http: httpx.AsyncClient) -> None:
-    """The arguments of `Simulator.batch` in one JSON object; and what came of them."""
+async def test_another_process_can_plan_and_list_batches(
+    batcher: Batcher, sim: Simulator, http: httpx.AsyncClient
+) -> None:
+    """The control endpoint takes the arguments of `Simulator.batch` as JSON, and lists the batches."""
     assert (await http.post("/_simulator/batches", json={"end": "expired", "takes_s": 0})).status_code == 201
     batch_id = await batcher.submit(*PROMPTS)
     (batch,) = (await http.get("/_simulator/batches")).json()["batches"]

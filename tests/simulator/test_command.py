@@ -10,8 +10,8 @@ from pollux_flows import Config, run
 from pollux_flows.config import PROVIDERS
 
 
-def test_it_prints_base_urls_that_answer() -> None:
-    """One for each provider, once it listens."""
+def test_the_command_prints_working_base_urls() -> None:
+    """The command prints a base URL for each provider once the simulator listens."""
     command = [sys.executable, "-c", "from pollux_flows.cli import app; app()", "simulator", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

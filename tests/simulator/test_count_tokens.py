@@ -1,4 +1,4 @@
-"""The counters of Gemini, OpenAI and Anthropic: they count what an answer would bill, and take no other fields."""
+"""Token counting endpoints: they count the input that an answer would bill, and refuse all other fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GEMINI_PATH = "/gemini/v1/models/gemini-2.5-flash:"
 
 
 async def test_the_sdks_read_the_counts(sim: Simulator, origin: str) -> None:
-    """Each by its own method, in its strict mode."""
+    """Each SDK counts tokens with its own method, in its strict mode."""
     claude = anthropic.AsyncAnthropic(
         api_key=KEY, base_url=sim.base_url("anthropic", origin), _strict_response_validation=True
     )
@@ -36,26 +36,26 @@ async def test_the_sdks_read_the_counts(sim: Simulator, origin: str) -> None:
     assert [each.operation for each in sim.requests] == ["count_tokens"] * 3
 
 
-async def test_a_count_is_what_the_answer_bills(http: httpx.AsyncClient) -> None:
-    """With instructions, tools and a schema."""
+async def test_a_count_equals_the_billed_input_tokens(http: httpx.AsyncClient) -> None:
+    """A count includes instructions, tools and the schema, like the usage of the answer."""
     claude = CLAUDE | {"system": "Be brief.", "tools": [TOOL]}
-    billed = (await http.post("/anthropic/v1/messages", json=claude | {"max_tokens": 9})).json()["usage"]
+    usage = (await http.post("/anthropic/v1/messages", json=claude | {"max_tokens": 9})).json()["usage"]
     assert (await http.post("/anthropic/v1/messages/count_tokens", json=claude)).json() == {
-        "input_tokens": billed["input_tokens"]
+        "input_tokens": usage["input_tokens"]
     }
     text = {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA, "strict": True}}
     gpt = {"model": "gpt-4.1", "input": "four", "instructions": "Be brief.", "text": text}
-    billed = (await http.post("/openai/v1/responses", json=gpt)).json()["usage"]
+    usage = (await http.post("/openai/v1/responses", json=gpt)).json()["usage"]
     counted = (await http.post("/openai/v1/responses/input_tokens", json=gpt)).json()
-    assert counted == {"object": "response.input_tokens", "input_tokens": billed["input_tokens"]}
+    assert counted == {"object": "response.input_tokens", "input_tokens": usage["input_tokens"]}
     gemini = GEMINI | {
         "systemInstruction": {"parts": [{"text": "Be brief."}]},
         "generationConfig": {"responseMimeType": "application/json", "responseJsonSchema": SCHEMA},
     }
-    billed = (await http.post(f"{GEMINI_PATH}generateContent", json=gemini)).json()["usageMetadata"]
+    usage = (await http.post(f"{GEMINI_PATH}generateContent", json=gemini)).json()["usageMetadata"]
     request = {"generateContentRequest": {"model": "models/gemini-2.5-flash", **gemini}}
     counted = (await http.post(f"{GEMINI_PATH}countTokens", json=request)).json()
-    assert counted == {"totalTokens": billed["promptTokenCount"]}
+    assert counted == {"totalTokens": usage["promptTokenCount"]}
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ async def test_a_count_is_what_the_answer_bills(http: httpx.AsyncClient) -> None
         (f"{GEMINI_PATH}countTokens", {"generateContentRequest": {"model": "models/other", **GEMINI}}, "model"),
     ],
 )
-async def test_what_a_counter_refuses(http: httpx.AsyncClient, path: str, body: Any, problem: str) -> None:
+async def test_an_invalid_count_request_is_refused(http: httpx.AsyncClient, path: str, body: Any, problem: str) -> None:
     response = await http.post(path, json=body)
     assert response.status_code == 400
     assert problem in response.json()["error"]["message"]
 
 
-async def test_a_fault_of_the_answer_is_none_of_the_counter(sim: Simulator, http: httpx.AsyncClient) -> None:
-    """Neither one that is queued for an answer nor one that a prompt asks for; but it can have its own."""
+async def test_faults_of_generate_do_not_apply_to_counts(sim: Simulator, http: httpx.AsyncClient) -> None:
+    """A count meets no queued or prompted fault of a generate request, but can have its own."""
     sim.fail(Fault(status=500))
     prompt = CLAUDE | {"messages": [{"role": "user", "content": "[[simulate: status=429]] four"}]}
     path = "/anthropic/v1/messages/count_tokens"

@@ -1,4 +1,4 @@
-"""Files at every provider that has them: stored, found, used, and gone."""
+"""The common behaviour of all Files APIs: files are stored, found, used, deleted, and expire."""
 
 import asyncio
 import hashlib
@@ -12,22 +12,22 @@ import pytest
 
 from pollux_flows.simulator import Simulator, StoredFile
 
-from .clients import KEY, Failed
-from .conftest import Time
+from .clients import KEY, ErrorResponse
+from .conftest import Clock
 from .uploaders import UPLOADERS, Uploader
 
 PDF = b"%PDF-1.7 " + bytes(range(256)) * 9 + b"\r\n--boundary\r\n"
 
 
-def only(sim: Simulator) -> StoredFile:
+def only_file(sim: Simulator) -> StoredFile:
     (file,) = sim.files
     return file
 
 
-async def test_the_bytes_that_arrive_are_the_files(uploader: Uploader, sim: Simulator) -> None:
-    """To the last one, whatever they look like."""
+async def test_an_uploaded_file_is_stored_unchanged(uploader: Uploader, sim: Simulator) -> None:
+    """A stored file has the name, type and exact bytes of the upload."""
     file_id = await uploader.upload(PDF)
-    file = only(sim)
+    file = only_file(sim)
     assert (file.id, file.provider, file.filename, file.mime_type) == (
         file_id,
         uploader.provider,
@@ -39,21 +39,21 @@ async def test_the_bytes_that_arrive_are_the_files(uploader: Uploader, sim: Simu
     assert (file.state, file.is_there) == ("active", True)
 
 
-async def test_an_open_file_is_streamed(uploader: Uploader, sim: Simulator, tmp_path: Path) -> None:
-    """Its hash is right, its content is not kept, and the log holds neither."""
+async def test_a_large_upload_is_hashed_and_not_stored(uploader: Uploader, sim: Simulator, tmp_path: Path) -> None:
+    """A large upload has the right hash; neither the store nor the log holds its content."""
     path = tmp_path / "large.pdf"
     path.write_bytes(PDF * 4000)
     with path.open("rb") as opened:
         await uploader.upload(opened)
-    file = only(sim)
+    file = only_file(sim)
     assert (file.size, file.sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(LookupError, match="did not store"):
         file.content()
     assert len(str(sim.requests)) < 20_000
 
 
-async def test_what_was_stored_stands_in_the_log(uploader: Uploader, sim: Simulator) -> None:
-    """The request that stored a file names it, and says what came without the bytes."""
+async def test_the_log_names_the_stored_file(uploader: Uploader, sim: Simulator) -> None:
+    """The request that stored a file has its id, and the form without the bytes."""
     file_id = await uploader.upload(PDF, "report.pdf")
     last = sim.requests[-1]
     assert (last.operation, last.status, last.stored) == (
@@ -67,87 +67,86 @@ async def test_what_was_stored_stands_in_the_log(uploader: Uploader, sim: Simula
     assert KEY not in str(sim.requests)
 
 
-async def test_a_file_can_be_looked_up(uploader: Uploader) -> None:
-    """All its metadata is there, or the strict SDK would complain."""
+async def test_a_files_metadata_can_be_fetched(uploader: Uploader) -> None:
+    """The metadata is complete: the SDK's strict mode accepts it."""
     file_id = await uploader.upload(PDF, "report.pdf")
     found = await uploader.get(file_id)
-    named = found.model_dump()
-    assert file_id in (named.get("id"), named.get("name"))
-    assert "report.pdf" in (named.get("filename"), named.get("display_name"))
-    assert len(PDF) in (named.get("bytes"), named.get("size_bytes"))
+    metadata = found.model_dump()
+    assert file_id in (metadata.get("id"), metadata.get("name"))
+    assert "report.pdf" in (metadata.get("filename"), metadata.get("display_name"))
+    assert len(PDF) in (metadata.get("bytes"), metadata.get("size_bytes"))
 
 
 async def test_files_are_listed_page_by_page(uploader: Uploader) -> None:
-    """The newest first; no page is the last one for ever."""
+    """Files are listed newest first in pages of any size, without deleted ones."""
     ids = [await uploader.upload(PDF) for _ in range(5)]
-    assert await uploader.ids(2) == ids[::-1]
-    assert await uploader.ids(100) == ids[::-1]
+    assert await uploader.list_ids(2) == ids[::-1]
+    assert await uploader.list_ids(100) == ids[::-1]
     await uploader.delete(ids[0])
-    assert await uploader.ids(2) == ids[:0:-1]
+    assert await uploader.list_ids(2) == ids[:0:-1]
 
 
 async def test_a_request_can_use_a_file(uploader: Uploader) -> None:
-    """It costs by its size, as if it had been sent along."""
+    """A file costs input tokens by its size, like an inline attachment."""
     assert await uploader.ask(await uploader.upload(PDF)) == 258 + 1
     assert await uploader.ask(await uploader.upload(b"%PDF" + bytes(64 * 1024))) == 3 * 258 + 1
     assert await uploader.ask(await uploader.upload(b"x" * 4000, "a.txt", "text/plain")) == 1000 + 1
     assert await uploader.ask(await uploader.upload(b"png", "a.png", "image/png"), "image") == 258 + 1
 
 
-async def test_a_deleted_file_is_gone(uploader: Uploader, sim: Simulator, clock: Time) -> None:
-    """From its provider; the simulator remembers it."""
+async def test_a_deleted_file_is_not_found(uploader: Uploader, sim: Simulator, clock: Clock) -> None:
+    """A provider no longer finds a deleted file; the simulator remembers that it existed."""
     file_id = await uploader.upload(PDF)
     clock.now += 5
     await uploader.delete(file_id)
-    file = only(sim)
+    file = only_file(sim)
     assert (file.state, file.is_there, file.deleted_at) == ("deleted", False, clock.now)
     with pytest.raises(LookupError):
         file.content()
     await assert_unknown(uploader, file_id)
 
 
-async def test_a_file_expires(uploader: Uploader, sim: Simulator, clock: Time) -> None:
-    """After the time that was asked for; at Gemini always after 48 hours."""
+async def test_a_file_expires(uploader: Uploader, sim: Simulator, clock: Clock) -> None:
+    """A file expires after the requested time; at Gemini after 48 hours."""
     file_id = await uploader.upload(PDF)
-    lasts = 48 * 3600 if uploader.provider == "gemini" else 86_400
-    assert only(sim).expires_at == clock.now + lasts
-    clock.now += lasts - 1
+    lifetime_s = 48 * 3600 if uploader.provider == "gemini" else 86_400
+    assert only_file(sim).expires_at == clock.now + lifetime_s
+    clock.now += lifetime_s - 1
     assert await uploader.ask(file_id)
     clock.now += 1
-    assert (only(sim).state, only(sim).deleted_at) == ("expired", None)
-    assert await uploader.ids(10) == []
+    assert (only_file(sim).state, only_file(sim).deleted_at) == ("expired", None)
+    assert await uploader.list_ids(10) == []
     await assert_unknown(uploader, file_id)
 
 
-async def test_another_accounts_file_is_not_there(uploader: Uploader, sim: Simulator, origin: str) -> None:
-    """The account is the key."""
+async def test_files_of_another_account_are_not_found(uploader: Uploader, sim: Simulator, origin: str) -> None:
+    """Files belong to the account of their API key."""
     file_id = await uploader.upload(PDF)
     async with AsyncExitStack() as stack:
-        stranger = await type(uploader).open(sim.base_url(uploader.provider, origin), stack, key="another")
-        assert await stranger.ids(10) == []
-        await assert_unknown(stranger, file_id)
+        other = await type(uploader).open(sim.base_url(uploader.provider, origin), stack, key="another")
+        assert await other.list_ids(10) == []
+        await assert_unknown(other, file_id)
     assert await uploader.ask(file_id)
 
 
-async def test_a_file_that_nobody_uploaded_is_not_there(uploader: Uploader) -> None:
-    """Neither to be looked up, nor deleted, nor used."""
-    await assert_unknown(uploader, uploader.nobodys)
+async def test_an_unknown_file_id_is_not_found(uploader: Uploader) -> None:
+    """A file that was never uploaded can be neither fetched, deleted nor used."""
+    await assert_unknown(uploader, uploader.unknown_id)
 
 
 async def assert_unknown(uploader: Uploader, file_id: str) -> None:
     status = 403 if uploader.provider == "gemini" else 404
     for attempt in (uploader.get(file_id), uploader.delete(file_id), uploader.ask(file_id)):
-        with pytest.raises(Failed) as failed:
+        with pytest.raises(ErrorResponse) as caught:
             await attempt
-        assert failed.value.status == status
-        assert file_id.removeprefix("files/") in str(failed.value.body)
+        assert caught.value.status == status
+        assert file_id.removeprefix("files/") in str(caught.value.body)
 
 
 async def test_an_empty_file_is_refused(uploader: Uploader, sim: Simulator) -> None:
-    """There is nothing in it to read."""
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(ErrorResponse) as caught:
         await uploader.upload(b"")
-    assert failed.value.status == 400
+    assert caught.value.status == 400
     assert sim.files == []
 
 
@@ -161,27 +160,27 @@ LIMITS = {
 async def test_a_file_that_is_too_large_is_refused(
     uploader: Uploader, sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client hears so although it sends on, and the connection lives."""
-    place, status = LIMITS[uploader.provider]
-    monkeypatch.setattr(place, 1_000_000)
-    with pytest.raises(Failed) as failed:
+    """The client reads the error although it has not sent all bytes, and can upload again on its connection."""
+    limit, status = LIMITS[uploader.provider]
+    monkeypatch.setattr(limit, 1_000_000)
+    with pytest.raises(ErrorResponse) as caught:
         await uploader.upload(bytes(1_000_001))
-    assert failed.value.status == status
+    assert caught.value.status == status
     assert sim.files == []
     await uploader.upload(bytes(1_000_000))
     assert len(sim.files) == 1
 
 
-async def test_many_upload_at_once(uploader: Uploader, sim: Simulator) -> None:
-    """Each gets its own file, and nothing is mixed up."""
+async def test_concurrent_uploads_are_stored_separately(uploader: Uploader, sim: Simulator) -> None:
+    """Each of twenty concurrent uploads gets its own file with its own content."""
     contents = [bytes([number]) * (100_000 + number) for number in range(20)]
     ids = await asyncio.gather(*(uploader.upload(content) for content in contents))
     stored = {file.id: file.sha256 for file in sim.files}
     assert [stored[file_id] for file_id in ids] == [hashlib.sha256(content).hexdigest() for content in contents]
 
 
-async def test_an_id_from_before_a_reset_is_not_that_of_another_file(uploader: Uploader, sim: Simulator) -> None:
-    """Numbers begin again, but ids tell contents apart."""
+async def test_ids_of_other_content_differ_after_a_reset(uploader: Uploader, sim: Simulator) -> None:
+    """An id depends on the content too, so an id from before a reset never finds another file."""
     before = await uploader.upload(PDF)
     sim.reset()
     after = await uploader.upload(b"another")
@@ -189,14 +188,14 @@ async def test_an_id_from_before_a_reset_is_not_that_of_another_file(uploader: U
     await assert_unknown(uploader, before)
 
 
-async def test_a_name_may_be_anything(uploader: Uploader, sim: Simulator) -> None:
-    """Not only ASCII."""
+async def test_a_file_name_may_have_any_characters(uploader: Uploader, sim: Simulator) -> None:
+    """File names may have characters outside ASCII."""
     await uploader.upload(PDF, "Bericht über Öl & 100%.pdf")
-    assert only(sim).filename == "Bericht über Öl & 100%.pdf"
+    assert only_file(sim).filename == "Bericht über Öl & 100%.pdf"
 
 
 async def test_an_upload_needs_a_key(http: httpx.AsyncClient, sim: Simulator) -> None:
-    """It is refused before it is read into anything."""
+    """An upload without a key is refused, and nothing is stored."""
     for path in ("/openai/v1/files", "/anthropic/v1/files", "/gemini/upload/v1/files"):
         answer = await http.post(
             path, files={"file": ("a.pdf", bytes(300_000))}, headers={"authorization": "", "x-goog-api-key": ""}
@@ -206,10 +205,10 @@ async def test_an_upload_needs_a_key(http: httpx.AsyncClient, sim: Simulator) ->
 
 
 BROKEN = {
-    "no form": ("application/json", b"{}"),
+    "not a form": ("application/json", b"{}"),
     "no boundary": ("multipart/form-data", b"--x--"),
-    "nothing": ("multipart/form-data; boundary=x", b""),
-    "no end": (
+    "empty body": ("multipart/form-data; boundary=x", b""),
+    "no end of the headers": (
         "multipart/form-data; boundary=x",
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n',
     ),
@@ -218,28 +217,28 @@ BROKEN = {
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc',
     ),
     "no name": ("multipart/form-data; boundary=x", b"--x\r\nA: b\r\n\r\nabc\r\n--x--"),
-    "a field without end": (
+    "field that is too long": (
         "multipart/form-data; boundary=x",
         b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n' + bytes(70_000) + b"\r\n--x--",
     ),
-    "headers without end": ("multipart/form-data; boundary=x", b"--x\r\n" + b"A: b\r\n" * 9_000),
+    "headers that are too long": ("multipart/form-data; boundary=x", b"--x\r\n" + b"A: b\r\n" * 9_000),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 async def test_a_broken_form_is_refused(name: str, http: httpx.AsyncClient) -> None:
-    """With words, and not with a 500."""
+    """A broken form is refused with 400 and an error text."""
     kind, body = BROKEN[name]
     for path in ("/openai/v1/files", "/anthropic/v1/files"):
         answer = await http.post(path, content=body, headers={"content-type": kind})
         assert (answer.status_code, "multipart" in answer.text) == (400, True), answer.text
 
 
-async def test_another_process_can_see_the_files(uploader: Uploader, http: httpx.AsyncClient) -> None:
-    """What `sim.files` tells, without the bytes."""
+async def test_another_process_can_list_the_files(uploader: Uploader, http: httpx.AsyncClient) -> None:
+    """The control endpoint lists the files of `sim.files`, without their bytes."""
     file_id = await uploader.upload(PDF)
-    (told,) = (await http.get("/_simulator/files")).json()["files"]
-    assert (told["id"], told["sha256"], told["state"]) == (file_id, hashlib.sha256(PDF).hexdigest(), "active")
+    (listed,) = (await http.get("/_simulator/files")).json()["files"]
+    assert (listed["id"], listed["sha256"], listed["state"]) == (file_id, hashlib.sha256(PDF).hexdigest(), "active")
     await http.post("/_simulator/reset")
     assert (await http.get("/_simulator/files")).json() == {"files": []}
 
@@ -254,7 +253,7 @@ with serve(Simulator()) as origin:
 
 
 class Zeros(io.RawIOBase):
-    """As many zeros as one likes, of which none is in memory."""
+    """A readable file of `size` zeros that takes no memory."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -281,8 +280,8 @@ class Zeros(io.RawIOBase):
 
 
 @pytest.mark.parametrize("name", UPLOADERS)
-async def test_a_large_upload_costs_the_server_no_memory(name: str) -> None:
-    """64 MiB go through, and hardly any of it stays."""
+async def test_a_large_upload_takes_little_server_memory(name: str) -> None:
+    """An upload of 64 MiB grows the memory of the server by less than 8 MiB."""
     size = 64 * 1024 * 1024
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVER, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -292,17 +291,17 @@ async def test_a_large_upload_costs_the_server_no_memory(name: str) -> None:
     async with AsyncExitStack() as stack:
         uploader = await UPLOADERS[name].open(Simulator.base_url(name, origin), stack)
         await uploader.upload(PDF)
-        before = peak_of(server.pid)
+        before = peak_memory_of(server.pid)
         file_id = await uploader.upload(Zeros(size))
-        grown = peak_of(server.pid) - before
+        growth = peak_memory_of(server.pid) - before
         found = await uploader.get(file_id)
     await server.communicate(b"")
     assert size in (getattr(found, "bytes", None), getattr(found, "size_bytes", None))
-    assert grown < 8 * 1024 * 1024
+    assert growth < 8 * 1024 * 1024
 
 
-def peak_of(pid: int) -> int:
-    """The most memory that the process has had, in bytes."""
+def peak_memory_of(pid: int) -> int:
+    """Return the peak memory of a process in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What `generateContent` answers with 400, and so must this one."""
+"""Invalid requests that `generateContent` refuses with 400, and edge cases that it accepts."""
 
 from copy import deepcopy
 from typing import Any
@@ -22,12 +22,12 @@ def config(**fields: Any) -> dict[str, Any]:
     return {"generationConfig": fields}
 
 
-def declared(**fields: Any) -> dict[str, Any]:
+def declare(**fields: Any) -> dict[str, Any]:
     return {"tools": [{"functionDeclarations": [{"name": "f", **fields}]}]}
 
 
 def turns(*parts: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
-    """Turns by user and model in turn."""
+    """Return contents whose roles alternate between user and model."""
     roles = ("user", "model")
     return {
         "contents": [
@@ -41,7 +41,7 @@ HI = {"text": "hi"}
 CALL = {"functionCall": {"name": "f", "args": {}}}
 RESPONSE = {"functionResponse": {"name": "f", "response": {"n": 1}}}
 
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+REFUSED_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown field": (FLASH, {"metadata": {}}, 'Unknown name "metadata": Cannot find field'),
     "unknown field below": (
         FLASH,
@@ -50,19 +50,27 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no contents": (FLASH, {"contents": []}, "contents is not specified"),
     "no parts": (FLASH, {"contents": [{"role": "user", "parts": []}]}, "parts must not be empty"),
-    "an empty part": (FLASH, turns({}), "required oneof field 'data'"),
-    "two in one part": (FLASH, turns({"text": "x", "inlineData": {"mimeType": "image/png", "data": "AA=="}}), "oneof"),
-    "bytes that are none": (FLASH, turns({"inlineData": {"mimeType": "image/png", "data": "?"}}), "Base64 decoding"),
+    "empty part": (FLASH, turns({}), "required oneof field 'data'"),
+    "part with two kinds of data": (
+        FLASH,
+        turns({"text": "x", "inlineData": {"mimeType": "image/png", "data": "AA=="}}),
+        "oneof",
+    ),
+    "invalid base64": (FLASH, turns({"inlineData": {"mimeType": "image/png", "data": "?"}}), "Base64 decoding"),
     "unknown role": (FLASH, {"contents": [{**USER, "role": "assistant"}]}, "Please use a valid role: user, model."),
     "wrong type": (FLASH, config(temperature="hot"), "generation_config.temperature"),
-    "a string for contents": (FLASH, {"contents": "hi"}, "contents"),
-    "no tokens": (FLASH, config(maxOutputTokens=0), "max_output_tokens"),
-    "level and budget": (
+    "contents as a string": (FLASH, {"contents": "hi"}, "contents"),
+    "no output tokens": (FLASH, config(maxOutputTokens=0), "max_output_tokens"),
+    "thinking level and budget": (
         GEMINI_3,
         config(thinkingConfig={"thinkingLevel": "LOW", "thinkingBudget": 5}),
         "only set only one of thinking budget and thinking level",
     ),
-    "a level on 2.5": (FLASH, config(thinkingConfig={"thinking_level": "LOW"}), "Thinking level is not supported"),
+    "thinking level on 2.5": (
+        FLASH,
+        config(thinkingConfig={"thinking_level": "LOW"}),
+        "Thinking level is not supported",
+    ),
     "thinking on 2.0": ("gemini-2.0-flash", config(thinkingConfig={"includeThoughts": True}), "not enabled"),
     "no thinking on 2.5 Pro": ("gemini-2.5-pro", config(thinkingConfig={"thinkingBudget": 0}), "Budget 0 is invalid"),
     "tools and JSON on 2.5": (
@@ -76,39 +84,39 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         config(responseMimeType="application/json", responseJsonSchema={}, responseSchema={}),
         "Only one of",
     ),
-    "a JSON schema in the other field": (
+    "JSON Schema in responseSchema": (
         FLASH,
         config(responseMimeType="application/json", responseSchema={"type": "object", "additionalProperties": False}),
         "Unknown name \"additionalProperties\" at 'generation_config.response_schema'",
     ),
-    "no JSON schema": (
+    "invalid JSON Schema": (
         FLASH,
         config(responseMimeType="application/json", responseJsonSchema={"type": "strng"}),
         "Invalid JSON schema",
     ),
     "additionalProperties in parameters": (
         FLASH,
-        declared(parameters={"type": "object", "properties": {}, "additionalProperties": False}),
+        declare(parameters={"type": "object", "properties": {}, "additionalProperties": False}),
         'Unknown name "additionalProperties"',
     ),
     "a reference in parameters": (
         FLASH,
-        declared(parameters={"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}}),
+        declare(parameters={"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}}),
         'Unknown name "$ref"',
     ),
-    "two kinds of parameters": (FLASH, declared(parameters={}, parametersJsonSchema={}), "only one of"),
-    "a bad function name": (FLASH, {"tools": [{"functionDeclarations": [{"name": "1 f"}]}]}, "Invalid function name"),
-    "tools in another's form": (FLASH, {"tools": [{"type": "function", "name": "f"}]}, "Cannot find field"),
-    "an empty tool": (FLASH, {"tools": [{}]}, "tool_type"),
-    "names without ANY": (
+    "parameters in two dialects": (FLASH, declare(parameters={}, parametersJsonSchema={}), "only one of"),
+    "invalid function name": (FLASH, {"tools": [{"functionDeclarations": [{"name": "1 f"}]}]}, "Invalid function name"),
+    "tool in OpenAI's format": (FLASH, {"tools": [{"type": "function", "name": "f"}]}, "Cannot find field"),
+    "empty tool": (FLASH, {"tools": [{}]}, "tool_type"),
+    "allowed names without mode ANY": (
         FLASH,
         {**DECLARED, "toolConfig": {"functionCallingConfig": {"mode": "AUTO", "allowedFunctionNames": ["f"]}}},
         "only be set when function_calling_config.mode is ANY",
     ),
-    "an unknown mode": (FLASH, {**DECLARED, "toolConfig": {"functionCallingConfig": {"mode": "REQUIRED"}}}, "mode"),
-    "a response of its own accord": (FLASH, turns(HI, HI, RESPONSE), "immediately after a function call turn"),
+    "unknown mode": (FLASH, {**DECLARED, "toolConfig": {"functionCallingConfig": {"mode": "REQUIRED"}}}, "mode"),
+    "response without a call": (FLASH, turns(HI, HI, RESPONSE), "immediately after a function call turn"),
     "one response for two calls": (FLASH, turns(HI, [CALL, CALL], RESPONSE), "number of function response parts"),
-    "responses in contents of their own": (
+    "responses in separate contents": (
         FLASH,
         {
             "contents": [
@@ -120,19 +128,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "number of function response parts",
     ),
-    "calls that nobody answered": (FLASH, turns(HI, CALL, HI), "number of function response parts"),
-    "a response to another call": (
+    "call without a response": (FLASH, turns(HI, CALL, HI), "number of function response parts"),
+    "response with the name of another function": (
         FLASH,
         turns(HI, CALL, {"functionResponse": {"name": "g", "response": {}}}),
         "of the turn before",
     ),
-    "a call that comes first": (
+    "call in the first turn": (
         FLASH,
         {"contents": [{"role": "model", "parts": [CALL]}, {"role": "user", "parts": [RESPONSE]}]},
         "function call turn comes immediately after a user turn",
     ),
     "a call without its signature on 3": (GEMINI_3, turns(HI, CALL, RESPONSE), "missing a thought_signature"),
-    "a call with another's signature on 3": (
+    "a call with an invalid signature on 3": (
         GEMINI_3,
         turns(HI, {**CALL, "thoughtSignature": "AAAA"}, RESPONSE),
         "Thought signature is not valid",
@@ -145,10 +153,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED_REQUESTS)
 async def test_gemini_refuses(name: str, http: httpx.AsyncClient) -> None:
-    """Each row changes a good request into one that the API refuses."""
-    model, changes, words = REFUSED[name]
+    """Gemini refuses a valid request after each of these changes, and the message names the problem."""
+    model, changes, words = REFUSED_REQUESTS[name]
     answer = await http.post(path(model), json={"contents": [USER], **deepcopy(changes)})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -156,9 +164,9 @@ async def test_gemini_refuses(name: str, http: httpx.AsyncClient) -> None:
     assert words in error["message"]
 
 
-TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
-    "a text": (FLASH, {}),
-    "a text without a role": (FLASH, {"contents": [{"parts": [HI]}]}),
+ACCEPTED_REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "text": (FLASH, {}),
+    "text without a role": (FLASH, {"contents": [{"parts": [HI]}]}),
     "snake case": (
         FLASH,
         {
@@ -182,49 +190,49 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
     "tools and JSON on 3": (GEMINI_3, {**DECLARED, **config(responseMimeType="application/json")}),
-    "an open JSON schema in parameters": (
+    "open schema in parametersJsonSchema": (
         FLASH,
-        declared(
+        declare(
             parameters_json_schema={"type": "object", "properties": {"snake_case": {}}, "additionalProperties": True}
         ),
     ),
-    "its own dialect": (
+    "Gemini's schema dialect": (
         FLASH,
-        declared(parameters={"type": "OBJECT", "properties": {"snake_case": {"type": "STRING", "nullable": True}}}),
+        declare(parameters={"type": "OBJECT", "properties": {"snake_case": {"type": "STRING", "nullable": True}}}),
     ),
-    "a tool loop": (FLASH, turns(HI, [CALL, CALL], [RESPONSE, RESPONSE])),
-    "a loop with a stand-in signature on 3": (
+    "tool loop": (FLASH, turns(HI, [CALL, CALL], [RESPONSE, RESPONSE])),
+    "tool loop with a placeholder signature on 3": (
         GEMINI_3,
         turns(HI, {**CALL, "thoughtSignature": "skip_thought_signature_validator"}, RESPONSE),
     ),
-    "an old call without its signature on 3": (GEMINI_3, turns(HI, CALL, RESPONSE, HI, HI)),
-    "the provider's own tools": (FLASH, {"tools": [{"googleSearch": {}}, {"urlContext": {}}]}),
+    "call of an earlier turn without its signature on 3": (GEMINI_3, turns(HI, CALL, RESPONSE, HI, HI)),
+    "Gemini's own tools": (FLASH, {"tools": [{"googleSearch": {}}, {"urlContext": {}}]}),
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
-async def test_gemini_takes(name: str, http: httpx.AsyncClient) -> None:
-    """And strictness ends where the API's own ends; camelCase and snake_case are the same."""
-    model, changes = TAKEN[name]
+@pytest.mark.parametrize("name", ACCEPTED_REQUESTS)
+async def test_gemini_accepts(name: str, http: httpx.AsyncClient) -> None:
+    """Gemini accepts each of these requests, with fields in camelCase or snake_case."""
+    model, changes = ACCEPTED_REQUESTS[name]
     answer = await http.post(path(model), json={"contents": [USER], **deepcopy(changes)})
     assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta"])
-async def test_both_versions_answer(version: str, http: httpx.AsyncClient) -> None:
-    """The SDK switches between them."""
+async def test_both_api_versions_answer(version: str, http: httpx.AsyncClient) -> None:
+    """The SDK uses both versions."""
     answer = await http.post(f"/gemini/{version}/models/{FLASH}:generateContent", json={"contents": [USER]})
     assert answer.status_code == 200
 
 
-async def test_a_model_of_somebody_else_is_unknown(http: httpx.AsyncClient) -> None:
-    """404, as for any name that Google does not know."""
+async def test_a_model_of_another_provider_is_unknown(http: httpx.AsyncClient) -> None:
+    """A model name that is not Google's is refused with 404."""
     answer = await http.post(path("gpt-4.1"), json={"contents": [USER]})
     assert (answer.status_code, answer.json()["error"]["status"]) == (404, "NOT_FOUND")
 
 
-async def test_a_file_that_nobody_uploaded_is_forbidden(http: httpx.AsyncClient) -> None:
-    """Gemini does not say whether it exists."""
+async def test_an_unknown_file_is_forbidden(http: httpx.AsyncClient) -> None:
+    """A file that was never uploaded is refused with 403, like one of another account."""
     uri = "https://generativelanguage.googleapis.com/v1/files/abc123"
     answer = await http.post(path(FLASH), json=turns({"fileData": {"fileUri": uri, "mimeType": "text/plain"}}))
     assert (answer.status_code, answer.json()["error"]["status"]) == (403, "PERMISSION_DENIED")

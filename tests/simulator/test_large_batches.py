@@ -1,4 +1,4 @@
-"""Batches that are too large to be held, or to be waited for by everybody."""
+"""Large batches: bounded memory, and no blocking of other requests."""
 
 import asyncio
 import json
@@ -17,17 +17,17 @@ from pollux_flows.simulator.anthropic.batch_results import ResultLines
 
 from .batchers import Anthropic
 from .clients import KEY_HEADERS
-from .conftest import Time
+from .conftest import Clock
 
 ROWS = 3_000
 PROMPT = "x" * 5_000
-#: 15 MB of prompts pass through; of them, so much may be held at any time.
-HELD_BYTES = 6 * 1024 * 1024
+#: The prompts have 15 MB; their processing must take less memory than this.
+MEMORY_LIMIT = 6 * 1024 * 1024
 PARAMS = {"model": "claude-haiku-4-5", "max_tokens": 99, "messages": [{"role": "user", "content": PROMPT}]}
 
 
-async def test_a_large_body_is_never_held(http: httpx.AsyncClient, clock: Time) -> None:
-    """Not when it comes in, not while its rows are answered, not when their results go out."""
+async def test_a_large_batch_body_takes_little_memory(http: httpx.AsyncClient, clock: Clock) -> None:
+    """A large body is never completely in memory: when received, when its rows are answered, when results are sent."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b'{"requests":['
@@ -43,13 +43,13 @@ async def test_a_large_body_is_never_held(http: httpx.AsyncClient, clock: Time) 
         path = f"/anthropic/v1/messages/batches/{created.json()['id']}"
         assert (await http.get(path, timeout=60)).json()["request_counts"]["succeeded"] == ROWS
         assert await count_lines(http, f"{path}/results") == ROWS
-        assert tracemalloc.get_traced_memory()[1] < HELD_BYTES
+        assert tracemalloc.get_traced_memory()[1] < MEMORY_LIMIT
     finally:
         tracemalloc.stop()
 
 
-async def test_a_large_file_is_never_held(http: httpx.AsyncClient, clock: Time, tmp_path: Path) -> None:
-    """Nor the file of its results."""
+async def test_a_large_input_file_takes_little_memory(http: httpx.AsyncClient, clock: Clock, tmp_path: Path) -> None:
+    """A large input file and its results file are never completely in memory."""
     with (tmp_path / "in.jsonl").open("w") as file:
         for number in range(ROWS):
             body = {"model": "gpt-4.1", "input": PROMPT}
@@ -58,42 +58,41 @@ async def test_a_large_file_is_never_held(http: httpx.AsyncClient, clock: Time, 
     tracemalloc.start()
     try:
         with (tmp_path / "in.jsonl").open("rb") as content:
-            # Plain httpx has no streaming of forms that is async, so this client is not.
+            # httpx cannot stream a form asynchronously, so a sync client uploads it.
             uploaded = await asyncio.to_thread(upload, str(http.base_url), content)
-        asked = {"input_file_id": uploaded, "endpoint": "/v1/responses", "completion_window": "24h"}
-        created = await http.post("/openai/v1/batches", json=asked, timeout=60)
+        batch_request = {"input_file_id": uploaded, "endpoint": "/v1/responses", "completion_window": "24h"}
+        created = await http.post("/openai/v1/batches", json=batch_request, timeout=60)
         clock.now += 1
         batch = (await http.get(f"/openai/v1/batches/{created.json()['id']}", timeout=60)).json()
         assert batch["request_counts"] == {"total": ROWS, "completed": ROWS, "failed": 0}
         assert await count_lines(http, f"/openai/v1/files/{batch['output_file_id']}/content") == ROWS
-        assert tracemalloc.get_traced_memory()[1] < HELD_BYTES
+        assert tracemalloc.get_traced_memory()[1] < MEMORY_LIMIT
     finally:
         tracemalloc.stop()
 
 
-async def test_others_are_answered_while_a_batch_is_settled(
-    sim: Simulator, origin: str, clock: Time, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+async def test_other_requests_are_answered_while_a_batch_settles(
+    sim: Simulator, origin: str, clock: Clock, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long that takes."""
-    begun, may_go_on = threading.Event(), threading.Event()
-    read = ResultLines.read
+    has_begun, may_continue = threading.Event(), threading.Event()
+    read = ResultLines.read_row
 
-    def slowly(self: ResultLines, *row: Any) -> Any:
-        begun.set()
-        assert may_go_on.wait(20)
+    def read_slowly(self: ResultLines, *row: Any) -> Any:
+        has_begun.set()
+        assert may_continue.wait(20)
         return read(self, *row)
 
-    monkeypatch.setattr(ResultLines, "read", slowly)
+    monkeypatch.setattr(ResultLines, "read_row", read_slowly)
     async with AsyncExitStack() as stack:
         batcher = await Anthropic.open(sim.base_url("anthropic", origin), stack)
         batch_id = await batcher.submit("Hello?")
         clock.now += 1
-        looking = asyncio.create_task(batcher.state(batch_id))
-        assert await asyncio.to_thread(begun.wait, 20)
+        reading = asyncio.create_task(batcher.state(batch_id))
+        assert await asyncio.to_thread(has_begun.wait, 20)
         assert (await http.get("/anthropic/v1/files")).status_code == 200
-        assert not looking.done()
-        may_go_on.set()
-        assert await looking == "ended"
+        assert not reading.done()
+        may_continue.set()
+        assert await reading == "ended"
 
 
 def upload(origin: str, content: Any) -> str:

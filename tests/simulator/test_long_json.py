@@ -1,4 +1,4 @@
-"""A JSON document that is read without being held."""
+"""The streaming JSON reader: it reads one array of a document item by item, in bounded memory."""
 
 import json
 import tracemalloc
@@ -24,8 +24,10 @@ def pieces(content: bytes, size: int) -> Iterator[bytes]:
 
 
 @given(st.lists(JSON, max_size=5), JSON, JSON, st.integers(1, 7), st.booleans())
-def test_it_reads_what_is_there(rows: list[Any], before: Any, after: Any, size: int, is_spaced: bool) -> None:
-    """However it is cut into pieces, within a letter or a number, and wherever the rows stand."""
+def test_items_and_rest_are_read_from_any_pieces(
+    rows: list[Any], before: Any, after: Any, size: int, is_spaced: bool
+) -> None:
+    """The reader returns the items and the rest of a document that is cut into pieces anywhere."""
     document = {"before": before, "batch": {"rows": rows, "name": before}, "after": after}
     content = json.dumps(document, ensure_ascii=False, indent=1 if is_spaced else None).encode()
     reader = LongJson(pieces(content, size), ("batch", "rows"))
@@ -34,16 +36,16 @@ def test_it_reads_what_is_there(rows: list[Any], before: Any, after: Any, size: 
     assert reader.rest == document
 
 
-def test_names_may_be_spelled_in_two_ways() -> None:
-    """Where the rows stand is said in one of them."""
+def test_path_names_can_be_normalized() -> None:
+    """The path is compared with normalized names of fields."""
     reader = LongJson(iter([b'{"The_Rows":[1,2]}']), ("therows",), lambda name: name.replace("_", "").lower())
     assert list(reader.items()) == [1, 2]
     assert reader.rest == {"The_Rows": [1]}
 
 
 @pytest.mark.parametrize("document", [[], {}, {"rows": {"a": [1]}}, {"other": [1]}, 3, "text", None])
-def test_there_may_be_no_rows(document: Any) -> None:
-    """Then all of it is the rest."""
+def test_a_document_may_have_no_array_at_the_path(document: Any) -> None:
+    """Without the array there are no items, and the rest is the document."""
     reader = LongJson(iter([json.dumps(document).encode()]), ("rows",))
     assert list(reader.items()) == []
     assert reader.rest == document
@@ -70,14 +72,14 @@ def test_there_may_be_no_rows(document: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 1000])
-def test_what_is_no_json_is_refused(content: bytes, size: int) -> None:
-    """Even if some rows could be read before that."""
+def test_invalid_json_is_refused(content: bytes, size: int) -> None:
+    """Invalid JSON raises, even after some items were read."""
     with pytest.raises(BadJsonError):
         list(LongJson(pieces(content, size), ("rows",)).items())
 
 
-def test_a_long_document_is_never_held() -> None:
-    """Not 40 MB of it: a few of its pieces at a time."""
+def test_a_long_document_takes_little_memory() -> None:
+    """A document of 40 MB is read with less than 12 MiB of memory."""
     row = json.dumps({"text": "x" * 1000}).encode()
 
     def long() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The lists of models, for those who look before they ask."""
+"""The lists of models of OpenRouter and local servers."""
 
 import httpx
 
@@ -6,7 +6,7 @@ CATALOGUE = "/openrouter/api/v1/models"
 
 
 async def test_openrouter_lists_models_with_prices_and_parameters(http: httpx.AsyncClient) -> None:
-    """All that a client needs to know before it sends anything."""
+    """The catalogue has prices, modalities and supported parameters."""
     models = {model["id"]: model for model in (await http.get(CATALOGUE)).json()["data"]}
     llama = models["meta-llama/llama-3.3-70b-instruct"]
     assert llama["architecture"]["input_modalities"] == ["text"]
@@ -17,8 +17,8 @@ async def test_openrouter_lists_models_with_prices_and_parameters(http: httpx.As
     assert float(nano["pricing"]["prompt"]) > 0
 
 
-async def test_the_list_comes_in_pages_when_asked_for(http: httpx.AsyncClient) -> None:
-    """`links.next` leads on until nothing is left."""
+async def test_openrouter_lists_models_in_pages(http: httpx.AsyncClient) -> None:
+    """Following `links.next` returns each model once."""
     found, offset = [], 0
     while True:
         page = (await http.get(CATALOGUE, params={"offset": offset, "limit": 2})).json()
@@ -29,19 +29,18 @@ async def test_the_list_comes_in_pages_when_asked_for(http: httpx.AsyncClient) -
     assert len(found) == len(set(found)) == page["total_count"]
 
 
-async def test_the_list_can_be_narrowed(http: httpx.AsyncClient) -> None:
-    """To models that take certain parameters."""
+async def test_openrouter_filters_models_by_parameters(http: httpx.AsyncClient) -> None:
+    """The list can be limited to models that support certain parameters."""
     answer = await http.get(CATALOGUE, params={"supported_parameters": "tools,temperature"})
     assert "anthropic/claude-sonnet-4.6" in (names := [model["id"] for model in answer.json()["data"]])
     assert "openai/gpt-5-nano" not in names
 
 
-async def test_one_model_can_be_looked_up(http: httpx.AsyncClient) -> None:
-    """By author and slug; what is not there is 404."""
+async def test_openrouter_returns_one_model(http: httpx.AsyncClient) -> None:
+    """A model is found by author and slug; an unknown one is 404."""
     assert (await http.get("/openrouter/api/v1/model/openai/gpt-5-nano")).json()["data"]["id"] == "openai/gpt-5-nano"
-    assert (await http.get("/openrouter/api/v1/model/nobody/nothing")).status_code == 404
+    assert (await http.get("/openrouter/api/v1/model/unknown/model")).status_code == 404
 
 
-async def test_the_local_server_has_one_model(http: httpx.AsyncClient) -> None:
-    """But it answers whatever it is called."""
+async def test_the_local_server_lists_one_model(http: httpx.AsyncClient) -> None:
     assert [model["id"] for model in (await http.get("/local/v1/models")).json()["data"]] == ["local-model"]

@@ -1,4 +1,4 @@
-"""Forms, cut into pieces anywhere."""
+"""The streaming form parser, with bodies that are cut into pieces anywhere."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ async def pieces(body: bytes, sizes: list[int]) -> AsyncIterator[bytes]:
 
 
 def read(body: bytes, sizes: list[int]) -> list[tuple[Part, bytes]]:
-    """The parts, each with all its content."""
+    """Return the parts, each with its complete content."""
 
     async def collect() -> list[tuple[Part, bytes]]:
         parts: list[tuple[Part, bytes]] = []
@@ -35,15 +35,15 @@ def read(body: bytes, sizes: list[int]) -> list[tuple[Part, bytes]]:
     return asyncio.run(collect())
 
 
-# Contents that look as much like a boundary as they can.
+# Contents that resemble the boundary.
 CONTENTS = st.lists(st.sampled_from([b"\r\n", b"--", b"x", b"X", b"\r\n--xX", b"abc", b"\r", b"\n"]), max_size=12).map(
     b"".join
 ).filter(lambda content: b"\r\n--xXx" not in b"\r\n" + content)  # fmt: skip
 
 
 @given(st.lists(CONTENTS, max_size=3), st.lists(st.integers(0, 40), max_size=30))
-def test_a_form_is_the_same_however_it_is_cut(contents: list[bytes], sizes: list[int]) -> None:
-    """Byte by byte or all at once."""
+def test_parts_are_read_from_any_pieces(contents: list[bytes], sizes: list[int]) -> None:
+    """A form has the same parts however its body is cut into pieces."""
     body = b"".join(
         b'--xXx\r\nContent-Disposition: form-data; name="%d"; filename="f"\r\n\r\n%s\r\n' % (place, content)
         for place, content in enumerate(contents)
@@ -54,8 +54,8 @@ def test_a_form_is_the_same_however_it_is_cut(contents: list[bytes], sizes: list
     ]
 
 
-def test_the_headers_of_a_part_say_what_it_is() -> None:
-    """Names come in quotes, and with what may not stand in quotes encoded."""
+def test_part_headers_are_parsed() -> None:
+    """Names are quoted, with quotes and line breaks percent-encoded."""
     body = (
         '--xXx\r\ncontent-disposition: form-data; name="file"; filename="%22Öl%22; 100%.pdf"\r\n'
         "Content-Type: text/plain; charset=utf-8\r\n\r\nfour\r\n--xXx--"
@@ -65,18 +65,13 @@ def test_the_headers_of_a_part_say_what_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("header", "boundary"),
-    [
-        ("multipart/form-data; boundary=abc", b"abc"),
-        ('Multipart/Form-Data; charset=utf-8; boundary="a b"', b"a b"),
-    ],
+    [("multipart/form-data; boundary=abc", b"abc"), ('Multipart/Form-Data; charset=utf-8; boundary="a b"', b"a b")],
 )
-def test_a_boundary_is_found(header: str, boundary: bytes) -> None:
-    """Quoted or not."""
+def test_the_boundary_may_be_quoted(header: str, boundary: bytes) -> None:
     assert boundary_of(header) == boundary
 
 
 @pytest.mark.parametrize("header", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=a"])
-def test_without_a_boundary_there_is_no_form(header: str) -> None:
-    """And that is said."""
+def test_a_content_type_without_a_boundary_is_refused(header: str) -> None:
     with pytest.raises(BadMultipart):
         boundary_of(header)

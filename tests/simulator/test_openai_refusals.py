@@ -1,4 +1,4 @@
-"""What the Responses API answers with 400, and so must this one."""
+"""Invalid requests that the Responses API refuses with 400, and edge cases that it accepts."""
 
 from copy import deepcopy
 from typing import Any
@@ -14,9 +14,9 @@ USER = {"role": "user", "content": "hi"}
 
 
 def schema(**changes: Any) -> dict[str, Any]:
-    """A request for structured output with a strict schema, changed."""
-    wanted = {"type": "json_schema", "name": "out", "schema": {**CLOSED, **changes}, "strict": True}
-    return {"text": {"format": wanted}}
+    """Return a request for structured output with a strict schema and these changes."""
+    text_format = {"type": "json_schema", "name": "out", "schema": {**CLOSED, **changes}, "strict": True}
+    return {"text": {"format": text_format}}
 
 
 def properties(**parts: Any) -> dict[str, Any]:
@@ -31,16 +31,16 @@ def part(**content: Any) -> dict[str, Any]:
     return {"input": [{"role": "user", "content": [content]}]}
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"seed": 1}, "Unknown parameter: 'seed'"),
     "a field of the other API": ({"max_tokens": 20}, "use 'max_output_tokens' instead"),
     "unknown field below": ({"reasoning": {"budget": 1}}, "Unknown parameter: 'reasoning.budget'"),
     "wrong type": ({"instructions": 3}, "Invalid type for 'instructions': expected a string, but got an integer"),
-    "a boolean is no number": ({"top_p": True}, "Invalid type for 'top_p'"),
+    "boolean for a number": ({"top_p": True}, "Invalid type for 'top_p'"),
     "no input": ({"input": None}, "Invalid type for 'input'"),
     "empty input": ({"input": []}, "must be provided"),
     "too few output tokens": ({"max_output_tokens": 15}, "Expected a value >= 16, but got 15"),
-    "too hot": ({"temperature": 3}, "Expected a value <= 2, but got 3"),
+    "temperature above the maximum": ({"temperature": 3}, "Expected a value <= 2, but got 3"),
     "unknown effort": ({"model": "gpt-5", "reasoning": {"effort": "huge"}}, "Invalid value: 'huge'"),
     "sampling on gpt-5": ({"model": "gpt-5-nano", "temperature": 0.5}, "'temperature' is not supported"),
     "sampling on o-series": ({"model": "o3-mini", "top_p": 0.5}, "'top_p' is not supported"),
@@ -49,19 +49,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown role": ({"input": [{"role": "tool", "content": "x"}]}, "Invalid value: 'tool'"),
     "unknown item": ({"input": [{"type": "nonsense"}]}, "Invalid value: 'nonsense'"),
     "answer part from a user": (part(type="output_text", text="x"), "Supported values are: 'input_text'"),
-    "image that is none": (part(type="input_image", image_url="data:image/tiff;base64,AA=="), "unsupported image"),
+    "image of an unsupported type": (
+        part(type="input_image", image_url="data:image/tiff;base64,AA=="),
+        "unsupported image",
+    ),
     "image without a URL": (part(type="input_image"), "image_url"),
-    "image at no URL": (part(type="input_image", image_url="cat.png"), "valid URL"),
-    "sound as a file": (
+    "image at an invalid URL": (part(type="input_image", image_url="cat.png"), "valid URL"),
+    "audio as a file": (
         part(type="input_file", filename="a.mp3", file_data="data:audio/mpeg;base64,AA=="),
         "unsupported MIME type 'audio/mpeg'",
     ),
-    "file that is no data URL": (part(type="input_file", filename="a.pdf", file_data="JVBERi0="), "data URL"),
+    "file without a data URL": (part(type="input_file", filename="a.pdf", file_data="JVBERi0="), "data URL"),
     "file without a name": (part(type="input_file", file_data="data:application/pdf;base64,AA=="), "filename"),
-    "schema: optional property": (
-        schema(properties={"opt": {"type": "string"}}, required=[]),
-        "Missing 'opt'",
-    ),
+    "schema: optional property": (schema(properties={"opt": {"type": "string"}}, required=[]), "Missing 'opt'"),
     "schema: open object": (schema(additionalProperties=True), "'additionalProperties' is required"),
     "schema: open object below": (properties(a={"type": "object", "properties": {}}), "('properties', 'a')"),
     "schema: map": (
@@ -86,24 +86,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "$ref cannot have keywords {'description'}",
     ),
-    "schema: reference to nowhere": (properties(a={"$ref": "#/$defs/A"}), "#/$defs/A"),
+    "schema: unresolvable reference": (properties(a={"$ref": "#/$defs/A"}), "#/$defs/A"),
     "schema: allOf": (properties(a={"allOf": [{"type": "string"}]}), "'allOf' is not permitted"),
     "schema: oneOf": (properties(a={"oneOf": [{"type": "string"}]}), "'oneOf' is not permitted"),
     "schema: unique items": (
         properties(a={"type": "array", "items": {"type": "string"}, "uniqueItems": True}),
         "'uniqueItems' is not permitted",
     ),
-    "schema: anything": (properties(a={}), "must have a 'type' key"),
-    "schema: list of what": (properties(a={"type": "array"}), "array schema missing items"),
+    "schema: property without a type": (properties(a={}), "must have a 'type' key"),
+    "schema: array without items": (properties(a={"type": "array"}), "array schema missing items"),
     "schema: unknown format": (properties(a={"type": "string", "format": "uri"}), "'uri' is not a valid format"),
     "schema: not an object": (schema(type="array"), "got 'type: \"array\"'"),
-    "schema: no schema": (schema(properties={"a": {"type": "strng"}}, required=["a"]), "Invalid JSON schema"),
-    "schema: bad name": (
+    "schema: unknown type": (schema(properties={"a": {"type": "strng"}}, required=["a"]), "Invalid JSON schema"),
+    "schema: invalid name": (
         {"text": {"format": {"type": "json_schema", "name": "a b", "schema": CLOSED}}},
         "does not match pattern",
     ),
     "JSON mode without the word": ({"text": {"format": {"type": "json_object"}}}, "must contain the word 'json'"),
-    "tool in chat form": (
+    "tool in the format of chat completions": (
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": CLOSED}}]},
         "Missing required parameter: 'tools[0].name'",
     ),
@@ -112,12 +112,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         tool(parameters={**CLOSED, "properties": {"opt": {"type": "string"}}}),
         "Invalid schema for function 'f'",
     ),
-    "tool: bad name": (tool(name="a.b"), "does not match pattern"),
+    "tool: invalid name": (tool(name="a.b"), "does not match pattern"),
     "choice of an unknown tool": (
         {**tool(), "tool_choice": {"type": "function", "name": "g"}},
         "Tool choice 'g' not found",
     ),
-    "choice in chat form": (
+    "choice in the format of chat completions": (
         {**tool(), "tool_choice": {"type": "function", "function": {"name": "f"}}},
         "Missing required parameter: 'tool_choice.name'",
     ),
@@ -131,19 +131,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"input": [USER, {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}]},
         "No tool output found for function call c1",
     ),
-    "reasoning that was changed": (
+    "reasoning with changed encrypted content": (
         {"input": [{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": seal("why")[::-1]}, USER]},
         "The encrypted content for item rs_1 could not be verified",
     ),
     "unknown previous response": ({"previous_response_id": "resp_x"}, "Previous response with id 'resp_x' not found"),
-    "metadata that is no text": ({"metadata": {"n": 1}}, "Invalid type for 'metadata.n'"),
+    "metadata value that is not a string": ({"metadata": {"n": 1}}, "Invalid type for 'metadata.n'"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED_REQUESTS)
 async def test_openai_refuses(name: str, http: httpx.AsyncClient) -> None:
-    """Each row changes a good request into one that the API refuses."""
-    changes, words = REFUSED[name]
+    """OpenAI refuses a valid request after each of these changes, and the message names the problem."""
+    changes, words = REFUSED_REQUESTS[name]
     answer = await http.post(PATH, json={"model": "gpt-4.1", "input": "hi", **deepcopy(changes)})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -151,8 +151,8 @@ async def test_openai_refuses(name: str, http: httpx.AsyncClient) -> None:
     assert words in error["message"]
 
 
-TAKEN: dict[str, dict[str, Any]] = {
-    "a text": {},
+ACCEPTED_REQUESTS: dict[str, dict[str, Any]] = {
+    "text": {},
     "all kinds of parts": {
         "input": [
             {"role": "developer", "content": "Be brief."},
@@ -168,7 +168,7 @@ TAKEN: dict[str, dict[str, Any]] = {
             },
         ]
     },
-    "a history": {
+    "prior turns": {
         "input": [
             USER,
             {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "ho"}]},
@@ -193,10 +193,10 @@ TAKEN: dict[str, dict[str, Any]] = {
         **{"$defs": {"A": {"type": "string", "enum": ["x", "y"]}}},
     ),
     "JSON mode with the word": {"input": "as JSON", "text": {"format": {"type": "json_object"}}},
-    "a provider's own tool": {"tools": [{"type": "web_search"}]},
-    "effort where it belongs": {"model": "gpt-5", "reasoning": {"effort": "high"}},
-    "sampling where it belongs": {"temperature": 0.1, "top_p": 0.9},
-    "everything else": {
+    "OpenAI's own tool": {"tools": [{"type": "web_search"}]},
+    "effort on gpt-5": {"model": "gpt-5", "reasoning": {"effort": "high"}},
+    "sampling on gpt-4.1": {"temperature": 0.1, "top_p": 0.9},
+    "other fields": {
         "instructions": "sys",
         "max_output_tokens": 16,
         "metadata": {"run": "1"},
@@ -211,15 +211,15 @@ TAKEN: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
-async def test_openai_takes(name: str, http: httpx.AsyncClient) -> None:
-    """And strictness ends where the API's own ends."""
-    answer = await http.post(PATH, json={"model": "gpt-4.1", "input": "hi", **deepcopy(TAKEN[name])})
+@pytest.mark.parametrize("name", ACCEPTED_REQUESTS)
+async def test_openai_accepts(name: str, http: httpx.AsyncClient) -> None:
+    """OpenAI accepts each of these requests: the simulator is not stricter than the API."""
+    answer = await http.post(PATH, json={"model": "gpt-4.1", "input": "hi", **deepcopy(ACCEPTED_REQUESTS[name])})
     assert answer.status_code == 200, answer.text
 
 
 async def test_a_missing_model_is_named(http: httpx.AsyncClient) -> None:
-    """The parameter that is missing stands in the error."""
+    """The error of a missing parameter names it."""
     answer = await http.post(PATH, json={"input": "hi"})
     assert answer.json()["error"] == {
         "message": "Missing required parameter: 'model'.",
@@ -229,22 +229,22 @@ async def test_a_missing_model_is_named(http: httpx.AsyncClient) -> None:
     }
 
 
-async def test_a_model_of_somebody_else_is_unknown(http: httpx.AsyncClient) -> None:
-    """404, as for any name that OpenAI does not know."""
+async def test_a_model_of_another_provider_is_unknown(http: httpx.AsyncClient) -> None:
+    """A model name that is not OpenAI's is refused with 404."""
     answer = await http.post(PATH, json={"model": "claude-haiku-4-5", "input": "hi"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_a_file_that_nobody_uploaded_does_not_exist(http: httpx.AsyncClient) -> None:
-    """A reference is followed."""
+async def test_an_unknown_file_id_is_refused(http: httpx.AsyncClient) -> None:
+    """A reference to a file that was never uploaded is refused with 404."""
     answer = await http.post(PATH, json={"model": "gpt-4.1", **part(type="input_file", file_id="file-1")})
     assert answer.status_code == 404
     assert "file-1" in answer.json()["error"]["message"]
 
 
 async def test_a_response_that_was_not_stored_cannot_be_continued(http: httpx.AsyncClient) -> None:
-    """`store: false` means it."""
-    ask = {"model": "gpt-4.1", "input": "hi", "store": False}
-    first = (await http.post(PATH, json=ask)).json()
-    second = await http.post(PATH, json={**ask, "previous_response_id": first["id"]})
+    """A response with `store: false` cannot be a `previous_response_id`."""
+    body = {"model": "gpt-4.1", "input": "hi", "store": False}
+    first = (await http.post(PATH, json=body)).json()
+    second = await http.post(PATH, json={**body, "previous_response_id": first["id"]})
     assert second.json()["error"]["code"] == "previous_response_not_found"

@@ -1,4 +1,4 @@
-"""A made value fits its schema, whatever the schema."""
+"""Generated values fit their schemas."""
 
 import re
 from typing import Any, Literal
@@ -9,33 +9,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import UUID4, AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl
 
-from pollux_flows.simulator.pattern_instance import matching
-from pollux_flows.simulator.schema_instance import instance
+from pollux_flows.simulator.pattern_instance import generate_match
+from pollux_flows.simulator.schema_instance import generate_instance
 
 CHECKED_FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 
 
-def fits(value: Any, schema: Any) -> None:
+def assert_fits(value: Any, schema: Any) -> None:
     jsonschema.Draft202012Validator(schema, format_checker=CHECKED_FORMATS).validate(value)
 
 
 def between(low: str, high: str, numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Either bound, both or none; never the wrong way round."""
+    """Return a strategy of either bound, both or none, with the lower one first."""
     return st.fixed_dictionaries({}, optional={low: numbers, high: numbers}).map(
         lambda found: {low: min(found.values()), high: max(found.values())} if len(found) == 2 else found
     )
 
 
-whole = st.integers(-1_000, 1_000)
-dyadic = st.integers(-4_000, 4_000).map(lambda n: n / 16)  # exact in binary, so that nobody rounds
+whole_numbers = st.integers(-1_000, 1_000)
+dyadic = st.integers(-4_000, 4_000).map(lambda n: n / 16)  # exact in binary, so that nothing is rounded
 sizes = st.integers(0, 30)
 integers = st.builds(
     lambda bounds, more: {"type": "integer", **bounds, **more},
-    between("minimum", "maximum", whole),
+    between("minimum", "maximum", whole_numbers),
     st.just({}),
 )
 multiples = st.builds(
-    lambda step, low: {"type": "integer", "multipleOf": step, "minimum": low}, st.integers(1, 50), whole
+    lambda step, low: {"type": "integer", "multipleOf": step, "minimum": low}, st.integers(1, 50), whole_numbers
 )
 numbers = st.builds(lambda bounds: {"type": "number", **bounds}, between("minimum", "maximum", dyadic))
 open_numbers = st.builds(
@@ -50,7 +50,7 @@ formats = st.sampled_from(
 patterns = st.sampled_from(
     [r"^\d{4}-\d{2}$", r"^[A-Z]{2,3}$", "^(foo|bar)+$", r"^[a-z]+(?:-[a-z]+)*$", r"^\+?[0-9 ]{7,}$", "x", "^[^a-z]$"]
 ).map(lambda pattern: {"type": "string", "pattern": pattern})
-fixed = st.sampled_from(
+constants = st.sampled_from(
     [
         {"type": "boolean"},
         {"type": "null"},
@@ -62,12 +62,12 @@ fixed = st.sampled_from(
         True,
     ]
 )
-leaves = st.one_of(integers, multiples, numbers, open_numbers, strings, formats, patterns, fixed)
+leaves = st.one_of(integers, multiples, numbers, open_numbers, strings, formats, patterns, constants)
 names = st.text("abcdefgh$/~ é", min_size=1, max_size=4)
 
 
 def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    def made(parts: dict[str, Any], required: set[int], is_open: Any) -> dict[str, Any]:
+    def build(parts: dict[str, Any], required: set[int], is_open: Any) -> dict[str, Any]:
         known = list(parts)
         return {
             "type": "object",
@@ -77,7 +77,7 @@ def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         }
 
     return st.builds(
-        made, st.dictionaries(names, inner, max_size=4), st.sets(st.integers(0, 9), max_size=4), st.booleans()
+        build, st.dictionaries(names, inner, max_size=4), st.sets(st.integers(0, 9), max_size=4), st.booleans()
     )
 
 
@@ -86,7 +86,7 @@ def arrays(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.builds(lambda item, bound: {"type": "array", "items": item, **bound}, inner, bounds)
 
 
-def combined(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def combinations(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(
         objects(inner),
         arrays(inner),
@@ -98,21 +98,21 @@ def combined(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-schemas = st.recursive(leaves, combined, max_leaves=12)
+schemas = st.recursive(leaves, combinations, max_leaves=12)
 
 
 @settings(max_examples=300, deadline=None)
 @given(schemas, st.text(max_size=20))
-def test_a_made_value_fits(schema: Any, hint: str) -> None:
-    """For schemas that can be met at all, whatever the hint."""
-    fits(instance(schema, hint), schema)
+def test_a_generated_value_fits_its_schema(schema: Any, hint: str) -> None:
+    """A generated value validates against its schema, for any hint."""
+    assert_fits(generate_instance(schema, hint), schema)
 
 
 @settings(max_examples=50, deadline=None)
 @given(schemas)
-def test_the_same_schema_makes_the_same_value(schema: Any) -> None:
-    """Nothing is left to chance."""
-    assert instance(schema, "x") == instance(schema, "x")
+def test_generated_values_are_deterministic(schema: Any) -> None:
+    """Equal schemas and hints give equal values."""
+    assert generate_instance(schema, "x") == generate_instance(schema, "x")
 
 
 @settings(max_examples=100, deadline=None)
@@ -131,12 +131,12 @@ def test_the_same_schema_makes_the_same_value(schema: Any) -> None:
     st.integers(0, 5),
 )
 def test_unique_items_are_unique(item: Any, count: int) -> None:
-    """As many as are asked for, and no two alike."""
+    """With `uniqueItems`, the array has at least `minItems` items, and no two are equal."""
     schema = {"type": "array", "items": item, "uniqueItems": True, "minItems": count}
-    fits(instance(schema, "hint"), schema)
+    assert_fits(generate_instance(schema, "hint"), schema)
 
 
-MADE_BY_HAND: dict[str, Any] = {
+SPECIAL_SCHEMAS: dict[str, Any] = {
     "recursion through an optional property": {
         "type": "object",
         "properties": {"name": {"type": "string"}, "next": {"$ref": "#"}},
@@ -199,8 +199,8 @@ MADE_BY_HAND: dict[str, Any] = {
         "additionalProperties": {"type": "integer"},
         "minProperties": 2,
     },
-    "at least so many": {"type": "object", "minProperties": 3},
-    "at most so many": {
+    "minProperties": {"type": "object", "minProperties": 3},
+    "maxProperties": {
         "type": "object",
         "properties": {"a": {}, "b": {}, "c": {}},
         "required": ["c"],
@@ -209,20 +209,17 @@ MADE_BY_HAND: dict[str, Any] = {
     "required but not described": {"type": "object", "required": ["a"]},
     "contains": {"type": "array", "items": {"type": "integer"}, "contains": {"minimum": 50}},
     "no type": {"properties": {"a": {"minimum": 3}}, "required": ["a"]},
-    "a number too large to be whole in JSON": {"type": "number", "minimum": 1e300},
-    "an escaped reference": {
-        "$ref": "#/$defs/a~1b~0c",
-        "$defs": {"a/b~c": {"type": "integer"}},
-    },
-    "integer of a fraction": {"type": "integer", "minimum": 0.5, "exclusiveMaximum": 1.5},
+    "number that JSON cannot represent as an integer": {"type": "number", "minimum": 1e300},
+    "an escaped reference": {"$ref": "#/$defs/a~1b~0c", "$defs": {"a/b~c": {"type": "integer"}}},
+    "integer with a fractional minimum": {"type": "integer", "minimum": 0.5, "exclusiveMaximum": 1.5},
 }
 
 
-@pytest.mark.parametrize("name", MADE_BY_HAND)
-def test_what_generators_seldom_write(name: str) -> None:
-    """Recursion ends, combinations hold."""
-    schema = MADE_BY_HAND[name]
-    fits(instance(schema, "hint"), schema)
+@pytest.mark.parametrize("name", SPECIAL_SCHEMAS)
+def test_values_fit_schemas_with_recursion_and_combinations(name: str) -> None:
+    """Recursion ends, and combinations schemas all hold."""
+    schema = SPECIAL_SCHEMAS[name]
+    assert_fits(generate_instance(schema, "hint"), schema)
 
 
 class Leaf(BaseModel):
@@ -244,30 +241,29 @@ class Branch(BaseModel):
     code: int = Field(multiple_of=5, ge=11)
 
 
-def test_what_pydantic_writes_pydantic_reads() -> None:
-    """The schemas that users really send come from models."""
-    Branch.model_validate(instance(Branch.model_json_schema(), "hint"))
+def test_pydantic_accepts_values_for_its_own_schemas() -> None:
+    """A value for the schema of a Pydantic model validates as that model."""
+    Branch.model_validate(generate_instance(Branch.model_json_schema(), "hint"))
 
 
-def test_schemas_that_multiply_come_to_an_end() -> None:
-    """Twelve models that all refer to each other would make a value of millions of parts."""
+def test_mutually_recursive_schemas_end() -> None:
+    """Twelve models that refer to each other would expand to millions of nodes."""
     every = {f"M{n}": {"$ref": f"#/$defs/M{n}"} for n in range(12)}
     models = {name: {"type": "object", "properties": every} for name in every}
-    fits(instance({"$ref": "#/$defs/M0", "$defs": models}), {"$ref": "#/$defs/M0", "$defs": models})
+    assert_fits(generate_instance({"$ref": "#/$defs/M0", "$defs": models}), {"$ref": "#/$defs/M0", "$defs": models})
 
 
 @pytest.mark.parametrize(
     "schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}, {"type": "array", "minItems": 1, "items": {"$ref": "#"}}]
 )
-def test_a_schema_without_any_finite_value_ends_too(schema: Any) -> None:
-    """What cannot be met gets an empty answer, and not a crash."""
-    assert instance(schema) == {}
+def test_a_schema_without_any_finite_value_gives_an_empty_object(schema: Any) -> None:
+    assert generate_instance(schema) == {}
 
 
-def test_the_hint_goes_into_free_texts() -> None:
-    """So answers to different prompts differ."""
+def test_the_hint_is_part_of_free_texts() -> None:
+    """Different hints make different texts, so that answers to different prompts differ."""
     schema = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
-    assert instance(schema, "What?") == {"title": "Simulated title: What?"}
+    assert generate_instance(schema, "What?") == {"title": "Simulated title: What?"}
 
 
 @pytest.mark.parametrize(
@@ -286,21 +282,20 @@ def test_the_hint_goes_into_free_texts() -> None:
         r"\$\{x\}",
     ],
 )
-def test_a_made_string_matches_its_pattern(pattern: str) -> None:
-    """In the usual notation."""
-    made = matching(pattern)
-    assert made is not None
-    assert re.search(pattern, made)
+def test_a_generated_string_matches_its_pattern(pattern: str) -> None:
+    text = generate_match(pattern)
+    assert text is not None
+    assert re.search(pattern, text)
 
 
 @pytest.mark.parametrize("pattern", ["(", "(?<!a)(?<=b)c", r"(a)\1{2}b", r"\p{L}", "(?P<x"])
-def test_a_pattern_that_is_too_much_is_left_alone(pattern: str) -> None:
-    """No crash; the text then is an ordinary one."""
-    assert matching(pattern) is None
-    assert isinstance(instance({"type": "string", "pattern": pattern}), str)
+def test_a_pattern_that_is_too_complex_is_ignored(pattern: str) -> None:
+    """A pattern that cannot be generated gives an ordinary text."""
+    assert generate_match(pattern) is None
+    assert isinstance(generate_instance({"type": "string", "pattern": pattern}), str)
 
 
-def test_a_pattern_can_be_stretched_to_a_length() -> None:
-    """Within what its quantifiers allow."""
-    assert matching("^a*$", 5, 7) == "aaaaa"
-    assert matching("^a$", 5) is None
+def test_a_string_for_a_pattern_can_have_a_length() -> None:
+    """A string has the required length if the quantifiers of its pattern allow it."""
+    assert generate_match("^a*$", 5, 7) == "aaaaa"
+    assert generate_match("^a$", 5) is None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux_flows.simulator import StoredFile, stored_files
-from pollux_flows.simulator.spool import KEEP_BYTES, Spool
+from pollux_flows.simulator.spool import CONTENT_LIMIT_BYTES, Spool
 from pollux_flows.simulator.stored_files import FileStore, NameTaken
 
 
@@ -19,8 +19,8 @@ def file(name: str, expires_at: float | None = None) -> StoredFile:
     )
 
 
-def test_a_name_is_free_again_when_its_file_is_gone() -> None:
-    """Deleted or expired; both files are remembered."""
+def test_a_file_id_can_be_reused_after_deletion_or_expiry() -> None:
+    """The store remembers the former files too."""
     now = 0.0
     store = FileStore(lambda: now)
     first, second, third = file("f", expires_at=10), file("f"), file("f")
@@ -38,9 +38,9 @@ def test_a_name_is_free_again_when_its_file_is_gone() -> None:
     assert store.find("gemini", "f", "k") is None
 
 
-def test_of_files_that_are_gone_only_the_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A world in a worker lives long, and most of what it saw is gone."""
-    monkeypatch.setattr(stored_files, "KEEP_GONE", 3)
+def test_the_number_of_remembered_files_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last deleted files are remembered, since a worker's simulator lives long."""
+    monkeypatch.setattr(stored_files, "MAX_GONE", 3)
     store = FileStore(lambda: 0.0)
     stays = file("stays")
     store.add(stays)
@@ -56,24 +56,24 @@ def test_of_files_that_are_gone_only_the_last_are_remembered(monkeypatch: pytest
 
 
 @given(st.lists(st.tuples(st.binary(max_size=50), st.booleans()), max_size=20))
-def test_a_spool_goes_back_to_where_it_was(steps: list[tuple[bytes, bool]]) -> None:
-    """What was written since a mark is forgotten, and its hash with it."""
-    spool, kept = Spool(), b""
-    for piece, is_kept in steps:
+def test_a_spool_can_be_rewound_to_a_mark(steps: list[tuple[bytes, bool]]) -> None:
+    """Content and hash are those at the time of the mark."""
+    spool, expected = Spool(), b""
+    for piece, is_stored in steps:
         mark = spool.mark()
         spool.write(piece)
-        if is_kept:
-            kept += piece
+        if is_stored:
+            expected += piece
         else:
             spool.rewind(mark)
-    assert (spool.size, spool.sha256) == (len(kept), hashlib.sha256(kept).hexdigest())
-    assert b"".join(spool.chunks()) == kept
+    assert (spool.size, spool.sha256) == (len(expected), hashlib.sha256(expected).hexdigest())
+    assert b"".join(spool.chunks()) == expected
     spool.close()
 
 
 @given(st.lists(st.binary(max_size=4).map(lambda line: line.replace(b"\n", b"")), max_size=6), st.booleans())
-def test_a_spool_gives_its_lines(lines: list[bytes], is_ended: bool) -> None:
-    """Empty ones too; what ends with a line end has no empty line behind it."""
+def test_a_spool_iterates_over_its_lines(lines: list[bytes], is_ended: bool) -> None:
+    """Empty lines are included, except an empty last one."""
     content = b"\n".join(lines) + (b"\n" if is_ended and lines else b"")
     spool = Spool()
     spool.write(content)
@@ -81,8 +81,8 @@ def test_a_spool_gives_its_lines(lines: list[bytes], is_ended: bool) -> None:
     spool.close()
 
 
-def test_a_line_may_be_longer_than_a_piece() -> None:
-    """And begin anywhere."""
+def test_a_line_may_span_several_pieces() -> None:
+    """Lines of any length, also empty ones, are read back unchanged."""
     lines = [b"a" * 200_000, b"", b"b" * 70_000, b"c"]
     spool = Spool()
     spool.write(b"\n".join(lines))
@@ -90,18 +90,18 @@ def test_a_line_may_be_longer_than_a_piece() -> None:
     spool.close()
 
 
-@pytest.mark.parametrize(("size", "whole", "is_kept"), [
-    (KEEP_BYTES, False, True),
-    (KEEP_BYTES + 1, False, False),
-    (KEEP_BYTES + 1, True, True),
+@pytest.mark.parametrize(("size", "is_required", "is_stored"), [
+    (CONTENT_LIMIT_BYTES, False, True),
+    (CONTENT_LIMIT_BYTES + 1, False, False),
+    (CONTENT_LIMIT_BYTES + 1, True, True),
 ])  # fmt: skip
-def test_a_spool_keeps_what_is_small_or_will_be_needed(size: int, whole: bool, is_kept: bool) -> None:
-    """Hash and size are always known."""
+def test_a_spool_stores_small_or_required_content(size: int, is_required: bool, is_stored: bool) -> None:
+    """Content above the limit is stored only if required; hash and size are always known."""
     spool = Spool()
-    if not whole:
+    if not is_required:
         spool.keep_little()
     spool.write(bytes(size))
-    assert (spool.is_kept, spool.size, spool.sha256) == (is_kept, size, hashlib.sha256(bytes(size)).hexdigest())
-    if is_kept:
+    assert (spool.has_content, spool.size, spool.sha256) == (is_stored, size, hashlib.sha256(bytes(size)).hexdigest())
+    if is_stored:
         assert b"".join(spool.chunks()) == bytes(size)
     spool.close()

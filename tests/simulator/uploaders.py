@@ -1,4 +1,4 @@
-"""Every Files API behind one small face, so that one test can use them all. Behind it are the real SDKs."""
+"""A common interface to all Files APIs, implemented with the real SDKs, so that one test can cover all of them."""
 
 import io
 from abc import ABC, abstractmethod
@@ -6,52 +6,47 @@ from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Self
 
 import anthropic
-import httpx2
 import openai
 from google import genai
 from google.genai import types
 
-from .clients import KEY, Failed
+from . import clients
+from .clients import KEY, Client, unify_errors
 
 
 class Uploader(ABC):
     provider: ClassVar[str]
-    #: An id that was never given out.
-    nobodys: ClassVar[str]
-    #: How long it waits for an answer to an upload, in seconds.
-    patience: float = 20
+    client: ClassVar[type[Client]]
+    #: An id in the format of this provider that no file has.
+    unknown_id: ClassVar[str]
+    #: The timeout of an upload.
+    timeout_s: float = 20
+
+    def __init__(self, sdk: Any) -> None:
+        self.sdk = sdk
 
     @classmethod
-    @abstractmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self: ...
+    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
+        opened: Any = await cls.client.open(base_url, stack, key)
+        return cls(opened.sdk)
 
     async def upload(self, content: Any, name: str = "a.pdf", mime_type: str = "application/pdf") -> str:
-        """Bytes, or an open file; gives the id."""
-        return str(await self._told(self._upload(content, name, mime_type)))
+        """Upload bytes or an open file; return its id."""
+        return str(await unify_errors(self._upload(content, name, mime_type)))
 
     async def get(self, file_id: str) -> Any:
-        return await self._told(self._get(file_id))
+        return await unify_errors(self._get(file_id))
 
     async def delete(self, file_id: str) -> Any:
-        return await self._told(self._delete(file_id))
+        return await unify_errors(self._delete(file_id))
 
     async def ask(self, file_id: str, kind: str = "document") -> int:
-        """Put a document (or an image) before the prompt `four`; gives the input tokens."""
-        return int(await self._told(self._ask(file_id, kind)))
+        """Ask `four` about a document (or an image); return the input tokens."""
+        return int(await unify_errors(self._ask(file_id, kind)))
 
     @abstractmethod
-    async def ids(self, size: int) -> list[str]:
-        """All there are, fetched in pages of `size`."""
-
-    @staticmethod
-    async def _told(attempt: Any) -> Any:
-        """Errors of all SDKs as one."""
-        try:
-            return await attempt
-        except (openai.APIStatusError, anthropic.APIStatusError) as error:
-            raise Failed(error.status_code, error.body, error.response.headers) from error
-        except genai.errors.APIError as error:
-            raise Failed(error.code, error.details, getattr(error.response, "headers", {})) from error
+    async def list_ids(self, size: int) -> list[str]:
+        """Return the ids of all files, fetched in pages of `size`."""
 
     @abstractmethod
     async def _upload(self, content: Any, name: str, mime_type: str) -> Any: ...
@@ -68,24 +63,14 @@ class Uploader(ABC):
 
 class OpenAI(Uploader):
     provider = "openai"
-    nobodys = "file-nobodys"
-
-    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
-        self.sdk = sdk
-
-    @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
-        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
-        return cls(
-            openai.AsyncOpenAI(
-                api_key=key, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
-            )
-        )
+    client = clients.OpenAI
+    unknown_id = "file-unknown"
+    sdk: openai.AsyncOpenAI
 
     async def _upload(self, content: Any, name: str, mime_type: str) -> str:
-        lasts: Any = {"anchor": "created_at", "seconds": 86_400}
+        expires_after: Any = {"anchor": "created_at", "seconds": 86_400}
         file = await self.sdk.files.create(
-            file=(name, content, mime_type), purpose="user_data", expires_after=lasts, timeout=self.patience
+            file=(name, content, mime_type), purpose="user_data", expires_after=expires_after, timeout=self.timeout_s
         )
         return file.id
 
@@ -99,34 +84,24 @@ class OpenAI(Uploader):
         part: Any = {"type": "input_file" if kind == "document" else "input_image", "file_id": file_id}
         if kind == "image":
             part["detail"] = "auto"
-        said: Any = [{"role": "user", "content": [part, {"type": "input_text", "text": "four"}]}]
-        response = await self.sdk.responses.create(model="gpt-4.1", input=said)
+        messages: Any = [{"role": "user", "content": [part, {"type": "input_text", "text": "four"}]}]
+        response = await self.sdk.responses.create(model="gpt-4.1", input=messages)
         assert response.usage is not None
         return response.usage.input_tokens
 
-    async def ids(self, size: int) -> list[str]:
+    async def list_ids(self, size: int) -> list[str]:
         return [file.id async for file in self.sdk.files.list(limit=size)]
 
 
 class Anthropic(Uploader):
     provider = "anthropic"
-    nobodys = "file_nobodys"
-
-    def __init__(self, sdk: anthropic.AsyncAnthropic) -> None:
-        self.sdk = sdk
-
-    @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
-        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
-        return cls(
-            anthropic.AsyncAnthropic(
-                api_key=key, base_url=base_url, max_retries=0, http_client=transport, _strict_response_validation=True
-            )
-        )
+    client = clients.Anthropic
+    unknown_id = "file_unknown"
+    sdk: anthropic.AsyncAnthropic
 
     async def _upload(self, content: Any, name: str, mime_type: str) -> str:
         file = await self.sdk.files.upload(
-            file=(name, content, mime_type), expires_in_seconds=86_400, timeout=self.patience
+            file=(name, content, mime_type), expires_in_seconds=86_400, timeout=self.timeout_s
         )
         return file.id
 
@@ -138,36 +113,24 @@ class Anthropic(Uploader):
 
     async def _ask(self, file_id: str, kind: str) -> int:
         block: Any = {"type": kind, "source": {"type": "file", "file_id": file_id}}
-        said: Any = [{"role": "user", "content": [block, {"type": "text", "text": "four"}]}]
-        message = await self.sdk.messages.create(model="claude-haiku-4-5", max_tokens=99, messages=said)
+        messages: Any = [{"role": "user", "content": [block, {"type": "text", "text": "four"}]}]
+        message = await self.sdk.messages.create(model="claude-haiku-4-5", max_tokens=99, messages=messages)
         return message.usage.input_tokens
 
-    async def ids(self, size: int) -> list[str]:
+    async def list_ids(self, size: int) -> list[str]:
         return [file.id async for file in self.sdk.files.list(limit=size)]
 
 
 class Gemini(Uploader):
     provider = "gemini"
-    nobodys = "files/nobodys"
-
-    def __init__(self, sdk: genai.Client) -> None:
-        self.sdk = sdk
-
-    @classmethod
-    async def open(cls, base_url: str, stack: AsyncExitStack, key: str = KEY) -> Self:
-        transport = await stack.enter_async_context(httpx2.AsyncClient(verify=False))
-        options = types.HttpOptions(
-            base_url=base_url,
-            api_version="v1",
-            httpx_async_client=transport,
-            httpx_client=stack.enter_context(httpx2.Client(verify=False)),
-        )
-        return cls(genai.Client(api_key=key, vertexai=False, http_options=options))
+    client = clients.Gemini
+    unknown_id = "files/unknown"
+    sdk: genai.Client
 
     async def _upload(self, content: Any, name: str, mime_type: str) -> str:
         source = io.BytesIO(content) if isinstance(content, bytes) else content
         config = types.UploadFileConfig(
-            mime_type=mime_type, display_name=name, http_options=types.HttpOptions(timeout=int(self.patience * 1000))
+            mime_type=mime_type, display_name=name, http_options=types.HttpOptions(timeout=int(self.timeout_s * 1000))
         )
         file = await self.sdk.aio.files.upload(file=source, config=config)
         return str(file.name)
@@ -185,7 +148,7 @@ class Gemini(Uploader):
         assert response.usage_metadata is not None
         return response.usage_metadata.prompt_token_count or 0
 
-    async def ids(self, size: int) -> list[str]:
+    async def list_ids(self, size: int) -> list[str]:
         return [str(file.name) async for file in await self.sdk.aio.files.list(config={"page_size": size})]
 
 

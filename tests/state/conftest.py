@@ -9,13 +9,13 @@ import pytest
 
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import Store
-from tests.state.places import Clock, Provider, opened
-from tests.state.servers import SHARED, BadLine, Server, answers, removed_from
+from tests.state.places import Clock, Provider, open_store_at
+from tests.state.servers import SHARED, BadLine, Server, delete_keys, is_redis_running
 
 
 @pytest.fixture(params=["disk", "redis"])
 def address(request: pytest.FixtureRequest) -> str:
-    """The address of a store of each kind. A new kind is added here and to `opened`."""
+    """The address of a store of each kind. A new kind is added here and to `open_store_at`."""
     place: str = request.getfixturevalue(f"{request.param}_place")
     return f"{request.param}:{place}"
 
@@ -27,7 +27,7 @@ def disk_place(tmp_path: Path) -> str:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A disk of the size that the module sets."""
+    """A disk of `SMALL_DISK_MIB`, a constant of the test module."""
     folder = tmp_path / "small"
     folder.mkdir()
     size = f"size={request.module.SMALL_DISK_MIB}m"
@@ -39,8 +39,8 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 
 @pytest.fixture(scope="session")
 def shared_redis() -> str:
-    """The Redis of this machine: CI has one, others may do without."""
-    if not answers(SHARED):
+    """The Redis of this machine. Without one, tests are skipped, and fail in CI."""
+    if not is_redis_running(SHARED):
         why = f"no Redis answers at {SHARED}: start one with `redis-server`"
         if os.environ.get("CI"):
             pytest.fail(why, pytrace=False)
@@ -50,15 +50,15 @@ def shared_redis() -> str:
 
 @pytest.fixture
 def redis_place(shared_redis: str) -> Iterator[str]:
-    """A part of it for this test alone, which is emptied afterwards."""
+    """A prefix in the shared Redis that only this test uses; its keys are deleted afterwards."""
     prefix = f"pollux-test-{os.urandom(8).hex()}:"
     yield f"{shared_redis}#{prefix}"
-    removed_from(shared_redis, prefix)
+    delete_keys(shared_redis, prefix)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A Redis server for this test alone, which it may pause and kill."""
+    """A private Redis server, which a test may pause and kill."""
     server = Server(tmp_path / "redis")
     try:
         server.start()
@@ -69,7 +69,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def store(address: str) -> Store:
-    return opened(address)
+    return open_store_at(address)
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def line(server: Server) -> Iterator[BadLine]:
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short timeouts and pauses for the store in a Redis."""
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the timeouts and pauses of the store in a Redis."""
     from redis.backoff import ConstantBackoff
 
     from pollux_flows.state import redis

@@ -29,11 +29,11 @@ DAY = 86_400.0
 KEY = UploadKey(provider="openai", account="acme", sha256="5eed", mime_type="text/plain")
 
 
-def opened(address: str) -> Store:
-    """Return a new store at this address."""
+def open_store_at(address: str) -> Store:
+    """Return a new store at this address, such as `disk:FOLDER` or `redis:URL#PREFIX`."""
     kind, _, place = address.partition(":")
     if kind == "redis":
-        from pollux_flows.state.redis import RedisStore  # brings redis: the other processes start quicker without
+        from pollux_flows.state.redis import RedisStore  # loads redis: processes with a disk start faster without
 
         url, _, prefix = place.partition("#")
         return RedisStore(url, prefix)
@@ -45,7 +45,7 @@ def opened(address: str) -> Store:
 
 @dataclass
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that a test moves."""
 
     now: float = 1_900_000_000.0
 
@@ -55,11 +55,11 @@ class Clock:
 
 @dataclass
 class Provider:
-    """Counts uploads, and fails or blocks them as a test asks."""
+    """A provider that records uploads, fails them with `errors`, and blocks them until `gate` is set."""
 
     clock: Clock
-    lives_s: float | None = 2 * DAY
-    fails: list[Exception] = field(default_factory=list)
+    lifetime_s: float | None = 2 * DAY
+    errors: list[Exception] = field(default_factory=list)
     markers: list[str] = field(default_factory=list)
     gate: asyncio.Event | None = None
 
@@ -68,21 +68,22 @@ class Provider:
         await asyncio.sleep(0)
         if self.gate is not None:
             await self.gate.wait()
-        if self.fails:
-            raise self.fails.pop(0)
-        expires_at = None if self.lives_s is None else self.clock() + self.lives_s
+        if self.errors:
+            raise self.errors.pop(0)
+        expires_at = None if self.lifetime_s is None else self.clock() + self.lifetime_s
         return Uploaded(file_id=f"file-{len(self.markers)}", uri="https://files/1", expires_at=expires_at)
 
-    async def asked(self, count: int = 1) -> None:
-        while len(self.markers) < count:  # noqa: ASYNC110 (seen from outside)
+    async def wait_for_uploads(self, count: int = 1) -> None:
+        """Wait until this number of uploads has begun."""
+        while len(self.markers) < count:  # noqa: ASYNC110 (the upload sets no event)
             await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
-async def at_work(
+async def hold_run_lease(
     store: Store, run: str, clock: Callable[[], float] = time.time, lease_s: float = 20
 ) -> AsyncIterator[Slots]:
-    """Run a block while a run has a lease."""
+    """Hold the lease of a run during the block."""
     slots = Slots(store, RunScope(run), clock, lease_s=lease_s)
     await slots.acquire([])
     try:
@@ -91,16 +92,16 @@ async def at_work(
         await slots.close()
 
 
-async def names(store: Store) -> list[str]:
+async def list_keys(store: Store) -> list[str]:
     return [key async for key, _ in store.scan("")]
 
 
-async def listed(store: Store) -> list[Row]:
+async def list_rows(store: Store) -> list[Row]:
     return [row async for row in store.list_rows()]
 
 
-async def removed(ledger: Ledger, dues: list[Due]) -> list[str]:
-    """Delete what is due, as a sweep does, and return the files that were deleted."""
+async def delete_due_files(ledger: Ledger, dues: list[Due]) -> list[str]:
+    """Delete due files, as a sweep does, and return their ids, or their markers if they have no id."""
     gone = []
     for due in dues:
         if await ledger.begin_deletion(due):
@@ -110,25 +111,26 @@ async def removed(ledger: Ledger, dues: list[Due]) -> list[str]:
 
 
 @cache
-def processes() -> ProcessPoolExecutor:
-    """A pool that keeps its processes: their imports take longer than their work."""
+def get_process_pool() -> ProcessPoolExecutor:
+    """Return a shared pool of processes, whose imports take longer than their work."""
     return ProcessPoolExecutor(8, mp_context=get_context("spawn"))
 
 
-def at_once(count: int, work: Callable[[int, float], T]) -> list[T]:
+def run_at_once(count: int, work: Callable[[int, float], T]) -> list[T]:
     """Return the results of `count` processes that begin at the same moment."""
-    pool = processes()
-    while len(set(pool.map(started, [count] * count))) < count:
+    pool = get_process_pool()
+    while len(set(pool.map(report_pid, [count] * count))) < count:
         pass  # until all have started and imported what they need
     return list(pool.map(work, range(count), [time.time() + 0.05] * count))
 
 
-def started(_: int) -> int:
-    time.sleep(0.05)  # so that no process takes two of these
+def report_pid(_: int) -> int:
+    """Return the id of this process, after a pause in which each process of the pool gets a call."""
+    time.sleep(0.05)
     return os.getpid()
 
 
-def till(moment: float) -> None:
+def sleep_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.time()))
 
 
@@ -140,10 +142,10 @@ def damage(address: str, key: str, data: object) -> None:
     """Overwrite the data of a record, bypassing the store."""
     kind, _, place = address.partition(":")
     if kind == "redis":
-        from tests.state.servers import client
+        from tests.state.servers import connect
 
         url, _, prefix = place.partition("#")
-        with client(url) as redis:
+        with connect(url) as redis:
             assert redis.exists(f"{prefix}record:{key}")
             redis.set(f"{prefix}record:{key}", data)  # type: ignore[arg-type]
         return
@@ -166,27 +168,27 @@ def write_in_a_fork(store: Store) -> None:
     assert run(store.get_many(["a", "b"])) == {"a": {"by": "parent"}, "b": {"by": "child"}}
 
 
-def read_only(disk: Path) -> None:
+def remount_read_only(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)  # noqa: S607
 
 
-# --- What other processes do ------------------------------------------------------------------------------------
+# --- Work for other processes -----------------------------------------------------------------------------------
 
 
 def add_all(address: str, keys: int, me: int, moment: float) -> int:
     """Add the same records as all other processes, and return how many this one added."""
-    store = opened(address)
+    store = open_store_at(address)
 
     async def work() -> int:
         return sum([await store.add(f"race/{index}", {"by": me}) for index in range(keys)])
 
-    till(moment)
+    sleep_until(moment)
     return run(work())
 
 
 def count_up(address: str, times: int, _me: int, moment: float) -> None:
     """Increment the same counter as all other processes."""
-    store = opened(address)
+    store = open_store_at(address)
 
     async def work() -> None:
         for _ in range(times):
@@ -195,44 +197,44 @@ def count_up(address: str, times: int, _me: int, moment: float) -> None:
                 if await store.swap("counter", old, {"count": (old or {"count": 0})["count"] + 1}):
                     break
 
-    till(moment)
+    sleep_until(moment)
     run(work())
 
 
 def acquire_one(address: str, me: int, moment: float) -> bool:
     """Try to acquire the same lease as all other processes."""
-    store = opened(address)
-    till(moment)
+    store = open_store_at(address)
+    sleep_until(moment)
     return run(acquire_lease(store, "prize", f"process {me}", lease_s=60.0)) is not None
 
 
 def acquire_many(address: str, folder: str, me: int, moment: float) -> list[str]:
     """Acquire one file in twenty coroutines; each upload creates a file in the folder."""
-    ledger = Ledger(opened(address))
+    ledger = Ledger(open_store_at(address))
 
     async def upload(marker: str) -> Uploaded:
-        Path(folder, marker).touch()  # noqa: ASYNC240 (a trace, not work)
+        Path(folder, marker).touch()  # noqa: ASYNC240 (an empty file)
         await asyncio.sleep(0.2)
         return Uploaded(file_id=f"file-{marker}")
 
     async def work() -> list[str]:
-        held = await asyncio.gather(*(ledger.acquire(KEY, f"run {me}", upload) for _ in range(20)))
-        return [each.file_id for each in held]
+        files = await asyncio.gather(*(ledger.acquire(KEY, f"run {me}", upload) for _ in range(20)))
+        return [each.file_id for each in files]
 
-    till(moment)
+    sleep_until(moment)
     return run(work())
 
 
 def write_until_killed(address: str) -> None:
-    """Write records without end, and print the number of those that were written."""
-    store = opened(address)
+    """Write records without end, and print after each few how many were written."""
+    store = open_store_at(address)
 
     async def work() -> None:
         index = 0
         while True:
             await asyncio.gather(*(store.put(f"paid/{index + more}", {"answer": "x" * 500}) for more in range(5)))
             index += 5
-            print(index, flush=True)  # noqa: T201 (to whoever kills it)
+            print(index, flush=True)  # noqa: T201 (for the process that kills this one)
 
     run(work())
 
@@ -241,11 +243,11 @@ def upload_until_killed(address: str, lease_s: float) -> None:
     """Begin an upload that never ends."""
 
     async def upload(marker: str) -> Uploaded:
-        print(marker, flush=True)  # noqa: T201 (the same)
+        print(marker, flush=True)  # noqa: T201 (for the process that kills this one)
         await asyncio.sleep(3600)
         raise AssertionError
 
-    run(Ledger(opened(address), lease_s=lease_s).acquire(KEY, "the killed", upload))
+    run(Ledger(open_store_at(address), lease_s=lease_s).acquire(KEY, "killed owner", upload))
 
 
 def fill_under_limit(address: str, limit: int) -> str:
@@ -253,7 +255,7 @@ def fill_under_limit(address: str, limit: int) -> str:
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    store = opened(address)
+    store = open_store_at(address)
 
     async def work() -> str:
         try:

@@ -1,4 +1,4 @@
-"""Redis servers for tests: the shared one of this machine, private ones, and a proxy that loses replies."""
+"""Redis servers for tests: a shared one, private ones, and a proxy that loses replies."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SHARED: Final = "redis://127.0.0.1:6379/15"
 
 
 @contextlib.contextmanager
-def client(url: str) -> Iterator[Redis]:
-    """A client for this server, bypassing the store."""
+def connect(url: str) -> Iterator[Redis]:
+    """Connect to this server, bypassing the store."""
     client = Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=None)
     try:
         yield client
@@ -30,19 +30,19 @@ def client(url: str) -> Iterator[Redis]:
         client.close()
 
 
-def answers(url: str) -> bool:
-    with client(url) as redis, contextlib.suppress(RedisError):
+def is_redis_running(url: str) -> bool:
+    with connect(url) as redis, contextlib.suppress(RedisError):
         return bool(redis.ping())
     return False
 
 
-def removed_from(url: str, prefix: str) -> None:
-    with client(url) as redis:
+def delete_keys(url: str, prefix: str) -> None:
+    with connect(url) as redis:
         for key in redis.scan_iter(prefix + "*", count=1000):
             redis.delete(key)
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -54,7 +54,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = find_free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.socket = folder / "s"
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,22 +69,22 @@ class Server:
             [program, *always, "--dir", str(self.folder), "--logfile", "log", *options], stdout=subprocess.DEVNULL
         )
         give_up = time.monotonic() + 10
-        while b"Ready to accept" not in self.log() or not self.listens():
-            assert time.monotonic() < give_up, self.log()
+        while b"Ready to accept" not in self.read_log() or not self.is_listening():
+            assert time.monotonic() < give_up, self.read_log()
             time.sleep(0.005)
 
-    def log(self) -> bytes:
+    def read_log(self) -> bytes:
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / "log").read_bytes()
         return b""
 
-    def listens(self) -> bool:
+    def is_listening(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def tell(self, *command: Any) -> Any:
+    def execute(self, *command: Any) -> Any:
         """Execute a command, bypassing the store."""
-        with client(self.url) as redis:
+        with connect(self.url) as redis:
             return redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def pause(self) -> None:
@@ -97,7 +97,7 @@ class Server:
 
     def kill(self) -> None:
         if self._process is not None:
-            self._process.kill()  # a paused one, too
+            self._process.kill()  # SIGKILL also ends a paused process
             self._process.wait()
             self._process = None
 
@@ -107,12 +107,12 @@ class BadLine:
 
     def __init__(self, port: int) -> None:
         self.cuts = 0
-        """How many of the next answers are lost."""
+        """How many replies will be lost."""
         self.passes = 0
-        """How many come through before that."""
+        """How many replies pass before that."""
         self.losses = 0
         self.pause_s = 0.0
-        """Between each few bytes of an answer."""
+        """A pause after each few bytes of a reply."""
         self._port = port
         self._near: socket.socket | None = None
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -121,7 +121,7 @@ class BadLine:
         self._thread.start()
 
     def lose_reply(self, count: int = 1, *, after: int = 0) -> None:
-        """Cut the connection instead of passing on so many replies, once so many have passed."""
+        """Cut the connection instead of passing on the next `count` replies, once `after` replies have passed."""
         self.cuts, self.passes = count, after
 
     def close(self) -> None:
@@ -165,15 +165,15 @@ class BadLine:
 
 
 @contextlib.contextmanager
-def saying(what: bytes) -> Iterator[str]:
-    """Serve one connection that gets this reply to whatever it sends."""
+def serve_reply(reply: bytes) -> Iterator[str]:
+    """Serve one connection that gets this reply to its first request, and yield the address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
             near, _ = listening.accept()
             with near, contextlib.suppress(OSError):
                 near.recv(10_000)
-                near.sendall(what)
+                near.sendall(reply)
                 near.recv(10_000)
 
         thread = threading.Thread(target=serve)

@@ -1,4 +1,4 @@
-"""Accounts: equal for equal keys in one store, and not to be turned back into the key."""
+"""Accounts: equal for equal keys in one store, and useless for recovering the key."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 
 from pollux_flows.state.account import derive_account
 from pollux_flows.state.store import Store
-from tests.state.places import opened
+from tests.state.places import open_store_at
 
 KEY = "sk-a-key-that-opens-nothing"
 
 
 async def test_a_key_has_one_account(address: str) -> None:
-    """Also when many processes create the salt at once."""
-    made = await asyncio.gather(*(derive_account(opened(address), KEY) for _ in range(8)))
+    """The account is the same if many stores create the salt at once."""
+    made = await asyncio.gather(*(derive_account(open_store_at(address), KEY) for _ in range(8)))
     assert len(set(made)) == 1
-    assert await derive_account(opened(address), "another") not in made
+    assert await derive_account(open_store_at(address), "another") not in made
 
 
 async def test_accounts_differ_between_stores(store: Store, tmp_path: Path) -> None:
-    """So two ledgers do not show that they are of one key."""
-    assert await derive_account(store, KEY) != await derive_account(opened(f"disk:{tmp_path / 'other'}"), KEY)
+    """Otherwise two ledgers would show that they belong to one key."""
+    assert await derive_account(store, KEY) != await derive_account(open_store_at(f"disk:{tmp_path / 'other'}"), KEY)
 
 
 async def test_a_key_cannot_be_recovered_from_its_account(store: Store) -> None:
-    """Neither by a fast hash nor in plain text."""
+    """The account contains neither a fast hash of the key nor the key itself."""
     made = await derive_account(store, KEY)
     assert KEY not in made
     quick = {

@@ -18,26 +18,26 @@ from pollux_flows.state.maintenance import remove_damaged, survey
 from pollux_flows.state.process import this_process
 from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Store
-from tests.state.places import Clock, at_once, opened
+from tests.state.places import Clock, open_store_at, run_at_once
 
 KEY = f"budget/{'a' * 64}"
 LIMIT = 10.0
 
 
-async def totals(store: Store) -> tuple[float, float]:
-    """Return the amount that is spent, and the amount that is reserved."""
+async def load_totals(store: Store) -> tuple[float, float]:
+    """Return the spent and the reserved amount."""
     record = await store.get(KEY) or {"spent": 0.0, "tranches": {}}
     return record["spent"], sum(tranche["usd"] for tranche in record["tranches"].values())
 
 
 @pytest.fixture
-def make(store: Store) -> Callable[..., Budget]:
-    """Make the budget of a process."""
+def make_budget(store: Store) -> Callable[..., Budget]:
+    """A function that makes the budget of another process."""
 
-    def make(limit: float = LIMIT) -> Budget:
+    def make_budget(limit: float = LIMIT) -> Budget:
         return Budget(limit, BudgetLedger(store, KEY))
 
-    return make
+    return make_budget
 
 
 # --- One process ----------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ async def test_without_a_ledger_a_budget_is_in_memory() -> None:
     first = await reserve([budget], 6.0)
     waiting = asyncio.create_task(reserve([budget], 6.0))
     await asyncio.sleep(0.01)
-    assert not waiting.done()  # something is under way, so there may be room
+    assert not waiting.done()  # the first call may cost less than its worst case
     first.settle(1.0)
     (await waiting).settle(5.0)
     with pytest.raises(BudgetError, match=r"has cost \$6.00 so far, this call may cost up to \$6.00"):
@@ -83,50 +83,51 @@ async def test_a_call_needs_room_in_each_of_its_budgets() -> None:
     (await reserve([wide], LIMIT)).end()
 
 
-async def test_many_refusals_take_no_memory() -> None:
-    """Each is an error of its own, about its own call: one that is raised again and again collects tracebacks."""
+async def test_each_refusal_raises_a_new_error() -> None:
+    """Each refusal is a new error, because an error that is raised repeatedly collects tracebacks."""
     budget = Budget(LIMIT)
     errors = []
     for usd in (11.0, 11.0, 12.0):
-        with pytest.raises(BudgetError, match=f"may cost up to \\${usd:.2f}") as raised:
+        with pytest.raises(BudgetError, match=f"may cost up to \\${usd:.2f}") as caught:
             await reserve([budget], usd)
-        errors.append(raised.value)
+        errors.append(caught.value)
     assert len({id(error) for error in errors}) == len(errors)
 
 
 # --- The ledger -----------------------------------------------------------------------------------------------
 
 
-async def test_a_process_asks_the_store_for_many_calls_at_once(store: Store, make: Callable[..., Budget]) -> None:
-    """Not once a call."""
-    budget, written = make(1000.0), set[str]()
+async def test_a_process_reserves_for_many_calls_with_few_writes(
+    store: Store, make_budget: Callable[..., Budget]
+) -> None:
+    budget, records = make_budget(1000.0), set[str]()
     for _ in range(500):
         (await reserve([budget], 1.0)).settle(0.1)
-        written.add(str(await store.get(KEY)))
-    assert len(written) < 500 / 25
+        records.add(str(await store.get(KEY)))
+    assert len(records) < 500 / 25
     await budget.close()
-    assert sum(await totals(store)) == pytest.approx(50.0)
+    assert sum(await load_totals(store)) == pytest.approx(50.0)
 
 
-async def test_what_is_not_used_is_given_back(store: Store, make: Callable[..., Budget]) -> None:
-    budget = make()
+async def test_an_unused_reservation_is_released_at_the_end(store: Store, make_budget: Callable[..., Budget]) -> None:
+    budget = make_budget()
     (await reserve([budget], 1.0)).settle(0.5)
-    assert await totals(store) != (0.5, 0.0)
+    assert await load_totals(store) != (0.5, 0.0)
     await budget.close()
-    assert await totals(store) == (0.5, 0.0)
+    assert await load_totals(store) == (0.5, 0.0)
 
 
-async def test_another_attempt_finds_what_is_spent(make: Callable[..., Budget]) -> None:
-    first = make()
+async def test_a_later_attempt_counts_the_spent_amount(make_budget: Callable[..., Budget]) -> None:
+    first = make_budget()
     (await reserve([first], 6.0)).settle(6.0)
     await first.close()
     with pytest.raises(BudgetError, match=r"has cost \$6.00 so far, this call may cost up to \$5.00"):
-        await reserve([make()], 5.0)
-    (await reserve([make()], 4.0)).end()
+        await reserve([make_budget()], 5.0)
+    (await reserve([make_budget()], 4.0)).end()
 
 
-async def test_a_process_waits_for_what_another_has_under_way(make: Callable[..., Budget]) -> None:
-    one, other = make(), make()
+async def test_a_process_waits_for_the_calls_of_another_under_way(make_budget: Callable[..., Budget]) -> None:
+    one, other = make_budget(), make_budget()
     first = await reserve([one], 6.0)
     waiting = asyncio.create_task(reserve([other], 6.0))
     await asyncio.sleep(0.05)
@@ -137,18 +138,18 @@ async def test_a_process_waits_for_what_another_has_under_way(make: Callable[...
     await other.close()
 
 
-async def test_a_process_that_has_nothing_to_do_gives_back_what_it_reserved_ahead(store: Store) -> None:
-    """Or another would wait for it, and it maybe for an answer of that other."""
+async def test_an_idle_process_releases_what_it_reserved_ahead(store: Store) -> None:
+    """Otherwise another process would wait for it, and it perhaps for an answer of that process."""
     idle, other = (Budget(LIMIT, BudgetLedger(store, KEY, lease_s=2.0), concurrency=9) for _ in range(2))
     (await reserve([idle], 1.0)).settle(0.5)
-    assert (await totals(store))[1] > 4
+    assert (await load_totals(store))[1] > 4
     (await reserve([other], 9.0)).end()
     for budget in (idle, other):
         await budget.close()
 
 
-async def test_a_process_that_died_keeps_what_it_had_reserved(store: Store, clock: Clock) -> None:
-    """Calls of it may be billed. No process waits for it."""
+async def test_the_reservation_of_a_killed_process_stays_counted(store: Store, clock: Clock) -> None:
+    """The calls of the killed process may be billed. No other process waits for it."""
     machine, *_ = this_process()
     lease = {"owner": KEY, "token": "dead", "until": clock() + 60, "process": [machine, "1", "0"]}
     record = {"at": clock(), "spent": 1.0, "tranches": {"dead": {"usd": 4.0, "lease": lease}}}
@@ -158,11 +159,11 @@ async def test_a_process_that_died_keeps_what_it_had_reserved(store: Store, cloc
         await reserve([budget], 6.0)
     (await reserve([budget], 5.0)).settle(5.0)
     await budget.close()
-    assert await totals(store) == (6.0, 4.0)
+    assert await load_totals(store) == (6.0, 4.0)
 
 
-async def test_a_process_that_comes_back_late_goes_on_with_its_tranche(store: Store, clock: Clock) -> None:
-    """Nothing of it was given to others."""
+async def test_a_late_process_still_has_its_tranche(store: Store, clock: Clock) -> None:
+    """No other process can reserve from a tranche whose lease has run out."""
     late = Budget(LIMIT, BudgetLedger(store, KEY, clock=clock))
     reservation = await reserve([late], 6.0)
     clock.now += 3600
@@ -170,20 +171,20 @@ async def test_a_process_that_comes_back_late_goes_on_with_its_tranche(store: St
         await reserve([Budget(LIMIT, BudgetLedger(store, KEY, clock=clock))], 6.0)
     reservation.settle(2.0)
     await late.close()
-    assert await totals(store) == (2.0, 0.0)
+    assert await load_totals(store) == (2.0, 0.0)
 
 
-async def test_a_damaged_ledger_is_an_error(store: Store, make: Callable[..., Budget]) -> None:
-    """It is never taken for an empty one."""
+async def test_a_damaged_ledger_is_an_error(store: Store, make_budget: Callable[..., Budget]) -> None:
+    """A damaged ledger does not count as an empty one."""
     await store.put(KEY, {"spent": "much", "tranches": {}})
     with pytest.raises(ConfigurationError, match="damaged"):
-        await reserve([make()], 1.0)
+        await reserve([make_budget()], 1.0)
     assert (await survey(store)).records == {"budget": 1}
     assert (await remove_damaged(store)).removed == [KEY]
 
 
 def test_a_flow_run_within_another_has_a_budget_of_its_own(store: Store) -> None:
-    """A retry of the outer one finds it again by its place there."""
+    """A retry of the outer flow run finds that budget by the place of the inner flow run."""
     outer = RunScope("run", flow_run="run")
     keys = [
         open_run_ledger(store, scope).key
@@ -200,11 +201,11 @@ def test_a_flow_run_within_another_has_a_budget_of_its_own(store: Store) -> None
     assert len(set(keys)) == 3
 
 
-# --- Never above ----------------------------------------------------------------------------------------------
+# --- The limit ------------------------------------------------------------------------------------------------
 
 
 def spend(address: str, limit: float, seed: int, _: float) -> float:
-    """Spend as much as the budget allows, with ten calls at a time, and return that."""
+    """Spend as much as the budget allows, with ten calls at a time, and return the spent amount."""
     chance, spent = random.Random(seed), 0.0  # noqa: S311 (no secret)
 
     async def call(budget: Budget) -> None:
@@ -220,7 +221,7 @@ def spend(address: str, limit: float, seed: int, _: float) -> float:
             reservation.settle(usd)
 
     async def main() -> None:
-        budget = Budget(limit, BudgetLedger(opened(address), KEY), concurrency=10)
+        budget = Budget(limit, BudgetLedger(open_store_at(address), KEY), concurrency=10)
         await asyncio.gather(*(call(budget) for _ in range(10)))
         await budget.close()
 
@@ -230,7 +231,7 @@ def spend(address: str, limit: float, seed: int, _: float) -> float:
 
 def test_four_processes_spend_all_of_a_budget_and_no_more(address: str) -> None:
     limit = 8.0
-    spent = sum(at_once(4, partial(spend, address, limit)))
+    spent = sum(run_at_once(4, partial(spend, address, limit)))
     assert limit - 4 * 0.3 < spent <= limit + 1e-9
 
 
@@ -241,10 +242,10 @@ def test_four_processes_spend_all_of_a_budget_and_no_more(address: str) -> None:
         max_size=30,
     )
 )
-async def test_in_any_order_nothing_is_spent_beyond_the_limit(
+async def test_the_limit_holds_for_every_order_of_reservations_and_deaths(
     store: Store, steps: list[tuple[int, str, float]]
 ) -> None:
-    """Three processes, each of which may die and be followed by another."""
+    """There are three processes, each of which may die and be followed by another."""
     await store.delete(KEY)
     ledgers = [BudgetLedger(store, KEY) for _ in range(3)]
     held, unreported, ahead = [0.0] * 3, [0.0] * 3, [0.0] * 3
@@ -276,6 +277,6 @@ async def test_in_any_order_nothing_is_spent_beyond_the_limit(
                 held[process] = unreported[process] = ahead[process] = 0.0
                 ledgers[process] = BudgetLedger(store, KEY)
         assert spent + sum(held) <= LIMIT + 1e-9
-        recorded, reserved = await totals(store)
+        recorded, reserved = await load_totals(store)
         assert recorded + reserved <= LIMIT + 1e-9
         assert spent + sum(held) + sum(ahead) + lost == pytest.approx(recorded + reserved)

@@ -15,27 +15,28 @@ from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.maintenance import prune
 from pollux_flows.state.store import Store
-from tests.state.places import DAY, Clock, names, opened
+from tests.state.places import DAY, Clock, list_keys, open_store_at
 
 HOUR = 3600.0
 ANSWER = Outcome(index=0, identity="a", answer=Answer(text="x" * 2000, finish_reason="stop"), attempts=1)
 
 
 class Machine:
-    """The two clocks of a machine."""
+    """A machine with a wall clock and a monotonic clock."""
 
     def __init__(self) -> None:
         self.wall, self.monotonic = Clock(), Clock(1000.0)
 
-    def passes(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
+        """Let time pass on both clocks."""
         self.wall.now += seconds
         self.monotonic.now += seconds
 
-    def expiry(self, file: Path | None = None, ahead_s: float = 0.0) -> Expiry:
-        """Return the expiry of a process whose wall clock is so far ahead."""
+    def open_expiry(self, file: Path | None = None, ahead_s: float = 0.0) -> Expiry:
+        """Return the expiry check of a process whose wall clock is `ahead_s` ahead."""
         return Expiry(file, clock=lambda: self.wall.now + ahead_s, monotonic=self.monotonic)
 
-    def store(self, folder: Path, ahead_s: float = 0.0) -> DiskStore:
+    def open_store(self, folder: Path, ahead_s: float = 0.0) -> DiskStore:
         return DiskStore(folder, clock=lambda: self.wall.now + ahead_s, monotonic=self.monotonic)
 
 
@@ -50,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _tidies_at_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_at_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_CLEAN_EVERY", 0)
 
 
@@ -58,10 +59,10 @@ async def write_and_clean_up(store: Store, *keys: str) -> None:
     """Write another record, so that the store removes what has expired."""
     for key in keys or ("other",):
         await store.put(key, {})
-    await store.get("other")  # which the store's thread reads after it has tidied up, before the clock moves on
+    await store.get("other")  # the store's thread reads it after the removal, before the clock moves on
 
 
-async def answered(store: Store, clock: Clock) -> Journal:
+async def save_answers(store: Store, clock: Clock) -> Journal:
     """Save five answers of a run."""
     journal = Journal(store, "run", clock)
     await journal.begin()
@@ -73,17 +74,17 @@ async def answered(store: Store, clock: Clock) -> Journal:
 # --- The rule -----------------------------------------------------------------------------------------------------
 
 
-def test_two_looks_an_hour_apart_confirm_the_clock(machine: Machine) -> None:
-    """Records that had expired at the first look may then be removed."""
-    expiry, first = machine.expiry(), machine.wall.now
+def test_two_checks_an_hour_apart_confirm_the_clock(machine: Machine) -> None:
+    """Records that had expired at the first check may then be removed."""
+    expiry, first = machine.open_expiry(), machine.wall.now
     assert expiry.cutoff() is None
-    machine.passes(APART_S - 1)
+    machine.advance(APART_S - 1)
     assert expiry.cutoff() is None
-    machine.passes(1)
+    machine.advance(1)
     assert expiry.cutoff() == first
-    machine.passes(60)
+    machine.advance(60)
     assert expiry.cutoff() == first
-    machine.passes(HOUR)
+    machine.advance(HOUR)
     assert expiry.cutoff() == first + HOUR
 
 
@@ -91,74 +92,74 @@ def test_two_looks_an_hour_apart_confirm_the_clock(machine: Machine) -> None:
 def test_after_a_jump_of_the_clock_the_wait_starts_over(
     machine: Machine, jump: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With one warning for all jumps."""
-    expiry = machine.expiry()
+    """There is one warning for all jumps."""
+    expiry = machine.open_expiry()
     expiry.cutoff()
-    machine.passes(2 * HOUR)
+    machine.advance(2 * HOUR)
     assert expiry.cutoff() is not None
     with caplog.at_level(logging.WARNING, "pollux_flows"):
         for sign in (1, -1):
             machine.wall.now += sign * jump
             assert expiry.cutoff() is None
-            machine.passes(HOUR - 1)
+            machine.advance(HOUR - 1)
             assert expiry.cutoff() is None
     assert len(caplog.records) == 1
     assert "clock has jumped" in caplog.text
-    machine.passes(1)
+    machine.advance(1)
     assert expiry.cutoff() == machine.wall.now - HOUR
 
 
 def test_a_small_correction_of_the_clock_is_no_jump(machine: Machine) -> None:
-    expiry = machine.expiry()
+    expiry = machine.open_expiry()
     expiry.cutoff()
-    machine.passes(HOUR)
+    machine.advance(HOUR)
     machine.wall.now -= DAY
     assert expiry.cutoff() == machine.wall.now  # the earlier of the two
 
 
-def test_short_processes_share_their_looks(machine: Machine, tmp_path: Path) -> None:
+def test_short_processes_share_their_checks_in_a_file(machine: Machine, tmp_path: Path) -> None:
     file = tmp_path / "state" / "clock.json"
     first = machine.wall.now
-    assert machine.expiry(file).cutoff() is None
-    machine.passes(HOUR)
-    assert machine.expiry(file).cutoff() == first
-    machine.passes(60)
-    assert machine.expiry(file).cutoff() == first
-    assert machine.expiry(file, ahead_s=100 * DAY).cutoff() is None
-    machine.passes(HOUR)
-    assert machine.expiry(file).cutoff() is None  # they disagree about the time
+    assert machine.open_expiry(file).cutoff() is None
+    machine.advance(HOUR)
+    assert machine.open_expiry(file).cutoff() == first
+    machine.advance(60)
+    assert machine.open_expiry(file).cutoff() == first
+    assert machine.open_expiry(file, ahead_s=100 * DAY).cutoff() is None
+    machine.advance(HOUR)
+    assert machine.open_expiry(file).cutoff() is None  # they disagree about the time
     assert [path.name for path in file.parent.iterdir()] == ["clock.json"]
 
 
 def test_after_a_restart_the_wait_starts_over(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it does where machines share the disk, unless a process runs on."""
+    """A process that keeps running does not start over."""
     file = tmp_path / "clock.json"
-    running = machine.expiry(file)
+    running = machine.open_expiry(file)
     running.cutoff()
     monkeypatch.setattr("pollux_flows.state.clock_check.boot_id", lambda: "another boot")
-    machine.passes(HOUR)
-    assert machine.expiry(file).cutoff() is None
+    machine.advance(HOUR)
+    assert machine.open_expiry(file).cutoff() is None
     assert json.loads(file.read_text())["boot"] == "another boot"
     monkeypatch.undo()
     assert running.cutoff() is not None
 
 
-@pytest.mark.parametrize("said", ["{", "[]", '{"boot": "BOOT"}', '{"boot": "BOOT", "wall": "soon"}'])
-def test_a_damaged_file_of_looks_is_replaced(machine: Machine, tmp_path: Path, said: str) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", '{"boot": "BOOT"}', '{"boot": "BOOT", "wall": "soon"}'])
+def test_a_damaged_file_of_clock_checks_is_replaced(machine: Machine, tmp_path: Path, content: str) -> None:
     file = tmp_path / "clock.json"
-    file.write_text(said.replace("BOOT", process.boot_id()))
-    assert machine.expiry(file).cutoff() is None
-    machine.passes(HOUR)
-    assert machine.expiry(file).cutoff() is not None
+    file.write_text(content.replace("BOOT", process.boot_id()))
+    assert machine.open_expiry(file).cutoff() is None
+    machine.advance(HOUR)
+    assert machine.open_expiry(file).cutoff() is not None
 
 
-def test_without_a_file_each_process_waits_by_itself(machine: Machine, tmp_path: Path) -> None:
+def test_without_a_file_each_process_confirms_the_clock_itself(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    expiry = machine.expiry(tmp_path / "file" / "clock.json")
+    expiry = machine.open_expiry(tmp_path / "file" / "clock.json")
     expiry.cutoff()
-    machine.passes(HOUR)
+    machine.advance(HOUR)
     assert expiry.cutoff() is not None
 
 
@@ -166,27 +167,27 @@ def test_without_a_file_each_process_waits_by_itself(machine: Machine, tmp_path:
 
 
 async def test_expired_records_are_removed_once_the_clock_is_confirmed(machine: Machine, folder: Path) -> None:
-    """Until then they exist for all."""
-    store = machine.store(folder)
+    """Before that, all processes can read expired records."""
+    store = machine.open_store(folder)
     await store.put("a", {"a": 1}, ttl_s=60)
     await store.put("stays", {}, ttl_s=DAY)
-    machine.passes(61)
+    machine.advance(61)
     await write_and_clean_up(store)
     assert await store.get("a") == {"a": 1}
     assert await store.add("a", {"a": 2}) is False
     assert [key async for key in store.list_keys("a")] == ["a"]
-    machine.passes(HOUR)
+    machine.advance(HOUR)
     await write_and_clean_up(store)
-    machine.passes(HOUR)
+    machine.advance(HOUR)
     await write_and_clean_up(store)
-    assert await names(store) == ["other", "stays"]
+    assert await list_keys(store) == ["other", "stays"]
     assert await store.add("a", {"a": 2}) is True
 
 
 async def test_a_clock_that_is_100_days_ahead_removes_nothing(machine: Machine, folder: Path) -> None:
-    """Not by writing, adding, swapping or reading; and its process finds the answers, too."""
-    right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
-    journal = await answered(right, machine.wall)
+    """Neither writes nor reads of the process remove answers, and the process itself finds them."""
+    right, wrong = machine.open_store(folder), machine.open_store(folder, ahead_s=100 * DAY)
+    journal = await save_answers(right, machine.wall)
     for number in range(60):
         await wrong.put(f"put/{number}", {})
         await wrong.add(f"added/{number}", {})
@@ -201,18 +202,18 @@ async def test_a_clock_that_is_100_days_ahead_removes_nothing(machine: Machine, 
 
 
 async def test_a_clock_that_is_set_while_a_process_runs_removes_nothing(machine: Machine, folder: Path) -> None:
-    store = machine.store(folder)
-    journal = await answered(store, machine.wall)
-    machine.passes(2 * HOUR)
+    store = machine.open_store(folder)
+    journal = await save_answers(store, machine.wall)
+    machine.advance(2 * HOUR)
     await write_and_clean_up(store)
     machine.wall.now += 100 * DAY
     await write_and_clean_up(store)
-    machine.passes(HOUR - 1)
+    machine.advance(HOUR - 1)
     await write_and_clean_up(store)
-    machine.wall.now -= 100 * DAY  # and is put right
-    machine.passes(HOUR)
+    machine.wall.now -= 100 * DAY  # the clock is corrected
+    machine.advance(HOUR)
     await write_and_clean_up(store)
-    machine.passes(HOUR)
+    machine.advance(HOUR)
     await write_and_clean_up(store)
     assert len(await journal.load_own("abcde")) == 5
 
@@ -222,24 +223,24 @@ async def test_pruning_with_a_wrong_clock_removes_only_the_oldest(
 ) -> None:
     monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 0.0)
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "100kB")
-    right, wrong = machine.store(folder), machine.store(folder, ahead_s=100 * DAY)
+    right, wrong = machine.open_store(folder), machine.open_store(folder, ahead_s=100 * DAY)
     await right.put("job/mine", {"at": machine.wall.now}, ttl_s=90 * DAY)
     for number in range(100):
         await right.put(f"run/{number:064}/a", {"at": machine.wall.now, "text": "x" * 1000}, ttl_s=90 * DAY)
-        machine.passes(60)
-    machine.passes(2 * DAY)
+        machine.advance(60)
+    machine.advance(2 * DAY)
     ahead = Journal(wrong, "next", lambda: machine.wall.now + 100 * DAY)
     await ahead.begin()
-    left = [key async for key in right.list_keys("run/0")]
-    assert 20 < len(left) < 100
-    assert left[-1] == f"run/{99:064}/a"
+    remaining = [key async for key in right.list_keys("run/0")]
+    assert 20 < len(remaining) < 100
+    assert remaining[-1] == f"run/{99:064}/a"
     assert await right.get("job/mine") is not None
 
 
-async def test_pruning_by_a_person_does_not_wait_for_the_clock(machine: Machine, folder: Path) -> None:
-    store = machine.store(folder)
-    journal = await answered(store, machine.wall)
-    machine.passes(100 * DAY)
+async def test_explicit_pruning_does_not_wait_for_a_confirmed_clock(machine: Machine, folder: Path) -> None:
+    store = machine.open_store(folder)
+    journal = await save_answers(store, machine.wall)
+    machine.advance(100 * DAY)
     assert (await prune(store, older_than_s=30 * DAY, clock=machine.wall)).answers == 5
     assert await journal.load_own("abcde") == {}
 
@@ -251,26 +252,26 @@ async def test_pruning_by_a_person_does_not_wait_for_the_clock(machine: Machine,
 async def test_a_wrong_clock_shortens_no_ttl_in_a_redis(
     redis_place: str, ahead: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis counts by its own clock."""
+    """The Redis server counts by its own clock."""
     import time
 
-    from tests.state.servers import client
+    from tests.state.servers import connect
 
     now = time.time
     url, _, prefix = redis_place.partition("#")
-    journal = await answered(opened(f"redis:{redis_place}"), Clock())
+    journal = await save_answers(open_store_at(f"redis:{redis_place}"), Clock())
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now() + ahead)
-        wrong = opened(f"redis:{redis_place}")
+        wrong = open_store_at(f"redis:{redis_place}")
         other = Journal(wrong, "run")
         assert len(await other.load_own("abcde")) == 5
         await other.begin()
         await other.save_answer("f", ANSWER.model_copy(update={"identity": "f"}))
         await wrong.swap("mine", None, {"a": 1}, ttl_s=DAY)
-    with client(url) as redis:
-        lasts = {key: redis.ttl(key) for key in redis.scan_iter(f"{prefix}record:*")}
-    assert len(lasts) == 1 + 6 + 6 + 1
-    mine = lasts.pop(f"{prefix}record:mine".encode())
+    with connect(url) as redis:
+        ttls = {key: redis.ttl(key) for key in redis.scan_iter(f"{prefix}record:*")}
+    assert len(ttls) == 1 + 6 + 6 + 1
+    mine = ttls.pop(f"{prefix}record:mine".encode())
     assert mine == pytest.approx(DAY, abs=60)
-    assert all(ttl == pytest.approx(90 * DAY, abs=60) for ttl in lasts.values())
+    assert all(ttl == pytest.approx(90 * DAY, abs=60) for ttl in ttls.values())
     assert len(await journal.load_own("abcdef")) == 6

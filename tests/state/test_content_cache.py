@@ -1,4 +1,4 @@
-"""The content cache: documents that can be made again, in a diskcache of limited size."""
+"""The content cache: documents that can be computed again, in a diskcache of limited size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_documents_are_cached_until_they_are_deleted(cache: ContentCache) 
     assert await cache.get_many(["a", "b"]) == {"b": {"n": 2}}
 
 
-async def test_there_is_one_cache_for_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_home_has_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
     assert open_content_cache() is open_content_cache()
     assert open_content_cache().folder == tmp_path / "contents"
@@ -50,7 +50,9 @@ async def test_old_documents_are_evicted_when_the_cache_is_full(
     assert "99/0" in found
 
 
-async def test_no_pickle_is_loaded(cache: ContentCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pickle_in_the_file_is_not_loaded(
+    cache: ContentCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     await cache.put_many({"a": {"n": 1}})
     with closing(sqlite3.connect(cache.folder / "cache.db", isolation_level=None)) as database:

@@ -1,4 +1,4 @@
-"""The store on this machine: damage, locks, forks and kills."""
+"""The store on a disk: damage, locks, forks and kills."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import disk
 from pollux_flows.state.disk import DiskStore
-from tests.state.places import listed, write_in_a_fork
+from tests.state.places import list_rows, write_in_a_fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,8 +29,8 @@ def store(tmp_path: Path) -> DiskStore:
     return DiskStore(tmp_path / "state")
 
 
-def database(store: DiskStore) -> sqlite3.Connection:
-    """A connection to the file of the store, bypassing it."""
+def connect(store: DiskStore) -> sqlite3.Connection:
+    """Connect to the database file of the store, bypassing the store."""
     return sqlite3.connect(store.folder / "cache.db", isolation_level=None)
 
 
@@ -38,7 +38,7 @@ def database(store: DiskStore) -> sqlite3.Connection:
 
 
 async def test_a_damaged_file_is_an_error(store: DiskStore) -> None:
-    """It is not taken for empty, and not overwritten."""
+    """A damaged file does not count as empty, and is not overwritten."""
     await store.put("a", {"answer": 1})
     store.close()
     file = store.folder / "cache.db"
@@ -51,7 +51,7 @@ async def test_a_damaged_file_is_an_error(store: DiskStore) -> None:
 
 async def test_damage_to_an_open_file_is_an_error(store: DiskStore) -> None:
     await store.put_many({f"a/{index:04}": {"answer": "x" * 1000} for index in range(500)})
-    with database(store) as connection:
+    with connect(store) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with (store.folder / "cache.db").open("r+b") as file:
         file.seek(8192)
@@ -65,18 +65,18 @@ async def test_a_damaged_record_is_an_error_that_names_it(store: DiskStore, data
     """Other records can be read, and this one can be replaced."""
     await store.put("a", {"answer": 1})
     await store.put("b", {"answer": 2})
-    database(store).execute("UPDATE Cache SET value = ? WHERE key = 'a'", (data,))
-    told, others = await asyncio.gather(store.get("a"), store.get("b"), return_exceptions=True)
-    assert isinstance(told, ConfigurationError)
-    assert "The record a in" in str(told)
-    assert others == {"answer": 2}
+    connect(store).execute("UPDATE Cache SET value = ? WHERE key = 'a'", (data,))
+    error, other = await asyncio.gather(store.get("a"), store.get("b"), return_exceptions=True)
+    assert isinstance(error, ConfigurationError)
+    assert "The record a in" in str(error)
+    assert other == {"answer": 2}
     with pytest.raises(ConfigurationError, match="record a"):
         await store.get_many(["b", "a"])
     with pytest.raises(ConfigurationError, match="record a"):
         await store.swap("a", {"answer": 1}, {"answer": 3})
     with pytest.raises(ConfigurationError, match="record a"):
         assert [key async for key, _ in store.scan("")]
-    assert await store.add("a", {}) is False  # it is not absent
+    assert await store.add("a", {}) is False  # the record is damaged, not absent
     await store.delete("a")
     assert await store.get("a") is None
 
@@ -87,15 +87,14 @@ class Bomb:
 
 
 @pytest.mark.parametrize("column", ["value", "key"])
-async def test_nothing_is_unpickled(
+async def test_a_pickle_in_the_file_is_not_loaded(
     store: DiskStore, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pickle that was written into the file is not loaded."""
     monkeypatch.chdir(tmp_path)
     await store.put("a", {})
-    database(store).execute(f"UPDATE Cache SET {column} = ?, mode = 4, raw = 1", (pickle.dumps(Bomb()),))  # noqa: S608
+    connect(store).execute(f"UPDATE Cache SET {column} = ?, mode = 4, raw = 1", (pickle.dumps(Bomb()),))  # noqa: S608
     if column == "key":
-        database(store).execute("UPDATE Cache SET raw = 0, mode = 1")
+        connect(store).execute("UPDATE Cache SET raw = 0, mode = 1")
         assert await store.get("a") is None
         assert [key async for key, _ in store.scan("")] == []
     else:
@@ -106,13 +105,13 @@ async def test_nothing_is_unpickled(
 
 async def test_a_table_of_another_layout_is_an_error(store: DiskStore) -> None:
     store.folder.mkdir()
-    database(store).execute("CREATE TABLE Cache (something)")
+    connect(store).execute("CREATE TABLE Cache (something)")
     with pytest.raises(ConfigurationError, match="is damaged"):
         await store.get("a")
 
 
 async def test_a_folder_that_was_moved_away_is_created_again(store: DiskStore) -> None:
-    """No write goes to the old file."""
+    """Later writes do not go to the moved file."""
     await store.put("a", {})
     store.folder.rename(store.folder.with_name("moved"))
     await store.put("b", {})
@@ -121,7 +120,7 @@ async def test_a_folder_that_was_moved_away_is_created_again(store: DiskStore) -
 
 
 async def test_each_commit_is_synced(store: DiskStore) -> None:
-    """Also on a connection that replaces a broken one: answers survive a power cut."""
+    """Each connection has these settings, so that answers survive a power cut."""
     for _ in range(2):
         await store.put("a", {})
         assert await store._run(lambda connection: connection.execute("PRAGMA synchronous").fetchone()) == (2,)
@@ -129,28 +128,28 @@ async def test_each_commit_is_synced(store: DiskStore) -> None:
         store._disconnect()
 
 
-# --- Room ---------------------------------------------------------------------------------------------------------
+# --- Listing and size ---------------------------------------------------------------------------------------------
 
 
 async def test_an_expired_record_is_listed_as_expired(store: DiskStore) -> None:
     await store.put("b", {"at": 1.0})
     await store.put("a", {"at": 2.0}, ttl_s=0.01)
     await asyncio.sleep(0.02)
-    rows = await listed(store)
+    rows = await list_rows(store)
     assert [(row.key, row.expired) for row in rows] == [("b", False), ("a", True)]
     assert len(await store.delete_rows(rows[1:])) == 1
-    assert [row.key for row in await listed(store)] == ["b"]
+    assert [row.key for row in await list_rows(store)] == ["b"]
 
 
 async def test_a_record_that_is_written_again_is_listed_last(store: DiskStore) -> None:
     for key in ("a", "b", "a"):
         await store.put(key, {})
-    assert [row.key for row in await listed(store)] == ["b", "a"]
+    assert [row.key for row in await list_rows(store)] == ["b", "a"]
 
 
 async def test_deleting_records_makes_the_file_smaller(store: DiskStore) -> None:
     await store.put_many({f"a/{index:04}": {"text": "x" * 1000} for index in range(2000)})
-    rows = await listed(store)
+    rows = await list_rows(store)
     store.close()
     file = store.folder / "cache.db"
     full = file.stat().st_size
@@ -166,10 +165,10 @@ async def test_a_write_lock_of_another_process_blocks_neither_loop_nor_readers(s
     await store.put("a", {})
     reader = DiskStore(store.folder)
     await reader.get("a")
-    other = database(store)
+    other = connect(store)
     other.execute("BEGIN IMMEDIATE")
     writing = asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(100)))
-    for _ in range(20):  # were this thread the one that waits, it would do so for ever: it has the lock itself
+    for _ in range(20):  # if the loop waited for the lock, this test would deadlock, because it has the lock itself
         await asyncio.sleep(0.002)
     assert await reader.get("a") == {}
     assert not writing.done()
@@ -180,7 +179,7 @@ async def test_a_write_lock_of_another_process_blocks_neither_loop_nor_readers(s
 async def test_a_lock_that_lasts_too_long_is_an_error(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.put("a", {})
     monkeypatch.setattr(disk, "_PATIENCE_S", 0.05)
-    other = database(store)
+    other = connect(store)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(ConfigurationError, match=r"locked.*stopped or stuck"):
         await store.put("a", {"b": 1})
@@ -190,9 +189,9 @@ async def test_a_lock_that_lasts_too_long_is_an_error(store: DiskStore, monkeypa
 
 async def test_operations_of_one_batch_are_executed_in_order(store: DiskStore) -> None:
     await store.put("a", {"n": 0})
-    other = database(store)
+    other = connect(store)
     other.execute("BEGIN IMMEDIATE")
-    doing = [
+    tasks = [
         asyncio.create_task(each)
         for each in (
             store.put("b", {"n": 1}),
@@ -203,9 +202,9 @@ async def test_operations_of_one_batch_are_executed_in_order(store: DiskStore) -
             store.add("b", {"n": 4}),
         )
     ]
-    await asyncio.sleep(0)  # each has begun
+    await asyncio.sleep(0)  # so that each task has begun
     other.rollback()
-    await asyncio.gather(*doing)
+    await asyncio.gather(*tasks)
     assert await store.get_many(["a", "b"]) == {"a": {"n": 2}, "b": {"n": 4}}
 
 
@@ -220,7 +219,7 @@ async def test_many_writes_take_few_commits(store: DiskStore, monkeypatch: pytes
         return execute(batch)
 
     monkeypatch.setattr(store, "_execute", execute_and_count)
-    other = database(store)
+    other = connect(store)
     other.execute("BEGIN IMMEDIATE")
     writing = asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(200)))
     await asyncio.sleep(0)
@@ -232,12 +231,12 @@ async def test_many_writes_take_few_commits(store: DiskStore, monkeypatch: pytes
 
 async def test_a_failed_write_does_not_fail_others_of_its_batch(store: DiskStore) -> None:
     await store.put("a", {})
-    other = database(store)
+    other = connect(store)
     other.execute(
         "CREATE TRIGGER refuse BEFORE INSERT ON Cache WHEN NEW.key = 'bad' BEGIN SELECT RAISE(ROLLBACK, 'no'); END"
     )
-    told = await asyncio.gather(*(store.put(key, {}) for key in ("b", "bad", "c")), return_exceptions=True)
-    assert [isinstance(each, ConfigurationError) for each in told] == [False, True, False]
+    results = await asyncio.gather(*(store.put(key, {}) for key in ("b", "bad", "c")), return_exceptions=True)
+    assert [isinstance(each, ConfigurationError) for each in results] == [False, True, False]
     assert sorted(await store.get_many(["b", "bad", "c"])) == ["b", "c"]
 
 
@@ -247,14 +246,14 @@ async def test_a_failed_write_does_not_fail_others_of_its_batch(store: DiskStore
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking with threads: that is the point
 def test_a_store_works_in_a_fork(store: DiskStore) -> None:
-    """Although the thread of the parent is not there."""
+    """The thread of the parent does not exist in the fork."""
     write_in_a_fork(store)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_fork_may_happen_while_another_thread_is_within_sqlite(store: DiskStore) -> None:
-    """In a process of its own: connections of earlier tests, closed during a fork, would be within SQLite as well."""
+    """The test needs its own process, because connections of earlier tests could be closed during a fork."""
     process = multiprocessing.get_context("spawn").Process(target=fork_while_writing, args=(store.folder,))
     process.start()
     process.join(60)
@@ -264,7 +263,7 @@ def test_a_fork_may_happen_while_another_thread_is_within_sqlite(store: DiskStor
 
 
 def fork_while_writing(folder: Path) -> None:
-    """Fork twenty times, while another thread writes all the time."""
+    """Fork twenty times while another thread writes."""
     store, done = DiskStore(folder), threading.Event()
 
     async def write() -> None:
@@ -285,14 +284,14 @@ def fork_while_writing(folder: Path) -> None:
 async def test_concurrent_writers_wait_for_a_lock_together(
     store: DiskStore, monkeypatch: pytest.MonkeyPatch, waiting: int
 ) -> None:
-    """Their patience does not add up."""
+    """The waits of several writers do not add up."""
     await store.put("a", {})
     monkeypatch.setattr(disk, "_PATIENCE_S", 0.3)
-    other = database(store)
+    other = connect(store)
     other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
-    told = await asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(waiting)), return_exceptions=True)
-    assert all("locked" in str(each) for each in told)
+    results = await asyncio.gather(*(store.put(f"b/{index}", {}) for index in range(waiting)), return_exceptions=True)
+    assert all("locked" in str(each) for each in results)
     assert time.monotonic() - began < 0.3 * 3
     other.rollback()
 
@@ -303,11 +302,11 @@ def test_acknowledged_writes_survive_a_kill(store: DiskStore) -> None:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert process.stdout is not None
         for _ in range(20 + 7 * round_):
-            told = int(process.stdout.readline())
+            acknowledged = int(process.stdout.readline())
         os.kill(process.pid, signal.SIGKILL)
-        told = max([told, *map(int, process.stdout.read().split("\n")[:-1])])
+        acknowledged = max([acknowledged, *map(int, process.stdout.read().split("\n")[:-1])])
         process.wait()
         process.stdout.close()
-        found = asyncio.run(store.get_many([f"paid/{index}" for index in range(told)]))
-        assert len(found) == told >= 100
+        found = asyncio.run(store.get_many([f"paid/{index}" for index in range(acknowledged)]))
+        assert len(found) == acknowledged >= 100
         asyncio.run(store.delete(*found))

@@ -1,4 +1,4 @@
-"""Home: the folder of the embedded state, and the errors where it cannot be used."""
+"""Home: the folder of the embedded state, and errors if it cannot be used."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.home import home
 from pollux_flows.state.store import open_store
-from tests.state.places import opened, read_only, run
+from tests.state.places import open_store_at, remount_read_only, run
 
 SMALL_DISK_MIB = 1
 
 
-# --- Where --------------------------------------------------------------------------------------------------------
+# --- Location -----------------------------------------------------------------------------------------------------
 
 
 def test_home_is_the_folder_of_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_home_is_the_folder_of_the_variable(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POLLUX_HOME", " mine ")
     assert home() == tmp_path / "mine"
-    assert not home().exists()  # not before there is something to keep
+    assert not home().exists()  # it is created with the first record
 
 
 def test_home_is_in_the_home_of_prefect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_finding_home_does_not_import_prefect() -> None:
     assert done.stdout == "False\n"
 
 
-async def test_there_is_one_store_for_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_each_home_has_one_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "one"))
     one = open_store()
     assert open_store() is one
@@ -60,17 +60,17 @@ async def test_there_is_one_store_for_a_home(monkeypatch: pytest.MonkeyPatch, tm
 
 
 async def test_the_state_is_private_to_its_user(tmp_path: Path) -> None:
-    await opened(f"disk:{tmp_path / 'state'}").put("a", {})
+    await open_store_at(f"disk:{tmp_path / 'state'}").put("a", {})
     assert (tmp_path / "state").stat().st_mode & 0o077 == 0
 
 
-# --- Where it cannot ------------------------------------------------------------------------------------------------
+# --- Errors ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_file_in_the_place_of_home_is_an_error(tmp_path: Path) -> None:
-    """At the first use; and once it is a folder, it is used."""
+    """The error is raised at the first use, and no longer once the file is gone."""
     (tmp_path / "file").touch()
-    store = opened(f"disk:{tmp_path / 'file' / 'state'}")
+    store = open_store_at(f"disk:{tmp_path / 'file' / 'state'}")
     with pytest.raises(ConfigurationError, match=r"file.*POLLUX_HOME"):
         await store.get("a")
     (tmp_path / "file").unlink()
@@ -78,43 +78,43 @@ async def test_a_file_in_the_place_of_home_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_a_home_that_cannot_be_written_to_is_an_error(small_disk: Path) -> None:
-    """Also for reading: an answer that cannot be saved must not be asked for."""
+    """Even a read fails, because an answer that cannot be saved must not be asked for."""
     store = DiskStore(small_disk / "state")
     await store.put("a", {})
     store.close()
-    read_only(small_disk)
+    remount_read_only(small_disk)
     for folder in ("state", "new"):
         with pytest.raises(ConfigurationError, match=r"cannot be written to.*POLLUX_HOME"):
-            await opened(f"disk:{small_disk / folder}").get("a")
+            await open_store_at(f"disk:{small_disk / folder}").get("a")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 async def test_a_folder_of_another_user_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(mode=0o500)
     with pytest.raises(ConfigurationError, match=r"cannot be written to.*POLLUX_HOME"):
-        await opened(f"disk:{tmp_path / 'theirs' / 'state'}").get("a")
+        await open_store_at(f"disk:{tmp_path / 'theirs' / 'state'}").get("a")
 
 
-async def test_a_full_disk_is_an_error_for_writes_alone(small_disk: Path) -> None:
-    """Earlier records are read, and with room again, writes succeed."""
+async def test_a_full_disk_is_an_error_only_for_writes(small_disk: Path) -> None:
+    """Earlier records can be read, and writes succeed once there is room again."""
     (small_disk / "others").write_bytes(b"x" * 300_000)
-    store = opened(f"disk:{small_disk / 'state'}")
-    told = None
-    for kept in range(100):
+    store = open_store_at(f"disk:{small_disk / 'state'}")
+    message = None
+    for saved in range(100):
         try:
-            await store.put(f"much/{kept}", {"answer": "x" * 10_000})
+            await store.put(f"much/{saved}", {"answer": "x" * 10_000})
         except ConfigurationError as error:
-            told = str(error)
+            message = str(error)
             break
-    assert told is not None
-    assert "no room left" in told
-    assert kept > 0
-    assert len([key async for key, _ in store.scan("much/")]) == kept
-    late = opened(f"disk:{small_disk / 'state'}")
+    assert message is not None
+    assert "no room left" in message
+    assert saved > 0
+    assert len([key async for key, _ in store.scan("much/")]) == saved
+    late = open_store_at(f"disk:{small_disk / 'state'}")
     with pytest.raises(ConfigurationError, match="no room left"):
         await late.put("more", {"answer": "x" * 10_000})
-    assert len([key async for key, _ in late.scan("much/")]) == kept  # which is open by now, and before:
-    assert await opened(f"disk:{small_disk / 'state'}").get("much/0") is not None
+    assert len([key async for key, _ in late.scan("much/")]) == saved  # this store is open; a new one can read as well:
+    assert await open_store_at(f"disk:{small_disk / 'state'}").get("much/0") is not None
     (small_disk / "others").unlink()
     await late.put("more", {"answer": "x" * 10_000})
     await store.put("more", {"answer": "x" * 10_000})
@@ -123,7 +123,7 @@ async def test_a_full_disk_is_an_error_for_writes_alone(small_disk: Path) -> Non
 async def test_a_full_disk_is_an_error_at_the_first_record(small_disk: Path) -> None:
     (small_disk / "others").write_bytes(b"x" * (1024 * 1024 - 8192))
     with pytest.raises(ConfigurationError, match=r"no room left|disk failed"):
-        await opened(f"disk:{small_disk / 'state'}").put("a", {"answer": "x" * 50_000})
+        await open_store_at(f"disk:{small_disk / 'state'}").put("a", {"answer": "x" * 50_000})
 
 
 def test_a_limit_of_file_sizes_is_an_error(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_a_limit_of_file_sizes_is_an_error(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.startswith("ConfigurationError: ")
     assert "this was not saved" in done.stdout
-    kept = run(_count(f"disk:{tmp_path / 'state'}"))
-    assert 0 < kept < 100
+    saved = run(_count_records(f"disk:{tmp_path / 'state'}"))
+    assert 0 < saved < 100
 
 
-async def _count(address: str) -> int:
-    return len([key async for key, _ in opened(address).scan("much/")])
+async def _count_records(address: str) -> int:
+    return len([key async for key, _ in open_store_at(address).scan("much/")])

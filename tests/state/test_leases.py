@@ -19,27 +19,27 @@ from pollux_flows.state.leases import (
     wait_for_release,
 )
 from pollux_flows.state.store import Json, Store
-from tests.state.places import Clock, acquire_one, at_once, opened
+from tests.state.places import Clock, acquire_one, open_store_at, run_at_once
 
-# --- Winning ------------------------------------------------------------------------------------------------------
+# --- Acquiring ----------------------------------------------------------------------------------------------------
 
 
 def test_one_of_eight_processes_acquires_the_lease(address: str) -> None:
-    assert sum(at_once(8, partial(acquire_one, address))) == 1
+    assert sum(run_at_once(8, partial(acquire_one, address))) == 1
 
 
 async def test_one_of_fifty_coroutines_acquires_the_lease(store: Store) -> None:
-    lease = await asyncio.gather(*(acquire_lease(store, "a", f"owner {index}") for index in range(50)))
-    assert sum(each is not None for each in lease) == 1
+    leases = await asyncio.gather(*(acquire_lease(store, "a", f"owner {index}") for index in range(50)))
+    assert sum(each is not None for each in leases) == 1
 
 
 async def test_the_intent_is_written_with_the_lease(store: Store, clock: Clock) -> None:
-    """In one write."""
-    await store.put("a", {"said": 1})
-    lease = await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda record: {**record, "meant": 2})
+    """Lease and intent are one write."""
+    await store.put("a", {"old": 1})
+    lease = await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda record: {**record, "intent": 2})
     assert lease is not None
     record = await store.get("a")
-    assert strip_lease(record) == {"said": 1, "meant": 2}
+    assert strip_lease(record) == {"old": 1, "intent": 2}
     assert get_owner(record, clock()) == "me"
 
 
@@ -48,7 +48,7 @@ async def test_without_an_intent_no_lease_is_acquired(store: Store) -> None:
     assert await store.get("a") is None
 
 
-# --- Ending -------------------------------------------------------------------------------------------------------
+# --- Releasing ----------------------------------------------------------------------------------------------------
 
 
 async def test_the_outcome_releases_the_lease(store: Store, clock: Clock) -> None:
@@ -56,13 +56,13 @@ async def test_the_outcome_releases_the_lease(store: Store, clock: Clock) -> Non
     assert lease is not None
     await lease.finish(lambda _: {"answer": 1})
     assert await store.get("a") == {"answer": 1}
-    with pytest.raises(LeaseLostError):  # it ended
+    with pytest.raises(LeaseLostError):  # the lease has ended
         await lease.finish(lambda _: {"answer": 2})
     assert await store.get("a") == {"answer": 1}
 
 
 async def test_a_release_leaves_the_record_unchanged(store: Store) -> None:
-    for before in ({"said": 1}, None):
+    for before in ({"old": 1}, None):
         if before is not None:
             await store.put("a", before)
         lease = await acquire_lease(store, "a", "me")
@@ -74,13 +74,13 @@ async def test_a_release_leaves_the_record_unchanged(store: Store) -> None:
 
 
 async def test_the_outcome_may_delete_the_record(store: Store) -> None:
-    lease = await acquire_lease(store, "a", "me", intent=lambda _: {"meant": 1})
+    lease = await acquire_lease(store, "a", "me", intent=lambda _: {"intent": 1})
     assert lease is not None
     await lease.finish(lambda _: None)
     assert await store.get("a") is None
 
 
-# --- Dying --------------------------------------------------------------------------------------------------------
+# --- Running out --------------------------------------------------------------------------------------------------
 
 
 async def test_a_lease_that_ran_out_is_acquired_by_another_owner(store: Store, clock: Clock) -> None:
@@ -131,7 +131,7 @@ async def test_a_lease_is_renewed_during_long_work(store: Store, clock: Clock) -
         for _ in range(5):
             clock.now += 0.15
             assert await acquire_lease(store, "a", "other", 0.2, clock=clock) is None
-            while get_owner(await store.get("a"), clock() + 0.1) is None:  # noqa: ASYNC110 (seen from outside)
+            while get_owner(await store.get("a"), clock() + 0.1) is None:  # noqa: ASYNC110 (a renewal sets no event)
                 await asyncio.sleep(0.001)
     await lease.finish(lambda _: {"answer": 1})
 
@@ -150,83 +150,83 @@ async def test_a_lease_survives_an_outage_of_the_store(store: Store, monkeypatch
 
     monkeypatch.setattr(store, "swap", refuse_once)
     async with lease.keep_alive():
-        while asked < 3:  # noqa: ASYNC110 (heartbeats, seen from outside)
+        while asked < 3:  # noqa: ASYNC110 (a renewal sets no event)
             await asyncio.sleep(0.01)
     await lease.finish(lambda _: {"answer": 1})
 
 
 async def test_a_cancelled_acquisition_is_undone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if the store had written it."""
-    await store.put("a", {"said": 1})
+    """The store had already written the lease."""
+    await store.put("a", {"old": 1})
     swap, swapped, answer = store.swap, asyncio.Event(), asyncio.Event()
 
-    async def slow(key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
+    async def swap_slowly(key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
         done = await swap(key, old, new, ttl_s)
         swapped.set()
         await answer.wait()
         return done
 
-    monkeypatch.setattr(store, "swap", slow)
-    taking = asyncio.ensure_future(acquire_lease(store, "a", "me", intent=lambda record: {**record, "meant": 2}))
+    monkeypatch.setattr(store, "swap", swap_slowly)
+    acquiring = asyncio.ensure_future(acquire_lease(store, "a", "me", intent=lambda record: {**record, "intent": 2}))
     await swapped.wait()
-    taking.cancel()
+    acquiring.cancel()
     await asyncio.sleep(0)
     answer.set()
     with pytest.raises(asyncio.CancelledError):
-        await taking
-    assert await store.get("a") == {"said": 1}
+        await acquiring
+    assert await store.get("a") == {"old": 1}
 
 
-# --- Others -------------------------------------------------------------------------------------------------------
+# --- Other processes ----------------------------------------------------------------------------------------------
 
 
 async def test_others_may_change_the_record_during_a_lease(store: Store, clock: Clock) -> None:
     """The lease stays with its owner until it runs out."""
     lease = await acquire_lease(store, "a", "me", 10, clock=clock)
     assert lease is not None
-    told: list[bool] = []
+    seen: list[bool] = []
 
-    def note(record: Json, held: bool) -> Json:
-        told.append(held)
+    def note(record: Json, is_leased: bool) -> Json:
+        seen.append(is_leased)
         return {**record, "notes": [*record.get("notes", []), 1]}
 
     await change_record(store, "a", note, clock=clock)
     await lease.renew()
     clock.now += 11
     await change_record(store, "a", note, clock=clock)
-    assert told == [True, False]
+    assert seen == [True, False]
     with pytest.raises(LeaseLostError):
         await lease.finish(lambda _: {"answer": 1})
     assert await store.get("a") == {"notes": [1, 1]}
 
 
 async def test_no_concurrent_change_is_lost(store: Store) -> None:
-    def more(record: Json, _: bool) -> Json:
+    def increment(record: Json, _: bool) -> Json:
         return {"count": record.get("count", 0) + 1}
 
-    await asyncio.gather(*(change_record(store, "a", more) for _ in range(30)))
+    await asyncio.gather(*(change_record(store, "a", increment) for _ in range(30)))
     assert await store.get("a") == {"count": 30}
     await change_record(store, "a", lambda _, __: None)
     assert await store.get("a") is None
 
 
-async def test_waiters_get_the_outcome(store: Store, address: str) -> None:
+async def test_waiters_get_the_record_after_a_release(store: Store, address: str) -> None:
     lease = await acquire_lease(store, "a", "me")
     assert lease is not None
-    waiting = [asyncio.ensure_future(wait_for_release(opened(address), "a")) for _ in range(3)]
+    waiting = [asyncio.ensure_future(wait_for_release(open_store_at(address), "a")) for _ in range(3)]
     await lease.renew()
     assert not any(each.done() for each in waiting)
     await lease.finish(lambda _: {"answer": 1})
     assert await asyncio.gather(*waiting) == [{"answer": 1}] * 3
 
 
-async def test_waiters_go_on_when_a_lease_runs_out(store: Store, clock: Clock) -> None:
-    await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda _: {"meant": 1})
+async def test_waiters_get_the_record_when_a_lease_runs_out(store: Store, clock: Clock) -> None:
+    await acquire_lease(store, "a", "me", 10, clock=clock, intent=lambda _: {"intent": 1})
     waiting = asyncio.ensure_future(wait_for_release(store, "a", clock=clock))
     await store.get("a")
     assert not waiting.done()
     clock.now += 11
-    assert await waiting == {"meant": 1}
+    assert await waiting == {"intent": 1}
 
 
 async def test_waiters_time_out(store: Store) -> None:
@@ -243,8 +243,8 @@ def test_backoff_pauses_grow_and_differ() -> None:
     assert min(one[-5:]) >= 0.25
 
 
-async def test_work_is_completed_although_it_is_cancelled_often() -> None:
-    """The cancellation is raised afterwards."""
+async def test_run_to_completion_finishes_its_work_although_it_is_cancelled() -> None:
+    """The cancellation is raised after the work has ended."""
     go, done = asyncio.Event(), False
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Ledger: a file is uploaded once for all that need it, whichever of them is cancelled."""
+"""Ledger: a file is uploaded once for all its owners, also if some of them are cancelled."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 
 from pollux_flows.state.ledger import Ledger, Uploaded, UploadKey
 from pollux_flows.state.store import Store
-from tests.state.places import DAY, KEY, Clock, Provider, opened, removed
+from tests.state.places import DAY, KEY, Clock, Provider, delete_due_files, open_store_at
 
-# --- One upload for all -------------------------------------------------------------------------------------------
+# --- One upload for all owners ------------------------------------------------------------------------------------
 
 
 async def test_a_file_is_uploaded_once(ledger: Ledger, provider: Provider, address: str, clock: Clock) -> None:
-    """For all coroutines and runs."""
+    """All coroutines and runs get the same file."""
     first = await asyncio.gather(*(ledger.acquire(KEY, f"run {index % 3}", provider.upload) for index in range(60)))
-    later = await Ledger(opened(address), clock).acquire(KEY, "later", provider.upload)
+    later = await Ledger(open_store_at(address), clock).acquire(KEY, "later", provider.upload)
     assert {each.file_id for each in [*first, later]} == {"file-1"}
     assert later == first[0]
     assert len(provider.markers) == 1
@@ -38,8 +38,8 @@ async def test_another_key_is_another_file(ledger: Ledger, provider: Provider, o
     assert len(provider.markers) == 2
 
 
-def test_every_field_is_in_the_key() -> None:
-    """A new field at its default leaves the names of all entries unchanged."""
+def test_every_field_of_an_upload_key_is_in_its_name() -> None:
+    """A new field must leave the names of entries with its default unchanged."""
     assert set(UploadKey.model_fields) == {"provider", "base_url", "account", "sha256", "mime_type"}
     assert KEY.name == "upload/55560b831fa4e1c238a3eed6108e8e2f1638a70c08a7562d36ab2e4c513e7120"
 
@@ -60,7 +60,7 @@ async def test_the_intent_is_recorded_before_the_upload(ledger: Ledger, store: S
 
 
 async def test_a_file_that_soon_expires_is_uploaded_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Each owner says how soon is too soon."""
+    """Each owner sets its own margin."""
     await ledger.acquire(KEY, "run", provider.upload)
     clock.now += 2 * DAY - 700
     assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-1"
@@ -71,14 +71,14 @@ async def test_a_file_that_soon_expires_is_uploaded_again(ledger: Ledger, provid
 
 
 async def test_waiters_use_the_uploaded_file_however_short_lived(ledger: Ledger, provider: Provider) -> None:
-    """Another upload would bring no better one."""
-    provider.lives_s = 100
-    held = await asyncio.gather(*(ledger.acquire(KEY, "run", provider.upload) for _ in range(10)))
-    assert {each.file_id for each in held} == {"file-1"}
+    """Another upload would not live longer."""
+    provider.lifetime_s = 100
+    files = await asyncio.gather(*(ledger.acquire(KEY, "run", provider.upload) for _ in range(10)))
+    assert {each.file_id for each in files} == {"file-1"}
 
 
 async def test_a_file_without_expiry_stays(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    provider.lives_s = None
+    provider.lifetime_s = None
     await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
     clock.now += 1000 * DAY
     assert (await ledger.acquire(KEY, "job", provider.upload, owner_s=None)).file_id == "file-1"
@@ -94,13 +94,13 @@ async def test_a_file_that_the_provider_lost_is_uploaded_again_once(ledger: Ledg
     assert await ledger.release("run") == []
 
 
-# --- Cancelled ----------------------------------------------------------------------------------------------------
+# --- Cancellation -------------------------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_waiter_disturbs_no_other(ledger: Ledger, provider: Provider) -> None:
+async def test_a_cancelled_waiter_does_not_affect_the_others(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     others = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(10)]
     await asyncio.sleep(0.02)
     for each in others[:5]:
@@ -112,12 +112,12 @@ async def test_a_cancelled_waiter_disturbs_no_other(ledger: Ledger, provider: Pr
 
 
 async def test_an_upload_goes_on_for_waiters_if_its_owner_is_cancelled(ledger: Ledger, provider: Provider) -> None:
-    """And its release does not delete the file."""
+    """The release of the cancelled owner does not delete the file."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     others = [asyncio.ensure_future(ledger.acquire(KEY, "other", provider.upload)) for _ in range(5)]
-    await waited_for(ledger, "other")
+    await wait_for_owner(ledger, "other")
     first.cancel()
     await asyncio.sleep(0.02)
     provider.gate.set()
@@ -129,12 +129,12 @@ async def test_an_upload_goes_on_for_waiters_if_its_owner_is_cancelled(ledger: L
 
 
 async def test_an_upload_ends_once_all_its_owners_are_cancelled(ledger: Ledger, provider: Provider) -> None:
-    """Its possible file is looked for later."""
+    """A later sweep searches for the file that may have arrived."""
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     other = asyncio.ensure_future(ledger.acquire(KEY, "other", provider.upload))
-    await waited_for(ledger, "other")
+    await wait_for_owner(ledger, "other")
     first.cancel()
     other.cancel()
     await asyncio.wait([other])
@@ -146,14 +146,14 @@ async def test_an_upload_ends_once_all_its_owners_are_cancelled(ledger: Ledger, 
     provider.clock.now += ledger.lease_s
     (orphan,) = await ledger.list_due()
     assert (orphan.marker, orphan.uploaded, orphan.reason) == (provider.markers[0], None, "orphan")
-    assert await removed(ledger, [orphan]) == [provider.markers[0]]
+    assert await delete_due_files(ledger, [orphan]) == [provider.markers[0]]
     assert await ledger.list_due() == []
 
 
 async def test_an_upload_without_waiters_is_cancelled_with_its_owner(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -161,26 +161,26 @@ async def test_an_upload_without_waiters_is_cancelled_with_its_owner(ledger: Led
     assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-2"
 
 
-async def waited_for(ledger: Ledger, owner: str) -> None:
+async def wait_for_owner(ledger: Ledger, owner: str) -> None:
     """Wait until `owner` is recorded as an owner of the file."""
     async with asyncio.timeout(5):
-        while owner not in (await ledger.store.get(KEY.name) or {}).get("owners", {}):  # noqa: ASYNC110 (seen from outside)
+        while owner not in (await ledger.store.get(KEY.name) or {}).get("owners", {}):  # noqa: ASYNC110 (a record sets no event)
             await asyncio.sleep(0.001)
 
 
 async def test_an_uploaded_file_is_recorded_although_its_owner_is_cancelled(
     ledger: Ledger, provider: Provider, store: Store
 ) -> None:
-    holding: list[asyncio.Task[Uploaded]] = []
+    tasks: list[asyncio.Task[Uploaded]] = []
 
     async def upload(marker: str) -> Uploaded:
         uploaded = await provider.upload(marker)
-        holding[0].cancel()  # it learns of that when it next waits, which is for the record
+        tasks[0].cancel()  # takes effect at the next await, which writes the record
         return uploaded
 
-    holding.append(asyncio.ensure_future(ledger.acquire(KEY, "run", upload)))
+    tasks.append(asyncio.ensure_future(ledger.acquire(KEY, "run", upload)))
     with pytest.raises(asyncio.CancelledError):
-        await holding[0]
+        await tasks[0]
     assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-1"
     assert len(provider.markers) == 1
     assert set((await store.get(KEY.name) or {})["owners"]) == {"run", "other"}

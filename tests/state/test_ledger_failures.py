@@ -1,4 +1,4 @@
-"""Ledger: uploads that fail, and uploaders that lose their lease."""
+"""Ledger: failed uploads, and uploaders that lose their lease."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from pollux_flows.errors import APIError, ConfigurationError, RateLimitError, SourceError
 from pollux_flows.state.ledger import Ledger, Uploaded
 from pollux_flows.state.store import Store
-from tests.state.places import KEY, Clock, Provider, removed
+from tests.state.places import KEY, Clock, Provider, delete_due_files
 
-# --- Failed -------------------------------------------------------------------------------------------------------
+# --- Failures -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -25,24 +25,24 @@ from tests.state.places import KEY, Clock, Provider, removed
 async def test_a_failed_upload_fails_for_all_waiters(
     ledger: Ledger, provider: Provider, error: Exception, clock: Clock
 ) -> None:
-    """None of them tries again; a later run does."""
-    provider.fails = [error]
+    """No waiter uploads again; a later run does."""
+    provider.errors = [error]
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.acquire(KEY, f"run {index}", provider.upload)) for index in range(10)]
-    await provider.asked()
+    waiting = [asyncio.ensure_future(ledger.acquire(KEY, f"run {index}", provider.upload)) for index in range(10)]
+    await provider.wait_for_uploads()
     clock.now += 1
     provider.gate.set()
-    told = await asyncio.gather(*holding, return_exceptions=True)
-    assert [type(each) for each in told] == [type(error)] * 10
-    assert {str(each) for each in told} == {str(error)}
-    assert all(vars(each) == vars(error) for each in told if isinstance(each, Exception))
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(each) for each in results] == [type(error)] * 10
+    assert {str(each) for each in results} == {str(error)}
+    assert all(vars(each) == vars(error) for each in results if isinstance(each, Exception))
     assert len(provider.markers) == 1
     assert (await ledger.acquire(KEY, "later", provider.upload)).file_id == "file-2"
 
 
-async def test_a_run_does_not_repeat_a_final_failure(ledger: Ledger, provider: Provider) -> None:
-    """Until it has been released."""
-    provider.fails = [APIError("No.", retryable=False), APIError("No.", retryable=False)]
+async def test_a_run_does_not_repeat_an_upload_after_a_final_failure(ledger: Ledger, provider: Provider) -> None:
+    """After its release, the run may upload again."""
+    provider.errors = [APIError("No.", retryable=False), APIError("No.", retryable=False)]
     for _ in range(3):
         with pytest.raises(APIError, match="No"):
             await ledger.acquire(KEY, "run", provider.upload)
@@ -54,16 +54,16 @@ async def test_a_run_does_not_repeat_a_final_failure(ledger: Ledger, provider: P
     assert (await ledger.acquire(KEY, "other", provider.upload)).file_id == "file-3"
 
 
-async def test_a_run_repeats_a_failure_that_may_pass(ledger: Ledger, provider: Provider) -> None:
-    provider.fails = [APIError("Busy.", retryable=True)]
+async def test_a_run_repeats_an_upload_after_a_retryable_failure(ledger: Ledger, provider: Provider) -> None:
+    provider.errors = [APIError("Busy.", retryable=True)]
     with pytest.raises(APIError, match="Busy"):
         await ledger.acquire(KEY, "run", provider.upload)
     assert (await ledger.acquire(KEY, "run", provider.upload)).file_id == "file-2"
 
 
 async def test_a_failure_is_forgotten_after_a_while(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Also by a run that was killed before its release."""
-    provider.fails = [APIError("No.", retryable=False)]
+    """A run that was killed before its release may upload the file again after a while."""
+    provider.errors = [APIError("No.", retryable=False)]
     with pytest.raises(APIError, match="No"):
         await ledger.acquire(KEY, "run", provider.upload)
     clock.now += 601
@@ -73,16 +73,16 @@ async def test_a_failure_is_forgotten_after_a_while(ledger: Ledger, provider: Pr
 async def test_the_text_of_a_foreign_error_is_not_saved(
     ledger: Ledger, provider: Provider, store: Store, clock: Clock
 ) -> None:
-    """It may contain a key: other runs get its class alone."""
-    provider.fails = [ValueError("Bearer sk-secret")]
+    """The text may contain a key, so other runs get only the class of the error."""
+    provider.errors = [ValueError("Bearer sk-secret")]
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(3)]
-    await provider.asked()
+    waiting = [asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload)) for _ in range(3)]
+    await provider.wait_for_uploads()
     clock.now += 1
     provider.gate.set()
-    told = await asyncio.gather(*holding, return_exceptions=True)
-    assert sorted(type(each).__name__ for each in told) == ["APIError", "APIError", "ValueError"]
-    assert all("ValueError" in str(each) for each in told if isinstance(each, APIError))
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in results) == ["APIError", "APIError", "ValueError"]
+    assert all("ValueError" in str(each) for each in results if isinstance(each, APIError))
     assert "secret" not in str([record async for _, record in store.scan("")])
 
 
@@ -97,7 +97,7 @@ async def test_the_text_of_a_foreign_error_is_not_saved(
 async def test_a_file_that_may_have_arrived_is_looked_for(
     ledger: Ledger, provider: Provider, clock: Clock, error: Exception, looked_for: bool
 ) -> None:
-    provider.fails = [error]
+    provider.errors = [error]
     with pytest.raises(type(error)):
         await ledger.acquire(KEY, "run", provider.upload)
     clock.now += ledger.lease_s
@@ -124,11 +124,11 @@ async def test_a_file_that_could_not_be_recorded_is_found_by_its_intent(
     assert [due.marker for due in await ledger.list_due()] == provider.markers
 
 
-# --- Left behind by an attempt ------------------------------------------------------------------------------------
+# --- Leftovers of attempts ----------------------------------------------------------------------------------------
 
 
 async def test_a_leftover_of_an_attempt_is_due(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """By its id or by its name, at once or later."""
+    """A leftover is known by its id or by its name, and may be due only later."""
 
     async def upload(marker: str) -> Uploaded:
         await ledger.add_leftover(KEY, f"{marker}-0001")
@@ -141,7 +141,7 @@ async def test_a_leftover_of_an_attempt_is_due(ledger: Ledger, provider: Provide
     assert (first.marker, first.uploaded) == (f"{provider.markers[0]}-0001", None)
     assert second.uploaded is not None
     assert second.uploaded.file_id == "copy"
-    assert await removed(ledger, [first, second]) == [first.marker, "copy"]
+    assert await delete_due_files(ledger, [first, second]) == [first.marker, "copy"]
     assert await ledger.list_due() == []
     assert await ledger.acquire(KEY, "other", provider.upload) == used
     clock.now += 60
@@ -149,8 +149,8 @@ async def test_a_leftover_of_an_attempt_is_due(ledger: Ledger, provider: Provide
 
 
 async def test_one_search_finds_the_leftovers_of_all_attempts(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Their names begin with the marker of the upload."""
-    provider.fails = [OSError("The network is down.")]
+    """The names of leftovers begin with the marker of the upload."""
+    provider.errors = [OSError("The network is down.")]
 
     async def upload(marker: str) -> Uploaded:
         await ledger.add_leftover(KEY, f"{marker}-0001")
@@ -166,19 +166,19 @@ async def test_the_limit_bounds_the_leases_of_uploads(ledger: Ledger, provider: 
     keys = [KEY.model_copy(update={"sha256": f"{index}"}) for index in range(20)]
     limit = asyncio.Semaphore(2)
     provider.gate = asyncio.Event()
-    holding = [asyncio.ensure_future(ledger.acquire(key, "run", provider.upload, limit=limit)) for key in keys]
-    await provider.asked(2)
+    uploading = [asyncio.ensure_future(ledger.acquire(key, "run", provider.upload, limit=limit)) for key in keys]
+    await provider.wait_for_uploads(2)
     await asyncio.sleep(0.05)
     assert len([key async for key, _ in store.scan("upload/")]) == 2
     provider.gate.set()
-    await asyncio.gather(*holding)
+    await asyncio.gather(*uploading)
     assert len(provider.markers) == 20
 
 
 async def test_a_waiter_does_not_count_against_the_limit(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     elsewhere = asyncio.ensure_future(ledger.acquire(KEY, "elsewhere", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     limit = asyncio.Semaphore(1)
     waiting = asyncio.ensure_future(ledger.acquire(KEY, "run", provider.upload, limit=limit))
     await asyncio.sleep(0.05)
@@ -190,14 +190,14 @@ async def test_a_waiter_does_not_count_against_the_limit(ledger: Ledger, provide
     assert await waiting == await elsewhere
 
 
-# --- Killed (the processes that are, are in test_ledger_processes.py) ---------------------------------------------
+# --- Late uploaders (for killed processes, see test_ledger_processes.py) ------------------------------------------
 
 
 async def test_a_late_uploader_uses_the_file_of_its_successor(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """Its own file is deleted."""
+    """The file of the late uploader is deleted."""
     slow = Provider(clock, gate=asyncio.Event())
     late = asyncio.ensure_future(ledger.acquire(KEY, "late", slow.upload))
-    await slow.asked()
+    await slow.wait_for_uploads()
     clock.now += ledger.lease_s + 1
     provider.markers.append("so that its files have other names")
     assert (await ledger.acquire(KEY, "quick", provider.upload)).file_id == "file-2"
@@ -209,27 +209,27 @@ async def test_a_late_uploader_uses_the_file_of_its_successor(ledger: Ledger, pr
     (due,) = await ledger.list_due()
     assert due.uploaded is not None
     assert (due.uploaded.file_id, due.marker) == ("file-1", slow.markers[0])
-    assert await removed(ledger, [due]) == ["file-1"]
+    assert await delete_due_files(ledger, [due]) == ["file-1"]
     assert (await ledger.acquire(KEY, "late", provider.upload)).file_id == "file-2"
 
 
 async def test_a_file_that_arrives_after_a_sweep_is_deleted(ledger: Ledger, provider: Provider, clock: Clock) -> None:
     provider.gate = asyncio.Event()
     late = asyncio.ensure_future(ledger.acquire(KEY, "late", provider.upload))
-    await provider.asked()
+    await provider.wait_for_uploads()
     clock.now += ledger.lease_s + 1
-    assert await removed(ledger, await ledger.list_due()) == provider.markers
+    assert await delete_due_files(ledger, await ledger.list_due()) == provider.markers
     provider.gate.set()
-    assert (await late).file_id == "file-2"  # nobody else had one, so it uploaded again
+    assert (await late).file_id == "file-2"  # there is no other file, so it uploads again
     assert [due.uploaded and due.uploaded.file_id for due in await ledger.list_due()] == ["file-1"]
 
 
 async def test_a_waiter_times_out(ledger: Ledger, provider: Provider) -> None:
     provider.gate = asyncio.Event()
     first = asyncio.ensure_future(ledger.acquire(KEY, "first", provider.upload))
-    await provider.asked()
-    with pytest.raises(APIError, match="uploading the same file") as told:
+    await provider.wait_for_uploads()
+    with pytest.raises(APIError, match="uploading the same file") as caught:
         await ledger.acquire(KEY, "other", provider.upload, patience_s=0.05)
-    assert told.value.retryable is True
+    assert caught.value.retryable is True
     provider.gate.set()
     await first

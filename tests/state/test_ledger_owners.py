@@ -11,8 +11,8 @@ import pytest
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.state.ledger import Ledger
 from pollux_flows.state.store import Json, Store
-from tests.state.places import DAY, KEY, Clock, Provider, names, removed
-from tests.state.servers import client
+from tests.state.places import DAY, KEY, Clock, Provider, delete_due_files, list_keys
+from tests.state.servers import connect
 
 # --- Owners -------------------------------------------------------------------------------------------------------
 
@@ -24,14 +24,14 @@ async def test_a_file_is_due_after_the_release_of_its_last_owner(
         await ledger.acquire(KEY, owner, provider.upload)
     assert await ledger.release("a") == []
     assert await ledger.release("a") == []
-    assert await ledger.release("nobody") == []
+    assert await ledger.release("unknown") == []
     assert await ledger.list_due() == []
     (due,) = await ledger.release("b")
     assert (due.key, due.reason, due.marker) == (KEY, "idle", provider.markers[0])
     assert due.uploaded is not None
     assert await ledger.list_due() == [due]
-    assert await removed(ledger, [due]) == ["file-1"]
-    assert await names(store) == []
+    assert await delete_due_files(ledger, [due]) == ["file-1"]
+    assert await list_keys(store) == []
 
 
 async def test_a_release_covers_all_files_of_an_owner(ledger: Ledger, provider: Provider) -> None:
@@ -67,7 +67,7 @@ async def test_a_file_that_expired_is_not_due(ledger: Ledger, provider: Provider
     assert await ledger.release("a") == []
     clock.now += 2 * DAY
     assert await ledger.list_due() == []
-    assert await names(store) == []
+    assert await list_keys(store) == []
 
 
 async def test_an_owner_that_is_not_renewed_counts_as_released(
@@ -101,23 +101,23 @@ async def test_an_owner_that_is_renewed_keeps_its_files(
 async def test_the_files_of_a_deferred_job_are_found_at_its_release(
     ledger: Ledger, provider: Provider, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its notes do not expire, even if a run of the same name has used them."""
-    lasts: dict[str, float | None] = {}
+    """The records of its files do not expire, even if a run of the same name has used the files."""
+    ttls: dict[str, float | None] = {}
     put = store.put
 
-    async def noted(key: str, record: Json, ttl_s: float | None = None) -> None:
-        lasts[key] = ttl_s
+    async def put_and_note(key: str, record: Json, ttl_s: float | None = None) -> None:
+        ttls[key] = ttl_s
         await put(key, record, ttl_s)
 
-    monkeypatch.setattr(store, "put", noted)
+    monkeypatch.setattr(store, "put", put_and_note)
     await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
     await ledger.acquire(KEY, "job", provider.upload, owner_s=10, keep_s=3600)
     await ledger.renew("job", owner_s=10)
-    assert list(lasts.values()) == [None]
+    assert list(ttls.values()) == [None]
 
 
 async def test_a_deferred_job_owns_its_files_without_an_end(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    provider.lives_s = 30 * DAY
+    provider.lifetime_s = 30 * DAY
     await ledger.acquire(KEY, "job", provider.upload, owner_s=None)
     await ledger.acquire(KEY, "job", provider.upload, owner_s=10, keep_s=3600)
     await ledger.renew("job", owner_s=10)
@@ -162,11 +162,11 @@ async def test_a_deletion_without_an_outcome_is_due_again(ledger: Ledger, provid
     clock.now += 121
     (again,) = await ledger.list_due()
     assert (again.reason, again.uploaded) == ("retry", due.uploaded)
-    assert await removed(ledger, [again]) == ["file-1"]
+    assert await delete_due_files(ledger, [again]) == ["file-1"]
 
 
 async def test_a_deletion_that_failed_is_due_again(ledger: Ledger, provider: Provider, clock: Clock) -> None:
-    """After growing pauses, until the file has expired."""
+    """The pauses grow, and end when the file has expired."""
     await ledger.acquire(KEY, "a", provider.upload)
     dues = await ledger.release("a")
     waits = []
@@ -196,14 +196,14 @@ async def test_due_files_can_be_listed_by_account(ledger: Ledger, provider: Prov
 
 
 async def test_an_entry_that_cannot_be_read_is_an_error(ledger: Ledger, provider: Provider, store: Store) -> None:
-    """It is not uploaded again: the first file would never be deleted."""
+    """No second file is uploaded, because the first would never be deleted."""
     await store.put(KEY.name, {"key": "is no key", "marker": 7})
     with pytest.raises(ConfigurationError, match="cannot be read: UploadKey is not usable"):
         await ledger.acquire(KEY, "run", provider.upload)
     assert provider.markers == []
 
 
-def damage(address: str, key: str) -> None:
+def damage_entry(address: str, key: str) -> None:
     """Overwrite the data of a record, bypassing the store."""
     kind, _, place = address.partition(":")
     if kind == "disk":
@@ -211,8 +211,8 @@ def damage(address: str, key: str) -> None:
             assert database.execute("UPDATE Cache SET value = ? WHERE key = ?", (b"{", key)).rowcount == 1
     else:
         url, _, prefix = place.partition("#")
-        with client(url) as behind:
-            assert behind.set(f"{prefix}record:{key}", b"{", xx=True)
+        with connect(url) as redis:
+            assert redis.set(f"{prefix}record:{key}", b"{", xx=True)
 
 
 async def test_an_entry_that_cannot_be_read_does_not_hide_others(
@@ -222,7 +222,7 @@ async def test_an_entry_that_cannot_be_read_does_not_hide_others(
     for key in keys:
         await ledger.acquire(key, "run", provider.upload)
     await ledger.release("run")
-    damage(address, keys[1].name)
+    damage_entry(address, keys[1].name)
     await store.put(keys[2].name, {"key": "is no key", "marker": 7})
     unreadable: list[str] = []
     due = await ledger.list_due(unreadable=unreadable)
@@ -235,9 +235,9 @@ async def test_an_entry_that_cannot_be_read_does_not_hide_others(
 async def test_a_deferred_job_keeps_its_file_when_its_process_ends(
     ledger: Ledger, provider: Provider, clock: Clock
 ) -> None:
-    provider.lives_s = 30 * DAY
+    provider.lifetime_s = 30 * DAY
     await ledger.acquire(KEY, "job", provider.upload, keep_s=3600, owner_s=3 * DAY)
-    for _ in range(12):  # each look at it might be the one that begins its last hour
+    for _ in range(12):  # each listing could wrongly begin its last hour
         clock.now += 2 * 3600
         assert await ledger.list_due() == []
     clock.now += 3 * DAY

@@ -1,4 +1,4 @@
-"""Ledger: many processes and threads, some of which are killed."""
+"""Ledger: concurrent processes and threads, some of which are killed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pathlib import Path
 
 from pollux_flows.state.ledger import Ledger, Uploaded
 from pollux_flows.state.store import Store
-from tests.state.places import KEY, acquire_many, at_once, opened
+from tests.state.places import KEY, acquire_many, open_store_at, run_at_once
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_processes_upload_a_file_once(address: str, tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()
-    held = at_once(3, partial(acquire_many, address, str(tmp_path / "uploads")))
+    files = run_at_once(3, partial(acquire_many, address, str(tmp_path / "uploads")))
     (marker,) = [path.name for path in (tmp_path / "uploads").iterdir()]
-    assert held == [[f"file-{marker}"] * 20] * 3
+    assert files == [[f"file-{marker}"] * 20] * 3
 
 
-def test_threads_with_loops_of_their_own_upload_a_file_once(store: Store) -> None:
+def test_threads_with_their_own_event_loops_upload_a_file_once(store: Store) -> None:
     ledger = Ledger(store)
     markers: list[str] = []
-    held: list[Uploaded] = []
+    files: list[Uploaded] = []
 
     async def upload(marker: str) -> Uploaded:
         markers.append(marker)
@@ -36,19 +36,19 @@ def test_threads_with_loops_of_their_own_upload_a_file_once(store: Store) -> Non
         return Uploaded(file_id=marker)
 
     async def work() -> None:
-        held.extend(await asyncio.gather(*(ledger.acquire(KEY, "run", upload) for _ in range(10))))
+        files.extend(await asyncio.gather(*(ledger.acquire(KEY, "run", upload) for _ in range(10))))
 
     threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [each.file_id for each in held] == markers * 60
+    assert [each.file_id for each in files] == markers * 60
     assert len(markers) == 1
 
 
 async def wait_for_renewals(store: Store, count: int) -> None:
-    """Wait until the lease on the key has been renewed so often."""
+    """Wait until the lease on the key has been renewed `count` times."""
     seen: set[float] = set()
     while len(seen) <= count:
         seen.add((await store.get(KEY.name) or {})["lease"]["until"])
@@ -56,12 +56,12 @@ async def wait_for_renewals(store: Store, count: int) -> None:
 
 
 def test_a_killed_uploader_is_replaced(address: str) -> None:
-    """By one of the waiters, after its lease; and its possible file is looked for."""
+    """After its lease, one waiter uploads the file, and a sweep searches for the file of the killed uploader."""
     script = f"from tests.state.places import *; upload_until_killed('{address}', 1.5)"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     orphan = process.stdout.readline().strip()
-    store = opened(address)
+    store = open_store_at(address)
     ledger = Ledger(store, lease_s=1.5)
     markers: list[str] = []
 
@@ -77,9 +77,9 @@ def test_a_killed_uploader_is_replaced(address: str) -> None:
         os.kill(process.pid, signal.SIGKILL)
         return await asyncio.wait_for(asyncio.gather(*waiting), 10)
 
-    held = asyncio.run(work())
+    files = asyncio.run(work())
     process.wait()
     process.stdout.close()
-    assert [each.file_id for each in held] == markers * 5
+    assert [each.file_id for each in files] == markers * 5
     assert len(markers) == 1
     assert [(due.marker, due.reason) for due in asyncio.run(ledger.list_due())] == [(orphan, "orphan")]

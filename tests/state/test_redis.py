@@ -18,11 +18,11 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.state import redis
 from pollux_flows.state.redis import RedisStore
 from pollux_flows.state.store import STATE_URL, open_store
-from tests.state.places import names, opened, write_in_a_fork
-from tests.state.servers import BadLine, Server, client
+from tests.state.places import list_keys, open_store_at, write_in_a_fork
+from tests.state.servers import BadLine, Server, connect
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("soon")
+pytestmark = pytest.mark.usefixtures("short_timeouts")
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def store(server: Server) -> RedisStore:
     return RedisStore(server.url)
 
 
-# --- Choosing it ----------------------------------------------------------------------------------------------------
+# --- Addresses ------------------------------------------------------------------------------------------------------
 
 
 async def test_the_variable_selects_the_store(redis_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each address; without the variable, that of the home."""
+    """Each address has one store; without the variable, the store is that of the home."""
     embedded = open_store()
     url = redis_place.partition("#")[0]
     monkeypatch.setenv(STATE_URL, f" {url} ")
@@ -63,10 +63,10 @@ async def test_the_variable_selects_the_store(redis_place: str, monkeypatch: pyt
 )
 def test_an_invalid_address_is_an_error_that_does_not_show_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_URL, url)
-    with pytest.raises(ConfigurationError, match=r"POLLUX_STATE_URL is not the address .*redis://") as told:
+    with pytest.raises(ConfigurationError, match=r"POLLUX_STATE_URL is not the address .*redis://") as caught:
         open_store()
-    assert "s3cret" not in str(told.value)
-    assert told.value.__cause__ is None
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 def test_without_redis_py_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,17 +86,17 @@ async def test_all_keys_have_the_prefix(server: Server, store: RedisStore) -> No
     await store.put_many({"a": {}, "b": {}}, ttl_s=60)
     await store.swap("a", {}, {"a": 1})
     await store.delete("b")
-    keys = {key.decode() for key in server.tell("KEYS", "*")}
+    keys = {key.decode() for key in server.execute("KEYS", "*")}
     assert {key for key in keys if not key.startswith("pollux:asked:")} == {"pollux:record:a", "pollux:store"}
-    assert server.tell("GET", "pollux:record:a") == b'{"a":1}'
-    assert all(0 < server.tell("PTTL", key) <= 60_000 for key in keys if key.startswith("pollux:asked:"))
+    assert server.execute("GET", "pollux:record:a") == b'{"a":1}'
+    assert all(0 < server.execute("PTTL", key) <= 60_000 for key in keys if key.startswith("pollux:asked:"))
 
 
-# --- Answers that are lost ------------------------------------------------------------------------------------------
+# --- Lost replies ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_write_whose_reply_is_lost_is_not_repeated(line: BadLine) -> None:
-    """It is sent again, and its result is that of the first time."""
+async def test_a_write_whose_reply_is_lost_takes_effect_once(line: BadLine) -> None:
+    """The write is sent again, but has no effect, and returns the result of the first time."""
     store = RedisStore(line.url)
     await store.put("a", {"count": 0})
     line.lose_reply(after=1)  # Redis first replies that it has the script
@@ -112,13 +112,13 @@ async def test_a_write_whose_reply_is_lost_is_not_repeated(line: BadLine) -> Non
     line.lose_reply()
     assert await store.get_many(["a", "b"]) == {"b": {"by": "me"}}
     line.lose_reply()
-    assert await names(store) == ["b"]
+    assert await list_keys(store) == ["b"]
     assert line.losses == 7
 
 
 async def test_a_repeated_write_does_not_overwrite_a_later_one(server: Server, line: BadLine) -> None:
     store, other = RedisStore(line.url), RedisStore(server.url)
-    await store.put("a", {"by": "nobody"})
+    await store.put("a", {"by": "first"})
     greet = store._greet
 
     def greet_late(deadline: float) -> None:
@@ -146,7 +146,7 @@ async def test_no_increment_is_lost_or_repeated_when_replies_are_lost(line: BadL
 
     async def cut() -> None:
         while True:
-            if not line.cuts:  # in between, what was cut off comes through
+            if not line.cuts:  # let the repeated request pass in between
                 line.passes, line.cuts = 8, 1
             await asyncio.sleep(0.001)
 
@@ -165,11 +165,11 @@ async def test_a_connection_that_always_breaks_is_an_error(line: BadLine) -> Non
     with pytest.raises(ConfigurationError, match=r"cannot be reached.*not known whether the last write"):
         await store.add("b", {})
     line.cuts = 0
-    assert await store.add("b", {}) is False  # now it is known
+    assert await store.add("b", {}) is False  # the last write was done
 
 
 async def test_a_scan_starts_over_on_a_new_connection(store: RedisStore, server: Server) -> None:
-    """The cursor of another server means nothing."""
+    """The cursor of the old connection may be that of another server."""
     await store.put_many({f"a/{index:05}": {} for index in range(3000)})
     run, scans = store._run, 0
 
@@ -177,7 +177,7 @@ async def test_a_scan_starts_over_on_a_new_connection(store: RedisStore, server:
         nonlocal scans
         scans += 1
         if scans == 2:
-            server.tell("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            server.execute("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         return await run(commands)
 
     store._run = run_and_break  # type: ignore[method-assign]
@@ -191,37 +191,37 @@ async def test_a_scan_starts_over_on_a_new_connection(store: RedisStore, server:
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000, None])
 async def test_a_damaged_record_is_an_error_that_names_it(redis_place: str, data: bytes | None) -> None:
     """Other records can be read, and this one can be replaced."""
-    store = opened(f"redis:{redis_place}")
+    store = open_store_at(f"redis:{redis_place}")
     await store.put("a", {"answer": 1})
     await store.put("b", {"answer": 2})
     url, _, prefix = redis_place.partition("#")
-    with client(url) as behind:
+    with connect(url) as client:
         if data is None:
-            behind.delete(f"{prefix}record:a")
-            behind.rpush(f"{prefix}record:a", "of another type")
+            client.delete(f"{prefix}record:a")
+            client.rpush(f"{prefix}record:a", "of another type")
         else:
-            behind.set(f"{prefix}record:a", data)
-    told, others = await asyncio.gather(store.get("a"), store.get("b"), return_exceptions=True)
-    assert isinstance(told, ConfigurationError)
-    assert "The record a in 127.0.0.1:6379/15 is damaged" in str(told)
-    assert others == {"answer": 2}
+            client.set(f"{prefix}record:a", data)
+    error, other = await asyncio.gather(store.get("a"), store.get("b"), return_exceptions=True)
+    assert isinstance(error, ConfigurationError)
+    assert "The record a in 127.0.0.1:6379/15 is damaged" in str(error)
+    assert other == {"answer": 2}
     with pytest.raises(ConfigurationError, match="record a"):
         await store.get_many(["b", "a"])
     with pytest.raises(ConfigurationError, match="record a"):
         await store.swap("a", {"answer": 1}, {"answer": 3})
     with pytest.raises(ConfigurationError, match="record a"):
-        await names(store)
-    assert await store.add("a", {}) is False  # it is not absent
+        await list_keys(store)
+    assert await store.add("a", {}) is False  # the record is damaged, not absent
     assert await store.swap("a", None, {}) is False
     await store.delete("a")
     assert await store.get("a") is None
 
 
 async def test_an_equal_record_with_other_spaces_can_be_swapped(redis_place: str) -> None:
-    store = opened(f"redis:{redis_place}")
+    store = open_store_at(f"redis:{redis_place}")
     url, _, prefix = redis_place.partition("#")
-    with client(url) as behind:
-        behind.set(f"{prefix}record:a", b'{ "b": 2, "a": 1 }')
+    with connect(url) as client:
+        client.set(f"{prefix}record:a", b'{ "b": 2, "a": 1 }')
     assert await store.swap("a", {"a": 1}, {"a": 3}) is False
     assert await store.swap("a", {"a": 1, "b": 2}, {"a": 3}) is True
     assert await store.get("a") == {"a": 3}
@@ -233,7 +233,7 @@ async def test_an_equal_record_with_other_spaces_can_be_swapped(redis_place: str
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking with threads: that is the point
 def test_a_store_works_in_a_fork(store: RedisStore) -> None:
-    """On a connection of its own, without harm to that of the parent."""
+    """The fork opens its own connection, and that of the parent still works."""
     write_in_a_fork(store)
     assert store._connections == 1
 
@@ -243,13 +243,15 @@ def test_acknowledged_writes_survive_a_kill(redis_place: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     for _ in range(20):
-        told = int(process.stdout.readline())
+        acknowledged = int(process.stdout.readline())
     os.kill(process.pid, signal.SIGKILL)
-    told = max([told, *map(int, process.stdout.read().split("\n")[:-1])])
+    acknowledged = max([acknowledged, *map(int, process.stdout.read().split("\n")[:-1])])
     process.wait()
     process.stdout.close()
-    found = asyncio.run(opened(f"redis:{redis_place}").get_many([f"paid/{index}" for index in range(told)]))
-    assert len(found) == told >= 100
+    found = asyncio.run(
+        open_store_at(f"redis:{redis_place}").get_many([f"paid/{index}" for index in range(acknowledged)])
+    )
+    assert len(found) == acknowledged >= 100
 
 
 async def test_many_writes_take_few_pipelines(store: RedisStore) -> None:
@@ -268,27 +270,27 @@ async def test_many_writes_take_few_pipelines(store: RedisStore) -> None:
     assert len(sizes) < 100
 
 
-def connections(server: Server) -> int:
-    return int(server.tell("INFO", "clients")["connected_clients"]) - 1  # but for the one that asks
+def count_connections(server: Server) -> int:
+    return int(server.execute("INFO", "clients")["connected_clients"]) - 1  # without the one of this request
 
 
 async def test_a_store_has_one_connection_until_it_is_closed(server: Server) -> None:
     store = RedisStore(server.url)
-    assert connections(server) == 0
+    assert count_connections(server) == 0
     threads = [threading.Thread(target=asyncio.run, args=(store.put(f"a/{index}", {}),)) for index in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         await asyncio.to_thread(thread.join)
-    assert connections(server) == 1
+    assert count_connections(server) == 1
     store.close()
-    assert connections(server) == 0
-    assert len(await names(store)) == 8
-    assert connections(server) == 1
+    assert count_connections(server) == 0
+    assert len(await list_keys(store)) == 8
+    assert count_connections(server) == 1
     del store
     gc.collect()
     give_up = time.monotonic() + 5
-    while connections(server):
+    while count_connections(server):
         assert time.monotonic() < give_up
         await asyncio.sleep(0.01)
 
@@ -314,4 +316,4 @@ for url in ({server.url!r}, "redis://127.0.0.1:1"):
     )  # fmt: skip
     assert done.stderr == ""
     assert done.stdout == "ConfigurationError\n" * 2
-    assert connections(server) == 0
+    assert count_connections(server) == 0

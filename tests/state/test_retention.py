@@ -1,4 +1,4 @@
-"""Bounds: the age and the total size of answers are limited without anyone pruning."""
+"""Retention: the age and the total size of answers are limited without explicit pruning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pollux_flows.state import maintenance
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import Store
-from tests.state.places import DAY, Clock, at_work, damage, opened
+from tests.state.places import DAY, Clock, damage, hold_run_lease, open_store_at
 
 ANSWER = Outcome(index=0, identity="a", answer=Answer(text="x" * 2000, finish_reason="stop"), attempts=1)
 CALLS = [f"{index}" for index in range(100)]
@@ -40,31 +40,31 @@ async def run_for_a_day(store: Store, clock: Clock, name: str) -> Journal:
     return journal
 
 
-async def kept(journal: Journal) -> int:
+async def count_saved(journal: Journal) -> int:
     return len(await journal.load_own([f"{journal.run} {call}" for call in CALLS]))
 
 
 # --- Age ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("days", "said"), [(90, ""), (7, "7"), (0.5, " 0.5 ")])
+@pytest.mark.parametrize(("days", "setting"), [(90, ""), (7, "7"), (0.5, " 0.5 ")])
 async def test_answers_and_their_pointers_expire_after_the_configured_days(
-    disk: DiskStore, days: float, said: str, monkeypatch: pytest.MonkeyPatch
+    disk: DiskStore, days: float, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", said)
+    monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", setting)
     journal = Journal(disk, "run")
     await journal.begin()
     await journal.save_answer("a", ANSWER)
     query = "SELECT expire_time - store_time FROM Cache"
-    lasts = [lasts for (lasts,) in await disk._run(lambda connection: connection.execute(query).fetchall())]
-    assert lasts == [pytest.approx(days * DAY)] * 3
+    lifetimes = [lifetimes for (lifetimes,) in await disk._run(lambda connection: connection.execute(query).fetchall())]
+    assert lifetimes == [pytest.approx(days * DAY)] * 3
 
 
-@pytest.mark.parametrize("said", ["soon", "0", "-1", "nan", "inf", "30d", "1e9"])
+@pytest.mark.parametrize("setting", ["soon", "0", "-1", "nan", "inf", "30d", "1e9"])
 def test_an_invalid_number_of_days_is_refused_at_once(
-    disk: DiskStore, said: str, monkeypatch: pytest.MonkeyPatch
+    disk: DiskStore, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", said)
+    monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", setting)
     with pytest.raises(ConfigurationError, match="POLLUX_STATE_KEEP_DAYS is no number of days"):
         Journal(disk, "run")
 
@@ -75,23 +75,23 @@ def test_an_invalid_number_of_days_is_refused_at_once(
 async def test_a_run_that_begins_prunes_the_oldest_answers(
     disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Down to somewhat less than the limit."""
+    """Answers are removed until the size is somewhat below the limit."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1.5MB")
     journals = [await run_for_a_day(disk, clock, f"run {day}") for day in range(10)]
     await Journal(disk, "next", clock).begin()
     assert 1_300_000 < await disk.size() <= 1_500_000
-    left = [await kept(journal) for journal in journals]
+    left = [await count_saved(journal) for journal in journals]
     assert left == sorted(left)
     assert left[0] == 0
     assert left[-2:] == [100, 100]
 
 
-async def test_a_small_state_is_not_even_listed(disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_small_state_is_not_listed(disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = await run_for_a_day(disk, clock, "run")
     monkeypatch.setattr(DiskStore, "list_rows", None)
     monkeypatch.setattr(DiskStore, "scan", None)
     await Journal(disk, "next", clock).begin()
-    assert await kept(journal) == 100
+    assert await count_saved(journal) == 100
 
 
 async def test_the_size_is_checked_once_a_minute(
@@ -100,12 +100,12 @@ async def test_the_size_is_checked_once_a_minute(
     asked = 0
     size = DiskStore.size
 
-    async def counting(self: DiskStore) -> int:
+    async def count_and_measure(self: DiskStore) -> int:
         nonlocal asked
         asked += 1
         return await size(self)
 
-    monkeypatch.setattr(DiskStore, "size", counting)
+    monkeypatch.setattr(DiskStore, "size", count_and_measure)
     monkeypatch.setattr(maintenance, "_CHECK_EVERY_S", 3600.0)
     for index in range(5):
         await Journal(disk, f"run {index}", clock).begin()
@@ -115,15 +115,15 @@ async def test_the_size_is_checked_once_a_minute(
 async def test_answers_of_a_run_at_work_are_not_pruned_by_another_run(
     disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even the oldest ones, and with a limit far too low."""
+    """They stay although they are the oldest ones and the limit is exceeded."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "300kB")
     journal = Journal(disk, "run", clock)
-    async with at_work(disk, "run", clock, 100 * DAY):
+    async with hold_run_lease(disk, "run", clock, 100 * DAY):
         await run_for_a_day(disk, clock, "run")
         others = [await run_for_a_day(disk, clock, f"other {day}") for day in range(3)]
         await Journal(disk, "next", clock).begin()
-        assert await kept(journal) == 100
-    assert [await kept(other) for other in others] == [0, 0, 0]
+        assert await count_saved(journal) == 100
+    assert [await count_saved(other) for other in others] == [0, 0, 0]
 
 
 async def test_a_failure_to_prune_is_a_warning(disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,12 +133,12 @@ async def test_a_failure_to_prune_is_a_warning(disk: DiskStore, clock: Clock, mo
     damage(f"disk:{disk.folder}", "taker/odd", b"{")
     with pytest.warns(RuntimeWarning, match=r"could not be pruned.*record taker/odd.*prune --damaged"):
         await Journal(disk, "next", clock).begin()
-    assert await kept(journal) == 100
+    assert await count_saved(journal) == 100
 
 
-@pytest.mark.parametrize("said", ["much", "-1GB", "2"])
-async def test_an_invalid_size_is_refused(disk: DiskStore, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", said)
+@pytest.mark.parametrize("setting", ["much", "-1GB", "2"])
+async def test_an_invalid_size_is_refused(disk: DiskStore, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", setting)
     with pytest.raises(ConfigurationError, match="POLLUX_STATE_MAX_SIZE is no size"):
         await Journal(disk, "run").begin()
 
@@ -146,7 +146,7 @@ async def test_an_invalid_size_is_refused(disk: DiskStore, said: str, monkeypatc
 async def test_concurrent_runs_prune_little_more_than_one(
     disk: DiskStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each may have measured before another had pruned."""
+    """Each run may measure the size before another has pruned."""
     journals = [await run_for_a_day(disk, clock, f"run {day}") for day in range(10)]
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "3MB")
     before = await disk.size()
@@ -154,16 +154,16 @@ async def test_concurrent_runs_prune_little_more_than_one(
     stores = [DiskStore(disk.folder) for _ in range(4)]
     await asyncio.gather(*(Journal(store, f"next {store}", clock).begin() for store in stores))
     assert 2_000_000 < await disk.size() <= 2_700_000
-    left = [await kept(journal) for journal in journals]
+    left = [await count_saved(journal) for journal in journals]
     assert left == sorted(left)
 
 
-async def test_a_redis_is_bounded_by_age_alone(redis_place: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a listing could tell its size."""
+async def test_a_redis_is_bounded_only_by_age(redis_place: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of a Redis is unknown without a listing."""
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", "1kB")
-    store = opened(f"redis:{redis_place}")
+    store = open_store_at(f"redis:{redis_place}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         journal = await run_for_a_day(store, clock, "run")
         await Journal(store, "next", clock).begin()
-    assert await kept(journal) == 100
+    assert await count_saved(journal) == 100

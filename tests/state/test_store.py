@@ -1,4 +1,4 @@
-"""The behaviour that all kinds of stores share."""
+"""The behaviour of all kinds of stores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from pollux_flows.errors import InternalError
 from pollux_flows.state.disk import DiskStore
 from pollux_flows.state.store import Json, Store
-from tests.state.places import add_all, at_once, count_up, damage, listed, names, opened
+from tests.state.places import add_all, count_up, damage, list_keys, list_rows, open_store_at, run_at_once
 
 ODD: Json = {
     "text": "½ € 漢 \U0001f600 \x00 \" ' \\ \n",
@@ -28,11 +28,11 @@ ODD: Json = {
 
 
 async def test_a_record_can_be_read_until_it_is_deleted(store: Store, address: str) -> None:
-    """Also by another store on the same data."""
+    """Another store on the same data reads the record as well."""
     assert await store.get("a") is None
     await store.put("a", ODD)
     assert await store.get("a") == ODD
-    assert await opened(address).get("a") == ODD
+    assert await open_store_at(address).get("a") == ODD
     await store.put("a", {})
     assert await store.get("a") == {}
     await store.delete("a")
@@ -82,7 +82,7 @@ async def test_one_of_many_callers_adds_a_record(store: Store) -> None:
 async def test_a_swap_compares_the_complete_record(
     store: Store, there: Json | None, old: Json | None, new: Json | None, swapped: bool
 ) -> None:
-    """Whatever the order of its keys; None is no record."""
+    """The order of keys does not count; None stands for no record."""
     if there is not None:
         await store.put("a", there)
     assert await store.swap("a", old, new) is swapped
@@ -90,11 +90,11 @@ async def test_a_swap_compares_the_complete_record(
 
 
 async def test_a_record_that_is_not_json_is_refused(store: Store) -> None:
-    """Without showing it."""
+    """The error does not show the record."""
     for record in ({"a": b"secret"}, {"a": math.nan}, {"a": "secret \ud800"}, {"a": {"secret"}}):
-        with pytest.raises(InternalError) as told:
+        with pytest.raises(InternalError) as caught:
             await store.put("a", record)
-        assert "secret" not in str(told.value)
+        assert "secret" not in str(caught.value)
     assert await store.get("a") is None
 
 
@@ -134,11 +134,11 @@ async def test_records_may_be_deleted_during_a_scan(store: Store) -> None:
     assert [key async for key, _ in store.scan("a/")] == []
 
 
-# --- What is there ------------------------------------------------------------------------------------------------
+# --- Listing ------------------------------------------------------------------------------------------------------
 
 
 async def test_all_records_are_listed(store: Store) -> None:
-    """With their sizes, on a disk oldest first."""
+    """Rows have sizes; on a disk, the oldest comes first."""
     records = {f"{index % 7}/{index}": {"at": float(index), "text": "x" * index} for index in range(600)}
     for key, record in records.items():
         await store.put(key, record)
@@ -154,20 +154,24 @@ async def test_unreadable_records_are_listed(store: Store, address: str) -> None
         await store.put(key, {"at": 1.0})
     for data in (b"{", b"\xff", b""):
         damage(address, "b", data)
-        assert {row.key: row.record for row in await listed(store)} == {"a": {"at": 1.0}, "b": None, "c": {"at": 1.0}}
-    assert await store.delete_rows(await listed(store)) != []
-    assert await listed(store) == []
+        assert {row.key: row.record for row in await list_rows(store)} == {
+            "a": {"at": 1.0},
+            "b": None,
+            "c": {"at": 1.0},
+        }
+    assert await store.delete_rows(await list_rows(store)) != []
+    assert await list_rows(store) == []
 
 
 async def test_listed_records_are_deleted_unless_they_changed(store: Store) -> None:
     await store.put_many({f"a/{index:04}": {"index": index} for index in range(600)})
-    rows = await listed(store)
+    rows = await list_rows(store)
     await store.put("a/0007", {"index": "new"})
     await store.delete("a/0008")
-    gone = await store.delete_rows(rows)
-    assert {row.key for row in rows} - {row.key for row in gone} == {"a/0007", "a/0008"}
-    assert await names(store) == ["a/0007"]
-    assert await store.delete_rows(gone) == []
+    deleted = await store.delete_rows(rows)
+    assert {row.key for row in rows} - {row.key for row in deleted} == {"a/0007", "a/0008"}
+    assert await list_keys(store) == ["a/0007"]
+    assert await store.delete_rows(deleted) == []
     assert await store.delete_rows([]) == []
 
 
@@ -175,7 +179,7 @@ async def test_records_may_be_deleted_while_they_are_listed(store: Store) -> Non
     await store.put_many({f"a/{index:04}": {} for index in range(600)})
     async for row in store.list_rows():
         await store.delete_rows([row])
-    assert await names(store) == []
+    assert await list_keys(store) == []
 
 
 async def test_a_store_may_know_its_size(store: Store) -> None:
@@ -185,7 +189,7 @@ async def test_a_store_may_know_its_size(store: Store) -> None:
     full = await store.size()
     assert full is not None
     assert full > empty + 1_000_000
-    await store.delete_rows(await listed(store))
+    await store.delete_rows(await list_rows(store))
     assert await store.size() in range(empty - 20_000, empty + 20_000)
 
 
@@ -193,17 +197,17 @@ async def test_a_store_may_know_its_size(store: Store) -> None:
 
 
 async def test_a_redis_removes_expired_records(redis_place: str) -> None:
-    """And their keys can be added again. For a disk, see test_expiry."""
-    store = opened(f"redis:{redis_place}")
+    """Their keys can be added again. For a disk, see test_clock_check.py."""
+    store = open_store_at(f"redis:{redis_place}")
     await store.put("put", {}, ttl_s=0.1)
     await store.put_many({"many": {}}, ttl_s=0.1)
     assert await store.add("added", {}, ttl_s=0.1)
     assert await store.swap("swapped", None, {"a": 1}, ttl_s=0.1)
     await store.put("stays", {}, ttl_s=0.1)
     await store.put("stays", {})
-    names = ["put", "many", "added", "swapped"]
+    keys = ["put", "many", "added", "swapped"]
     give_up = time.monotonic() + 10
-    while await store.get_many(names):
+    while await store.get_many(keys):
         assert time.monotonic() < give_up
         await asyncio.sleep(0.02)
     assert [key async for key, _ in store.scan("")] == ["stays"]
@@ -211,44 +215,44 @@ async def test_a_redis_removes_expired_records(redis_place: str) -> None:
     assert await store.add("added", {}) is True
 
 
-# --- Everybody at once --------------------------------------------------------------------------------------------
+# --- Concurrency --------------------------------------------------------------------------------------------------
 
 
 def test_one_of_many_processes_adds_a_record(address: str) -> None:
-    won = at_once(4, partial(add_all, address, 50))
-    assert sum(won) == 50
+    added = run_at_once(4, partial(add_all, address, 50))
+    assert sum(added) == 50
 
 
 def test_no_swap_of_many_processes_is_lost(address: str) -> None:
-    at_once(4, partial(count_up, address, 50))
-    assert asyncio.run(opened(address).get("counter")) == {"count": 200}
+    run_at_once(4, partial(count_up, address, 50))
+    assert asyncio.run(open_store_at(address).get("counter")) == {"count": 200}
 
 
 def test_loops_and_threads_share_a_store(store: Store) -> None:
-    won: list[bool] = []
+    results: list[bool] = []
 
     async def work() -> None:
-        won.extend(await asyncio.gather(*(store.add(f"a/{index}", {}) for index in range(50))))
+        results.extend(await asyncio.gather(*(store.add(f"a/{index}", {}) for index in range(50))))
 
     threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(won), sum(won)) == (400, 50)
+    assert (len(results), sum(results)) == (400, 50)
 
 
 async def test_operations_of_cancelled_callers_are_executed(store: Store) -> None:
-    """In order with later ones."""
-    asked = [asyncio.ensure_future(store.put(f"a/{index}", {})) for index in range(20)]
+    """They are executed before later operations."""
+    puts = [asyncio.ensure_future(store.put(f"a/{index}", {})) for index in range(20)]
     await asyncio.sleep(0)
-    for each in asked:
+    for each in puts:
         each.cancel()
     await store.delete("a/0")
     assert len([key async for key, _ in store.scan("a/")]) == 19
-    assert all(each.cancelled() for each in await asyncio.gather(*(_ended(each) for each in asked)))
+    assert all(each.cancelled() for each in await asyncio.gather(*(_wait_for_end(each) for each in puts)))
 
 
-async def _ended(task: asyncio.Future[None]) -> asyncio.Future[None]:
+async def _wait_for_end(task: asyncio.Future[None]) -> asyncio.Future[None]:
     await asyncio.wait([task])
     return task

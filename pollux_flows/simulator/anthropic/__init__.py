@@ -8,8 +8,8 @@ from typing import Any
 from typing_extensions import override
 
 from pollux_flows.simulator.anthropic import batches, count, files, generate
-from pollux_flows.simulator.asking import Ask
-from pollux_flows.simulator.wire import BadRequest, Provider, Refused, bearer, row
+from pollux_flows.simulator.generate_request import GenerateRequest
+from pollux_flows.simulator.wire import BadRequest, Provider, Refusal, bearer, row
 
 # The default error type and message of each status.
 _ERRORS: Mapping[int, tuple[str, str]] = {
@@ -47,19 +47,19 @@ class Anthropic(Provider):
     def authenticate(self, headers: Mapping[str, str]) -> str:
         key = bearer(headers) or headers.get("x-api-key", "")
         if not key:
-            raise Refused(401, "x-api-key header is required")
+            raise Refusal(401, "x-api-key header is required")
         return key
 
     @override
-    def error(self, refused: Refused, request_id: str) -> Any:
-        kind, message = row(_ERRORS, refused.status)
-        error: dict[str, Any] = {"type": refused.kind or kind, "message": refused.message or message}
-        if refused.code is not None:
-            error["details"] = {"error_code": refused.code}
+    def error(self, refusal: Refusal, request_id: str) -> Any:
+        kind, message = row(_ERRORS, refusal.status)
+        error: dict[str, Any] = {"type": refusal.kind or kind, "message": refusal.message or message}
+        if refusal.code is not None:
+            error["details"] = {"error_code": refusal.code}
         return {"type": "error", "error": error, "request_id": request_id}
 
     @override
-    def overflow(self, ask: Ask | None) -> Refused:
-        window = ask.context_window if ask else 0
-        length = max(ask.input_tokens if ask else 0, window + 1)
+    def overflow(self, request: GenerateRequest | None) -> Refusal:
+        window = request.context_window if request else 0
+        length = max(request.input_tokens if request else 0, window + 1)
         return BadRequest(f"prompt is too long: {length} tokens > {window} maximum")

@@ -43,11 +43,11 @@ def _check(call: Call, block: dict[str, Any], at: str) -> None:
             if block["type"] == "image" and mime_type not in IMAGES:
                 raise BadRequest(
                     f"{at}.file: Unsupported image file format: {mime_type}. Supported image formats are JPEG, PNG, "
-                    "GIF, and WebP.",
+                    "GIF, and WebP."
                 )
             if block["type"] == "document" and mime_type not in _DOCUMENTS:
                 raise BadRequest(
                     f"{at}.file: Unsupported document file format: {mime_type}. Only PDF and plaintext documents are "
-                    "supported.",
+                    "supported."
                 )
             call.files[source["file_id"]] = file

@@ -1,4 +1,4 @@
-"""The requests of a new batch. Their `params` are checked only when they are answered."""
+"""Parses the body of a new Anthropic batch; the `params` of its rows are checked only when they are answered."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from pollux_flows.simulator.anthropic.rules import check_version, in_words
-from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, read_spooled
+from pollux_flows.simulator.anthropic.rules import check_version, describe
+from pollux_flows.simulator.batch.row_input import body_for_log, read_rows, spool_and_read
 from pollux_flows.simulator.long_json import LongJson
-from pollux_flows.simulator.shape import Misfit, anything, items, mapping, record, text
+from pollux_flows.simulator.shape import Mismatch, anything, items, mapping, record, text
 from pollux_flows.simulator.spool import Spool
 from pollux_flows.simulator.wire import BadRequest, Call
 
@@ -24,7 +24,7 @@ _REQUEST = record({"requests": items(anything)})
 
 async def receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
     check_version(call)
-    return await read_spooled(incoming, LIMIT_BYTES, partial(_read, call))
+    return await spool_and_read(incoming, LIMIT_BYTES, partial(_read, call))
 
 
 def _read(call: Call, body: Spool) -> Any:
@@ -43,14 +43,14 @@ def _read(call: Call, body: Spool) -> Any:
     _check_shape(_REQUEST, document.rest, ())
     if not rows:
         raise BadRequest("requests: List should have at least 1 item after validation, not 0")
-    return for_the_log(body, document)
+    return body_for_log(body, document)
 
 
 def _check_shape(shape: Any, value: Any, path: tuple[str | int, ...]) -> None:
     try:
         shape(value, path)
-    except Misfit as misfit:
-        raise BadRequest(in_words(misfit)) from None
+    except Mismatch as mismatch:
+        raise BadRequest(describe(mismatch)) from None
 
 
 def _check_id(custom_id: str, place: int, ids: set[str]) -> None:

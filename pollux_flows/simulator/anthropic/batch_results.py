@@ -16,20 +16,20 @@ class ResultLines(RowWriter):
     operation = generate.OPERATIONS[0]
 
     @override
-    def read(self, batch: StoredBatch, line: bytes) -> Row:
+    def read_row(self, batch: StoredBatch, line: bytes) -> Row:
         request = orjson.loads(line)
         return Row(request["custom_id"], request["params"])
 
     @override
-    def succeeded(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
+    def success_result(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
         if "usage" in body:
             body["usage"]["service_tier"] = "batch"
         return {"custom_id": key, "result": {"type": "succeeded", "message": body}}
 
     @override
-    def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
+    def error_result(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
         return {"custom_id": key, "result": {"type": "errored", "error": body}}
 
     @override
-    def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
+    def unanswered_result(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
         return {"custom_id": key, "result": {"type": "canceled" if why == "cancelled" else why}}

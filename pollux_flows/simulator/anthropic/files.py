@@ -9,21 +9,21 @@ from typing import Any
 
 from pollux_flows.simulator.anthropic.rules import check_version, page_limit
 from pollux_flows.simulator.forms import Form, read_form
-from pollux_flows.simulator.media import guessed_type
+from pollux_flows.simulator.media import guess_type
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.timestamps import timestamp
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
+from pollux_flows.simulator.timestamps import format_timestamp
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
 LIMIT_BYTES = 500 * 1024 * 1024
 _IDS_LIMIT = 100
-_LASTS_S = (3600, 7_776_000)
+_LIFETIME_S = (3600, 7_776_000)
 _FILENAME = re.compile(r'[^<>:"|?*\\/\x00-\x1f]{1,255}')
 
 
 async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
     # Uploaded files cannot be downloaded, so large content need not be stored.
     form = await read_form(call, incoming, lambda _: False)
-    return form.described()
+    return form.describe()
 
 
 def _create(call: Call) -> Reply:
@@ -33,24 +33,24 @@ def _create(call: Call) -> Reply:
         raise BadRequest("file: Field required")
     if unknown := sorted(form.fields.keys() - {"expires_in_seconds"}):
         raise BadRequest(f"{unknown[0]}: Extra inputs are not permitted")
-    now = call.world.now()
+    now = call.simulator.now()
     expires_at = _expiry(form.fields.get("expires_in_seconds"), now)
     if form.spool.size == 0:
         raise BadRequest("file: File must not be empty")
     if form.spool.size > LIMIT_BYTES:
-        raise Refused(413, f"File too large: {form.spool.size} bytes, and the maximum is {LIMIT_BYTES}")
-    mime_type = form.content_type or guessed_type(form.filename or "")
+        raise Refusal(413, f"File too large: {form.spool.size} bytes, and the maximum is {LIMIT_BYTES}")
+    mime_type = form.content_type or guess_type(form.filename or "")
     file = StoredFile.of(
         form.spool,
         provider="anthropic",
-        id=f"file_{call.world.number():08d}{form.spool.sha256[:8]}",
+        id=f"file_{call.simulator.next_number():08d}{form.spool.sha256[:8]}",
         account=call.account,
         filename=_filename(form.filename or "", mime_type),
         mime_type=mime_type,
         created_at=now,
         expires_at=expires_at,
     )
-    call.world.file_store.add(file)
+    call.simulator.file_store.add(file)
     call.stored = file.id
     return Reply(as_json(file))
 
@@ -67,17 +67,17 @@ def _filename(path: str, mime_type: str) -> str:
     return name
 
 
-def _expiry(asked: str | None, now: float) -> float | None:
-    if asked is None:
+def _expiry(seconds: str | None, now: float) -> float | None:
+    if seconds is None:
         return None
-    if not re.fullmatch(r"\d{1,12}", asked, re.ASCII):
+    if not re.fullmatch(r"\d{1,12}", seconds, re.ASCII):
         raise BadRequest("expires_in_seconds: Input should be a valid integer")
-    least, most = _LASTS_S
-    if int(asked) < least:
+    least, most = _LIFETIME_S
+    if int(seconds) < least:
         raise BadRequest(f"expires_in_seconds: Input should be greater than or equal to {least}")
-    if int(asked) > most:
+    if int(seconds) > most:
         raise BadRequest(f"expires_in_seconds: Input should be less than or equal to {most}")
-    return now + int(asked)
+    return now + int(seconds)
 
 
 def as_json(file: StoredFile) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def as_json(file: StoredFile) -> dict[str, Any]:
         "filename": file.filename,
         "mime_type": file.mime_type,
         "size_bytes": file.size,
-        "created_at": timestamp(file.created_at),
-        "expires_at": None if file.expires_at is None else timestamp(file.expires_at),
+        "created_at": format_timestamp(file.created_at),
+        "expires_at": None if file.expires_at is None else format_timestamp(file.expires_at),
         "downloadable": False,
     }
 
@@ -96,7 +96,7 @@ def as_json(file: StoredFile) -> dict[str, Any]:
 def _list(call: Call) -> Reply:
     """List files page by page, newest first, or those requested by id."""
     check_version(call)
-    files = call.world.file_store.owned("anthropic", call.account)[::-1]
+    files = call.simulator.file_store.list_owned("anthropic", call.account)[::-1]
     ids = {value for name, value in call.query_pairs if name in ("ids", "ids[]")}
     if ids:
         if call.query.keys() & {"page", "limit"}:
@@ -131,7 +131,7 @@ def _get(call: Call) -> Reply:
 def _delete(call: Call) -> Reply:
     check_version(call)
     file = find(call, call.params["id"])
-    call.world.file_store.delete(file)
+    call.simulator.file_store.delete(file)
     return Reply({"id": file.id, "type": "file_deleted"})
 
 
@@ -142,11 +142,11 @@ def _content(call: Call) -> Reply:
 
 
 def find(call: Call, file_id: str) -> StoredFile:
-    file = call.world.file_store.remembered("anthropic", file_id, call.account)
+    file = call.simulator.file_store.find_any("anthropic", file_id, call.account)
     if file is not None and file.state == "expired":
-        raise Refused(404, f"File has expired: {file_id}", code="file_expired")
+        raise Refusal(404, f"File has expired: {file_id}", code="file_expired")
     if file is None or not file.is_there:
-        raise Refused(404, f"File not found: {file_id}")
+        raise Refusal(404, f"File not found: {file_id}")
     return file
 
 

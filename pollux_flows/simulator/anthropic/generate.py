@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pollux_flows.simulator.answers import Answer, compose
-from pollux_flows.simulator.anthropic.models import model
+from pollux_flows.simulator.anthropic.models import parse_model
 from pollux_flows.simulator.anthropic.reading import prompt_blocks, read
 from pollux_flows.simulator.anthropic.signature import sign
 from pollux_flows.simulator.wire import Call, Operation, Reply
@@ -22,8 +22,8 @@ _HOUR_S = 3600.0
 
 
 def respond(call: Call) -> Reply:
-    answer = compose(call.ask, call.fault)
-    number = call.world.number()
+    answer = compose(call.request, call.fault)
+    number = call.simulator.next_number()
     body = {
         "id": f"msg_{number:08d}",
         "type": "message",
@@ -50,8 +50,8 @@ def _content(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
     if answer.text:
         blocks.append({"type": "text", "text": answer.text})
     blocks.extend(
-        {"type": "tool_use", "id": f"toolu_{number:08d}_{place}", "name": made.name, "input": made.arguments}
-        for place, made in enumerate(answer.calls)
+        {"type": "tool_use", "id": f"toolu_{number:08d}_{place}", "name": tool_call.name, "input": tool_call.arguments}
+        for place, tool_call in enumerate(answer.calls)
     )
     return blocks
 
@@ -60,22 +60,19 @@ def _shows_thinking(call: Call) -> bool:
     display = (call.body.get("thinking") or {}).get("display")
     if display is not None:
         return bool(display == "summarized")
-    return model(call.body["model"]).shows_thinking
+    return parse_model(call.body["model"]).shows_thinking
 
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
     blocks = prompt_blocks(call)
     name = call.body["model"]
-    seen = call.meet_cache(name, blocks, least_tokens=model(name).cached_from_tokens)
-    hour = seen.written_for.get(_HOUR_S, 0)
+    cache_use = call.use_cache(name, blocks, least_tokens=parse_model(name).cached_from_tokens)
+    hour = cache_use.written_by_lifetime.get(_HOUR_S, 0)
     return {
-        "input_tokens": sum(block.tokens for block in blocks) - seen.read - seen.written,
-        "cache_creation_input_tokens": seen.written,
-        "cache_read_input_tokens": seen.read,
-        "cache_creation": {
-            "ephemeral_5m_input_tokens": seen.written - hour,
-            "ephemeral_1h_input_tokens": hour,
-        },
+        "input_tokens": sum(block.tokens for block in blocks) - cache_use.read - cache_use.written,
+        "cache_creation_input_tokens": cache_use.written,
+        "cache_read_input_tokens": cache_use.read,
+        "cache_creation": {"ephemeral_5m_input_tokens": cache_use.written - hour, "ephemeral_1h_input_tokens": hour},
         "output_tokens": answer.reasoning_tokens + answer.visible_tokens,
         "output_tokens_details": {"thinking_tokens": answer.reasoning_tokens},
         "service_tier": "standard",

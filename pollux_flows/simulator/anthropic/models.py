@@ -25,7 +25,7 @@ class Model:
     version: tuple[int, int]
 
     def since(self, **versions: tuple[int, int]) -> bool:
-        """Return whether it is at least the version of its family; families that are not passed count from 5 on."""
+        """Return whether the model has at least the version passed for its family; other families count from 5 on."""
         return self.version >= versions.get(self.family, (5, 0))
 
     @property
@@ -67,7 +67,7 @@ class Model:
 
     @property
     def takes_prefill(self) -> bool:
-        """Return whether a request may end with the beginning of the answer."""
+        """Return whether a request may end with a prefill, the beginning of the answer."""
         return not self.since(opus=(4, 6), sonnet=(4, 6))
 
     @property
@@ -89,7 +89,7 @@ def is_known(name: str) -> bool:
     return name.startswith("claude-")
 
 
-def model(name: str) -> Model:
+def parse_model(name: str) -> Model:
     match = _OLD.match(name) or _NEW.match(name)
     if match is None:
         return Model("", _NEWEST)

@@ -1,4 +1,4 @@
-"""Reads Messages requests."""
+"""Parses Messages requests into `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 
 from pollux_flows.simulator import tokens
 from pollux_flows.simulator.anthropic import attachments
-from pollux_flows.simulator.anthropic.rules import check
-from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.anthropic.rules import blocks_of, check
+from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.prefixes import Block
 from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.wire import Call
 
-_CACHE_S = {"5m": 300.0, "1h": 3600.0}
+CACHE_S = {"5m": 300.0, "1h": 3600.0}
 _CHOICES: dict[str, Any] = {"auto": "auto", "none": "none", "any": "required"}
 
 
-def read(call: Call) -> Ask:
-    asked = check(call)
+def read(call: Call) -> GenerateRequest:
+    model = check(call)
     attachments.check(call)
     body = call.body
     prompt, results = _last_turn(body["messages"])
     thinking = (body.get("thinking") or {"type": "disabled"})["type"]
     reasoning = thinking in ("enabled", "adaptive") or (thinking == "between_tools" and bool(results))
-    return Ask(
+    return GenerateRequest(
         prompt=prompt,
         input_tokens=sum(block.tokens for block in prompt_blocks(call)),
-        context_window=asked.context_window,
+        context_window=model.context_window,
         max_tokens=body["max_tokens"],
         schema=_schema(body),
         tools={tool["name"]: tool["input_schema"] for tool in body.get("tools") or [] if "input_schema" in tool},
@@ -35,7 +35,7 @@ def read(call: Call) -> Ask:
         tool_results=results,
         reasoning=reasoning,
         # Claude announces its calls; a client must replay a turn of thinking, text and call.
-        speaks_before_calls=reasoning,
+        announces_calls=reasoning,
         stop=tuple(body.get("stop_sequences") or ()),
     )
 
@@ -47,23 +47,21 @@ def prompt_blocks(call: Call) -> list[Block]:
     if (schema := _schema(body)) is not None:
         blocks.append(Block(schema, tokens.of_json(schema)))
     blocks += [_block("tool", tool, tokens.of_json(_unmarked(tool))) for tool in body.get("tools") or []]
-    system = body.get("system") or []
-    for part in [{"type": "text", "text": system}] if isinstance(system, str) else system:
+    for part in blocks_of(body.get("system") or []):
         blocks.append(_block("system", part, tokens.of_text(part["text"])))
     for message in body["messages"]:
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        for part in blocks_of(message["content"]):
             blocks.append(_block(message["role"], part, _part_tokens(part, call.files)))
     if control := body.get("cache_control"):
-        # At the top level it caches the entire request.
+        # A top-level `cache_control` caches the entire request.
         last = blocks[-1]
-        blocks[-1] = Block(last.content, last.tokens, _CACHE_S[control.get("ttl", "5m")])
+        blocks[-1] = Block(last.content, last.tokens, CACHE_S[control.get("ttl", "5m")])
     return blocks
 
 
 def _block(role: str, part: dict[str, Any], count: int) -> Block:
     control = part.get("cache_control")
-    return Block([role, _unmarked(part)], count, _CACHE_S[control.get("ttl", "5m")] if control else None)
+    return Block([role, _unmarked(part)], count, CACHE_S[control.get("ttl", "5m")] if control else None)
 
 
 def _unmarked(part: dict[str, Any]) -> dict[str, Any]:
@@ -71,8 +69,8 @@ def _unmarked(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schema(body: dict[str, Any]) -> Any:
-    wanted = (body.get("output_config") or {}).get("format")
-    return wanted["schema"] if wanted else None
+    output_format = (body.get("output_config") or {}).get("format")
+    return output_format["schema"] if output_format else None
 
 
 def _tool_choice(choice: dict[str, Any] | None) -> Any:
@@ -83,17 +81,9 @@ def _tool_choice(choice: dict[str, Any] | None) -> Any:
 
 def _last_turn(messages: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
     """Return the prompt of the last turn, and the names of the tools whose results it has."""
-    users = [message for message in messages if message["role"] == "user"]
-    content = users[-1]["content"]
-    if isinstance(content, str):
-        return content, ()
-    names = {
-        block["id"]: block["name"]
-        for message in messages
-        if isinstance(message["content"], list)
-        for block in message["content"]
-        if block["type"] == "tool_use"
-    }
+    turns = [(message["role"], blocks_of(message["content"])) for message in messages]
+    content = [blocks for role, blocks in turns if role == "user"][-1]
+    names = {block["id"]: block["name"] for _, blocks in turns for block in blocks if block["type"] == "tool_use"}
     results = tuple(names[block["tool_use_id"]] for block in content if block["type"] == "tool_result")
     texts = [block["text"] for block in content if block["type"] == "text"]
     return (texts[-1] if texts else ""), results

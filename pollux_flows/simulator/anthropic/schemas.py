@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pollux_flows.simulator.schema_check import malformed, resolve
+from pollux_flows.simulator.schema_check import find_schema_error, resolve
 
 _UNSUPPORTED: Final[Mapping[str, tuple[str, ...]]] = {
     "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -20,12 +20,12 @@ _FORMATS: Final = frozenset(
 )
 
 
-def complaint(schema: Any) -> str | None:
-    """Return the API's objection to this schema; None if it accepts it."""
-    return malformed(schema) or next(_complaints(schema, schema, ()), None)
+def find_problem(schema: Any) -> str | None:
+    """Return the API's error message for this schema; None if the API accepts it."""
+    return find_schema_error(schema) or next(_problems(schema, schema, ()), None)
 
 
-def _complaints(node: Any, root: Any, above: tuple[str, ...]) -> Iterator[str]:
+def _problems(node: Any, root: Any, above: tuple[str, ...]) -> Iterator[str]:
     if not isinstance(node, dict):
         yield f"{node!r} is not a schema"
         return
@@ -36,12 +36,12 @@ def _complaints(node: Any, root: Any, above: tuple[str, ...]) -> Iterator[str]:
             yield f"Schema type '{keyword}' is not supported"
     types = node.get("type")
     for kind in types if isinstance(types, list) else [types]:
-        yield from _about_type(node, str(kind))
+        yield from _type_problems(node, str(kind))
     for child in _children(node):
-        yield from _complaints(child, root, above)
+        yield from _problems(child, root, above)
 
 
-def _about_type(node: dict[str, Any], kind: str) -> Iterator[str]:
+def _type_problems(node: dict[str, Any], kind: str) -> Iterator[str]:
     for keyword in _UNSUPPORTED.get(kind, ()):
         if keyword in node:
             yield f"For '{kind}' type, property '{keyword}' is not supported"
@@ -61,7 +61,7 @@ def _reference(target: str, root: Any, above: tuple[str, ...]) -> Iterator[str]:
     if node is None:
         yield f"Reference '{target}' cannot be resolved"
     else:
-        yield from _complaints(node, root, (*above, target))
+        yield from _problems(node, root, (*above, target))
 
 
 def _children(node: dict[str, Any]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""The shape of Messages requests: that of the SDK's types, and the limits that they do not say."""
+"""Checks of the shape of Messages requests: the SDK's types, and limits that the types do not express."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pollux_flows.simulator.sdk_shape import SdkShapes
 from pollux_flows.simulator.shape import (
     Check,
-    Misfit,
+    Mismatch,
     Path,
     anything,
     boolean,
@@ -27,7 +27,7 @@ _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 def _tool_name(value: Any, path: Path) -> None:
     text(value, path)
     if not _TOOL_NAME.fullmatch(value):
-        raise Misfit(path, "value", "a name that matches '^[a-zA-Z0-9_-]{1,128}$'", value)
+        raise Mismatch(path, "value", "a name that matches '^[a-zA-Z0-9_-]{1,128}$'", value)
 
 
 _LIMITS: dict[str, Check] = {
@@ -36,16 +36,12 @@ _LIMITS: dict[str, Check] = {
     "ThinkingConfigEnabledParam.budget_tokens": integer(minimum=1024),
 }
 #: Fields that only the versions of the API before 2026-10-21 take.
-SAMPLING: dict[str, Check] = {
-    "temperature": number(0, 1),
-    "top_p": number(0, 1),
-    "top_k": integer(minimum=0),
-}
+SAMPLING: dict[str, Check] = {"temperature": number(0, 1), "top_p": number(0, 1), "top_k": integer(minimum=0)}
 
 
 @cache
-def count_request() -> Check:
-    """Return the check of a request to count tokens: of its fields alone, as `request` checks what is in them."""
+def count_request_check() -> Check:
+    """Return the check of the field names of a count request; `request_check` checks their values."""
     from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 
     required, optional = SdkShapes(_LIMITS).fields(MessageCountTokensParams)
@@ -53,7 +49,7 @@ def count_request() -> Check:
 
 
 @cache
-def request(*, is_current: bool) -> Check:
+def request_check(*, is_current: bool) -> Check:
     """Return the check of a request, to the current version of the API or to an older one."""
     from anthropic.types import MessageParam
     from anthropic.types.message_create_params import MessageCreateParamsNonStreaming

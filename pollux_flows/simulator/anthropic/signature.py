@@ -12,7 +12,7 @@ def sign(thinking: str) -> str:
     return base64.b64encode(_SEAL + hashlib.sha256(thinking.encode()).digest()).decode()
 
 
-def is_ours(signature: str, thinking: str) -> bool:
+def is_valid(signature: str, thinking: str) -> bool:
     """Return whether a signature is valid; omitted thinking comes back empty, and only its prefix is checked."""
     if thinking:
         return signature == sign(thinking)

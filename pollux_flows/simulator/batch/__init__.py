@@ -1,1 +1,1 @@
-"""The parts of the providers' batch systems that are alike."""
+"""Batches: the parts that the batch systems of all providers share."""

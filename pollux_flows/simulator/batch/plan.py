@@ -14,7 +14,7 @@ ENDS: Mapping[str, str] = {
     "failed": "it was accepted, and then failed completely (Anthropic: all its rows did)",
     "queue_full": "it was accepted, and then failed because too much is waiting already, as OpenAI does it",
 }
-ANSWERED = 0.5
+ANSWERED_SHARE = 0.5
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Each row is answered like a realtime request, at the time at which the batch ended. Faults apply to it as well
 (`sim.fail(..., operation="batch.row")`, or `[[simulate: ...]]` in its prompt), but as there is no connection,
-the effect of some differs: a row that is dropped has no result, one that hangs
-expires, and the result of one that is malformed is cut in the middle.
+the effect of some differs: a dropped row has no result, a hanging row expires, and the result of a malformed row is cut
+in the middle.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import orjson
 
-from pollux_flows.simulator.answering import fault_for, reply_to, understand
+from pollux_flows.simulator.answering import make_reply, read_request, take_fault
 from pollux_flows.simulator.batch.plan import Plan
 from pollux_flows.simulator.batch.rows import Rows
 from pollux_flows.simulator.batch.stored import ENDINGS, Phase, Results, StoredBatch
 from pollux_flows.simulator.prefixes import Arrival
-from pollux_flows.simulator.wire import Call, Operation, Refused
+from pollux_flows.simulator.wire import Call, Operation, Refusal
 
 OPERATION = "batch.row"
 Prepare = Callable[[Call], None]
@@ -48,55 +48,55 @@ class RowWriter(ABC):
     separates_errors = False
 
     @abstractmethod
-    def read(self, batch: StoredBatch, line: bytes) -> Row: ...
+    def read_row(self, batch: StoredBatch, line: bytes) -> Row: ...
 
     @abstractmethod
-    def succeeded(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]: ...
+    def success_result(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]: ...
 
     @abstractmethod
-    def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
+    def error_result(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
         """Return the result of a row that got an error response."""
 
     @abstractmethod
-    def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
+    def unanswered_result(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
         """Return the result of a row that "expired" or was "cancelled"."""
 
     def make_foreign_key(self, key: Any, number: int) -> Any:  # noqa: ARG002 (the form of some keys depends on it)
-        """Return a key like that one, which was not submitted."""
-        return f"nobodys-{number}"
+        """Return a key in the same format that was not submitted."""
+        return f"unknown-{number}"
 
-    def gives_results(self, batch: StoredBatch) -> bool:
-        """Return whether a batch that ends like this one has any results."""
+    def has_results(self, batch: StoredBatch) -> bool:
+        """Return whether the batch has results, which depends on how it ended."""
         return batch.ending != "failed"
 
-    def usage(self, body: Any) -> Mapping[str, int]:  # noqa: ARG002 (most providers do not report it)
-        """Return the tokens of an answer, for a provider that reports their sum."""
+    def count_usage(self, body: Any) -> Mapping[str, int]:  # noqa: ARG002 (most providers do not report it)
+        """Return the tokens of an answer, for a provider that reports the usage of a batch."""
         return {}
 
-    def store(self, batch: StoredBatch, results: Results, call: Call) -> None:  # noqa: B027 (not all do)
-        """Store the results where the client finds them, unless they stay with the batch."""
+    def store_results(self, batch: StoredBatch, results: Results, call: Call) -> None:  # noqa: B027 (not all do)
+        """Store the results in files, for a provider that does."""
 
 
-def accepted(call: Call, prefix: str, plan: Plan, rows: Rows, **fields: Any) -> StoredBatch:
+def accept_batch(call: Call, prefix: str, plan: Plan, rows: Rows, **fields: Any) -> StoredBatch:
     """Store a new batch, whose id has this prefix; `fields` are further fields of the batch."""
-    world = call.world
+    simulator = call.simulator
     batch = StoredBatch(
         provider=call.provider.name,
-        id=f"{prefix}{world.number():08d}{rows.spool.sha256[:8]}",
+        id=f"{prefix}{simulator.next_number():08d}{rows.spool.sha256[:8]}",
         account=call.account,
-        created_at=world.now(),
-        takes_s=world.batch_s if plan.takes_s is None else plan.takes_s,
+        created_at=simulator.now(),
+        takes_s=simulator.batch_s if plan.takes_s is None else plan.takes_s,
         plan=plan,
         input=rows,
         **fields,
     )
-    world.batch_store.add(batch)
+    simulator.batch_store.add(batch)
     call.stored = batch.id
     return batch
 
 
-def look_at(batch: StoredBatch, call: Call, writer: RowWriter) -> Phase:
-    """Return the batch's current phase; if it has ended, compute its results first."""
+def settle_if_ended(batch: StoredBatch, call: Call, writer: RowWriter) -> Phase:
+    """Compute the results of a batch that has ended, and return its current phase."""
     phase = batch.phase
     if phase in ENDINGS:
         with batch.settling:
@@ -105,33 +105,33 @@ def look_at(batch: StoredBatch, call: Call, writer: RowWriter) -> Phase:
     return phase
 
 
-def looks_at_one(find: Callable[[Call], StoredBatch], writer: RowWriter) -> Prepare:
+def make_batch_preparer(find: Callable[[Call], StoredBatch], writer: RowWriter) -> Prepare:
     """Return a `prepare` that finds the requested batch, with its current phase."""
 
     def prepare(call: Call) -> None:
         batch = find(call)
-        call.prepared = batch, look_at(batch, call, writer)
+        call.prepared = batch, settle_if_ended(batch, call, writer)
 
     return prepare
 
 
-def looks_at_page(page: Callable[[Call], tuple[list[StoredBatch], object]], writer: RowWriter) -> Prepare:
+def make_page_preparer(page: Callable[[Call], tuple[list[StoredBatch], object]], writer: RowWriter) -> Prepare:
     """Return a `prepare` that finds the batches of a page, each with its current phase, and the next page."""
 
     def prepare(call: Call) -> None:
         batches, following = page(call)
-        call.prepared = [(batch, look_at(batch, call, writer)) for batch in batches], following
+        call.prepared = [(batch, settle_if_ended(batch, call, writer)) for batch in batches], following
 
     return prepare
 
 
 def _settle(batch: StoredBatch, call: Call, writer: RowWriter) -> None:
     results = Results()
-    if writer.gives_results(batch):
-        with call.world.at(batch.ends_at):
-            _Settling(batch, call, writer, results).run()
-            writer.store(batch, results, call)
-    call.world.batch_store.settle(batch, results)
+    if writer.has_results(batch):
+        with call.simulator.at_time(batch.ends_at):
+            _Settlement(batch, call, writer, results).run()
+            writer.store_results(batch, results, call)
+    call.simulator.batch_store.settle(batch, results)
     batch.input.spool.keep_little()
 
 
@@ -143,64 +143,67 @@ class _Result:
 
 
 @dataclass
-class _Settling:
+class _Settlement:
+    """The computation of one batch's results."""
+
     batch: StoredBatch
     call: Call
     writer: RowWriter
     results: Results
     #: The number of rows that are answered, always the first ones.
-    answered: int = 0
+    answered: int = field(init=False)
     #: Rows read the prompt cache as it was when the batch was submitted, not the writes of other rows.
-    arrival: Arrival | None = None
+    arrival: Arrival = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.answered = self.batch.answered
+        self.arrival = self.call.simulator.prefixes.arrive(self.batch.created_at)
 
     def run(self) -> None:
-        plan = self.batch.plan
-        self.answered = self.batch.answered
-        self.arrival = self.call.world.prefixes.arrive(self.batch.created_at)
-        order = self._order()
-        again: list[_Result] = []
+        plan, order = self.batch.plan, self._order()
+        duplicates: list[_Result] = []
         for number, place in enumerate(order):
-            result = self._result(place)
+            result = self._settle_row(place)
             self.results.counts[result.outcome] += 1
             if number < plan.missing:
                 continue
             self._write(result)
-            if len(again) < plan.duplicates:
-                again.append(result)
-        for result in again:
+            if len(duplicates) < plan.duplicates:
+                duplicates.append(result)
+        for result in duplicates:
             self._write(result)
         for number in range(plan.unknown if order else 0):
-            self._write(self._result(order[number % len(order)], foreign=number))
+            self._write(self._settle_row(order[number % len(order)], foreign=number))
 
     def _order(self) -> Sequence[int]:
         """Return the order of the results: never that of the rows, unless the rows have no keys."""
         places = range(self.batch.rows)
-        if not (self.batch.plan.shuffled and self.batch.given.get("has_keys", True)):
+        if not (self.batch.plan.shuffled and self.batch.provider_data.get("has_keys", True)):
             return places
         # Seeded by its id: the same in every run, and different for each batch.
         order = random.Random(self.batch.id).sample(places, len(places))  # noqa: S311
         return [*order[1:], order[0]] if order == list(places) else order
 
-    def _result(self, place: int, foreign: int | None = None) -> _Result:
+    def _settle_row(self, place: int, foreign: int | None = None) -> _Result:
         batch, writer = self.batch, self.writer
-        row = writer.read(batch, batch.input[place])
+        row = writer.read_row(batch, batch.input[place])
         if foreign is not None:
             row.key = writer.make_foreign_key(row.key, foreign)
-        request_id = self.call.provider.request_id.format(self.call.world.number())
+        request_id = self.call.provider.request_id.format(self.call.simulator.next_number())
         if place >= self.answered:
             if batch.ending != "completed":
-                return self._left(row, batch.ending, request_id)
-            return self._errored(row, Refused(500, batch.plan.message, kind=batch.plan.code), request_id)
+                return self._leave_unanswered(row, batch.ending, request_id)
+            return self._fail(row, Refusal(500, batch.plan.message, kind=batch.plan.code), request_id)
         try:
-            return self._answered(row, request_id)
-        except Refused as refused:
-            return self._errored(row, refused, request_id)
+            return self._answer(row, request_id)
+        except Refusal as refusal:
+            return self._fail(row, refusal, request_id)
 
-    def _answered(self, row: Row, request_id: str) -> _Result:
+    def _answer(self, row: Row, request_id: str) -> _Result:
         call = Call(
-            world=self.call.world,
+            simulator=self.call.simulator,
             provider=self.call.provider,
-            headers=self.batch.given.get("headers", {}),
+            headers=self.batch.provider_data.get("headers", {}),
             params=row.params,
             query={},
             body=row.body,
@@ -209,29 +212,27 @@ class _Settling:
             arrival=self.arrival,
             is_batch_row=True,
         )
-        understand(call, self.writer.operation)
-        fault = fault_for(call, OPERATION)
+        read_request(call, self.writer.operation)
+        fault = take_fault(call, OPERATION)
         kind = fault.kind if fault else ""
         if kind in _DROPPED:
             return _Result(_DROPPED[kind], None)
         if kind == "hang":
-            return self._left(row, "expired", request_id)
-        body = reply_to(call, self.writer.operation, fault, request_id).body
-        self.results.usage.update(self.writer.usage(body))
-        result = self._finished("succeeded", self.writer.succeeded(self.batch, row.key, body, request_id))
+            return self._leave_unanswered(row, "expired", request_id)
+        body = make_reply(call, self.writer.operation, fault, request_id).body
+        self.results.usage.update(self.writer.count_usage(body))
+        result = _Result("succeeded", orjson.dumps(self.writer.success_result(self.batch, row.key, body, request_id)))
         if kind == "malformed" and result.line is not None:
             result.line = result.line[: len(result.line) // 2]
         return result
 
-    def _errored(self, row: Row, refused: Refused, request_id: str) -> _Result:
-        error = self.call.provider.error(refused, request_id)
-        return self._finished("errored", self.writer.errored(self.batch, row.key, refused.status, error, request_id))
+    def _fail(self, row: Row, refusal: Refusal, request_id: str) -> _Result:
+        error = self.call.provider.error(refusal, request_id)
+        result = self.writer.error_result(self.batch, row.key, refusal.status, error, request_id)
+        return _Result("errored", orjson.dumps(result))
 
-    def _left(self, row: Row, why: str, request_id: str) -> _Result:
-        return self._finished(why, self.writer.left(self.batch, row.key, why, request_id))
-
-    def _finished(self, outcome: str, row: dict[str, Any]) -> _Result:
-        return _Result(outcome, orjson.dumps(row))
+    def _leave_unanswered(self, row: Row, why: str, request_id: str) -> _Result:
+        return _Result(why, orjson.dumps(self.writer.unanswered_result(self.batch, row.key, why, request_id)))
 
     def _write(self, result: _Result) -> None:
         if result.line is None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import orjson
 from typing_extensions import override
 
-from pollux_flows.simulator.batch.plan import ANSWERED, Plan
+from pollux_flows.simulator.batch.plan import ANSWERED_SHARE, Plan
 from pollux_flows.simulator.batch.rows import Rows, SavedRows
 from pollux_flows.simulator.spool import Spool
 from pollux_flows.simulator.storage import Record, Storage, Store
@@ -20,12 +20,12 @@ Phase = Literal["starting", "running", "finishing", "cancelling", "completed", "
 
 ENDINGS = frozenset({"completed", "expired", "cancelled", "failed"})
 #: The shares of a batch's duration at which it has started, and has run; an invalid one fails when it starts.
-STARTED = 0.1
-RAN = 0.9
+START_SHARE = 0.1
+FINISH_SHARE = 0.9
 #: The share of the duration that a cancellation takes.
-_STOPPING = 0.1
+_CANCEL_SHARE = 0.1
 #: A simulator in a worker lives as long as the worker: beyond this many, the oldest batches are removed.
-KEEP = 10_000
+MAX_BATCHES = 10_000
 
 
 @dataclass
@@ -77,8 +77,8 @@ class StoredBatch:
     name: str | None = None
     #: OpenAI's metadata.
     metadata: dict[str, str] | None = None
-    #: Further data of its provider.
-    given: dict[str, Any] = field(default_factory=dict, repr=False)
+    #: Data that only its provider needs.
+    provider_data: dict[str, Any] = field(default_factory=dict, repr=False)
     #: The errors of the entire batch, in the provider's format.
     problems: list[dict[str, Any]] = field(default_factory=list)
     #: The time at which its cancellation was requested.
@@ -90,22 +90,22 @@ class StoredBatch:
 
     @property
     def rows(self) -> int:
-        """Return the number of its requests."""
+        """Return the number of requests in the batch."""
         return len(self.input)
 
     @property
     def state(self) -> str:
-        """Return its current state, as the provider names it."""
-        return self.word(self.phase)
+        """Return the current state of the batch, as the provider names it."""
+        return self.state_name(self.phase)
 
     @property
     def phase(self) -> Phase:
-        """Return its current phase, by the simulator's clock."""
+        """Return the current phase of the batch, by the simulator's clock."""
         if self.is_ended:
             return self.ending
         if self.cancel_asked_at is not None:
             return "cancelling"
-        return "starting" if self.progress < STARTED else "running" if self.progress < RAN else "finishing"
+        return "starting" if self.progress < START_SHARE else "running" if self.progress < FINISH_SHARE else "finishing"
 
     @property
     def is_ended(self) -> bool:
@@ -113,7 +113,7 @@ class StoredBatch:
 
     @property
     def ending(self) -> Literal["completed", "expired", "cancelled", "failed"]:
-        """Return the phase in which it ends, unless it is cancelled later."""
+        """Return the phase in which the batch ends, unless it is cancelled later."""
         if self.problems:
             return "failed"
         if self.cancel_asked_at is not None or self.plan.end == "cancelled":
@@ -123,46 +123,46 @@ class StoredBatch:
     @property
     def ends_at(self) -> float:
         if self.problems:
-            return self.reaches(STARTED)
+            return self.time_at(START_SHARE)
         end = self.created_at + min(self.takes_s, self.window_s)
         if self.cancel_asked_at is not None:
-            end = min(end, self.cancel_asked_at + _STOPPING * self.takes_s)
+            end = min(end, self.cancel_asked_at + _CANCEL_SHARE * self.takes_s)
         return end
 
     @property
     def expires_at(self) -> float:
-        """Return the time at which it expires; a batch that is planned to expire does so within its duration."""
+        """Return the time at which the batch expires; if its plan says so, that is at the end of its duration."""
         return self.created_at + (min(self.takes_s, self.window_s) if self.plan.end == "expired" else self.window_s)
 
     @property
     def progress(self) -> float:
-        """Return the share of its duration that has passed."""
+        """Return the share of the batch's duration that has passed."""
         return self._share(self.clock() - self.created_at)
 
     @property
     def answered(self) -> int:
-        """Return the number of rows, always the first ones, that are answered when it has ended."""
+        """Return the number of rows, always the first ones, that are answered when the batch ends."""
         if self.plan.end in ("failed", "queue_full"):
             return 0
         if self.plan.end != "partial" and self.ending == "completed":
             return self.rows
-        share = ANSWERED if self.plan.answered is None else self.plan.answered
+        share = ANSWERED_SHARE if self.plan.answered is None else self.plan.answered
         if self.plan.answered is None and self.cancel_asked_at is not None:
             share = self._share(self.cancel_asked_at - self.created_at)
         elif self.plan.answered is None and self.takes_s > self.window_s:
             share = self._share(self.window_s)
         return int(share * self.rows)
 
-    def word(self, phase: Phase) -> str:
-        """Return the provider's name of that phase, or the plan's."""
+    def state_name(self, phase: Phase) -> str:
+        """Return the provider's name of a phase, or the name that the plan sets."""
         return self.words[phase] if self.plan.status is None or phase in ENDINGS else self.plan.status
 
-    def reaches(self, share: float) -> float:
-        """Return the time at which that share of its duration has passed."""
+    def time_at(self, share: float) -> float:
+        """Return the time at which a share of the batch's duration has passed."""
         return self.created_at + share * self.takes_s
 
     def requests(self) -> Iterator[Any]:
-        """Iterate over the submitted requests; those of a long batch are available only until it has ended."""
+        """Iterate over the submitted requests; those of a long batch are available only until it ends."""
         return (orjson.loads(line) for line in self.input)
 
     def release(self) -> None:
@@ -172,7 +172,7 @@ class StoredBatch:
             self.results.errors.close()
 
     def as_json(self) -> dict[str, Any]:
-        """Return its public fields as JSON, for clients in another process."""
+        """Return the public fields as JSON, for clients in another process."""
         names = ("provider", "id", "rows", "state", "name", "metadata", "created_at", "ends_at", "deleted_at")
         return {name: getattr(self, name) for name in names}
 
@@ -185,12 +185,18 @@ class BatchStore(Store[StoredBatch]):
 
     kind = "batch"
     saved = (
-        "provider", "id", "account", "created_at", "takes_s", "window_s", "words", "name", "metadata", "given",
+        "provider", "id", "account", "created_at", "takes_s", "window_s", "words", "name", "metadata",
         "problems", "cancel_asked_at", "deleted_at",
     )  # fmt: skip
 
     def add(self, batch: StoredBatch) -> None:
-        record = {"plan": asdict(batch.plan), "rows": batch.rows, "bytes": batch.input.spool.size, "results": None}
+        record = {
+            "given": batch.provider_data,  # stored names never change
+            "plan": asdict(batch.plan),
+            "rows": batch.rows,
+            "bytes": batch.input.spool.size,
+            "results": None,
+        }
         with self._lock:
             self._load()
             key = batch.provider, batch.id
@@ -199,9 +205,9 @@ class BatchStore(Store[StoredBatch]):
 
     def find(self, provider: str, batch_id: str, account: str) -> StoredBatch | None:
         """Return an account's batch, unless it was deleted."""
-        return next((batch for batch in self.owned(provider, account) if batch.id == batch_id), None)
+        return next((batch for batch in self.list_owned(provider, account) if batch.id == batch_id), None)
 
-    def owned(self, provider: str, account: str) -> list[StoredBatch]:
+    def list_owned(self, provider: str, account: str) -> list[StoredBatch]:
         """Return the batches of an account, newest first, without deleted ones."""
         return [
             batch
@@ -246,7 +252,9 @@ class BatchStore(Store[StoredBatch]):
         batch = self._items.get(key)
         if batch is None:
             rows = SavedRows(self._storage.content(key, "rows", record["bytes"]), record["rows"])
-            batch = StoredBatch(**self._saved_fields(record), plan=Plan(**record["plan"]), input=rows)
+            batch = StoredBatch(
+                **self._saved_fields(record), provider_data=record["given"], plan=Plan(**record["plan"]), input=rows
+            )
             self._remember(batch)
         batch.cancel_asked_at, batch.deleted_at = record["cancel_asked_at"], record["deleted_at"]
         if batch.results is None and record["results"] is not None:
@@ -255,7 +263,7 @@ class BatchStore(Store[StoredBatch]):
     def _remember(self, batch: StoredBatch) -> None:
         batch.clock = self._clock
         self._items[batch.provider, batch.id] = batch
-        if len(self._items) > KEEP:
+        if len(self._items) > MAX_BATCHES:
             self._items.pop(next(iter(self._items))).release()
 
     def _set(self, batch: StoredBatch, **fields: float) -> None:

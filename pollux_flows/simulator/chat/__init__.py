@@ -1,1 +1,1 @@
-"""The simulated chat completions of OpenRouter and local servers."""
+"""Chat completions, as OpenRouter and local servers offer them."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pollux_flows.simulator.chat import reading
 from pollux_flows.simulator.media import IMAGES, data_url_type, is_base64, is_web_url
-from pollux_flows.simulator.wire import BadRequest, Refused
+from pollux_flows.simulator.wire import BadRequest, Refusal
 
 _INPUT_OF_PART = {"image_url": "image", "input_audio": "audio", "video_url": "video"}
 
@@ -17,7 +17,7 @@ def check(body: dict[str, Any], model: Mapping[str, Any]) -> None:
     for part in reading.parts(body):
         needed = _INPUT_OF_PART.get(part["type"])
         if needed and needed not in _inputs(model):
-            raise Refused(404, f"No endpoints found that support {needed} input")
+            raise Refusal(404, f"No endpoints found that support {needed} input")
         match part["type"]:
             case "image_url":
                 _check_url(part["image_url"]["url"], "image_url.url", IMAGES)
@@ -30,7 +30,7 @@ def check(body: dict[str, Any], model: Mapping[str, Any]) -> None:
                 _check_file(body, part["file"], model)
 
 
-def parsed_files(body: dict[str, Any], model: Mapping[str, Any]) -> list[dict[str, Any]]:
+def annotate_files(body: dict[str, Any], model: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the annotations of parsed files, which a client sends back so that they are not parsed again."""
     if _engine(body, model) == "native":
         return []
@@ -65,7 +65,7 @@ def _check_file(body: dict[str, Any], file: dict[str, Any], model: Mapping[str, 
         raise BadRequest("file.file_data: Required: a data URL or the address of a PDF")
     _check_url(data, "file.file_data", frozenset({"application/pdf"}))
     if _engine(body, model) == "native" and "file" not in _inputs(model):
-        raise Refused(404, "No endpoints found that support file input")
+        raise Refusal(404, "No endpoints found that support file input")
 
 
 def _engine(body: dict[str, Any], model: Mapping[str, Any]) -> str:

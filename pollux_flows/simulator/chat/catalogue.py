@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from pollux_flows.simulator.wire import BadRequest, Call, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Refusal, Reply
 
 _PLAIN = ("temperature", "top_p", "max_tokens", "stop", "seed")
 _SCHEMAS = ("response_format", "structured_outputs")
@@ -16,11 +16,7 @@ _CREATED = 1_770_000_000
 
 
 def _model(
-    name: str,
-    context: int,
-    inputs: tuple[str, ...],
-    parameters: tuple[str, ...],
-    **prices: str,
+    name: str, context: int, inputs: tuple[str, ...], parameters: tuple[str, ...], **prices: str
 ) -> dict[str, Any]:
     model: dict[str, Any] = {
         "id": name,
@@ -53,27 +49,27 @@ def _model(
     return model
 
 
-_SEEING = ("text", "image", "file")
+_VISION = ("text", "image", "file")
 _WITHOUT_SAMPLING = ("max_tokens", "seed", *_SCHEMAS, *_TOOLS, *_REASONING)
-_EVERYTHING = (*_PLAIN, *_SCHEMAS, *_TOOLS, *_REASONING)
+_ALL_PARAMETERS = (*_PLAIN, *_SCHEMAS, *_TOOLS, *_REASONING)
 
 MODELS: Mapping[str, dict[str, Any]] = {
     model["id"]: model
     for model in (
         _model(
-            "openai/gpt-5-nano", 400_000, _SEEING, _WITHOUT_SAMPLING,
+            "openai/gpt-5-nano", 400_000, _VISION, _WITHOUT_SAMPLING,
             prompt="0.00000005", completion="0.0000004", input_cache_read="0.000000005",
         ),
         _model(
-            "openai/gpt-4.1-mini", 1_047_576, _SEEING, (*_PLAIN, *_SCHEMAS, *_TOOLS),
+            "openai/gpt-4.1-mini", 1_047_576, _VISION, (*_PLAIN, *_SCHEMAS, *_TOOLS),
             prompt="0.0000004", completion="0.0000016", input_cache_read="0.0000001",
         ),
         _model(
-            "anthropic/claude-sonnet-4.6", 1_000_000, _SEEING, _EVERYTHING,
+            "anthropic/claude-sonnet-4.6", 1_000_000, _VISION, _ALL_PARAMETERS,
             prompt="0.000003", completion="0.000015", input_cache_read="0.0000003", input_cache_write="0.00000375",
         ),
         _model(
-            "google/gemini-2.5-flash-lite", 1_048_576, (*_SEEING, "audio", "video"), _EVERYTHING,
+            "google/gemini-2.5-flash-lite", 1_048_576, (*_VISION, "audio", "video"), _ALL_PARAMETERS,
             prompt="0.0000001", completion="0.0000004", input_cache_read="0.00000001",
         ),
         _model(
@@ -99,8 +95,8 @@ def prices(name: str) -> Mapping[str, str]:
 
 def list_models(call: Call) -> Reply:
     """List all models, or one page of them if `offset` or `limit` is set."""
-    wanted = call.query.get("supported_parameters", "")
-    needed = {name for name in wanted.split(",") if name}
+    parameters = call.query.get("supported_parameters", "")
+    needed = {name for name in parameters.split(",") if name}
     found = [model for model in MODELS.values() if needed <= set(model["supported_parameters"])]
     body: dict[str, Any] = {"data": found, "total_count": len(found), "links": {"next": None}}
     if call.query.keys() & {"offset", "limit"}:
@@ -118,5 +114,5 @@ def list_models(call: Call) -> Reply:
 def get_model(call: Call) -> Reply:
     model = find(f"{call.params['author']}/{call.params['slug']}")
     if model is None:
-        raise Refused(404, "Model not found")
+        raise Refusal(404, "Model not found")
     return Reply({"data": model})

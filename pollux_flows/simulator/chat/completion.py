@@ -38,9 +38,5 @@ def completion(answer: Answer, *, name: str, created: float, model: str, input_t
         "created": int(created),
         "model": model,
         "choices": [{"index": 0, "finish_reason": _FINISH[answer.finish], "logprobs": None, "message": message}],
-        "usage": {
-            "prompt_tokens": input_tokens,
-            "completion_tokens": output,
-            "total_tokens": input_tokens + output,
-        },
+        "usage": {"prompt_tokens": input_tokens, "completion_tokens": output, "total_tokens": input_tokens + output},
     }

@@ -8,17 +8,17 @@ from typing import Any
 from typing_extensions import override
 
 from pollux_flows.simulator.answers import compose
-from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.chat import reading, rules
 from pollux_flows.simulator.chat.completion import completion
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Provider, Refused, Reply, bearer
+from pollux_flows.simulator.generate_request import GenerateRequest
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Provider, Refusal, Reply, bearer
 
 MODEL = "local-model"
 CONTEXT_WINDOW = 131_072
 
 
-def _read(call: Call) -> Ask:
+def _read(call: Call) -> GenerateRequest:
     rules.check(call.body)
     for part in reading.parts(call.body):
         if part["type"] != "text":
@@ -27,13 +27,13 @@ def _read(call: Call) -> Ask:
 
 
 def _respond(call: Call) -> Reply:
-    answer = compose(call.ask, call.fault)
+    answer = compose(call.request, call.fault)
     body = completion(
         answer,
-        name=f"chatcmpl-{call.world.number():08d}",
-        created=call.world.now(),
+        name=f"chatcmpl-{call.simulator.next_number():08d}",
+        created=call.simulator.now(),
         model=call.body["model"],
-        input_tokens=call.ask.input_tokens,
+        input_tokens=call.request.input_tokens,
     )
     if answer.reasoning:
         body["choices"][0]["message"]["reasoning_content"] = answer.reasoning
@@ -41,7 +41,7 @@ def _respond(call: Call) -> Reply:
 
 
 def _models(call: Call) -> Reply:
-    model = {"id": MODEL, "object": "model", "created": int(call.world.now()), "owned_by": "local"}
+    model = {"id": MODEL, "object": "model", "created": int(call.simulator.now()), "owned_by": "local"}
     return Reply({"object": "list", "data": [model]})
 
 
@@ -60,13 +60,13 @@ class Local(Provider):
         return bearer(headers)
 
     @override
-    def error(self, refused: Refused, request_id: str) -> Any:
-        return {"error": refused.message or f"Simulated error {refused.status}"}
+    def error(self, refusal: Refusal, request_id: str) -> Any:
+        return {"error": refusal.message or f"Simulated error {refusal.status}"}
 
     @override
     def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
         return {"error": fault.message or "the model failed to generate a response"}
 
     @override
-    def overflow(self, ask: Ask | None) -> Refused:
+    def overflow(self, request: GenerateRequest | None) -> Refusal:
         return BadRequest("the request exceeds the available context size, try increasing it")

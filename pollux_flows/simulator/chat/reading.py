@@ -1,4 +1,4 @@
-"""Reads chat completions requests."""
+"""Parses chat completions requests into `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from pollux_flows.simulator import tokens
-from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.anthropic.reading import CACHE_S
+from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.prefixes import Block
 
-_CACHE_S = {"5m": 300.0, "1h": 3600.0}
 
-
-def read(body: dict[str, Any], *, context_window: int, reasoning: bool) -> Ask:
+def read(body: dict[str, Any], *, context_window: int, reasoning: bool) -> GenerateRequest:
     prompt, results = _last_turn(body["messages"])
     stop = body.get("stop") or ()
-    return Ask(
+    return GenerateRequest(
         prompt=prompt,
         input_tokens=sum(block.tokens for block in prompt_blocks(body)),
         context_window=context_window,
@@ -30,10 +29,10 @@ def read(body: dict[str, Any], *, context_window: int, reasoning: bool) -> Ask:
 
 
 def schema(body: dict[str, Any]) -> Any:
-    wanted = body.get("response_format") or {}
-    if wanted.get("type") == "json_schema":
-        return wanted["json_schema"]["schema"]
-    return True if wanted.get("type") == "json_object" else None
+    response_format = body.get("response_format") or {}
+    if response_format.get("type") == "json_schema":
+        return response_format["json_schema"]["schema"]
+    return True if response_format.get("type") == "json_object" else None
 
 
 def parts(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -46,14 +45,14 @@ def parts(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def prompt_blocks(body: dict[str, Any]) -> list[Block]:
     """Split the prompt into blocks; `cache_control` marks the end of a prefix to cache."""
     blocks = [Block(tool, tokens.of_json(tool)) for tool in body.get("tools") or []]
-    if isinstance(asked := schema(body), dict):
-        blocks.append(Block(asked, tokens.of_json(asked)))
+    if isinstance(json_schema := schema(body), dict):
+        blocks.append(Block(json_schema, tokens.of_json(json_schema)))
     for message in body["messages"]:
         for part in _parts(message.get("content")):
             control = part.get("cache_control")
-            keep = _CACHE_S.get(control.get("ttl", "5m")) if control else None
+            lifetime_s = CACHE_S.get(control.get("ttl", "5m")) if control else None
             content = {name: value for name, value in part.items() if name != "cache_control"}
-            blocks.append(Block([message["role"], content], _part_tokens(part), keep))
+            blocks.append(Block([message["role"], content], _part_tokens(part), lifetime_s))
         for call in message.get("tool_calls") or []:
             function = call["function"]
             count = tokens.of_text(function["name"]) + tokens.of_text(function["arguments"])

@@ -6,7 +6,7 @@ from typing import Any
 
 from pollux_flows.simulator.shape import (
     Check,
-    Misfit,
+    Mismatch,
     Path,
     anything,
     boolean,
@@ -21,7 +21,7 @@ from pollux_flows.simulator.shape import (
     tagged,
     text,
 )
-from pollux_flows.simulator.wire import BadRequest, Refused
+from pollux_flows.simulator.wire import BadRequest, Refusal
 
 
 def _open(required: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
@@ -122,8 +122,8 @@ def check(body: Any) -> None:
     """Refuse requests that no chat completions server accepts."""
     try:
         _REQUEST(body, ())
-    except Misfit as misfit:
-        raise _in_words(misfit) from None
+    except Mismatch as mismatch:
+        raise _refusal_for(mismatch) from None
     if body.get("stream"):
         raise BadRequest("The simulator does not stream.")
     tools = [tool["function"]["name"] for tool in body.get("tools") or []]
@@ -139,17 +139,17 @@ def check(body: Any) -> None:
     _check_turns(body["messages"])
 
 
-def _in_words(misfit: Misfit) -> Refused:
-    where = _where(misfit.path)
-    match misfit.problem:
+def _refusal_for(mismatch: Mismatch) -> Refusal:
+    where = _where(mismatch.path)
+    match mismatch.problem:
         case "missing":
             return BadRequest(f'Input required: specify "{where}"')
         case "type":
-            return BadRequest(f"{where}: Invalid input: expected {misfit.expected}")
+            return BadRequest(f"{where}: Invalid input: expected {mismatch.expected}")
         case "value":
-            return BadRequest(f"{where}: Invalid option: expected one of {misfit.expected}")
+            return BadRequest(f"{where}: Invalid option: expected one of {mismatch.expected}")
         case _:
-            return BadRequest(f"{where}: Too small or too big: {misfit.problem} {misfit.expected}")
+            return BadRequest(f"{where}: Too small or too big: {mismatch.problem} {mismatch.expected}")
 
 
 def _where(path: Path) -> str:
@@ -164,7 +164,7 @@ def _check_turns(messages: list[dict[str, Any]]) -> None:
             if message["tool_call_id"] not in waiting:
                 raise BadRequest(
                     "Invalid parameter: messages with role 'tool' must be a response to a preceeding message "
-                    "with 'tool_calls'.",
+                    "with 'tool_calls'."
                 )
             waiting.remove(message["tool_call_id"])
             continue
@@ -174,5 +174,5 @@ def _check_turns(messages: list[dict[str, Any]]) -> None:
     if waiting:
         raise BadRequest(
             "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
-            f"'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(waiting)}",
+            f"'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(waiting)}"
         )

@@ -7,9 +7,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.gemini import batches, cache_routes, count, files, generate, uploads
-from pollux_flows.simulator.wire import BadRequest, Provider, Refused, row
+from pollux_flows.simulator.generate_request import GenerateRequest
+from pollux_flows.simulator.wire import BadRequest, Provider, Refusal, row
 
 # The default canonical status and message of each HTTP status.
 _ERRORS: Mapping[int, tuple[str, str]] = {
@@ -47,7 +47,7 @@ class Gemini(Provider):
     def authenticate(self, headers: Mapping[str, str]) -> str:
         key = headers.get("x-goog-api-key", "")
         if not key:
-            raise Refused(
+            raise Refusal(
                 403,
                 "Method doesn't allow unregistered callers (callers without established identity). Please use API Key "
                 "or other form of API consumer identity to call this API.",
@@ -55,22 +55,20 @@ class Gemini(Provider):
         return key
 
     @override
-    def error(self, refused: Refused, request_id: str) -> Any:
-        status, message = row(_ERRORS, refused.status)
+    def error(self, refusal: Refusal, request_id: str) -> Any:
+        status, message = row(_ERRORS, refusal.status)
         error: dict[str, Any] = {
-            "code": refused.status,
-            "message": refused.message or message,
-            "status": refused.kind or status,
+            "code": refusal.status,
+            "message": refusal.message or message,
+            "status": refusal.kind or status,
         }
-        wait = refused.headers.get("retry-after", "")
+        wait = refusal.headers.get("retry-after", "")
         if wait.replace(".", "", 1).isdigit():
             error["details"] = [{"@type": _RETRY_INFO, "retryDelay": f"{wait}s"}]
         return {"error": error}
 
     @override
-    def overflow(self, ask: Ask | None) -> Refused:
-        window = ask.context_window if ask else 0
-        tokens = max(ask.input_tokens if ask else 0, window + 1)
-        return BadRequest(
-            f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({window}).",
-        )
+    def overflow(self, request: GenerateRequest | None) -> Refusal:
+        window = request.context_window if request else 0
+        tokens = max(request.input_tokens if request else 0, window + 1)
+        return BadRequest(f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({window}).")

@@ -28,7 +28,7 @@ def check(call: Call, contents: list[dict[str, Any]]) -> None:
 
 
 def _check_part(call: Call, part: dict[str, Any], at: str) -> None:
-    mime_type, is_film = "", False
+    mime_type, is_youtube = "", False
     if "inlineData" in part:
         mime_type = part["inlineData"]["mimeType"]
         if not is_base64(part["inlineData"]["data"].replace("-", "+").replace("_", "/")):
@@ -38,7 +38,7 @@ def _check_part(call: Call, part: dict[str, Any], at: str) -> None:
     if "fileData" in part:
         uri = part["fileData"]["fileUri"]
         mime_type = part["fileData"].get("mimeType") or ""
-        is_film = _YOUTUBE.match(uri) is not None
+        is_youtube = _YOUTUBE.match(uri) is not None
         stored = stored_name(call, uri)
         if stored is not None:
             mime_type = _check_stored(call, uri, stored)
@@ -47,7 +47,7 @@ def _check_part(call: Call, part: dict[str, Any], at: str) -> None:
     if _UNREADABLE.match(mime_type):
         raise BadRequest(f"Unsupported MIME type: {mime_type}")
     if "videoMetadata" in part:
-        if not (is_film or mime_type.startswith("video/")):
+        if not (is_youtube or mime_type.startswith("video/")):
             raise BadRequest(f"* GenerateContentRequest.{at}.video_metadata: may only be set on a video\n")
         _check_video(part["videoMetadata"], f"{at}.video_metadata")
 
@@ -73,7 +73,7 @@ def _check_video(settings: dict[str, Any], at: str) -> None:
             if not _SECONDS.fullmatch(settings[name]):
                 raise BadRequest(
                     f"Invalid value at '{at}.{spelled}' (type.googleapis.com/google.protobuf.Duration), "
-                    f'"{settings[name]}"',
+                    f'"{settings[name]}"'
                 )
             seconds[name] = float(settings[name].removesuffix("s"))
     if len(seconds) > 1 and seconds["startOffset"] >= seconds["endOffset"]:

@@ -1,4 +1,4 @@
-"""The requests of a new batch, inline or in a file."""
+"""Parses the requests of a new Gemini batch, inline or in a file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 
-from pollux_flows.simulator.batch.incoming import for_the_log, read_rows, read_spooled
+from pollux_flows.simulator.batch.row_input import body_for_log, read_rows, spool_and_read
 from pollux_flows.simulator.batch.rows import Rows
 from pollux_flows.simulator.gemini import fields, rules
 from pollux_flows.simulator.gemini.files import find_active
 from pollux_flows.simulator.gemini.uploads import is_job_input
 from pollux_flows.simulator.long_json import LongJson
-from pollux_flows.simulator.shape import Misfit
+from pollux_flows.simulator.shape import Mismatch
 from pollux_flows.simulator.spool import Spool
 from pollux_flows.simulator.wire import BadRequest, Call
 
@@ -38,11 +38,11 @@ class Input:
 
 
 async def receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
-    return await read_spooled(incoming, LIMIT_BYTES, partial(_read, call))
+    return await spool_and_read(incoming, LIMIT_BYTES, partial(_read, call))
 
 
 def _read(call: Call, body: Spool) -> Any:
-    document = LongJson(body.chunks(), _ROWS_AT, fields.camel)
+    document = LongJson(body.chunks(), _ROWS_AT, fields.to_camel_case)
     call.prepared = batch_input = Input()
 
     def check(place: int, row: Any) -> Any:
@@ -52,15 +52,15 @@ def _read(call: Call, body: Spool) -> Any:
             message["metadata"] = row["metadata"]
         try:
             fields.BATCH_ROW(message, (*_ROWS_AT, place))
-        except Misfit as misfit:
-            raise BadRequest(fields.in_words(misfit)) from None
+        except Mismatch as mismatch:
+            raise BadRequest(fields.describe(mismatch)) from None
         batch_input.has_keys &= bool(message.get("metadata"))
         return message
 
     batch_input.rows = read_rows(document, check)
     call.spools.append(batch_input.rows.spool)
-    batch_input.batch = rules.checked(document.rest, fields.CREATE_BATCH)["batch"]
-    return for_the_log(body, document)
+    batch_input.batch = rules.read_message(document.rest, fields.CREATE_BATCH)["batch"]
+    return body_for_log(body, document)
 
 
 def read_file(call: Call) -> None:

@@ -15,7 +15,7 @@ from pollux_flows.simulator.gemini import generate
 from pollux_flows.simulator.stored_files import NameTaken, StoredFile
 from pollux_flows.simulator.wire import Call
 
-LASTS_S = 48 * 3600
+LIFETIME_S = 48 * 3600
 #: The numbers of the canonical statuses.
 CODES: Mapping[str, int] = {
     "CANCELLED": 1,
@@ -31,39 +31,39 @@ CODES: Mapping[str, int] = {
     "UNAUTHENTICATED": 16,
 }
 #: The error of unanswered rows, and of the batch, by the batch's end.
-LEFT: Mapping[str, tuple[str, str]] = {
+UNANSWERED_ERRORS: Mapping[str, tuple[str, str]] = {
     "expired": ("DEADLINE_EXCEEDED", "The batch expired before this was processed."),
     "cancelled": ("CANCELLED", "The batch was cancelled before this was processed."),
 }
 _UNKNOWN = 2
 
 
-class InlineOrFile(RowWriter):
+class InlineOrFileResults(RowWriter):
     operation = generate.OPERATIONS[0]
 
     @override
-    def read(self, batch: StoredBatch, line: bytes) -> Row:
+    def read_row(self, batch: StoredBatch, line: bytes) -> Row:
         row = orjson.loads(line)
         body = row.get("request")
-        asked = body.get("model") if isinstance(body, dict) else None
-        model = asked if isinstance(asked, str) else batch.given["model"]
-        name = "key" if batch.given["file"] else "metadata"
+        own_model = body.get("model") if isinstance(body, dict) else None
+        model = own_model if isinstance(own_model, str) else batch.provider_data["model"]
+        name = "key" if batch.provider_data["file"] else "metadata"
         # The key of a row is returned under the same name.
         key = {name: row[name]} if name in row else {}
-        return Row(key, body, {"model": model.removeprefix("models/"), "version": batch.given["version"]})
+        return Row(key, body, {"model": model.removeprefix("models/"), "version": batch.provider_data["version"]})
 
     @override
-    def succeeded(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
+    def success_result(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
         return {**key, "response": body}
 
     @override
-    def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
+    def error_result(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
         error = body["error"]
         return {**key, "error": {"code": CODES.get(error["status"], _UNKNOWN), "message": error["message"]}}
 
     @override
-    def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
-        status, message = LEFT[why]
+    def unanswered_result(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
+        status, message = UNANSWERED_ERRORS[why]
         return {**key, "error": {"code": CODES[status], "message": message}}
 
     @override
@@ -72,12 +72,12 @@ class InlineOrFile(RowWriter):
         return {name: dict.fromkeys(had, foreign) if isinstance(had, dict) else foreign for name, had in key.items()}
 
     @override
-    def gives_results(self, batch: StoredBatch) -> bool:
+    def has_results(self, batch: StoredBatch) -> bool:
         return batch.ending == "completed" or (batch.ending != "failed" and batch.plan.answered is not None)
 
     @override
-    def store(self, batch: StoredBatch, results: Results, call: Call) -> None:
-        if not batch.given["file"]:
+    def store_results(self, batch: StoredBatch, results: Results, call: Call) -> None:
+        if not batch.provider_data["file"]:
             return
         file = StoredFile.of(
             results.output,
@@ -88,8 +88,8 @@ class InlineOrFile(RowWriter):
             mime_type="application/jsonl",
             created_at=batch.ends_at,
             purpose="batch_output",
-            expires_at=batch.ends_at + LASTS_S,
+            expires_at=batch.ends_at + LIFETIME_S,
         )
         with suppress(NameTaken):  # another process that shares the storage was faster
-            call.world.file_store.add(file)
+            call.simulator.file_store.add(file)
         results.output_file = file.id

@@ -6,13 +6,13 @@ from typing import Any
 
 import orjson
 
-from pollux_flows.simulator.batch.settling import accepted, looks_at_one, looks_at_page
-from pollux_flows.simulator.batch.stored import ENDINGS, STARTED, Phase, Results, StoredBatch
+from pollux_flows.simulator.batch.settling import accept_batch, make_batch_preparer, make_page_preparer
+from pollux_flows.simulator.batch.stored import ENDINGS, START_SHARE, Phase, Results, StoredBatch
 from pollux_flows.simulator.gemini import rules
 from pollux_flows.simulator.gemini.batch_input import Input, read_file, receive
-from pollux_flows.simulator.gemini.batch_results import CODES, LEFT, InlineOrFile
-from pollux_flows.simulator.timestamps import timestamp
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
+from pollux_flows.simulator.gemini.batch_results import CODES, UNANSWERED_ERRORS, InlineOrFileResults
+from pollux_flows.simulator.timestamps import format_timestamp
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
 WINDOW_S = 48 * 3600
 _PATH = "/{version:apiversion}/batches"
@@ -31,7 +31,7 @@ _QUEUE_FULL = (
     "You exceeded your current quota, please check your plan and billing details. For more information on this error, "
     "head to: https://ai.google.dev/gemini-api/docs/rate-limits."
 )
-_RESULTS = InlineOrFile()
+_RESULTS = InlineOrFileResults()
 
 
 def _read(call: Call) -> None:
@@ -42,14 +42,14 @@ def _read(call: Call) -> None:
 def _create(call: Call) -> Reply:
     batch_input: Input = call.prepared
     if call.fault is not None and call.fault.kind == "queue_full":
-        raise Refused(429, call.fault.message or _QUEUE_FULL)
-    plan = call.world.take_plan("gemini")
+        raise Refusal(429, call.fault.message or _QUEUE_FULL)
+    plan = call.simulator.take_plan("gemini")
     problem = batch_input.problem and _status("INVALID_ARGUMENT", batch_input.problem)
     if plan.end == "failed":
         problem = _status(plan.code or "INTERNAL", plan.message or "The batch could not be processed.")
     elif plan.end == "queue_full":
         problem = _status(plan.code or "RESOURCE_EXHAUSTED", plan.message or _QUEUE_FULL)
-    batch = accepted(
+    batch = accept_batch(
         call,
         "batches/simulated",
         plan,
@@ -57,7 +57,7 @@ def _create(call: Call) -> Reply:
         window_s=WINDOW_S,
         words=_WORDS,
         name=batch_input.batch.get("displayName"),
-        given={
+        provider_data={
             "model": call.params["model"],
             "version": call.params["version"],
             "file": batch_input.batch["inputConfig"].get("fileName"),
@@ -77,26 +77,26 @@ def _as_json(batch: StoredBatch, phase: Phase, *, with_inlined: bool = True) -> 
     ended = phase in ENDINGS
     metadata: dict[str, Any] = {
         "@type": _TYPE,
-        "model": f"models/{batch.given['model']}",
+        "model": f"models/{batch.provider_data['model']}",
         "name": batch.id,
-        "state": batch.word(phase),
-        "createTime": timestamp(batch.created_at),
-        "updateTime": timestamp(_updated_at(batch, phase)),
+        "state": batch.state_name(phase),
+        "createTime": format_timestamp(batch.created_at),
+        "updateTime": format_timestamp(_updated_at(batch, phase)),
         "batchStats": _stats(batch, batch.results if ended else None),
     }
     if batch.name is not None:
         metadata["displayName"] = batch.name
-    if batch.given["file"]:
-        metadata["inputConfig"] = {"fileName": batch.given["file"]}
+    if batch.provider_data["file"]:
+        metadata["inputConfig"] = {"fileName": batch.provider_data["file"]}
     if ended:
-        metadata["endTime"] = timestamp(batch.ends_at)
+        metadata["endTime"] = format_timestamp(batch.ends_at)
     if ended and (output := _output(batch, with_inlined=with_inlined)):
         metadata["output"] = output
     operation: dict[str, Any] = {"name": batch.id, "metadata": metadata}
     if ended:
         operation["done"] = True
-    if phase in LEFT:
-        operation["error"] = _status(*LEFT[phase])
+    if phase in UNANSWERED_ERRORS:
+        operation["error"] = _status(*UNANSWERED_ERRORS[phase])
     elif phase == "failed":
         operation["error"] = batch.problems[0]
     return operation
@@ -105,7 +105,7 @@ def _as_json(batch: StoredBatch, phase: Phase, *, with_inlined: bool = True) -> 
 def _updated_at(batch: StoredBatch, phase: Phase) -> float:
     if phase in ENDINGS:
         return batch.ends_at
-    return batch.created_at if phase == "starting" else batch.reaches(STARTED)
+    return batch.created_at if phase == "starting" else batch.time_at(START_SHARE)
 
 
 def _stats(batch: StoredBatch, results: Results | None) -> dict[str, str]:
@@ -123,7 +123,7 @@ def _stats(batch: StoredBatch, results: Results | None) -> dict[str, str]:
 
 def _output(batch: StoredBatch, *, with_inlined: bool) -> dict[str, Any]:
     results = batch.results
-    if results is None or not _RESULTS.gives_results(batch):
+    if results is None or not _RESULTS.has_results(batch):
         return {}
     if results.output_file:
         return {"responsesFile": results.output_file}
@@ -134,14 +134,14 @@ def _output(batch: StoredBatch, *, with_inlined: bool) -> dict[str, Any]:
 
 
 def _find(call: Call) -> StoredBatch:
-    batch = call.world.batch_store.find("gemini", f"batches/{call.params['id']}", call.account)
+    batch = call.simulator.batch_store.find("gemini", f"batches/{call.params['id']}", call.account)
     if batch is None:
-        raise Refused(404)
+        raise Refusal(404)
     return batch
 
 
 def _page(call: Call) -> tuple[list[StoredBatch], dict[str, str]]:
-    return rules.page(call, call.world.batch_store.owned("gemini", call.account), "ListOperationsRequest")
+    return rules.page(call, call.simulator.batch_store.list_owned("gemini", call.account), "ListOperationsRequest")
 
 
 def _list(call: Call) -> Reply:
@@ -161,12 +161,12 @@ def _cancel(call: Call) -> Reply:
         raise BadRequest(
             f"Batch {batch.id} cannot be cancelled: it is in state {batch.state}.", kind="FAILED_PRECONDITION"
         )
-    call.world.batch_store.cancel(batch)
+    call.simulator.batch_store.cancel(batch)
     return Reply({})
 
 
 def _delete(call: Call) -> Reply:
-    call.world.batch_store.delete(_find(call))
+    call.simulator.batch_store.delete(_find(call))
     return Reply({})
 
 
@@ -179,8 +179,8 @@ OPERATIONS = (
         receive=receive,
         prepare=_read,
     ),
-    Operation("batch.list", "GET", _PATH, _list, prepare=looks_at_page(_page, _RESULTS)),
-    Operation("batch.get", "GET", _PATH + "/{id}", _get, prepare=looks_at_one(_find, _RESULTS)),
+    Operation("batch.list", "GET", _PATH, _list, prepare=make_page_preparer(_page, _RESULTS)),
+    Operation("batch.get", "GET", _PATH + "/{id}", _get, prepare=make_batch_preparer(_find, _RESULTS)),
     Operation("batch.cancel", "POST", _PATH + "/{id}:cancel", _cancel),
     Operation("batch.delete", "DELETE", _PATH + "/{id}", _delete),
 )

@@ -7,13 +7,13 @@ from typing import Any
 from pollux_flows.simulator.gemini import attachments, fields, rules
 from pollux_flows.simulator.gemini.caches import Cache, expiry
 from pollux_flows.simulator.gemini.reading import message_tokens
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
 _PATH = "/{version:apiversion}/cachedContents"
 
 
 def _create(call: Call) -> Reply:
-    message = rules.checked(call.body, fields.CACHE)
+    message = rules.read_message(call.body, fields.CACHE)
     model = message["model"].removeprefix("models/")
     rules.check_model(model)
     rules.check_cacheable(model)
@@ -21,14 +21,14 @@ def _create(call: Call) -> Reply:
     attachments.check(call, message.get("contents") or [])
     if not message.keys() & {"contents", "systemInstruction", "tools"}:
         raise BadRequest("* CreateCachedContentRequest.cached_content: no content to cache\n")
-    now, size = call.world.now(), message_tokens(message, call.files)
-    if size < call.world.gemini_cache_minimum:
+    now, size = call.simulator.now(), message_tokens(message, call.files)
+    if size < call.simulator.gemini_cache_minimum:
         raise BadRequest(
             f"Cached content is too small. total_token_count={size}, "
-            f"min_total_token_count={call.world.gemini_cache_minimum}",
+            f"min_total_token_count={call.simulator.gemini_cache_minimum}"
         )
     cache = Cache(
-        name=f"cachedContents/simulated{call.world.number():08d}",
+        name=f"cachedContents/simulated{call.simulator.next_number():08d}",
         model=f"models/{model}",
         display_name=message.get("displayName"),
         tokens=size,
@@ -38,14 +38,14 @@ def _create(call: Call) -> Reply:
         expires=_expires(message, now),
         message=message,
     )
-    call.world.gemini_caches.add(cache)
+    call.simulator.gemini_caches.add(cache)
     return Reply(cache.as_json())
 
 
 def _list(call: Call) -> Reply:
-    now = call.world.now()
-    listed = now - call.world.gemini_cache_listed_after_s
-    caches = [cache for cache in call.world.gemini_caches.alive(call.account, now) if cache.created <= listed]
+    now = call.simulator.now()
+    listed = now - call.simulator.gemini_cache_listed_after_s
+    caches = [cache for cache in call.simulator.gemini_caches.list_owned(call.account, now) if cache.created <= listed]
     try:
         size = int(call.query.get("pageSize", 1000))
         start = int(call.query.get("pageToken", 0))
@@ -64,21 +64,21 @@ def _get(call: Call) -> Reply:
 
 
 def _update(call: Call) -> Reply:
-    message = rules.checked(call.body, fields.CACHE_UPDATE)
+    message = rules.read_message(call.body, fields.CACHE_UPDATE)
     cache = _find(call)
-    now = call.world.now()
-    return Reply(call.world.gemini_caches.extend(cache, _expires(message, now), now).as_json())
+    now = call.simulator.now()
+    return Reply(call.simulator.gemini_caches.extend(cache, _expires(message, now), now).as_json())
 
 
 def _delete(call: Call) -> Reply:
-    call.world.gemini_caches.remove(_find(call).name)
+    call.simulator.gemini_caches.remove(_find(call).name)
     return Reply({})
 
 
 def _find(call: Call) -> Cache:
-    cache = call.world.gemini_caches.get(f"cachedContents/{call.params['id']}", call.account, call.world.now())
+    cache = call.simulator.gemini_caches.get(f"cachedContents/{call.params['id']}", call.account, call.simulator.now())
     if cache is None:
-        raise Refused(403, "CachedContent not found (or permission denied)")
+        raise Refusal(403, "CachedContent not found (or permission denied)")
     return cache
 
 

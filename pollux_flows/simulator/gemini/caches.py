@@ -10,7 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from pollux_flows.simulator.storage import Record, Store
-from pollux_flows.simulator.timestamps import timestamp
+from pollux_flows.simulator.timestamps import format_timestamp
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)s")
 DEFAULT_TTL_S = 3600.0
@@ -35,9 +35,9 @@ class Cache:
         body: dict[str, Any] = {
             "name": self.name,
             "model": self.model,
-            "createTime": timestamp(self.created),
-            "updateTime": timestamp(self.updated),
-            "expireTime": timestamp(self.expires),
+            "createTime": format_timestamp(self.created),
+            "updateTime": format_timestamp(self.updated),
+            "expireTime": format_timestamp(self.expires),
             "usageMetadata": {"totalTokenCount": self.tokens},
         }
         if self.display_name is not None:
@@ -59,9 +59,9 @@ class CacheStore(Store[Cache]):
 
     def get(self, name: str, account: str, now: float) -> Cache | None:
         """Return an account's cache, or None if it does not exist or has expired."""
-        return next((cache for cache in self.alive(account, now) if cache.name == name), None)
+        return next((cache for cache in self.list_owned(account, now) if cache.name == name), None)
 
-    def alive(self, account: str, now: float) -> list[Cache]:
+    def list_owned(self, account: str, now: float) -> list[Cache]:
         """Return the unexpired caches of an account, oldest first."""
         return [cache for cache in self.all(now) if cache.account == account]
 

@@ -8,7 +8,7 @@ from pollux_flows.simulator.wire import BadRequest, Call, Operation, Reply
 
 
 def _respond(call: Call) -> Reply:
-    message = rules.checked(call.body, fields.COUNT)
+    message = rules.read_message(call.body, fields.COUNT)
     if {"contents", "generateContentRequest"} <= message.keys():
         raise BadRequest("* CountTokensRequest: contents and generate_content_request are mutually exclusive.\n")
     call.body = message

@@ -7,7 +7,7 @@ from typing import Any
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 
-def as_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def to_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
     meant = {name: value for name, value in schema.items() if name not in ("nullable", "example", "propertyOrdering")}
     if "type" in schema:
         kind = schema["type"].lower()
@@ -17,9 +17,9 @@ def as_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
             # An int64 may be sent as a string.
             meant[name] = int(schema[name])
     if "properties" in schema:
-        meant["properties"] = {name: as_json_schema(part) for name, part in schema["properties"].items()}
+        meant["properties"] = {name: to_json_schema(part) for name, part in schema["properties"].items()}
     if "items" in schema:
-        meant["items"] = as_json_schema(schema["items"])
+        meant["items"] = to_json_schema(schema["items"])
     if "anyOf" in schema:
-        meant["anyOf"] = [as_json_schema(part) for part in schema["anyOf"]]
+        meant["anyOf"] = [to_json_schema(part) for part in schema["anyOf"]]
     return meant

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from pollux_flows.simulator.shape import (
-    Misfit,
+    Mismatch,
     Path,
     anything,
     boolean,
@@ -25,13 +25,11 @@ from pollux_flows.simulator.shape import (
 )
 
 _SNAKE = re.compile(r"_([a-z0-9])")
-_THE_CALLERS_OWN = frozenset(
-    {"args", "response", "responseJsonSchema", "parametersJsonSchema", "labels", "partMetadata"}
-)
+_CALLER_DATA = frozenset({"args", "response", "responseJsonSchema", "parametersJsonSchema", "labels", "partMetadata"})
 _PROPERTY_MAPS = frozenset({"properties"})
 
 
-def camel(name: str) -> str:
+def to_camel_case(name: str) -> str:
     return _SNAKE.sub(lambda match: match.group(1).upper(), name) if "_" in name else name
 
 
@@ -43,8 +41,8 @@ def normal(value: Any) -> Any:
         return value
     message: dict[str, Any] = {}
     for name, item in value.items():
-        field = camel(name)
-        if field in _THE_CALLERS_OWN:
+        field = to_camel_case(name)
+        if field in _CALLER_DATA:
             message[field] = item
         elif field in _PROPERTY_MAPS and isinstance(item, dict):
             message[field] = {key: normal(schema) for key, schema in item.items()}
@@ -197,11 +195,7 @@ _GENERATION_CONFIG = record(
             {
                 "includeThoughts": boolean,
                 "thinkingBudget": integer(-1),
-                "thinkingLevel": one_of(
-                    *_LEVELS,
-                    *(level.lower() for level in _LEVELS),
-                    "THINKING_LEVEL_UNSPECIFIED",
-                ),
+                "thinkingLevel": one_of(*_LEVELS, *(level.lower() for level in _LEVELS), "THINKING_LEVEL_UNSPECIFIED"),
             },
         ),
     },
@@ -232,13 +226,7 @@ CREATE_BATCH = record(
     {
         "batch": record(
             {"inputConfig": record({}, {"fileName": text, "requests": record({"requests": items(anything)})})},
-            {
-                "displayName": text,
-                "model": text,
-                "name": text,
-                "priority": _int64,
-                "webhookConfig": mapping,
-            },
+            {"displayName": text, "model": text, "name": text, "priority": _int64, "webhookConfig": mapping},
         )
     }
 )
@@ -249,21 +237,21 @@ CREATE_FILE = record(
 CACHE_UPDATE = record({}, {"ttl": text, "expireTime": text, "name": text})
 
 
-def in_words(misfit: Misfit) -> str:
-    """Return the error message of the API's JSON parser for a misfit."""
-    where = _where(misfit.path[:-1])
-    field = misfit.path[-1] if misfit.path else ""
+def describe(mismatch: Mismatch) -> str:
+    """Return the error message of the API's JSON parser for a mismatch."""
+    where = _where(mismatch.path[:-1])
+    field = mismatch.path[-1] if mismatch.path else ""
     at = f" at '{where}'" if where else ""
-    match misfit.problem:
+    match mismatch.problem:
         case "unknown":
             return f'Invalid JSON payload received. Unknown name "{field}"{at}: Cannot find field.'
         case "missing":
-            return f"* {_where(misfit.path)}: required field is not set"
+            return f"* {_where(mismatch.path)}: required field is not set"
         case "type" | "value":
-            return f"Invalid value at '{_where(misfit.path)}' ({misfit.expected}), {misfit.value!r}"
+            return f"Invalid value at '{_where(mismatch.path)}' ({mismatch.expected}), {mismatch.value!r}"
         case _:
-            side = "at least" if misfit.problem == "minimum" else "at most"
-            return f"* {_where(misfit.path)}: {misfit.value} is out of range: must be {side} {misfit.expected}"
+            side = "at least" if mismatch.problem == "minimum" else "at most"
+            return f"* {_where(mismatch.path)}: {mismatch.value} is out of range: must be {side} {mismatch.expected}"
 
 
 def _where(path: Path) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 from pollux_flows.simulator.gemini import rules
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.timestamps import timestamp
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
+from pollux_flows.simulator.timestamps import format_timestamp
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
-#: The origin in the URIs of files, whatever the address of the API.
+#: The origin in the URIs of files, at any address of the API.
 ORIGIN = "https://generativelanguage.googleapis.com"
 _PATH = "/{version:apiversion}/files"
 _STATES = {"processing": "PROCESSING", "active": "ACTIVE", "failed": "FAILED"}
@@ -24,8 +24,8 @@ def as_json(file: StoredFile, version: str) -> dict[str, Any]:
         "name": file.id,
         "mimeType": file.mime_type,
         "sizeBytes": str(file.size),
-        "createTime": timestamp(file.created_at),
-        "updateTime": timestamp(file.created_at),
+        "createTime": format_timestamp(file.created_at),
+        "updateTime": format_timestamp(file.created_at),
         "sha256Hash": base64.b64encode(bytes.fromhex(file.sha256)).decode(),
         "uri": f"{ORIGIN}/{version}/{file.id}",
         "state": _STATES.get(state, "STATE_UNSPECIFIED"),
@@ -34,7 +34,7 @@ def as_json(file: StoredFile, version: str) -> dict[str, Any]:
     if file.filename:
         body["displayName"] = file.filename
     if file.expires_at is not None:
-        body["expirationTime"] = timestamp(file.expires_at)
+        body["expirationTime"] = format_timestamp(file.expires_at)
     if file.purpose == _GENERATED:
         body["downloadUri"] = f"{body['uri']}:download?alt=media"
     if state == "failed":
@@ -44,11 +44,10 @@ def as_json(file: StoredFile, version: str) -> dict[str, Any]:
 
 def find(call: Call, file_id: str) -> StoredFile:
     """Return an account's file; refuse with 403 if it does not exist or belongs to another account."""
-    file = call.world.file_store.find("gemini", file_id, call.account)
+    file = call.simulator.file_store.find("gemini", file_id, call.account)
     if file is None:
-        raise Refused(
-            403,
-            f"You do not have permission to access the File {file_id.removeprefix('files/')} or it may not exist.",
+        raise Refusal(
+            403, f"You do not have permission to access the File {file_id.removeprefix('files/')} or it may not exist."
         )
     return file
 
@@ -64,12 +63,12 @@ def find_active(call: Call, name: str) -> StoredFile:
     return file
 
 
-def name_taken(name: str) -> Refused:
-    return Refused(409, f"File {name} already exists.")
+def name_conflict(name: str) -> Refusal:
+    return Refusal(409, f"File {name} already exists.")
 
 
 def _list(call: Call) -> Reply:
-    files = call.world.file_store.owned("gemini", call.account)[::-1]
+    files = call.simulator.file_store.list_owned("gemini", call.account)[::-1]
     page, following = rules.page(call, files, "ListFilesRequest")
     listed = [as_json(file, call.params["version"]) for file in page]
     return Reply({"files": listed, **following} if listed else following)
@@ -80,7 +79,7 @@ def _get(call: Call) -> Reply:
 
 
 def _delete(call: Call) -> Reply:
-    call.world.file_store.delete(find(call, f"files/{call.params['id']}"))
+    call.simulator.file_store.delete(find(call, f"files/{call.params['id']}"))
     return Reply({})
 
 

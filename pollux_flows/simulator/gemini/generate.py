@@ -20,8 +20,8 @@ _FINISH_REASONS = {
 
 
 def respond(call: Call) -> Reply:
-    answer = compose(call.ask, call.fault)
-    number = call.world.number()
+    answer = compose(call.request, call.fault)
+    number = call.simulator.next_number()
     body: dict[str, Any] = {
         "usageMetadata": _usage(call, answer),
         "modelVersion": call.params["model"],
@@ -41,10 +41,10 @@ def _candidate(call: Call, answer: Answer, number: int) -> dict[str, Any]:
     if answer.finish == "content_filter":
         # Filtered content is not returned.
         del candidate["content"]
-    if call.ask.urls:
+    if call.request.urls:
         candidate["urlContextMetadata"] = {
             "urlMetadata": [
-                {"retrievedUrl": url, "urlRetrievalStatus": "URL_RETRIEVAL_STATUS_SUCCESS"} for url in call.ask.urls
+                {"retrievedUrl": url, "urlRetrievalStatus": "URL_RETRIEVAL_STATUS_SUCCESS"} for url in call.request.urls
             ]
         }
     return candidate
@@ -57,12 +57,12 @@ def _parts(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
         parts.append({"text": answer.reasoning, "thought": True, "thoughtSignature": sign(answer.reasoning)})
     if answer.text:
         parts.append({"text": answer.text})
-    for place, made in enumerate(answer.calls):
+    for place, tool_call in enumerate(answer.calls):
         part: dict[str, Any] = {
-            "functionCall": {"name": made.name, "args": made.arguments, "id": f"fc-{number:08d}-{place}"}
+            "functionCall": {"name": tool_call.name, "args": tool_call.arguments, "id": f"fc-{number:08d}-{place}"}
         }
         if place == 0:
-            part["thoughtSignature"] = sign(made.name)
+            part["thoughtSignature"] = sign(tool_call.name)
         parts.append(part)
     return parts
 
@@ -70,10 +70,10 @@ def _parts(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
     candidates = 0 if answer.finish == "blocked" else answer.visible_tokens
     # The tokens of tool results are counted separately from the prompt.
-    looked_up = len(call.ask.urls) * tokens.of_attachment()
+    looked_up = len(call.request.urls) * tokens.of_attachment()
     usage = {
-        "promptTokenCount": call.ask.input_tokens,
-        "totalTokenCount": call.ask.input_tokens + looked_up + candidates + answer.reasoning_tokens,
+        "promptTokenCount": call.request.input_tokens,
+        "totalTokenCount": call.request.input_tokens + looked_up + candidates + answer.reasoning_tokens,
     }
     if looked_up:
         usage["toolUsePromptTokenCount"] = looked_up

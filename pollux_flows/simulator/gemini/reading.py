@@ -1,4 +1,4 @@
-"""Reads generateContent requests."""
+"""Parses generateContent requests into `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pollux_flows.simulator import tokens
-from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.gemini import attachments, fields, rules
 from pollux_flows.simulator.gemini.caches import Cache
-from pollux_flows.simulator.gemini.dialect import as_json_schema
+from pollux_flows.simulator.gemini.dialect import to_json_schema
+from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import BadRequest, Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call, Refusal
 
 CONTEXT_WINDOW = 1_048_576
 #: The most addresses that the URL context tool fetches for one request.
@@ -20,29 +20,30 @@ URLS_LIMIT = 20
 _URL = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;:!?]")
 
 
-def read(call: Call) -> Ask:
+def read(call: Call) -> GenerateRequest:
     model = call.params["model"]
     rules.check_model(model)
-    call.body = message = rules.checked(call.body, fields.GENERATE)
+    call.body = message = rules.read_message(call.body, fields.GENERATE)
     rules.check_generate(model, message)
     attachments.check(call, message["contents"])
     cache = cache_of(call)
     config = message.get("generationConfig") or {}
     contents = message["contents"]
-    prompt, results = _last_turn(contents)
+    last_parts = _last_parts(contents)
+    texts = [part["text"] for part in last_parts if "text" in part]
     tools = [*(cache.message.get("tools") or [] if cache else []), *(message.get("tools") or [])]
-    return Ask(
-        prompt=prompt,
+    return GenerateRequest(
+        prompt=texts[-1] if texts else "",
         input_tokens=message_tokens(message, call.files) + (cache.tokens if cache else 0),
         context_window=CONTEXT_WINDOW,
         max_tokens=config.get("maxOutputTokens"),
         schema=_schema(config),
-        tools=dict(_declared(tools)),
+        tools=dict(_declarations(tools)),
         tool_choice=_tool_choice((cache.message if cache else message).get("toolConfig") or {}),
-        tool_results=results,
+        tool_results=tuple(part["functionResponse"]["name"] for part in last_parts if "functionResponse" in part),
         reasoning=_reasons(config.get("thinkingConfig") or {}),
         stop=tuple(config.get("stopSequences") or ()),
-        urls=_urls(contents) if any("urlContext" in tool for tool in tools) else (),
+        urls=_urls(texts) if any("urlContext" in tool for tool in tools) else (),
     )
 
 
@@ -51,13 +52,13 @@ def cache_of(call: Call) -> Cache | None:
     name = call.body.get("cachedContent")
     if not name:
         return None
-    cache = call.world.gemini_caches.get(name, call.account, call.world.now())
+    cache = call.simulator.gemini_caches.get(name, call.account, call.simulator.now())
     if cache is None:
-        raise Refused(403, "CachedContent not found (or permission denied)")
+        raise Refusal(403, "CachedContent not found (or permission denied)")
     if cache.model != f"models/{call.params['model']}":
         raise BadRequest(
             f"Model used by GenerateContent request (models/{call.params['model']}) and CachedContent ({cache.model}) "
-            "has to be the same.",
+            "has to be the same."
         )
     return cache
 
@@ -81,14 +82,14 @@ def _schema(config: dict[str, Any]) -> Any:
     if "responseJsonSchema" in config:
         return config["responseJsonSchema"]
     if "responseSchema" in config:
-        return as_json_schema(config["responseSchema"])
+        return to_json_schema(config["responseSchema"])
     return True if config.get("responseMimeType") == "application/json" else None
 
 
-def _declared(tools: Iterable[dict[str, Any]]) -> Iterable[tuple[str, Any]]:
+def _declarations(tools: Iterable[dict[str, Any]]) -> Iterable[tuple[str, Any]]:
     for tool in tools:
         for declaration in tool.get("functionDeclarations") or []:
-            own = as_json_schema(declaration.get("parameters") or {})
+            own = to_json_schema(declaration.get("parameters") or {})
             yield declaration["name"], declaration.get("parametersJsonSchema") or own
 
 
@@ -99,21 +100,14 @@ def _tool_choice(config: dict[str, Any]) -> Any:
     return "none" if calling.get("mode") == "NONE" else "auto"
 
 
-def _last_turn(contents: list[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
-    """Return the prompt of the last turn, and the names of the functions whose responses it has."""
-    asking = [content for content in contents if content.get("role", "user") != "model"]
-    if not asking:
-        return "", ()
-    parts = asking[-1]["parts"]
-    results = tuple(part["functionResponse"]["name"] for part in parts if "functionResponse" in part)
-    texts = [part["text"] for part in parts if "text" in part]
-    return (texts[-1] if texts else ""), results
+def _last_parts(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the parts of the last turn that is not the model's."""
+    turns = [content["parts"] for content in contents if content.get("role", "user") != "model"]
+    return turns[-1] if turns else []
 
 
-def _urls(contents: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the addresses in the texts of the last turn, which the URL context tool would fetch."""
-    asking = [content for content in contents if content.get("role", "user") != "model"]
-    texts = [part["text"] for content in asking[-1:] for part in content["parts"] if "text" in part]
+def _urls(texts: list[str]) -> tuple[str, ...]:
+    """Return the URLs in the texts of the last turn, which the URL context tool would fetch."""
     found = dict.fromkeys(match for text in texts for match in _URL.findall(text))
     if len(found) > URLS_LIMIT:
         raise BadRequest(f"Number of urls to lookup exceeds the limit ({len(found)} > {URLS_LIMIT}).")

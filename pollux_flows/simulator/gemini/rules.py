@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pollux_flows.simulator.gemini import fields
 from pollux_flows.simulator.gemini.signature import is_valid
-from pollux_flows.simulator.shape import Check, Misfit
-from pollux_flows.simulator.wire import BadRequest, Call, Refused
+from pollux_flows.simulator.shape import Check, Mismatch
+from pollux_flows.simulator.wire import BadRequest, Call, Refusal
 
 LIST_LIMIT = 100
 _KNOWN_MODELS = re.compile(r"(gemini|gemma|learnlm)-")
@@ -42,19 +42,19 @@ def page(call: Call, items: Sequence[Item], request: str) -> tuple[list[Item], d
     return list(items[int(start) : end]), {"nextPageToken": str(end)} if end < len(items) else {}
 
 
-def checked(body: Any, shape: Check) -> dict[str, Any]:
+def read_message(body: Any, shape: Check) -> dict[str, Any]:
     """Return the body with field names in camelCase; refuse one of another shape."""
     message: dict[str, Any] = fields.normal(body)
     try:
         shape(message, ())
-    except Misfit as misfit:
-        raise BadRequest(fields.in_words(misfit)) from None
+    except Mismatch as mismatch:
+        raise BadRequest(fields.describe(mismatch)) from None
     return message
 
 
 def check_model(name: str) -> None:
     if not _KNOWN_MODELS.match(name):
-        raise Refused(
+        raise Refusal(
             404,
             f"models/{name} is not found for API version v1, or is not supported for generateContent. Call ListModels "
             "to see the list of available models and their supported methods.",
@@ -63,7 +63,7 @@ def check_model(name: str) -> None:
 
 def check_cacheable(model: str) -> None:
     if _WITHOUT_CACHES.match(model):
-        raise Refused(
+        raise Refusal(
             404, f"models/{model} is not found for API version v1, or is not supported for createCachedContent."
         )
 
@@ -80,7 +80,7 @@ def check_generate(model: str, message: dict[str, Any]) -> None:
     if message.get("cachedContent") and message.keys() & {"systemInstruction", "tools", "toolConfig"}:
         raise BadRequest(
             "CachedContent can not be used with GenerateContent request setting system_instruction, tools or "
-            "tool_config.\n\nProposed fix: move those values to CachedContent from GenerateContent request.",
+            "tool_config.\n\nProposed fix: move those values to CachedContent from GenerateContent request."
         )
 
 
@@ -99,20 +99,18 @@ def _check_part(part: dict[str, Any], where: str) -> None:
     data = [name for name in _DATA_FIELDS if name in part]
     if len(data) > 1:
         raise BadRequest(
-            f"Invalid value at '{where}' (oneof), oneof field 'data' is already set. Cannot set '{data[1]}'",
+            f"Invalid value at '{where}' (oneof), oneof field 'data' is already set. Cannot set '{data[1]}'"
         )
     # A part may have nothing but a thought signature.
     if not data and "thoughtSignature" not in part:
         raise BadRequest(
-            f"* GenerateContentRequest.{where}.data: required oneof field 'data' must have one initialized field\n",
+            f"* GenerateContentRequest.{where}.data: required oneof field 'data' must have one initialized field\n"
         )
 
 
 def _check_thinking(model: str, thinking: dict[str, Any]) -> None:
     if {"thinkingLevel", "thinkingBudget"} <= thinking.keys():
-        raise BadRequest(
-            "You can only set only one of thinking budget and thinking level.",
-        )
+        raise BadRequest("You can only set only one of thinking budget and thinking level.")
     if _WITHOUT_THINKING.match(model) and (
         thinking.get("includeThoughts") or "thinkingLevel" in thinking or thinking.get("thinkingBudget")
     ):
@@ -131,12 +129,12 @@ def _check_schema(model: str, message: dict[str, Any], config: dict[str, Any]) -
     if schemas and kind not in ("application/json", "text/x.enum"):
         raise BadRequest(
             f"Unsupported response mime type: {kind}. When response_schema is set, response_mime_type must be "
-            "application/json.",
+            "application/json."
         )
     if kind not in ("text/plain", "application/json", "text/x.enum"):
         raise BadRequest(
             "* GenerateContentRequest.generation_config.response_mime_type: allowed mimetypes are `text/plain`, "
-            "`application/json`, `application/xml`, `application/yaml` and `text/x.enum`.\n",
+            "`application/json`, `application/xml`, `application/yaml` and `text/x.enum`.\n"
         )
     if message.get("tools") and kind == "application/json" and model.startswith("gemini-2"):
         raise BadRequest("Function calling with a response mime type: 'application/json' is unsupported")
@@ -166,12 +164,10 @@ def _check_calling(message: dict[str, Any], names: list[str]) -> None:
     if allowed and calling.get("mode") not in ("ANY", "VALIDATED"):
         raise BadRequest(
             "* GenerateContentRequest.tool_config.function_calling_config."
-            "allowed_function_names should only be set when function_calling_config.mode is ANY.\n",
+            "allowed_function_names should only be set when function_calling_config.mode is ANY.\n"
         )
     if calling.get("mode") == "ANY" and not names and not message.get("cachedContent"):
-        raise BadRequest(
-            "Function calling config is set without function_declarations.",
-        )
+        raise BadRequest("Function calling config is set without function_declarations.")
     for name in allowed:
         if names and name not in names:
             raise BadRequest(f"allowed_function_names: {name} is not a declared function")
@@ -189,7 +185,7 @@ def _check_turns(model: str, contents: list[dict[str, Any]]) -> None:
         if calls and place == 0:
             raise BadRequest(
                 "Please ensure that function call turn comes immediately after a user turn or after a function "
-                "response turn.",
+                "response turn."
             )
         if calls and model.startswith("gemini-3") and place > current_turn:
             _check_signature(calls[0], place)
@@ -207,14 +203,14 @@ def _check_responses(calls: list[dict[str, Any]], responses: list[dict[str, Any]
     if len(calls) != len(responses):
         raise BadRequest(
             "Please ensure that the number of function response parts is equal to the number of function call parts of "
-            "the function call turn.",
+            "the function call turn."
         )
     called = sorted(part["functionCall"]["name"] for part in calls)
     answered = sorted(part["functionResponse"]["name"] for part in responses)
     if called != answered:
         raise BadRequest(
             f"Please ensure that the function responses ({', '.join(answered)}) answer the function calls "
-            f"({', '.join(called)}) of the turn before.",
+            f"({', '.join(called)}) of the turn before."
         )
 
 
@@ -226,7 +222,7 @@ def _check_signature(first_call: dict[str, Any], place: int) -> None:
             "Function call is missing a thought_signature in functionCall parts. This is required for tools to work "
             "correctly, and missing thought_signature may lead to degraded model performance. Additional data, "
             f"function call `default_api:{first_call['functionCall']['name']}` , position {place + 1}. Please refer to "
-            "https://ai.google.dev/gemini-api/docs/thought-signatures for more details.",
+            "https://ai.google.dev/gemini-api/docs/thought-signatures for more details."
         )
     if not is_valid(signature, first_call["functionCall"]["name"]):
         raise BadRequest("Thought signature is not valid")

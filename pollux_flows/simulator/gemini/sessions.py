@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pollux_flows.simulator.spool import Mark, Spool
 
 #: A killed process never ends its upload: beyond this many, the oldest are removed.
-KEEP = 1_000
+MAX_SESSIONS = 1_000
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class Session:
     fails: bool
     spool: Spool = field(default_factory=Spool)
     #: The acknowledged part. A chunk that met a fault is not part of the file.
-    arrived: Mark = field(init=False)
+    acknowledged: Mark = field(init=False)
 
     def __post_init__(self) -> None:
-        self.arrived = self.spool.mark()
+        self.acknowledged = self.spool.mark()

@@ -1,4 +1,4 @@
-"""The thought signature of a function call part, which a client must send back."""
+"""The thought signature of a function call, which a client must send back unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gemini's resumable uploads: a first request returns an address, to which chunks are sent until the last."""
+"""Gemini's resumable uploads: the first request returns a URL, to which the client sends the chunks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from pollux_flows.simulator.gemini import fields, rules
-from pollux_flows.simulator.gemini.files import as_json, name_taken
+from pollux_flows.simulator.gemini.files import as_json, name_conflict
 from pollux_flows.simulator.gemini.sessions import Session
 from pollux_flows.simulator.stored_files import NameTaken, StoredFile
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
 LIMIT_BYTES = 2 * 1024 * 1024 * 1024
 #: All chunks but the last are multiples of this.
 GRANULARITY = 8 * 1024 * 1024
-LASTS_S = 48 * 3600
+LIFETIME_S = 48 * 3600
 _NAME = re.compile(r"files/[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _MIME_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:\s*;.*)?")
 _DISPLAY_NAME_CHARS = 512
@@ -27,7 +27,7 @@ def _start(call: Call) -> Reply:
     if headers.get("x-goog-upload-protocol") != "resumable" or headers.get("x-goog-upload-command") != "start":
         raise BadRequest("The simulator takes resumable uploads only: X-Goog-Upload-Protocol: resumable and "
                            "X-Goog-Upload-Command: start")  # fmt: skip
-    file = rules.checked({} if call.body is None else call.body, fields.CREATE_FILE).get("file") or {}
+    file = rules.read_message({} if call.body is None else call.body, fields.CREATE_FILE).get("file") or {}
     size = _size(headers, file)
     name = file.get("name") or None
     if name is not None:
@@ -35,7 +35,7 @@ def _start(call: Call) -> Reply:
     if len(file.get("displayName", "")) > _DISPLAY_NAME_CHARS:
         raise BadRequest("* CreateFileRequest.file.display_name: display_name must be at most 512 characters\n")
     session = Session(
-        id=f"simulated-upload-{call.world.number():08d}",
+        id=f"simulated-upload-{call.simulator.next_number():08d}",
         account=call.account,
         version=call.params["version"],
         name=name,
@@ -46,7 +46,7 @@ def _start(call: Call) -> Reply:
     )
     if not is_job_input(session.mime_type):
         session.spool.keep_little()
-    call.world.gemini_uploads.add(session.id, session)
+    call.simulator.gemini_uploads.add(session.id, session)
     url = f"{call.origin}/gemini/upload/{session.version}/files?upload_id={session.id}&upload_protocol=resumable"
     return Reply(
         {},
@@ -85,7 +85,7 @@ def _mime_type(headers: Mapping[str, str], file: Mapping[str, Any]) -> str:
 
 
 def is_job_input(mime_type: str) -> bool:
-    """Return whether a batch reads such a file, so that all its content must be stored."""
+    """Return whether batches read files of this type, so that their content is stored at any size."""
     return re.search(r"jsonl|ndjson|json-?lines", mime_type) is not None
 
 
@@ -93,18 +93,18 @@ def _check_name(call: Call, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise BadRequest(
             "* CreateFileRequest.file.name: Name may only contain lowercase alphanumeric characters or dashes (-), "
-            "cannot begin or end with a dash, and has up to 40 characters after 'files/'.\n",
+            "cannot begin or end with a dash, and has up to 40 characters after 'files/'.\n"
         )
     # All accounts share one namespace of files.
-    if any(file.id == name and file.provider == "gemini" and file.is_there for file in call.world.files):
-        raise name_taken(name)
+    if any(file.id == name and file.provider == "gemini" and file.is_there for file in call.simulator.files):
+        raise name_conflict(name)
 
 
 async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
     session = _session(call)
     command = call.headers.get("x-goog-upload-command", "")
     if "upload" in command:
-        session.spool.rewind(session.arrived)
+        session.spool.rewind(session.acknowledged)
         async for piece in incoming:
             if session.spool.size <= session.size:
                 session.spool.write(piece)
@@ -117,14 +117,14 @@ async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
         "name": session.name,
         "filename": session.display_name,
         "mime_type": session.mime_type,
-        "size": call.received.size - session.arrived.size,
+        "size": call.received.size - session.acknowledged.size,
     }
 
 
 def _session(call: Call) -> Session:
-    session = call.world.gemini_uploads.get(call.query["upload_id"])
+    session = call.simulator.gemini_uploads.get(call.query["upload_id"])
     if session is None:
-        raise Refused(404, "Upload has already been terminated, or was never begun.")
+        raise Refusal(404, "Upload has already been terminated, or was never begun.")
     return session
 
 
@@ -133,23 +133,23 @@ def _chunk(call: Call) -> Reply:
     commands = {word.strip() for word in call.headers.get("x-goog-upload-command", "").split(",")}
     match sorted(commands):
         case ["query"]:
-            received = {"x-goog-upload-status": "active", "x-goog-upload-size-received": str(session.arrived.size)}
-            return Reply(b"", headers=received)
+            headers = {"x-goog-upload-status": "active", "x-goog-upload-size-received": str(session.acknowledged.size)}
+            return Reply(b"", headers=headers)
         case ["cancel"]:
-            call.world.gemini_uploads.remove(session.id)
+            call.simulator.gemini_uploads.remove(session.id)
             session.spool.close()
             return Reply(b"", headers={"x-goog-upload-status": "cancelled"})
         case ["finalize"] | ["upload"] | ["finalize", "upload"]:
             pass
         case _:
             raise BadRequest("Invalid X-Goog-Upload-Command: expected upload, finalize, query or cancel")
-    arrived = session.arrived
+    received = session.acknowledged
     if "upload" in commands and call.received is not None:
-        arrived = call.received
-        _check_chunk(call, session, arrived.size, is_last="finalize" in commands)
-    if "finalize" in commands and arrived.size != session.size:
-        raise BadRequest(f"Upload was finalized after {arrived.size} bytes, but {session.size} were announced.")
-    session.arrived = arrived
+        received = call.received
+        _check_chunk(call, session, received.size, is_last="finalize" in commands)
+    if "finalize" in commands and received.size != session.size:
+        raise BadRequest(f"Upload was finalized after {received.size} bytes, but {session.size} were announced.")
+    session.acknowledged = received
     session.fails |= _fails(call)
     if "finalize" not in commands:
         return Reply(b"", headers={"x-goog-upload-status": "active"})
@@ -158,10 +158,10 @@ def _chunk(call: Call) -> Reply:
 
 
 def _check_chunk(call: Call, session: Session, end: int, *, is_last: bool) -> None:
-    offset, length = call.headers.get("x-goog-upload-offset", ""), end - session.arrived.size
-    if offset != str(session.arrived.size):
+    offset, length = call.headers.get("x-goog-upload-offset", ""), end - session.acknowledged.size
+    if offset != str(session.acknowledged.size):
         raise BadRequest(
-            f"X-Goog-Upload-Offset is '{offset}', but {session.arrived.size} bytes have been received so far."
+            f"X-Goog-Upload-Offset is '{offset}', but {session.acknowledged.size} bytes have been received so far."
         )
     if end > session.size:
         raise BadRequest(f"More bytes were sent than the {session.size} that were announced.")
@@ -170,26 +170,26 @@ def _check_chunk(call: Call, session: Session, end: int, *, is_last: bool) -> No
 
 
 def _store(call: Call, session: Session) -> StoredFile:
-    world = call.world
-    now = world.now()
+    simulator = call.simulator
+    now = simulator.now()
     file = StoredFile.of(
         session.spool,
         provider="gemini",
-        id=session.name or f"files/simulated{world.number():08d}{session.arrived.sha256[:8]}",
+        id=session.name or f"files/simulated{simulator.next_number():08d}{session.acknowledged.sha256[:8]}",
         account=session.account,
         filename=session.display_name,
         mime_type=session.mime_type,
         created_at=now,
-        expires_at=now + LASTS_S,
-        ready_at=now + world.processing_s,
+        expires_at=now + LIFETIME_S,
+        ready_at=now + simulator.processing_s,
         fails=session.fails,
     )
-    world.gemini_uploads.remove(session.id)
+    simulator.gemini_uploads.remove(session.id)
     try:
-        world.file_store.add(file)
+        simulator.file_store.add(file)
     except NameTaken:
         session.spool.close()
-        raise name_taken(file.id) from None
+        raise name_conflict(file.id) from None
     call.stored = file.id
     return file
 
@@ -207,7 +207,7 @@ OPERATIONS = (
         receive=_receive,
         parameter="upload_id",
         needs_key=False,
-        # Without it, the SDK sleeps and sends the chunk again, whatever the status.
+        # Without it, the SDK sleeps and sends the chunk again, at any status.
         headers={"x-goog-upload-status": "final"},
     ),
     Operation("file.create", "POST", _PATH, _start),

@@ -7,10 +7,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from pollux_flows.simulator.asking import Ask
 from pollux_flows.simulator.faults import Fault
+from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.openai import batches, count, files, generate
-from pollux_flows.simulator.wire import Call, Provider, Refused, bearer, row
+from pollux_flows.simulator.wire import Call, Provider, Refusal, bearer, row
 
 # The default error type, code and message of each status.
 _ERRORS: Mapping[int, tuple[str, str | None, str]] = {
@@ -46,7 +46,7 @@ class OpenAI(Provider):
     def authenticate(self, headers: Mapping[str, str]) -> str:
         key = bearer(headers)
         if not key:
-            raise Refused(
+            raise Refusal(
                 401,
                 "You didn't provide an API key. You need to provide your API key in an Authorization header "
                 "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
@@ -54,26 +54,23 @@ class OpenAI(Provider):
         return key
 
     @override
-    def error(self, refused: Refused, request_id: str) -> Any:
-        kind, code, message = row(_ERRORS, refused.status)
-        if refused.message is not None:
+    def error(self, refusal: Refusal, request_id: str) -> Any:
+        kind, code, message = row(_ERRORS, refusal.status)
+        if refusal.message is not None:
             # A specific refusal has its own code or none; only a general one has the status's code.
-            code = refused.code
-        if refused.kind is not None:
-            kind = code = refused.kind
-        return {
-            "error": {
-                "message": refused.message or message,
-                "type": kind,
-                "param": refused.param,
-                "code": code,
-            }
-        }
+            code = refusal.code
+        if refusal.kind is not None:
+            kind = code = refusal.kind
+        return {"error": {"message": refusal.message or message, "type": kind, "param": refusal.param, "code": code}}
 
     @override
     def error_in_200(self, fault: Fault, call: Call, request_id: str) -> Any:
-        return super().error_in_200(fault, call, request_id) if call.asked is None else generate.failed(call, fault)
+        return (
+            super().error_in_200(fault, call, request_id)
+            if call.generate_request is None
+            else generate.failed(call, fault)
+        )
 
     @override
-    def overflow(self, ask: Ask | None) -> Refused:
+    def overflow(self, request: GenerateRequest | None) -> Refusal:
         return generate.overflow()

@@ -11,7 +11,7 @@ from typing import Any
 
 from pollux_flows.simulator.media import IMAGES, data_url_type, extension, is_base64, is_web_url, url_extension
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import BadRequest, Call, Refused
+from pollux_flows.simulator.wire import BadRequest, Call, Refusal
 
 # In the order of the error messages.
 _IMAGE_EXTENSIONS = ".jpeg, .jpg, .png, .gif, .webp"
@@ -115,10 +115,15 @@ def _check_image(call: Call, part: dict[str, Any], at: str) -> None:
 
 
 def _stored(call: Call, file_id: str, at: str) -> StoredFile:
-    file = call.world.file_store.find("openai", file_id, call.account)
+    call.files[file_id] = file = find_file(call, file_id, at)
+    return file
+
+
+def find_file(call: Call, file_id: str, param: str) -> StoredFile:
+    """Return an account's file; refuse with 404, for this parameter, if it does not exist."""
+    file = call.simulator.file_store.find("openai", file_id, call.account)
     if file is None:
-        raise Refused(404, f"No such File object: {file_id}", param=at)
-    call.files[file_id] = file
+        raise Refusal(404, f"No such File object: {file_id}", param=param)
     return file
 
 
@@ -139,13 +144,11 @@ def _check_base64(url: str, at: str) -> None:
         )
 
 
-def _no_url(at: str) -> Refused:
+def _no_url(at: str) -> Refusal:
     return BadRequest(
-        f"Invalid '{at}'. Expected a valid URL, but got a value with an invalid format.",
-        param=at,
-        code="invalid_value",
+        f"Invalid '{at}'. Expected a valid URL, but got a value with an invalid format.", param=at, code="invalid_value"
     )
 
 
-def _missing(what: str, at: str) -> Refused:
+def _missing(what: str, at: str) -> Refusal:
     return BadRequest(f"Missing required parameter: '{what}'.", param=at, code="missing_required_parameter")

@@ -50,11 +50,11 @@ class _Check:
         if not isinstance(request, dict):
             self.add("invalid_json_line", "This line is not parseable as valid JSON.", number)
             return
-        for code, message, param in self._complaints(request):
+        for code, message, param in self._problems(request):
             self.add(code, message, number, param)
             return
 
-    def _complaints(self, request: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    def _problems(self, request: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         for name in _FIELDS:
             expected = dict if name == "body" else str
             if not request.get(name):
@@ -72,9 +72,9 @@ class _Check:
             yield "invalid_method", f"Invalid method: '{request['method']}'. Only POST is supported.", "method"
         if request["url"] != self._endpoint:
             yield "invalid_url", "The URL provided for this request does not match the batch endpoint.", "url"
-        yield from self._about_model(request["body"].get("model"))
+        yield from self._model_problems(request["body"].get("model"))
 
-    def _about_model(self, model: Any) -> Iterator[tuple[str, str, str]]:
+    def _model_problems(self, model: Any) -> Iterator[tuple[str, str, str]]:
         if not isinstance(model, str):
             yield "missing_required_parameter", "Missing required parameter: 'body.model'.", "body.model"
         elif not is_known_model(model):

@@ -14,8 +14,8 @@ from pollux_flows.simulator.spool import Spool
 from pollux_flows.simulator.stored_files import StoredFile
 from pollux_flows.simulator.wire import Call
 
-LASTS_S = 30 * 86_400
-_LEFT = {
+LIFETIME_S = 30 * 86_400
+_UNANSWERED_ERRORS = {
     "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
     "cancelled": ("batch_cancelled", "This request was not executed because the batch was cancelled."),
 }
@@ -26,28 +26,28 @@ class ResultFiles(RowWriter):
     separates_errors = True
 
     @override
-    def read(self, batch: StoredBatch, line: bytes) -> Row:
+    def read_row(self, batch: StoredBatch, line: bytes) -> Row:
         request = orjson.loads(line)
         return Row(request["custom_id"], request["body"])
 
     @override
-    def succeeded(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
+    def success_result(self, batch: StoredBatch, key: Any, body: Any, request_id: str) -> dict[str, Any]:
         return self._line(key, request_id, {"status_code": 200, "request_id": request_id, "body": body})
 
     @override
-    def errored(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
+    def error_result(self, batch: StoredBatch, key: Any, status: int, body: Any, request_id: str) -> dict[str, Any]:
         return self._line(key, request_id, {"status_code": status, "request_id": request_id, "body": body})
 
     @override
-    def left(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
-        code, message = _LEFT[why]
+    def unanswered_result(self, batch: StoredBatch, key: Any, why: str, request_id: str) -> dict[str, Any]:
+        code, message = _UNANSWERED_ERRORS[why]
         return {**self._line(key, request_id, None), "error": {"code": code, "message": message}}
 
     def _line(self, key: str, request_id: str, response: dict[str, Any] | None) -> dict[str, Any]:
         return {"id": f"batch_{request_id}", "custom_id": key, "response": response, "error": None}
 
     @override
-    def usage(self, body: Any) -> dict[str, int]:
+    def count_usage(self, body: Any) -> dict[str, int]:
         used = body.get("usage")
         if not used:
             return {}
@@ -60,7 +60,7 @@ class ResultFiles(RowWriter):
         }
 
     @override
-    def store(self, batch: StoredBatch, results: Results, call: Call) -> None:
+    def store_results(self, batch: StoredBatch, results: Results, call: Call) -> None:
         results.output_file = self._file(batch, results.output, "output", call)
         results.error_file = self._file(batch, results.errors, "error", call)
 
@@ -70,13 +70,13 @@ class ResultFiles(RowWriter):
         file = StoredFile.of(
             content,
             provider="openai",
-            id=f"file-{call.world.number():08d}{content.sha256[:8]}",
+            id=f"file-{call.simulator.next_number():08d}{content.sha256[:8]}",
             account=batch.account,
             filename=f"{batch.id}_{kind}.jsonl",
             mime_type="application/jsonl",
             created_at=batch.ends_at,
             purpose="batch_output",
-            expires_at=batch.ends_at + (batch.given["output_lasts_s"] or LASTS_S),
+            expires_at=batch.ends_at + (batch.provider_data["output_lasts_s"] or LIFETIME_S),
         )
-        call.world.file_store.add(file)
+        call.simulator.file_store.add(file)
         return file.id

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from pollux_flows.simulator.batch.rows import Rows
-from pollux_flows.simulator.batch.settling import accepted, looks_at_one, looks_at_page
-from pollux_flows.simulator.batch.stored import ENDINGS, RAN, STARTED, Phase, Results, StoredBatch
+from pollux_flows.simulator.batch.settling import accept_batch, make_batch_preparer, make_page_preparer
+from pollux_flows.simulator.batch.stored import ENDINGS, FINISH_SHARE, START_SHARE, Phase, Results, StoredBatch
+from pollux_flows.simulator.openai.attachments import find_file
 from pollux_flows.simulator.openai.batch_input import read_input
 from pollux_flows.simulator.openai.batch_results import ResultFiles
-from pollux_flows.simulator.openai.paging import listed, page
-from pollux_flows.simulator.openai.rules import in_words
-from pollux_flows.simulator.shape import Misfit, integer, nullable, one_of, record, text, values
+from pollux_flows.simulator.openai.paging import list_reply, page
+from pollux_flows.simulator.openai.rules import refusal_for
+from pollux_flows.simulator.shape import Mismatch, integer, nullable, one_of, record, text, values
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
 WINDOW_S = 24 * 3600
 LIST_LIMIT = 100
@@ -53,8 +54,8 @@ def _read(call: Call) -> None:
     body = {} if call.body is None else call.body
     try:
         _REQUEST(body, ())
-    except Misfit as misfit:
-        raise in_words(misfit) from None
+    except Mismatch as mismatch:
+        raise refusal_for(mismatch) from None
     _check_metadata(body.get("metadata") or {})
     if body["endpoint"] != ENDPOINT:
         raise BadRequest(f"The simulator answers batches for {ENDPOINT} only.", param="endpoint")
@@ -74,14 +75,12 @@ def _check_metadata(metadata: dict[str, str]) -> None:
             raise _too_long(f"metadata.{name}", "a string", f"maximum length {METADATA_VALUE_CHARS}", len(value))
 
 
-def _too_long(param: str, kind: str, limit: str, got: int) -> Refused:
+def _too_long(param: str, kind: str, limit: str, got: int) -> Refusal:
     return BadRequest(f"Invalid '{param}': too long. Expected {kind} with {limit}, but got {got} instead.", param=param)
 
 
 def _input_file(call: Call, file_id: str) -> StoredFile:
-    file = call.world.file_store.find("openai", file_id, call.account)
-    if file is None:
-        raise Refused(404, f"No such File object: {file_id}", param="input_file_id")
+    file = find_file(call, file_id, "input_file_id")
     if file.purpose != "batch":
         raise BadRequest(f"Invalid file purpose: expected 'batch', but got '{file.purpose}'.", param="input_file_id")
     return file
@@ -90,13 +89,13 @@ def _input_file(call: Call, file_id: str) -> StoredFile:
 def _create(call: Call) -> Reply:
     rows, problems, model = call.prepared
     if call.fault is not None and call.fault.kind == "queue_full":
-        raise Refused(429, call.fault.message or _QUEUE_FULL.format(model=model), code="token_limit_exceeded")
-    plan = call.world.take_plan("openai")
+        raise Refusal(429, call.fault.message or _QUEUE_FULL.format(model=model), code="token_limit_exceeded")
+    plan = call.simulator.take_plan("openai")
     if plan.end == "failed":
         problems = [_problem(plan.code or "invalid_request", plan.message or "The batch could not be validated.")]
     elif plan.end == "queue_full":
         problems = [_problem(plan.code or "token_limit_exceeded", plan.message or _QUEUE_FULL.format(model=model))]
-    batch = accepted(
+    batch = accept_batch(
         call,
         "batch_",
         plan,
@@ -104,7 +103,7 @@ def _create(call: Call) -> Reply:
         window_s=WINDOW_S,
         words=_WORDS,
         metadata=call.body.get("metadata"),
-        given={
+        provider_data={
             "model": model,
             "input_file_id": call.body["input_file_id"],
             "output_lasts_s": (call.body.get("output_expires_after") or {}).get("seconds"),
@@ -124,11 +123,11 @@ def _as_json(batch: StoredBatch, phase: Phase) -> dict[str, Any]:
         "id": batch.id,
         "object": "batch",
         "endpoint": ENDPOINT,
-        "model": None if phase == "starting" else batch.given["model"],
+        "model": None if phase == "starting" else batch.provider_data["model"],
         "errors": {"object": "list", "data": batch.problems} if phase == "failed" else None,
-        "input_file_id": batch.given["input_file_id"],
+        "input_file_id": batch.provider_data["input_file_id"],
         "completion_window": "24h",
-        "status": batch.word(phase),
+        "status": batch.state_name(phase),
         "output_file_id": ended.output_file if ended else None,
         "error_file_id": ended.error_file if ended else None,
         "created_at": int(batch.created_at),
@@ -147,10 +146,10 @@ def _times(batch: StoredBatch, phase: Phase) -> dict[str, int | None]:
         ("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at")
     )
     until = min(batch.clock(), batch.ends_at) if batch.cancel_asked_at is None else batch.cancel_asked_at
-    if phase not in ("starting", "failed") and until >= batch.reaches(STARTED):
-        times["in_progress_at"] = int(batch.reaches(STARTED))
+    if phase not in ("starting", "failed") and until >= batch.time_at(START_SHARE):
+        times["in_progress_at"] = int(batch.time_at(START_SHARE))
     if phase in ("finishing", "completed"):
-        times["finalizing_at"] = int(batch.reaches(RAN))
+        times["finalizing_at"] = int(batch.time_at(FINISH_SHARE))
     if batch.cancel_asked_at is not None:
         times["cancelling_at"] = int(batch.cancel_asked_at)
     if f"{phase}_at" in times:
@@ -179,21 +178,21 @@ def _usage(ended: Results | None) -> dict[str, Any]:
 
 
 def _find(call: Call) -> StoredBatch:
-    batch = call.world.batch_store.find("openai", call.params["id"], call.account)
+    batch = call.simulator.batch_store.find("openai", call.params["id"], call.account)
     if batch is None:
-        raise Refused(404, f"No batch found with id '{call.params['id']}'.", param="batch_id")
+        raise Refusal(404, f"No batch found with id '{call.params['id']}'.", param="batch_id")
     return batch
 
 
 def _page(call: Call) -> tuple[list[StoredBatch], bool]:
     """Return a page of batches, newest first, and whether there are more."""
-    batches = call.world.batch_store.owned("openai", call.account)
+    batches = call.simulator.batch_store.list_owned("openai", call.account)
     return page(call, batches, most=LIST_LIMIT, default=20, unknown="No batch found with id '{}'.")
 
 
 def _list(call: Call) -> Reply:
     batches, more = call.prepared
-    return listed([_as_json(batch, phase) for batch, phase in batches], more=more)
+    return list_reply([_as_json(batch, phase) for batch, phase in batches], more=more)
 
 
 def _get(call: Call) -> Reply:
@@ -204,14 +203,14 @@ def _get(call: Call) -> Reply:
 def _cancel(call: Call) -> Reply:
     batch = _find(call)
     if batch.is_ended:
-        raise Refused(409, f"Cannot cancel a batch with status '{batch.state}'.")
-    call.world.batch_store.cancel(batch)
+        raise Refusal(409, f"Cannot cancel a batch with status '{batch.state}'.")
+    call.simulator.batch_store.cancel(batch)
     return Reply(_as_json(batch, "cancelling"))
 
 
 OPERATIONS = (
     Operation("batch.create", "POST", "/batches", _create, prepare=_read),
-    Operation("batch.list", "GET", "/batches", _list, prepare=looks_at_page(_page, _RESULTS)),
-    Operation("batch.get", "GET", "/batches/{id}", _get, prepare=looks_at_one(_find, _RESULTS)),
+    Operation("batch.list", "GET", "/batches", _list, prepare=make_page_preparer(_page, _RESULTS)),
+    Operation("batch.get", "GET", "/batches/{id}", _get, prepare=make_batch_preparer(_find, _RESULTS)),
     Operation("batch.cancel", "POST", "/batches/{id}/cancel", _cancel),
 )

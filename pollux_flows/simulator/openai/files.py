@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from pollux_flows.simulator.forms import Form, read_form
-from pollux_flows.simulator.media import extension, guessed_type
-from pollux_flows.simulator.openai.paging import listed, page
-from pollux_flows.simulator.openai.rules import in_words
-from pollux_flows.simulator.shape import Misfit, Path, anything, integer, one_of, record
+from pollux_flows.simulator.media import extension, guess_type
+from pollux_flows.simulator.openai.attachments import find_file
+from pollux_flows.simulator.openai.paging import list_reply, page
+from pollux_flows.simulator.openai.rules import refusal_for
+from pollux_flows.simulator.shape import Mismatch, Path, anything, integer, one_of, record
 from pollux_flows.simulator.stored_files import StoredFile
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
 LIMIT_BYTES = 512 * 1024 * 1024
 BATCH_LIMIT_BYTES = 200 * 1024 * 1024
 LIST_LIMIT = 10_000
-_BATCH_LASTS_S = 30 * 86_400
+_BATCH_LIFETIME_S = 30 * 86_400
 #: The purposes of files that can be downloaded: inputs and outputs of jobs.
 _DOWNLOADABLE = frozenset({"batch", "batch_output", "fine-tune", "fine-tune-results", "evals"})
 
@@ -33,7 +34,7 @@ _FORM = record(
 
 async def _receive(call: Call, incoming: AsyncIterator[bytes]) -> Any:
     form = await read_form(call, incoming, lambda fields: fields.get("purpose", "batch") in _DOWNLOADABLE)
-    return form.described()
+    return form.describe()
 
 
 def _create(call: Call) -> Reply:
@@ -42,21 +43,21 @@ def _create(call: Call) -> Reply:
     purpose = form.fields["purpose"]
     if purpose not in _DOWNLOADABLE:
         form.spool.keep_little()
-    now = call.world.now()
-    lasts = form.fields.get("expires_after[seconds]", _BATCH_LASTS_S if purpose == "batch" else None)
+    now = call.simulator.now()
+    lifetime_s = form.fields.get("expires_after[seconds]", _BATCH_LIFETIME_S if purpose == "batch" else None)
     filename = form.filename or ""
     file = StoredFile.of(
         form.spool,
         provider="openai",
-        id=f"file-{call.world.number():08d}{form.spool.sha256[:8]}",
+        id=f"file-{call.simulator.next_number():08d}{form.spool.sha256[:8]}",
         account=call.account,
         filename=filename,
-        mime_type=form.content_type or guessed_type(filename),
+        mime_type=form.content_type or guess_type(filename),
         created_at=now,
         purpose=purpose,
-        expires_at=None if lasts is None else now + int(lasts),
+        expires_at=None if lifetime_s is None else now + int(lifetime_s),
     )
-    call.world.file_store.add(file)
+    call.simulator.file_store.add(file)
     call.stored = file.id
     return Reply(as_json(file))
 
@@ -77,12 +78,12 @@ def _check(form: Form) -> None:
         fields["file"] = form.filename
     try:
         _FORM(fields, ())
-    except Misfit as misfit:
-        raise in_words(misfit) from None
+    except Mismatch as mismatch:
+        raise refusal_for(mismatch) from None
     purpose, size = fields["purpose"], form.spool.size
     limit = BATCH_LIMIT_BYTES if purpose == "batch" else LIMIT_BYTES
     if size > limit:
-        raise Refused(413, f"Maximum content size limit ({limit}) exceeded ({size} bytes read)", param="file")
+        raise Refusal(413, f"Maximum content size limit ({limit}) exceeded ({size} bytes read)", param="file")
     if size == 0:
         raise BadRequest("File is empty. Please try again with a different file.", param="file")
     if purpose == "batch" and extension(form.filename or "") != ".jsonl":
@@ -105,16 +106,16 @@ def as_json(file: StoredFile) -> dict[str, Any]:
 
 def _list(call: Call) -> Reply:
     """List files, newest first unless `order` is `asc`."""
-    files = call.world.file_store.owned("openai", call.account)
+    files = call.simulator.file_store.list_owned("openai", call.account)
     order = call.query.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise in_words(Misfit(("order",), "value", "'asc' and 'desc'", order))
+        raise refusal_for(Mismatch(("order",), "value", "'asc' and 'desc'", order))
     if order == "desc":
         files.reverse()
     if "purpose" in call.query:
         files = [file for file in files if file.purpose == call.query["purpose"]]
     found, more = page(call, files, most=LIST_LIMIT, default=LIST_LIMIT, unknown="No such File object: {}")
-    return listed([as_json(file) for file in found], more=more)
+    return list_reply([as_json(file) for file in found], more=more)
 
 
 def _get(call: Call) -> Reply:
@@ -123,7 +124,7 @@ def _get(call: Call) -> Reply:
 
 def _delete(call: Call) -> Reply:
     file = _find(call)
-    call.world.file_store.delete(file)
+    call.simulator.file_store.delete(file)
     return Reply({"id": file.id, "object": "file", "deleted": True})
 
 
@@ -135,10 +136,7 @@ def _content(call: Call) -> Reply:
 
 
 def _find(call: Call) -> StoredFile:
-    file = call.world.file_store.find("openai", call.params["id"], call.account)
-    if file is None:
-        raise Refused(404, f"No such File object: {call.params['id']}", param="id")
-    return file
+    return find_file(call, call.params["id"], "id")
 
 
 OPERATIONS = (

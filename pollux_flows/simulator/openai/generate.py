@@ -8,7 +8,6 @@ from typing import Any
 from pollux_flows.simulator import tokens
 from pollux_flows.simulator.answers import Answer, compose
 from pollux_flows.simulator.faults import Fault
-from pollux_flows.simulator.openai.memory import Remembered
 from pollux_flows.simulator.openai.reading import (
     CACHE_S,
     CACHED_FROM_TOKENS,
@@ -18,12 +17,13 @@ from pollux_flows.simulator.openai.reading import (
     writes_are_billed,
 )
 from pollux_flows.simulator.openai.seal import seal
-from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refused, Reply
+from pollux_flows.simulator.openai.stored_responses import StoredResponse
+from pollux_flows.simulator.wire import BadRequest, Call, Operation, Refusal, Reply
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
-def overflow() -> Refused:
+def overflow() -> Refusal:
     return BadRequest(
         "Your input exceeds the context window of this model. Please adjust your input and try again.",
         code="context_length_exceeded",
@@ -32,8 +32,8 @@ def overflow() -> Refused:
 
 
 def respond(call: Call) -> Reply:
-    number = call.world.number()
-    answer = compose(call.ask, call.fault)
+    number = call.simulator.next_number()
+    answer = compose(call.request, call.fault)
     body = _envelope(call, number)
     body["output"] = _output(call, answer, number)
     body["usage"] = _usage(call, answer)
@@ -43,16 +43,16 @@ def respond(call: Call) -> Reply:
         body["incomplete_details"] = {"reason": incomplete}
     if call.body.get("store", True) is not False:
         open_calls = {item["call_id"]: item["name"] for item in body["output"] if item["type"] == "function_call"}
-        before = call.world.openai_responses.get(call.body.get("previous_response_id") or "")
+        before = call.simulator.openai_responses.get(call.body.get("previous_response_id") or "")
         sent = [item for item in input_items(call.body) if item.get("type") == "function_call"]
         all_calls = open_calls.keys() | {item["call_id"] for item in sent} | (before.all_calls if before else set())
-        stored = Remembered(body["usage"]["total_tokens"], open_calls, frozenset(all_calls))
-        call.world.openai_responses.add(body["id"], stored)
+        stored = StoredResponse(body["usage"]["total_tokens"], open_calls, frozenset(all_calls))
+        call.simulator.openai_responses.add(body["id"], stored)
     return Reply(body)
 
 
 def failed(call: Call, fault: Fault) -> Any:
-    body = _envelope(call, call.world.number())
+    body = _envelope(call, call.simulator.next_number())
     body["status"] = "failed"
     body["error"] = {
         "code": fault.error_type or "server_error",
@@ -62,29 +62,29 @@ def failed(call: Call, fault: Fault) -> Any:
 
 
 def _envelope(call: Call, number: int) -> dict[str, Any]:
-    asked = call.body
+    body = call.body
     return {
         "id": f"resp_{number:08d}",
         "object": "response",
-        "created_at": int(call.world.now()),
+        "created_at": int(call.simulator.now()),
         "status": "completed",
         "error": None,
         "incomplete_details": None,
-        "instructions": asked.get("instructions"),
-        "max_output_tokens": asked.get("max_output_tokens"),
-        "metadata": asked.get("metadata") or {},
-        "model": asked["model"],
+        "instructions": body.get("instructions"),
+        "max_output_tokens": body.get("max_output_tokens"),
+        "metadata": body.get("metadata") or {},
+        "model": body["model"],
         "output": [],
-        "parallel_tool_calls": asked.get("parallel_tool_calls", True),
-        "previous_response_id": asked.get("previous_response_id"),
-        "reasoning": {"effort": None, "summary": None, **(asked.get("reasoning") or {})},
-        "store": asked.get("store", True),
-        "temperature": asked.get("temperature"),
-        "text": asked.get("text") or {"format": {"type": "text"}},
-        "tool_choice": asked.get("tool_choice") or "auto",
-        "tools": [{"strict": True, **tool} for tool in asked.get("tools") or []],
-        "top_p": asked.get("top_p"),
-        "truncation": asked.get("truncation") or "disabled",
+        "parallel_tool_calls": body.get("parallel_tool_calls", True),
+        "previous_response_id": body.get("previous_response_id"),
+        "reasoning": {"effort": None, "summary": None, **(body.get("reasoning") or {})},
+        "store": body.get("store", True),
+        "temperature": body.get("temperature"),
+        "text": body.get("text") or {"format": {"type": "text"}},
+        "tool_choice": body.get("tool_choice") or "auto",
+        "tools": [{"strict": True, **tool} for tool in body.get("tools") or []],
+        "top_p": body.get("top_p"),
+        "truncation": body.get("truncation") or "disabled",
         "usage": None,
     }
 
@@ -109,49 +109,40 @@ def _output(call: Call, answer: Answer, number: int) -> list[dict[str, Any]]:
             "type": "function_call",
             "id": f"fc_{number:08d}_{place}",
             "call_id": f"call_{number:08d}_{place}",
-            "name": made.name,
-            "arguments": tokens.compact(made.arguments),
+            "name": tool_call.name,
+            "arguments": tokens.compact(tool_call.arguments),
             "status": "completed",
         }
-        for place, made in enumerate(answer.calls)
+        for place, tool_call in enumerate(answer.calls)
     )
     return items
 
 
 def _message(content: dict[str, Any], number: int, status: str) -> dict[str, Any]:
-    return {
-        "type": "message",
-        "id": f"msg_{number:08d}",
-        "role": "assistant",
-        "status": status,
-        "content": [content],
-    }
+    return {"type": "message", "id": f"msg_{number:08d}", "role": "assistant", "status": status, "content": [content]}
 
 
 def _usage(call: Call, answer: Answer) -> dict[str, Any]:
     # Requests with different keys are routed to different machines, each with a cache of its own.
     scope = f"{call.body['model']} {call.body.get('prompt_cache_key') or ''}"
-    seen = call.meet_cache(scope, prompt_blocks(call), least_tokens=CACHED_FROM_TOKENS)
-    written = seen.written_for if writes_are_billed(call.body["model"]) else {}
+    cache_use = call.use_cache(scope, prompt_blocks(call), least_tokens=CACHED_FROM_TOKENS)
+    written = cache_use.written_by_lifetime if writes_are_billed(call.body["model"]) else {}
     output = answer.reasoning_tokens + answer.visible_tokens
     return {
-        "input_tokens": call.ask.input_tokens,
+        "input_tokens": call.request.input_tokens,
         "input_tokens_details": {
-            "cached_tokens": seen.read,
+            "cached_tokens": cache_use.read,
             "cache_write_tokens": sum(written.values()),
             **({"cache_write_tokens_details": _by_lifetime(written)} if written else {}),
         },
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
-        "total_tokens": call.ask.input_tokens + output,
+        "total_tokens": call.request.input_tokens + output,
     }
 
 
 def _by_lifetime(written: Mapping[float, int]) -> dict[str, int]:
-    return {
-        "ttl_30m_tokens": written.get(CACHE_S["30m"], 0),
-        "ttl_12h_tokens": written.get(CACHE_S["12h"], 0),
-    }
+    return {"ttl_30m_tokens": written.get(CACHE_S["30m"], 0), "ttl_12h_tokens": written.get(CACHE_S["12h"], 0)}
 
 
 OPERATIONS = (Operation("generate", "POST", "/responses", respond, read),)

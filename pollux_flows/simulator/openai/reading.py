@@ -1,4 +1,4 @@
-"""Reads Responses requests."""
+"""Parses Responses requests into `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pollux_flows.simulator import tokens
-from pollux_flows.simulator.asking import Ask
+from pollux_flows.simulator.generate_request import GenerateRequest
 from pollux_flows.simulator.openai.rules import check
 from pollux_flows.simulator.prefixes import Block
 from pollux_flows.simulator.stored_files import StoredFile
@@ -20,7 +20,7 @@ CACHE_S = {"30m": 1800.0, "12h": 43_200.0}
 _OLDER_S = 600.0
 
 
-def read(call: Call) -> Ask:
+def read(call: Call) -> GenerateRequest:
     previous = check(call)
     body = call.body
     blocks = prompt_blocks(call)
@@ -37,7 +37,7 @@ def read(call: Call) -> Ask:
             results.append(names.get(item["call_id"], item["call_id"]))
         elif kind == "message" and item["role"] == "assistant":
             results = []
-    return Ask(
+    return GenerateRequest(
         prompt="" if results else prompt,
         input_tokens=sum(block.tokens for block in blocks) + (previous.context_tokens if previous else 0),
         context_window=1_047_576 if body["model"].startswith("gpt-4.1") else 400_000,
@@ -74,10 +74,10 @@ def prompt_blocks(call: Call) -> list[Block]:
         else:
             pieces.append((item, _item_tokens(item, files)))
     options = body.get("prompt_cache_options") or {}
-    lasts_s = CACHE_S[options.get("ttl") or "30m"] if writes_are_billed(body["model"]) else _OLDER_S
+    lifetime_s = CACHE_S[options.get("ttl") or "30m"] if writes_are_billed(body["model"]) else _OLDER_S
     only_marked = options.get("mode") == "explicit"
     return [
-        Block(content, count, None if only_marked and not _is_breakpoint(content) else lasts_s)
+        Block(content, count, None if only_marked and not _is_breakpoint(content) else lifetime_s)
         for content, count in pieces
     ]
 
@@ -93,15 +93,15 @@ def writes_are_billed(model: str) -> bool:
 
 
 def _reasons(body: dict[str, Any]) -> bool:
-    asked = body.get("reasoning") or {}
-    return asked.get("effort") not in (None, "none") or asked.get("summary") is not None
+    settings = body.get("reasoning") or {}
+    return settings.get("effort") not in (None, "none") or settings.get("summary") is not None
 
 
 def _schema(body: dict[str, Any]) -> Any:
-    wanted = (body.get("text") or {}).get("format") or {}
-    if wanted.get("type") == "json_schema":
-        return wanted["schema"]
-    return True if wanted.get("type") == "json_object" else None
+    text_format = (body.get("text") or {}).get("format") or {}
+    if text_format.get("type") == "json_schema":
+        return text_format["schema"]
+    return True if text_format.get("type") == "json_object" else None
 
 
 def _tool_choice(choice: Any) -> Any:

@@ -8,17 +8,17 @@ from typing import Any
 
 from pollux_flows.simulator import strict_schema
 from pollux_flows.simulator.openai import attachments, shapes
-from pollux_flows.simulator.openai.memory import Remembered
-from pollux_flows.simulator.openai.seal import is_whole
-from pollux_flows.simulator.shape import Misfit, Path
-from pollux_flows.simulator.wire import BadRequest, Call, Refused
+from pollux_flows.simulator.openai.seal import is_unchanged
+from pollux_flows.simulator.openai.stored_responses import StoredResponse
+from pollux_flows.simulator.shape import Mismatch, Path
+from pollux_flows.simulator.wire import BadRequest, Call, Refusal
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 _KNOWN_MODELS = re.compile(r"(gpt-|o\d|chatgpt-|codex-|computer-use|ft:)")
 _WITHOUT_SAMPLING = re.compile(r"(gpt-[5-9](?!.*chat)|o\d)")
 _WITHOUT_REASONING = re.compile(r"(gpt-[34]|chatgpt-)")
 
-_MISNAMED = {
+_CHAT_FIELDS = {
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
     "messages": "input",
@@ -36,13 +36,13 @@ _TYPE_NAMES = {
 }
 
 
-def check(call: Call) -> Remembered | None:
+def check(call: Call) -> StoredResponse | None:
     """Refuse the requests that the API refuses; return the stored response that this request continues."""
     body = call.body
     try:
-        shapes.request()(body, ())
-    except Misfit as misfit:
-        raise in_words(misfit) from None
+        shapes.request_check()(body, ())
+    except Mismatch as mismatch:
+        raise refusal_for(mismatch) from None
     _check_model(body)
     _check_schemas(body)
     _check_tool_choice(body)
@@ -50,29 +50,29 @@ def check(call: Call) -> Remembered | None:
     return _check_turns(call)
 
 
-def in_words(misfit: Misfit) -> Refused:
-    """Return OpenAI's error for a misfit."""
-    param = _param(misfit.path)
-    got = _TYPE_NAMES.get(type(misfit.value), "something else")
-    match misfit.problem:
-        case "unknown" if (last := str(misfit.path[-1])) in _MISNAMED and len(misfit.path) == 1:
-            message = f"Unsupported parameter: '{last}'. In the Responses API, use '{_MISNAMED[last]}' instead."
+def refusal_for(mismatch: Mismatch) -> Refusal:
+    """Return OpenAI's error response for a mismatch."""
+    param = _param(mismatch.path)
+    got = _TYPE_NAMES.get(type(mismatch.value), "something else")
+    match mismatch.problem:
+        case "unknown" if (last := str(mismatch.path[-1])) in _CHAT_FIELDS and len(mismatch.path) == 1:
+            message = f"Unsupported parameter: '{last}'. In the Responses API, use '{_CHAT_FIELDS[last]}' instead."
             code = "unsupported_parameter"
         case "unknown":
             message, code = f"Unknown parameter: '{param}'.", "unknown_parameter"
         case "missing":
             message, code = f"Missing required parameter: '{param}'.", "missing_required_parameter"
         case "type":
-            message = f"Invalid type for '{param}': expected {misfit.expected}, but got {got} instead."
+            message = f"Invalid type for '{param}': expected {mismatch.expected}, but got {got} instead."
             code = "invalid_type"
         case "value":
-            message = f"Invalid value: '{misfit.value}'. Supported values are: {misfit.expected}."
+            message = f"Invalid value: '{mismatch.value}'. Supported values are: {mismatch.expected}."
             code = "invalid_value"
         case side:
             word, sign = ("below", ">=") if side == "minimum" else ("above", "<=")
             message = (
                 f"Invalid '{param}': integer {word} {side} value. "
-                f"Expected a value {sign} {misfit.expected}, but got {misfit.value} instead."
+                f"Expected a value {sign} {mismatch.expected}, but got {mismatch.value} instead."
             )
             code = f"integer_{word}_{'min' if side == 'minimum' else 'max'}_value"
     return BadRequest(message, code=code, param=param or None)
@@ -92,10 +92,8 @@ def is_known_model(model: str) -> bool:
 def _check_model(body: dict[str, Any]) -> None:
     model = body["model"]
     if not is_known_model(model):
-        raise Refused(
-            404,
-            f"The model `{model}` does not exist or you do not have access to it.",
-            code="model_not_found",
+        raise Refusal(
+            404, f"The model `{model}` does not exist or you do not have access to it.", code="model_not_found"
         )
     if _WITHOUT_SAMPLING.match(model):
         for name in ("temperature", "top_p"):
@@ -112,25 +110,23 @@ def _check_model(body: dict[str, Any]) -> None:
         )
 
 
-def _unsupported(param: str) -> Refused:
+def _unsupported(param: str) -> Refusal:
     return BadRequest(
-        f"Unsupported parameter: '{param}' is not supported with this model.",
-        param=param,
-        code="unsupported_parameter",
+        f"Unsupported parameter: '{param}' is not supported with this model.", param=param, code="unsupported_parameter"
     )
 
 
 def _check_schemas(body: dict[str, Any]) -> None:
-    wanted = (body.get("text") or {}).get("format") or {}
-    if wanted.get("type") == "json_schema":
-        _check_name(wanted["name"], "text.format.name")
-        if wanted.get("strict") and (problem := strict_schema.complaint(wanted["schema"])):
+    text_format = (body.get("text") or {}).get("format") or {}
+    if text_format.get("type") == "json_schema":
+        _check_name(text_format["name"], "text.format.name")
+        if text_format.get("strict") and (problem := strict_schema.find_problem(text_format["schema"])):
             raise BadRequest(
-                f"Invalid schema for response_format '{wanted['name']}': {problem}",
+                f"Invalid schema for response_format '{text_format['name']}': {problem}",
                 param="text.format.schema",
                 code="invalid_json_schema",
             )
-    if wanted.get("type") == "json_object" and "json" not in str(body.get("input")).lower():
+    if text_format.get("type") == "json_object" and "json" not in str(body.get("input")).lower():
         raise BadRequest(
             "Response input messages must contain the word 'json' in some form to use 'text.format' of type "
             "'json_object'.",
@@ -140,7 +136,7 @@ def _check_schemas(body: dict[str, Any]) -> None:
         if tool["type"] != "function":
             continue
         _check_name(tool["name"], f"tools[{place}].name")
-        if tool.get("strict") and (problem := strict_schema.complaint(tool.get("parameters"))):
+        if tool.get("strict") and (problem := strict_schema.find_problem(tool.get("parameters"))):
             raise BadRequest(
                 f"Invalid schema for function '{tool['name']}': {problem}",
                 param=f"tools[{place}].parameters",
@@ -164,8 +160,7 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
     if choice is None:
         return
     if isinstance(choice, str):
-        one = choice in ("none", "auto", "required")
-        if not one:
+        if choice not in ("none", "auto", "required"):
             raise BadRequest(
                 f"Invalid value: '{choice}'. Supported values are: 'none', 'auto', and 'required'.",
                 param="tool_choice",
@@ -177,50 +172,53 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
         raise BadRequest(f"Tool choice '{choice['name']}' not found in 'tools' parameter.", param="tool_choice")
 
 
-def _check_turns(call: Call) -> Remembered | None:
+def _check_turns(call: Call) -> StoredResponse | None:
     """Check that every output answers a call, and every call has an output; return the continued response."""
     body = call.body
-    previous: Remembered | None = None
-    if body.get("previous_response_id"):
-        previous = call.world.openai_responses.get(body["previous_response_id"])
-        if previous is None:
-            raise BadRequest(
-                f"Previous response with id '{body['previous_response_id']}' not found.",
-                param="previous_response_id",
-                code="previous_response_not_found",
-            )
+    previous = _previous_response(call)
     items: Sequence[Any] = body["input"] if isinstance(body.get("input"), list) else ()
     open_calls = dict(previous.open_calls) if previous else {}
     for index, item in enumerate(items):
-        if (
-            item.get("type") == "reasoning"
-            and item.get("encrypted_content")
-            and not is_whole(item["encrypted_content"])
-        ):
-            raise BadRequest(
-                f"The encrypted content for item {item['id']} could not be verified.",
-                param="input",
-                code="invalid_encrypted_content",
-            )
-        if item.get("type") == "function_call":
-            if previous and item["call_id"] in previous.all_calls:
+        match item.get("type"):
+            case "reasoning" if (sealed := item.get("encrypted_content")) and not is_unchanged(sealed):
                 raise BadRequest(
-                    f"Duplicate item found with id {item['call_id']}. Remove duplicate items from your input and try "
-                    "again.",
+                    f"The encrypted content for item {item['id']} could not be verified.",
                     param="input",
+                    code="invalid_encrypted_content",
                 )
-            open_calls[item["call_id"]] = item["name"]
-        if item.get("type") == "function_call_output" and "call_id" not in item:
-            raise BadRequest(
-                f"Missing required parameter: 'input[{index}].call_id'.",
-                param=f"input[{index}].call_id",
-                code="missing_required_parameter",
-            )
-        if item.get("type") == "function_call_output" and open_calls.pop(item["call_id"], None) is None:
-            raise BadRequest(
-                f"No tool call found for function call output with call_id {item['call_id']}.",
-                param="input",
-            )
+            case "function_call":
+                if previous and item["call_id"] in previous.all_calls:
+                    raise BadRequest(
+                        f"Duplicate item found with id {item['call_id']}. Remove duplicate items from your input and "
+                        "try again.",
+                        param="input",
+                    )
+                open_calls[item["call_id"]] = item["name"]
+            case "function_call_output":
+                if "call_id" not in item:
+                    at = f"input[{index}].call_id"
+                    raise BadRequest(
+                        f"Missing required parameter: '{at}'.", param=at, code="missing_required_parameter"
+                    )
+                if open_calls.pop(item["call_id"], None) is None:
+                    raise BadRequest(
+                        f"No tool call found for function call output with call_id {item['call_id']}.", param="input"
+                    )
     if open_calls:
         raise BadRequest(f"No tool output found for function call {next(iter(open_calls))}.", param="input")
+    return previous
+
+
+def _previous_response(call: Call) -> StoredResponse | None:
+    """Return the stored response that the request continues, if any; refuse an unknown one."""
+    previous_id = call.body.get("previous_response_id")
+    if not previous_id:
+        return None
+    previous = call.simulator.openai_responses.get(previous_id)
+    if previous is None:
+        raise BadRequest(
+            f"Previous response with id '{previous_id}' not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
     return previous

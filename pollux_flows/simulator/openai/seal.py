@@ -1,4 +1,4 @@
-"""The encrypted content of a reasoning item, which must be sent back unchanged."""
+"""The encrypted content of a reasoning item, which a client must send back unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def seal(reasoning: str) -> str:
     return content + _check(content)
 
 
-def is_whole(sealed: str) -> bool:
+def is_unchanged(sealed: str) -> bool:
     return len(sealed) > _CHECK_CHARS and sealed[-_CHECK_CHARS:] == _check(sealed[:-_CHECK_CHARS])
 
 

@@ -1,4 +1,4 @@
-"""The shape of Responses requests: that of the SDK's types, the limits that they do not say, and looser messages."""
+"""Checks of the shape of Responses requests: the SDK's types, further limits, and looser messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ROLES = ("user", "assistant", "system", "developer")
 
 
 @cache
-def request() -> Check:
+def request_check() -> Check:
     """Return the check of a request."""
     from openai.types import responses
     from openai.types.responses.response_create_params import ResponseCreateParamsNonStreaming
@@ -71,7 +71,7 @@ def request() -> Check:
     return record({"model": text}, {**optional, "input": string_or(items(item))})
 
 
-#: The fields that shape the input. All others (a limit, a temperature, where to cache) are unknown here.
+#: The fields that are part of the input. A count request has no others, such as a limit or a temperature.
 _COUNTED = (
     "conversation",
     "input",
@@ -87,6 +87,6 @@ _COUNTED = (
 )
 
 
-def count_request() -> Check:
-    """Return the check of a request to count tokens: of its fields alone, as `request` checks what is in them."""
+def count_request_check() -> Check:
+    """Return the check of the field names of a count request; `request_check` checks their values."""
     return record({"model": anything}, dict.fromkeys(_COUNTED, anything))

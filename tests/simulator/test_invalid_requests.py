@@ -1,4 +1,4 @@
-"""Whatever is sent, an answer comes: no request may break the simulator."""
+"""Property tests: no request, however invalid, makes the simulator crash."""
 
 import asyncio
 import json
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pollux_flows.simulator import Simulator
 
 from .clients import KEY_HEADERS
-from .test_anthropic_refusals import TAKEN as ANTHROPIC
+from .test_anthropic_refusals import ACCEPTED_REQUESTS as ANTHROPIC
 from .test_chat_refusals import CALLS, RESULT, TOOL, USER
-from .test_gemini_refusals import TAKEN as GEMINI
+from .test_gemini_refusals import ACCEPTED_REQUESTS as GEMINI
 from .test_gemini_refusals import path as gemini_path
-from .test_openai_refusals import TAKEN as OPENAI
+from .test_openai_refusals import ACCEPTED_REQUESTS as OPENAI
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}
 CHAT: dict[str, Any] = {
@@ -36,12 +36,12 @@ CHAT: dict[str, Any] = {
     "provider": {"require_parameters": False},
 }
 PDF = "data:application/pdf;base64,AAAA"
-FILM = {
+VIDEO = {
     "fileData": {"fileUri": "https://youtu.be/x", "mimeType": "video/mp4"},
     "videoMetadata": {"startOffset": "1s", "endOffset": "2s", "fps": 1},
 }
-#: Requests that carry more than text.
-CARRYING: list[tuple[str, Any]] = [
+#: Valid requests with attachments.
+WITH_ATTACHMENTS: list[tuple[str, Any]] = [
     (
         "/openai/v1/responses",
         {
@@ -78,7 +78,7 @@ CARRYING: list[tuple[str, Any]] = [
     (
         gemini_path("gemini-2.5-flash"),
         {
-            "contents": [{"parts": [FILM, {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}, {"text": "x"}]}],
+            "contents": [{"parts": [VIDEO, {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}, {"text": "x"}]}],
             "tools": [{"urlContext": {}}],
         },
     ),
@@ -101,11 +101,14 @@ CARRYING: list[tuple[str, Any]] = [
     ),
 ]
 CLAUDE = {"model": "claude-haiku-4-5", "max_tokens": 2000, "messages": [USER]}
-GOOD: list[tuple[str, Any]] = [
-    *(("/openai/v1/responses", {"model": "gpt-4.1", "input": "hi", **taken}) for taken in OPENAI.values()),
-    *(("/anthropic/v1/messages", {**CLAUDE, **taken}) for taken in ANTHROPIC.values()),
-    *((gemini_path(model), {"contents": [{"parts": [{"text": "x"}]}], **taken}) for model, taken in GEMINI.values()),
-    *CARRYING,
+VALID_REQUESTS: list[tuple[str, Any]] = [
+    *(("/openai/v1/responses", {"model": "gpt-4.1", "input": "hi", **changes}) for changes in OPENAI.values()),
+    *(("/anthropic/v1/messages", {**CLAUDE, **changes}) for changes in ANTHROPIC.values()),
+    *(
+        (gemini_path(model), {"contents": [{"parts": [{"text": "x"}]}], **changes})
+        for model, changes in GEMINI.values()
+    ),
+    *WITH_ATTACHMENTS,
     ("/openrouter/api/v1/chat/completions", CHAT),
     ("/local/v1/chat/completions", CHAT),
     (
@@ -113,7 +116,7 @@ GOOD: list[tuple[str, Any]] = [
         {"model": "models/gemini-2.5-flash", "ttl": "9s", "contents": [{"parts": [{"text": "x"}]}]},
     ),
 ]
-NONSENSE: st.SearchStrategy[Any] = st.sampled_from(
+INVALID_VALUES: st.SearchStrategy[Any] = st.sampled_from(
     [
         None,
         True,
@@ -136,28 +139,28 @@ NONSENSE: st.SearchStrategy[Any] = st.sampled_from(
 )
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value inside."""
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value inside a document."""
     found = [path] if path else []
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in pairs:
-        found += places(item, (*path, key))
+        found += paths_of(item, (*path, key))
     return found
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, Any]:
-    """A good request with up to three of its values replaced by nonsense, or taken away."""
-    url, body = deepcopy(draw(st.sampled_from(GOOD)))
+    """Draw a valid request, and replace or remove up to three of its values."""
+    url, body = deepcopy(draw(st.sampled_from(VALID_REQUESTS)))
     for _ in range(draw(st.integers(1, 3))):
-        if not (known := places(body)):
+        if not (known := paths_of(body)):
             break
         *above, last = draw(st.sampled_from(known))
         parent = body
         for step in above:
             parent = parent[step]
         if draw(st.booleans()):
-            parent[last] = deepcopy(draw(NONSENSE))
+            parent[last] = deepcopy(draw(INVALID_VALUES))
         elif isinstance(parent, dict):
             del parent[last]
     return url, body
@@ -170,12 +173,12 @@ OUTPUT_OF_NO_CALL = {"model": "gpt-4.1", "input": [{"type": "function_call_outpu
 @given(requests())
 @example(("/openai/v1/responses", OUTPUT_OF_NO_CALL))
 def test_no_request_breaks_the_simulator(request: tuple[str, Any]) -> None:
-    """It is answered, or refused as the provider's mistake-finder would."""
+    """Every mutated request is answered, or refused with a JSON error."""
     url, body = request
-    world = Simulator()
+    simulator = Simulator()
 
     async def post() -> httpx.Response:
-        transport = httpx.ASGITransport(app=world.app)
+        transport = httpx.ASGITransport(app=simulator.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://s", headers=KEY_HEADERS) as http:
             return await http.post(url, json=body)
 

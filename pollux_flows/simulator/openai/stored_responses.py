@@ -1,4 +1,4 @@
-"""Memory of the responses that OpenAI stores, for `previous_response_id`."""
+"""The responses that OpenAI stores, for `previous_response_id`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 #: Beyond this many, the oldest responses are removed.
-KEEP = 10_000
+MAX_RESPONSES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class StoredResponse:
     """The parts of a stored response that a next turn needs."""
 
     context_tokens: int

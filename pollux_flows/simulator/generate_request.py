@@ -1,4 +1,4 @@
-"""The content of a generate request, independent of the provider's protocol."""
+"""Generate requests, independent of the provider's protocol."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 
 @dataclass(slots=True)
-class Ask:
-    """A generate request in the terms of the simulator, equal for equal requests to different providers."""
+class GenerateRequest:
+    """The content of a generate request, in the terms that all providers share."""
 
-    #: The last text of the last user turn, unchanged; empty when tool results end the request.
+    #: The last text of the last user turn, unchanged; empty if the request ends with tool results.
     prompt: str
     input_tokens: int
     #: A longer prompt is refused.
@@ -21,13 +21,13 @@ class Ask:
     schema: Mapping[str, Any] | Literal[True] | None = None
     #: Declared tools: name to parameter schema.
     tools: Mapping[str, Any] = field(default_factory=dict)
-    #: Whether it must call a tool; with a tuple of names, one of these.
+    #: Whether the model must call a tool; a tuple of names allows only these tools.
     tool_choice: Literal["auto", "none", "required"] | tuple[str, ...] = "auto"
-    #: Names of the tools whose results end the request.
+    #: The names of the tools with whose results the request ends.
     tool_results: tuple[str, ...] = ()
     reasoning: bool = False
     #: Whether the model writes text before it calls a tool.
-    speaks_before_calls: bool = False
+    announces_calls: bool = False
     stop: tuple[str, ...] = ()
-    #: Addresses in the prompt that the provider's own tool looks up.
+    #: The URLs in the prompt, which the provider's own tool fetches.
     urls: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Request bodies with the rows of a batch: received piece by piece, and read row by row."""
+"""Request bodies that contain the rows of a batch: received piece by piece, and parsed row by row."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import orjson
 
 from pollux_flows.simulator.batch.rows import Rows
 from pollux_flows.simulator.long_json import BadJsonError, LongJson
-from pollux_flows.simulator.spool import KEEP_BYTES, Spool
-from pollux_flows.simulator.wire import BadRequest, Refused
+from pollux_flows.simulator.spool import CONTENT_LIMIT_BYTES, Spool
+from pollux_flows.simulator.wire import BadRequest, Refusal
 
 
-async def read_spooled(incoming: AsyncIterator[bytes], limit_bytes: int, read: Callable[[Spool], Any]) -> Any:
+async def spool_and_read(incoming: AsyncIterator[bytes], limit_bytes: int, read: Callable[[Spool], Any]) -> Any:
     """Spool the body and return the result of `read` on it; refuse one that is longer than the limit."""
     with closing(Spool()) as body:
         async for piece in incoming:
             body.write(piece)
             if body.size > limit_bytes:
-                raise Refused(413)
+                raise Refusal(413)
         return await asyncio.to_thread(read, body)
 
 
@@ -33,23 +33,23 @@ def read_rows(document: LongJson, check: Callable[[int, Any], Any]) -> Rows:
             rows.add(orjson.dumps(check(place, item)))
     except (BadJsonError, TypeError):
         rows.spool.close()
-        raise _no_json() from None
-    except Refused:
+        raise _invalid_json() from None
+    except Refusal:
         rows.spool.close()
         raise
     return rows
 
 
-def for_the_log(body: Spool, document: LongJson) -> Any:
+def body_for_log(body: Spool, document: LongJson) -> Any:
     """Return the body for the log: a short one in full, a long one with its first row only."""
-    if body.size > KEEP_BYTES:
+    if body.size > CONTENT_LIMIT_BYTES:
         return document.rest
     try:
         return orjson.loads(b"".join(body.chunks()))
     except orjson.JSONDecodeError:
         # orjson is stricter than the parser of the rows: it refuses lone surrogates.
-        raise _no_json() from None
+        raise _invalid_json() from None
 
 
-def _no_json() -> Refused:
+def _invalid_json() -> Refusal:
     return BadRequest("We could not parse the JSON body of your request.")

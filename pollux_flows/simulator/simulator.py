@@ -1,4 +1,4 @@
-"""The simulator, with the state of all its providers."""
+"""The simulator: the state of all simulated providers, and the methods that control it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from pollux_flows.simulator.batch.stored import BatchStore, StoredBatch
 from pollux_flows.simulator.directives import DirectiveCounts
 from pollux_flows.simulator.faults import Fault, FaultRule
 from pollux_flows.simulator.gemini.caches import CacheStore
-from pollux_flows.simulator.gemini.sessions import KEEP as KEEP_SESSIONS
-from pollux_flows.simulator.gemini.sessions import Session
+from pollux_flows.simulator.gemini.sessions import MAX_SESSIONS, Session
 from pollux_flows.simulator.log import Logged, RequestLog
-from pollux_flows.simulator.openai.memory import KEEP as KEEP_RESPONSES
-from pollux_flows.simulator.openai.memory import Remembered
+from pollux_flows.simulator.openai.stored_responses import MAX_RESPONSES, StoredResponse
 from pollux_flows.simulator.pending import PendingQueue
 from pollux_flows.simulator.prefixes import PrefixCache
 from pollux_flows.simulator.providers import PROVIDERS
-from pollux_flows.simulator.recent import Recent
+from pollux_flows.simulator.recent import RecentItems
 from pollux_flows.simulator.stored_files import FileStore, StoredFile
 
 
@@ -61,15 +59,15 @@ class Simulator:
         self.prefixes = PrefixCache()
         self.file_store = FileStore(self.now)
         self.batch_store = BatchStore(self.now)
-        #: Each with the provider that it is for; None: for any.
+        #: Plans, each with the provider that it applies to; None: to any.
         self.batch_plans: PendingQueue[tuple[Plan, str | None]] = PendingQueue()
         self.gemini_caches = CacheStore(self.now)
         #: The fewest tokens of a Gemini cache. Zero by default, because examples are short.
         self.gemini_cache_minimum = 0
         #: The delay after its creation before a cache is listed.
         self.gemini_cache_listed_after_s = 0.0
-        self.gemini_uploads: Recent[Session] = Recent(KEEP_SESSIONS, lambda session: session.spool.close())
-        self.openai_responses: Recent[Remembered] = Recent(KEEP_RESPONSES)
+        self.gemini_uploads: RecentItems[Session] = RecentItems(MAX_SESSIONS, lambda session: session.spool.close())
+        self.openai_responses: RecentItems[StoredResponse] = RecentItems(MAX_RESPONSES)
         self._folder: Path | None = None
         self._numbers = self._new_numbers()
 
@@ -131,7 +129,7 @@ class Simulator:
 
     def take_plan(self, provider: str) -> Plan:
         """Return the plan for a batch that is being accepted, and count it as used once."""
-        found = self.batch_plans.take(lambda waiting: waiting[1] in (None, provider))
+        found = self.batch_plans.take(lambda entry: entry[1] in (None, provider))
         return found[0] if found else Plan()
 
     def now(self) -> float:
@@ -140,7 +138,7 @@ class Simulator:
         return self.clock() if moment is None else moment
 
     @contextmanager
-    def at(self, moment: float) -> Iterator[None]:
+    def at_time(self, moment: float) -> Iterator[None]:
         """Set the simulated time of this thread to `moment`.
 
         The results of a batch are computed when they are first requested, which may be a week after its end.
@@ -168,7 +166,7 @@ class Simulator:
         self.openai_responses.clear()
         self._numbers = self._new_numbers()
 
-    def number(self) -> int:
+    def next_number(self) -> int:
         """Return the next number for an id: unique and, unless processes share state, the same in every run."""
         return next(self._numbers)
 
@@ -183,7 +181,7 @@ def _check_provider(provider: str | None) -> None:
 
 
 @lru_cache(maxsize=1)
-def _only_one() -> Simulator:
+def _create_once() -> Simulator:
     # It lives as long as its process, which may be a worker's, so its log is bounded.
     return Simulator(keep_requests=1_000)
 
@@ -197,7 +195,7 @@ def in_process(folder: Path | None = None) -> Simulator:
     With `folder`, its files, batches and caches are shared by all processes that use the same folder.
     """
     with _CREATION:
-        world = _only_one()
+        simulator = _create_once()
         if folder is not None:
-            world.share(folder)
-        return world
+            simulator.share(folder)
+        return simulator

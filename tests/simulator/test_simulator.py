@@ -1,4 +1,4 @@
-"""The simulator as a whole: its doors, its log, its servers."""
+"""The simulator as an application: its log, keys, control endpoints and servers."""
 
 import asyncio
 import subprocess
@@ -15,12 +15,17 @@ from pollux_flows.simulator import Fault, Simulator, in_process, serve
 
 from .clients import KEY, KEY_HEADERS, Client
 
-ASK = {"model": "local-model", "messages": [{"role": "user", "content": "Hello?"}]}
+BODY = {"model": "local-model", "messages": [{"role": "user", "content": "Hello?"}]}
 URL = "/local/v1/chat/completions"
 
 
-async def test_the_log_tells_what_was_asked(client: Client, sim: Simulator, provider: str) -> None:
-    """In order of arrival, with the body that was sent and the times on both ends."""
+def open_in_process(simulator: Simulator) -> httpx.AsyncClient:
+    """Open a client of the simulator without a socket."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=simulator.app), base_url="http://simulator")
+
+
+async def test_the_log_has_every_request(client: Client, sim: Simulator, provider: str) -> None:
+    """The log is in order of arrival, with bodies, statuses and times."""
     await client.ask("first")
     await client.ask("second")
     first, second = sim.requests
@@ -31,8 +36,8 @@ async def test_the_log_tells_what_was_asked(client: Client, sim: Simulator, prov
     assert first.received_at < first.answered_at < second.received_at
 
 
-async def test_no_key_is_kept(client: Client, sim: Simulator) -> None:
-    """Headers are logged without those that open doors."""
+async def test_the_log_has_no_keys(client: Client, sim: Simulator) -> None:
+    """Logged headers do not include those with keys."""
     await client.ask("Hello?")
     (entry,) = sim.requests
     assert "user-agent" in entry.headers
@@ -48,30 +53,29 @@ async def test_no_key_is_kept(client: Client, sim: Simulator) -> None:
         ("/openrouter/api/v1/chat/completions", 401, "No auth credentials"),
     ],
 )
-async def test_without_a_key_nobody_is_answered(path: str, status: int, code: str, http: httpx.AsyncClient) -> None:
-    """Each provider looks for its own header."""
+async def test_a_request_without_a_key_is_refused(path: str, status: int, code: str, http: httpx.AsyncClient) -> None:
+    """Each provider requires its own authentication header."""
     for name in KEY_HEADERS:
         del http.headers[name]
     answer = await http.post(path, json={})
     assert (answer.status_code, code in answer.text) == (status, True)
 
 
-async def test_a_local_server_asks_for_no_key(http: httpx.AsyncClient) -> None:
-    """Anybody who gets there may ask."""
+async def test_a_local_server_needs_no_key(http: httpx.AsyncClient) -> None:
     del http.headers["authorization"]
-    assert (await http.post(URL, json=ASK)).status_code == 200
+    assert (await http.post(URL, json=BODY)).status_code == 200
 
 
 @pytest.mark.parametrize("prefix", ["/openai/v1", "/anthropic/v1", "/gemini/v1", "/openrouter/api/v1", "/local/v1"])
 async def test_an_unknown_path_is_refused_in_the_providers_words(prefix: str, http: httpx.AsyncClient) -> None:
-    """404 with an error body, also for a good path with another method."""
+    """An unknown path, or a known one with another method, is 404 with an error body."""
     for answer in (await http.get(f"{prefix}/nowhere"), await http.delete(f"{prefix}/responses")):
         assert answer.status_code == 404
         assert "error" in answer.json()
 
 
-async def test_a_body_that_is_no_json_is_refused(http: httpx.AsyncClient) -> None:
-    """400, whatever it is."""
+async def test_invalid_json_is_refused(http: httpx.AsyncClient) -> None:
+    """A body that is not a JSON object is refused with 400."""
     for body in (b"{", b"", b"[]", b'"text"', b"null"):
         for path in ("/openai/v1/responses", "/anthropic/v1/messages", URL):
             answer = await http.post(path, content=body)
@@ -81,28 +85,28 @@ async def test_a_body_that_is_no_json_is_refused(http: httpx.AsyncClient) -> Non
 
 @pytest.mark.parametrize("header", ["x-request-id", "x-ratelimit-remaining-requests", "x-ratelimit-reset-tokens"])
 async def test_openai_sends_its_headers(header: str, http: httpx.AsyncClient) -> None:
-    """Request id and rate limits come with every answer, good or bad."""
-    for ask in ({"model": "gpt-4.1", "input": "x"}, {}):
-        assert (await http.post("/openai/v1/responses", json=ask)).headers[header]
+    """Every response, also an error, has a request id and rate limits."""
+    for body in ({"model": "gpt-4.1", "input": "x"}, {}):
+        assert (await http.post("/openai/v1/responses", json=body)).headers[header]
 
 
 @pytest.mark.parametrize("header", ["request-id", "anthropic-ratelimit-requests-remaining"])
 async def test_anthropic_sends_its_headers(header: str, http: httpx.AsyncClient) -> None:
-    """Request id and rate limits come with every answer, good or bad."""
-    ask = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
-    for body in (ask, {}):
+    """Every response, also an error, has a request id and rate limits."""
+    request_body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    for body in (request_body, {}):
         assert (await http.post("/anthropic/v1/messages", json=body)).headers[header]
 
 
 async def test_another_process_can_queue_faults(http: httpx.AsyncClient) -> None:
-    """The arguments of `Fault` and of `fail` in one JSON object."""
+    """The control endpoint takes the arguments of `Fault` and `Simulator.fail` as one JSON object."""
     queued = {"status": 429, "retry_after": 2, "times": 1, "provider": "local", "contains": "Hello"}
     assert (await http.post("/_simulator/faults", json=queued)).status_code == 201
-    assert [(await http.post(URL, json=ASK)).status_code for _ in range(2)] == [429, 200]
+    assert [(await http.post(URL, json=BODY)).status_code for _ in range(2)] == [429, 200]
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "fault",
     [
         {"status": 200},
         {"kind": "x"},
@@ -114,151 +118,148 @@ async def test_another_process_can_queue_faults(http: httpx.AsyncClient) -> None
         3,
     ],
 )
-async def test_a_fault_that_makes_no_sense_is_refused(nonsense: Any, http: httpx.AsyncClient) -> None:
-    """With a word about what is wrong."""
-    answer = await http.post("/_simulator/faults", json=nonsense)
+async def test_the_control_endpoint_refuses_an_invalid_fault(fault: Any, http: httpx.AsyncClient) -> None:
+    """An invalid fault is refused with an error text."""
+    answer = await http.post("/_simulator/faults", json=fault)
     assert (answer.status_code, bool(answer.json()["error"])) == (400, True)
 
 
 async def test_another_process_can_read_the_log_and_reset(http: httpx.AsyncClient) -> None:
-    """The same log as `sim.requests`."""
-    await http.post(URL, json=ASK)
+    """The control endpoints return the log of `sim.requests`, and reset the simulator."""
+    await http.post(URL, json=BODY)
     (entry,) = (await http.get("/_simulator/requests")).json()["requests"]
-    assert (entry["operation"], entry["status"], entry["body"]) == ("generate", 200, ASK)
+    assert (entry["operation"], entry["status"], entry["body"]) == ("generate", 200, BODY)
     await http.post("/_simulator/reset")
     assert (await http.get("/_simulator/requests")).json() == {"requests": []}
 
 
-async def test_in_process_no_socket_is_needed() -> None:
-    """The same app behind an ASGITransport, for either HTTP library."""
-    world = Simulator()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=world.app)) as transport:
+async def test_in_process_use_needs_no_socket() -> None:
+    """The ASGI application answers behind an ASGITransport of httpx and of httpx2."""
+    simulator = Simulator()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=simulator.app)) as transport:
         sdk = openai.AsyncOpenAI(
-            api_key="k", base_url=world.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
+            api_key="k", base_url=simulator.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
         )
         response = await sdk.responses.create(model="gpt-4.1", input="Hello?")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
-        answer = await http.post(URL, json=ASK)
+    async with open_in_process(simulator) as http:
+        answer = await http.post(URL, json=BODY)
     assert response.output_text == answer.json()["choices"][0]["message"]["content"] == "Simulated answer to: Hello?"
 
 
 @pytest.mark.parametrize("kind", ["drop", "drop_after", "cut"])
-async def test_a_drop_in_process_is_a_network_error_to_everybody(kind: str) -> None:
-    """Without a socket the client gets its own library's error for a closed one."""
-    world = Simulator()
-    world.fail(Fault(kind=kind), times=None)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=world.app)) as transport:
+async def test_an_in_process_drop_is_a_network_error(kind: str) -> None:
+    """Each HTTP library raises its own error of a closed socket, although there is none."""
+    simulator = Simulator()
+    simulator.fail(Fault(kind=kind), times=None)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=simulator.app)) as transport:
         sdk = openai.AsyncOpenAI(
-            api_key="k", base_url=world.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
+            api_key="k", base_url=simulator.base_url("openai", "http://simulator"), max_retries=0, http_client=transport
         )
         with pytest.raises(openai.APIConnectionError):
             await sdk.responses.create(model="gpt-4.1", input="Hello?")
         with pytest.raises(httpx2.RemoteProtocolError):
-            await transport.post(f"http://simulator{URL}", json=ASK)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+            await transport.post(f"http://simulator{URL}", json=BODY)
+    async with open_in_process(simulator) as http:
         with pytest.raises(httpx.RemoteProtocolError):
-            await http.post(URL, json=ASK)
-    assert {entry.status for entry in world.requests} == {None if kind == "drop" else 200}
+            await http.post(URL, json=BODY)
+    assert {entry.status for entry in simulator.requests} == {None if kind == "drop" else 200}
 
 
-async def test_a_hang_in_process_ends_with_the_callers_deadline() -> None:
-    """An ASGITransport knows no timeout, so the deadline must be the caller's own."""
-    world = Simulator()
-    world.fail(Fault(kind="hang"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://simulator") as http:
+async def test_an_in_process_hang_ends_with_the_callers_timeout() -> None:
+    """An ASGITransport has no timeout, so the caller sets one."""
+    simulator = Simulator()
+    simulator.fail(Fault(kind="hang"))
+    async with open_in_process(simulator) as http:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await http.post(URL, json=ASK)
+                await http.post(URL, json=BODY)
 
 
-def test_there_is_one_simulator_in_a_process() -> None:
-    """Whichever thread asks for it first."""
+def test_there_is_one_in_process_simulator() -> None:
+    """All threads of a process get the same simulator."""
     found: list[Simulator] = []
     threads = [threading.Thread(target=lambda: found.append(in_process())) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({id(world) for world in found}) == 1
+    assert len({id(simulator) for simulator in found}) == 1
 
 
 def test_one_simulator_answers_many_event_loops() -> None:
-    """Nothing in it belongs to a loop."""
-    world = Simulator()
+    """The simulator holds nothing that belongs to one event loop."""
+    simulator = Simulator()
 
     async def ask() -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
-            return (await http.post(URL, json=ASK)).status_code
+        async with open_in_process(simulator) as http:
+            return (await http.post(URL, json=BODY)).status_code
 
     assert [asyncio.run(ask()) for _ in range(3)] == [200, 200, 200]
 
 
-def test_the_log_of_a_long_life_has_an_end() -> None:
-    """`keep_requests` bounds it; the simulator of a worker's process uses that."""
-    world = Simulator(keep_requests=2)
+def test_the_length_of_the_log_can_be_limited() -> None:
+    """`keep_requests` limits the log, since a worker's simulator lives as long as the worker."""
+    simulator = Simulator(keep_requests=2)
 
     async def ask_three_times() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
+        async with open_in_process(simulator) as http:
             for _ in range(3):
-                await http.post(URL, json=ASK)
+                await http.post(URL, json=BODY)
 
     asyncio.run(ask_three_times())
-    assert len(world.requests) == 2
+    assert len(simulator.requests) == 2
 
 
-def test_a_server_stops_although_a_request_hangs() -> None:
-    """Leaving `serve` closes what is still open, at once."""
-    world = Simulator()
-    world.fail(Fault(kind="hang"))
-    failed = threading.Event()
+def test_a_server_stops_while_a_request_hangs() -> None:
+    """Leaving `serve` closes open connections at once."""
+    simulator = Simulator()
+    simulator.fail(Fault(kind="hang"))
+    has_failed = threading.Event()
 
     def ask(origin: str) -> None:
         try:
-            httpx.post(origin + URL, json=ASK, timeout=30)
+            httpx.post(origin + URL, json=BODY, timeout=30)
         except httpx.RemoteProtocolError:
-            failed.set()
+            has_failed.set()
 
-    with serve(world) as origin:
+    with serve(simulator) as origin:
         thread = threading.Thread(target=ask, args=(origin,))
         thread.start()
-        while not (world.requests and world.requests[0].fault == "hang"):
+        while not (simulator.requests and simulator.requests[0].fault == "hang"):
             threading.Event().wait(0.005)
     thread.join(5)
-    assert failed.is_set()
+    assert has_failed.is_set()
     with pytest.raises(httpx.ConnectError):
-        httpx.post(origin + URL, json=ASK)
+        httpx.post(origin + URL, json=BODY)
 
 
-def test_a_taken_port_is_an_error() -> None:
-    """And not a server that nobody reaches."""
+def test_a_port_in_use_is_an_error() -> None:
     with serve(Simulator()) as origin:
         port = int(origin.rpartition(":")[2])
         with pytest.raises(OSError, match="in use"), serve(Simulator(), port=port):
             pass
 
 
-def test_latency_holds_for_every_request() -> None:
-    """Good or bad: the network is far away from everybody."""
-    world = Simulator(latency_s=0.05)
+def test_latency_applies_to_refused_requests_too() -> None:
+    simulator = Simulator(latency_s=0.05)
 
     async def ask() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.app), base_url="http://s") as http:
-            await http.post(URL, json=ASK)
+        async with open_in_process(simulator) as http:
+            await http.post(URL, json=BODY)
 
     asyncio.run(ask())
-    (entry,) = world.requests
+    (entry,) = simulator.requests
     assert entry.answered_at is not None
     assert entry.answered_at - entry.received_at >= 0.05
 
 
-def test_an_unknown_provider_has_no_address() -> None:
-    """A name with a typo is found at once."""
+def test_an_unknown_provider_has_no_base_url() -> None:
     with pytest.raises(KeyError):
         Simulator.base_url("openia", "http://x")
 
 
 def test_importing_the_simulator_is_cheap() -> None:
-    """Neither Prefect nor a provider's SDK, nor the server: each loads at first use."""
+    """Importing the simulator loads neither Prefect, a provider's SDK nor the server."""
     heavy = ("prefect", "openai", "anthropic", "google.genai", "uvicorn", "jsonschema", "pydantic")
     code = f"import sys, pollux_flows.simulator; sys.exit(any(m in sys.modules for m in {heavy!r}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The body of a request, read as it arrives."""
+"""Request bodies, read as they arrive."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class ClientGone(Exception):  # noqa: N818 (it ends an exchange; nothing went wr
     """The client has disconnected."""
 
 
-class Incoming:
-    """An async iterator over the pieces of a body, which holds no piece itself."""
+class RequestBody:
+    """An async iterator over the pieces of a request body, which stores none of them."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -31,7 +31,7 @@ class Incoming:
         piece: bytes = message.get("body", b"")
         return piece
 
-    async def whole(self) -> bytes:
+    async def read_all(self) -> bytes:
         return b"".join([piece async for piece in self])
 
     async def drain(self) -> None:
