@@ -210,13 +210,14 @@ def browser() -> Iterator[Browser]:
 def repeat_while_busy(route: Route) -> None:
     """Send a request again if the server answers 503, as it does on SQLite when two writes meet.
 
-    The UI would only show an error, and a person would press the button again.
+    The UI would only show an error, and a person would press the button again. A connection that the server has just
+    closed is opened again, as a browser does.
     """
-    reply = route.fetch()
+    reply = route.fetch(max_retries=3)
     for _ in range(5):
         if reply.status != 503:
             break
-        reply = route.fetch()
+        reply = route.fetch(max_retries=3)
     route.fulfill(response=reply)
 
 
