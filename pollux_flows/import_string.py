@@ -1,4 +1,4 @@
-"""Import strings: `package.module:name`, with which a run names a model or a tool."""
+"""Import strings, `package.module:name`, which name a Pydantic model or a tool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INSTALL_HINT: Final = "Write package.module:name, and install the package where 
 
 
 def import_named(name: str, what: str) -> Any:
-    """Return the object with this import string; raise a ConfigurationError about `what` where it cannot be had."""
+    """Return the object with this import string. Raises a ConfigurationError about `what` if it cannot be imported."""
     module, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module)

@@ -44,7 +44,7 @@ def test_no_caches_yet(caches: Command, home: Path) -> None:
     """Nothing is made on the way."""
     assert caches() == f"Registered in the state store at {home}/state: none yet.\n"
     assert json.loads(caches("--json")) == {"registry": f"in the state store at {home}/state", "caches": []}
-    assert caches("delete", "x").startswith(f"refused: No cache called 'x' is registered in the state store at {home}")
+    assert caches("delete", "x").startswith(f"refused: No cache named 'x' is registered in the state store at {home}")
     assert not home.exists()
 
 
@@ -78,7 +78,7 @@ def test_a_cache_is_deleted(caches: Command, gemini: Config, sim: Simulator, by:
     assert caches("delete", name if by == "our name" else handle.name) == f"Deleted {name} ({handle.name}).\n"
     assert [cache.name for cache in sim.gemini_caches.all(sim.now())] == [other.name]
     assert [row["provider_name"] for row in json.loads(caches("--json"))["caches"]] == [other.name]
-    assert caches("delete", name).startswith(f"refused: No cache called '{name}' is registered")
+    assert caches("delete", name).startswith(f"refused: No cache named '{name}' is registered")
 
 
 def test_deleting_needs_the_key(

@@ -297,7 +297,7 @@ def test_a_tool_has_the_one_shape(tool: dict[str, Any]) -> None:
 
 def test_two_tools_need_two_names() -> None:
     """The model could not tell which it calls."""
-    with refused(ConfigurationError, "Two tools are called 'get_weather'"):
+    with refused(ConfigurationError, "Two tools are named 'get_weather'"):
         Options(tools=[TOOL, {"name": "other"}, TOOL])
 
 
@@ -355,8 +355,8 @@ def test_a_form_can_show_options() -> None:
     [
         ("no_such_module:Model", "No module named 'no_such_module'"),
         (f"{__name__}:Nothing", "has no attribute 'Nothing'"),
-        (f"{__name__}:TOOL", "is no Pydantic model"),
-        (f"{__name__}:Colour", "is no Pydantic model"),
+        (f"{__name__}:TOOL", "is not a Pydantic model"),
+        (f"{__name__}:Colour", "is not a Pydantic model"),
         ("a..b:C", "cannot be imported here"),
         (".relative:Model", "import string like 'my_pkg.models:Invoice'"),
         ("os.system", "import string like 'my_pkg.models:Invoice'"),

@@ -89,7 +89,7 @@ def test_without_a_cache_all_input_costs_the_same(batch: bool) -> None:
     target = Target(provider="anthropic", model="claude-sonnet-4-6")
     assert cost_uncached(target, answer, batch=batch, at=NOW) == plain
     routed = cost_uncached(Target(provider="openrouter", model="x/y"), answer)
-    assert (routed.usd, routed.unknown) == (None, "OpenRouter does not say what it would have charged without a cache.")
+    assert (routed.usd, routed.unknown) == (None, "OpenRouter does not report the price without a cache.")
 
 
 def test_storage_has_a_price_where_it_is_listed() -> None:

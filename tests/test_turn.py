@@ -79,7 +79,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a call with more in it": (calling({**CALL, "extra": 1}), "not a tool call"),
     "arguments in a list": (calling({**CALL, "arguments": [1]}), "arguments of type list"),
     "two calls of one id": (calling(CALL, CALL), "'c1' twice"),
-    "a result of nothing": (result(None), "which tool call"),
+    "a result of nothing": (result(None), "no tool_call_id"),
     "sources that are none": ({**USER, "sources": ["a"]}, "history[1]: "),
     "a state that is none": ({"role": "assistant", "content": "a", "provider_state": []}, "history[1]: "),
 }

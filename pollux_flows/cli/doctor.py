@@ -1,4 +1,4 @@
-"""pollux-flows doctor: check all that a run needs, and name the first thing that is missing."""
+"""pollux-flows doctor: check everything that a run needs, and print the next step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SHORT_S: Final = 5.0
 _SET_ADDRESS: Final = "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
 
 Mark = Literal["ok", "?", "NO"]
-"""Fine, worth a look, or in the way of every run."""
+"""Fine, worth a look, or an error that prevents every run."""
 
 
 def doctor() -> None:
@@ -50,15 +50,15 @@ def doctor() -> None:
 
 
 class _Checkup:
-    """The checks, in the order in which what they look for is needed."""
+    """The checks, in the order in which a new user sets things up."""
 
     def __init__(self) -> None:
         self.code = ExitCode.DONE
         self.verdict = ""
-        """The next step: for the first thing that is missing or, when nothing is, a run to try."""
+        """The next step: the remedy of the first problem or, without a problem, a run to try."""
 
     def _report(self, what: str, finding: str, mark: Mark = "ok", todo: str = "") -> None:
-        """Print what was found; `todo` is what to type or do before a run can be tried."""
+        """Print a finding; `todo` is the command or step that solves its problem."""
         say(f"{mark:4}{what}: {finding}")
         if mark == "NO":
             self.code = self.code or ExitCode.USAGE
@@ -118,9 +118,9 @@ class _Checkup:
         await self._check_jobs(client, collectors, stuck)
 
     def _check_deployments(self, collectors: Sequence[DeploymentResponse]) -> None:
-        """Check that a process starts the runs of deployments: that of `collect` stands for all."""
+        """Check that a process starts the runs of deployments. Only that of `collect` is checked, for all."""
         if not collectors:
-            finding = "none of collect, so that no run is started from the UI or on a schedule."
+            finding = "none of collect, so no run is started from the UI or on a schedule."
             self._report("Deployments", finding, "?", "pollux-flows serve")
             return
         ready = [each for each in collectors if each.status == DeploymentStatus.READY]
@@ -134,7 +134,7 @@ class _Checkup:
             self._report("Deployments", "no process serves them.", "?", "pollux-flows serve")
 
     async def _check_providers(self) -> None:
-        """Check each saved provider. One that can be used here is enough to try a run."""
+        """Check each saved provider. One usable provider is enough to try a run."""
         usable: dict[str, str] = {}
         todo = ""
         async for name, config in load_saved_configs():
@@ -142,7 +142,7 @@ class _Checkup:
                 how = "simulated" if config.use_mock else "with a key" if config.key() else "without a key"
                 usable.setdefault(how, name)
                 self._report(f"Provider {name}", f"{config.provider} {config.model}, {how}")
-            else:  # which may be well where its flows run
+            else:  # it may be usable where its flows run
                 todo = todo or f"make PolluxProvider {name!r} usable. {config.hint}"
                 self._report(f"Provider {name}", config.message, "?")
         # A local server need not be running: the simulator is tried first.

@@ -59,7 +59,7 @@ def _counts(job: Job) -> tuple[int, int]:
     """Return the numbers of prompts with an answer, and of those that will have none."""
     succeeded = failed = 0
     for part in job.parts:
-        answered = min(part.succeeded, part.count)  # whatever the provider counts
+        answered = min(part.succeeded, part.count)  # a provider may count more
         succeeded += answered
         failed += part.count - answered if part.is_ended else min(part.failed, part.count - answered)
     return succeeded, failed

@@ -1,6 +1,6 @@
-"""Prompts from elsewhere: pasted lines, or a file with one prompt a line or row.
+"""Prompts from `prompts_from`: pasted lines, or a file with one prompt per line or row.
 
-A Prefect server takes 512 KiB of parameters a run; a file has no such limit.
+A Prefect server accepts 512 KiB of parameters per run; a file has no such limit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_BYTES: Final = 256 << 20
 
 
 def is_table(name: str) -> bool:
-    """Return whether this names a file with a prompt in a field or column: .jsonl or .csv."""
+    """Return whether this is the name of a file with prompts in a field or column: .jsonl or .csv."""
     file = _FILE.fullmatch(name)
     return file is not None and file["kind"].lower() in {"jsonl", "csv"}
 
@@ -35,9 +35,7 @@ async def read_prompts(prompts: Sequence[str | None] | Column, prompts_from: str
     if prompts_from is None or not prompts_from.strip():
         return items
     if items:
-        raise ConfigurationError(
-            "prompts and prompts_from exclude each other.", hint="Keep the list, or the place to read prompts from."
-        )
+        raise ConfigurationError("prompts and prompts_from exclude each other.", hint="Pass one of them.")
     pasted = prompts_from.strip()
     file = _FILE.fullmatch(pasted) if pasted.isprintable() else None
     if file is None:
@@ -46,7 +44,7 @@ async def read_prompts(prompts: Sequence[str | None] | Column, prompts_from: str
     text = await run_on_thread(lambda pulse: _read_text(name, pulse), name)
     found = [each for each in _READERS[file["kind"].lower()](text, file["column"] or _COLUMN, name) if each.strip()]
     if not found:
-        raise SourceError(f"{shown_file(name)!r} has no prompts.", hint="Write one a line, or one a row.")
+        raise SourceError(f"{shown_file(name)!r} has no prompts.", hint="Write one prompt per line or row.")
     return found
 
 
@@ -56,7 +54,7 @@ def _read_text(name: str, pulse: Pulse) -> str:
         data += piece
         if len(data) > _MOST_BYTES:
             raise SourceError(
-                f"{shown_file(name)!r} is larger than {_MOST_BYTES >> 20} MiB.", hint="Split it, a run each."
+                f"{shown_file(name)!r} is larger than {_MOST_BYTES >> 20} MiB.", hint="Split it into several runs."
             )
     try:
         return data.decode("utf-8-sig")
@@ -71,7 +69,7 @@ def _lines(text: str, _column: str, _name: str) -> Iterator[str]:
 
 
 def _json_lines(text: str, column: str, name: str) -> Iterator[str]:
-    """Yield the prompt of each line, which is a text or an object with the field `column`."""
+    """Yield the prompt of each line: a JSON string, or the field `column` of a JSON object."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -79,13 +77,15 @@ def _json_lines(text: str, column: str, name: str) -> Iterator[str]:
             found: Any = json.loads(line)
         except ValueError as error:
             raise SourceError(
-                f"Line {number} of {shown_file(name)!r} is not JSON: {error}.", hint="Write a text or an object a line."
+                f"Line {number} of {shown_file(name)!r} is not JSON: {error}.",
+                hint="Write a JSON string or object on each line.",
             ) from None
         prompt = found.get(column) if isinstance(found, dict) else found
         if not isinstance(prompt, str):
             raise SourceError(
                 f"Line {number} of {shown_file(name)!r} has no text in {column!r}.",
-                hint=f"Write a text a line, or objects with a field; name another one with {shown_file(name)}#field.",
+                hint="Write a JSON string on each line, or objects with this field; name another field with "
+                f"{shown_file(name)}#field.",
             )
         yield prompt
 

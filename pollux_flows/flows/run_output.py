@@ -1,4 +1,4 @@
-"""Run output: the answers of a run, all of them, in a file that its caller names."""
+"""Run output: all answers of a run, in a file that the caller names."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pollux_flows.pricing import Cost, total
 from pollux_flows.result import ResultEnvelope
 
 _HINT: Final = (
-    "Make room, or give the worker the right to write there, and retry the run: answers that are saved are not asked "
-    "for again. `pollux-flows answers` prints them."
+    "Free space, or give the worker write access, and retry the run: saved answers are reused. `pollux-flows answers` "
+    "prints them."
 )
 
 
@@ -34,7 +34,7 @@ class RunOutput:
     is_guarded: bool
 
     async def write(self, run_input: RunInput, envelopes: Sequence[ResultEnvelope]) -> None:
-        """Write a row per prompt, those without an answer included."""
+        """Write one row per prompt, including prompts without an answer."""
         rows = await asyncio.to_thread(lambda: list(_make_rows(run_input, envelopes)))
 
         async def pieces() -> AsyncIterator[Sequence[AnswerRow]]:
@@ -48,11 +48,11 @@ class RunOutput:
 
 
 async def prepare_output(kind: str, output: str | None) -> RunOutput | None:
-    """Return the file for the answers of this run, or raise why they cannot be written, before anything is asked."""
+    """Return the output file of this run. Raises before the first call if it cannot be written."""
     if output is None:
         return None
     run = FlowRunContext.get()
-    # In a folder, the attempts of a run share a file, and no other run has it.
+    # In a folder, the attempts of a run share a file that no other run uses.
     name = kind if run is None or run.flow_run is None else f"{kind}-{run.flow_run.id}"
 
     def prepare() -> str:

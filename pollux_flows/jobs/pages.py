@@ -106,7 +106,7 @@ def render_job(job: Job, manifest: Manifest, prompts: Sequence[str | None], enve
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", *(f"- {cell(oddity)}" for oddity in manifest.oddities)]
     if not manifest.has_all_answers:
-        lines += ["", f'`resubmit("{job.name}")` submits the prompts again that did not succeed.']
+        lines += ["", f'`resubmit("{job.name}")` submits again the prompts that did not succeed.']
     if envelope is not None:
         lines += ["", *questions(prompts, envelope)]
     return "\n".join(lines)

@@ -62,7 +62,7 @@ class MapReport(Record):
         return self.rows - self.answered
 
 
-class Tally:
+class RowTally:
     """Counts rows as their answers come. It remembers 16 bytes of each question, to pay no duplicate twice."""
 
     def __init__(self) -> None:

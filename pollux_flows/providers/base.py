@@ -15,7 +15,7 @@ from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
 from pollux_flows.plain import replace_surrogates
-from pollux_flows.pricing import NO_CALL_TAKES
+from pollux_flows.pricing import IMPOSSIBLE_TOKENS
 from pollux_flows.providers.material import Material
 from pollux_flows.result import UNREADABLE, Answer
 from pollux_flows.turn import Turn
@@ -261,7 +261,7 @@ def as_count(value: Any) -> int:
 
 def counts(**found: Any) -> dict[str, int]:
     """Return the token counts by name; values that are no plausible count are left out, as unknown."""
-    return {name: count for name, count in found.items() if type(count) is int and 0 <= count <= NO_CALL_TAKES}
+    return {name: count for name, count in found.items() if type(count) is int and 0 <= count <= IMPOSSIBLE_TOKENS}
 
 
 class UpstreamError(Exception):

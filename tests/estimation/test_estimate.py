@@ -65,7 +65,7 @@ async def test_a_local_server_is_not_asked(sim: Simulator, config: MakeConfig) -
     assert not sim.requests
     assert estimate.input_tokens.expected == 100
     assert estimate.cost_usd.expected is None
-    assert estimate.cost_usd.unknown == "The cost of an answer from a local server is not known."
+    assert estimate.cost_usd.unknown == "The cost of an answer from a local server is unknown."
     assert "does not support" in str(estimate.batch_cost_usd.unknown)
 
 

@@ -166,7 +166,7 @@ RESULTS: dict[str, tuple[Any, str]] = {
     "no list": ({"tool_call_id": "x"}, "Pass a list"),
     "text": ("sea", "Pass a list"),
     "no result": (["sea"], r"tool_results\[0\]"),
-    "no id": ([{"content": "sea"}], r"tool_results\[0\] does not say which tool call"),
+    "no id": ([{"content": "sea"}], r"tool_results\[0\] has no tool_call_id"),
     "unknown": ([{"tool_call_id": "x", "content": "sea"}], r"tool_results\[0\] is the result of the tool call 'x'"),
     "a prompt": ([{"role": "user", "content": "sea"}], "a turn of role user"),
     "an object": ([{"tool_call_id": "x", "content": {"a": 1}}], r"tool_results\[0\].content is of type dict"),

@@ -74,7 +74,7 @@ async def test_answers_that_were_reused_are_listed(provider: PolluxProvider) -> 
     for _ in range(2):
         fan_out(["one", "two"], provider, reuse="always")
     assert [row["status"] for row in await rows_of("fan-out")] == ["answered", "answered"]
-    with pytest.raises(ConfigurationError, match=r"Several runs are called .*Pass the id of one"):
+    with pytest.raises(ConfigurationError, match=r"Several runs are named .*Pass the id of one"):
         await load_answers((await newest_run("fan-out")).name)
 
 

@@ -45,7 +45,7 @@ async def test_a_server_that_does_not_know_the_block_type(caches: Command) -> No
     await forget_block_type()
     assert "none yet." in await asyncio.to_thread(caches)
     assert (await asyncio.to_thread(caches, "delete", "x")).startswith(
-        "refused: No cache called 'x' is registered on the"
+        "refused: No cache named 'x' is registered on the"
     )
 
 
@@ -76,7 +76,7 @@ def test_blocks_are_listed_and_deleted(caches: Command, gemini: PolluxProvider, 
     assert simulator.gemini_caches.all(simulator.now()) == []
     with pytest.raises(ValueError, match=name):
         cast(Any, PolluxCache).load(name)
-    assert caches("delete", name).startswith("refused: No cache called")
+    assert caches("delete", name).startswith("refused: No cache named")
 
 
 def test_the_state_store_can_be_listed_beside_a_server(caches: Command) -> None:

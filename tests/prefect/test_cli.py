@@ -73,7 +73,7 @@ def test_the_files_that_come_with_this_can_be_applied(pollux: Command) -> None:
     folder = Path(__file__).parents[2] / "blocks"
     told = pollux("apply", str(folder)).splitlines()
     assert "pollux-provider/simulated: created" in told
-    assert set(pollux("apply", str(folder)).splitlines()) == {line.replace("created", "as it was") for line in told}
+    assert set(pollux("apply", str(folder)).splitlines()) == {line.replace("created", "unchanged") for line in told}
 
 
 def test_a_file_says_what_changes_and_a_key_stays(ask: Command) -> None:
@@ -94,7 +94,7 @@ def test_a_file_says_what_changes_and_a_key_stays(ask: Command) -> None:
         ("", "blocks.yaml names no blocks"),
         ("pollux-provider/x: [", "cannot be read as YAML"),
         ("gemini: {provider: gemini, model: m}", "blocks.yaml, gemini has no name"),
-        ("pollux-thing/x: {a: 1}", "no block type is called 'pollux-thing'. Ours are"),
+        ("pollux-thing/x: {a: 1}", "there is no block type 'pollux-thing'. Write one of"),
         (
             "pollux-provider/x: {provider: gemini}",
             "blocks.yaml, pollux-provider/x: PolluxProvider is not usable: model is",
@@ -102,7 +102,7 @@ def test_a_file_says_what_changes_and_a_key_stays(ask: Command) -> None:
         ("pollux-provider/x: {provider: gemini, modle: m}", "modle is not among its fields"),
         (
             "pollux-provider/x: {provider: gemini, model: m, api_key: sk-123}",
-            "api_key is a secret, and stands in the file",
+            "api_key is a secret, and is written in the file",
         ),
         ("pollux-provider/x: {provider: gemini, model: m, api_key: {env: NO_SUCH}}", "NO_SUCH, which is not set"),
         (
@@ -169,9 +169,9 @@ def test_what_was_answered_is_printed_and_what_was_not_is_told(ask: Command) -> 
     ("words", "said"),
     [
         (["run", "-p", "cli"], "There is no prompt"),
-        (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "There are prompts and a file of prompts"),
+        (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "There are prompts and a file with prompts"),
         (["run", "--prompts", "x.txt", "-p", "cli"], "x.txt cannot be read"),
-        (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider called 'nobody' on this server. Save it"),
+        (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider named 'nobody' on this server. Save it"),
         (["run", "Why?", "-p", "cli", "-s", "missing.pdf"], "There is no file 'missing.pdf' to read"),
         (["run", "Why?", "-p", "cli", "--schema", "missing.json"], "missing.json cannot be read"),
         (["cancel", "nothing"], "nothing"),
@@ -199,7 +199,7 @@ def ended(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, st
         (["run", "Why?", "-p", "cli"], 0, ""),
         (["run", "Why?", "[[simulate: status=400]]", "-p", "cli"], 1, "1 of 2 prompts were not answered."),
         (["run", "Why?"], 2, 'Command "run" parameter --provider requires an argument. See pollux-flows run --help.'),
-        (["run", "Why?", "-p", "nobody"], 2, "There is no PolluxProvider called 'nobody' on this server."),
+        (["run", "Why?", "-p", "nobody"], 2, "There is no PolluxProvider named 'nobody' on this server."),
         (["jobs", "--watch"], 2, "--watch is for a terminal."),
     ],
 )

@@ -138,7 +138,7 @@ async def test_resubmit_submits_only_the_failed_prompts(kind: ProviderName, save
     envelope = await await_for(name)
     assert (envelope.status, envelope.answers) == ("ok", ANSWERS)
     assert [batch.rows for batch in simulator.batches] == [4, 2]
-    with pytest.raises(ConfigurationError, match="have their answer"):
+    with pytest.raises(ConfigurationError, match="have answers"):
         await aresubmit(name)
 
 
@@ -231,7 +231,7 @@ async def test_a_job_without_its_provider_does_not_stop_the_pass(saved: Saved) -
     await block.asave(edited, overwrite=True)
     rows = {row.job: row for row in (await acollect()).rows}
     assert rows[fine].collected
-    assert "no PolluxProvider called" in (rows[gone].problem or "")
+    assert "no PolluxProvider named" in (rows[gone].problem or "")
     assert rows[edited].problem
     await saved("openai")
     assert (await acollect([gone])).rows[0].collected
@@ -276,9 +276,9 @@ async def test_a_run_that_is_cancelled_while_it_waits_takes_its_batch_along(
 
 async def test_an_unknown_job_is_refused() -> None:
     for call in (acollect(["nobody"]), acancel("nobody"), aresubmit("nobody"), await_for("nobody")):
-        with pytest.raises(ConfigurationError, match="no job called 'nobody'"):
+        with pytest.raises(ConfigurationError, match="no job named 'nobody'"):
             await call
-    with pytest.raises(ConfigurationError, match="no job called"):
+    with pytest.raises(ConfigurationError, match="no job named"):
         await asyncio.to_thread(cancel, "nobody")
 
 

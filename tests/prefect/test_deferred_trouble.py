@@ -181,7 +181,7 @@ async def test_retired_jobs_are_removed_after_the_retention_time(
     machine.now += 3600
     await acollect()
     await acollect()
-    with pytest.raises(ConfigurationError, match="no job called"):
+    with pytest.raises(ConfigurationError, match="no job named"):
         await await_for(name)
 
 
@@ -512,5 +512,5 @@ async def test_unusable_outputs_are_refused(saved: Saved, simulator: Simulator, 
 @pytest.mark.parametrize("name", ["Upper", "a/b", "no such", "x" * 300, "-"])
 async def test_names_that_no_job_can_have_are_refused(name: str) -> None:
     for call in (acancel(name), aresubmit(name), await_for(name), acollect([name])):
-        with pytest.raises(ConfigurationError, match="no job called"):
+        with pytest.raises(ConfigurationError, match="no job named"):
             await call
