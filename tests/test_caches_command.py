@@ -87,7 +87,7 @@ def test_deleting_needs_the_key(
     """A cache of another account is refused, and so is one without a key at hand."""
     name = make(gemini).name
     monkeypatch.setenv("GEMINI_API_KEY", "another-key")
-    assert "the API key that this cache was made with (gemini at http://127.0.0.1" in caches("delete", name)
+    assert "the API key that this cache was created with (gemini at http://127.0.0.1" in caches("delete", name)
     monkeypatch.delenv("GEMINI_API_KEY")
     assert caches("delete", name).startswith("refused: Nothing in this environment has the API key")
     assert len(sim.gemini_caches.all(sim.now())) == 1

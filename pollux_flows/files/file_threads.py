@@ -1,7 +1,7 @@
 """File threads: files are read on daemon threads that can be abandoned.
 
-A read that hangs, on a silent server or a lost mount, cannot be interrupted. An executor's thread would then block the
-shutdown of its event loop and of the process; these threads are abandoned and end with the process.
+A read that hangs, on an unresponsive server or a lost mount, cannot be interrupted. A thread of an executor would then
+block the shutdown of its event loop and of the process; these threads are abandoned and end with the process.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pollux_flows.errors import SourceError
 
 T = TypeVar("T")
 
-# A read without any data for so long fails.
+# A read fails after so long without data.
 STALL_S: Final = 60.0
-# Enough to keep a disk, or a bucket, busy.
+# Enough to saturate a disk or a bucket.
 THREADS: Final = 16
 _turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
 _THREAD: Final = "pollux-reading"
 
 
 class AbandonedWork(Exception):  # noqa: N818 (not an error: it ends abandoned work)
-    """Raised in the thread of work on files that was abandoned."""
+    """Raised in a thread whose work was abandoned, to end it."""
 
 
 class Pulse:
@@ -53,9 +53,9 @@ class Pulse:
         self._over = True
 
     def patience(self) -> float:
-        """Return the time left until the next beat is due; raise an error that names the file when it is overdue.
+        """Return the time left until the next beat is due. Raises an error that names the file if it is overdue.
 
-        The time for one file is bounded as well, even if a byte arrives now and then.
+        The total time for one file is limited as well, even if bytes keep arriving slowly.
         """
         now = time.monotonic()
         if (left := STALL_S - (now - self._last)) <= 0:

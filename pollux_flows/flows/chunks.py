@@ -27,7 +27,7 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Config
 from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import ConfigurationError, raise_if_error
-from pollux_flows.mapping.answer import ChunkAnswers, answer_chunk, leave_out
+from pollux_flows.mapping.answer import ChunkAnswers, answer_chunk, skip_chunk
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.pipeline.execute import QueuePlace
 from pollux_flows.pipeline.terms import Terms
@@ -190,7 +190,7 @@ class ChunkRunner:
         with closing(QueuePlace(turns)) as turn:
             if self._refused is not None:
                 self._progress.advance(chunk.rows)
-                return leave_out(chunk, self._refused)
+                return skip_chunk(chunk, self._refused)
             title = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,}"
             answers = await (self._ask_here(chunk, title, turn) if self._is_local else self._ask_cluster(chunk, title))
         self._failed_calls = self._failed_calls + answers.calls if answers.lacks_all_answers else 0

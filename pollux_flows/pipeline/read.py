@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pollux_flows.files.content import Content, examine, not_utf8
+from pollux_flows.files.content import Content, examine, not_utf8_error
 from pollux_flows.pipeline.conversation import check_unchanged
 from pollux_flows.pipeline.request import Request
 from pollux_flows.providers.registry import find_provider
@@ -31,6 +31,6 @@ async def read_sources(request: Request, *, limit_s: float = LONGEST_S) -> list[
         if known is None:
             delivery(source, source.mime_type, source.size_bytes)
         elif delivery(source, known.mime_type, known.size_bytes) == "text" and not known.utf8:
-            raise not_utf8(source)
+            raise not_utf8_error(source)
     check_unchanged(request.said.attached, contents[len(request.sources) :])
     return contents

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pollux_flows.errors import APIError, PolluxError
-from pollux_flows.files.content import Content, HashingReader, changed, forget, open_file
+from pollux_flows.files.content import Content, HashingReader, changed_error, forget, open_file
 from pollux_flows.files.mime import ending
 from pollux_flows.pipeline.retry import retry_call
 from pollux_flows.providers.session import Session
@@ -100,7 +100,7 @@ class _Sending:
 
     async def _changed(self) -> PolluxError:
         await forget(self.source)
-        return changed(self.source)
+        return changed_error(self.source)
 
 
 def _is_unchanged(body: HashingReader, content: Content) -> bool:

@@ -49,9 +49,9 @@ class Session:
 
     async def generate(self, call: Call) -> Answer:
         """Make one call; the caller holds the slot."""
-        with self.slot.asking() as asking:
+        with self.slot.report_outcome() as reporter:
             answer = await self.ask("generate", self.provider.generate.generate(self.client, call))
-            asking.tokens = answer.usage.get("total_tokens")
+            reporter.tokens = answer.usage.get("total_tokens")
         return answer
 
     async def count_tokens(self, call: Call) -> TokenCount:

@@ -78,5 +78,5 @@ async def test_what_is_submitted_again_must_fit_into_what_is_left(config: MakeCo
             await check(most, cost_usd=0.6 * most)
         with pytest.raises(BudgetError, match=r"Not submitted again: .* can no longer be enforced\. Who knows\."):
             await check(most, cost_usd=None, cost_unknown="Who knows.")
-        with pytest.raises(BudgetError, match="gave no result"):
+        with pytest.raises(BudgetError, match="returned no result"):
             await check(most, cost_usd=0.0, missing=1)
