@@ -139,8 +139,8 @@ def test_who_says_nothing_is_told_what_there_is(state: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--older-than", "30"], "--older-than is no age: '30'. Write it as 90m, 12h, 30d or 8w."),
-        (["--max-size", "half"], "--max-size is no size: 'half'. Write it as 500MB or 2GiB."),
+        (["--older-than", "30"], "--older-than is not an age: '30'. Write it as 90m, 12h, 30d or 8w."),
+        (["--max-size", "half"], "--max-size is not a size: 'half'. Write it as 500MB or 2GiB."),
         (["--run", "a", "--older-than", "3d"], "--run removes all answers of that run"),
         (["--run", "today", "--max-size", "1GB"], "--run removes all answers of that run"),
     ],
@@ -224,7 +224,7 @@ def test_a_run_at_work_is_named(state: Command) -> None:
             return await asyncio.to_thread(state, "prune", *words)
 
     assert "less than a day ago: 1 run." in asyncio.run(at_work("--older-than", "0d"))
-    assert asyncio.run(at_work("--run", "today")).startswith("refused: The run today is at work.")
+    assert asyncio.run(at_work("--run", "today")).startswith("refused: The run today is still running.")
     assert [run["name"] for run in json.loads(state("--json"))["runs"]] == ["today"]
 
 

@@ -18,7 +18,7 @@ from pollux_flows.state.conversations import (
     delete_conversation,
     list_conversations,
     load_conversation,
-    read_name,
+    normalize_name,
 )
 from pollux_flows.state.store import open_existing_store
 from pollux_flows.turn import Turn, read_turns
@@ -60,12 +60,12 @@ def show(name: Name, *, json: Json = False) -> None:
 def delete(name: Name) -> None:
     """Delete a conversation. The saved answers of its runs are not deleted."""
     with refusals_in_words():
-        say(f"Deleted {asyncio.run(_delete(read_name(name)))}.")
+        say(f"Deleted {asyncio.run(_delete(normalize_name(name)))}.")
 
 
 async def _load(name: str) -> StoredConversation:
     store = open_existing_store()
-    found = None if store is None else await load_conversation(store, read_name(name))
+    found = None if store is None else await load_conversation(store, normalize_name(name))
     if found is None:
         raise _no_such_conversation(name)
     return found

@@ -125,7 +125,7 @@ async def test_names_are_what_people_type(provider: PolluxProvider) -> None:
     assert len((await stored("Caf\u00e9")).exchanges) == 1  # one spelling of it
     for name in ("", "  ", "two\nlines", "x" * 201, "turned\u202earound", "half\ud800"):
         with pytest.raises(ConfigurationError, match="name of the conversation"):
-            conversations.read_name(name)
+            conversations.normalize_name(name)
     with pytest.raises(ConfigurationError, match="deleted, has expired"):
         await aconverse("Hello.", provider, "conversation-0123456789ab")
 

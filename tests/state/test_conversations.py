@@ -123,7 +123,7 @@ async def test_a_lease_is_waited_for(store: Store) -> None:
 
 async def test_a_conversation_is_not_asked_from_within_itself(store: Store) -> None:
     async with lease_conversation(store, "a", "one", print), lease_conversation(store, "b", "one", print):
-        with pytest.raises(ConfigurationError, match="from within itself"):
+        with pytest.raises(ConfigurationError, match="by one of its own tools"):
             async with lease_conversation(store, "a", "two", print):
                 pass
 
@@ -142,7 +142,7 @@ async def test_what_cannot_be_read_is_refused(store: Store, monkeypatch: pytest.
         await load_conversation(store, "a")
     assert (await remove_damaged(store)).left == [key]
     monkeypatch.setattr(conversations, "_LARGEST", 100)
-    with pytest.raises(ConfigurationError, match="Begin another one"):
+    with pytest.raises(ConfigurationError, match="Start a new one"):
         check_size(store, found)
 
 
