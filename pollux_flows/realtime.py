@@ -103,7 +103,7 @@ async def run_many(
             found |= {outcome.index: outcome for outcome in await execution.answer_calls(missing)}
         plan, outcomes = execution.plan, [found[call.index] for call in plan.calls]
         error = first_error(outcomes, config.provider)
-        saved = await execution.answers.look_for_saved(outcomes) if error else None
+        saved = await execution.answers.check_saved(outcomes) if error else None
     duration_s = time.monotonic() - started
     envelope = await asyncio.to_thread(
         extract_envelope,

@@ -130,7 +130,7 @@ def test_a_target_is_a_target(wrong: Any) -> None:
 
 def test_a_schema_is_looked_at_before_it_is_paid_for() -> None:
     """For answers and for tools."""
-    with refused(ConfigurationError, "response_schema is no usable JSON Schema"):
+    with refused(ConfigurationError, "response_schema is not a usable JSON Schema"):
         request(options=Options(response_schema={"type": "integr"}))
 
 

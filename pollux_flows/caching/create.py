@@ -13,7 +13,7 @@ from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
 from pollux_flows.pipeline.caches import CacheRequest
-from pollux_flows.pipeline.request import checked_sources
+from pollux_flows.pipeline.request import check_sources
 from pollux_flows.source import Source
 
 
@@ -55,5 +55,5 @@ def make_cache_request(
     capabilities.require_cache(target)
     Options(system_instruction=system_instruction, tools=tools)  # validates both
     return CacheRequest(
-        sources=checked_sources(sources), system_instruction=system_instruction, tools=tools, ttl_seconds=ttl_seconds
+        sources=check_sources(sources), system_instruction=system_instruction, tools=tools, ttl_seconds=ttl_seconds
     )

@@ -28,7 +28,7 @@ def price_job(plan: Plan, session: Session) -> float:
     @cache
     def find(sources: tuple[int, ...]) -> WorstCase:
         first = plan.calls[0].model_copy(update={"prompt": ""})
-        call = make_call(plan, first, attachments.pretended(sources), caches=caches)
+        call = make_call(plan, first, attachments.make_placeholders(sources), caches=caches)
         sizes = [text_size(plan, index) for index in sources]
         return find_worst_case(plan.target, call, session.provider.generate.request(call), sizes, batch=True)
 

@@ -48,7 +48,7 @@ def check_request(request: Request) -> None:
 async def check_plan(session: Session, plan: Plan) -> None:
     """Check the longest call as the provider would receive it, before any upload."""
     longest = max(plan.calls, key=lambda call: len(call.prompt or ""))
-    materials = Attachments(plan, session).pretended(plan.sources_of(longest))
+    materials = Attachments(plan, session).make_placeholders(plan.sources_of(longest))
     call = make_call(plan, longest, materials)
     await retry_call(partial(session.check, call), session.config)
     check_row(session.batches.row(call, row_key(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS, longest.index)

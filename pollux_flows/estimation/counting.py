@@ -45,8 +45,8 @@ def make_request_body(sampled: SampledCall, config: Config) -> dict[str, Any]:
     """Return the request of a call, without the content of its sources. Raises if the request would be invalid."""
     plan, call = sampled
     sources = (plan.sources[index] for index in plan.sources_of(call))
-    pretended = tuple(Material(source, source.mime_type, text="") for source in sources)
-    made = _execution(plan, config).make_call(call, pretended, plan.options.cache_handle)
+    make_placeholders = tuple(Material(source, source.mime_type, text="") for source in sources)
+    made = _execution(plan, config).make_call(call, make_placeholders, plan.options.cache_handle)
     return find_provider(config.provider).generate.request(made)
 
 

@@ -44,8 +44,8 @@ class _PlanLengths:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        options, said = plan.options, plan.said.turns
-        texts = [options.system_instruction or "", *(turn.content or "" for turn in said)]
+        options, history = plan.options, plan.history.turns
+        texts = [options.system_instruction or "", *(turn.content or "" for turn in history)]
         schema = options.response_json_schema()
         values = [value for value in (options.tools, schema) if value]
         characters = sum(map(len, texts)) + sum(len(canonical(value)) for value in values)

@@ -214,7 +214,7 @@ async def answer_calls(
         for part, answered in zip(missing, asked, strict=True):
             found |= {outcome.index: outcome for outcome in _read_part(part, answered)}
         has_failed = any(outcome.failure for outcome in found.values())
-        saved = await shared.execution.answers.look_for_saved(found.values()) if has_failed else None
+        saved = await shared.execution.answers.check_saved(found.values()) if has_failed else None
     outcomes = [found[call.index] for call in plan.calls]
     run_input = RunInput(plan.target, prompts, sources, options or Options(), each_source)
     duration_s = time.monotonic() - started

@@ -67,7 +67,7 @@ async def answer_turn(
     """Answer one prompt in a conversation, add the exchange to it, and return the envelope of the answer."""
     options = options or Options()
     _check(options, max_rounds, tool_timeout_s)
-    name = None if conversation is None else conversations.read_name(conversation)
+    name = None if conversation is None else conversations.normalize_name(conversation)
     here = await lineage()
     if here is None:
         raise InternalError("answer_turn was called outside a flow run.")
@@ -290,7 +290,7 @@ class _Turn:
             at=time.time(),
             base=base,
             **dict(self.target),
-            turns=state["history"][len(first.plan.said.turns) :],
+            turns=state["history"][len(first.plan.history.turns) :],
             response_id=state.get("response_id"),
         )
         # A new name is derived from the run and its call, so that a retry finds the conversation that it began.

@@ -254,7 +254,7 @@ async def test_a_handle_of_another_account_is_refused(
 ) -> None:
     """Or one made at another address: nothing is sent."""
     handle = await create_cache([STORY], config=config("gemini"))
-    with pytest.raises(ConfigurationError, match="made with another API key") as caught:
+    with pytest.raises(ConfigurationError, match="created with another API key") as caught:
         await run("p", config=config("gemini", **change), options=Options(cache=handle))
     assert "create_cache" in str(caught.value.hint)
     assert asked(sim) == []

@@ -106,7 +106,7 @@ async def test_tokens_that_were_not_reported_are_unknown() -> None:
         envelope = await run_many(["a"], config=asking, options=Options(cache=handle))
     caching = envelope.metrics["caching"]
     assert (caching["sent_tokens"], caching["naive_tokens"], caching["saved_usd"]) == (None, None, None)
-    assert "did not say" in caching["unknown"]
+    assert "did not report how many tokens" in caching["unknown"]
 
 
 async def test_a_prefix_that_was_written_and_read(config: MakeConfig) -> None:

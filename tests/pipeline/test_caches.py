@@ -121,7 +121,7 @@ async def test_a_time_to_live_is_a_number_of_seconds(ttl: Any, config: MakeConfi
 
 
 async def test_nothing_cannot_be_kept(config: MakeConfig, sim: Simulator) -> None:
-    with pytest.raises(ConfigurationError, match="nothing to keep"):
+    with pytest.raises(ConfigurationError, match="nothing to cache"):
         await create_cache([], config=config("gemini"))
     assert sim.requests == []
 

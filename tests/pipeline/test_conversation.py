@@ -59,14 +59,14 @@ def going_on(**state: Any) -> dict[str, Any]:
 # --- Refused ------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no state": ({"continue_from": {}}, r"carries no conversation .*history=\[\]"),
-    "a state that is empty": ({"continue_from": {"_conversation_state": None}}, "carries no conversation"),
-    "a state that is none": ({"continue_from": {"_conversation_state": []}}, "Pass the envelope as it came"),
-    "a state without turns": ({"continue_from": {"_conversation_state": {"version": 1}}}, "as it came"),
-    "a version in words": (going_on(version="1"), "as it came"),
-    "an id that is none": (going_on(response_id=1), "response_id of continue_from is no text"),
+    "no state": ({"continue_from": {}}, r"has no conversation .*history=\[\]"),
+    "a state that is empty": ({"continue_from": {"_conversation_state": None}}, "has no conversation"),
+    "a state that is none": ({"continue_from": {"_conversation_state": []}}, "Pass the envelope unchanged"),
+    "a state without turns": ({"continue_from": {"_conversation_state": {"version": 1}}}, "unchanged"),
+    "a version in words": (going_on(version="1"), "unchanged"),
+    "an id that is none": (going_on(response_id=1), "response_id of continue_from is not a text"),
     "a newer version": (going_on(version=2), "newer version of pollux_flows .*Update"),
-    "another provider": (going_on(provider="gemini"), "was with gemini, and openai knows nothing of it"),
+    "another provider": (going_on(provider="gemini"), "was with gemini, and cannot be continued with openai"),
     "a turn that is none": (going_on(history=[{"role": "system"}]), r"_conversation_state.history\[0\] has the role"),
     "a turn that is no object": (going_on(history=["Hi."]), r"history\[0\] has no role"),
     "calls that wait": (going_on(history=[SAID[0], CALLED]), r"waits for the result of the tool call 'c1' \(look\)"),
@@ -92,7 +92,7 @@ async def test_a_conversation_takes_one_prompt_at_a_time(given: dict[str, Any], 
     with pytest.raises(ConfigurationError, match="with one prompt, not 2"):
         await run_many(["p", "q"], config=openai, options=options)
     sources = [Source.from_text("a"), Source.from_text("b")]
-    with pytest.raises(ConfigurationError, match="each source by itself"):
+    with pytest.raises(ConfigurationError, match="each source separately"):
         make_request(["p"], target=openai.target, sources=sources, options=options, each_source=True)
     assert sim.requests == []
 
@@ -197,10 +197,10 @@ async def test_every_call_has_one_result(openai: Config, sim: Simulator) -> None
 
 async def test_tools_go_on_where_tools_were_called(openai: Config, sim: Simulator) -> None:
     """Not from an envelope without a conversation, nor from an answer in words."""
-    with pytest.raises(ConfigurationError, match="carries no conversation"):
+    with pytest.raises(ConfigurationError, match="has no conversation"):
         await continue_tool(await run("p", config=openai), [{"tool_call_id": "x"}], config=openai)
     words = await run("p", config=openai, options=Options(history=[]))
-    with pytest.raises(ConfigurationError, match="waits for no tool results"):
+    with pytest.raises(ConfigurationError, match="needs no tool results"):
         await continue_tool(words, [{"tool_call_id": "x"}], config=openai)
     for wrong in (None, "envelope"):
         with pytest.raises(ConfigurationError, match="Pass the envelope"):
@@ -216,7 +216,7 @@ async def test_what_has_no_answer_cannot_be_gone_on_from(openai: Config, sim: Si
     sim.fail(Fault(kind="blocked"))
     blocked = await run("q", config=openai, options=Options(continue_from=first))
     assert "_conversation_state" not in blocked
-    with pytest.raises(ConfigurationError, match="carries no conversation"):
+    with pytest.raises(ConfigurationError, match="has no conversation"):
         await run("r", config=openai, options=Options(continue_from=blocked))
     assert (await run("r", config=openai, options=Options(continue_from=first))).status == "ok"
 

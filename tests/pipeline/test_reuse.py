@@ -386,7 +386,7 @@ async def test_a_redis_that_goes_away_costs_no_answer(
     envelope = raised.value.envelope
     assert envelope is not None
     assert [bool(text) for text in envelope.answers] == [True, True, False]
-    assert sum("waits in" in warning for warning in envelope.diagnostics["warnings"]) == 2
+    assert sum("was written to" in warning for warning in envelope.diagnostics["warnings"]) == 2
     assert len(asked(sim)) == 2
 
 
@@ -399,13 +399,13 @@ async def _full(*_: Any) -> None:
 
 def lose_before_the_look(monkeypatch: pytest.MonkeyPatch, lose: Callable[[], object]) -> None:
     """Lose what is in the state just before a person is told about it."""
-    look = answers.Answers.look_for_saved
+    look = answers.Answers.check_saved
 
     async def lost(self: answers.Answers, outcomes: Iterable[Outcome]) -> Saved | None:
         lose()
         return await look(self, outcomes)
 
-    monkeypatch.setattr(answers.Answers, "look_for_saved", lost)
+    monkeypatch.setattr(answers.Answers, "check_saved", lost)
 
 
 @pytest.fixture(params=["disk", "redis", "restarted redis"])
@@ -441,7 +441,7 @@ async def test_no_answer_is_called_kept_that_the_state_has_lost(
     with pytest.raises(APIError) as raised:
         await run_many(PROMPTS, config=openai, **terms)
     hint = raised.value.hint or ""
-    assert "answers to 2 of 3 prompts are gone from the state" in hint
+    assert "answers to 2 of 3 prompts are no longer in the state" in hint
     assert "running again asks, and pays for, everything again" in hint
     assert "are saved" not in hint
 
@@ -451,7 +451,7 @@ async def test_what_cannot_be_looked_up_is_not_called_kept(
 ) -> None:
     monkeypatch.setattr(Journal, "has_answers", _full)
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match="still saved could not be looked up: The disk is full"):
+    with pytest.raises(APIError, match="still saved could not be checked: The disk is full"):
         await run_many(PROMPTS, config=openai, run_key="monday")
 
 

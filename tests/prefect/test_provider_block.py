@@ -118,7 +118,7 @@ async def test_run_parameters_do_not_send_the_workers_key_elsewhere(
     await PolluxProvider(provider="openai", model="m").asave("names-another-address", overwrite=True)
     written = {"provider": "openai", "model": "m", "base_url": ELSEWHERE, **key, **name}
     restored = _restored(written)
-    with pytest.raises(ConfigurationError, match=f"another address|POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
+    with pytest.raises(ConfigurationError, match=f"another provider or address|POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
         await restored.config()
     monkeypatch.setenv("OPENAI_BASE_URL", ELSEWHERE)
     if not name:
@@ -190,7 +190,7 @@ async def test_a_saved_key_goes_only_where_it_was_meant_to_go() -> None:
         "_block_document_name": "not-for-everybody",
     }
     restored = taking.validate_parameters({"provider": forged})["provider"]
-    with pytest.raises(ConfigurationError, match="another address"):
+    with pytest.raises(ConfigurationError, match="another provider or address"):
         await restored.config()
 
 

@@ -15,7 +15,7 @@ import pytest
 from pollux_flows import APIError, ConfigurationError, Options, RateLimitError, Source
 from pollux_flows.config import ProviderName
 from pollux_flows.files.content import examine
-from pollux_flows.pipeline.upload_file import send
+from pollux_flows.pipeline.upload_file import upload_file
 from pollux_flows.providers.batches import Batch, Result, Rows, paginate
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
@@ -471,7 +471,7 @@ async def test_the_rows_are_sent_as_a_source_is(b: Batching) -> None:
     async def leave(*_: Any, **__: Any) -> None:
         raise AssertionError("there is nothing to leave")
 
-    uploaded = await send(b.session, source, content, "marker", leave, purpose="batch")
+    uploaded = await upload_file(b.session, source, content, "marker", leave, purpose="batch")
     (file,) = b.sim.files
     assert (file.filename, file.mime_type) == ("marker-0001.jsonl", "application/jsonl")
     batch = await b.after(await b.session.submit_batch("tag-1", rows, uploaded.file_id))

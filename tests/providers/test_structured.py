@@ -166,7 +166,7 @@ async def test_a_cut_answer_is_no_structure(provider: ProviderName, config: Make
 @every_provider
 async def test_a_schema_that_is_none_is_refused(provider: ProviderName, config: MakeConfig, sim: Simulator) -> None:
     """A typing error in a schema is found before it is paid for."""
-    with pytest.raises(ConfigurationError, match="no usable JSON Schema"):
+    with pytest.raises(ConfigurationError, match="not a usable JSON Schema"):
         await run("p", config=config(provider), options=Options(response_schema={"type": "strnig"}))
     assert asked(sim) == []
 
