@@ -200,7 +200,7 @@ async def test_what_a_run_refuses_an_estimate_refuses(sim: Simulator, config: Ma
     options = Options(response_schema={"type": "array", "items": {"type": "string"}})
     with pytest.raises(ConfigurationError, match="root is an object"):
         await estimate_many(["x"], config=config("openai"), options=options)
-    with pytest.raises(ConfigurationError, match="takes none"):
+    with pytest.raises(ConfigurationError, match="reuses none of them"):
         await estimate_many(["x"], config=config("openai"), max_age=5)
     assert not sim.requests
 

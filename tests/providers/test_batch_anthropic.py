@@ -125,7 +125,7 @@ async def test_the_key_goes_nowhere_else(elsewhere: str, b: Batching) -> None:
             await b.session.download_batch(batch, io.BytesIO())
         assert other.connections == 0
     if told.value.status_code is None:
-        assert "the key is for 127.0.0.1 only" in told.value.message
+        assert "the key is only for 127.0.0.1" in told.value.message
         assert (told.value.retryable, told.value.phase) == (False, "batch_collect")
     else:
         assert told.value.status_code == 404  # a path of ours, after all

@@ -114,7 +114,7 @@ async def test_the_bytes_that_arrive_are_the_files(
     source = kinds(tmp_path)[name]
     content = (tmp_path / name).read_bytes()
     if ARRIVES[provider][name] == "no":
-        with pytest.raises(ConfigurationError, match=r"takes no|support"):
+        with pytest.raises(ConfigurationError, match=r"accepts no|support"):
             await run("What is it?", source=source, config=config(provider))
         assert sim.requests == []
         return

@@ -187,7 +187,7 @@ async def test_a_stated_type_is_compared_in_any_case(tmp_path: Path, config: Mak
 async def test_a_container_of_unknown_kind_is_refused_with_the_way_out(tmp_path: Path, config: MakeConfig) -> None:
     """Rather than sent as a Word document."""
     (tmp_path / "download").write_bytes(ole2("Whatever"))
-    with pytest.raises(ConfigurationError, match="takes no application/x-ole-storage file"):
+    with pytest.raises(ConfigurationError, match="accepts no application/x-ole-storage file"):
         await run("What is it?", source=Source.from_file(tmp_path / "download"), config=config("openai"))
 
 

@@ -118,7 +118,7 @@ NOT_THE_SHAPE = [
     ('{"number": "a", "total": "much"}', "total"),
     ('["a"]', ""),
     ('{"number": "a", "total": 1', "JSON"),
-    ("[" * 100_000, "end"),
+    ("[" * 100_000, "nested too deeply"),
     ('{"number": "\\ud83d", "total": 1}', ""),
     ('{"number": "a", "total": 1e999}', ""),
     ('{"number": "a", "total": NaN}', ""),
