@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import PurePath
 from typing import Final
 
-from pollux_flows.address import is_path, local_path, protocol, shown, shown_file
+from pollux_flows.address import is_path, local_path, protocol, redact_address, redact_location
 from pollux_flows.errors import ConfigurationError, SourceError
 
 PATHS: Final = "POLLUX_ALLOW_PATHS"
@@ -137,7 +137,7 @@ def check_protocols(address: str) -> None:
         if (name := _protocol_of(part)) not in allowed:
             line = f"{PROTOCOLS}={','.join(filter(None, [more, name]))}"
             raise SourceError(
-                f"{shown_file(address)!r} uses the protocol {name!r}, which is not allowed here.",
+                f"{redact_location(address)!r} uses the protocol {name!r}, which is not allowed here.",
                 hint=f"If you trust this protocol with everything that this machine can access, set this where the "
                 f"flow runs: {line}",
             )
@@ -186,7 +186,7 @@ def check_opened(name: str, descriptor: int) -> None:
 def _check_path(restrictions: Restrictions, name: str, real: str) -> None:
     if (wanted := restrictions.why_closed(real)) is not None:
         raise SourceError(
-            f"{shown_file(name)!r} may not be read by a run of this deployment.",
+            f"{redact_location(name)!r} may not be read by a run of this deployment.",
             hint="Put the file into the folder that the flow is served from, or allow it. To allow it, set this where "
             f"the flow runs: {restrictions.allow_line(PATHS, wanted)}",
         )
@@ -196,7 +196,7 @@ def _check_host_is_named(restrictions: Restrictions, name: str, part: str) -> No
     host = re.split(r"[/?#]", part.partition("://")[2], maxsplit=1)[0].rpartition("@")[2].partition(":")[0].lower()
     if host not in re.split(r"[\s,]+", restrictions.environment.get(HOSTS, "").lower()):
         raise SourceError(
-            f"{shown_file(name)!r} may not be read by a run of this deployment: its host is not allowed.",
+            f"{redact_location(name)!r} may not be read by a run of this deployment: its host is not allowed.",
             hint=f"To allow it, set this where the flow runs: {restrictions.allow_line(HOSTS, host)}",
         )
 
@@ -218,7 +218,7 @@ def check_output(output: str, path: str | None) -> None:
     wanted = restrictions.why_closed(path) if path is not None else _why_closed_elsewhere(restrictions, output)
     if wanted is not None:
         raise ConfigurationError(
-            f"output {shown(output)!r} may not be written by a run of this deployment.",
+            f"output {redact_address(output)!r} may not be written by a run of this deployment.",
             hint="Write into the folder that the flow is served from, or allow it. To allow it, set this where the "
             f"flow runs: {restrictions.allow_line(PATHS, wanted)}",
         )

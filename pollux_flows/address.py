@@ -29,21 +29,21 @@ _LONGEST_SHOWN: Final = 2048
 _VIDEO: Final = re.compile(r"https?://(?:\w+\.)?youtube\.com/watch\?(?:[^#]*&)?(v=[\w-]+)")
 
 
-def shown(address: str) -> str:
-    """Return the address as it may be stored, logged and shown: without user, password, query and fragment."""
+def redact_address(address: str) -> str:
+    """Return the address without user, password, query and fragment, so that it can be stored, logged and shown."""
     bare = re.split(r"[?#]", _without_credentials(address), maxsplit=1)[0]
     video = _VIDEO.match(address)  # otherwise all videos would look the same
     return f"{bare}?{video[1]}" if video else bare
 
 
-def shown_file(name: str) -> str:
-    """Return an address or a path for people, without a password or query. A path may contain ? and #."""
-    return _without_credentials(name) if is_path(name) else shown(name)
+def redact_location(name: str) -> str:
+    """Return an address without password and query, or a path, in which ? and # may occur."""
+    return _without_credentials(name) if is_path(name) else redact_address(name)
 
 
-def shown_in(text: str) -> str:
-    """Return a text with each address in it as it may be shown."""
-    return _ADDRESS_IN_TEXT.sub(lambda found: shown(found[0][:_LONGEST_SHOWN]), text)
+def redact_text(text: str) -> str:
+    """Return a text with each address in it redacted."""
+    return _ADDRESS_IN_TEXT.sub(lambda found: redact_address(found[0][:_LONGEST_SHOWN]), text)
 
 
 def is_path(name: str) -> bool:
@@ -92,7 +92,7 @@ def check_fetchable(address: str, *, web: bool) -> None:
     # urlsplit() ignores line breaks; a client that fetches the address would not.
     if not is_complete or not address.isprintable():
         raise SourceError(
-            f"{shown(address)!r} is not a complete address.",
+            f"{redact_address(address)!r} is not a complete address.",
             hint="Write it with its scheme, such as 'https://example.com/a.pdf'.",
         )
 
@@ -120,13 +120,13 @@ def arxiv_pdf(ref: Any) -> str:
         folder, _, name = address.path.lstrip("/").partition("/")
         if address.hostname not in {"arxiv.org", "www.arxiv.org"} or folder not in {"abs", "pdf"}:
             raise SourceError(
-                f"{shown(ref)!r} is not an arXiv abstract or PDF.",
+                f"{redact_address(ref)!r} is not an arXiv abstract or PDF.",
                 hint="Write an id such as '2301.07041', or its /abs/ or /pdf/ address.",
             )
     name = name.removesuffix(".pdf")
     if not _ARXIV_ID.fullmatch(name):
         raise SourceError(
-            f"{shown(ref)!r} is not an arXiv id.",
+            f"{redact_address(ref)!r} is not an arXiv id.",
             hint="Write an id such as '2301.07041' or 'cs/0112017'.",
         )
     return f"https://arxiv.org/pdf/{name}.pdf"

@@ -6,7 +6,7 @@ import importlib
 import re
 from typing import Any, Final
 
-from pollux_flows.address import shown_in
+from pollux_flows.address import redact_text
 from pollux_flows.errors import ConfigurationError
 
 IMPORT_STRING: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -21,7 +21,7 @@ def import_named(name: str, what: str) -> Any:
         for step in path.split("."):
             found = getattr(found, step)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (a module may do anything when it is imported)
-        problem = f"{type(error).__name__}: {shown_in(str(error))}"
+        problem = f"{type(error).__name__}: {redact_text(str(error))}"
     else:
         return found
     raise ConfigurationError(f"{what} {name!r} cannot be imported here: {problem}.", hint=INSTALL_HINT)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.answer_rows import AnswerRow
 from pollux_flows.config import Target
 from pollux_flows.mapping.report import ANSWERED, MapReport
@@ -48,7 +48,7 @@ def render_map(target: Target, prompt: str, report: MapReport, highlights: Highl
         **({"Maybe billed too": count_of(report.unknown_attempts, "lost request")} if report.unknown_attempts else {}),
         "Tokens": f"{report.usage.get('input_tokens', 0):,} in, {report.usage.get('output_tokens', 0):,} out",
         "Time": f"{report.duration_s:,.1f} s",
-        "Output": cell(shown(report.output)),
+        "Output": cell(redact_address(report.output)),
     }
     lines = [*_failures(report, highlights.failed), "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in numbers.items()]

@@ -21,7 +21,7 @@ import fsspec
 from pydantic import Field
 
 from pollux_flows import access
-from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, shown
+from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, redact_address
 from pollux_flows.answer_rows import AnswerRow, csv_header, csv_lines, json_lines
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
@@ -96,7 +96,7 @@ def resolve_output(output: str, endings: Sequence[str] = _ENDINGS, *, advice: st
         raise ConfigurationError(f"output cannot be used: {error.message}", hint=error.hint) from None
     except (ValueError, ImportError) as error:
         raise ConfigurationError(
-            f"output cannot be {shown(output)!r}: {error}",
+            f"output cannot be {redact_address(output)!r}: {error}",
             hint="Write a path, or an address such as s3://bucket/answers.jsonl, whose package is installed.",
         ) from None
     if is_guarded:
@@ -123,7 +123,7 @@ def check_writable(path: str) -> None:
         NewFile(path.removesuffix("/")).discard()
     except OSError as error:
         raise ConfigurationError(
-            f"output {shown(path)!r} cannot be written to: {type(error).__name__}: {error}",
+            f"output {redact_address(path)!r} cannot be written to: {type(error).__name__}: {error}",
             hint="Free space, give this process write access, or name another place. Nothing was asked.",
         ) from None
 
@@ -163,14 +163,14 @@ async def write_output(
         raise
     except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
         raise ConfigurationError(
-            f"{what} could not be written to {shown(path)}: {type(error).__name__}: {error}", hint=hint
+            f"{what} could not be written to {redact_address(path)}: {type(error).__name__}: {error}", hint=hint
         ) from None
 
 
 def _check_protocol(output: str) -> None:
     if protocol(output) in _READ_ONLY:
         raise ConfigurationError(
-            f"output {shown(output)!r} cannot be written to: {protocol(output)} is read-only.",
+            f"output {redact_address(output)!r} cannot be written to: {protocol(output)} is read-only.",
             hint="Name a file, or an object such as s3://bucket/answers.jsonl.",
         )
 
@@ -179,11 +179,11 @@ def _check_ending(output: str, endings: Sequence[str], advice: str, *, is_guarde
     # A restricted run must not find out from an error whether a folder exists.
     if not is_guarded and is_path(output) and Path(local_path(output)).expanduser().is_dir():
         raise ConfigurationError(
-            f"output {shown(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."
+            f"output {redact_address(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."
         )
     if not output.lower().endswith(tuple(endings)):
         raise ConfigurationError(
-            f"output {shown(output)!r} ends with none of {', '.join(endings)}.", hint=f"End it with {advice}."
+            f"output {redact_address(output)!r} ends with none of {', '.join(endings)}.", hint=f"End it with {advice}."
         )
 
 
@@ -208,7 +208,9 @@ def check_replaceable(output: str) -> None:
     fs, _ = fsspec.core.url_to_fs(output)
     places = [output, manifest_path(output)]
     if is_local(fs) and any(os.path.realpath(place) != place for place in places):
-        raise ConfigurationError(f"output {shown(output)!r} is a link.", hint="Name the file that it points to.")
+        raise ConfigurationError(
+            f"output {redact_address(output)!r} is a link.", hint="Name the file that it points to."
+        )
     if not any(fs.exists(place) for place in places):
         return
     try:
@@ -217,7 +219,7 @@ def check_replaceable(output: str) -> None:
         written = ""
     if output not in {written, os.path.realpath(written)}:
         raise ConfigurationError(
-            f"output {shown(output)!r} exists already, and no run of this package wrote it.",
+            f"output {redact_address(output)!r} exists already, and no run of this package wrote it.",
             hint="Name another file. The deployment's own parameters may name, and replace, any file.",
         )
 

@@ -17,8 +17,8 @@ from pollux_flows.address import (
     check_no_credentials,
     file_name,
     is_web,
-    shown,
-    shown_file,
+    redact_address,
+    redact_location,
 )
 from pollux_flows.document import Document
 from pollux_flows.errors import PolluxError, SourceError
@@ -114,7 +114,7 @@ class Source(Document):
         elif kind != "file":
             filled["uri"] = arxiv_pdf(uri) if kind == "arxiv" else str(uri).strip()
         if filled.get("identifier") in (None, "", filled.get("uri")):
-            filled["identifier"] = str(text)[:50] if inline else _shown(kind, filled["uri"])
+            filled["identifier"] = str(text)[:50] if inline else _redacted_uri(kind, filled["uri"])
         if filled.get("mime_type") not in (None, ""):
             filled["mime_type"] = _lower(filled["mime_type"])
             filled.setdefault("trust_mime_type", kind == "file")
@@ -231,8 +231,8 @@ class Source(Document):
         return self.model_copy(update={"gemini_url_context": True})
 
 
-def _shown(kind: SourceType, uri: str) -> str:
-    return shown_file(uri) if kind == "file" else shown(uri)
+def _redacted_uri(kind: SourceType, uri: str) -> str:
+    return redact_location(uri) if kind == "file" else redact_address(uri)
 
 
 def _lower(mime_type: Any) -> Any:
@@ -253,14 +253,14 @@ def _local_size(path: str) -> int:
     # Raised outside the handler, as the system's error quotes the path, which may be part of a URL with a password.
     if missing is not None:
         raise SourceError(
-            f"There is no file {shown_file(path)!r} to read: {missing}.",
+            f"There is no file {redact_location(path)!r} to read: {missing}.",
             hint="Check the path. Relative paths start in the working directory.",
         )
     if file.is_dir():
-        raise SourceError(f"{shown_file(path)!r} is a directory.", hint="Pass its files one by one.")
+        raise SourceError(f"{redact_location(path)!r} is a directory.", hint="Pass its files one by one.")
     if not file.is_file():
         raise SourceError(
-            f"{shown_file(path)!r} is not a regular file.", hint="Write its content into a file, and pass that."
+            f"{redact_location(path)!r} is not a regular file.", hint="Write its content into a file, and pass that."
         )
     return size
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from cyclopts import App, Parameter
 from prefect.settings import PREFECT_API_URL
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.blocks.cache import format_time
 from pollux_flows.blocks.registration import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
@@ -72,7 +72,7 @@ def delete(
 def _open_registry(*, state: bool) -> tuple[str, CacheRegistry | None]:
     """Return where caches are registered, for people, and the registry; None for a state store that does not exist."""
     if (url := PREFECT_API_URL.value()) and not state:
-        return f"on the Prefect server at {shown(url)}", BlockRegistry()
+        return f"on the Prefect server at {redact_address(url)}", BlockRegistry()
     store = open_existing_store()
     where = local_folder() if store is None else store.where
     return f"in the state store at {where}", None if store is None else StoreRegistry(store)

@@ -17,13 +17,13 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL
 
 from pollux_flows import __version__
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.blocks.registration import load_saved_configs, read_documents
 from pollux_flows.cli.exit_codes import ExitCode
 from pollux_flows.cli.printing import NO_SERVER, is_silence, say
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
-from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
+from pollux_flows.cli.versions import find_conflicts, find_installed, find_server_problem
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows import collect
@@ -68,7 +68,7 @@ class _Checkup:
     async def run(self) -> None:
         versions = f"pollux_flows {__version__}, Prefect {prefect.__version__}, Python {platform.python_version()}"
         self._report("Versions", versions)
-        for problem in find_conflicts(installed()):
+        for problem in find_conflicts(find_installed()):
             self._report("Versions", problem, "NO", "update Prefect, as said above under Versions.")
         await self._check_state()
         url = PREFECT_API_URL.value()
@@ -84,7 +84,7 @@ class _Checkup:
         except NO_SERVER as error:
             if not is_silence(error):
                 raise
-            finding = f"{shown(url)} does not answer ({error}). Start it, or correct PREFECT_API_URL."
+            finding = f"{redact_address(url)} does not answer ({error}). Start it, or correct PREFECT_API_URL."
             self._report_no_server(finding, f"prefect server start, or {_SET_ADDRESS}")
 
     def _report_no_server(self, finding: str, todo: str) -> None:
@@ -105,7 +105,7 @@ class _Checkup:
 
     async def _check_server(self, client: PrefectClient) -> None:
         version = await client.api_version()
-        self._report("Server", f"{shown(PREFECT_API_URL.value() or '')}, Prefect {version}")
+        self._report("Server", f"{redact_address(PREFECT_API_URL.value() or '')}, Prefect {version}")
         if outdated := find_server_problem(version):
             self._report("Server", outdated, "?")
         self._report("Results", (await ResultStorage.open()).where)

@@ -32,7 +32,7 @@ _CONFLICTS: Final = (
 )
 
 
-def installed() -> dict[str, str]:
+def find_installed() -> dict[str, str]:
     """Return the installed versions of the packages that are known not to work together."""
     found = {}
     for name in {name for conflict in _CONFLICTS for name in conflict.versions}:

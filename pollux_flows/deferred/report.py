@@ -28,8 +28,8 @@ def snapshot(job: Job, job_id: str | None = None) -> DeferredSnapshot:
         failed=failed,
         pending=job.count - succeeded - failed,
         submitted_at=submitted_at(job),
-        completed_at=max(_known(part.ended_at for part in job.parts), default=None) if job.is_ended else None,
-        expires_at=min(_known(part.expires_at for part in job.parts), default=None),
+        completed_at=max(_known_times(part.ended_at for part in job.parts), default=None) if job.is_ended else None,
+        expires_at=min(_known_times(part.expires_at for part in job.parts), default=None),
     )
 
 
@@ -52,7 +52,7 @@ def job_id_of(job: Job) -> str:
 
 def submitted_at(job: Job) -> float:
     """Return the time when the first part was submitted."""
-    return min(_known(part.sent_at for part in job.parts), default=job.created_at)
+    return min(_known_times(part.sent_at for part in job.parts), default=job.created_at)
 
 
 def _counts(job: Job) -> tuple[int, int]:
@@ -65,7 +65,7 @@ def _counts(job: Job) -> tuple[int, int]:
     return succeeded, failed
 
 
-def _known(times: Iterable[float | None]) -> list[float]:
+def _known_times(times: Iterable[float | None]) -> list[float]:
     return [time for time in times if time is not None]
 
 

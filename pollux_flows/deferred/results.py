@@ -175,7 +175,7 @@ class Results:
                 message = f"The provider's result cannot be read as an answer: {str(error)[:300]}"
                 return None, CallFailure(index=index, kind="api_error", message=message, retryable=True)
         if result.status in _UNANSWERED:
-            return None, _unanswered(result.status, index)
+            return None, _unanswered_failure(result.status, index)
         message = (result.error or result.code or "The provider did not say why.")[:_MAX_MESSAGE_CHARS]
         return None, CallFailure(index=index, kind="api_error", message=message, retryable=bool(result.retryable))
 
@@ -196,7 +196,7 @@ def _make_item(outcome: Outcome, code: str | None, reading: Reading) -> Item:
     return Item(key=outcome.identity, bucket=bucket, outcome=outcome, structured=structured, warning=warning, code=code)
 
 
-def _unanswered(status: str, index: int) -> CallFailure:
+def _unanswered_failure(status: str, index: int) -> CallFailure:
     kind, message = _UNANSWERED[status]
     return CallFailure(index=index, kind=kind, message=message, retryable=True)
 
@@ -206,7 +206,7 @@ def _explain_missing(part: Part, index: int) -> CallFailure:
     if part.problem is not None:
         return part.problem.model_copy(update={"index": index})
     if part.batch_state in _UNANSWERED:
-        return _unanswered(part.batch_state, index)
+        return _unanswered_failure(part.batch_state, index)
     message = "The provider reports the batch as done, and returned no result for this prompt."
     # The prompt may have been answered, and billed.
     return CallFailure(index=index, kind="missing", message=message, retryable=True, outcome_unknown=True)

@@ -57,9 +57,9 @@ class _Measure:
         if "$ref" in schema:
             return self.measure(self._target(schema["$ref"]), depth + 1)
         if "const" in schema:
-            return _fixed([schema["const"]])
+            return _constant_size([schema["const"]])
         if values := schema.get("enum"):
-            return _fixed(values)
+            return _constant_size(values)
         if parts := schema.get("allOf"):
             sizes = [self.measure(part, depth + 1) for part in parts]
             return max(sizes, key=lambda size: size.expected)
@@ -119,7 +119,7 @@ def _entry(name: int) -> Size:
     return Size(name + 4.0, name + 4.0)
 
 
-def _fixed(values: list[Any]) -> Size:
+def _constant_size(values: list[Any]) -> Size:
     lengths = [len(json.dumps(value, ensure_ascii=False)) for value in values]
     return Size(sum(lengths) / len(lengths), float(min(lengths)))
 

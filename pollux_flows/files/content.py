@@ -16,7 +16,7 @@ from typing import Final, TypeVar, cast
 
 from pydantic import Field
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.document import Record
 from pollux_flows.errors import PolluxError, SourceError, raise_if_error
 from pollux_flows.files import mime
@@ -238,7 +238,9 @@ def _read(name: str, pulse: Pulse) -> Content:
         utf8 = utf8 and _decodes(decoder, piece)
         blank = blank and not piece.strip()
     if blank:
-        raise SourceError(f"{shown_file(name)!r} is empty.", hint="Leave it out, or check what should have written it.")
+        raise SourceError(
+            f"{redact_location(name)!r} is empty.", hint="Leave it out, or check what should have written it."
+        )
     return Content(
         sha256=hashed.hexdigest(),
         size_bytes=size,
@@ -282,7 +284,7 @@ def _open_rewindable(name: str, pulse: Pulse) -> BinaryFile:
             stack.pop_all()  # now the caller closes it
     except OSError as error:  # errors of the file itself are SourceErrors
         raise SourceError(
-            f"{shown_file(name)!r} could not be copied to {tempfile.gettempdir()} for its upload: {error}.",
+            f"{redact_location(name)!r} could not be copied to {tempfile.gettempdir()} for its upload: {error}.",
             hint="Free space there, or set TMPDIR to another folder.",
         ) from None
     return cast(BinaryFile, copy)

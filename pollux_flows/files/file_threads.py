@@ -15,7 +15,7 @@ from concurrent.futures import wait
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import SourceError
 
@@ -59,7 +59,7 @@ class Pulse:
         """
         now = time.monotonic()
         if (left := STALL_S - (now - self._last)) <= 0:
-            raise _stalled(self._name)
+            raise _stalled_error(self._name)
         if (left_in_all := self._limit_s - (now - self._began)) <= 0:
             raise _too_slow(self._name, self._limit_s)
         return min(left, left_in_all)
@@ -99,15 +99,15 @@ def is_reading() -> bool:
     return threading.current_thread().name == _THREAD
 
 
-def _stalled(name: str) -> SourceError:
+def _stalled_error(name: str) -> SourceError:
     return SourceError(
-        f"{shown_file(name)!r} has sent no data for {STALL_S:g} seconds.",
+        f"{redact_location(name)!r} has sent no data for {STALL_S:g} seconds.",
         hint="Check whether this machine can still reach its storage, and run again.",
     )
 
 
 def _too_slow(name: str, limit_s: float) -> SourceError:
     return SourceError(
-        f"{shown_file(name)!r} was not read to its end within {limit_s:g} seconds.",
+        f"{redact_location(name)!r} was not read to its end within {limit_s:g} seconds.",
         hint="Raise Config.timeout_s, or copy the file to where it is read faster.",
     )

@@ -90,7 +90,7 @@ def named_type(name: str) -> str | None:
     return _ENDINGS.get(PurePath(last).suffix.lower()) or ("" if packed else (named or "").lower()) or None
 
 
-def ending(name: str, mime_type: str) -> str:
+def choose_extension(name: str, mime_type: str) -> str:
     """Return the file extension of the name if it matches the MIME type, otherwise one that does."""
     if named_type(name) == mime_type:
         return PurePath(file_name(name)).suffix

@@ -15,7 +15,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from pollux_flows import access
-from pollux_flows.address import local_path, protocol, shown_file, shown_in
+from pollux_flows.address import local_path, protocol, redact_location, redact_text
 from pollux_flows.errors import PolluxError, SourceError
 from pollux_flows.files.file_threads import Pulse
 
@@ -133,7 +133,7 @@ def explain_errors(name: str, work: Callable[[], T]) -> T:
 
 
 def _refusal(name: str, error: Exception) -> SourceError:
-    what, reason = shown_file(name), shown_in(str(error)) or "no reason given"
+    what, reason = redact_location(name), redact_text(str(error)) or "no reason given"
     match error:
         case ImportError():
             return SourceError(f"{protocol(name)}:// cannot be read here: {reason}.", hint=_missing_package(name))
@@ -208,7 +208,7 @@ def _date(text: str) -> datetime | None:
 
 def _status(name: str) -> os.stat_result:
     """Return a local file's status. Errors name the machine, as a flow may run on a different one."""
-    here, what = f"on this machine ({platform.node()})", shown_file(name)
+    here, what = f"on this machine ({platform.node()})", redact_location(name)
     path = Path(local_path(name))
     try:
         status, missing = path.stat(), ""

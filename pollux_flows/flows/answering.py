@@ -14,7 +14,7 @@ from pydantic import WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from pollux_flows import artifacts, tasks
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.caching.auto import cache_automatically
@@ -32,7 +32,7 @@ from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.events import emit_cache_changes
 from pollux_flows.options import Options
 from pollux_flows.pages import RunInput, count_of, outcome_line
-from pollux_flows.pipeline.execute import QueuePlace, unasked
+from pollux_flows.pipeline.execute import QueuePlace, make_unasked_outcome
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.saved_answers import Saved
 from pollux_flows.pipeline.savings import UsedCache
@@ -237,7 +237,9 @@ async def finish(
         except ConfigurationError as error:
             unwritten = error
             unwritten.envelope = envelopes[0] if len(envelopes) == 1 else None
-    written = None if output is None else f"not written: {unwritten.message}" if unwritten else shown(output.path)
+    written = (
+        None if output is None else f"not written: {unwritten.message}" if unwritten else redact_address(output.path)
+    )
     await publish_outcome(run_input, envelopes, on_partial, advice=advice, output=written)
     if unwritten is not None:
         raise unwritten
@@ -260,7 +262,7 @@ def _read_part(part: Plan, outcomes: list[Outcome] | BaseException) -> list[Outc
     """Return the outcomes of a part. If the part was refused, each of its calls has failed with that error."""
     if not isinstance(outcomes, PolluxError):
         return raise_if_error(outcomes)
-    return [unasked(call, outcomes) for call in part.calls]
+    return [make_unasked_outcome(call, outcomes) for call in part.calls]
 
 
 def pass_opaque(value: T) -> T:

@@ -19,7 +19,7 @@ from prefect.results import aget_default_result_storage
 from prefect.settings import PREFECT_HOME
 
 from pollux_flows import artifacts
-from pollux_flows.address import file_name, shown
+from pollux_flows.address import file_name, redact_address
 from pollux_flows.artifacts import show_progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
@@ -101,7 +101,7 @@ async def map_table(
         get_run_logger().info(
             "Planned %s of %s, in %s, for %s %s.",
             count_of(scanned.rows, "row"),
-            shown(table),
+            redact_address(table),
             count_of(len(scanned.chunks), "chunk"),
             provider.provider,
             provider.model,
@@ -195,7 +195,7 @@ async def _open_output(
         path = await asyncio.to_thread(resolve_table_output, output)
         if if_exists == "error" and await asyncio.to_thread(_is_of_another_run, path, run):
             raise ConfigurationError(
-                f"The output {shown(path)!r} exists already.",
+                f"The output {redact_address(path)!r} exists already.",
                 hint="Name another one, or pass if_exists='replace'.",
             )
         yield _Output(path, path, run)

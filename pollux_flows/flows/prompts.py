@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.files import place
 from pollux_flows.files.file_threads import Pulse, run_on_thread
@@ -44,7 +44,7 @@ async def read_prompts(prompts: Sequence[str | None] | Column, prompts_from: str
     text = await run_on_thread(lambda pulse: _read_text(name, pulse), name)
     found = [each for each in _READERS[file["kind"].lower()](text, file["column"] or _COLUMN, name) if each.strip()]
     if not found:
-        raise SourceError(f"{shown_file(name)!r} has no prompts.", hint="Write one prompt per line or row.")
+        raise SourceError(f"{redact_location(name)!r} has no prompts.", hint="Write one prompt per line or row.")
     return found
 
 
@@ -54,13 +54,13 @@ def _read_text(name: str, pulse: Pulse) -> str:
         data += piece
         if len(data) > _MOST_BYTES:
             raise SourceError(
-                f"{shown_file(name)!r} is larger than {_MOST_BYTES >> 20} MiB.", hint="Split it into several runs."
+                f"{redact_location(name)!r} is larger than {_MOST_BYTES >> 20} MiB.", hint="Split it into several runs."
             )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(
-            f"{shown_file(name)!r} is not UTF-8, at byte {error.start:,}.", hint="Save it as UTF-8."
+            f"{redact_location(name)!r} is not UTF-8, at byte {error.start:,}.", hint="Save it as UTF-8."
         ) from None
 
 
@@ -77,15 +77,15 @@ def _json_lines(text: str, column: str, name: str) -> Iterator[str]:
             found: Any = json.loads(line)
         except ValueError as error:
             raise SourceError(
-                f"Line {number} of {shown_file(name)!r} is not JSON: {error}.",
+                f"Line {number} of {redact_location(name)!r} is not JSON: {error}.",
                 hint="Write a JSON string or object on each line.",
             ) from None
         prompt = found.get(column) if isinstance(found, dict) else found
         if not isinstance(prompt, str):
             raise SourceError(
-                f"Line {number} of {shown_file(name)!r} has no text in {column!r}.",
+                f"Line {number} of {redact_location(name)!r} has no text in {column!r}.",
                 hint="Write a JSON string on each line, or objects with this field; name another field with "
-                f"{shown_file(name)}#field.",
+                f"{redact_location(name)}#field.",
             )
         yield prompt
 
@@ -97,18 +97,19 @@ def _csv_rows(text: str, column: str, name: str) -> Iterator[str]:
     if column not in columns and len(columns) == 1 and (separator := re.search("[;\t]", columns[0])):
         what = "tabs" if separator[0] == "\t" else "semicolons"
         raise SourceError(
-            f"{shown_file(name)!r} has {what} between its columns.", hint="Save it with commas, in UTF-8, or as .jsonl."
+            f"{redact_location(name)!r} has {what} between its columns.",
+            hint="Save it with commas, in UTF-8, or as .jsonl.",
         )
     if column not in columns and len(columns) != 1:
         raise SourceError(
-            f"{shown_file(name)!r} has no column {column!r}; it has {', '.join(columns) or 'none'}.",
-            hint=f"Name the column behind a #, such as {shown_file(name)}#{columns[0] if columns else 'question'}.",
+            f"{redact_location(name)!r} has no column {column!r}; it has {', '.join(columns) or 'none'}.",
+            hint=f"Append the column, such as {redact_location(name)}#{columns[0] if columns else 'question'}.",
         )
     column = column if column in columns else columns[0]
     for row in rows:
         if any(row.pop(None, ())):
             raise SourceError(
-                f"The row in line {rows.line_num} of {shown_file(name)!r} has more cells than there are columns.",
+                f"The row in line {rows.line_num} of {redact_location(name)!r} has more cells than there are columns.",
                 hint="Write a text with commas in quotes.",
             )
         yield row[column] or ""

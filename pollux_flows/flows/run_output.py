@@ -13,7 +13,7 @@ from prefect import get_run_logger
 from prefect.context import FlowRunContext
 
 from pollux_flows.access import guards_output
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.answer_rows import AnswerRow, envelope_rows
 from pollux_flows.output import BUCKETS, Bucket, Manifest, check_writable, output_path, resolve_output, write_output
 from pollux_flows.pages import RunInput, count_of
@@ -44,7 +44,7 @@ class RunOutput:
         await write_output(
             self.path, pieces(), manifest, what="The answers of this run", hint=_HINT, is_guarded=self.is_guarded
         )
-        get_run_logger().info("Wrote %s to %s.", count_of(len(rows), "row"), shown(self.path))
+        get_run_logger().info("Wrote %s to %s.", count_of(len(rows), "row"), redact_address(self.path))
 
 
 async def prepare_output(kind: str, output: str | None) -> RunOutput | None:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from pollux_flows.access import check_tool
-from pollux_flows.address import shown_in
+from pollux_flows.address import redact_text
 from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import ConfigurationError, ToolError
 from pollux_flows.import_string import IMPORT_STRING, import_named
@@ -145,9 +145,9 @@ async def call_tool(import_string: str, arguments: str, timeout_s: float) -> str
             f"The result of the tool {tool.name!r} is not JSON: {error}.", hint="Return text, or JSON types."
         ) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 (a tool may raise anything)
-        where = shown_in("".join(traceback.format_exception(error)))
+        where = redact_text("".join(traceback.format_exception(error)))
         get_run_logger().error("The tool %s failed.\n%s", tool.name, where)
-        problem = f"{type(error).__name__}: {shown_in(str(error))}"
+        problem = f"{type(error).__name__}: {redact_text(str(error))}"
         raise ToolError(f"The tool {tool.name!r} failed: {problem}.", hint=_RETRY) from None
     if len(text) > _LONGEST_RESULT:
         raise ToolError(

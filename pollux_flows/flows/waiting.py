@@ -10,7 +10,7 @@ from typing import Final
 from prefect import get_run_logger
 from prefect.flow_runs import asuspend_flow_run
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.report import missing_problem
 from pollux_flows.deferred.results import with_instances
@@ -76,7 +76,7 @@ async def wait_for_answers(
     retry = retry or f"resubmit({name!r}) asks only the others"
     saved = None if job.manifest and job.manifest.has_all_answers else await store.find_saved(job)
     advice = saved and saved.advice("What was answered is", retry, "a new run")
-    output = shown(job.manifest.output) if job.manifest and job.manifest.output else None
+    output = redact_address(job.manifest.output) if job.manifest and job.manifest.output else None
     run_input = await store.load_input(job)
     await publish_outcome(run_input, [envelope], on_partial, advice=advice, output=output)
     return await asyncio.to_thread(with_instances, envelope, options or job.options)

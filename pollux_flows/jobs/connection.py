@@ -12,7 +12,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import AsyncClientContext
 from prefect.settings import PREFECT_API_URL
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 
 
 @asynccontextmanager
@@ -38,7 +38,7 @@ def suppress_status(code: int) -> Iterator[None]:
 
 def describe_silence(error: Exception) -> str:
     """Return a message, with advice, that the Prefect server does not answer."""
-    url = shown(PREFECT_API_URL.value() or "")
+    url = redact_address(PREFECT_API_URL.value() or "")
     where = "PREFECT_API_URL" if "/api" in url.partition("://")[2] else "PREFECT_API_URL: it ends in /api"
     return f"The Prefect server at {url} does not answer ({error}). Start it, or correct {where}."
 
@@ -52,7 +52,7 @@ def describe_refusal(error: httpx.HTTPStatusError) -> str:
         advice = "Check that PREFECT_API_URL is the address of a Prefect server; it ends in /api."
     else:
         advice = "See the log of the server."
-    url = shown(PREFECT_API_URL.value() or "")
+    url = redact_address(PREFECT_API_URL.value() or "")
     return f"The Prefect server at {url} answered {status} {error.response.reason_phrase}. {advice}"
 
 

@@ -16,7 +16,7 @@ from pollux_flows.document import Record
 from pollux_flows.errors import BudgetError
 from pollux_flows.mapping.questions import Question, Questions, plan_questions, read_questions
 from pollux_flows.mapping.spec import MapSpec
-from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution, unasked
+from pollux_flows.pipeline.execute import Execution, QueuePlace, make_unasked_outcome, open_execution
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.pipeline.terms import Terms
@@ -97,7 +97,7 @@ async def answer_chunk(
         except BudgetError as error:
             if chunk.first_row == 0:  # nothing is paid for yet, so the run fails
                 raise
-            outcomes = [unasked(call, error) for call in calls]
+            outcomes = [make_unasked_outcome(call, error) for call in calls]
     outcomes = [_attribute(outcome, is_own=scope.is_repeated) for outcome in outcomes]
     return await asyncio.to_thread(_collect_answers, questions, outcomes, spec, chunk.first_row, config.timeout_s)
 

@@ -267,7 +267,7 @@ class _CallRun:
                 if (outcome := await self._answers.wait_for_other(self._planned)) is not None:
                     return outcome
         except PolluxError as error:
-            return unasked(self._planned, error)
+            return make_unasked_outcome(self._planned, error)
 
     async def _ask(self) -> Outcome:
         """Call the provider until it answers, with a new cache or new files if it lost those."""
@@ -376,7 +376,7 @@ class QueuePlace:
             self._is_held = True
 
 
-def unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
+def make_unasked_outcome(planned: PlannedCall, error: PolluxError) -> Outcome:
     """Return the outcome of a call that could not be made."""
     failure = CallFailure.of(planned.index, error)
     return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)

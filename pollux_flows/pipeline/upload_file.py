@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pollux_flows.errors import APIError, PolluxError
 from pollux_flows.files.content import Content, HashingReader, changed_error, forget, open_file
-from pollux_flows.files.mime import ending
+from pollux_flows.files.mime import choose_extension
 from pollux_flows.pipeline.retry import retry_call
 from pollux_flows.providers.session import Session
 from pollux_flows.providers.uploads import FileToSend, Purpose
@@ -94,7 +94,7 @@ class _Upload:
         with closing(await open_file(self.source)) as body:
             body.size_bytes = size_bytes
             # With an extension, as OpenAI derives the type only from that.
-            file_name = name + ending(str(self.source.uri), mime_type)
+            file_name = name + choose_extension(str(self.source.uri), mime_type)
             file = FileToSend(file_name, mime_type, size_bytes, body, self.purpose)
             self.in_doubt.append(name)
             try:

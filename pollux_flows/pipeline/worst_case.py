@@ -121,7 +121,7 @@ def find_worst_case(
     _check_prices(target, raw)
     window = _find_window(target)
     is_stored = call.response_id is not None or call.options.cache_handle is not None or bool(_ADDING & raw.keys())
-    others = [material for material in call.everything if material.text is None]
+    others = [material for material in call.all_materials if material.text is None]
     if is_stored or others:
         if window is None:
             raise _cannot_be_enforced(

@@ -74,7 +74,7 @@ class Call:
         return (*self.history, PriorTurn(_USER, self.materials, self.prompt))
 
     @property
-    def everything(self) -> tuple[Material, ...]:
+    def all_materials(self) -> tuple[Material, ...]:
         """Return the materials of this turn and of all prior ones."""
         return (*(material for turn in self.history for material in turn.materials), *self.materials)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx2
 from pydantic import ValidationError
 
-from pollux_flows.address import shown_in
+from pollux_flows.address import redact_text
 from pollux_flows.base_url import suggest_base_url
 from pollux_flows.config import KEY_VARIABLES, Config
 from pollux_flows.errors import APIError, CacheError, ErrorCategory, PolluxError, RateLimitError, SourceError
@@ -149,7 +149,7 @@ def _body_error(config: Config, phase: str, why: BodyError) -> APIError:
 
 def redact(text: str, config: Config) -> str:
     """Return the text without echoed secrets, shortened for people to read."""
-    text = shown_in(Redactor(config).message(text))
+    text = redact_text(Redactor(config).message(text))
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 

@@ -74,14 +74,14 @@ class Conformance:
     def _begin(self) -> None:
         self._deadline = time.monotonic() + self._limit_s
         self._cleaned.clear()
-        for reading in (self._fits, *(self._closed if "_closed" in vars(self) else ())):
+        for reading in (self._fits, *(self._closed_readings if "_closed_readings" in vars(self) else ())):
             reading.forget()
 
     def _search(self, pattern: str, text: str) -> bool:
         left = max(self._deadline - time.monotonic(), 0.001)
         try:
             # With `concurrent`, the search releases the GIL.
-            return _compiled(pattern).search(text, timeout=left, concurrent=True) is not None
+            return _compile_pattern(pattern).search(text, timeout=left, concurrent=True) is not None
         except TimeoutError:
             problem = f"the pattern {_shorten(pattern)} was not done with {_shorten(repr(text))} in {self._limit_s:g} s"
             raise TimeoutError(problem) from None
@@ -130,7 +130,7 @@ class Conformance:
     # --- Invented nulls -----------------------------------------------------------------------------------
 
     @cached_property
-    def _closed(self) -> list[_Reading]:
+    def _closed_readings(self) -> list[_Reading]:
         """Two readings with closed objects, as on the wire: of the schema itself, and with invented nulls."""
         return [_Reading(self._schema, self._search, closed=True, nulls=nulls) for nulls in (False, True)]
 
@@ -183,7 +183,7 @@ class Conformance:
 
     def _choose_branch(self, value: Any, branches: list[Any]) -> Any:
         """Return the first branch that accepts the value unchanged, or else the first that does with invented nulls."""
-        for reading in self._closed:
+        for reading in self._closed_readings:
             for branch in branches:
                 if reading.is_valid(value, branch):
                     return branch
@@ -327,7 +327,7 @@ def _closed_properties(*, with_nulls: bool) -> Keyword:
 
 
 @lru_cache(maxsize=256)
-def _compiled(pattern: str) -> Any:
+def _compile_pattern(pattern: str) -> Any:
     import regex  # unlike `re`, it takes a timeout
 
     return regex.compile(pattern)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from pollux_flows import access
-from pollux_flows.address import check_no_credentials, is_path, local_path, shown_file
+from pollux_flows.address import check_no_credentials, is_path, local_path, redact_location
 from pollux_flows.errors import SourceError
 from pollux_flows.files import place
 from pollux_flows.plain import canonical
@@ -90,7 +90,8 @@ def parquet_files(folder: str, *, table: str) -> list[str]:
     found = sorted(name for name in names if name.lower().endswith(".parquet") and name[0] not in "._")
     if not found:
         raise SourceError(
-            f"{shown_file(folder)!r} has no .parquet files.", hint="Name a folder with such files, or a single file."
+            f"{redact_location(folder)!r} has no .parquet files.",
+            hint="Name a folder with such files, or a single file.",
         )
     return [f"{folder}{name}" for name in found]
 
@@ -99,7 +100,7 @@ def _names_in(folder: str) -> list[str]:
     if is_path(folder):
         return os.listdir(local_path(folder))  # noqa: PTH208 (names are wanted)
     if place.is_stream(folder):
-        raise SourceError(f"{shown_file(folder)!r}: a folder on the web cannot be listed.", hint="Name its files.")
+        raise SourceError(f"{redact_location(folder)!r}: a folder on the web cannot be listed.", hint="Name its files.")
     import fsspec
 
     files, path = fsspec.core.url_to_fs(folder)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from itertools import accumulate
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.tables.cells import to_json_text, to_text
 from pollux_flows.tables.column_types import ColumnType, Kind
@@ -47,7 +47,7 @@ def parquet_file(file: IO[bytes], address: str) -> Iterator[pq.ParquetFile]:
     else:
         return
     raise SourceError(
-        f"{shown_file(address)!r} cannot be read as parquet: {reason}.", hint="Check the file, or write it again."
+        f"{redact_location(address)!r} cannot be read as parquet: {reason}.", hint="Check the file, or write it again."
     )
 
 
@@ -84,17 +84,18 @@ def unify_schemas(schemas: Sequence[pa.Schema], addresses: Sequence[str]) -> pa.
     """Return one schema for the files of a folder. Raises a SourceError that names two incompatible files."""
     pa, first = load_pyarrow(), schemas[0]
     for schema, address in zip(schemas, addresses, strict=True):
+        both = f"{redact_location(addresses[0])!r} and {redact_location(address)!r}"
         if set(schema.names) != set(first.names):
             differing = ", ".join(sorted(set(schema.names) ^ set(first.names)))
             raise SourceError(
-                f"{shown_file(addresses[0])!r} and {shown_file(address)!r} have different columns: {differing}.",
+                f"{both} have different columns: {differing}.",
                 hint="Write them with equal columns, or name one of them.",
             )
         try:
             pa.unify_schemas([first, schema], promote_options="permissive")
         except pa.ArrowException as error:
             raise SourceError(
-                f"{shown_file(addresses[0])!r} and {shown_file(address)!r} have columns of different types: {error}.",
+                f"{both} have columns of different types: {error}.",
                 hint="Write them with equal types, or name one of them.",
             ) from None
     return pa.unify_schemas(list(schemas), promote_options="permissive") if len(schemas) > 1 else first

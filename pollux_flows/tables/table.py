@@ -14,7 +14,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pollux_flows.address import file_name, shown_file
+from pollux_flows.address import file_name, redact_location
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.tables import opening, parquet
@@ -83,11 +83,11 @@ def scan_table(
     `rows_per_chunk` at the end of a file or row group, and where rows are large.
     """
     kind, place = table_format(address), opening.resolve_address(address)
-    ids = None if id_column is None else _Ids(id_column, shown_file(address))
+    ids = None if id_column is None else _Ids(id_column, redact_location(address))
     scan = _Scan(address, rows_per_chunk, limit, [*need, *([] if id_column is None else [id_column])], ids)
     table = scan.scan_parquet(place) if kind == "parquet" else scan.scan_text(place, kind)
     if not table.rows:
-        raise SourceError(f"{shown_file(address)!r} has no rows.", hint="Name a table with at least one.")
+        raise SourceError(f"{redact_location(address)!r} has no rows.", hint="Name a table with at least one.")
     return table
 
 
@@ -121,14 +121,14 @@ def table_format(address: str) -> Format:
         if name.endswith(ending):
             return kind
     raise ConfigurationError(
-        f"{shown_file(address)!r} ends with none of {', '.join(_FORMATS)}.",
+        f"{redact_location(address)!r} ends with none of {', '.join(_FORMATS)}.",
         hint="Convert the table to one of these, or name a folder of .parquet files with a slash at its end.",
     )
 
 
 def _changed_error(chunk: Chunk) -> SourceError:
     return SourceError(
-        f"{shown_file(chunk.address)!r} changed after it was scanned, so rows "
+        f"{redact_location(chunk.address)!r} changed after it was scanned, so rows "
         f"{chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,} may be different ones.",
         hint="Run again: the answers of unchanged rows are reused.",
     )
@@ -261,7 +261,7 @@ class _Scan:
 
     def _check_columns(self, columns: Sequence[str]) -> None:
         """Refuse duplicate column names, and a table without a needed column."""
-        name = shown_file(self.table)
+        name = redact_location(self.table)
         if len(set(columns)) < len(columns):
             twice = next(column for column in columns if columns.count(column) > 1)
             raise SourceError(f"{name!r} has more than one column {twice!r}.", hint="Rename one of them.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Final
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.errors import SourceError
 
 LARGEST_ROW: Final = 64 << 20
@@ -24,7 +24,7 @@ class TextLines:
 
     def __init__(self, file: IO[bytes], address: str, *, start: int = 0, end: int | None = None) -> None:
         self._file, self._end = file, end
-        self.name = shown_file(address)
+        self.name = redact_location(address)
         self.position = start
         """The position after the last line."""
         self.number = 0

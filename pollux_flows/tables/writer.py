@@ -18,7 +18,7 @@ from uuid import uuid4
 import fsspec
 
 from pollux_flows import access
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.answer_rows import csv_text, inert
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError
@@ -132,7 +132,7 @@ class TableWriter:
             raise
         except Exception as error:  # noqa: BLE001 (each file system, and pyarrow, has errors of its own)
             raise ConfigurationError(
-                f"The table could not be written to {shown(self._output)!r}: {type(error).__name__}: {error}",
+                f"The table could not be written to {redact_address(self._output)!r}: {type(error).__name__}: {error}",
                 hint="Free space there or name another place, and run again: answers are reused.",
             ) from None
 
@@ -253,7 +253,7 @@ def _check_folder(output: str) -> None:
     fs, path = fsspec.core.url_to_fs(output)
     if not is_local(fs):
         raise ConfigurationError(
-            f"output {shown(output)!r} is a remote folder, which cannot be replaced atomically.",
+            f"output {redact_address(output)!r} is a remote folder, which cannot be replaced atomically.",
             hint="Name a file, such as s3://bucket/answers.parquet.",
         )
     if access.guards_output(output):
@@ -262,6 +262,6 @@ def _check_folder(output: str) -> None:
     others = sorted(each.name for each in folder.iterdir() if not _PART.fullmatch(each.name)) if folder.is_dir() else []
     if others:
         raise ConfigurationError(
-            f"output {shown(output)!r} is a folder with other files, such as {others[0]!r}.",
+            f"output {redact_address(output)!r} is a folder with other files, such as {others[0]!r}.",
             hint="Name a folder for this output only, as the output replaces it.",
         )

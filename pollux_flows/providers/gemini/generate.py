@@ -101,7 +101,7 @@ def _all_tools(call: Call) -> list[types.Tool] | None:
     """Return the caller's tools, and the one that opens addresses if a source asks for it."""
     from google.genai import types
 
-    opens = any(material.source.gemini_url_context for material in call.everything)
+    opens = any(material.source.gemini_url_context for material in call.all_materials)
     # Functions last, as the SDK sends them, so that rows of a batch, which bypass the SDK, are equal.
     return [
         *([types.Tool(url_context=types.UrlContext())] if opens else []),

@@ -95,16 +95,16 @@ def result(line: bytes) -> Result:
     row = lines.read(line)
     key, response, error = as_text(row.get("custom_id")), as_object(row.get("response")), row.get("error")
     if error:
-        return _failed(key, None, error)
+        return _failed_result(key, None, error)
     if not response:
         raise ValueError("a line of the results has neither a response nor an error")
     status, body = response.get("status_code"), response.get("body")
     if status == _OK and isinstance(body, dict):
         return Result(key, "succeeded", response=body, code=as_text(body.get("status")))
-    return _failed(key, status if type(status) is int else None, as_object(body).get("error") or body)
+    return _failed_result(key, status if type(status) is int else None, as_object(body).get("error") or body)
 
 
-def _failed(key: str | None, http_status: int | None, error: Any) -> Result:
+def _failed_result(key: str | None, http_status: int | None, error: Any) -> Result:
     fields = as_object(error)
     code = as_text(fields.get("code")) or as_text(fields.get("type"))
     status = _LEFT.get(str(code), "failed")

@@ -39,7 +39,7 @@ def request(call: Call) -> dict[str, Any]:
     options = call.options
     body = chat.body(call, [_message(entry) for entry in call.turns])
     raw = (options.provider_options or {}).get("openrouter", {})
-    if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.everything):
+    if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.all_materials):
         # Without a named engine, OpenRouter may choose one that is billed by the page.
         body["plugins"] = [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
     if options.reasoning_effort is not None:

@@ -55,7 +55,7 @@ async def check(client: httpx2.AsyncClient, call: Call) -> None:
         )
     if model.says is not None and "text" not in model.says:
         raise ConfigurationError(f"{call.model} does not answer in text.", hint="Choose a model that does.")
-    shown = any(material.mime_type.startswith("image/") for material in call.everything)
+    shown = any(material.mime_type.startswith("image/") for material in call.all_materials)
     if shown and model.sees is not None and "image" not in model.sees:
         raise ConfigurationError(
             f"{call.model} accepts no images.", hint="Choose a model that does, or leave them out."
