@@ -110,7 +110,7 @@ def test_answers_are_called_kept_after_a_look(
         fan_out(PROMPTS, provider)
     hint = raised.value.hint or ""
     assert ("is saved: a retry asks only the others" in hint) is not is_lost
-    assert ("is gone from the state" in hint and "a retry asks, and pays for, everything again" in hint) is is_lost
+    assert ("is no longer in the state" in hint and "a retry asks, and pays for, everything again" in hint) is is_lost
 
 
 def test_an_attempt_that_asked_nothing_refuses_nothing(
