@@ -208,13 +208,13 @@ class ToolCall(Record):
 class Billing(Record):
     """Properties of an answer, besides token counts, that its price depends on, as far as the provider reports them."""
 
-    cost_usd: float | None = Field(default=None, description="What the provider says it charged.")
-    service_tier: str | None = Field(default=None, description="The tier that answered, in the provider's own word.")
-    speed: str | None = Field(default=None, description="How fast, in the provider's own word.")
-    region: str | None = Field(default=None, description="Where the model ran, if that was bound to a place.")
-    audio_tokens: int = Field(default=0, description="Of the input, what was sound.")
-    cached_audio_tokens: int = Field(default=0, description="Of the cached input, what was sound.")
-    long_cache_write_tokens: int = Field(default=0, description="Of the cache writes, those with a longer lifetime.")
+    cost_usd: float | None = Field(default=None, description="The cost that the provider reports.")
+    service_tier: str | None = Field(default=None, description="The service tier, in the provider's own word.")
+    speed: str | None = Field(default=None, description="The speed, in the provider's own word.")
+    region: str | None = Field(default=None, description="The region in which the model ran, if one was required.")
+    audio_tokens: int = Field(default=0, description="The audio tokens of the input.")
+    cached_audio_tokens: int = Field(default=0, description="The audio tokens of the cached input.")
+    long_cache_write_tokens: int = Field(default=0, description="The tokens of cache writes with a longer lifetime.")
     server_tools: int = Field(
         default=0, description="Uses of the provider's own tools (a search, code), as far as they show."
     )
@@ -231,11 +231,11 @@ class Answer(Record):
     reasoning: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
     response_id: str | None = None
-    model: str | None = Field(default=None, description="The model that answered, where the provider says.")
+    model: str | None = Field(default=None, description="The model that answered, if the provider reports it.")
     note: str | None = Field(default=None, description="The provider's explanation of a blocked or cut answer.")
-    artifacts: dict[str, Any] = Field(default_factory=dict, description="What fits nowhere else, for the curious.")
+    artifacts: dict[str, Any] = Field(default_factory=dict, description="Details that no other field has.")
     provider_state: dict[str, Any] | None = Field(
-        default=None, description="What the provider wants back, as it came, when the conversation goes on."
+        default=None, description="Data to send back to the provider unchanged when the conversation continues."
     )
 
     def by_itself(self) -> Answer:
@@ -250,11 +250,13 @@ class Outcome(Record):
     identity: str
     answer: Answer | None = None
     failure: CallFailure | None = None
-    attempts: int = Field(description="Requests made for it.")
-    unknown_attempts: int = Field(default=0, description="Requests that may have been answered, and billed, unseen.")
+    attempts: int = Field(description="The number of requests that were made for the call.")
+    unknown_attempts: int = Field(
+        default=0, description="The number of requests that may have been billed, although no reply arrived."
+    )
     waited_s: float = Field(default=0.0, description="Seconds spent waiting between attempts.")
     duration_s: float = Field(default=0.0, description="Seconds from first request to outcome.")
-    cost_usd: float | None = Field(default=None, description="What the answer cost; None where that is unknown.")
+    cost_usd: float | None = Field(default=None, description="The cost of the answer; None if it is unknown.")
     cost_unknown: str | None = Field(default=None, description="Why the cost is unknown.")
     paid_before_usd: float = Field(default=0.0, description="What this run paid for earlier answers to the same call.")
     counted_in: str | None = Field(default=None, description="The ledger of the run's budget that counts its cost.")

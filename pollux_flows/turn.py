@@ -42,16 +42,16 @@ class Turn(Document):
 
     role: Role
     content: Text = ""
-    tool_calls: list[ToolCall] = Field(default_factory=list, description="What the assistant wants called.")
+    tool_calls: list[ToolCall] = Field(default_factory=list, description="The tool calls that the assistant requests.")
     tool_call_id: Text | None = Field(default=None, description="Of a tool's result: the call that it answers.")
     name: Text | None = Field(default=None, description="Of a tool's result: the tool.")
     sources: list[Annotated[StrictInt, Field(ge=0)] | Attached] = Field(
         default_factory=list,
-        description="What a user's turn was about, in order: of a text, so many characters of `content`.",
+        description="The sources of a user's turn, in order; a text is given as its number of characters in `content`.",
     )
-    cache: Text | None = Field(default=None, description="The cached content that it was about.")
+    cache: Text | None = Field(default=None, description="The cached content that the turn is about.")
     provider_state: JsonObject | None = Field(
-        default=None, description="Of an assistant's turn: what the provider wants back as it came."
+        default=None, description="Of an assistant's turn: data that must be sent back to the provider unchanged."
     )
 
     @classmethod

@@ -76,7 +76,7 @@ def test_what_is_kept_is_shown(state: Command, home: Path) -> None:
     said = state()
     assert said == state("show")
     assert f"{home}/state: " in said
-    assert "of at most 2.0 GB. Answers are kept for 90 days." in said
+    assert "of at most 2.0 GB. Answers are stored for 90 days." in said
     assert "Answers              │ 30 " in said
     runs = said[said.index("The last runs") :]
     assert [name in runs for name in ("today", "[bold]last week", "long ago")] == [True] * 3

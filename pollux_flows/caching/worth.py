@@ -27,7 +27,7 @@ class CachePrices:
     """For an hour of storage; None if the price is unknown."""
 
     def total(self, prompts: int, seconds: float) -> float:
-        """Return the cost of so many prompts on a cache that is stored so long. Unknown storage prices count as 0."""
+        """Return the cost of a cache for a number of prompts and a storage time. Unknown storage prices count as 0."""
         return self.created + prompts * self.read + (self.stored_per_hour or 0.0) * seconds / _HOUR_S
 
     def break_even(self, seconds: float) -> int | None:
@@ -51,7 +51,7 @@ def price_prefix(target: Target, tokens: int, *, for_an_hour: bool = False) -> C
 
 
 def price_cache(target: Target, tokens: int) -> CachePrices | None:
-    """Return the prices of a cache with so many tokens; None if the price of reads is not listed."""
+    """Return the prices of a cache with this many tokens; None if the price of reads is not listed."""
     prices = input_prices(target, tokens)
     if prices is None or prices.cached is None:
         return None

@@ -98,7 +98,7 @@ def prune_(
 
 def _print(found: Survey) -> None:
     most = "" if found.max_size_bytes is None else f" of at most {format_size(found.max_size_bytes)}"
-    say(f"{found.where}: {format_size(found.size_bytes)}{most}. Answers are kept for {found.kept_days:g} days.")
+    say(f"{found.where}: {format_size(found.size_bytes)}{most}. Answers are stored for {found.kept_days:g} days.")
     if found.max_size_bytes is None:
         say("In Redis, answers are removed only by age: give it enough memory, and set maxmemory-policy noeviction.")
     if found.oldest_at is not None and found.newest_at is not None:
@@ -134,10 +134,10 @@ def _runs_table(runs: list[RunSummary]) -> Table:
 
 
 def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
-    removed, freed = ("Would remove", "about {} would come free") if dry_run else ("Removed", "{} came free")
+    removed, freed = ("Would remove", "which would free about {}") if dry_run else ("Removed", "which freed {}")
     text = (
         f"{removed} {_some(pruned.answers, 'answer')}, {_some(pruned.runs, 'run')} without answers, and"
-        f" {_some(pruned.others, 'other record')}: {freed.format(format_size(pruned.freed_bytes))}."
+        f" {_some(pruned.others, 'other record')}, {freed.format(format_size(pruned.freed_bytes))}."
     )
     if pruned.spared_runs:
         runs = _some(pruned.spared_runs, "run")

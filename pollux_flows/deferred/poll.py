@@ -95,7 +95,7 @@ async def poll_job(job: Job, session: Session) -> PollResult:
 
 
 async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS) -> PollResult:
-    """Inspect the pending batches of these jobs, as far as that many requests reach."""
+    """Inspect the pending batches of these jobs with a limited number of requests."""
     since = {batch_id: job.created_at for job in jobs for batch_id in pending_batches(job)}
     result = PollResult()
     if len(since) > _FEW:

@@ -22,7 +22,7 @@ from pollux_flows.result import Outcome
 _LEAST_PROMPTS: Final = 3
 # The smallest prefix that an unknown model may cache.
 _LEAST_TOKENS: Final = 512
-# A token nearly always has at least so many characters.
+# A token nearly always has at least this many characters.
 _CHARS_PER_TOKEN: Final = 2
 # An hour, less the time that the provider needs to begin with the rest.
 _READABLE_S: Final = 45 * 60.0

@@ -33,7 +33,7 @@ class AnswerLength:
     """Why the worst case is unknown."""
 
     def total(self, calls: int) -> Amount:
-        """Return the tokens of so many answers."""
+        """Return the tokens of this number of answers."""
         worst = None if self.worst is None else self.worst * calls
         low, expected = round(self.low * calls), round(self.expected * calls)
         return Amount(low=low, expected=expected, worst=worst, unknown=self.unknown)

@@ -36,10 +36,10 @@ _log: Final = logging.getLogger("pollux_flows")
 class Content(Record):
     """The hash, size and type of a file's content, which do not depend on its name."""
 
-    sha256: str = Field(description="Its hash.")
-    size_bytes: int = Field(description="Its length.")
-    mime_type: str = Field(description="What it is, by its content where its name says nothing or lies.")
-    utf8: bool | None = Field(default=None, description="Whether all of it is UTF-8; None if not checked.")
+    sha256: str = Field(description="The hash of the content.")
+    size_bytes: int = Field(description="The length of the content.")
+    mime_type: str = Field(description="The type of the file, from its content if its name has none or a wrong one.")
+    utf8: bool | None = Field(default=None, description="Whether the content is valid UTF-8; None if not checked.")
 
 
 async def examine(

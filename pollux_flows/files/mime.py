@@ -11,7 +11,7 @@ from typing import Final
 
 from pollux_flows.address import file_name
 
-# So many bytes of a file are nearly always enough to detect its type.
+# This many bytes of a file are nearly always enough to detect its type.
 HEAD: Final = 1 << 18
 _MAGIC: Final = 8192
 

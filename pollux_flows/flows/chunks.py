@@ -44,7 +44,7 @@ _IN_PROCESS: Final = 3
 _ON_CLUSTER: Final = 4
 """How many chunks are in flight on a cluster that does not report how many workers it has."""
 _MAX_FAILED_CALLS: Final = 10
-"""After so many failed calls and no answer, the run makes no others. Fewer may fail because of their rows."""
+"""After this many failed calls without any answer, the run makes no others. Fewer may fail because of their rows."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ MOST_IN_ONE_ENVELOPE: Final = 10_000
 _CONCURRENT_JOBS: Final = 2
 # The most expired jobs that one pass removes.
 _MOST_REMOVED: Final = 20
-# Up to so many jobs, each is shown as a task run.
+# Up to this many jobs are shown as task runs of their own.
 _MOST_TASK_RUNS: Final = 50
 # A run registers as waiting just before it is suspended. One that is not suspended after this time has died.
 _WAITED_FOR_S: Final = 86_400.0

@@ -46,7 +46,7 @@ class MappedAnswer(Record):
     came: Came = "asked"
     paid_here: bool = Field(default=False, description="True if the run at hand has paid for it, in any attempt.")
     paid_now: bool = Field(default=False, description="True if it was paid for just now, not in an earlier attempt.")
-    paid_before_usd: float = Field(default=0.0, description="What the run has paid for earlier answers to its call.")
+    paid_before_usd: float = Field(default=0.0, description="The cost of earlier answers to its call in this run.")
     cost_unknown: str | None = None
     unknown_attempts: int = Field(default=0, description="Requests just now that may have been billed, unseen.")
     failure: CallFailure | None = None

@@ -51,7 +51,7 @@ class CacheRecord(Record):
     display_name: str = Field(description="Its display name at the provider, which no other creation has.")
     name: str | None = Field(default=None, description="The provider's name for it, once it lives.")
     ttl_seconds: int = Field(description="How long it was made to live.")
-    contents: list[str] = Field(default_factory=list, description="What is in it, in words.")
+    contents: list[str] = Field(default_factory=list, description="The contents of the cache, in words.")
     request: CacheRequest | None = Field(default=None, description="How to make it again, unless that is too large.")
     file_owner: str = Field(description="Under this name its files are owned in the ledger.")
     file_ids: list[str] = Field(default_factory=list, description="Files that were uploaded for it.")

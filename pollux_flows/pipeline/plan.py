@@ -21,7 +21,7 @@ from pollux_flows.source import Source
 from pollux_flows.state.identity import call_identity, conversation_identity, request_identity, source_identity
 from pollux_flows.state.index import RunFacts
 
-# Up to so many calls have a part each, which a person may look at one by one; more are divided into a few parts.
+# Up to this many calls have a part each, to be inspected one by one; more calls are divided into a few parts.
 _SINGLE: Final = 32
 _CHUNKS: Final = 10
 _LONGEST_TITLE: Final = 80
@@ -39,7 +39,7 @@ class PlannedCall(Document):
         description="The sources it is about, where each call has its own; None elsewhere.",
     )
     identity: str
-    request: str = Field(default="", description="The identity of what it shares with the other calls of its request.")
+    request: str = Field(default="", description="The identity of its request, which it shares with other calls.")
     occurrence: int = Field(default=0, description="How many identical calls the plan has before this one.")
 
 
@@ -51,13 +51,13 @@ class Plan(Document):
     target: Target
     options: Options
     sources: list[Source]
-    contents: list[Content | None] = Field(description="What is known of each source that is a file.")
+    contents: list[Content | None] = Field(description="The type, size and hash of each source that is a file.")
     calls: list[PlannedCall]
     sharing: int = Field(description="How many calls the complete plan makes about the same sources.")
     broadcast_over: int = Field(
         default=1,
         exclude_if=lambda sources: sources == 1,
-        description="How many sources the complete plan asks about, each by itself.",
+        description="The number of sources that the complete plan asks about separately.",
     )
     # Stored as `said`, and left out if empty, as older versions did not have this field.
     history: Conversation = Field(
@@ -75,7 +75,7 @@ class Plan(Document):
         "plan's own sources, system instruction and tools.",
     )
     cache_choice: CacheChoice | None = Field(
-        default=None, exclude_if=lambda choice: choice is None, description='What cache="auto" came to.'
+        default=None, exclude_if=lambda choice: choice is None, description='The decision of cache="auto".'
     )
 
     @property

@@ -20,7 +20,7 @@ from pollux_flows.pipeline.plan import Plan
 from pollux_flows.result import Outcome
 from pollux_flows.state.identity import digest, source_identity
 
-# After so many failed first calls, waiting for another one costs more time than it saves money.
+# After this many failed first calls, waiting for another one costs more time than it saves money.
 _FIRST_CALLS: Final = 3
 _KEY_CHARS: Final = 32
 OPENAI_LEAST: Final = 1024

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 WINDOW_S: Final = 60.0
 # An upper bound on the provider's Retry-After, which may be wrong; another attempt costs very little.
 LONGEST_PAUSE_S: Final = 60.0
-# After so many pauses in a row without an answer, calls fail instead of waiting.
+# After this many pauses in a row without an answer, calls fail instead of waiting.
 MOST_PAUSES: Final = 3
 
 

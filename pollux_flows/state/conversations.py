@@ -51,7 +51,7 @@ class Exchange(Record):
     run: str = Field(description="The run that asked, as a digest.")
     call: str = Field(description="The identity of its first call, under which the journal has the answer.")
     at: float
-    base: int = Field(description="How many exchanges came before it when it was asked.")
+    base: int = Field(description="The number of exchanges before it when its prompt was sent.")
     provider: ProviderName
     model: str
     turns: list[JsonObject]

@@ -129,7 +129,7 @@ class DamageReport(Record):
 
 
 async def remove_damaged(store: Store, *, dry_run: bool = False) -> DamageReport:
-    """Remove the damaged records, except those about what is at a provider, and conversations."""
+    """Remove the damaged records, except conversations and those about files, caches or batches at a provider."""
     damaged = [row async for row in store.list_rows() if not row.expired and not _is_valid(row)]
     removable = [row for row in damaged if is_removable(row.key)]
     removed = removable if dry_run else await store.delete_rows(removable)

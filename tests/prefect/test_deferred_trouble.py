@@ -77,7 +77,9 @@ async def test_an_error_calls_answers_kept_only_if_they_are(saved: Saved, simula
         await await_for(name)
     hint = raised.value.hint or ""
     assert (f"is saved: resubmit('{name}') asks only the others" in hint) is not bool(lost)
-    assert ("is no longer in this worker's result storage" in hint and "pays for, everything again" in hint) is bool(lost)
+    assert ("is no longer in this worker's result storage" in hint and "pays for, everything again" in hint) is bool(
+        lost
+    )
 
 
 async def test_a_retry_needs_neither_the_sources_nor_the_provider_of_a_submitted_job(

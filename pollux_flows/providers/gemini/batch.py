@@ -60,7 +60,7 @@ _STATUSES: Final = {
     16: 401,
 }  # fmt: skip
 _LEFT: Final[dict[int, RowStatus]] = {_CANCELLED: "cancelled", _TOO_LATE: "expired"}
-# The fields of a request that are beside its generationConfig, not in it.
+# The fields of a request that are not part of its generationConfig.
 _BESIDE: Final = (
     "systemInstruction", "safetySettings", "tools", "toolConfig", "cachedContent", "labels", "serviceTier", "store",
 )  # fmt: skip
