@@ -157,7 +157,7 @@ def test_old_answers_are_pruned(state: Command) -> None:
     for words, did in ((["--dry-run"], "Would remove"), ([], "Removed"), ([], "Removed 0 answers")):
         said = state("prune", "--older-than", "30d", *words)
         assert said.startswith(did)
-        assert ("10 answers, 1 run without answers, and 10 other records: " in said) is ("0 answers" not in did)
+        assert ("10 answers, 1 run without answers, and 10 other records, which " in said) is ("0 answers" not in did)
     assert [run["name"] for run in json.loads(state("--json"))["runs"]] == ["today", "[bold]last week"]
 
 
