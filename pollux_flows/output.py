@@ -1,6 +1,6 @@
 """Output: the answers of a run in a file that the caller names, with a manifest of numbers beside it.
 
-The ending of its name chooses the format. The file appears once it is complete, and until then the earlier one stays.
+The file extension chooses the format. The file appears once it is complete, and until then an earlier one stays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import fsspec
 from pydantic import Field
 
 from pollux_flows import access
-from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, shown
+from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, redact_address
 from pollux_flows.answer_rows import AnswerRow, csv_header, csv_lines, json_lines
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
@@ -32,17 +32,17 @@ Bucket = Literal["succeeded", "failed", "expired", "cancelled", "invalid_output"
 BUCKETS: Final[tuple[Bucket, ...]] = get_args(Bucket)
 
 _CSV: Final = ".csv"
-# A file of another kind could be one that a program runs or obeys.
+# A file of another type could be one that a program executes or reads as its settings.
 _ENDINGS: Final = (".jsonl", ".ndjson", _CSV)
 _ADVICE: Final = ".jsonl for lines of JSON, with .csv for a table, or with a slash for a folder"
 _READ_ONLY: Final = {"http", "https", "github"}
 _ABANDONED_S: Final = 60.0
-# These show an object when it is closed. A disk, a local one or a server's, shows a file from its first byte.
+# These show an object only once it is closed. A local or remote disk shows a file from its first byte.
 _OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 
 
 class Manifest(Record):
-    """The results in an output as numbers that add up to the prompts that were asked."""
+    """The numbers of results in an output, which add up to the number of prompts."""
 
     submitted: int
     succeeded: int = 0
@@ -70,22 +70,23 @@ class Manifest(Record):
 
 
 class _AnyManifest(Record):
-    """The part of a manifest that tells whose it is: that of answers, or of a table with answers."""
+    """The field that all manifests share, those of answers and those of tables: the output that they belong to."""
 
     output: str | None = None
 
 
 def resolve_output(output: str, endings: Sequence[str] = _ENDINGS, *, advice: str = _ADVICE) -> str:
-    """Return `output` as an absolute place, or raise a ConfigurationError, before anything is asked or submitted.
+    """Return `output` as an absolute path or address. Raises a ConfigurationError if it cannot be used.
 
-    The name of a file must have one of these `endings`; `advice` says what each is for.
+    Called before anything is asked or submitted. The name of a file must have one of these `endings`; `advice` says
+    what each is for.
     """
     if not output.strip():
         raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
     is_folder, is_guarded = output.endswith("/"), access.guards_output(output)
     try:
         check_no_credentials(output, path=is_path(output))
-        if ":" in output:  # else a mere name would be read as a protocol
+        if ":" in output:  # otherwise a mere name would be read as a protocol
             access.check_protocols(output)
         _check_protocol(output)
         if not is_folder:
@@ -95,7 +96,7 @@ def resolve_output(output: str, endings: Sequence[str] = _ENDINGS, *, advice: st
         raise ConfigurationError(f"output cannot be used: {error.message}", hint=error.hint) from None
     except (ValueError, ImportError) as error:
         raise ConfigurationError(
-            f"output cannot be {shown(output)!r}: {error}",
+            f"output cannot be {redact_address(output)!r}: {error}",
             hint="Write a path, or an address such as s3://bucket/answers.jsonl, whose package is installed.",
         ) from None
     if is_guarded:
@@ -114,7 +115,7 @@ def output_path(output: str, name: str) -> str:
 
 
 def check_writable(path: str) -> None:
-    """Raise a ConfigurationError if no file can be created at `path`. Only this machine is asked."""
+    """Raise a ConfigurationError if no file can be created at `path`. Only local paths are checked."""
     fs, _ = fsspec.core.url_to_fs(path)
     if not is_local(fs):
         return
@@ -122,8 +123,8 @@ def check_writable(path: str) -> None:
         NewFile(path.removesuffix("/")).discard()
     except OSError as error:
         raise ConfigurationError(
-            f"output {shown(path)!r} cannot be written to: {type(error).__name__}: {error}",
-            hint="Make room, give this process the right to write there, or name another place. Nothing was asked.",
+            f"output {redact_address(path)!r} cannot be written to: {type(error).__name__}: {error}",
+            hint="Free space, give this process write access, or name another place. Nothing was asked.",
         ) from None
 
 
@@ -136,10 +137,10 @@ async def write_output(
     hint: str,
     is_guarded: bool = False,
 ) -> None:
-    """Write a row per prompt to `path`, and the manifest beside it. An existing file is replaced by the complete one.
+    """Write one row per prompt to `path`, and the manifest beside it. An existing file is replaced once all is written.
 
-    If `is_guarded`, only a file with its manifest is replaced. The manifest is then written first: an attempt that
-    follows a killed one must recognise the answers as its own. `what` and `hint` are for the error.
+    If `is_guarded`, only a file with its manifest is replaced. The manifest is then written first, so that a retry of
+    a killed attempt recognises the answers as its own. `what` and `hint` are for the error.
     """
     is_csv = path.lower().endswith(_CSV)
     lines = csv_lines if is_csv else json_lines
@@ -162,32 +163,32 @@ async def write_output(
         raise
     except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
         raise ConfigurationError(
-            f"{what} could not be written to {shown(path)}: {type(error).__name__}: {error}", hint=hint
+            f"{what} could not be written to {redact_address(path)}: {type(error).__name__}: {error}", hint=hint
         ) from None
 
 
 def _check_protocol(output: str) -> None:
     if protocol(output) in _READ_ONLY:
         raise ConfigurationError(
-            f"output {shown(output)!r} cannot be written to: {protocol(output)} is only read from.",
+            f"output {redact_address(output)!r} cannot be written to: {protocol(output)} is read-only.",
             hint="Name a file, or an object such as s3://bucket/answers.jsonl.",
         )
 
 
 def _check_ending(output: str, endings: Sequence[str], advice: str, *, is_guarded: bool) -> None:
-    # An error must not reveal to those who may not write there whether it is a folder.
+    # A restricted run must not find out from an error whether a folder exists.
     if not is_guarded and is_path(output) and Path(local_path(output)).expanduser().is_dir():
         raise ConfigurationError(
-            f"output {shown(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."
+            f"output {redact_address(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."
         )
     if not output.lower().endswith(tuple(endings)):
         raise ConfigurationError(
-            f"output {shown(output)!r} ends with none of {', '.join(endings)}.", hint=f"End it with {advice}."
+            f"output {redact_address(output)!r} ends with none of {', '.join(endings)}.", hint=f"End it with {advice}."
         )
 
 
 def write_manifest(path: str, manifest: Record) -> None:
-    """Write the manifest of the output at `path`, which it names in its field `output`."""
+    """Write the manifest of the output at `path` beside it. Its field `output` must be that path."""
     file = NewFile(manifest_path(path))
     try:
         file.write(f"{manifest.model_dump_json(indent=2)}\n".encode())
@@ -198,16 +199,18 @@ def write_manifest(path: str, manifest: Record) -> None:
 
 
 def manifest_path(path: str) -> str:
-    """Return the place of the manifest of an output: beside it."""
+    """Return the path of the manifest of an output, which is beside it."""
     return f"{path.removesuffix('/').removesuffix('.jsonl')}.manifest.json"
 
 
 def check_replaceable(output: str) -> None:
-    """Raise a ConfigurationError for a link, and for a file without a manifest, which no run has written."""
+    """Raise a ConfigurationError for a link, and for an existing file whose manifest shows no run that wrote it."""
     fs, _ = fsspec.core.url_to_fs(output)
     places = [output, manifest_path(output)]
     if is_local(fs) and any(os.path.realpath(place) != place for place in places):
-        raise ConfigurationError(f"output {shown(output)!r} is a link.", hint="Name the file that it points to.")
+        raise ConfigurationError(
+            f"output {redact_address(output)!r} is a link.", hint="Name the file that it points to."
+        )
     if not any(fs.exists(place) for place in places):
         return
     try:
@@ -216,7 +219,7 @@ def check_replaceable(output: str) -> None:
         written = ""
     if output not in {written, os.path.realpath(written)}:
         raise ConfigurationError(
-            f"output {shown(output)!r} exists already, and no run of this package wrote it.",
+            f"output {redact_address(output)!r} exists already, and no run of this package wrote it.",
             hint="Name another file. The deployment's own parameters may name, and replace, any file.",
         )
 
@@ -227,7 +230,7 @@ class NewFile:
     def __init__(self, url: str) -> None:
         self._fs, self._path = fsspec.core.url_to_fs(url)
         self._is_local = is_local(self._fs)
-        # Two writers of one file have a name each: the later one replaces what the earlier one wrote.
+        # Two writers of one file use different temporary names, and the later one replaces the file of the earlier one.
         unfinished = f"{self._path}.{uuid4().hex[:8]}.unfinished"
         self._written_as = self._path if protocol(url) in _OBJECT_STORES else unfinished
         if self._is_local:
@@ -241,10 +244,10 @@ class NewFile:
         self.file.write(data)
 
     def complete(self) -> None:
-        """Give the file its name."""
+        """Rename the file to its final name."""
         if self._is_local:
             self.file.flush()
-            os.fsync(self.file.fileno())  # else a crash of the machine could leave its name without its contents
+            os.fsync(self.file.fileno())  # otherwise a crash of the machine could leave an empty file of that name
         self.file.close()
         if self._is_local:
             os.replace(self._written_as, self._path)  # noqa: PTH105 (a path of fsspec's)
@@ -252,10 +255,10 @@ class NewFile:
             self._fs.mv(self._written_as, self._path)
 
     def discard(self) -> None:
-        """Leave nothing behind, as far as that is possible: the error that led here is the one to report."""
+        """Remove the unfinished file, best effort, so that the error that led here is the one to be raised."""
         with suppress(Exception):
             if self._written_as == self._path:
-                self.file.discard()  # type: ignore[attr-defined]  # closing it would save it
+                self.file.discard()  # type: ignore[attr-defined]  # close() would save it
                 return
             self.file.close()
         with suppress(Exception):
@@ -263,7 +266,7 @@ class NewFile:
 
 
 def lock_unfinished(descriptor: int) -> bool:
-    """Lock an open file or folder until it is closed; return False if another writer has."""
+    """Lock an open file or folder until it is closed. Return False if another writer has locked it."""
     try:
         import fcntl
 
@@ -274,11 +277,11 @@ def lock_unfinished(descriptor: int) -> bool:
 
 
 def remove_abandoned(path: str) -> None:
-    """Remove the unfinished files and folders that killed writers of this output have left."""
+    """Remove the unfinished files and folders of killed writers of this output."""
     pattern = re.compile(rf"{re.escape(Path(path).name)}\.[0-9a-f]{{8}}\.unfinished")
     with suppress(OSError):
         for entry in Path(path).parent.iterdir():
-            # One that was just made may not be locked yet.
+            # A new file may not be locked yet.
             if pattern.fullmatch(entry.name) and time.time() - entry.lstat().st_mtime > _ABANDONED_S:
                 _remove_if_unlocked(entry)
 
@@ -293,5 +296,5 @@ def _remove_if_unlocked(entry: Path) -> None:
 
 
 def is_local(fs: Any) -> bool:
-    """Return whether this fsspec file system is that of this machine."""
+    """Return whether this fsspec file system is the local one."""
     return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))

@@ -1,8 +1,7 @@
-"""Mapping by batches: the rows without an answer become one deferred job, whose answers are saved for the table.
+"""Mapping in batches: submit the rows without an answer as one deferred job, and save its answers for the table.
 
 The run is suspended while the provider works. When it is resumed it starts from its first line, finds its job by its
-name, and saves what the job brought under the identities of the rows' calls. From then on a row finds its answer as it
-finds any other.
+name, and saves its answers under the identities of the rows' calls. From then on they are reused like any others.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _SAVES_AT_ONCE: Final = 500
 
 @dataclass
 class BatchRunner:
-    """Answers the chunks of a table by a deferred job."""
+    """Answers the chunks of a table with one deferred job."""
 
     provider: PolluxProvider
     config: Config
@@ -62,12 +61,12 @@ class BatchRunner:
             self.progress.advance(chunk.rows)
 
     async def mark_failed(self) -> None:
-        """Let a retry of the run submit again what was not answered."""
+        """Record that the run failed, so that its retry submits the unanswered prompts again."""
         if self.job is not None:
             await mark_failed(self.job)
 
     async def _find_unanswered(self, chunks: Sequence[Chunk]) -> dict[str, Question]:
-        """Return what has no saved answer, by identity, each question once."""
+        """Return the questions without a saved answer, by the identity of their call, each once."""
         run = self.run
         missing: dict[str, Question] = {}
         for chunk in chunks:
@@ -76,9 +75,9 @@ class BatchRunner:
         return missing
 
     async def _run_job(self, missing: Mapping[str, Question]) -> dict[str, Outcome | None]:
-        """Submit a job for these questions, wait for it and save its answers.
+        """Submit a job for these questions, wait for it, and save its answers.
 
-        Return the identities of its calls, each with its outcome if it was not answered.
+        Return the identities of its calls, each with its outcome if it has no answer.
         """
         if not missing:
             return {}
@@ -99,7 +98,7 @@ class BatchRunner:
         return await self._save_answers(self.job)
 
     async def _save_answers(self, job: Job) -> dict[str, Outcome | None]:
-        """Save the answers of a complete job for the calls of the table. Doing it again changes nothing."""
+        """Save the answers of a complete job for the calls of the table. Idempotent."""
         store = await BlockJobStore.open()
         plan = await asyncio.to_thread((await store.load_request(job.name)).plan, job)
         identities = {call.index: call.identity for call in plan.calls}
@@ -118,7 +117,7 @@ class BatchRunner:
 
 
 def _with_cost(item: Item, identity: str) -> Outcome:
-    """Return what a job brought to a call of the table, with all that was paid for it."""
+    """Return the outcome of a call of the table, with everything that was paid for it in the job."""
     paid_before = sum(outcome.cost_usd or 0.0 for outcome in item.earlier)
     return item.outcome.model_copy(update={"identity": identity, "paid_before_usd": paid_before, "reused": "run"})
 

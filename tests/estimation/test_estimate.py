@@ -13,7 +13,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.estimation.estimate import Amount
 from pollux_flows.estimation.estimating import estimate_calls
 from pollux_flows.estimation.schema_size import size_of_answer
-from pollux_flows.estimation.work import Sampled, Work
+from pollux_flows.estimation.work import SampledCall, Work
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Fault, Simulator
@@ -69,7 +69,7 @@ async def test_a_local_server_is_not_asked_to_count(sim: Simulator, config: Make
     assert not sim.requests
     assert estimate.input_tokens.expected == 100
     assert estimate.cost_usd.expected is None
-    assert estimate.cost_usd.unknown == "The cost of an answer from a local server is not known."
+    assert estimate.cost_usd.unknown == "The cost of an answer from a local server is unknown."
     assert "does not support" in str(estimate.batch_cost_usd.unknown)
 
 
@@ -162,11 +162,11 @@ async def test_a_sample_is_estimated_for_all_calls_of_a_table(config: MakeConfig
         source = Source.from_text("x" * 4 * number)
         return make_plan(make_request("four", target=made.target, sources=[source], options=Options(max_tokens=20)))
 
-    sample = [Sampled(each, each.calls[0]) for each in map(plan, range(1, 101))]
+    sample = [SampledCall(each, each.calls[0]) for each in map(plan, range(1, 101))]
     estimate = await estimate_calls(Work(sample, calls=50_000, to_ask=40_000, duplicates=4_000, reused=6_000), made)
     assert estimate.input_tokens.expected == pytest.approx(40_000 * 51.5, rel=0.02)
     assert (estimate.calls, estimate.to_ask, estimate.counted) == (50_000, 40_000, 20)
-    assert "100 calls stand for all 40,000." in estimate.assumptions
+    assert "A sample of 100 calls represents all 40,000." in estimate.assumptions
 
 
 async def test_an_estimate_advises_on_caching(config: MakeConfig) -> None:
@@ -174,7 +174,7 @@ async def test_an_estimate_advises_on_caching(config: MakeConfig) -> None:
     report = Source.from_text("A long report. " * 20_000)
     model = "gemini-2.5-flash"
     pays = await estimate_many(["Why?"] * 30, sources=[report], config=config("gemini", model=model))
-    assert pays.caching.startswith('cache="auto" pays: ')
+    assert pays.caching.startswith('cache="auto" is cheaper: ')
     vain = await estimate_many(["Why?", "How?"], config=config("gemini", model=model))
     assert vain.caching.startswith('cache="auto" would cache nothing: ')
 
@@ -204,7 +204,7 @@ async def test_an_estimate_refuses_what_a_run_refuses(sim: Simulator, config: Ma
     options = Options(response_schema={"type": "array", "items": {"type": "string"}})
     with pytest.raises(ConfigurationError, match="root is an object"):
         await estimate_many(["x"], config=config("openai"), options=options)
-    with pytest.raises(ConfigurationError, match="takes none"):
+    with pytest.raises(ConfigurationError, match="reuses none of them"):
         await estimate_many(["x"], config=config("openai"), max_age=5)
     assert not sim.requests
 

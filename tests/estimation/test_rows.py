@@ -71,7 +71,7 @@ async def test_a_sample_of_a_long_table_is_estimated(
     assert (expected.calls, expected.duplicates, expected.to_ask, expected.counted) == (6_000, 3_000, 3_000, 20)
     assert expected.input_tokens.expected == pytest.approx(tokens, rel=0.15)
     assert len(sim.requests) == 20
-    assert any("calls stand for all 3,000" in line for line in expected.assumptions)
+    assert any("calls represents all 3,000" in line for line in expected.assumptions)
 
 
 async def test_the_sources_of_a_sample_are_opened(

@@ -74,7 +74,7 @@ async def test_reused_answers_are_listed(provider: PolluxProvider) -> None:
     for _ in range(2):
         fan_out(["one", "two"], provider, reuse="always")
     assert [row["status"] for row in await read_rows("fan-out")] == ["answered", "answered"]
-    with pytest.raises(ConfigurationError, match=r"Several runs are called .*Pass the id of one"):
+    with pytest.raises(ConfigurationError, match=r"Several runs are named .*Pass the id of one"):
         await load_answers((await find_newest_run("fan-out")).name)
 
 

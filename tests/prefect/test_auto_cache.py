@@ -81,7 +81,7 @@ def test_a_run_with_one_prompt_creates_no_cache(gemini: PolluxProvider, simulato
 def test_no_cache_is_created_at_a_provider_with_automatic_caching(provider: PolluxProvider) -> None:
     envelope = fan_out(PROMPTS, provider, [make_document("f")], cache="auto")
     assert envelope.status == "ok"
-    assert "nothing has to be done" in envelope.diagnostics["cache"]["why"]
+    assert "caches repeated prefixes" in envelope.diagnostics["cache"]["why"]
 
 
 def test_a_warmed_cache_is_used_and_not_deleted(gemini: PolluxProvider, simulator: Simulator) -> None:

@@ -45,7 +45,7 @@ async def test_a_server_without_the_block_type_has_no_caches(caches: Command) ->
     await delete_block_type()
     assert "none yet." in await asyncio.to_thread(caches)
     assert (await asyncio.to_thread(caches, "delete", "x")).startswith(
-        "refused: No cache called 'x' is registered on the"
+        "refused: No cache named 'x' is registered on the"
     )
 
 
@@ -76,7 +76,7 @@ def test_cache_blocks_are_listed_and_deleted(caches: Command, gemini: PolluxProv
     assert simulator.gemini_caches.all(simulator.now()) == []
     with pytest.raises(ValueError, match=name):
         cast(Any, PolluxCache).load(name)
-    assert caches("delete", name).startswith("refused: No cache called")
+    assert caches("delete", name).startswith("refused: No cache named")
 
 
 def test_caches_of_the_state_store_are_listed_on_request(caches: Command) -> None:

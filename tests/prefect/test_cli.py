@@ -73,7 +73,7 @@ def test_the_block_files_of_the_repository_can_be_applied(pollux: Command) -> No
     folder = Path(__file__).parents[2] / "blocks"
     printed = pollux("apply", str(folder)).splitlines()
     assert "pollux-provider/simulated: created" in printed
-    assert set(pollux("apply", str(folder)).splitlines()) == {line.replace("created", "as it was") for line in printed}
+    assert set(pollux("apply", str(folder)).splitlines()) == {line.replace("created", "unchanged") for line in printed}
 
 
 def test_applying_a_file_lists_changed_fields_and_keeps_the_key(pollux_with_provider: Command) -> None:
@@ -96,7 +96,7 @@ def test_applying_a_file_lists_changed_fields_and_keeps_the_key(pollux_with_prov
         ("", "blocks.yaml names no blocks"),
         ("pollux-provider/x: [", "cannot be read as YAML"),
         ("gemini: {provider: gemini, model: m}", "blocks.yaml, gemini has no name"),
-        ("pollux-thing/x: {a: 1}", "no block type is called 'pollux-thing'. Ours are"),
+        ("pollux-thing/x: {a: 1}", "there is no block type 'pollux-thing'. Write one of"),
         (
             "pollux-provider/x: {provider: gemini}",
             "blocks.yaml, pollux-provider/x: PolluxProvider is not usable: model is",
@@ -104,7 +104,7 @@ def test_applying_a_file_lists_changed_fields_and_keeps_the_key(pollux_with_prov
         ("pollux-provider/x: {provider: gemini, modle: m}", "modle is not among its fields"),
         (
             "pollux-provider/x: {provider: gemini, model: m, api_key: sk-123}",
-            "api_key is a secret, and stands in the file",
+            "api_key is a secret, and is written in the file",
         ),
         ("pollux-provider/x: {provider: gemini, model: m, api_key: {env: NO_SUCH}}", "NO_SUCH, which is not set"),
         (
@@ -175,9 +175,9 @@ def test_run_prints_answers_and_failures_of_a_partial_run(pollux_with_provider: 
     ("words", "message"),
     [
         (["run", "-p", "cli"], "There is no prompt"),
-        (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "There are prompts and a file of prompts"),
+        (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "There are prompts and a file with prompts"),
         (["run", "--prompts", "x.txt", "-p", "cli"], "x.txt cannot be read"),
-        (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider called 'nobody' on this server. Save it"),
+        (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider named 'nobody' on this server. Save it"),
         (["run", "Why?", "-p", "cli", "-s", "missing.pdf"], "There is no file 'missing.pdf' to read"),
         (["run", "Why?", "-p", "cli", "--schema", "missing.json"], "missing.json cannot be read"),
         (["cancel", "nothing"], "nothing"),
@@ -207,7 +207,7 @@ def run_command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, s
         (["run", "Why?", "-p", "cli"], 0, ""),
         (["run", "Why?", "[[simulate: status=400]]", "-p", "cli"], 1, "1 of 2 prompts were not answered."),
         (["run", "Why?"], 2, 'Command "run" parameter --provider requires an argument. See pollux-flows run --help.'),
-        (["run", "Why?", "-p", "nobody"], 2, "There is no PolluxProvider called 'nobody' on this server."),
+        (["run", "Why?", "-p", "nobody"], 2, "There is no PolluxProvider named 'nobody' on this server."),
         (["jobs", "--watch"], 2, "--watch is for a terminal."),
     ],
 )

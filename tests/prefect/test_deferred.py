@@ -148,7 +148,7 @@ async def test_resubmit_submits_only_the_failed_prompts(
     envelope = await await_for(name)
     assert (envelope.status, envelope.answers) == ("ok", ANSWERS)
     assert [batch.rows for batch in simulator.batches] == [4, 2]
-    with pytest.raises(ConfigurationError, match="have their answer"):
+    with pytest.raises(ConfigurationError, match="have answers"):
         await aresubmit(name)
 
 
@@ -245,7 +245,7 @@ async def test_a_job_without_its_provider_does_not_stop_the_collector(save_provi
     await block.asave(edited, overwrite=True)
     rows = {row.job: row for row in (await acollect()).rows}
     assert rows[fine].collected
-    assert "no PolluxProvider called" in (rows[gone].problem or "")
+    assert "no PolluxProvider named" in (rows[gone].problem or "")
     assert rows[edited].problem
     await save_provider("openai")
     assert (await acollect([gone])).rows[0].collected
@@ -290,9 +290,9 @@ async def test_the_batch_of_a_waiting_run_that_is_cancelled_is_cancelled(
 
 async def test_an_unknown_job_is_refused() -> None:
     for call in (acollect(["nobody"]), acancel("nobody"), aresubmit("nobody"), await_for("nobody")):
-        with pytest.raises(ConfigurationError, match="no job called 'nobody'"):
+        with pytest.raises(ConfigurationError, match="no job named 'nobody'"):
             await call
-    with pytest.raises(ConfigurationError, match="no job called"):
+    with pytest.raises(ConfigurationError, match="no job named"):
         await asyncio.to_thread(cancel, "nobody")
 
 

@@ -87,7 +87,9 @@ async def test_an_error_calls_answers_saved_only_if_they_are(
         await await_for(name)
     hint = caught.value.hint or ""
     assert (f"is saved: resubmit('{name}') asks only the others" in hint) is not bool(lost)
-    assert ("is gone from this worker's result storage" in hint and "pays for, everything again" in hint) is bool(lost)
+    assert ("is no longer in this worker's result storage" in hint and "pays for, everything again" in hint) is bool(
+        lost
+    )
 
 
 async def test_a_retry_needs_neither_the_sources_nor_the_provider_of_a_submitted_job(
@@ -193,7 +195,7 @@ async def test_retired_jobs_are_removed_after_the_retention_time(
     machine.now += 3600
     await acollect()
     await acollect()
-    with pytest.raises(ConfigurationError, match="no job called"):
+    with pytest.raises(ConfigurationError, match="no job named"):
         await await_for(name)
 
 
@@ -542,5 +544,5 @@ async def test_unusable_outputs_are_refused(save_provider: SaveProvider, simulat
 @pytest.mark.parametrize("name", ["Upper", "a/b", "no such", "x" * 300, "-"])
 async def test_names_that_no_job_can_have_are_refused(name: str) -> None:
     for call in (acancel(name), aresubmit(name), await_for(name), acollect([name])):
-        with pytest.raises(ConfigurationError, match="no job called"):
+        with pytest.raises(ConfigurationError, match="no job named"):
             await call

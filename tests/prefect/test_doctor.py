@@ -19,7 +19,7 @@ from prefect.states import Scheduled
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.blocks.registration import aregister_block_types, register_block_types
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
-from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
+from pollux_flows.cli.versions import find_conflicts, find_installed, find_server_problem
 from pollux_flows.flows import asweep, collect
 from pollux_flows.result import SweepReport
 from tests.prefect.jobs import jobs_home, no_jobs_are_left
@@ -117,8 +117,8 @@ async def _return_value(value: Any, *_arguments: Any) -> Any:
 
 
 def test_the_versions_installed_here_work_together() -> None:
-    assert installed().keys() == {"prefect", "sqlalchemy", "fastapi"}
-    assert find_conflicts(installed()) == []
+    assert find_installed().keys() == {"prefect", "sqlalchemy", "fastapi"}
+    assert find_conflicts(find_installed()) == []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_server_of_an_earlier_prefect_is_a_problem() -> None:
 
 
 def test_doctor_names_conflicting_versions(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pollux_flows.cli.doctor.installed", lambda: {"prefect": "3.8.8", "sqlalchemy": "2.1.9"})
+    monkeypatch.setattr("pollux_flows.cli.doctor.find_installed", lambda: {"prefect": "3.8.8", "sqlalchemy": "2.1.9"})
     printed = pollux("doctor")
     assert printed.startswith("refused: 2 ")
     assert (

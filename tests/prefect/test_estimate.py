@@ -103,7 +103,7 @@ def test_the_cost_of_a_mapped_table_is_close_to_its_estimate(
     report = map_rows(table, prompt, provider, str(tmp_path / "out.csv"), options=options)
     assert expected.cost_usd.expected == pytest.approx(report.cost_usd, rel=0.15)
     assert estimate([], provider, table=table, prompt=prompt, options=options).to_ask == 0
-    with pytest.raises(ConfigurationError, match="A table has one prompt"):
+    with pytest.raises(ConfigurationError, match="with one prompt"):
         estimate(["Why?"], provider, table=table, prompt=prompt)
 
 

@@ -77,7 +77,7 @@ def test_a_flow_continues_a_conversation(provider: PolluxProvider) -> None:
     assert roles == ["user", "assistant", "tool", "user", "assistant", "user", "assistant"]
     with pytest.raises(ConfigurationError, match="one prompt"):
         fan_out(PROMPTS, provider, options=Options(continue_from=last))
-    with pytest.raises(ConfigurationError, match="each source by itself"):
+    with pytest.raises(ConfigurationError, match="each source separately"):
         broadcast(["Who?"], SOURCES, provider, options=Options(continue_from=last))
 
 

@@ -372,7 +372,7 @@ async def test_a_worker_with_another_state_is_refused(provider: PolluxProvider, 
     spec = MapSpec(prompt="{title}", target=(await provider.config()).target)
     run = MapRun(spec, Terms(reuse="always"), RunScope("r"), store="of another machine", provider=None)
     (chunk,) = scan_table(write_csv("in.csv", REVIEWS), rows_per_chunk=100).chunks
-    with pytest.raises(ConfigurationError, match="another state"):
+    with pytest.raises(ConfigurationError, match="a different state"):
         await map_chunk(chunk, run, "rows")
     assert simulator.requests == []
 

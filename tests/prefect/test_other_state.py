@@ -110,7 +110,7 @@ def test_an_error_calls_answers_saved_only_if_they_are(
         fan_out(PROMPTS, provider)
     hint = caught.value.hint or ""
     assert ("is saved: a retry asks only the others" in hint) is not is_lost
-    assert ("is gone from the state" in hint and "a retry asks, and pays for, everything again" in hint) is is_lost
+    assert ("is no longer in the state" in hint and "a retry asks, and pays for, everything again" in hint) is is_lost
 
 
 def test_a_retry_in_another_state_runs_if_nothing_was_asked_before(

@@ -117,7 +117,7 @@ async def test_run_parameters_do_not_send_the_workers_key_elsewhere(
     await PolluxProvider(provider="openai", model="m").asave("names-another-address", overwrite=True)
     written = {"provider": "openai", "model": "m", "base_url": ELSEWHERE, **key, **name}
     restored = _restore_provider(written)
-    with pytest.raises(ConfigurationError, match=f"another address|POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
+    with pytest.raises(ConfigurationError, match=f"another provider or address|POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
         await restored.config()
     monkeypatch.setenv("OPENAI_BASE_URL", ELSEWHERE)
     if not name:
@@ -189,7 +189,7 @@ async def test_a_saved_key_is_not_sent_to_another_address() -> None:
         "_block_document_name": "not-for-everybody",
     }
     restored = take_provider.validate_parameters({"provider": forged})["provider"]
-    with pytest.raises(ConfigurationError, match="another address"):
+    with pytest.raises(ConfigurationError, match="another provider or address"):
         await restored.config()
 
 

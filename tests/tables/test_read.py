@@ -112,7 +112,7 @@ def test_a_file_that_changed_after_its_scan_is_refused(ending: str, tmp_path: Pa
     address = write(tmp_path / f"t.{ending}", ROWS)
     table = scan_table(address, rows_per_chunk=10)
     write(tmp_path / f"t.{ending}", [*ROWS, ROWS[0]])
-    with pytest.raises(SourceError, match="changed after it was scanned, so that rows 11 to 20"):
+    with pytest.raises(SourceError, match="changed after it was scanned, so rows 11 to 20"):
         read_chunk(table.chunks[1])
 
 

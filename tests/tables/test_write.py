@@ -321,9 +321,9 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     [
         (" ", "blank"),
         ("out.xlsx", "ends with none of .parquet, .jsonl, .ndjson, .csv"),
-        ("https://example.com/out.parquet", "only read from"),
+        ("https://example.com/out.parquet", "read-only"),
         ("s3://user:password@bucket/out.parquet", "password"),
-        ("memory://bucket/out/", "a folder on another system"),
+        ("memory://bucket/out/", "a remote folder"),
         ("/proc/out.parquet", "cannot be written to"),
         ("/proc/out/", "cannot be written to"),
     ],
