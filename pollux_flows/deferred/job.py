@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 from uuid import uuid4
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
 from pollux_flows.access import guards_output
 from pollux_flows.config import Target
@@ -117,6 +117,8 @@ class Part(Record):
 class Job(Record):
     """Deferred work: what was submitted, where, and its progress."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     version: int = VERSION
     name: str = Field(description="The name of the job, which its users know.")
     submission: str = Field(description="The mark that every batch of it carries in its name or in its rows.")
@@ -142,7 +144,12 @@ class Job(Record):
     children: int = Field(default=0, description="The number of jobs that have repeated its failed prompts.")
     failed_in: str | None = Field(default=None, description="The attempt of its run that failed for missing answers.")
     waiting_runs: list[str] = Field(default_factory=list, description="Suspended flow runs that wait for it.")
-    told: list[str] = Field(default_factory=list, description="The events that were emitted.")
+    emitted: list[str] = Field(
+        default_factory=list,
+        validation_alias=AliasChoices("told", "emitted"),
+        serialization_alias="told",  # as older versions stored it
+        description="The events that were emitted.",
+    )
     manifest: Manifest | None = Field(default=None, description="Its results, once its answers are saved.")
     retired_at: float | None = Field(default=None, description="When the last step after its collection was done.")
     taken_by: Chain = Field(default=(), description="The place in a flow run that waits for it, if a sub-flow does.")

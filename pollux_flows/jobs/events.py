@@ -31,12 +31,12 @@ async def emit_job_event(job: Job, event: JobEvent) -> Job:
     """
     if was_emitted(job, event) or not await emit_event(_make_event(job, event)):
         return job
-    return job.model_copy(update={"told": [*job.told, _event_key(job, event)]})
+    return job.model_copy(update={"emitted": [*job.emitted, _event_key(job, event)]})
 
 
 def was_emitted(job: Job, event: JobEvent) -> bool:
     """Return True if this event was emitted for the job in its current state."""
-    return _event_key(job, event) in job.told
+    return _event_key(job, event) in job.emitted
 
 
 async def emit_submission_events(lock: JobLock) -> None:

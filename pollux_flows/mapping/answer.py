@@ -32,7 +32,7 @@ UNUSABLE_ROW: Final = "unusable_row"
 NOT_ASKED: Final = "not_asked"
 """The status of a row that was not asked because many calls before it had failed."""
 
-Came = Literal["asked", "reused", "not_asked", "unusable"]
+Origin = Literal["asked", "reused", "not_asked", "unusable"]
 """The origin of a row's answer: asked by this run, reused, not asked, or unusable, as the row cannot be asked."""
 
 OnOutcome = Callable[[Outcome], None]
@@ -43,7 +43,7 @@ class MappedAnswer(Record):
 
     identity: str | None = Field(description="The identity of its call; None for a row that cannot be asked.")
     row: AnswerRow
-    came: Came = "asked"
+    origin: Origin = "asked"
     paid_here: bool = Field(default=False, description="True if the run at hand has paid for it, in any attempt.")
     paid_now: bool = Field(default=False, description="True if it was paid for just now, not in an earlier attempt.")
     paid_before_usd: float = Field(default=0.0, description="The cost of earlier answers to its call in this run.")
@@ -183,7 +183,7 @@ def _collect_answers(
             MappedAnswer.model_construct(
                 identity=outcome.identity,
                 row=AnswerRow.of(number, None, outcome, structured=value, misfit=misfit),
-                came="reused" if outcome.reused == "always" else "asked" if outcome.attempts else "not_asked",
+                origin="reused" if outcome.reused == "always" else "asked" if outcome.attempts else "not_asked",
                 paid_here=outcome.answer is not None and outcome.reused != "always",
                 paid_now=outcome.answer is not None and outcome.reused is None,
                 paid_before_usd=outcome.paid_before_usd if outcome.reused != "always" else 0.0,
@@ -216,11 +216,11 @@ def skip_chunk(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
         error=message,
         hint=failure.hint,
     )
-    answer = MappedAnswer(identity=None, row=row, came="not_asked", failure=failure)
+    answer = MappedAnswer(identity=None, row=row, origin="not_asked", failure=failure)
     return ChunkAnswers(answers=[answer], places=[0] * chunk.rows)
 
 
 def _refusal_answer(index: int, error: RowError) -> MappedAnswer:
     row = AnswerRow(number=index + 1, prompt=None, status=UNUSABLE_ROW, error=error.message, hint=error.hint)
     failure = CallFailure(index=index, kind="source", message=error.message, hint=error.hint)
-    return MappedAnswer(identity=None, row=row, came="unusable", failure=failure)
+    return MappedAnswer(identity=None, row=row, origin="unusable", failure=failure)

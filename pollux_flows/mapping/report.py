@@ -84,7 +84,7 @@ class RowTally:
         counted: set[int] = set()
         for place in chunk.places:
             answer = chunk.answers[place]
-            kind: str = answer.came
+            kind: str = answer.origin
             if answer.identity is not None:
                 name = hashlib.blake2b(answer.identity.encode(), digest_size=_DIGEST_BYTES).digest()
                 is_new = name not in self._seen
