@@ -57,6 +57,8 @@ def _schema_as_json(value: type[BaseModel] | dict[str, Any] | str | None) -> dic
     return name if importable else value.model_json_schema()
 
 
+# A new field also belongs in state/identity.py, capabilities.py, each provider's generate.py, openrouter/models.py (if
+# models may lack it), flows/ui_forms.py and docs/providers.md. Tests fail where it is forgotten.
 class Options(Document):
     """How the model is to answer. Unset fields use the provider's default."""
 

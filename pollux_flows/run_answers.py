@@ -21,8 +21,8 @@ from pollux_flows.answer_rows import AnswerRow, describe_misfit
 from pollux_flows.deferred.output import read_rows
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.jobs.connection import open_client
+from pollux_flows.jobs.names import job_name
 from pollux_flows.jobs.store import BlockJobStore
-from pollux_flows.jobs.waiters import job_name
 from pollux_flows.options import Options
 from pollux_flows.pipeline.structured import Reading, read_answers
 from pollux_flows.result import Outcome

@@ -38,11 +38,11 @@ def find_unlisted_fields(document: type[Document], in_key: set[str], left_out: d
 @pytest.mark.parametrize(
     ("document", "in_key", "left_out"),
     [
-        (Target, identity.TARGET_IN_KEY, {}),
-        (Config, identity.TARGET_IN_KEY, identity.CONFIG_LEFT_OUT),
-        (Options, identity.OPTIONS_IN_KEY, identity.OPTIONS_LEFT_OUT),
-        (Source, identity.SOURCE_IN_KEY, identity.SOURCE_LEFT_OUT),
-        (Turn, identity.TURN_IN_KEY, identity.TURN_LEFT_OUT),
+        (Target, identity.TARGET_IN_IDENTITY, {}),
+        (Config, identity.TARGET_IN_IDENTITY, identity.CONFIG_LEFT_OUT),
+        (Options, identity.OPTIONS_IN_IDENTITY, identity.OPTIONS_LEFT_OUT),
+        (Source, identity.SOURCE_IN_IDENTITY, identity.SOURCE_LEFT_OUT),
+        (Turn, identity.TURN_IN_IDENTITY, identity.TURN_LEFT_OUT),
     ],
 )
 def test_every_field_is_in_the_key_or_left_out_for_a_reason(
@@ -57,7 +57,7 @@ def test_the_check_finds_new_stale_duplicate_and_unexplained_fields() -> None:
     class Newer(Options):
         seed: int | None = None
 
-    in_key, left_out = identity.OPTIONS_IN_KEY, identity.OPTIONS_LEFT_OUT
+    in_key, left_out = identity.OPTIONS_IN_IDENTITY, identity.OPTIONS_LEFT_OUT
     assert find_unlisted_fields(Newer, in_key, left_out) == {"seed"}
     assert find_unlisted_fields(Newer, in_key | {"seed"}, left_out) == set()
     assert find_unlisted_fields(Newer, in_key, {**left_out, "seed": "a reason"}) == set()
@@ -66,7 +66,7 @@ def test_the_check_finds_new_stale_duplicate_and_unexplained_fields() -> None:
     assert find_unlisted_fields(Options, in_key, {**left_out, "implicit_caching": " "}) == {"implicit_caching"}
 
 
-@pytest.mark.parametrize("field", sorted(identity.SOURCE_IN_KEY))
+@pytest.mark.parametrize("field", sorted(identity.SOURCE_IN_IDENTITY))
 def test_each_field_of_a_source_that_is_listed_as_in_the_key_changes_the_identity(field: str) -> None:
     page = Source.from_uri("https://h", mime_type="video/mp4")
     changed: dict[str, Source] = {
@@ -106,7 +106,7 @@ def test_limits_and_keys_are_not_in_the_identity(one: Config, other: Config) -> 
     assert (request_identity(one.target, Options(), []) == request_identity(other.target, Options(), [])) == same
 
 
-@pytest.mark.parametrize("field", sorted(identity.TURN_IN_KEY))
+@pytest.mark.parametrize("field", sorted(identity.TURN_IN_IDENTITY))
 def test_each_field_of_a_turn_that_is_listed_as_in_the_key_changes_the_identity(field: str) -> None:
     """Prior turns are sent with the prompt, and change the answer."""
     turn = Turn(role="assistant", content="a")

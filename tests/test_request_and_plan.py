@@ -204,7 +204,7 @@ def test_a_new_option_at_its_default_does_not_change_identities(monkeypatch: pyt
         seed: int | None = None
 
     before = request_identity(TARGET, Options(temperature=0.5), [])
-    monkeypatch.setattr(identity, "OPTIONS_IN_KEY", identity.OPTIONS_IN_KEY | {"seed"})
+    monkeypatch.setattr(identity, "OPTIONS_IN_IDENTITY", identity.OPTIONS_IN_IDENTITY | {"seed"})
     assert request_identity(TARGET, Later(temperature=0.5), []) == before
     assert request_identity(TARGET, Later(temperature=0.5, seed=1), []) != before
 

@@ -81,7 +81,7 @@ def simulator(
 
 
 # The help is here so that a command is imported only when it is called. The list of commands shows the first line.
-for _room, _commands in {
+for _module, _commands in {
     "init": {"init": "Write a small project that runs at once with the simulator. Existing files are not overwritten."},
     "apply": {
         "apply": """Save blocks on the Prefect server, from YAML files.
@@ -133,4 +133,4 @@ for _room, _commands in {
 }.items():
     for _name, _help in _commands.items():
         _paragraphs = [" ".join(each.split()) for each in _help.split("\n\n")]
-        app.command(f"pollux_flows.cli.{_room}:{_name}", name=_name.rstrip("_"), help="\n\n".join(_paragraphs))
+        app.command(f"pollux_flows.cli.{_module}:{_name}", name=_name.rstrip("_"), help="\n\n".join(_paragraphs))

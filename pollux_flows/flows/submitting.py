@@ -27,8 +27,8 @@ from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.frames import Column
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import emit_submission_events, was_emitted
+from pollux_flows.jobs.names import job_name, sub_flow_job_name
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs
-from pollux_flows.jobs.waiters import job_name
 from pollux_flows.options import Options
 from pollux_flows.output import resolve_output
 from pollux_flows.pipeline.plan import Plan, make_plan
@@ -37,7 +37,6 @@ from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import open_session
 from pollux_flows.scope import Lineage, lineage
 from pollux_flows.source import Source
-from pollux_flows.state.identity import digest
 from pollux_flows.state.leases import backoff_pauses
 from pollux_flows.state.slots import Chain, has_lapsed
 from pollux_flows.tasks import UNSTORED
@@ -101,7 +100,7 @@ async def _names(here: Lineage) -> AsyncIterator[str]:
         yield job_name(str(here.outermost.id))
         return
     for ordinal in count():
-        yield f"deferred-{digest('deferred', [str(here.outermost.id), here.parameters_digest, ordinal])[:12]}"
+        yield sub_flow_job_name(str(here.outermost.id), here.parameters_digest, ordinal)
 
 
 async def _take_over(store: BlockJobStore, job: Job, here: Lineage) -> bool:

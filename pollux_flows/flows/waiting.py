@@ -19,8 +19,9 @@ from pollux_flows.errors import BudgetError, ConfigurationError, PolluxError
 from pollux_flows.flows.answering import OnPartial, publish_outcome
 from pollux_flows.flows.submitting import submit_again
 from pollux_flows.jobs.collector import run_pass
+from pollux_flows.jobs.names import job_name
 from pollux_flows.jobs.store import BlockJobStore
-from pollux_flows.jobs.waiters import SUSPENDED_S, job_name, suspendable_run
+from pollux_flows.jobs.waiters import SUSPENDED_S, suspendable_run
 from pollux_flows.options import Options
 from pollux_flows.result import ResultEnvelope
 from pollux_flows.scope import lineage

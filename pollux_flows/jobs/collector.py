@@ -31,8 +31,9 @@ from pollux_flows.deferred.submit import create_child
 from pollux_flows.errors import BudgetError, ConfigurationError, PolluxError
 from pollux_flows.jobs import pages
 from pollux_flows.jobs.events import JobEvent, emit_job_event, emit_submission_events, was_emitted
+from pollux_flows.jobs.names import job_name
 from pollux_flows.jobs.store import BlockJobStore, JobConfigs, unknown_job
-from pollux_flows.jobs.waiters import find_cancelled, job_name, resume_runs
+from pollux_flows.jobs.waiters import find_cancelled, resume_runs
 from pollux_flows.output import output_path
 from pollux_flows.providers.session import Session, open_session
 from pollux_flows.state.clock_check import FILE, Expiry, machine_expiry

@@ -24,8 +24,8 @@ from pollux_flows.state.leases import LeaseLostError, run_to_completion
 from pollux_flows.state.process import is_dead, this_process
 
 # A Prefect server on SQLite may take a minute to answer when many write at once.
-LEASE_S: Final = 120.0
-_RENEW_S: Final = LEASE_S / 6
+_LEASE_S: Final = 120.0
+_RENEW_S: Final = _LEASE_S / 6
 _CONFIRM_S: Final = 2.0
 _VARIABLE: Final = "/variables/{id}"
 
@@ -38,7 +38,7 @@ class ServerLease:
 
     async def renew(self) -> None:
         """Extend the lease from now on, or raise LeaseLostError."""
-        until = time.time() + LEASE_S
+        until = time.time() + _LEASE_S
         if time.time() >= self._until:
             raise LeaseLostError(self._name)
         async with open_client() as client:
@@ -48,7 +48,7 @@ class ServerLease:
 
     async def check(self) -> None:
         """Raise LeaseLostError if another process may have taken over. A lease that expires soon is renewed."""
-        if self._until - time.time() < LEASE_S / 2:
+        if self._until - time.time() < _LEASE_S / 2:
             await self.renew()
 
     async def release(self) -> None:
@@ -87,7 +87,7 @@ async def _acquire(name: str) -> ServerLease | None:
                         continue
                 await _request(client, "DELETE", found.id)
                 continue
-            until, token = time.time() + LEASE_S, uuid4().hex
+            until, token = time.time() + _LEASE_S, uuid4().hex
             holder = {"token": token, "process": this_process()}
             try:
                 made = await client.create_variable(VariableCreate(name=name, value={**holder, "until": until}))
@@ -98,7 +98,7 @@ async def _acquire(name: str) -> ServerLease | None:
                     continue
                 made = found
             lease = ServerLease(name, made.id, until, holder)
-            if until - time.time() > LEASE_S / 2:
+            if until - time.time() > _LEASE_S / 2:
                 return lease
             await lease.release()  # the server was so slow that the lease has nearly expired
 

@@ -22,14 +22,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment
 
 from pollux_flows.jobs.connection import open_client
-from pollux_flows.state.identity import digest
 
 SUSPENDED_S: Final = 14 * 86_400
-
-
-def job_name(run_id: str) -> str:
-    """Return the name of the job that an outermost flow run submits."""
-    return f"deferred-{digest('deferred', run_id)[:12]}"
 
 
 def suspendable_run() -> str | None:

@@ -12,7 +12,7 @@ from pollux_flows.options import Options
 from pollux_flows.tables.column_types import Kind
 from pollux_flows.tables.writer import AddedColumn
 
-_ABOUT: Final[dict[str, Kind]] = {
+_FACTS: Final[dict[str, Kind]] = {
     "status": "text",
     "error": "text",
     "hint": "text",
@@ -44,7 +44,7 @@ class AnswerColumns:
     def added(self) -> list[AddedColumn]:
         """The columns, in order."""
         fields = [AddedColumn(f"{self._name}.{field}", kind) for field, kind in self._fields.items()]
-        about = [AddedColumn(f"{self._name}_{name}", kind) for name, kind in _ABOUT.items()]
+        about = [AddedColumn(f"{self._name}_{name}", kind) for name, kind in _FACTS.items()]
         return [AddedColumn(self._name, "text"), *fields, *about]
 
     def check_names(self, columns: Sequence[str]) -> None:

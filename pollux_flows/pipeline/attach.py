@@ -205,7 +205,7 @@ class Attachments:
 def delivery_of(plan: Plan, index: int) -> Delivery:
     """Return how a source of the plan is sent to its provider."""
     content = plan.contents[index]
-    delivery = find_provider(plan.target.provider).sources.delivery
+    delivery = find_provider(plan.target.provider).inputs.delivery
     return delivery(plan.sources[index], _mime_type(plan, index), content.size_bytes if content else None)
 
 

@@ -26,7 +26,7 @@ async def read_sources(request: Request, *, limit_s: float = LONGEST_S) -> list[
         examined = await examine([sources[index] for index in files], open_content_cache(), limit_s=limit_s)
         for index, content in zip(files, examined, strict=True):
             contents[index] = content
-    delivery = find_provider(request.target.provider).sources.delivery
+    delivery = find_provider(request.target.provider).inputs.delivery
     for source, known in zip(sources, contents, strict=True):
         if known is None:
             delivery(source, source.mime_type, source.size_bytes)

@@ -1,6 +1,6 @@
 """Retry: the only place where failed requests are repeated.
 
-`ratelimit/limiter.py` decides how long all calls of an account pause after a refusal.
+`ratelimit/pace.py` decides how long all calls of an account pause after a refusal.
 """
 
 from __future__ import annotations

@@ -84,13 +84,14 @@ class Call:
         return list(dict.fromkeys(call.name for prior in self.history for call in prior.turn.tool_calls))
 
 
-class GenerateModule(Protocol):
-    """The interface of `generate.py`: `request` builds a request, `generate` sends it and reads the answer.
-
-    `connect` opens a connection, which is shared by the calls of a run and closed with it.
-    """
+class ClientModule(Protocol):
+    """The interface of `client.py`: `connect` opens the connection that the calls of a run share."""
 
     def connect(self, config: Config, /) -> AbstractAsyncContextManager[Any]: ...
+
+
+class GenerateModule(Protocol):
+    """The interface of `generate.py`: `request` builds a request, `generate` sends it and reads the answer."""
 
     def request(self, call: Call, /) -> dict[str, Any]: ...
 

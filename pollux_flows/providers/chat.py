@@ -46,7 +46,7 @@ async def complete(client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
         raise
 
 
-def body(call: Call, turns: list[dict[str, Any]]) -> dict[str, Any]:
+def make_body(call: Call, turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the fields that every server of this protocol knows; None for unset ones."""
     options = call.options
     system = options.system_instruction

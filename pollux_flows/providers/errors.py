@@ -18,8 +18,8 @@ from pollux_flows.base_url import suggest_base_url
 from pollux_flows.config import KEY_VARIABLES, Config
 from pollux_flows.errors import APIError, CacheError, ErrorCategory, PolluxError, RateLimitError, SourceError
 from pollux_flows.providers.base import UpstreamError
-from pollux_flows.providers.body import BodyError
 from pollux_flows.providers.redaction import Redactor
+from pollux_flows.providers.response_body import BodyError
 
 _RETRYABLE_STATUSES: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
 _GATEWAY_STATUSES: Final = {502, 504, 520, 524}

@@ -30,7 +30,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
     """Return the HTTP client that is passed to the three SDKs."""
     import httpx2  # only when a call is made
 
-    from pollux_flows.providers import body
+    from pollux_flows.providers import response_body
     from pollux_flows.providers.pools import Pools
 
     limiter = limiter_of(config)
@@ -56,7 +56,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             # A redirect could send the key to another host.
             follow_redirects=False,
             trust_env=may_have_proxy,
-            event_hooks={"response": [record_limits, body.limit_body]},
+            event_hooks={"response": [record_limits, response_body.limit_body]},
             **settings,
         )
     except (ImportError, ValueError) as error:
@@ -64,7 +64,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
             f"The proxy of the environment cannot be used: {error}",
             hint="Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or add the provider's host to NO_PROXY.",
         ) from None
-    client.headers["accept-encoding"] = body.ACCEPTED
+    client.headers["accept-encoding"] = response_body.ACCEPTED
     return client
 
 

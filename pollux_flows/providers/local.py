@@ -26,7 +26,7 @@ async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
 
 def request(call: Call) -> dict[str, Any]:
     """Build the request's body."""
-    body = chat.body(call, [{"role": entry.turn.role, "content": _text(entry)} for entry in call.turns])
+    body = chat.make_body(call, [{"role": entry.turn.role, "content": _text(entry)} for entry in call.turns])
     fields = {name: value for name, value in body.items() if value is not None}
     return merge_raw_options(fields, (call.options.provider_options or {}).get("local", {}))
 

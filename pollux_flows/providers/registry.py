@@ -1,8 +1,8 @@
 """The registry: one record for each provider, with None for capabilities that it lacks.
 
-A provider is a folder of modules, not a class: `generate.py` opens a connection and makes calls, `inputs.py` writes
-sources and the messages of a conversation. The folder has no file for a capability that the provider lacks; the local
-provider is one file. The type checker compares each module with its protocol here.
+A provider is a folder of modules, not a class: `client.py` opens a connection, `generate.py` makes calls, `inputs.py`
+writes sources and the messages of a conversation. The folder has no file for a capability that the provider lacks; the
+local provider is one file. The type checker compares each module with its protocol here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from typing import Final
 
 from pollux_flows.config import ProviderName
-from pollux_flows.providers.base import GenerateModule, ModelsModule
+from pollux_flows.providers.base import ClientModule, GenerateModule, ModelsModule
 from pollux_flows.providers.batches import BatchModule
 from pollux_flows.providers.caches import CacheModule
 from pollux_flows.providers.material import InputsModule
@@ -25,8 +25,9 @@ from pollux_flows.providers.uploads import FilesModule
 class Provider:
     """The modules of one provider."""
 
+    client: ClientModule
     generate: GenerateModule
-    sources: InputsModule
+    inputs: InputsModule
     files: FilesModule | None = None
     caches: CacheModule | None = None
     batches: BatchModule | None = None
@@ -43,33 +44,33 @@ def find_provider(name: ProviderName) -> Provider:
 
 
 def _gemini() -> Provider:
-    from pollux_flows.providers.gemini import batch, caches, files, generate, inputs, tokens
+    from pollux_flows.providers.gemini import batch, caches, client, files, generate, inputs, tokens
 
-    return Provider(generate, inputs, files=files, caches=caches, batches=batch, tokens=tokens)
+    return Provider(client, generate, inputs, files=files, caches=caches, batches=batch, tokens=tokens)
 
 
 def _openai() -> Provider:
-    from pollux_flows.providers.openai import batch, files, generate, inputs, tokens
+    from pollux_flows.providers.openai import batch, client, files, generate, inputs, tokens
 
-    return Provider(generate, inputs, files=files, batches=batch, tokens=tokens)
+    return Provider(client, generate, inputs, files=files, batches=batch, tokens=tokens)
 
 
 def _anthropic() -> Provider:
-    from pollux_flows.providers.anthropic import batch, files, generate, inputs, tokens
+    from pollux_flows.providers.anthropic import batch, client, files, generate, inputs, tokens
 
-    return Provider(generate, inputs, files=files, batches=batch, tokens=tokens)
+    return Provider(client, generate, inputs, files=files, batches=batch, tokens=tokens)
 
 
 def _openrouter() -> Provider:
     from pollux_flows.providers.openrouter import generate, models
 
-    return Provider(generate, generate, models=models)
+    return Provider(generate, generate, generate, models=models)
 
 
 def _local() -> Provider:
     from pollux_flows.providers import local
 
-    return Provider(local, local)
+    return Provider(local, local, local)
 
 
 _PROVIDERS: Final[Mapping[ProviderName, Callable[[], Provider]]] = {

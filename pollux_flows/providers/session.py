@@ -97,10 +97,10 @@ class Session:
 
     async def download_batch(self, batch: Batch, into: IO[bytes]) -> None:
         """Write the results of a batch, one per line. After an error, the written part must be discarded."""
-        from pollux_flows.providers import body  # imports the HTTP library
+        from pollux_flows.providers import response_body  # imports the HTTP library
 
         results = cast(IO[bytes], self.redactor.results(into, self.batches.result))
-        with body.downloading():
+        with response_body.downloading():
             await self.ask("batch_collect", self.batches.download(self.client, batch, results))
 
     async def _find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
@@ -177,9 +177,9 @@ class Session:
 async def open_session(config: Config) -> AsyncIterator[Session]:
     """Open a session, and close its connection and upload threads at the end."""
     provider = find_provider(config.provider)
-    uploads = UploadThreads(config, provider.generate)
+    uploads = UploadThreads(config, provider.client)
     with limiter.slot(config) as slot:
-        async with provider.generate.connect(config) as connection:
+        async with provider.client.connect(config) as connection:
             try:
                 yield Session(config, provider, connection, slot, uploads)
             finally:

@@ -18,7 +18,7 @@ from io import BufferedIOBase
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from pollux_flows.config import Config
-from pollux_flows.providers.base import GenerateModule
+from pollux_flows.providers.base import ClientModule
 from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class FilesModule(Protocol):
 class UploadThreads:
     """The upload threads of a run, one for each concurrent upload, started when needed and ended with the run."""
 
-    def __init__(self, config: Config, client: GenerateModule) -> None:
+    def __init__(self, config: Config, client: ClientModule) -> None:
         self._config, self._client = config, client
         self._threads: list[_UploadThread] = []
         self._idle: list[_UploadThread] = []
@@ -97,7 +97,7 @@ class UploadThreads:
 class _UploadThread(threading.Thread):
     """A daemon thread with an event loop and a client, which runs one upload at a time."""
 
-    def __init__(self, config: Config, client: GenerateModule) -> None:
+    def __init__(self, config: Config, client: ClientModule) -> None:
         super().__init__(name="pollux-upload", daemon=True)
         self._config, self._module = config, client
         self._loop = asyncio.new_event_loop()

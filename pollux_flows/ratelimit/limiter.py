@@ -149,7 +149,7 @@ class Limiter:
             self._serve()
 
     def started(self) -> int:
-        """Record the start of a request; return the round that it belongs to."""
+        """Record the start of a request. Return the current round, of which refusals lower the limit only once."""
         with self._lock:
             round_ = self._pace.started(self._clock())
             self._serve()  # only now is it known when the next may start

@@ -55,7 +55,7 @@ class Pace:
         self._adapt()
 
     def started(self, now: float) -> int:
-        """Record the start of a request; return the round that it belongs to."""
+        """Record the start of a request. Return the current round, of which refusals lower the limit only once."""
         self._asking += 1
         self._starts.add(now, 1)
         return self._concurrency.round

@@ -41,9 +41,10 @@ def _once(write: Callable[[Schema], WireSchema]) -> Callable[[Schema], WireSchem
 
 @_once
 def for_openai(schema: Schema) -> WireSchema:
-    """Write a schema for OpenAI, OpenRouter, local servers, and their tools; `without_invented_nulls` undoes it.
+    """Write a schema for OpenAI, OpenRouter, local servers, and their tools.
 
-    Strict mode closes every object and requires every property, so an optional property becomes nullable.
+    Strict mode closes every object and requires every property, so an optional property becomes nullable. Nulls in an
+    answer that only this allowed are removed by `Conformance.without_invented_nulls`.
     Bounds that it does not know move into the description. Not strict: a root that is not an object, and schemas that
     strict mode cannot express (maps, tuples, `Any`, conditions, an `allOf` whose parts overlap).
     """
@@ -90,7 +91,7 @@ def for_gemini(schema: Schema) -> WireSchema:
 
 
 def resolve_root(schema: Schema) -> Schema:
-    """Return the schema with the `$ref` at its root resolved, behind which Pydantic puts a recursive model."""
+    """Return the schema with the `$ref` at its root resolved: Pydantic writes a recursive model that way."""
     references = References(schema)
     try:
         while "$ref" in schema:
@@ -184,7 +185,7 @@ _PHRASES = {
 }
 # Keywords that hold schemas or conditions: a description in words would not replace them.
 # fmt: off
-_BEYOND = {
+_INEXPRESSIBLE_ANYWHERE = {
     "patternProperties", "propertyNames", "unevaluatedProperties",
     "dependentRequired", "dependentSchemas", "dependencies",
     "prefixItems", "additionalItems", "unevaluatedItems", "contains", "minContains", "maxContains",
@@ -197,7 +198,7 @@ _PLAIN = {
 }
 # fmt: on
 # All other keywords (default, examples, discriminator, $comment ...) do not constrain an answer, and are dropped.
-_BINDING = _PLAIN | _LABELS | DEFINITIONS | _BEYOND | _PHRASES.keys()
+_BINDING = _PLAIN | _LABELS | DEFINITIONS | _INEXPRESSIBLE_ANYWHERE | _PHRASES.keys()
 
 # A pointer into a property would refer to its nullable form. The root and the definitions keep their meaning.
 _STABLE_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/]+)?")
@@ -241,7 +242,7 @@ class _Writer:
 
     def _check_expressible(self, schema: Schema) -> None:
         is_beyond = (
-            bool(schema.keys() & _BEYOND)
+            bool(schema.keys() & _INEXPRESSIBLE_ANYWHERE)
             or ("$ref" in schema and not _STABLE_REFERENCE.fullmatch(schema["$ref"]))
             or (schema.get("$ref") in self._recursive and not self._grammar.has_recursion)
             or ("array" in _types_of(schema) and "items" not in schema)

@@ -1,8 +1,8 @@
 """Identity: identifies calls by the SHA-256 of labelled, canonical JSON of all inputs that can change an answer.
 
-Each field of Config (as Target), Options and Source is either in the key or left out for a stated reason; a test fails
-for a new field that is neither. Fields at their default are omitted, so that a field which a later version adds does
-not change the identities of earlier answers.
+Each field of Config (as Target), Options and Source is either part of the identity or left out for a stated reason; a
+test fails for a new field that is neither. Fields at their default are omitted, so that a field which a later version
+adds does not change the identities of earlier answers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pollux_flows.plain import canonical
 from pollux_flows.source import Source
 from pollux_flows.turn import Turn
 
-TARGET_IN_KEY: Final = {"provider", "model", "base_url", "use_mock"}
+TARGET_IN_IDENTITY: Final = {"provider", "model", "base_url", "use_mock"}
 CONFIG_LEFT_OUT: Final = {
     "api_key": "changes who pays, not the answer",
     "request_concurrency": "changes when calls are made, not their answers",
@@ -29,7 +29,7 @@ CONFIG_LEFT_OUT: Final = {
     "requests_per_minute": "changes when calls are made, not their answers",
     "tokens_per_minute": "changes when calls are made, not their answers",
 }
-OPTIONS_IN_KEY: Final = {
+OPTIONS_IN_IDENTITY: Final = {
     "system_instruction",
     "response_schema",
     "tools",
@@ -48,13 +48,13 @@ OPTIONS_LEFT_OUT: Final = {
     "implicit_caching": "changes what the answer costs, not the answer",
     "cache_ttl": "changes what the answer costs, not the answer",
 }
-SOURCE_IN_KEY: Final = {"source_type", "mime_type", "text", "uri", "gemini_video", "gemini_url_context"}
+SOURCE_IN_IDENTITY: Final = {"source_type", "mime_type", "text", "uri", "gemini_video", "gemini_url_context"}
 SOURCE_LEFT_OUT: Final = {
     "trust_mime_type": "decides about mime_type, which is in the key",
     "identifier": "a name for readers, never sent",
     "size_bytes": "follows from the content",
 }
-TURN_IN_KEY: Final = {"role", "content", "tool_calls", "tool_call_id", "sources", "provider_state"}
+TURN_IN_IDENTITY: Final = {"role", "content", "tool_calls", "tool_call_id", "sources", "provider_state"}
 TURN_LEFT_OUT: Final = {
     "name": "follows from the call that it answers",
     "cache": "never sent; the part of it that is sent is in the options",
@@ -71,7 +71,7 @@ def source_identity(source: Source, provider: ProviderName, content: tuple[str, 
 
     `content` is the hash and MIME type of a file.
     """
-    fields = {name for name in SOURCE_IN_KEY if provider == "gemini" or not name.startswith("gemini_")}
+    fields = {name for name in SOURCE_IN_IDENTITY if provider == "gemini" or not name.startswith("gemini_")}
     if content is None:
         return digest("source", _dump(source, fields))
     # The location and the name of a file are never sent.
@@ -84,7 +84,7 @@ def conversation_identity(turns: Sequence[Turn], attached: Sequence[str], respon
 
     def dump_turn(turn: Turn) -> dict[str, Any]:
         sources = [each if isinstance(each, int) else next(identities) for each in turn.sources]
-        return _dump(turn, TURN_IN_KEY - {"sources"}) | {"sources": sources}
+        return _dump(turn, TURN_IN_IDENTITY - {"sources"}) | {"sources": sources}
 
     return {"turns": [dump_turn(turn) for turn in turns], "response_id": response_id} if turns else None
 
@@ -96,7 +96,7 @@ def request_identity(target: Target, options: Options, sources: list[str], conve
     as its duration) differs each time the prior turn is requested again.
     """
     fields = _dump(
-        options, OPTIONS_IN_KEY - {"response_schema", "provider_options", "history", "continue_from", "cache"}
+        options, OPTIONS_IN_IDENTITY - {"response_schema", "provider_options", "history", "continue_from", "cache"}
     )
     if (handle := options.cache_handle) is not None:
         # The expiry of a cache does not count, nor does its name if its contents are known: when the cache is created
@@ -116,7 +116,7 @@ def request_identity(target: Target, options: Options, sources: list[str], conve
     return digest(
         "request",
         {
-            "target": _dump(target, TARGET_IN_KEY),
+            "target": _dump(target, TARGET_IN_IDENTITY),
             "options": fields,
             "sources": sources,
             **({} if conversation is None else {"conversation": conversation}),
@@ -142,7 +142,7 @@ def cache_identity(target: Target, account: str, contents: str) -> str:
 
     Its lifetime and the locations and names of its files are not part of it.
     """
-    return digest("cache", {"target": _dump(target, TARGET_IN_KEY), "account": account, "contents": contents})
+    return digest("cache", {"target": _dump(target, TARGET_IN_IDENTITY), "account": account, "contents": contents})
 
 
 def call_identity(request: str, prompt: str | None, occurrence: int) -> str:

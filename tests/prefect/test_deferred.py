@@ -34,8 +34,8 @@ from pollux_flows.flows import (
     deferred,
     submit,
 )
+from pollux_flows.jobs.names import job_name
 from pollux_flows.jobs.store import BlockJobStore
-from pollux_flows.jobs.waiters import job_name
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS
 from tests.prefect.jobs import (

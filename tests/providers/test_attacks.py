@@ -15,8 +15,8 @@ from pollux_flows import APIError, Options, run
 from pollux_flows.config import ProviderName
 from pollux_flows.providers import lines
 from tests.loopback import MODELS, Reply, every_provider, good, http, scripted
-from tests.providers.test_body import BOMB
 from tests.providers.test_hostile_answers import BACKTRACKING, TREE, assert_responsive, make_nested
+from tests.providers.test_response_body import BOMB
 
 TIMEOUT_S = 0.5
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"

@@ -151,3 +151,19 @@ async def test_a_failed_catalogue_request_is_not_cached(config: MakeConfig, sim:
     started = time.monotonic()
     assert (await run("p", config=config("openrouter"))).status == "ok"
     assert time.monotonic() - started < 5
+
+
+def test_every_option_that_a_model_may_lack_is_looked_up() -> None:
+    """OpenRouter silently ignores an option that the model lacks. The others are not parameters of a model."""
+    others = {
+        "system_instruction",
+        "history",
+        "continue_from",
+        "provider_options",
+        "implicit_caching",
+        # refused for OpenRouter:
+        "reasoning_budget_tokens",
+        "cache",
+        "cache_ttl",
+    }
+    assert models.NEEDED.keys() | others == Options.model_fields.keys()

@@ -1,18 +1,13 @@
-"""Calls to Anthropic's Messages API: connect, build the request, send it and read the answer."""
+"""Calls to Anthropic's Messages API: build the request, send it and read the answer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from pollux_flows import claude
-from pollux_flows.base_url import OWN_ADDRESSES
-from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
-from pollux_flows.providers import http
 from pollux_flows.providers.anthropic.inputs import make_provider_state, messages
 from pollux_flows.providers.base import (
     Call,
@@ -60,25 +55,6 @@ _MOST_BREAKPOINTS: Final = 4
 _MARKABLE: Final = {"text", "image", "document", "tool_use", "tool_result"}
 _ANSWER_TOOL: Final = "give_structured_answer"
 _ROOM_FOR_THE_ANSWER: Final = 4096
-
-
-@asynccontextmanager
-async def connect(config: Config) -> AsyncIterator[AsyncAnthropic]:
-    from anthropic import AsyncAnthropic  # costs 0.6 s, needed only when a call is made
-
-    async with http.sdk_client(config, OWN_ADDRESSES["anthropic"]) as transport:
-        # Retries are ours, as the SDK's would wait for a Retry-After of any length while our slot is occupied.
-        client = AsyncAnthropic(
-            api_key=http.key(config),
-            base_url=http.address(config, OWN_ADDRESSES["anthropic"]),
-            max_retries=0,
-            timeout=transport.timeout,
-            http_client=transport,
-        )
-        client.auth_token = None  # the key is the only credential, whatever the environment holds
-        if not config.may_use_environment:  # the SDK has read the environment nevertheless
-            client._custom_headers = {}  # noqa: SLF001 (ANTHROPIC_CUSTOM_HEADERS: no argument switches it off)
-        yield client
 
 
 async def generate(client: AsyncAnthropic, call: Call) -> Answer:

@@ -23,7 +23,6 @@ from pollux_flows.providers.base import (
     reader,
     text_in,
 )
-from pollux_flows.providers.gemini import client as gemini
 from pollux_flows.providers.gemini.client import Connection
 from pollux_flows.providers.gemini.inputs import contents, make_provider_state
 from pollux_flows.result import Answer, Billing, FinishReason, ToolCall
@@ -31,8 +30,6 @@ from pollux_flows.schemas import dialects
 
 if TYPE_CHECKING:
     from google.genai import types
-
-connect: Final = gemini.connect
 
 _BLOCKED: Final = {
     "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR",

@@ -34,7 +34,7 @@ _REBUILT: Final = {"text"}
 
 
 def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
-    """Return the delivery of a source: text inline, files of nearly any type as uploads, addresses as links."""
+    """Return the delivery of a source: texts are in the request, files are uploaded, addresses are sent as links."""
     if source.source_type in {"text", "json"}:
         return "text"
     if source.source_type != "file":

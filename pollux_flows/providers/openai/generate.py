@@ -1,19 +1,14 @@
-"""Calls to OpenAI's Responses API: connect, build the request, send it and read the answer."""
+"""Calls to OpenAI's Responses API: build the request, send it and read the answer."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from pollux_flows.base_url import OWN_ADDRESSES
 from pollux_flows.capabilities import bills_cache_writes
-from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.options import Options
-from pollux_flows.providers import http
 from pollux_flows.providers.base import (
     Call,
     ItemReader,
@@ -39,26 +34,6 @@ _CUT: Final[dict[str, FinishReason]] = {"max_output_tokens": "max_tokens", "cont
 _FORGOTTEN: Final = "previous_response_not_found"
 # A failed response carries a code instead of an HTTP status; these are the equivalent statuses.
 _FAILED: Final = {"rate_limit_exceeded": 429, "server_error": 500, "vector_store_timeout": 504}
-
-
-@asynccontextmanager
-async def connect(config: Config) -> AsyncIterator[AsyncOpenAI]:
-    from openai import AsyncOpenAI  # costs 0.3 s, needed only when a call is made
-
-    async with http.sdk_client(config, OWN_ADDRESSES["openai"]) as transport:
-        # Retries are ours, as the SDK's would send, and pay for, requests that are not counted.
-        client = AsyncOpenAI(
-            api_key=http.key(config),
-            base_url=http.address(config, OWN_ADDRESSES["openai"]),
-            max_retries=0,
-            timeout=transport.timeout,
-            http_client=transport,
-        )
-        client.admin_api_key = None  # our calls need no administrator's key
-        if not config.may_use_environment:  # the SDK has read the environment nevertheless
-            client.organization = client.project = None
-            client._custom_headers = {}  # noqa: SLF001 (OPENAI_CUSTOM_HEADERS: no argument switches it off)
-        yield client
 
 
 async def generate(client: AsyncOpenAI, call: Call) -> Answer:

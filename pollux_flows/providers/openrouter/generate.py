@@ -37,7 +37,7 @@ async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
 def request(call: Call) -> dict[str, Any]:
     """Build the request's body."""
     options = call.options
-    body = chat.body(call, [_message(entry) for entry in call.turns])
+    body = chat.make_body(call, [_message(entry) for entry in call.turns])
     raw = (options.provider_options or {}).get("openrouter", {})
     if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.all_materials):
         # Without a named engine, OpenRouter may choose one that is billed by the page.

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     import httpx2
 
 _FRESH_S: Final = 300
-# For each option, the parameters of the catalogue of which the model must have one.
-_NEEDED: Final = {
+NEEDED: Final = {
     "response_schema": {"structured_outputs", "response_format"},
     "reasoning_effort": {"reasoning", "reasoning_effort"},
     "tools": {"tools"},
@@ -25,6 +24,7 @@ _NEEDED: Final = {
     "temperature": {"temperature"},
     "top_p": {"top_p"},
 }
+"""For each option, the parameters of the catalogue of which the model must have one."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ async def check(client: httpx2.AsyncClient, call: Call) -> None:
         raise ConfigurationError(
             f"{call.model} accepts no images.", hint="Choose a model that does, or leave them out."
         )
-    for name, enough in _NEEDED.items():
+    for name, enough in NEEDED.items():
         is_set = getattr(call.options, name) not in (None, []) or (name == "tools" and call.tools_called)
         if is_set and model.takes is not None and not enough.intersection(model.takes):
             raise ConfigurationError(

@@ -15,7 +15,7 @@ import pytest
 from pollux_flows import APIError, run
 from pollux_flows.config import ProviderName
 from pollux_flows.files.decompress import Unpacker
-from pollux_flows.providers import body, lines
+from pollux_flows.providers import lines, response_body
 from tests.loopback import Reply, every_provider, good, http, outcomes, scripted
 
 _BLOCK = b" " * (1 << 16)
@@ -24,7 +24,7 @@ _BLOCK = b" " * (1 << 16)
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> int:
     """Set the size limit of answers to 1 MiB."""
-    for module in (body, lines):
+    for module in (response_body, lines):
         monkeypatch.setattr(module, "LARGEST_ANSWER", 1 << 20)
     return 1 << 20
 
