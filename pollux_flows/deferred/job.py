@@ -142,7 +142,9 @@ class Job(Record):
     parent: str | None = Field(default=None, description="The job whose failed prompts it repeats.")
     child: str | None = Field(default=None, description="The job that repeats its failed prompts, until that is done.")
     children: int = Field(default=0, description="The number of jobs that have repeated its failed prompts.")
-    failed_in: str | None = Field(default=None, description="The attempt of its run that failed for missing answers.")
+    failed_in: str | None = Field(
+        default=None, description="The attempt of the submitting run that failed because answers were missing."
+    )
     waiting_runs: list[str] = Field(default_factory=list, description="Suspended flow runs that wait for it.")
     emitted: list[str] = Field(
         default_factory=list,
@@ -152,7 +154,7 @@ class Job(Record):
     )
     manifest: Manifest | None = Field(default=None, description="Its results, once its answers are saved.")
     retired_at: float | None = Field(default=None, description="When the last step after its collection was done.")
-    taken_by: Chain = Field(default=(), description="The place in a flow run that waits for it, if a sub-flow does.")
+    taken_by: Chain = Field(default=(), description="The chain of the sub-flow that waits for it, if one does.")
     guards_output: bool = Field(default=False, description="True if `output` may only replace the file of a job.")
     max_cost_usd: float | None = Field(
         default=None, description="The most that it may cost, with prompts that are submitted again by themselves."
