@@ -26,6 +26,7 @@ from pollux_flows.output import (
     NewFile,
     check_replaceable,
     check_writable,
+    describe_error,
     is_local,
     lock_unfinished,
     remove_abandoned,
@@ -132,7 +133,7 @@ class TableWriter:
             raise
         except Exception as error:  # noqa: BLE001 (each file system, and pyarrow, has errors of its own)
             raise ConfigurationError(
-                f"The table could not be written to {shown(self._output)!r}: {type(error).__name__}: {error}",
+                f"The table could not be written to {shown(self._output)!r}: {describe_error(error)}.",
                 hint="Make room there or name another place, and run again: answers are reused.",
             ) from None
 
@@ -163,8 +164,9 @@ class _TextFile:
 
 class _CsvFile(_TextFile):
     def __init__(self, output: str, columns: Sequence[str], added: Sequence[AddedColumn]) -> None:
+        header = csv_text([[*columns, *(column.name for column in added)]]).encode()
         super().__init__(output, columns, added)
-        self._file.write(csv_text([[*self._columns, *(column.name for column in added)]]).encode())
+        self._file.write(header)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._file.write(csv_text(map(self._cells, rows)).encode())
@@ -191,7 +193,11 @@ class _JsonLines(_TextFile):
 class _ParquetFile:
     def __init__(self, output: str, schema: pa.Schema, as_json: frozenset[str]) -> None:
         self._file = NewFile(output)
-        self._rows = ParquetRows(self._file.file, schema, as_json)
+        try:
+            self._rows = ParquetRows(self._file.file, schema, as_json)
+        except BaseException:
+            self._file.discard()
+            raise
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows.write(rows)

@@ -31,10 +31,11 @@ from pollux_flows.pipeline.terms import Terms
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.slots import RunScope
 from pollux_flows.tables.table import scan_table
+from tests.object_store import ObjectStore, object_store
 from tests.prefect.jobs import Saved, no_jobs_are_left, saved
 from tests.prefect.runs import find_newest_run, read_pages
 
-__all__ = ["no_jobs_are_left", "saved"]
+__all__ = ["no_jobs_are_left", "object_store", "saved"]
 
 PROMPT = "Summarize {title}: {body}"
 REVIEWS = [{"title": f"T{number}", "body": f'line "{number}",\nand more'} for number in range(25)]
@@ -193,6 +194,15 @@ def test_wrong_input_is_refused_before_anything_is_asked(
     assert refusal.value.hint
     assert simulator.requests == []
     assert not Path("out.csv").exists()
+
+
+def test_an_output_that_cannot_be_looked_up_is_refused_before_anything_is_asked(
+    provider: PolluxProvider, simulator: Simulator, object_store: ObjectStore
+) -> None:
+    object_store.is_readable = False
+    with pytest.raises(ConfigurationError, match="may exist already, and cannot be read"):
+        map_rows(write_csv("in.csv", REVIEWS), PROMPT, provider, "s3://lake/out.csv", if_exists="error")
+    assert simulator.requests == []
 
 
 def test_an_empty_table_is_refused(provider: PolluxProvider) -> None:

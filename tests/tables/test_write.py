@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from pollux_flows.output import Manifest, manifest_path, write_manifest
 from pollux_flows.tables import writer
 from pollux_flows.tables.table import Table, read_chunk, scan_table
 from pollux_flows.tables.writer import AddedColumn, TableWriter, resolve_table_output
+from tests.object_store import ObjectStore, object_store
+
+__all__ = ["object_store"]
 
 ADDED = [
     AddedColumn("answer", "text"),
@@ -280,6 +284,19 @@ def test_an_address_is_written_to(tmp_path: Path) -> None:
     assert [each["name"] for each in fsspec.filesystem("memory").ls("/tables-out")] == [
         f"/tables-out/{name}" for name in ("o.csv", "o.jsonl", "o.parquet")
     ]
+
+
+def test_a_file_that_cannot_be_begun_leaves_the_earlier_object(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+    for name, begin in (("o.parquet", "ParquetRows"), ("o.csv", "csv_text")):
+        object_store.objects[f"lake/{name}"] = b"earlier"
+        monkeypatch.setattr(writer, begin, lambda *_: 1 / 0)
+        with pytest.raises(ConfigurationError, match="ZeroDivisionError"):
+            TableWriter(f"s3://lake/{name}", table, ADDED)
+    gc.collect()
+    assert object_store.objects == {"lake/o.parquet": b"earlier", "lake/o.csv": b"earlier"}
 
 
 def test_a_disk_that_fails_is_told_in_words(tmp_path: Path) -> None:
