@@ -6,6 +6,7 @@ stays.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -235,12 +236,26 @@ class _Folder:
     def complete(self) -> None:
         self._part.complete()
         _check_folder(str(self._folder))
-        earlier = self._folder.with_name(f"{self._written_as.name}.earlier")
-        if self._folder.exists():
-            self._folder.replace(earlier)
-        self._written_as.replace(self._folder)
+        while not self._replace_earlier():
+            pass
         os.close(self._lock)
-        shutil.rmtree(earlier, ignore_errors=True)
+
+    def _replace_earlier(self) -> bool:
+        """Give the folder its name; return False if another writer has just given it to its own folder."""
+        earlier = self._folder.with_name(f"{self._written_as.name}.earlier")
+        with suppress(FileNotFoundError):
+            self._folder.replace(earlier)
+        try:
+            self._written_as.replace(self._folder)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                with suppress(OSError):
+                    earlier.replace(self._folder)
+                raise
+            return False
+        finally:
+            shutil.rmtree(earlier, ignore_errors=True)  # unless it has its name again
+        return True
 
     def discard(self) -> None:
         self._part.discard()
@@ -264,8 +279,9 @@ def _check_folder(output: str) -> None:
         )
     if access.guards_output(output):
         check_replaceable(output.removesuffix("/"))
-    folder = Path(path)
-    others = sorted(each.name for each in folder.iterdir() if not _PART.fullmatch(each.name)) if folder.is_dir() else []
+    folder, others = Path(path), []
+    with suppress(FileNotFoundError, NotADirectoryError):  # none yet, or another writer is just replacing it
+        others = sorted(each.name for each in folder.iterdir() if not _PART.fullmatch(each.name))
     if others:
         raise ConfigurationError(
             f"output {shown(output)!r} is a folder with other files, such as {others[0]!r}.",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -241,6 +242,21 @@ def test_an_output_appears_complete(name: str, tmp_path: Path) -> None:
         file.write(read_chunk(table.chunks[0]))
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["t.csv", name.rstrip("/")])
     assert {row["answer"] for row in read_all(scan_table(f"{tmp_path}/{name}", rows_per_chunk=9))} == {"second"}
+
+
+@OUTPUTS
+def test_writers_that_are_complete_at_once_leave_the_output_of_one(name: str, tmp_path: Path) -> None:
+    table = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+    rows = read_chunk(table.chunks[0])
+    for _ in range(20):
+        files = [TableWriter(resolve_table_output(f"{tmp_path}/{name}"), table, ADDED[:1]) for _ in range(4)]
+        for number, file in enumerate(files):
+            file.write([row | {"answer": str(number)} for row in rows])
+        with ThreadPoolExecutor(len(files)) as threads:
+            for done in [threads.submit(file.complete) for file in files]:
+                done.result()
+        assert len({row["answer"] for row in read_all(scan_table(f"{tmp_path}/{name}", rows_per_chunk=9))}) == 1
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["t.csv", name.rstrip("/")])
 
 
 KILLED = """
