@@ -304,7 +304,7 @@ def lock_unfinished(descriptor: int) -> bool:
 
 def remove_abandoned(path: str) -> None:
     """Remove the unfinished files and folders that killed writers of this output have left."""
-    pattern = re.compile(rf"{re.escape(Path(path).name)}\.[0-9a-f]{{8}}\.unfinished")
+    pattern = re.compile(rf"{re.escape(Path(path).name)}\.[0-9a-f]{{8}}\.unfinished(\.earlier)?")
     with suppress(OSError):
         for entry in Path(path).parent.iterdir():
             # One that was just made may not be locked yet.

@@ -293,6 +293,15 @@ def test_a_killed_run_leaves_nothing_under_the_name(tmp_path: Path, monkeypatch:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["f", "o.csv", "o.jsonl", "o.parquet", "t.csv"]
 
 
+def test_a_folder_that_a_killed_writer_has_moved_away_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pollux_flows.output._ABANDONED_S", -1.0)
+    (tmp_path / "f.0123abcd.unfinished.earlier").mkdir()
+    copy(in_csv(tmp_path / "t.csv"), f"{tmp_path}/f/")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["f", "t.csv"]
+
+
 def test_an_address_is_written_to(tmp_path: Path) -> None:
     for name in ("o.csv", "o.jsonl", "o.parquet"):
         table = copy(in_csv(tmp_path / "t.csv"), f"memory://tables-out/{name}", [ANSWER] * 3)
