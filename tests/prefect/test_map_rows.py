@@ -7,6 +7,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -31,6 +32,7 @@ from pollux_flows.pipeline.terms import Terms
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.slots import RunScope
 from pollux_flows.tables.table import scan_table
+from tests.loopback import until
 from tests.object_store import ObjectStore, object_store
 from tests.prefect.jobs import Saved, no_jobs_are_left, saved
 from tests.prefect.runs import find_newest_run, read_pages
@@ -422,6 +424,55 @@ async def test_a_table_goes_through_batches(simulator: Simulator, saved: Saved) 
     assert again.asked == 25 - report.answered + report.duplicates
     assert again.unanswered == 1
     check_sums(report)
+
+
+async def test_rows_in_a_batch_of_another_run_are_not_submitted_again(simulator: Simulator, saved: Saved) -> None:
+    provider = await saved("openai")
+    simulator.batch_s = 3600
+    run = partial(amap_rows, prompt=f"Overlapping: {PROMPT}", provider=provider, delivery="deferred")
+    first = asyncio.create_task(run(write_csv("first.csv", REVIEWS), output="out-1.csv"))
+    await until(lambda: len(simulator.batches) == 1, within_s=30)
+    longer = [{"title": "new", "body": "one"}, *REVIEWS]
+    second = asyncio.create_task(run(write_csv("second.csv", longer), output="out-2.csv"))
+    await until(lambda: len(simulator.batches) == 2, within_s=30)
+    for batch in simulator.batches:
+        batch.takes_s = 0.0
+    reports = await asyncio.gather(first, second)
+    assert [batch.rows for batch in simulator.batches] == [25, 1]
+    assert [(report.answered, report.asked, report.reused) for report in reports] == [(25, 25, 0), (26, 1, 25)]
+    assert all(row["title"] in row["answer"] for row in read_csv("out-2.csv"))
+    for report in reports:
+        check_sums(report)
+
+
+async def test_a_resumed_run_waits_for_no_batch_that_was_submitted_after_it_began(
+    simulator: Simulator, saved: Saved
+) -> None:
+    """The rows in that batch are not submitted a second time."""
+    provider = await saved("openai")
+    simulator.batch_s = 3600
+    table = write_csv("in.csv", REVIEWS)
+    parameters = {"table": table, "prompt": f"Resumed: {PROMPT}", "provider": provider.reference, "output": "out.csv"}
+    async with get_client() as client:
+        deployment = await client.create_deployment(
+            await client.create_flow(amap_rows), f"map-{uuid4()}", parameters={**parameters, "delivery": "deferred"}
+        )
+        run = await client.create_flow_run_from_deployment(deployment)
+        with pytest.raises(Pause):
+            await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
+        write_csv("in.csv", [*REVIEWS, {"title": "new", "body": "one"}])
+        later = asyncio.create_task(amap_rows(table, f"Resumed: {PROMPT}", provider, "later.csv", delivery="deferred"))
+        await until(lambda: len(simulator.batches) == 2, within_s=30)
+        simulator.batches[0].takes_s = 0.0
+        await acollect()
+        run = await client.read_flow_run(run.id)
+        report: Any = await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
+        await client.delete_deployment(deployment)
+    simulator.batches[1].takes_s = 0.0
+    assert (report.rows, report.statuses) == (26, {"answered": 25, "missing": 1})
+    assert [batch.rows for batch in simulator.batches] == [25, 1]
+    last = await later
+    assert (last.asked, last.reused, last.statuses) == (1, 25, {"answered": 26})
 
 
 async def test_a_retry_submits_what_failed_and_counts_what_both_batches_cost(
